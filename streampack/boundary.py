@@ -1,0 +1,261 @@
+"""Where documents meet: the choices, the labels of the rows there, and how compact packs become a batch.
+
+In: token ids of documents, or packs as the packer makes them. Out: labels, positions and segments. Pure functions on
+numpy arrays. A boundary is where the packer's bookkeeping says that a document ends; it is never inferred from a
+token's value. Only the two token-valued policies look at values, and they are named after that.
+
+Row i of the stream of documents is (input S[i], label y(i)). y(i) is -100 where S[i+1] does not exist, is padding or
+may not be a target (`loss_mask`). Otherwise the policy decides. Let A1 A2 be the end of a document, B1 the start of
+the next one:
+
+    boundary              label of A1   label of A2
+    keep                  A2            B1
+    mask                  A2            -100
+    trim                  A2            there is no such row
+    mask_bos_target       A2            B1, but no row has the label BOS
+    mask_eos_input        A2            B1, but no row with the input EOS has a label
+    ReplaceBoundary(id)   A2            id
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streampack.errors import ConfigError, NotBuiltError
+from streampack.records import IGNORE_INDEX, Mask, Pack, PackBlock, PackRows
+
+INT32 = np.iinfo(np.int32)
+
+
+class BoundaryPolicy(StrEnum):
+    """What becomes of the row whose input is a document's last token."""
+
+    KEEP = "keep"
+    """Its label is the next document's first token: EOS -> BOS is trained."""
+    MASK = "mask"
+    """It stays as input, its label is -100. The default."""
+    TRIM = "trim"
+    """It is left out: labels are shifted per document, n tokens make n - 1 rows."""
+    MASK_BOS_TARGET = "mask_bos_target"
+    """As keep, but -100 wherever the label would be BOS, also inside a document."""
+    MASK_EOS_INPUT = "mask_eos_input"
+    """As keep, but -100 wherever the input is EOS, also inside a document."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaceBoundary:
+    """The label of a document's last row is `token_id` where another document follows."""
+
+    token_id: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "token_id", as_integer(self.token_id, "ReplaceBoundary.token_id", low=INT32.min))
+        if self.token_id == IGNORE_INDEX:
+            raise ConfigError(f'ReplaceBoundary({IGNORE_INDEX}) masks every boundary; boundary="mask" says that.')
+
+
+class Packing(StrEnum):
+    """How rows become packs."""
+
+    WRAP = "wrap"
+    """Rows in order, cut every seq_len. The default."""
+    NEXT_FIT = "next_fit"
+    """Whole documents in order of arrival; one that does not fit into the open pack begins the next one.
+
+    A label never looks beyond its own pack, but where `overflow` cut a document."""
+
+
+class Overflow(StrEnum):
+    """What a whole-document packing does with a document of more rows than a pack has."""
+
+    SPLIT = "split"
+    """Full packs of it, and the rest is a document to pack. The default. No target is lost."""
+    TRUNCATE = "truncate"
+    """Its first seq_len rows; the last one has its real next token as label. What is cut off is counted."""
+    DROP = "drop"
+    """It is left out, and counted."""
+    ERROR = "error"
+    """DocumentTooLongError."""
+
+
+class Tail(StrEnum):
+    """What becomes of the rows that do not fill a pack when the documents end."""
+
+    PAD = "pad"
+    """They are the last pack, padded. The default."""
+    DROP = "drop"
+    """They are left out, and counted."""
+
+
+Boundary = BoundaryPolicy | ReplaceBoundary
+Choice = TypeVar("Choice", bound=StrEnum)
+
+
+def as_choice(kind: type[Choice], value: object, argument: str) -> Choice:
+    """Return the member of `kind` that `value` is or names; the ConfigError names the nearest one."""
+    try:
+        return kind(str(value))
+    except ValueError:
+        names = [member.value for member in kind]
+        near = difflib.get_close_matches(str(value).lower(), names, n=1, cutoff=0.4)
+        hint = f'did you mean "{near[0]}"? ' if near else ""
+        raise ConfigError(f"{argument}={value!r} is not known; {hint}Choose one of {', '.join(names)}.") from None
+
+
+def as_integer(value: object, argument: str, *, low: int, high: int = INT32.max) -> int:
+    """Return `value` as an int, or raise a ConfigError unless it is an integer from `low` to `high`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not low <= value <= high:
+        raise ConfigError(f"{argument}={value!r} does not work; give an integer from {low} to {high}.")
+    return int(value)
+
+
+def as_boundary(value: object) -> Boundary:
+    """Return the policy that `value` is or names."""
+    if isinstance(value, ReplaceBoundary):
+        return value
+    try:
+        return as_choice(BoundaryPolicy, value, "boundary")
+    except ConfigError as error:
+        raise ConfigError(f"{error} Or give ReplaceBoundary(token_id).") from None
+
+
+def as_packing(value: object) -> Packing:
+    """Return the packing that `value` is or names."""
+    if value == "best_fit":
+        raise NotBuiltError('packing="best_fit" is not built yet; packing="next_fit" also keeps documents whole.')
+    return as_choice(Packing, value, "packing")
+
+
+def check_ids(boundary: Boundary, *, bos_id: int | None, eos_id: int | None) -> None:
+    """Raise a ConfigError where a token-valued policy lacks the token that it looks for."""
+    if boundary is BoundaryPolicy.MASK_BOS_TARGET and bos_id is None:
+        raise ConfigError('boundary="mask_bos_target" needs bos_id; without a BOS token use boundary="mask".')
+    if boundary is BoundaryPolicy.MASK_BOS_TARGET and bos_id == eos_id:
+        raise ConfigError(
+            f'boundary="mask_bos_target" with bos_id == eos_id == {bos_id} would mask every EOS target; '
+            'boundary="mask" finds document ends without looking at token values.'
+        )
+    if boundary is BoundaryPolicy.MASK_EOS_INPUT and eos_id is None:
+        raise ConfigError('boundary="mask_eos_input" needs eos_id; without an EOS token use boundary="mask".')
+
+
+def looks_ahead(boundary: Boundary) -> bool:
+    """Say whether the label of a document's last row depends on the document that follows."""
+    return boundary not in (BoundaryPolicy.MASK, BoundaryPolicy.TRIM)
+
+
+def ignored_rows(
+    tokens: NDArray[np.integer], loss_mask: Mask | None, boundary: Boundary, *, bos_id: int | None, eos_id: int | None
+) -> Mask | None:
+    """Return which rows of a document have label -100 though a token of the same document follows them.
+
+    bool [n - 1]: the last token's row is not among them (`document_edge` has it). None: no row at all.
+    """
+    # loss_mask says which tokens may be *targets*: token i + 1 is the target of row i.
+    ignored = None if loss_mask is None else ~loss_mask[1:]
+    found: Mask | None = None
+    if boundary is BoundaryPolicy.MASK_BOS_TARGET:
+        found = tokens[1:] == bos_id
+    elif boundary is BoundaryPolicy.MASK_EOS_INPUT:
+        found = tokens[:-1] == eos_id
+    if found is not None:
+        ignored = found if ignored is None else ignored | found
+    return ignored if ignored is not None and np.count_nonzero(ignored) else None
+
+
+def document_edge(
+    last: int, following: int, may_be_target: bool, boundary: Boundary, *, bos_id: int | None, eos_id: int | None
+) -> int:
+    """Return the label of a document's last row: `last` is its input, `following` the next document's first token.
+
+    Not for `trim`, which has no such row, and not where nothing follows: that label is -100 under every policy.
+    """
+    if (
+        boundary is BoundaryPolicy.MASK
+        or not may_be_target
+        or (boundary is BoundaryPolicy.MASK_BOS_TARGET and following == bos_id)
+        or (boundary is BoundaryPolicy.MASK_EOS_INPUT and last == eos_id)
+    ):
+        return IGNORE_INDEX
+    return boundary.token_id if isinstance(boundary, ReplaceBoundary) else following
+
+
+def stack(rows: Sequence[PackRows], *, seq_len: int, pad_id: int) -> PackBlock:
+    """Return the packs side by side, each padded to `seq_len`; one without rows becomes all padding."""
+    tokens = np.full((len(rows), seq_len), pad_id, np.int32)
+    ignored: Mask | None = None
+    for index, pack in enumerate(rows):
+        size = pack.tokens.size
+        tokens[index, :size] = pack.tokens
+        if pack.ignored is not None:
+            if ignored is None:
+                ignored = np.zeros((len(rows), seq_len), np.bool_)
+            ignored[index, :size] = pack.ignored
+    none = [np.empty(0, np.int32)]  # np.concatenate wants at least one array
+    return PackBlock(
+        tokens=tokens,
+        num_segments=np.array([pack.seq_lens.size for pack in rows], np.int32),
+        seq_lens=np.concatenate([pack.seq_lens for pack in rows] or none),
+        edge_labels=np.concatenate([pack.edge_labels for pack in rows] or none),
+        ignored=ignored,
+        num_targets=np.array([pack.num_targets for pack in rows], np.int64),
+    )
+
+
+def expand(block: PackBlock) -> dict[str, NDArray[np.int64]]:
+    """Return "tokens", "labels", "position_ids" and "segment_ids" of a block, each int64 [B, seq_len].
+
+    They are new, contiguous, and overlap neither each other nor the block.
+    """
+    num_packs, seq_len = block.tokens.shape
+    num_segments = block.num_segments.astype(np.int64)
+    packs = np.arange(num_packs)
+    # The padding of a pack, of whatever length, is one more stretch behind the pack's segments. `pads` and `real` are
+    # the indexes of the two kinds among all stretches of the block.
+    last = np.cumsum(num_segments)
+    pads = last + packs
+    real = np.arange(block.seq_lens.size) + np.repeat(packs, num_segments)
+    rows_before = np.zeros(block.seq_lens.size + 1, np.int64)
+    np.cumsum(block.seq_lens, out=rows_before[1:])
+    lengths = np.empty(block.seq_lens.size + num_packs, np.int64)
+    lengths[real] = block.seq_lens
+    lengths[pads] = seq_len - (rows_before[last] - rows_before[last - num_segments])
+    ends = np.cumsum(lengths)
+    ids = np.arange(1, lengths.size + 1)
+    ids -= np.repeat(pads - num_segments, num_segments + 1)
+    ids[pads] = 0
+
+    # One allocation: four of this size each cost more in page faults, call after call, than all that is done here.
+    tokens, labels, position_ids, segment_ids = np.empty((4, num_packs * seq_len), np.int64)
+    tokens[:] = block.tokens.reshape(-1)
+    labels[:-1] = tokens[1:]
+    if block.ignored is not None:
+        np.copyto(labels, IGNORE_INDEX, where=block.ignored.reshape(-1))
+    labels[ends[real] - 1] = block.edge_labels
+    starts = ends - lengths
+    for start, end in zip(starts[pads].tolist(), ends[pads].tolist(), strict=True):
+        labels[start:end] = IGNORE_INDEX
+    np.subtract(np.arange(num_packs * seq_len), np.repeat(starts, lengths), out=position_ids)
+    segment_ids[:] = np.repeat(ids, lengths)
+    arrays = {"tokens": tokens, "labels": labels, "position_ids": position_ids, "segment_ids": segment_ids}
+    return {name: array.reshape(num_packs, seq_len) for name, array in arrays.items()}
+
+
+def spell_out(rows: PackRows, *, seq_len: int, pad_id: int) -> Pack:
+    """Return one pack with its labels, positions and segments."""
+    arrays = expand(stack([rows], seq_len=seq_len, pad_id=pad_id))
+    return Pack(
+        tokens=arrays["tokens"][0],
+        labels=arrays["labels"][0],
+        position_ids=arrays["position_ids"][0],
+        segment_ids=arrays["segment_ids"][0],
+        seq_lens=rows.seq_lens.astype(np.int64),
+        num_tokens=rows.tokens.size,
+        num_targets=rows.num_targets,
+        spans=rows.spans,
+    )

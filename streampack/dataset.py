@@ -1,0 +1,345 @@
+"""PackedDataset: shards and a tokenizer in, packs out, as a PyTorch IterableDataset.
+
+Arguments are checked here, once; from then on a `Recipe` is trusted. The dataset itself can be pickled and forked: it
+holds no open file, no client and no handle of a tokenizer that does not survive either.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Literal
+
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from streampack import topology
+from streampack.boundary import BoundaryPolicy, ReplaceBoundary, as_boundary, expand, stack
+from streampack.documents import DocumentReader, parse_field
+from streampack.errors import ConfigError, LoaderError, NotBuiltError, TopologyError
+from streampack.lanes import auto_num_lanes, check_ranks, rank_lanes, worker_lanes
+from streampack.packer import Packer
+from streampack.pool import LanePool
+from streampack.recipe import Recipe
+from streampack.records import Cursor, Document, Tokenizer
+from streampack.shards import ShardTable, expand as expand_shards
+from streampack.storage import RetryPolicy, Storage
+from streampack.stream import LaneEnd, LaneStart
+from streampack.tokenizer import check_tokenizer, load_tokenizer, special_ids
+
+Transform = Callable[..., object]
+
+
+class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
+    """Packs of `seq_len` tokens with labels, from tar shards, tokenized and packed on the fly.
+
+    Iterating gives dicts of int64 tensors of shape [seq_len]: "tokens", "labels" (already shifted, -100 where there is
+    no target), "position_ids" (restart in every segment) and "segment_ids" (1, 2, ...; 0 on padding). It works as it
+    is in `torch.utils.data.DataLoader(dataset, batch_size=8, num_workers=4)`: every pack comes once over all workers
+    and ranks. Use `PackedDataLoader` for the global order, exact state, and ranks that end together.
+
+    Args:
+        shards: URL, braces (`s3://b/{00000..01023}.tar`), glob, directory, `@manifest.jsonl`, or a list of those.
+        tokenizer: path or URL of a SentencePiece model or a tokenizer.json (known by content), or a `Tokenizer`;
+            None only for pre-tokenized shards without `add_bos` and `add_eos`.
+        seq_len: tokens of a pack, at least 2.
+        field: what of a sample is the document: "txt", "json:KEY", "jsonl:KEY" (many documents) or "npy" (token ids).
+        boundary: what the row at a document's end has as its label; see `BoundaryPolicy`, or `ReplaceBoundary(id)`.
+        packing: "wrap" cuts the stream of rows every `seq_len`; "next_fit" keeps documents whole.
+        overflow: what "next_fit" does with a document above `seq_len`: "split", "truncate", "drop" or "error".
+        tail: "pad" or "drop" the unfinished pack at the end of each lane of a finite run.
+        lookahead: False masks the last label of every full pack, as for a model that shifts labels itself.
+        pad_id: the token of padding; None takes the tokenizer's, else 0.
+        add_bos: put the tokenizer's BOS before each document, pre-tokenized ones too.
+        add_eos: put its EOS behind each document.
+        transform: `fn(document, rng)` gives a `Document`, a list of them, or None. `rng` depends on the document alone.
+        transform_version: a name for what `transform` does; part of the fingerprint.
+        split: "train" or "val": without, or only, the documents held out by a hash; "val" is one epoch as listed.
+        val_fraction: share of the documents that is held out, 0 to 1.
+        seed: decides the order of shards per epoch and the transform's `rng`.
+        shuffle: whether shards come in a new order each epoch.
+        num_lanes: independent streams that the corpus is divided into, for the life of a run; a multiple of every
+            number of ranks that it shall run on. "auto" depends on the bytes of the corpus alone.
+        epochs: passes over the corpus that one iteration makes; None: without end.
+        epoch_end: a finite run on several ranks ends with its longest lane ("pad") or its shortest ("stop").
+        on_error: "raise" at a bad record, or "skip" it (counted, logged, remembered in the state).
+        max_skipped: bad records that one lane may skip.
+        max_document_bytes: a larger document is a bad record.
+        max_buffer_bytes: memory for the lanes of a rank, divided over its workers.
+        storage_options: for fsspec's filesystem.
+        retry: how long and how often to try again when storage fails.
+        cache_dir: not built yet.
+        engine: "auto" or "sentencepiece".
+        dp_rank: data-parallel rank, for use without `PackedDataLoader`; None asks torch.distributed or torchrun.
+        dp_size: data-parallel ranks.
+
+    Raises:
+        ConfigError: an argument that cannot work.
+        ShardNotFoundError: nothing matches, or a listed shard is missing.
+        TokenizerError: not a tokenizer, or one without the BOS or EOS asked for.
+    """
+
+    def __init__(
+        self,
+        shards: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        tokenizer: str | os.PathLike[str] | Tokenizer | None,
+        seq_len: int = 4096,
+        *,
+        field: str = "txt",
+        boundary: BoundaryPolicy | ReplaceBoundary | str = "mask",
+        packing: str = "wrap",
+        overflow: str = "split",
+        tail: str = "pad",
+        lookahead: bool = True,
+        pad_id: int | None = None,
+        add_bos: bool = True,
+        add_eos: bool = True,
+        transform: Transform | None = None,
+        transform_version: str = "",
+        split: Literal["train", "val"] | None = None,
+        val_fraction: float = 0.0,
+        seed: int = 0,
+        shuffle: bool = True,
+        num_lanes: int | Literal["auto"] = "auto",
+        epochs: int | None = None,
+        epoch_end: Literal["pad", "stop"] = "pad",
+        on_error: Literal["raise", "skip"] = "raise",
+        max_skipped: int = 1000,
+        max_document_bytes: int = 64 * 2**20,
+        max_buffer_bytes: int = 512 * 2**20,
+        storage_options: Mapping[str, Any] | None = None,
+        retry: RetryPolicy | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        engine: str = "auto",
+        dp_rank: int | None = None,
+        dp_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        _choose("epoch_end", epoch_end, ("pad", "stop"))
+        _choose("on_error", on_error, ("raise", "skip"))
+        if cache_dir is not None:
+            raise NotBuiltError("cache_dir is not built yet: leave it None")
+        if engine not in ("auto", "sentencepiece"):
+            raise NotBuiltError(f'engine={engine!r} is not built yet: use "auto" or "sentencepiece"')
+        for name, value, least in (
+            ("epochs", epochs, 1),
+            ("max_skipped", max_skipped, 0),
+            ("max_document_bytes", max_document_bytes, 1),
+            ("max_buffer_bytes", max_buffer_bytes, 1),
+            ("num_lanes", None if num_lanes == "auto" else num_lanes, 1),
+            ("seed", seed, 0),
+        ):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+                raise ConfigError(f"{name}={value!r} must be a whole number of at least {least}")
+        if split == "val" and epochs not in (None, 1):
+            raise ConfigError(f'split="val" is one epoch, the same at every pass; epochs={epochs} cannot be')
+        self.epochs: int | None = 1 if split == "val" else epochs
+        self.epoch_end = epoch_end
+        self.seq_len = seq_len
+        self.max_buffer_bytes = max_buffer_bytes
+        self._asked_lanes = num_lanes
+        self.auto_lanes = num_lanes == "auto"
+        """Whether the number of lanes was left to the data."""
+        self._specs = _specs(shards)
+        self._storage = Storage(storage_options, RetryPolicy() if retry is None else retry)
+        self._table: ShardTable | None = None
+        self._by_hand = dp_rank is not None
+        self._topology = topology.resolve(dp_rank=dp_rank, dp_size=dp_size)
+        # In shared memory, so that persistent workers see a later `set_epoch`.
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+
+        if isinstance(tokenizer, (str, os.PathLike)):
+            path = os.fspath(tokenizer)
+            tokenizer = load_tokenizer(self._storage.read(path), name=path)
+        if tokenizer is None and (field != "npy" or add_bos or add_eos):
+            raise ConfigError('tokenizer=None works with field="npy", add_bos=False and add_eos=False only')
+        if tokenizer is not None:
+            check_tokenizer(tokenizer)
+        bos_id, eos_id = (None, None) if tokenizer is None else special_ids(tokenizer, add_bos=add_bos, add_eos=add_eos)
+        if pad_id is None:
+            pad_id = None if tokenizer is None else tokenizer.pad_id
+        validation = split == "val"
+        self._recipe_arguments: dict[str, Any] = {
+            "storage": self._storage,
+            "documents": DocumentReader(
+                field=parse_field(field),
+                transform=transform,
+                transform_version=transform_version,
+                split=split,
+                val_fraction=val_fraction,
+                seed=seed,
+                max_document_bytes=max_document_bytes,
+            ),
+            "tokenizer": tokenizer,
+            "bos_id": bos_id,
+            "eos_id": eos_id,
+            "seq_len": seq_len,
+            "boundary": as_boundary(boundary),
+            "packing": packing,
+            "overflow": overflow,
+            "tail": tail,
+            "lookahead": lookahead,
+            "pad_id": 0 if pad_id is None else pad_id,
+            "token_ids": (None, None) if tokenizer is None else (tokenizer.bos_id, tokenizer.eos_id),
+            "seed": seed,
+            "shuffle": shuffle and not validation,
+            "one_epoch": validation,
+            "on_error": on_error,
+            "max_skipped": max_skipped,
+        }
+        self._field = field
+        arguments = self._recipe_arguments
+        Packer(
+            seq_len=seq_len,
+            boundary=arguments["boundary"],
+            packing=packing,
+            overflow=overflow,
+            tail=tail,
+            pad_id=arguments["pad_id"],
+            bos_id=arguments["token_ids"][0],
+            eos_id=arguments["token_ids"][1],
+            lookahead=lookahead,
+        )  # it checks these
+        if self._by_hand or not topology.may_be_distributed():
+            # On one process, list here, so that workers never do; with peers PackedDataLoader lets rank 0 list for all.
+            self.list_shards()
+
+    # -- the shards ------------------------------------------------------------------------------------------------
+
+    def list_shards(self) -> ShardTable:
+        """The shard list, expanded and measured on the first call; later calls ask no storage."""
+        if self._table is None:
+            self._table = expand_shards(self._specs, self._storage)
+        return self._table
+
+    def adopt_shards(self, table: ShardTable) -> None:
+        """Take the shard list that another rank has made."""
+        self._table = table
+
+    @property
+    def num_lanes(self) -> int:
+        """Lanes of the run; "auto" is resolved from the shards' bytes."""
+        if self._asked_lanes == "auto":
+            self._asked_lanes = auto_num_lanes(int(self.list_shards().sizes.sum()))
+        return self._asked_lanes
+
+    def adopt_lanes(self, num_lanes: int) -> None:
+        """Take the number of lanes of a state."""
+        self._asked_lanes = num_lanes
+
+    @property
+    def pad_id(self) -> int:
+        """The token of padding in effect."""
+        return int(self._recipe_arguments["pad_id"])
+
+    def check_same_topology(self, other: topology.Topology) -> None:
+        """Refuse a loader's ranks that differ from ranks given to the dataset by hand."""
+        if self._by_hand and (other.rank, other.size) != (self._topology.rank, self._topology.size):
+            raise TopologyError(
+                f"the dataset was given dp_rank={self._topology.rank}, dp_size={self._topology.size}, the loader is "
+                f"rank {other.rank} of {other.size}: give them to the loader only"
+            )
+
+    def recipe(self) -> Recipe:
+        """All that decides what the lanes hold; made anew at each call, so that nothing live is shared."""
+        return Recipe(table=self.list_shards(), num_lanes=self.num_lanes, **self._recipe_arguments)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What must be equal for two runs to have the same packs; plain JSON values."""
+        arguments, table = self._recipe_arguments, self.list_shards()
+        boundary, documents, tokenizer = arguments["boundary"], arguments["documents"], arguments["tokenizer"]
+        return {
+            "num_lanes": self.num_lanes,
+            "field": self._field,
+            "boundary": f"replace:{boundary.token_id}" if isinstance(boundary, ReplaceBoundary) else str(boundary),
+            "add_bos": arguments["bos_id"] is not None,
+            "add_eos": arguments["eos_id"] is not None,
+            "tokenizer": "none" if tokenizer is None else tokenizer.digest,
+            "transform": "none" if documents.transform is None else f"version {documents.transform_version!r}",
+            "split": documents.split or "all",
+            "val_fraction": documents.val_fraction,
+            "max_document_bytes": documents.max_document_bytes,
+            **{
+                name: arguments[name]
+                for name in ("seed", "shuffle", "seq_len", "packing", "overflow", "tail", "lookahead", "pad_id")
+            },
+            "shards": {
+                "num_shards": len(table),
+                "total_bytes": int(table.sizes.sum()),
+                "num_estimated_sizes": int((~table.size_known).sum()),
+                "digest": table.digest,
+                "blocks": table.block_digests(),
+            },
+        }
+
+    def spec_digest(self) -> str:
+        """A digest of the shards as they were asked for, before anything is listed."""
+        return hashlib.blake2b("\n".join(self._specs).encode(), digest_size=8).hexdigest()
+
+    # -- iteration without PackedDataLoader ------------------------------------------------------------------------
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin the next iteration with another epoch than 0; the loader needs no such call."""
+        if epoch < 0:
+            raise ConfigError(f"epoch={epoch} must be at least 0")
+        self._epoch[0] = epoch
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        info = get_worker_info()
+        worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
+        if info is not None and self._table is None:
+            raise LoaderError(
+                "the shards were not listed before the workers were forked: give dp_rank and dp_size to PackedDataset, "
+                "call dataset.list_shards() in the main process, or use PackedDataLoader"
+            )
+        self._check_topology()
+        recipe = self.recipe()
+        check_ranks(num_lanes=recipe.num_lanes, num_ranks=self._topology.size)
+        lanes = worker_lanes(
+            rank_lanes(self._topology.rank, self._topology.size, recipe.num_lanes), worker, num_workers
+        )
+        epoch = int(self._epoch.item())
+        pool = LanePool(
+            recipe,
+            {lane: LaneStart(cursor=Cursor(epoch=epoch)) for lane in lanes},
+            budget_bytes=self.max_buffer_bytes // num_workers,
+            end_epoch=None if self.epochs is None else epoch + self.epochs,
+        )
+        alive = list(lanes)
+        while alive:
+            for lane in tuple(alive):
+                pack = pool.take(lane)
+                if isinstance(pack, LaneEnd):
+                    alive.remove(lane)
+                    continue
+                block = stack([pack.rows], seq_len=recipe.seq_len, pad_id=recipe.pad_id)
+                yield {name: torch.from_numpy(array[0]) for name, array in expand(block).items()}
+
+    def _check_topology(self) -> None:
+        """Refuse ranks that were resolved before torch.distributed knew them."""
+        if self._by_hand or not topology.has_process_group():
+            return
+        now = topology.resolve()
+        if (now.rank, now.size) != (self._topology.rank, self._topology.size):
+            raise TopologyError(
+                f"the dataset was made as rank {self._topology.rank} of {self._topology.size}, and torch.distributed "
+                f"now says rank {now.rank} of {now.size}: make the dataset after init_process_group, or give dp_rank "
+                "and dp_size"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Called in the parent when workers are spawned: the last chance to list once for all of them.
+        self._check_topology()
+        self.list_shards()
+        return self.__dict__.copy()
+
+
+def _specs(shards: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
+    if isinstance(shards, (str, os.PathLike)):
+        return (os.fspath(shards),)
+    return tuple(os.fspath(shard) for shard in shards)
+
+
+def _choose(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name}={value!r} must be one of {', '.join(map(repr, choices))}")

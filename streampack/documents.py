@@ -1,0 +1,431 @@
+"""Samples in, documents out: the member that `field` names becomes text or tokens, then split and transform.
+
+In:  a `Sample` (the bytes of its members), and where it stands: shard, epoch, position.
+Out: its `Document`s in record order, and a `BadRecord` in the place of each one that cannot be read. The caller
+     raises its error or skips it; what comes before and after stays as it is.
+
+    field        member                       documents
+    txt          .txt                         its text
+    json:KEY     .json                        the string under KEY; `a.b` is the key b of the object under a
+    jsonl:KEY    .jsonl .jsonl.gz .jsonl.zst  one per line; blank lines count for nothing, the record index neither
+    npy          .npy                         token ids, a 1-D array of integers
+
+The member is the one with exactly that extension, else the only one whose extension ends in it (`page.txt`).
+
+Never true: that a text is anything but strict UTF-8, or is stripped (a BOM stays); that a part of a compressed member
+gives documents, or a part of what a transform made of a record; that a pickle is loaded; that a choice depends on
+anything but the arguments. What stands under other JSON keys is checked for JSON's syntax only.
+"""
+
+import dataclasses
+import functools
+import io
+import re
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from streampack import hashing
+from streampack.errors import ConfigError, DocumentTooLongError, MissingFieldError, NotBuiltError, RecordError
+from streampack.records import BadRecord, Document, Sample, Tokens
+
+Transform = Callable[[Document, np.random.Generator], Document | list[Document] | None]
+
+_EXTENSIONS = {"txt": ("txt",), "json": ("json",), "jsonl": ("jsonl", "jsonl.gz", "jsonl.zst"), "npy": ("npy",)}
+# What numpy.save writes for a 1-D array of integers; any other header goes the slow way.
+_NPY_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00(..)"
+    rb"\{'descr': '([<>|][iu][1248])', 'fortran_order': (?:False|True), 'shape': \((\d+),\), \} *\n",
+    re.DOTALL,
+)
+# A step of decompression: 4 KiB of zstd can become 128 MiB, which is how far above its limit a bomb gets.
+_CHUNK_BYTES = 4096
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Field:
+    """Which member of a sample holds the documents, and where in it; `parse_field` makes one."""
+
+    kind: Literal["txt", "json", "jsonl", "npy"]
+    keys: tuple[str, ...] = ()
+    """For JSON: the key, after the keys of the objects around it."""
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{'.'.join(self.keys)}" if self.keys else self.kind
+
+    @property
+    def holds_many(self) -> bool:
+        """Whether a member holds many documents, so that its size says nothing of theirs."""
+        return self.kind == "jsonl"
+
+    def wanted(self, extension: str) -> bool:
+        """Whether a member with this extension may be the one, so that it must be read."""
+        names = _EXTENSIONS[self.kind]
+        return extension in names or any(extension.endswith(f".{name}") for name in names)
+
+
+def parse_field(field: str) -> Field:
+    """The record for `"txt"`, `"json:KEY"`, `"jsonl:KEY"` or `"npy"`.
+
+    Raises:
+        ConfigError: it is none of these; NotBuiltError for the key `messages`.
+    """
+    kind, colon, path = field.partition(":")
+    keys = tuple(path.split(".")) if colon else ()
+    if kind in ("json", "jsonl"):
+        if not all(keys or ("",)):
+            raise ConfigError(f"field={field!r} names no key: write {kind + ':text'!r}, or {kind + ':meta.text'!r}")
+        if keys == ("messages",):
+            raise NotBuiltError(f"field={field!r} is not built yet: store the messages as the text to train on")
+    if kind not in _EXTENSIONS or (colon and kind in ("txt", "npy")):
+        raise ConfigError(f"field={field!r} is not known: 'txt', 'json:KEY', 'jsonl:KEY' and 'npy' are")
+    return Field(kind, keys)  # type: ignore[arg-type]  # a key of _EXTENSIONS
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentReader:
+    """Reads the documents of one sample after another; all of it is configuration, none of it state."""
+
+    field: Field
+    transform: Transform | None = None
+    transform_version: str | None = None
+    split: Literal["train", "val"] | None = None
+    val_fraction: float = 0.0
+    seed: int = 0
+    max_document_bytes: int = 64 * 2**20
+    """Of UTF-8 text, or four times the number of tokens."""
+    max_member_bytes: int = 2**30
+    """What a compressed member may decompress to."""
+
+    def __post_init__(self) -> None:
+        if self.split not in (None, "train", "val"):
+            raise ConfigError(f"split={self.split!r} is not known: None, 'train' and 'val' are")
+        if not 0 <= self.val_fraction < 1:
+            raise ConfigError(f"val_fraction={self.val_fraction} must be at least 0 and below 1")
+        if self.split == "val" and not self.val_fraction:
+            raise ConfigError("split='val' with val_fraction=0 holds nothing: give the fraction of the training run")
+        if self.split is None and self.val_fraction:
+            warnings.warn(f"val_fraction={self.val_fraction} has no effect without a split", stacklevel=3)
+
+    def read(
+        self,
+        sample: Sample,
+        *,
+        url: str,
+        shard_name: str,
+        shard_index: int,
+        epoch: int,
+        position: int,
+        first_record: int = 0,
+        first_part: int = 0,
+    ) -> Iterator[Document | BadRecord]:
+        """The documents of `sample`, from part `first_part` of record `first_record` on.
+
+        Args:
+            sample: the members that the field wants, and the sizes of all.
+            url: the shard, for errors.
+            shard_name: the shard's name; its last component, the key and the record decide on the split.
+            shard_index: the shard's index as listed; with seed, epoch, position and record it seeds the transform.
+            epoch: the epoch that the lane is in.
+            position: the sample's byte offset in a plain tar, its ordinal in a compressed one.
+            first_record: records before it are neither parsed nor given.
+            first_part: parts of `first_record` before it are not given.
+
+        Raises:
+            ConfigError: the transform returned what is no document. What it raises passes as it is, with a note.
+        """
+        name = shard_name.rpartition("/")[2]
+        read = self._read_many if self.field.holds_many else self._read_one
+        for item in read(sample, url, name, position, first_record):
+            first = first_part if item.record == first_record else 0
+            if self.transform is None or isinstance(item, BadRecord):
+                if first == 0:
+                    yield item
+                continue
+            rng = hashing.generator(self.seed, epoch, shard_index, position, item.record)
+            try:
+                parts = _transformed(item, self.transform, rng, self.max_document_bytes)
+            except _BadError as bad:
+                yield bad.record(item.record, url, item.key)
+            else:
+                yield from parts[first:]
+
+    def _chosen(self, name: str, key: str, record: int) -> bool:
+        if self.split is None:
+            return True
+        held_out = hashing.is_held_out(name=name, key=key, record=record, fraction=self.val_fraction)
+        return held_out == (self.split == "val")
+
+    def _read_one(
+        self, sample: Sample, url: str, name: str, position: int, first_record: int
+    ) -> Iterator[Document | BadRecord]:
+        """Of a member that is one document: record 0."""
+        if first_record > 0 or not self._chosen(name, sample.key, 0):
+            return
+        text, tokens, member = None, None, sample.key
+        try:
+            extension, data = self._member(sample)
+            member = f"{member}.{extension}"
+            if self.field.kind == "npy":
+                tokens = _npy_tokens(data, self.max_document_bytes)
+            elif self.field.kind == "json":
+                text = _json_text(data, self.field.keys, self.max_document_bytes)
+            else:
+                text = _utf8_text(data, self.max_document_bytes)
+        except _BadError as bad:
+            yield bad.record(0, url, member)
+        else:
+            yield Document(text=text, tokens=tokens, key=sample.key, url=url, sample=position)
+
+    def _read_many(
+        self, sample: Sample, url: str, name: str, position: int, first_record: int
+    ) -> Iterator[Document | BadRecord]:
+        """Of a member of JSON lines; offsets in errors are those in the decompressed member."""
+        key = member = sample.key
+        try:
+            extension, data = self._member(sample)
+            member = f"{member}.{extension}"
+            data = _decompressed(data, extension, self.max_member_bytes)
+        except _BadError as bad:
+            yield bad.record(-1, url, member)
+            return
+        record, line_number, start = -1, 0, 0
+        while start < len(data):
+            end = data.find(b"\n", start)
+            end = len(data) if end < 0 else end
+            line = data[start:end]
+            line_number += 1
+            if line and not line.isspace():
+                record += 1
+                if record >= first_record and self._chosen(name, key, record):
+                    try:
+                        text = _json_text(line, self.field.keys, self.max_document_bytes)
+                    except _BadError as bad:
+                        yield bad.record(record, url, member, line_number=line_number, start=start)
+                    else:
+                        yield Document(text=text, key=key, url=url, record=record, sample=position)
+            start = end + 1
+
+    def _member(self, sample: Sample) -> tuple[str, bytes]:
+        """Extension and content of the one member that the field names."""
+        names = _EXTENSIONS[self.field.kind]
+        if len(names) == 1 and names[0] in sample.members:
+            return names[0], sample.members[names[0]]
+        there = sample.sizes or sample.members
+        found = [name for name in names if name in there] or [name for name in there if self.field.wanted(name)]
+        if not found:
+            extensions = ", ".join(sorted(there)) or "none"
+            message = f"no member for field={str(self.field)!r}; the sample's extensions: {extensions}"
+            raise _BadError(message, kind=MissingFieldError)
+        if len(found) > 1:
+            raise _BadError(f"more than one member for field={str(self.field)!r}: {', '.join(sorted(found))}; keep one")
+        if found[0] not in sample.members:
+            message = f"{sample.sizes[found[0]]:,} bytes in .{found[0]}, more than is read of one member"
+            raise _BadError(f"{message} (max_document_bytes={self.max_document_bytes:,})", kind=DocumentTooLongError)
+        return found[0], sample.members[found[0]]
+
+
+class _BadError(Exception):
+    """Why a record is bad; `record` adds where."""
+
+    def __init__(self, message: str, *, offset: int | None = None, kind: type[RecordError] = RecordError) -> None:
+        super().__init__(message)
+        self.offset = offset
+        self.kind = kind
+
+    def record(self, record: int, url: str, member: str, *, line_number: int = 0, start: int = 0) -> BadRecord:
+        message = f"line {line_number}: {self}" if line_number else str(self)
+        offset = self.offset if self.offset is None and not line_number else start + (self.offset or 0)
+        return BadRecord(record=record, error=self.kind(message, url=url, member=member, offset=offset))
+
+
+def _check_size(size: int, limit: int) -> None:
+    if size > limit:
+        raise _BadError(f"a document of {size:,} bytes, above max_document_bytes={limit:,}", kind=DocumentTooLongError)
+
+
+def _check_text_size(text: str, limit: int) -> None:
+    if 4 * len(text) > limit:  # else UTF-8 cannot take more, and nothing need be encoded
+        _check_size(len(text.encode("utf-8", "surrogatepass")), limit)
+
+
+def _decompressed(data: bytes, extension: str, limit: int) -> bytes:
+    """All that a `.gz` or `.zst` member holds, of one stream or several in a row; any other member as it is."""
+    if not extension.endswith((".gz", ".zst")):
+        return data
+    gzip = extension.endswith(".gz")
+    output, consumed, stream = io.BytesIO(), 0, None
+    while consumed < len(data):
+        if stream is None or stream.eof:
+            if gzip and stream is not None and not data[consumed:].strip(b"\0"):
+                break  # zeros may pad a .gz
+            stream = zlib.decompressobj(31) if gzip else zstandard.ZstdDecompressor().decompressobj()
+        chunk = data[consumed : consumed + _CHUNK_BYTES]
+        try:
+            output.write(stream.decompress(chunk))
+        except (zlib.error, zstandard.ZstdError) as error:
+            raise _BadError(f"cannot be decompressed ({error}); compressed byte {consumed:,} or later") from None
+        consumed += len(chunk) - len(stream.unused_data)
+        if output.tell() > limit:
+            raise _BadError(f"decompresses to more than {limit:,} bytes (max_member_bytes); split the member")
+    if stream is None or not stream.eof:
+        raise _BadError(f"cannot be decompressed: cut after {len(data):,} compressed bytes")
+    return output.getvalue()
+
+
+def _utf8_text(data: bytes, limit: int) -> str:
+    _check_size(len(data), limit)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        found = f"not UTF-8: byte 0x{data[error.start]:02x}, {error.reason}"
+        raise _BadError(f"{found}; encodings are not guessed, convert the text", offset=error.start) from None
+
+
+@functools.lru_cache(maxsize=16)
+def _json_decoder(keys: tuple[str, ...]) -> msgspec.json.Decoder[Any]:
+    """Makes a Python object of the string under `keys` only, not of what stands beside it."""
+    wanted: Any = str
+    for key in reversed(keys):
+        fields = [("value", wanted | msgspec.UnsetType, msgspec.UNSET)]
+        wanted = msgspec.defstruct("Record", fields, rename={"value": key}, gc=False)
+    return msgspec.json.Decoder(wanted)
+
+
+def _json_text(data: bytes, keys: tuple[str, ...], limit: int) -> str:
+    try:
+        text = _json_decoder(keys).decode(data)
+        for _ in keys:
+            text = text.value
+    except (ValueError, AttributeError, RecursionError):
+        text = None
+    if not isinstance(text, str):
+        text = _json_text_or_reason(data, keys)
+    if len(data) > limit:  # a text is never longer than its JSON
+        _check_text_size(text, limit)
+    return text
+
+
+def _json_text_or_reason(data: bytes, keys: tuple[str, ...]) -> str:
+    """The slow way to the same string, which knows why there is none."""
+    try:
+        value = msgspec.json.decode(data)
+    except UnicodeDecodeError:
+        try:
+            data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise _BadError(f"broken JSON: not UTF-8 ({error.reason})", offset=error.start) from None
+        raise
+    except (msgspec.DecodeError, RecursionError) as error:
+        place = re.search(r" \(byte (\d+)\)", str(error))
+        half = "; an escaped half of a surrogate pair is no text" if re.search(rb"\\u[dD][89a-fA-F]", data) else ""
+        message = f"broken JSON: {error}".replace(place[0] if place else "\0", "") + half
+        raise _BadError(message, offset=int(place[1]) if place else None) from None
+    for depth, key in enumerate(keys):
+        path = ".".join(keys[:depth]) or "the record"
+        if not isinstance(value, dict):
+            raise _BadError(f"{path} is {_json_kind(value)} and not an object with the key {key!r}")
+        if key not in value:
+            there = ", ".join(sorted(value)) or "none"
+            raise _BadError(f"{path} has no key {key!r}; the keys there: {there:.500}", kind=MissingFieldError)
+        value = value[key]
+    if not isinstance(value, str):
+        raise _BadError(f"the value under {'.'.join(keys)!r} is {_json_kind(value)} and not a string")
+    return value
+
+
+def _json_kind(value: object) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _npy_tokens(data: bytes, limit: int) -> Tokens:
+    header = _NPY_HEADER.match(data)
+    if header is not None and int.from_bytes(header[1], "little") + 10 == header.end():
+        dtype, count, offset = np.dtype(header[2].decode()), int(header[3]), header.end()
+    else:
+        dtype, count, offset = _npy_header(data)
+    if len(data) - offset != count * dtype.itemsize:
+        raise _BadError(f"a .npy of {len(data) - offset:,} bytes after its header, which promises {count:,} of {dtype}")
+    _check_size(4 * count, limit)
+    try:
+        return _int32_tokens(np.frombuffer(data, dtype, count, offset))
+    except ValueError as error:
+        raise _BadError(f"a .npy with {error}") from None
+
+
+def _npy_header(data: bytes) -> tuple[np.dtype[Any], int, int]:
+    """dtype, length and offset of the values of any 1-D `.npy` of integers."""
+    stream = io.BytesIO(data)
+    numpy_format: Any = np.lib.format  # without types of its own
+    try:
+        version = numpy_format.read_magic(stream)
+        read = numpy_format.read_array_header_1_0 if version == (1, 0) else numpy_format.read_array_header_2_0
+        shape, _, dtype = read(stream, max_header_size=10_000)
+    except Exception as error:  # noqa: BLE001 - numpy parses it as Python: broken bytes can raise nearly anything
+        raise _BadError(f"not a .npy array ({error})") from None
+    if len(shape) != 1 or dtype.kind not in "iu":
+        raise _BadError(f"a .npy of {dtype} {list(shape)}; token ids are a 1-D array of integers")
+    return dtype, shape[0], stream.tell()
+
+
+@functools.lru_cache(maxsize=16)
+def _unsigned(dtype: np.dtype[Any]) -> tuple[np.dtype[Any], int]:
+    """The dtype that shows a negative value as a large one, so that one pass finds both, and the largest valid id."""
+    unsigned = np.dtype(dtype.str.replace("i", "u"))
+    return unsigned, min(2**31 - 1, int(np.iinfo(dtype).max))
+
+
+def _int32_tokens(tokens: NDArray[Any]) -> Tokens:
+    """`tokens` as int32, without a copy where they are; a ValueError says why they cannot be token ids."""
+    if not isinstance(tokens, np.ndarray) or tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+        found = f"{tokens.dtype} {list(tokens.shape)}" if isinstance(tokens, np.ndarray) else type(tokens).__name__
+        raise ValueError(f"tokens that are {found}; token ids are a 1-D NumPy array of integers")
+    unsigned, largest = _unsigned(tokens.dtype)
+    if tokens.size and np.maximum.reduce(tokens.view(unsigned)) > largest:
+        raise ValueError(f"token ids from {tokens.min()} to {tokens.max()}; they must be from 0 to {2**31 - 1}")
+    return tokens.astype(np.int32, copy=False)
+
+
+def _transformed(document: Document, transform: Transform, rng: np.random.Generator, limit: int) -> list[Document]:
+    """All parts that the transform makes of a document, checked before the first of them is given."""
+    name = getattr(transform, "__qualname__", type(transform).__qualname__)
+    where = f"transform {name}, called with {document.url}, key {document.key!r}, record {document.record}"
+    try:
+        result = transform(document, rng)
+    except Exception as error:
+        error.add_note(f"raised by {where}")
+        raise
+    parts = result if isinstance(result, (list, tuple)) else () if result is None else (result,)
+    try:
+        return [_checked_part(part, document, index, limit) for index, part in enumerate(parts)]
+    except ValueError as error:
+        raise ConfigError(f"{where}, returned {error}") from None
+
+
+def _checked_part(part: object, document: Document, index: int, limit: int) -> Document:
+    """A part that a transform returned, put in its place; a ValueError says what is wrong with it."""
+    if not isinstance(part, Document):
+        remedy = "return dataclasses.replace(document, text=...), a list of documents or None"
+        raise ValueError(f"a {type(part).__name__}: {remedy}")
+    text, tokens, mask = part.text, part.tokens, part.loss_mask
+    if (text is None) == (tokens is None):
+        raise ValueError("a document without exactly one of text and tokens: set the other to None")
+    if tokens is not None:
+        tokens = _int32_tokens(tokens)
+        _check_size(4 * len(tokens), limit)
+    elif isinstance(text, str):
+        _check_text_size(text, limit)
+    else:
+        raise ValueError(f"a document whose text is a {type(text).__name__}, not a str")
+    if mask is not None and tokens is None:
+        raise ValueError("a document of text with a loss_mask: it says which tokens are targets, so give tokens")
+    if mask is not None and tokens is not None and not (mask.dtype == bool and mask.shape == tokens.shape):
+        raise ValueError(f"a loss_mask of {mask.dtype} {list(mask.shape)} for {len(tokens)} tokens: bool [n] is needed")
+    return dataclasses.replace(document, text=text, tokens=tokens, loss_mask=mask, part=index)

@@ -1,0 +1,105 @@
+"""Every error that streampack raises on purpose, in one tree.
+
+StreampackError
+├── ConfigError (ValueError)          an argument, a config file or a combination of them that cannot work
+│   ├── NotBuiltError (NotImplementedError)  named in the documentation, part of a later release
+│   └── TopologyError                 ranks, workers and lanes that do not fit together
+├── ShardError (OSError)              a shard as a whole
+│   ├── ShardNotFoundError (FileNotFoundError)  nothing matches, or a listed shard is not there
+│   ├── TruncatedShardError           the bytes end before the archive does
+│   ├── CorruptShardError             the bytes are not what a tar may hold
+│   └── StorageError                  the storage kept failing until the retry budget was spent
+├── RecordError (ValueError)          one sample or record inside a good shard; `on_error="skip"` passes over it
+│   ├── MissingFieldError             the member or the key that `field` asks for is not there
+│   └── DocumentTooLongError          above `max_document_bytes`, or above a pack with `overflow="error"`
+├── TokenizerError (ValueError)       a model that cannot be loaded, or is asked for what it does not have
+├── StateError (ValueError)           a state that cannot be loaded here, with the field that differs
+└── LoaderError (RuntimeError)        an iterator or worker used after its end
+
+Each can be built from one string, because torch rebuilds an exception from a worker as `type(message)`; where it
+happened (`url`, `member`, `offset`) is in the message, and in attributes where the exception did not cross a process.
+"""
+
+
+class StreampackError(Exception):
+    """The root: catch this to catch all of streampack's own errors."""
+
+    def __init__(
+        self, message: str = "", *, url: str | None = None, member: str | None = None, offset: int | None = None
+    ) -> None:
+        where = ", ".join(
+            part
+            for part in (
+                url,
+                None if member is None else f"member {member!r}",
+                None if offset is None else f"byte {offset}",
+            )
+            if part is not None
+        )
+        self.message = f"{where}: {message}" if where else message
+        super().__init__(self.message)
+        self.url = url
+        self.member = member
+        self.offset = offset
+
+    def __str__(self) -> str:
+        return self.message
+
+    def __reduce__(self) -> tuple[type["StreampackError"], tuple[str]]:
+        return type(self), (self.message,)
+
+
+class ConfigError(StreampackError, ValueError):
+    """An argument, a config file or a combination of them that cannot work."""
+
+
+class NotBuiltError(ConfigError, NotImplementedError):
+    """Named in the documentation, part of a later release."""
+
+
+class TopologyError(ConfigError):
+    """Ranks, workers and lanes that do not fit together."""
+
+
+class ShardError(StreampackError, OSError):
+    """A shard as a whole."""
+
+
+class ShardNotFoundError(ShardError, FileNotFoundError):
+    """Nothing matches, or a listed shard is not there."""
+
+
+class TruncatedShardError(ShardError):
+    """The bytes end before the archive does."""
+
+
+class CorruptShardError(ShardError):
+    """The bytes are not what a tar may hold."""
+
+
+class StorageError(ShardError):
+    """The storage kept failing until the retry budget was spent."""
+
+
+class RecordError(StreampackError, ValueError):
+    """One sample or record inside a good shard."""
+
+
+class MissingFieldError(RecordError):
+    """The member or the key that `field` asks for is not there."""
+
+
+class DocumentTooLongError(RecordError):
+    """A document above `max_document_bytes`, or above a pack with `overflow="error"`."""
+
+
+class TokenizerError(StreampackError, ValueError):
+    """A model that cannot be loaded, or is asked for what it does not have."""
+
+
+class StateError(StreampackError, ValueError):
+    """A state that cannot be loaded here."""
+
+
+class LoaderError(StreampackError, RuntimeError):
+    """An iterator or a worker used after its end, or one that died."""

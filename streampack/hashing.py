@@ -1,0 +1,72 @@
+"""Choices that must never change: pure functions of integers and names, the same on every machine and release.
+
+All randomness of the order (shards per epoch, held-out documents, a transform's generator) comes from here. The
+generator is counter-based: a chain of the SplitMix64 finalizer (Steele, Lea, Flood 2014) over the words of the
+counter. Nothing depends on `hash()`, a process, a clock or a library's random stream. Golden tests hold every value.
+"""
+
+import enum
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+_MASK = (1 << 64) - 1
+_GAMMA = 0x9E3779B97F4A7C15
+
+
+class Purpose(enum.IntEnum):
+    """What a choice is for; it keeps equal counters of different choices apart."""
+
+    SHARD_ORDER = 1
+    SPLIT = 2
+    TRANSFORM = 3
+
+
+def _mix(word: int) -> int:
+    word = (word + _GAMMA) & _MASK
+    word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & _MASK
+    return word ^ (word >> 31)
+
+
+def hash_words(*words: int) -> int:
+    """A 64-bit unsigned hash of a tuple of integers (each taken modulo 2**64)."""
+    state = 0
+    for word in words:
+        state = _mix(state ^ (word & _MASK))
+    return state
+
+
+def hash_range(*words: int, count: int) -> NDArray[np.uint64]:
+    """`hash_words(*words, index)` for index 0 .. count-1, as a uint64 array [count]."""
+    state = np.uint64(hash_words(*words)) ^ np.arange(count, dtype=np.uint64)
+    state = state + np.uint64(_GAMMA)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
+
+
+def hash_name(name: str) -> int:
+    """A 64-bit unsigned hash of a string (BLAKE2b of its UTF-8 bytes)."""
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def permutation(*words: int, count: int) -> NDArray[np.int64]:
+    """A permutation of 0 .. count-1 chosen by `words`, as an int64 array [count]; equal hashes keep their order."""
+    return np.argsort(hash_range(*words, count=count), kind="stable").astype(np.int64)
+
+
+def is_held_out(*, name: str, key: str, record: int, fraction: float) -> bool:
+    """Whether a document belongs to the validation split: the same for ever, for every seed and topology.
+
+    `name` is the shard's file name (without folders), `key` the sample's key, `record` its index in the member.
+    """
+    return hash_words(Purpose.SPLIT, hash_name(name), hash_name(key), record) < int(fraction * 2**64)
+
+
+def generator(*words: int) -> np.random.Generator:
+    """A NumPy generator (Philox) for one document's transform, seeded by `words` alone."""
+    key = (hash_words(Purpose.TRANSFORM, *words), hash_words(Purpose.TRANSFORM, *words, 1))
+    return np.random.Generator(np.random.Philox(key=np.array(key, dtype=np.uint64)))

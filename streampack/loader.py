@@ -1,0 +1,469 @@
+"""PackedDataLoader: the packs of one rank as batches, in the global order, with a state that moves to any topology.
+
+    workers --messages--> deal (rank's order) --items--> rounds (batches) --> commit --> expand --> the trainer
+
+A batch is committed when it is handed out: its packs' cursors become the lanes' rows, and the rows are the state.
+What workers have made ahead is in no state; workers can be ended and started again from the rows at any time.
+"""
+
+import warnings
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from time import perf_counter
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from streampack import topology
+from streampack.boundary import expand
+from streampack.config import load_config
+from streampack.dataset import PackedDataset
+from streampack.errors import ConfigError, LoaderError, NotBuiltError, StateError, TopologyError
+from streampack.lanes import check_ranks, rank_lanes
+from streampack.messages import Item, Message, Share, WorkerStream, deal, gather
+from streampack.rounds import Batch, LeftOut, endless, finite
+from streampack.shards import ShardTable
+from streampack.state import Committed, Row, State, check_fingerprint, check_versions, describe_differences, fingerprint_of
+from streampack.stats import Counts
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import DeviceMesh
+
+BATCHES_BACK = 8
+"""How many batches back `state_dict` can go."""
+_MAX_MESSAGE_BYTES = 2 * 2**20
+_PREFETCH_FACTOR = 2
+
+_FILLER = np.zeros(1 + len(Counts._fields), dtype=np.int64)
+_FILLER[1 + Counts._fields.index("fillers")] = 1
+_PASSED_OVER = np.zeros_like(_FILLER)
+_PASSED_OVER[1 + Counts._fields.index("passed_over")] = 1
+
+
+class PackedDataLoader:
+    """Batches of packs for one data-parallel rank; the same global batches on every number of ranks and workers.
+
+    Iterating gives dicts of int64 tensors of shape [batch_size, seq_len]: "tokens", "labels", "position_ids",
+    "segment_ids", and "num_targets" of shape [batch_size]. A `break` loses nothing: a new iterator goes on behind the
+    last batch handed out. In a finite run one iteration is a pass of `dataset.epochs` epochs, and the next iteration
+    is the next pass; every rank gives the same number of batches.
+
+    Args:
+        dataset: what to load.
+        batch_size: packs of a batch on this rank; free to change at any time.
+        num_workers: processes that read, tokenize and pack; 0 does it in this process. Free to change at any time.
+        dp_rank: data-parallel rank; None takes it from `device_mesh`, torch.distributed or torchrun's environment.
+        dp_size: data-parallel ranks; must divide the dataset's lanes.
+        device_mesh: its dimensions named dp, dp_replicate, dp_shard, ... are data-parallel; peers in other dimensions
+            get the same packs.
+        process_group: the data-parallel ranks, for the exchanges of a finite run; None: looked up at first use.
+        format: keys and shapes of a batch; "streampack".
+        provenance: add "provenance" to a batch: for each pack, where its segments come from (`Source`).
+        drop_last: in a finite run, leave out what does not fill a batch on every rank, instead of padding it.
+        prefetch_bytes: bound on the packs that workers may have made ahead.
+        pin_memory: put batches into pinned memory; "auto" does where there is a GPU.
+        multiprocessing_context: "fork", "spawn" or "forkserver"; None takes Python's default.
+
+    Raises:
+        ConfigError: an argument that cannot work.
+        TopologyError: ranks that do not divide the lanes.
+    """
+
+    def __init__(
+        self,
+        dataset: PackedDataset,
+        batch_size: int = 1,
+        *,
+        num_workers: int = 2,
+        dp_rank: int | None = None,
+        dp_size: int | None = None,
+        device_mesh: "DeviceMesh | None" = None,
+        process_group: "dist.ProcessGroup | None" = None,
+        format: str = "streampack",  # noqa: A002 (the name of the public contract)
+        provenance: bool = False,
+        drop_last: bool = False,
+        prefetch_bytes: int = 64 * 2**20,
+        pin_memory: bool | Literal["auto"] = "auto",
+        multiprocessing_context: str | None = None,
+    ) -> None:
+        if not isinstance(dataset, PackedDataset):
+            raise ConfigError(f"dataset must be a PackedDataset, not {type(dataset).__name__}")
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("prefetch_bytes", prefetch_bytes, 1),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ConfigError(f"{name}={value!r} must be a whole number of at least {least}")
+        if format != "streampack":
+            raise NotBuiltError(f'format={format!r} is not built yet: use "streampack"')
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self._num_workers = num_workers
+        self._topology = topology.resolve(dp_rank=dp_rank, dp_size=dp_size, device_mesh=device_mesh)
+        dataset.check_same_topology(self._topology)
+        self._process_group = process_group
+        self._provenance = provenance
+        self._drop_last = drop_last
+        self._prefetch_bytes = prefetch_bytes
+        self._pin_memory = torch.cuda.is_available() if pin_memory == "auto" else pin_memory
+        self._context = multiprocessing_context
+        self._peers: topology.Peers | None = None
+        self._committed: Committed | None = None
+        self._history: deque[_Undo] = deque(maxlen=BATCHES_BACK)
+        self._pass: _Pass | None = None
+        self._batches = 0
+        self._left_out = LeftOut()
+        self._waited_s = 0.0
+        self._closed = False
+
+    @classmethod
+    def from_config(cls, path: str) -> "PackedDataLoader":
+        """The loader that a YAML file describes."""
+        config = load_config(path)
+        return cls(PackedDataset(**config.dataset_arguments()), **config.loader_arguments())
+
+    # -- what a trainer does ---------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Go on behind the last batch handed out; an older iterator raises from now on."""
+        committed = self._prepare()
+        if self._pass is None or self._pass.taken:
+            self._retire()
+            self._pass = _Pass(self, committed)
+        self._pass.taken = True
+        return _Iterator(self, self._pass)
+
+    def skip(self, num_batches: int) -> int:
+        """Go past up to `num_batches` batches on this rank without handing them out; call it on every rank.
+
+        Their positions are committed and their packs counted as passed over; they are in no digest. Returns how many
+        there were before the pass ended.
+        """
+        committed = self._prepare()
+        if self._pass is None:
+            self._pass = _Pass(self, committed)
+        for done in range(num_batches):
+            batch = next(self._pass.batches, None)
+            if batch is None:
+                return done
+            self._commit(batch, passed_over=True)
+        return num_batches
+
+    def state_dict(self, batches_back: int = 0) -> State:
+        """The state behind the last batch handed out, or up to 8 batches before; copies of everything.
+
+        One int64 tensor ("lanes.000123") and one JSON string ("holes.000123") per lane of this rank, and values that
+        are equal on all ranks: it saves and loads on any number of ranks through torch.distributed.checkpoint.
+        """
+        committed = self._prepare()
+        if batches_back:
+            if not 0 <= batches_back <= len(self._history):
+                raise StateError(
+                    f"batches_back={batches_back}: this loader can go back {len(self._history)} batches now "
+                    f"(at most {BATCHES_BACK}, and none before the start, a load or the end of a pass)"
+                )
+            committed = committed.copy()
+            for undo in list(self._history)[::-1][:batches_back]:
+                undo.apply(committed)
+        return committed.to_state(self.dataset.fingerprint())
+
+    def load_state_dict(self, state: Mapping[str, Any], *, allow: Collection[str] = ()) -> None:
+        """Go on from a state, of any number of ranks and workers; ends workers and iterators of before.
+
+        Args:
+            state: from `state_dict`, `merge_state_dicts`, torch.distributed.checkpoint or JSON.
+            allow: fields of the fingerprint that may differ because they only decide how the same rows are cut into
+                packs, such as {"seq_len", "boundary"}.
+
+        Raises:
+            StateError: another version, another run (each differing field is named), or lanes that are missing.
+        """
+        check_versions(state)
+        saved = fingerprint_of(state)
+        self._share_shards()
+        now = self.dataset.fingerprint()
+        num_lanes = saved.get("num_lanes")
+        if self.dataset.auto_lanes:
+            now["num_lanes"] = num_lanes  # a run keeps its lanes for life
+        check_fingerprint(saved, now, allow=allow)
+        check_ranks(num_lanes=num_lanes, num_ranks=self._topology.size)
+        lanes = rank_lanes(self._topology.rank, self._topology.size, num_lanes)
+        committed = Committed.from_state(state, lanes, num_lanes)
+        # From here on nothing can fail: a state that is refused leaves the loader as it was.
+        self._retire()
+        self._history.clear()
+        self.dataset.adopt_lanes(num_lanes)
+        self._committed = committed
+
+    def digest(self) -> int:
+        """A 64-bit digest of (global number, content) of every pack handed out on this rank's lanes since the start.
+
+        Ranks' digests add up, modulo 2**64, to the same number on every topology.
+        """
+        return self._prepare().digest()
+
+    def stats(self) -> dict[str, float]:
+        """Counts of this rank's lanes since the start of the run, and of this loader: batches, seconds waited."""
+        counts = self._prepare().counts()
+        return {
+            **counts._asdict(),
+            "batches": self._batches,
+            "left_out_packs": self._left_out.packs,
+            "seconds_waited": self._waited_s,
+        }
+
+    def close(self) -> None:
+        """End the workers. The state stays readable; iterating again starts new workers."""
+        self._retire()
+        if self._peers is not None:
+            self._peers.close()
+            self._peers = None
+
+    def __enter__(self) -> "PackedDataLoader":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- start -----------------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> Committed:
+        """The committed rows; the first call lists shards and compares the ranks."""
+        if self._committed is None:
+            self._share_shards()
+            num_lanes, ranks = self.dataset.num_lanes, self._topology
+            check_ranks(num_lanes=num_lanes, num_ranks=ranks.size)
+            self._committed = Committed.fresh(rank_lanes(ranks.rank, ranks.size, num_lanes))
+        return self._committed
+
+    def _share_shards(self) -> None:
+        """One listing for all ranks, and the same arguments on all of them. A collective, once."""
+        alone = self._topology.size == 1 or (self._topology.by_hand and self._process_group is None)
+        if self._peers is not None or alone:
+            self.dataset.list_shards()
+            return
+        if not topology.has_process_group():
+            if self.dataset.epochs is not None:
+                raise TopologyError(
+                    f"a finite run (epochs={self.dataset.epochs}) on {self._topology.size} ranks must agree on its "
+                    "end: call torch.distributed.init_process_group first, or give dp_rank and dp_size by hand (then "
+                    "ranks may end at different batches)"
+                )
+            self.dataset.list_shards()
+            return
+        self._peers = topology.Peers(self._topology, self._process_group)
+        asked = self._peers.all_tell(self.dataset.spec_digest())
+        if any(other != asked[0] for other in asked):
+            odd = [rank for rank, other in enumerate(asked) if other != asked[0]]
+            raise ConfigError(f"shards differs between ranks: ranks {odd} were given another list than rank 0")
+        mine, error = None, None
+        if self._topology.rank == 0:
+            try:
+                mine = self.dataset.list_shards().to_bytes()
+            except Exception as failure:  # the other ranks must not wait for a list that never comes
+                error = failure
+        told = self._peers.first_tells((mine, None if error is None else str(error)))
+        if error is not None:
+            raise error
+        table, message = told
+        if message is not None:
+            raise ConfigError(f"rank 0 could not list the shards: {message}")
+        self.dataset.adopt_shards(ShardTable.from_bytes(table))
+        prints = self._peers.all_tell(self.dataset.fingerprint())
+        for rank, other in enumerate(prints):
+            if differences := describe_differences(prints[0], other):
+                raise ConfigError(
+                    f"ranks have different arguments (rank 0 as the checkpoint, rank {rank} as now): "
+                    + "; ".join(differences)
+                )
+
+    def _messages(self, committed: Committed) -> tuple[Iterator[Message], int]:
+        """The workers' messages in torch's order, and how many workers there are."""
+        lanes, dataset = committed.lanes, self.dataset
+        num_workers = min(self._num_workers, len(lanes))
+        if num_workers < self._num_workers:
+            warnings.warn(
+                f"num_workers={self._num_workers} is more than the {len(lanes)} lanes of this rank: "
+                f"{num_workers} are started. More lanes (num_lanes) would let more workers share the work.",
+                UserWarning,
+                stacklevel=4,
+            )
+        pack_bytes = 4 * dataset.seq_len
+        ahead = max(num_workers, 1) * (_PREFETCH_FACTOR + 1)
+        max_slots = max(1, min(_MAX_MESSAGE_BYTES, self._prefetch_bytes // ahead) // pack_bytes)
+        share = Share(
+            recipe=dataset.recipe(),
+            lanes=lanes,
+            starts=[committed.start(place) for place in range(len(lanes))],
+            first_round=committed.global_pack // dataset.num_lanes,
+            end_epoch=None if dataset.epochs is None else committed.first_epoch + dataset.epochs,
+            first_slots=1,
+            max_slots=max_slots if num_workers else min(max_slots, self.batch_size),
+            max_buffer_bytes=dataset.max_buffer_bytes,
+            with_sources=self._provenance,
+        )
+        stream = WorkerStream(share)
+        if num_workers == 0:
+            return iter(stream), 1
+        workers: DataLoader[Message] = DataLoader(
+            stream,
+            batch_size=None,
+            num_workers=num_workers,
+            collate_fn=_as_it_is,
+            prefetch_factor=_PREFETCH_FACTOR,
+            multiprocessing_context=self._context,
+        )
+        return iter(workers), num_workers
+
+    def _retire(self) -> None:
+        if self._pass is not None:
+            self._pass.close()
+            self._pass = None
+
+    # -- commit ----------------------------------------------------------------------------------------------------
+
+    def _commit(self, batch: Batch, *, passed_over: bool = False) -> None:
+        committed = self._prepare()
+        items = [item for item in batch.items if item is not None]
+        self._history.append(_Undo(committed, sorted({item.place for item in items})))
+        for item in items:
+            if item.pack is None:
+                committed.add(item.place, Row(None, _FILLER))
+                continue
+            message, index, _ = item.pack
+            counts = _PASSED_OVER if passed_over else message.digest_and_counts[index]
+            committed.add(item.place, Row(message.cursors[index], counts))
+            if message.holes:
+                committed.holes[item.place].extend(item.pack.holes)
+        committed.global_pack = batch.global_pack
+        self._batches += not passed_over
+
+    def _end_pass(self, ends: Mapping[int, Counts]) -> None:
+        """All ranks are at the end: what came after the lanes' last packs counts, and the next epoch begins."""
+        committed = self._prepare()
+        for place, counts in ends.items():
+            committed.count(place, counts)
+        assert self.dataset.epochs is not None, "an endless run has no end"
+        committed.end_pass(committed.first_epoch + self.dataset.epochs, self.dataset.num_lanes)
+        self._history.clear()
+        self._retire()
+
+    def _hand_out(self, batch: Batch) -> dict[str, Any]:
+        recipe = self.dataset
+        packs = [None if item is None else item.pack for item in batch.items]
+        block = gather(packs, seq_len=recipe.seq_len, pad_id=recipe.pad_id)
+        result: dict[str, Any] = {name: torch.from_numpy(array) for name, array in expand(block).items()}
+        result["num_targets"] = torch.from_numpy(block.num_targets)
+        if self._pin_memory:
+            result = {name: tensor.pin_memory() for name, tensor in result.items()}
+        if self._provenance:
+            result["provenance"] = [() if pack is None else pack.sources for pack in packs]
+        return result
+
+
+class _Undo:
+    """What a batch changed, to go back behind it."""
+
+    def __init__(self, committed: Committed, places: list[int]) -> None:
+        self._places = places
+        self._rows = committed.rows[places].copy()
+        self._num_holes = [len(committed.holes[place]) for place in places]
+        self._global_pack = committed.global_pack
+
+    def apply(self, committed: Committed) -> None:
+        committed.rows[self._places] = self._rows
+        for place, count in zip(self._places, self._num_holes, strict=True):
+            del committed.holes[place][count:]
+        committed.global_pack = self._global_pack
+
+
+class _Pass:
+    """One run of the workers from committed rows on: until its end, or until it is abandoned."""
+
+    def __init__(self, loader: PackedDataLoader, committed: Committed) -> None:
+        self.taken = False
+        """Whether an iterator has been given out for it."""
+        self.ends: dict[int, Counts] = {}
+        self._messages, num_workers = loader._messages(committed)
+        dataset = loader.dataset
+        items = self._watch(
+            deal(
+                self._messages,
+                num_lanes=len(committed.lanes),
+                num_workers=num_workers,
+                first_round=committed.global_pack // dataset.num_lanes,
+            )
+        )
+        common: dict[str, Any] = {
+            "batch_size": loader.batch_size,
+            "num_ranks": loader._topology.size,
+            "global_pack": committed.global_pack,
+        }
+        pad = dataset.epoch_end == "pad"
+        peers = loader._peers
+        self.batches: Iterator[Batch] = (
+            endless(items, **common)
+            if dataset.epochs is None
+            else finite(
+                items,
+                **common,
+                num_lanes=dataset.num_lanes,
+                pad=pad,
+                drop_last=loader._drop_last,
+                agree=None if peers is None else lambda number: peers.start_agreeing(number, highest=pad).wait,
+                left_out=loader._left_out,
+            )
+        )
+
+    def _watch(self, items: Iterator[Item]) -> Iterator[Item]:
+        for item in items:
+            if item.end is not None:
+                self.ends.setdefault(item.place, item.end)
+            yield item
+
+    def close(self) -> None:
+        self.batches = iter(())
+        shut_down = getattr(self._messages, "_shutdown_workers", None)
+        if shut_down is not None:
+            with suppress(AttributeError):  # torch's iterator failed half-way through its own start
+                shut_down()
+        self._messages = iter(())
+
+
+class _Iterator(Iterator[dict[str, Any]]):
+    """Batches of one pass, for as long as it is the loader's current one."""
+
+    def __init__(self, loader: PackedDataLoader, current: _Pass) -> None:
+        self._loader = loader
+        self._pass = current
+        self._ended = False
+
+    def __next__(self) -> dict[str, Any]:
+        if self._ended:
+            raise StopIteration
+        loader = self._loader
+        if loader._pass is not self._pass:
+            raise LoaderError(
+                "this iterator is over: a newer iter(loader), load_state_dict or close has taken its place"
+            )
+        begin = perf_counter()
+        batch = next(self._pass.batches, None)
+        loader._waited_s += perf_counter() - begin
+        if batch is None:
+            self._ended = True
+            loader._end_pass(self._pass.ends)
+            raise StopIteration
+        loader._commit(batch)
+        return loader._hand_out(batch)
+
+
+def _as_it_is(message: Message) -> Message:
+    return message

@@ -1,0 +1,242 @@
+"""Packs from workers to the main process, few and large, and back into the global order.
+
+A rank takes its lanes in turn: slot s of round n is pack n of its s-th lane. Worker w of W makes the slots w, w + W, ...
+of each round, in order, and sends them some at a time; where W does not divide the lanes, the last slots of a round
+are empty. Every worker sends the same number of slots in its t-th message, so that one message of each worker, a
+**wave**, is an unbroken stretch of the rank's order:
+
+    6 lanes, 2 workers, 2 slots a message     worker 0:  [s0 s2] [s4 s0'] [s2' s4'] ...
+                                              worker 1:  [s1 s3] [s5 s1'] [s3' s5'] ...
+    wave by wave, dealt slot by slot          s0 s1 s2 s3 | s4 s5 s0' s1' | s2' s3' s4' s5' ...
+
+Workers never end by themselves (torch would drop one that does from its cycle): a lane that has ended says so in each
+of its slots, for as long as anyone asks.
+"""
+
+import enum
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import IterableDataset, get_worker_info
+
+from streampack.boundary import stack
+from streampack.pool import LanePool
+from streampack.recipe import Recipe
+from streampack.records import PackBlock
+from streampack.stats import Counts
+from streampack.stream import Hole, LaneEnd, LanePack, LaneStart, Source
+
+
+class Slot(enum.IntEnum):
+    """What stands in a slot of a message."""
+
+    NOTHING = 0
+    """No lane, or a pack that was handed out before the resume."""
+    PACK = 1
+    ENDED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Some slots of one worker."""
+
+    slots: NDArray[np.int8]
+    """int8 [P], see `Slot`."""
+    tokens: torch.Tensor
+    """int32 [B, seq_len], B the number of slots with a pack; a tensor, since torch sends those through shared memory."""
+    num_segments: NDArray[np.int32]
+    seq_lens: NDArray[np.int32]
+    edge_labels: NDArray[np.int32]
+    ignored: NDArray[np.bool_] | None
+    num_targets: NDArray[np.int64]
+    cursors: NDArray[np.int64]
+    """int64 [B, len(Cursor)]: the lane's cursor after the pack."""
+    digest_and_counts: NDArray[np.int64]
+    """int64 [B, 1 + len(Counts)]."""
+    ends: tuple[tuple[int, Counts], ...]
+    """(index in `slots`, counts after the lane's last pack) for slots of ended lanes."""
+    holes: tuple[tuple[int, Hole], ...]
+    """(index of the pack, hole)."""
+    sources: tuple[tuple[Source, ...], ...] | None
+    """One tuple per pack, one entry per segment."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """What the workers of one rank are told; each finds its own part by its number."""
+
+    recipe: Recipe
+    lanes: Sequence[int]
+    """The rank's lanes, in order."""
+    starts: Sequence[LaneStart]
+    """One per lane."""
+    first_round: int
+    end_epoch: int | None
+    first_slots: int
+    """Slots of a worker's first message; it doubles up to `max_slots`."""
+    max_slots: int
+    max_buffer_bytes: int
+    with_sources: bool
+
+
+class WorkerStream(IterableDataset[Message]):
+    """The messages of one worker, for ever; the part of the work is taken from torch's worker info."""
+
+    def __init__(self, share: Share) -> None:
+        super().__init__()
+        self._share = share
+
+    def __iter__(self) -> Iterator[Message]:
+        info = get_worker_info()
+        worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
+        share = self._share
+        lanes, starts = share.lanes[worker::num_workers], share.starts[worker::num_workers]
+        recipe = share.recipe
+        pool = LanePool(
+            recipe,
+            dict(zip(lanes, starts, strict=True)),
+            budget_bytes=share.max_buffer_bytes // num_workers,
+            end_epoch=share.end_epoch,
+            with_sources=share.with_sources,
+        )
+        slots = _slots(pool, lanes, starts, first_round=share.first_round, width=-(-len(share.lanes) // num_workers))
+        size = share.first_slots
+        while True:
+            yield _message([next(slots) for _ in range(size)], recipe, with_sources=share.with_sources)
+            size = min(2 * size, share.max_slots)
+
+
+def _slots(
+    pool: LanePool, lanes: Sequence[int], starts: Sequence[LaneStart], *, first_round: int, width: int
+) -> Iterator[LanePack | LaneEnd | None]:
+    number = first_round
+    while True:
+        for place in range(width):
+            if place >= len(lanes) or starts[place].packs > number:
+                yield None
+            else:
+                yield pool.take(lanes[place])
+        number += 1
+
+
+def _message(slots: Sequence[LanePack | LaneEnd | None], recipe: Recipe, *, with_sources: bool) -> Message:
+    packs = [slot for slot in slots if isinstance(slot, LanePack)]
+    block = stack([pack.rows for pack in packs], seq_len=recipe.seq_len, pad_id=recipe.pad_id)
+    digests = np.array([pack.digest for pack in packs], dtype=np.uint64).view(np.int64)
+    counts = np.array([pack.counts for pack in packs], dtype=np.int64).reshape(len(packs), len(Counts._fields))
+    kinds = [Slot.NOTHING if slot is None else Slot.ENDED if isinstance(slot, LaneEnd) else Slot.PACK for slot in slots]
+    return Message(
+        slots=np.array(kinds, dtype=np.int8),
+        tokens=torch.from_numpy(block.tokens),
+        num_segments=block.num_segments,
+        seq_lens=block.seq_lens,
+        edge_labels=block.edge_labels,
+        ignored=block.ignored,
+        num_targets=block.num_targets,
+        cursors=np.array([pack.cursor for pack in packs], dtype=np.int64).reshape(len(packs), -1),
+        digest_and_counts=np.column_stack([digests, counts]),
+        ends=tuple((index, slot.counts) for index, slot in enumerate(slots) if isinstance(slot, LaneEnd)),
+        holes=tuple((index, hole) for index, pack in enumerate(packs) for hole in pack.holes),
+        sources=tuple(pack.sources for pack in packs) if with_sources else None,
+    )
+
+
+class Item(NamedTuple):
+    """One slot of the rank's order: a pack somewhere in a message, or that its lane has ended."""
+
+    round: int
+    place: int
+    """Which of the rank's lanes."""
+    pack: "PackRef | None"
+    end: Counts | None
+    """For an ended lane: what it counted after its last pack, the first time it says so."""
+
+
+class PackRef(NamedTuple):
+    """One pack of a message."""
+
+    message: Message
+    index: int
+    segments: slice
+    """Its part of the message's `seq_lens` and `edge_labels`."""
+
+    @property
+    def holes(self) -> list[Hole]:
+        return [hole for index, hole in self.message.holes if index == self.index]
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """One per segment; empty where the workers were not asked for them."""
+        return () if self.message.sources is None else self.message.sources[self.index]
+
+
+def deal(messages: Iterator[Message], *, num_lanes: int, num_workers: int, first_round: int) -> Iterator[Item]:
+    """The messages of a rank's workers, in torch's order (worker 0, 1, ..., 0, 1, ...), as items in the rank's order."""
+    width = -(-num_lanes // num_workers)
+    step = 0
+    while True:
+        wave = [_Opened(next(messages)) for _ in range(num_workers)]
+        for index in range(len(wave[0].message.slots)):
+            number, column = divmod(step, width)
+            for worker, opened in enumerate(wave):
+                item = opened.item(index, first_round + number, column * num_workers + worker)
+                if item is not None:
+                    yield item
+            step += 1
+
+
+class _Opened:
+    """A message with its packs numbered."""
+
+    def __init__(self, message: Message) -> None:
+        self.message = message
+        self._kinds = message.slots.tolist()
+        self._packs = np.cumsum(message.slots == Slot.PACK).tolist()
+        self._segments = [0, *np.cumsum(message.num_segments).tolist()]
+        self._ends = dict(message.ends)
+
+    def item(self, index: int, number: int, place: int) -> Item | None:
+        kind = self._kinds[index]
+        if kind == Slot.NOTHING:
+            return None
+        if kind == Slot.ENDED:
+            return Item(number, place, None, self._ends.get(index))
+        pack = self._packs[index] - 1
+        return Item(
+            number, place, PackRef(self.message, pack, slice(self._segments[pack], self._segments[pack + 1])), None
+        )
+
+
+def gather(packs: Iterable[PackRef | None], *, seq_len: int, pad_id: int) -> PackBlock:
+    """Packs from any messages side by side; None is a filler: all padding."""
+    packs = list(packs)
+    tokens = np.full((len(packs), seq_len), pad_id, dtype=np.int32)
+    ignored: NDArray[np.bool_] | None = None
+    num_segments = np.zeros(len(packs), dtype=np.int32)
+    num_targets = np.zeros(len(packs), dtype=np.int64)
+    seq_lens, edge_labels = [np.zeros(0, dtype=np.int32)], [np.zeros(0, dtype=np.int32)]
+    for row, pack in enumerate(packs):
+        if pack is None:
+            continue
+        message, index, segments = pack
+        tokens[row] = message.tokens[index].numpy()
+        num_segments[row] = message.num_segments[index]
+        num_targets[row] = message.num_targets[index]
+        seq_lens.append(message.seq_lens[segments])
+        edge_labels.append(message.edge_labels[segments])
+        if message.ignored is not None:
+            if ignored is None:
+                ignored = np.zeros((len(packs), seq_len), dtype=np.bool_)
+            ignored[row] = message.ignored[index]
+    return PackBlock(
+        tokens=tokens,
+        num_segments=num_segments,
+        seq_lens=np.concatenate(seq_lens),
+        edge_labels=np.concatenate(edge_labels),
+        ignored=ignored,
+        num_targets=num_targets,
+    )

@@ -1,0 +1,193 @@
+"""The bytes of one tar in, samples out. No IO.
+
+Samples are grouped as WebDataset groups them: members that follow each other and share a key. A sample goes out only
+when it is known to be complete: the next sample's header, or the end of the archive, has been seen. Never true here:
+that a shard cut short, or damaged where a header or an end must be, gives fewer samples without an error.
+
+A plain tar may be read in ranges. Range i begins where range i-1 ends: at a boundary that is computed from the bytes
+around the cut (`tarcuts`), which a tar inside the tar can fool. So each range's own chain of headers must arrive at the
+next one's boundary, and with another key. The first range begins at byte 0, where a header is; so by induction, if no
+range complains, together they hold every sample exactly once, in order.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+
+from streampack.decompression import decompress, is_compressed
+from streampack.errors import CorruptShardError, ShardError, TruncatedShardError
+from streampack.records import Sample
+from streampack.tarcuts import Boundary, find_sample, first_boundary
+from streampack.tarformat import BadEntryError, Chunks, Entry, Kind, read_entry, split_name
+
+__all__ = ["Boundary", "decompress", "find_sample", "is_compressed", "read_range", "read_samples", "split_name"]
+
+_ANYWHERE = Boundary(-1, None)
+_REMEDY = "the shard is cut short or damaged; copy or write it again"
+_CUT_REMEDY = (
+    "the shard is cut short or damaged, or it was replaced, or a member looks like a tar inside the tar and a cut fell "
+    'into it; for the last, list the shard with "whole": true in a manifest, or store it as .tar.gz or .tar.zst'
+)
+_OTHER_FORMATS = {
+    b"\x1f\x8b": "gzip data: name it .tar.gz",
+    b"\x28\xb5\x2f\xfd": "zstd data: name it .tar.zst",
+    b"BZh": "bzip2 data, which is not supported: store it as .tar.zst",
+    b"\xfd7zXZ": "xz data, which is not supported: store it as .tar.zst",
+    b"PK\x03\x04": "a zip archive: write it again as a tar",
+    b"<": "HTML or XML, perhaps a message of the storage",
+}
+
+
+def read_samples(
+    chunks: Iterable[bytes],
+    *,
+    url: str,
+    wanted: Callable[[str], bool],
+    max_member_bytes: int,
+    start: int = 0,
+    whole: bool = True,
+    first_ordinal: int = 0,
+) -> Iterator[Sample]:
+    """The samples in the bytes of a tar from offset `start`, where an entry begins.
+
+    Members whose extension `wanted` refuses, those above `max_member_bytes`, and sparse files (their stored bytes are
+    not their content) are passed over without a copy; they stand in `Sample.sizes` only.
+
+    `whole`: the bytes run to the shard's end, which must be an archive's end: a zero block, and only zeros behind it.
+    Otherwise they end between two samples.
+
+    Raises:
+        TruncatedShardError: The bytes end before the archive does.
+        CorruptShardError: They are no tar or a damaged one, or (not `whole`) do not end between two entries.
+    """
+    until = None if whole else _ANYWHERE
+    return _read(Chunks(chunks, start), url, wanted, max_member_bytes, first_ordinal, until=until, is_cut=not whole)
+
+
+def read_range(
+    open_range: Callable[[int, int], Iterator[bytes]],
+    *,
+    begin: int,
+    end: int,
+    size: int,
+    url: str,
+    wanted: Callable[[str], bool],
+    max_member_bytes: int,
+    resume: int | None = None,
+) -> Iterator[Sample]:
+    """The samples of the range [begin, end) of a plain tar of `size` bytes; `read_samples` has the other arguments.
+
+    The samples are those from `find_sample(begin)` to `find_sample(end)`; the ranges between any cuts hold each sample
+    once. `open_range(first, last)` gives the bytes in between. `resume`: a `Sample.offset` of this range to go on from.
+
+    Raises:
+        TruncatedShardError: The shard ends before the archive does.
+        CorruptShardError: The shard is damaged, or the headers of this range do not arrive where the next one begins.
+    """
+    if size == 0:
+        raise _shard_error(_empty_shard(), url, 0, None, is_cut=False)
+
+    def open_at(offset: int) -> Iterator[bytes]:
+        return open_range(offset, size)
+
+    if resume is None:
+        left = first_boundary(open_at, begin=begin, end=end, size=size, url=url)
+        if left is None:
+            return
+        first = left.offset
+    else:
+        first = resume
+    right = find_sample(open_at, cut=end, size=size, url=url)
+    if first > right.offset:
+        what = f"this range begins behind byte {right.offset}, where the next one begins"
+        raise _shard_error(BadEntryError(what, first), url, first, right, is_cut=True)
+    if first < right.offset:
+        source = Chunks(open_range(first, right.offset), first)
+        until = None if right.offset == size else right
+        is_cut = begin > 0 or end < size or resume is not None
+        yield from _read(source, url, wanted, max_member_bytes, 0, until=until, is_cut=is_cut)
+
+
+def _read(
+    source: Chunks,
+    url: str,
+    wanted: Callable[[str], bool],
+    max_member_bytes: int,
+    ordinal: int,
+    *,
+    until: Boundary | None,
+    is_cut: bool,
+) -> Iterator[Sample]:
+    """`read_samples` up to the boundary `until`, None: up to the archive's end; `is_cut` is for what an error says."""
+    start = source.offset
+    key: str | None = None
+    offset = 0
+    members: dict[str, bytes] = {}
+    sizes: dict[str, int] = {}
+    try:
+        while True:
+            entry = read_entry(source)
+            kind = entry.kind
+            if kind is Kind.FILE or kind is Kind.SPARSE:
+                names = split_name(entry.name)
+                if names is not None:
+                    if names[0] != key:
+                        if key is not None:
+                            yield Sample(key=key, offset=offset, ordinal=ordinal, members=members, sizes=sizes)
+                            ordinal += 1
+                        key = names[0]
+                        offset = entry.offset
+                        members = {}
+                        sizes = {}
+                    extension = names[1]
+                    if extension in sizes:
+                        what = f"sample {key!r} has two members {extension!r}; rename one, or it would be lost"
+                        raise BadEntryError(what, entry.offset, member=entry.name)
+                    sizes[extension] = entry.size
+                    if kind is Kind.FILE and entry.size <= max_member_bytes and wanted(extension):
+                        members[extension] = payload = source.take(entry.size)
+                        if len(payload) < entry.size:
+                            what = f"the bytes end inside a member, after {len(payload)} of {entry.size}"
+                            raise BadEntryError(what, source.offset, member=entry.name, is_short=True)
+            elif kind is not Kind.OTHER:
+                break
+            source.skip_to(entry.end)
+        _check_end(source, entry, until, key)
+    except BadEntryError as bad:
+        raise _shard_error(bad, url, start, until, is_cut=is_cut) from None
+    if key is not None:
+        yield Sample(key=key, offset=offset, ordinal=ordinal, members=members, sizes=sizes)
+
+
+def _check_end(source: Chunks, last: Entry, until: Boundary | None, key: str | None) -> None:
+    """Raise if the bytes may not end as they do: behind entry `last`, in sample `key`."""
+    if until is not None:
+        if last.kind is Kind.ZERO_BLOCK:
+            raise BadEntryError("the archive ends before the range does", last.offset)
+        if until.offset not in (-1, source.offset):
+            raise BadEntryError(f"the range should go on to byte {until.offset}", source.offset, is_short=True)
+        if key is not None and key == until.key:
+            raise BadEntryError(f"the next range begins inside sample {key!r}", source.offset)
+    elif last.kind is Kind.ZERO_BLOCK:
+        at = source.first_nonzero()
+        if at is not None:
+            raise BadEntryError("there are other bytes after the end of the archive", at)
+    elif source.offset == 0:
+        raise _empty_shard()
+    else:
+        raise BadEntryError("the bytes end before the archive does", source.offset, is_short=True)
+
+
+def _empty_shard() -> BadEntryError:
+    what = "empty shard: it has 0 bytes, and even an archive without members has zero blocks"
+    return BadEntryError(what, 0, is_short=True)
+
+
+def _shard_error(bad: BadEntryError, url: str, start: int, until: Boundary | None, *, is_cut: bool) -> ShardError:
+    """What went wrong as an error for the user, and what to do."""
+    if bad.block and start == 0 and bad.offset == (len(bad.block) if bad.is_short else 0):
+        known = next((text for magic, text in _OTHER_FORMATS.items() if bad.block.startswith(magic)), None)
+        if known is not None or not bad.is_short:
+            what = f"not a tar archive: it begins with {bad.block[:16]!r}" + (f", which is {known}" if known else "")
+            return CorruptShardError(f"{what} ({bad.what})", url=url, offset=0)
+    kind = TruncatedShardError if bad.is_short and until is None else CorruptShardError
+    what = f"{bad.what}; {_CUT_REMEDY if is_cut else _REMEDY}"
+    return kind(what, url=url, member=bad.member, offset=bad.offset)

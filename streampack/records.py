@@ -1,0 +1,194 @@
+"""What flows between the stages. Records are frozen; a stage reads one kind and writes the next.
+
+    Shard -> Sample -> Document -> (tokens, loss mask) -> Pack
+
+Stages do not import each other; they share these, the errors and the counters.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streampack.errors import RecordError
+
+IGNORE_INDEX = -100
+"""The label of a row that is not trained: `torch.nn.functional.cross_entropy` ignores it by default."""
+
+Tokens = NDArray[np.int32]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """One archive of the corpus: where it is and what is known of it before it is opened."""
+
+    url: str
+    name: str
+    """The part of the URL that stays the same when the corpus moves: relative to what the URLs share."""
+    size: int
+    """Bytes as stored; for an unknown size the estimate that the lanes are laid out with."""
+    size_known: bool = True
+    digest: str | None = None
+    """`algorithm:hexdigest` of the stored bytes, where a manifest gives one."""
+    num_samples: int | None = None
+    whole: bool = False
+    """It cannot be cut: compressed, of unknown size, or the manifest says so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """Members of one tar that share a key, in WebDataset's sense."""
+
+    key: str
+    offset: int
+    """Of the sample's first header (prefix headers included) in the uncompressed tar, in bytes."""
+    ordinal: int
+    """Index of the sample counted from where reading began (the shard's start in a compressed shard)."""
+    members: dict[str, bytes]
+    """Extension (after the first dot of the base name) -> content; only the wanted ones."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Extension -> size in bytes, of every member; one above the reader's limit stands here and not in `members`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """What a tokenizer turns into tokens; a transform gets one and returns one, several or none.
+
+    Exactly one of `text` and `tokens` is set. `loss_mask` (bool [n]) says which of `tokens` may be a target.
+    """
+
+    text: str | None = None
+    tokens: Tokens | None = None
+    loss_mask: Mask | None = None
+    key: str = ""
+    url: str = ""
+    record: int = 0
+    """Index of the record in its member (JSON lines hold many, the other fields one)."""
+    part: int = 0
+    """Index in the list that the transform returned for the record."""
+    sample: int = 0
+    """Where the sample stands in its shard: byte offset in a plain tar, ordinal in a compressed one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BadRecord:
+    """What stands in the stream in place of a document that cannot be read; the caller raises or skips and counts."""
+
+    record: int
+    """Index of the record in its member; -1: a member of many records is bad as a whole, and so the sample."""
+    error: RecordError
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedDocument:
+    """Tokens of one document (BOS and EOS already in), and which of them may be a target (None: all)."""
+
+    tokens: NDArray[np.integer] | list[int]
+    loss_mask: NDArray[np.bool_] | list[bool] | None = None
+
+
+class Span(NamedTuple):
+    """Rows of one document in a pack: `length` input rows from `offset` of document number `document`."""
+
+    document: int
+    offset: int
+    length: int
+
+
+class Cursor(NamedTuple):
+    """Where a lane goes on: plain integers, so that a state is a row of them."""
+
+    epoch: int = 0
+    piece: int = 0
+    """Index into the lane's pieces of the epoch."""
+    sample: int = -1
+    """Byte offset of the sample's first header in a plain tar, ordinal in a compressed one; -1: the piece's start."""
+    record: int = 0
+    part: int = 0
+    row: int = 0
+    """Input rows of the document that earlier packs hold."""
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What streampack asks of a tokenizer. It must survive pickling, or be built anew in each worker.
+
+    `encode` returns the ids of the text alone (no BOS, no EOS) as an integer array [n]; an id is None where the
+    vocabulary has no such token; `digest` names the mapping from text to ids and is part of the fingerprint.
+    """
+
+    @property
+    def bos_id(self) -> int | None: ...
+    @property
+    def eos_id(self) -> int | None: ...
+    @property
+    def pad_id(self) -> int | None: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def digest(self) -> str: ...
+    def encode(self, text: str) -> NDArray[np.integer]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackRows:
+    """One pack as the packer makes it: only what labels, positions and segments cannot be derived from.
+
+    Row i of segment s has the label `tokens[i + 1]`, but for the segment's last row, whose label is `edge_labels[s]`,
+    and rows under `ignored`, whose label is -100. Rows from `len(tokens)` to seq_len are padding.
+    """
+
+    tokens: Tokens
+    """int32 [n], n <= seq_len: the real input rows."""
+    seq_lens: NDArray[np.int32]
+    """int32 [k]: rows of each segment; their sum is n."""
+    edge_labels: NDArray[np.int32]
+    """int32 [k]: the label of each segment's last row."""
+    ignored: Mask | None
+    """bool [n], or None where no row but a segment's last one can be masked."""
+    num_targets: int
+    spans: tuple[Span, ...]
+    """One per segment."""
+    next_document: int
+    """With `next_row`: where the following pack begins. The document may not have been fed yet."""
+    next_row: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackBlock:
+    """Some packs side by side, still compact: what a worker sends and what `boundary.expand` turns into a batch."""
+
+    tokens: NDArray[np.int32]
+    """int32 [B, seq_len], padded with pad_id."""
+    num_segments: NDArray[np.int32]
+    """int32 [B]: real segments of each pack."""
+    seq_lens: NDArray[np.int32]
+    """int32 [S], S = num_segments.sum(): rows of each segment, pack by pack."""
+    edge_labels: NDArray[np.int32]
+    """int32 [S]: the label of each segment's last row."""
+    ignored: NDArray[np.bool_] | None
+    """bool [B, seq_len], or None: rows whose label is -100 besides edges and padding."""
+    num_targets: NDArray[np.int64]
+    """int64 [B]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pack:
+    """One pack with everything spelled out; what `streampack.pack` gives. All arrays are int64 [seq_len]."""
+
+    tokens: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    """Already shifted: `labels[i]` is the target of `tokens[i]`, -100 where there is none."""
+    position_ids: NDArray[np.int64]
+    """Restart at 0 in every segment, also where a pack begins inside a document, and on the padding."""
+    segment_ids: NDArray[np.int64]
+    """1, 2, 3, ... in the pack; 0 on padding."""
+    seq_lens: NDArray[np.int64]
+    """int64 [k]: rows of each real segment."""
+    num_tokens: int
+    """Real input rows."""
+    num_targets: int
+    spans: tuple[Span, ...]
+    """One per real segment: (document ordinal, offset in the document, length), in input rows."""

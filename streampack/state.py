@@ -1,0 +1,262 @@
+"""The state of a loader: plain values, one key per lane, versioned, refused loudly where it does not fit.
+
+    "lanes.000123"   int64 [len(FIELDS)]: the lane's cursor, packs given, running digest and counts
+    "holes.000123"   JSON string: the bad records that the lane passed over
+    and, equal on all ranks: "version", "order_version", "fingerprint" (JSON), "global_pack", "first_epoch"
+
+One key per lane is what lets torch.distributed.checkpoint save the state from any ranks and load it on any others.
+"""
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from streampack.errors import StateError
+from streampack.lanes import packs_before
+from streampack.records import Cursor
+from streampack.stats import Counts
+from streampack.stream import Hole, LaneStart
+
+STATE_VERSION = 1
+"""The layout of the state."""
+ORDER_VERSION = 1
+"""The order of documents and packs that a seed stands for; a release that changes it counts this up."""
+
+FIELDS = (*Cursor._fields, "packs", "digest", *Counts._fields)
+_PACKS = len(Cursor._fields)
+_DIGEST = _PACKS + 1
+_COUNTS = _DIGEST + 1
+
+RECUTTABLE = frozenset({"seq_len", "boundary", "packing", "overflow", "tail", "lookahead", "pad_id"})
+"""Fields that only decide how rows are cut into packs: a state can go on with other values, from the same row."""
+
+State: TypeAlias = dict[str, torch.Tensor | str | int]
+
+
+class Row(NamedTuple):
+    """What one pack (or filler) adds to its lane's row."""
+
+    cursor: Sequence[int] | NDArray[np.int64] | None
+    """The lane's cursor after the pack; None for a filler: the lane stays where it is."""
+    digest_and_counts: NDArray[np.int64]
+    """int64 [1 + len(Counts)]."""
+
+
+@dataclass(slots=True)
+class Committed:
+    """The committed rows of the lanes of one rank: the only truth about where the run is."""
+
+    lanes: range
+    rows: NDArray[np.int64]
+    """int64 [len(lanes), len(FIELDS)]."""
+    holes: list[list[Hole]]
+    global_pack: int = 0
+    """All global packs below this one have been handed out, over all ranks."""
+    first_epoch: int = 0
+    """The epoch with which the current pass began."""
+
+    @classmethod
+    def fresh(cls, lanes: range) -> "Committed":
+        """The start of a run."""
+        rows = np.zeros((len(lanes), len(FIELDS)), dtype=np.int64)
+        rows[:, :_PACKS] = Cursor()
+        return cls(lanes=lanes, rows=rows, holes=[[] for _ in lanes])
+
+    def copy(self) -> "Committed":
+        return Committed(
+            lanes=self.lanes,
+            rows=self.rows.copy(),
+            holes=[list(holes) for holes in self.holes],
+            global_pack=self.global_pack,
+            first_epoch=self.first_epoch,
+        )
+
+    def start(self, place: int) -> LaneStart:
+        """Where the lane at a place in `lanes` goes on."""
+        row = self.rows[place].tolist()
+        return LaneStart(cursor=Cursor(*row[:_PACKS]), packs=row[_PACKS], holes=frozenset(self.holes[place]))
+
+    def add(self, place: int, row: Row) -> None:
+        """Commit one pack of a lane."""
+        if row.cursor is not None:
+            self.rows[place, :_PACKS] = row.cursor
+        self.rows[place, _PACKS] += 1
+        self.rows[place, _DIGEST:] += row.digest_and_counts  # the digest is meant to wrap around
+
+    def count(self, place: int, counts: Counts) -> None:
+        """Add counts that belong to no pack: what came after a lane's last one."""
+        self.rows[place, _COUNTS:] += np.array(counts, dtype=np.int64)
+
+    def end_pass(self, epoch: int, num_lanes: int) -> None:
+        """Put every lane at the start of `epoch`, at the same global pack."""
+        self.rows[:, :_PACKS] = Cursor(epoch=epoch)
+        self.rows[:, _PACKS] = [packs_before(self.global_pack, lane, num_lanes) for lane in self.lanes]
+        self.first_epoch = epoch
+
+    def counts(self) -> Counts:
+        """The lanes' counts added up."""
+        return Counts(*self.rows[:, _COUNTS:].sum(axis=0).tolist())
+
+    def digest(self) -> int:
+        """The lanes' digests added up modulo 2**64."""
+        return int(self.rows[:, _DIGEST].view(np.uint64).sum(dtype=np.uint64))
+
+    def to_state(self, fingerprint: Mapping[str, Any]) -> State:
+        """The state as plain values and fresh tensors, nothing shared with the running loader."""
+        state: State = {
+            "version": STATE_VERSION,
+            "order_version": ORDER_VERSION,
+            "fingerprint": json.dumps(fingerprint, sort_keys=True),
+            "global_pack": self.global_pack,
+            "first_epoch": self.first_epoch,
+        }
+        for place, lane in enumerate(self.lanes):
+            state[f"lanes.{lane:06d}"] = torch.tensor(self.rows[place].tolist(), dtype=torch.int64)
+            state[f"holes.{lane:06d}"] = json.dumps(self.holes[place])
+        return state
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], lanes: range, num_lanes: int) -> "Committed":
+        """The rows of `lanes` out of a state that may hold more; raises `StateError` where one is missing or odd."""
+        committed = cls.fresh(lanes)
+        committed.global_pack = int(state["global_pack"])
+        committed.first_epoch = int(state["first_epoch"])
+        for place, lane in enumerate(lanes):
+            key = f"lanes.{lane:06d}"
+            if key not in state or f"holes.{lane:06d}" not in state:
+                held = sum(name.startswith("lanes.") for name in state)
+                raise StateError(
+                    f"the state has no {key}: it holds {held} of {num_lanes} lanes, and this rank owns {len(lanes)} of "
+                    "them. A rank's own state fits the same number of ranks only: join the states of all ranks with "
+                    "streampack.merge_state_dicts, or save and load them with torch.distributed.checkpoint."
+                )
+            row = torch.as_tensor(state[key], dtype=torch.int64)
+            if row.shape != (len(FIELDS),):
+                raise StateError(f"{key} has shape {tuple(row.shape)}, not ({len(FIELDS)},): the state is damaged")
+            committed.rows[place] = row.numpy()
+            committed.holes[place] = [Hole(*hole) for hole in json.loads(state[f"holes.{lane:06d}"])]
+            packs, due = int(committed.rows[place, _PACKS]), packs_before(committed.global_pack, lane, num_lanes)
+            if packs != due:
+                raise StateError(
+                    f"{key} has given {packs} packs, and the state stands at global pack {committed.global_pack}, "
+                    f"which makes {due}: parts of different steps were mixed"
+                )
+        return committed
+
+
+def check_versions(state: Mapping[str, Any]) -> None:
+    """Raise `StateError` unless this release can read the state."""
+    missing = [
+        key for key in ("version", "order_version", "fingerprint", "global_pack", "first_epoch") if key not in state
+    ]
+    if missing:
+        raise StateError(f"not a state of a PackedDataLoader: it has no {', '.join(missing)} ({len(state)} keys in all)")
+    for key, known in (("version", STATE_VERSION), ("order_version", ORDER_VERSION)):
+        if state[key] != known:
+            raise StateError(
+                f"the state has {key} {state[key]}, this release of streampack reads {known}: "
+                "go on with the release that wrote it, or start a new run"
+            )
+
+
+def fingerprint_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The fingerprint that a state was saved with."""
+    try:
+        fingerprint = json.loads(state["fingerprint"])
+    except (TypeError, ValueError) as error:
+        raise StateError(f"the state's fingerprint is not JSON: {state['fingerprint']!r:.80}") from error
+    if not isinstance(fingerprint, dict):
+        raise StateError(f"the state's fingerprint is not an object: {fingerprint!r:.80}")
+    return fingerprint
+
+
+def check_fingerprint(saved: Mapping[str, Any], now: Mapping[str, Any], *, allow: Collection[str] = ()) -> None:
+    """Raise `StateError` that names every field that differs, both values, and what would work."""
+    odd = set(allow) - RECUTTABLE
+    if odd:
+        raise StateError(
+            f"allow={sorted(odd)} cannot be allowed: it changes which rows come. What only re-cuts rows can be: "
+            f"{', '.join(sorted(RECUTTABLE))}."
+        )
+    differences = describe_differences(saved, now, skip=allow)
+    if differences:
+        raise StateError("the state is of another run:\n  " + "\n  ".join(differences))
+
+
+def describe_differences(saved: Mapping[str, Any], now: Mapping[str, Any], *, skip: Collection[str] = ()) -> list[str]:
+    """A line for each field that differs: its name, both values, what to do."""
+    lines = []
+    for name in sorted({*saved, *now} - set(skip)):
+        before, after = saved.get(name), now.get(name)
+        if before == after:
+            continue
+        if name == "shards" and isinstance(before, dict) and isinstance(after, dict):
+            lines.append(_describe_shards(before, after))
+            continue
+        remedy = (
+            f'allow={{"{name}"}} goes on from the same row with the new value'
+            if name in RECUTTABLE
+            else f"set {name} back to the checkpoint's value, or start a new run"
+        )
+        lines.append(f"{name}: {before!r} in the checkpoint, {after!r} now; {remedy}")
+    return lines
+
+
+def _describe_shards(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    what = ", ".join(
+        f"{key} {before.get(key)} in the checkpoint, {after.get(key)} now"
+        for key in ("num_shards", "total_bytes")
+        if before.get(key) != after.get(key)
+    )
+    if not what:
+        places = [
+            index
+            for index, (old, new) in enumerate(zip(before.get("blocks", ()), after.get("blocks", ()), strict=False))
+            if old != new
+        ]
+        count, blocks = int(after["num_shards"]), max(len(after.get("blocks", ())), 1)
+        if places:
+            first, last = places[0] * count // blocks, (places[-1] + 1) * count // blocks - 1
+            what = f"names or sizes differ among shards {first} to {last} of {count}"
+        else:
+            what = f"{before} in the checkpoint, {after} now"
+    return f"shards: {what}; point the dataset at the same shards in the same order, or start a new run"
+
+
+def merge_state_dicts(states: Iterable[Mapping[str, Any]]) -> State:
+    """One state of all lanes from the states of all ranks; refuses ranks that stand at different steps.
+
+    Raises:
+        StateError: where two states differ in anything but their lanes, or hold one lane in different positions.
+    """
+    merged: State = {}
+    for rank, state in enumerate(states):
+        check_versions(state)
+        for key, value in state.items():
+            if key not in merged:
+                if rank and not key.startswith(("lanes.", "holes.")):
+                    raise StateError(f"state {rank} has {key!r}, which the ones before it have not")
+                merged[key] = value.clone() if isinstance(value, torch.Tensor) else value
+                continue
+            held = merged[key]
+            same = torch.equal(torch.as_tensor(held), torch.as_tensor(value)) if key.startswith("lanes.") else held == value
+            if not same and key == "global_pack":
+                raise StateError(
+                    f"the ranks stand at different steps: global_pack is {held} in state 0 and {value} in state {rank}. "
+                    "Take every rank's state after the same batch."
+                )
+            if not same:
+                raise StateError(f"{key} differs between the ranks' states: {held!r}, and {value!r} in state {rank}")
+    if not merged:
+        raise StateError("no states to merge")
+    return merged
+
+
+def to_json(state: Mapping[str, Any]) -> str:
+    """The state as one JSON text; `load_state_dict(json.loads(text))` takes it back."""
+    return json.dumps({key: value.tolist() if isinstance(value, torch.Tensor) else value for key, value in state.items()})

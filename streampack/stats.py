@@ -1,0 +1,36 @@
+"""What a lane counts. Every count travels with the pack that it belongs to and is committed with it.
+
+`Counts` is a row of non-negative integers; a lane's committed counts are part of its state, so that a total is the
+same on every topology and through every resume.
+"""
+
+from typing import NamedTuple
+
+
+class Counts(NamedTuple):
+    """What one pack, or one lane since the start of the run, stands for."""
+
+    documents: int = 0
+    """Documents whose last row has been given (or that left no row)."""
+    tokens: int = 0
+    """Input rows that are not padding."""
+    targets: int = 0
+    padding: int = 0
+    """Padded rows of packs; fillers are not in it."""
+    skipped: int = 0
+    """Bad records passed over by `on_error="skip"`."""
+    split_documents: int = 0
+    truncated_documents: int = 0
+    truncated_tokens: int = 0
+    dropped_documents: int = 0
+    dropped_tokens: int = 0
+    targetless_packs: int = 0
+    """Packs without a single target, which are never given."""
+    targetless_tokens: int = 0
+    """Rows of those."""
+    tail_tokens: int = 0
+    """Rows of unfinished packs dropped by `tail="drop"`."""
+    fillers: int = 0
+    """Packs of nothing but padding that keep finite runs in step."""
+    passed_over: int = 0
+    """Packs that `loader.skip` went past."""

@@ -1,0 +1,276 @@
+"""One lane, from a cursor on: bytes -> samples -> documents -> tokens -> packs, each with the position after it.
+
+A stream keeps no state that a
+cursor does not hold: dropping it and starting another one from the cursor of its last pack gives the same packs.
+
+    pack k of a lane carries   rows      what labels, positions and segments are made of
+                               cursor    where pack k + 1 begins: (epoch, piece, sample, record, part, row)
+                               counts    what it stands for; documents and bad records count once, when passed
+                               digest    of its global number and its content
+"""
+
+import logging
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import xxhash
+
+from streampack.errors import ConfigError, ShardError
+from streampack.lanes import Piece
+from streampack.recipe import Recipe
+from streampack.records import BadRecord, Cursor, Document, PackRows, Sample
+from streampack.stats import Counts
+
+_log = logging.getLogger(__name__)
+
+
+class Hole(NamedTuple):
+    """A bad record that was passed over: it stays out on every resume and every topology."""
+
+    epoch: int
+    shard: int
+    first: int
+    """The sample's position: byte offset in a plain tar, ordinal in a compressed one."""
+    end: int
+    """Just behind `first`: the positions [first, end) are out."""
+    record: int
+
+
+class Source(NamedTuple):
+    """Where a segment of a pack comes from."""
+
+    url: str
+    key: str
+    sample: int
+    """Byte offset of the sample in a plain tar, ordinal in a compressed one."""
+    record: int
+    part: int
+    row: int
+    """The document's input row with which the segment begins."""
+    length: int
+
+
+class LanePack(NamedTuple):
+    """One pack of a lane and what is committed with it."""
+
+    rows: PackRows
+    cursor: Cursor
+    counts: Counts
+    digest: int
+    holes: tuple[Hole, ...]
+    """Bad records met for the first time while this pack was made."""
+    sources: tuple[Source, ...]
+    """One per segment; empty unless asked for."""
+
+
+class LaneEnd(NamedTuple):
+    """A lane of a finite run has no more packs; `counts` is what came after its last one."""
+
+    counts: Counts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneStart:
+    """Where a lane goes on."""
+
+    cursor: Cursor = Cursor()
+    packs: int = 0
+    """How many packs it has given before."""
+    holes: frozenset[Hole] = frozenset()
+
+
+class _Fed(NamedTuple):
+    """A document in the packer, not yet passed."""
+
+    cursor: Cursor
+    skipped: int
+    """Bad records passed over since the document before it."""
+    url: str
+    key: str
+
+
+class LaneStream:
+    """The packs of one lane from a cursor on, in order."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        lane: int,
+        start: LaneStart,
+        *,
+        end_epoch: int | None,
+        max_range_bytes: int = 8 * 2**20,
+        with_sources: bool = False,
+    ) -> None:
+        """`end_epoch`: the first epoch that is not read (None: endless)."""
+        cursor = start.cursor
+        self._cursor = cursor
+        self._packs = start.packs
+        self._recipe = recipe
+        self._lane = lane
+        self._end_epoch = end_epoch
+        self._holes = set(start.holes)
+        self._new_holes: list[Hole] = []
+        self._skipped = 0
+        self._max_range_bytes = max_range_bytes
+        self._with_sources = with_sources
+        self._packer = recipe.packer()
+        self._fed: deque[_Fed] = deque()
+        self._first_fed = 0
+        self._counted = Counts()
+        self._ended = False
+        self._in_compressed = False
+        self._last_pack_epoch = cursor.epoch
+        self._documents = self._read(cursor)
+
+    @property
+    def buffered_bytes(self) -> int:
+        """About how much memory the stream holds: a range of the shard, and tokens that no pack has taken yet."""
+        return self._max_range_bytes + self._packer.buffered_bytes
+
+    @property
+    def replays(self) -> bool:
+        """Whether going on from the cursor would decompress a shard from its start again."""
+        return self._in_compressed
+
+    def position(self) -> LaneStart:
+        """Where another stream goes on after the last pack of this one."""
+        return LaneStart(cursor=self._cursor, packs=self._packs, holes=frozenset(self._holes))
+
+    def next(self) -> LanePack | LaneEnd:
+        """The lane's next pack; in a finite run its end, once and for all."""
+        while (rows := self._packer.pop()) is None:
+            if self._ended:
+                return LaneEnd(self._counts_until(len(self._fed) + self._first_fed))
+            entry = next(self._documents, None)
+            if entry is None:
+                self._ended = True
+                self._packer.finish()
+                continue
+            fed, document = entry
+            tokens, mask = self._recipe.encode(document)
+            self._packer.feed(tokens, mask, row=fed.cursor.row)
+            self._fed.append(fed)
+        return self._dress(rows)
+
+    def _dress(self, rows: PackRows) -> LanePack:
+        sources = tuple(self._sources(rows)) if self._with_sources else ()
+        last = self._fed[-1].cursor
+        counts = self._counts_until(rows.next_document)
+        if self._fed:
+            self._cursor = self._fed[0].cursor._replace(row=rows.next_row)
+        else:
+            self._cursor = last._replace(part=last.part + 1, row=0)
+        holes, self._new_holes = tuple(self._new_holes), []
+        pack = LanePack(rows, self._cursor, counts, self._digest(rows), holes, sources)
+        self._packs += 1
+        self._last_pack_epoch = self._cursor.epoch
+        return pack
+
+    def _counts_until(self, document: int) -> Counts:
+        """What came between the pack before and the point where `document` begins or goes on; drops what is passed."""
+        skipped = 0
+        while self._first_fed < document and self._fed:
+            skipped += self._fed.popleft().skipped
+            self._first_fed += 1
+        if self._fed:
+            skipped += self._fed[0].skipped
+            self._fed[0] = self._fed[0]._replace(skipped=0)
+        elif self._ended:
+            skipped += self._skipped
+            self._skipped = 0
+        now, before = self._packer.counts, self._counted
+        self._counted = now
+        return Counts(*(a - b for a, b in zip(now, before, strict=True)))._replace(skipped=skipped)
+
+    def _sources(self, rows: PackRows) -> Iterator[Source]:
+        for span in rows.spans:
+            fed = self._fed[span.document - self._first_fed]
+            cursor = fed.cursor
+            yield Source(fed.url, fed.key, cursor.sample, cursor.record, cursor.part, span.offset, span.length)
+
+    def _digest(self, rows: PackRows) -> int:
+        number = self._lane + self._recipe.num_lanes * self._packs
+        head = np.array([number, self._recipe.seq_len, self._recipe.pad_id], dtype="<i8")
+        digest = xxhash.xxh3_64(head.tobytes())
+        for array in (rows.tokens, rows.seq_lens, rows.edge_labels):
+            digest.update(np.ascontiguousarray(array, dtype="<i4").data)
+        if rows.ignored is not None:
+            digest.update(np.packbits(rows.ignored).data)
+        return digest.intdigest()
+
+    def _read(self, cursor: Cursor) -> Iterator[tuple[_Fed, Document]]:
+        """Every document of the lane from the cursor on, over pieces and epochs."""
+        recipe = self._recipe
+        epoch, piece_index, resume = cursor.epoch, cursor.piece, cursor.sample
+        while self._end_epoch is None or epoch < self._end_epoch:
+            pieces = recipe.pieces(epoch, self._lane)
+            self._check_alive(epoch, pieces)
+            for index in range(piece_index, len(pieces)):
+                piece = pieces[index]
+                self._in_compressed = recipe.is_compressed(piece)
+                for position, sample in recipe.samples(
+                    piece, resume=resume, max_range_bytes=self._max_range_bytes
+                ):
+                    here = Cursor(epoch, index, position)
+                    if position == cursor.sample and index == cursor.piece and epoch == cursor.epoch:
+                        here = cursor
+                    yield from self._read_sample(sample, piece, here)
+                resume = -1
+            epoch, piece_index = epoch + 1, 0
+
+    def _read_sample(self, sample: Sample, piece: Piece, cursor: Cursor) -> Iterator[tuple[_Fed, Document]]:
+        recipe = self._recipe
+        shard = recipe.table[piece.shard]
+        for item in recipe.documents.read(
+            sample,
+            url=shard.url,
+            shard_name=shard.name,
+            shard_index=piece.shard,
+            epoch=recipe.order_epoch(cursor.epoch),
+            position=cursor.sample,
+            first_record=cursor.record,
+            first_part=cursor.part,
+        ):
+            hole = Hole(cursor.epoch, piece.shard, cursor.sample, cursor.sample + 1, item.record)
+            if isinstance(item, BadRecord):
+                self._skip(item, hole)
+                continue
+            if self._holes and hole in self._holes:
+                if item.part == 0:
+                    self._skipped += 1
+                continue
+            row = cursor.row if (item.record, item.part) == (cursor.record, cursor.part) else 0
+            here = cursor._replace(record=item.record, part=item.part, row=row)
+            skipped, self._skipped = self._skipped, 0
+            yield _Fed(here, skipped, shard.url, sample.key), item
+
+    def _skip(self, bad: BadRecord, hole: Hole) -> None:
+        if self._recipe.on_error == "raise":
+            raise bad.error
+        self._skipped += 1
+        if hole in self._holes:
+            return
+        if len(self._holes) >= self._recipe.max_skipped:
+            raise ShardError(
+                f"lane {self._lane} has passed over max_skipped={self._recipe.max_skipped} bad records; the next one "
+                f"is: {bad.error}. Repair the data or raise max_skipped."
+            ) from bad.error
+        self._holes.add(hole)
+        self._new_holes.append(hole)
+        _log.warning("lane %d passes over a bad record: %s", self._lane, bad.error)
+
+    def _check_alive(self, epoch: int, pieces: list[Piece]) -> None:
+        """Refuse an endless run that could loop for ever without a pack."""
+        if self._end_epoch is not None:
+            return
+        never = not pieces and not self._recipe.shuffle
+        if never or epoch - self._last_pack_epoch >= max(self._recipe.num_lanes, 2):
+            why = "no shard falls into its range" if never else f"in {epoch - self._last_pack_epoch} epochs"
+            raise ConfigError(
+                f"lane {self._lane} of {self._recipe.num_lanes} gives no pack ({why}), and an endless run would wait "
+                f"for it for ever. Use fewer lanes (num_lanes), more or larger shards, or a finite run (epochs=1)."
+            )

@@ -1,0 +1,137 @@
+"""Who am I: the data-parallel rank and size of this process, and the group it talks over.
+
+The only module that asks `torch.distributed` or the environment. Ranks are resolved in the parent process and handed
+on: a spawned worker sees neither the process group nor the mesh, a forked one must not use them.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+
+from streampack.errors import TopologyError
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+_DATA_PARALLEL_DIMS = ("dp", "dp_replicate", "dp_shard", "data", "data_parallel", "replicate", "shard", "fsdp", "batch")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Topology:
+    """A data-parallel rank, how many there are, and the global ranks that stand behind them (None: by hand)."""
+
+    rank: int = 0
+    size: int = 1
+    by_hand: bool = False
+    """Given as numbers: there is no process group to ask."""
+    peers: tuple[int, ...] | None = None
+    """Global ranks of the data-parallel peers, in data-parallel order, where torch.distributed knows them."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.size:
+            raise TopologyError(f"dp_rank={self.rank} is not in 0..{self.size - 1} (dp_size={self.size})")
+
+
+def resolve(
+    *, dp_rank: int | None = None, dp_size: int | None = None, device_mesh: "DeviceMesh | None" = None
+) -> Topology:
+    """The topology from arguments, else a mesh, else torch.distributed, else torchrun's environment, else 0 of 1."""
+    if (dp_rank is None) != (dp_size is None):
+        raise TopologyError(f"dp_rank={dp_rank} and dp_size={dp_size}: give both or neither")
+    if dp_rank is not None and dp_size is not None:
+        if device_mesh is not None:
+            raise TopologyError("give dp_rank and dp_size, or device_mesh, not both")
+        return Topology(rank=dp_rank, size=dp_size, by_hand=True)
+    if device_mesh is not None:
+        return _from_mesh(device_mesh)
+    if dist.is_available() and dist.is_initialized():
+        size = dist.get_world_size()
+        return Topology(rank=dist.get_rank(), size=size, peers=tuple(range(size)))
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return Topology(rank=int(os.environ["RANK"]), size=int(os.environ["WORLD_SIZE"]))
+    return Topology()
+
+
+def _from_mesh(mesh: "DeviceMesh") -> Topology:
+    names = mesh.mesh_dim_names
+    if mesh.ndim == 1:
+        dims = [0]
+    elif names is None:
+        raise TopologyError(f"a device mesh of {mesh.ndim} dimensions without names does not tell which is data-parallel")
+    else:
+        dims = [index for index, name in enumerate(names) if name in _DATA_PARALLEL_DIMS]
+        if not dims:
+            raise TopologyError(
+                f"no dimension of the device mesh {names} is data-parallel by name ({', '.join(_DATA_PARALLEL_DIMS)}): "
+                "pass the sub-mesh, for example device_mesh=mesh['my_dp_dim']"
+            )
+    coordinate = mesh.get_coordinate()
+    if coordinate is None:
+        raise TopologyError("this process is not part of the device mesh")
+    index = tuple(slice(None) if dim in dims else coordinate[dim] for dim in range(mesh.ndim))
+    peers = tuple(int(rank) for rank in mesh.mesh[index].flatten().tolist())
+    return Topology(rank=peers.index(dist.get_rank()), size=len(peers), peers=peers)
+
+
+def has_process_group() -> bool:
+    """Whether torch.distributed is initialized in this process."""
+    return bool(dist.is_available() and dist.is_initialized())
+
+
+def may_be_distributed() -> bool:
+    """Whether other ranks may exist, now or once torch.distributed is initialized."""
+    return (has_process_group() and dist.get_world_size() > 1) or int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+class Peers:
+    """The loader's own small exchanges between data-parallel ranks, over gloo, in the main process."""
+
+    def __init__(self, topology: Topology, process_group: dist.ProcessGroup | None) -> None:
+        ranks = topology.peers if process_group is None else dist.get_process_group_ranks(process_group)
+        assert ranks is not None, "without torch.distributed there are no peers"
+        if len(ranks) != topology.size:
+            raise TopologyError(
+                f"process_group has {len(ranks)} ranks, the loader {topology.size} data-parallel ones: "
+                "pass the group of the data-parallel ranks"
+            )
+        # Always a group of its own: collectives of the trainer on the same group could come in another order.
+        self._group = dist.new_group(list(ranks), backend="gloo", use_local_synchronization=True)
+        self._source = ranks[0]
+
+    def first_tells(self, value: object) -> object:
+        """Rank 0's value, on every rank."""
+        box = [value]
+        dist.broadcast_object_list(box, src=self._source, group=self._group)
+        return box[0]
+
+    def all_tell(self, value: object) -> list[object]:
+        """Every rank's value, by data-parallel rank, on every rank."""
+        values: list[object] = [None] * dist.get_world_size(self._group)
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def start_agreeing(self, number: int, *, highest: bool) -> "Agreement":
+        """Begin to find the highest (or lowest) of the ranks' numbers; does not wait."""
+        tensor = torch.tensor([number], dtype=torch.int64)
+        op = dist.ReduceOp.MAX if highest else dist.ReduceOp.MIN
+        return Agreement(tensor, dist.all_reduce(tensor, op=op, group=self._group, async_op=True))
+
+    def close(self) -> None:
+        if has_process_group():
+            dist.destroy_process_group(self._group)
+
+
+class Agreement:
+    """A number that the ranks are agreeing on."""
+
+    def __init__(self, tensor: torch.Tensor, work: dist.Work | None) -> None:
+        self._tensor = tensor
+        self._work = work
+
+    def wait(self) -> int:
+        if self._work is not None:
+            self._work.wait()
+        return int(self._tensor.item())

@@ -1,0 +1,25 @@
+"""What every test has in common: hypothesis profiles and an environment without a launcher's variables."""
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# "ci": the same examples on every run, so that a red build is red for everyone; HYPOTHESIS_PROFILE=search looks further
+settings.register_profile(
+    "ci",
+    max_examples=50,
+    derandomize=True,
+    deadline=None,  # shared machines pause; pytest's time-out finds what hangs
+    suppress_health_check=[HealthCheck.too_slow],
+    print_blob=True,
+)
+settings.register_profile("search", parent=settings.get_profile("ci"), max_examples=2000, derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(autouse=True)
+def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test takes its rank from the job that happens to run the tests."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
