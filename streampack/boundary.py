@@ -235,7 +235,7 @@ def expand(block: PackBlock) -> dict[str, NDArray[np.int64]]:
     tokens[:] = block.tokens.reshape(-1)
     labels[:-1] = tokens[1:]
     if block.ignored is not None:
-        np.copyto(labels, IGNORE_INDEX, where=block.ignored.reshape(-1))
+        labels[np.flatnonzero(block.ignored)] = IGNORE_INDEX
     labels[ends[real] - 1] = block.edge_labels
     starts = ends - lengths
     for start, end in zip(starts[pads].tolist(), ends[pads].tolist(), strict=True):

@@ -6,8 +6,7 @@ holds no open file, no client and no handle of a tokenizer that does not survive
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,19 +14,18 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from streampack import topology
 from streampack.boundary import BoundaryPolicy, ReplaceBoundary, as_boundary, expand, stack
-from streampack.documents import DocumentReader, parse_field
+from streampack.corpus import Corpus
+from streampack.documents import DocumentReader, Transform, parse_field
 from streampack.errors import ConfigError, LoaderError, NotBuiltError, TopologyError
 from streampack.lanes import auto_num_lanes, check_ranks, rank_lanes, worker_lanes
-from streampack.packer import Packer
 from streampack.pool import LanePool
 from streampack.recipe import Recipe
-from streampack.records import Cursor, Document, Tokenizer
-from streampack.shards import ShardTable, expand as expand_shards
+from streampack.records import Cursor, Tokenizer
+from streampack.shards import ShardTable
+from streampack.shards import expand as expand_shards
 from streampack.storage import RetryPolicy, Storage
 from streampack.stream import LaneEnd, LaneStart
 from streampack.tokenizer import check_tokenizer, load_tokenizer, special_ids
-
-Transform = Callable[..., object]
 
 
 class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
@@ -143,10 +141,11 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         self._specs = _specs(shards)
         self._storage = Storage(storage_options, RetryPolicy() if retry is None else retry)
         self._table: ShardTable | None = None
+        self._shards_print: dict[str, Any] | None = None
         self._by_hand = dp_rank is not None
         self._topology = topology.resolve(dp_rank=dp_rank, dp_size=dp_size)
         # In shared memory, so that persistent workers see a later `set_epoch`.
-        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
         if isinstance(tokenizer, (str, os.PathLike)):
             path = os.fspath(tokenizer)
@@ -158,10 +157,9 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         bos_id, eos_id = (None, None) if tokenizer is None else special_ids(tokenizer, add_bos=add_bos, add_eos=add_eos)
         if pad_id is None:
             pad_id = None if tokenizer is None else tokenizer.pad_id
-        validation = split == "val"
-        self._recipe_arguments: dict[str, Any] = {
-            "storage": self._storage,
-            "documents": DocumentReader(
+        self.recipe = Recipe(
+            storage=self._storage,
+            documents=DocumentReader(
                 field=parse_field(field),
                 transform=transform,
                 transform_version=transform_version,
@@ -170,36 +168,25 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
                 seed=seed,
                 max_document_bytes=max_document_bytes,
             ),
-            "tokenizer": tokenizer,
-            "bos_id": bos_id,
-            "eos_id": eos_id,
-            "seq_len": seq_len,
-            "boundary": as_boundary(boundary),
-            "packing": packing,
-            "overflow": overflow,
-            "tail": tail,
-            "lookahead": lookahead,
-            "pad_id": 0 if pad_id is None else pad_id,
-            "token_ids": (None, None) if tokenizer is None else (tokenizer.bos_id, tokenizer.eos_id),
-            "seed": seed,
-            "shuffle": shuffle and not validation,
-            "one_epoch": validation,
-            "on_error": on_error,
-            "max_skipped": max_skipped,
-        }
-        self._field = field
-        arguments = self._recipe_arguments
-        Packer(
+            tokenizer=tokenizer,
+            bos_id=bos_id,
+            eos_id=eos_id,
             seq_len=seq_len,
-            boundary=arguments["boundary"],
+            boundary=as_boundary(boundary),
             packing=packing,
             overflow=overflow,
             tail=tail,
-            pad_id=arguments["pad_id"],
-            bos_id=arguments["token_ids"][0],
-            eos_id=arguments["token_ids"][1],
             lookahead=lookahead,
-        )  # it checks these
+            pad_id=0 if pad_id is None else pad_id,
+            token_ids=(None, None) if tokenizer is None else (tokenizer.bos_id, tokenizer.eos_id),
+            on_error=on_error,
+            max_skipped=max_skipped,
+        )
+        """What is done with a shard's bytes."""
+        self.recipe.packer()  # it checks the arguments of packing
+        self._seed = seed
+        self._shuffle = shuffle and split != "val"
+        self._field = field
         if self._by_hand or not topology.may_be_distributed():
             # On one process, list here, so that workers never do; with peers PackedDataLoader lets rank 0 list for all.
             self.list_shards()
@@ -215,22 +202,18 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
     def adopt_shards(self, table: ShardTable) -> None:
         """Take the shard list that another rank has made."""
         self._table = table
+        self._shards_print = None
 
     @property
     def num_lanes(self) -> int:
         """Lanes of the run; "auto" is resolved from the shards' bytes."""
         if self._asked_lanes == "auto":
-            self._asked_lanes = auto_num_lanes(int(self.list_shards().sizes.sum()))
+            self._asked_lanes = auto_num_lanes(self.list_shards().total_bytes)
         return self._asked_lanes
 
     def adopt_lanes(self, num_lanes: int) -> None:
         """Take the number of lanes of a state."""
         self._asked_lanes = num_lanes
-
-    @property
-    def pad_id(self) -> int:
-        """The token of padding in effect."""
-        return int(self._recipe_arguments["pad_id"])
 
     def check_same_topology(self, other: topology.Topology) -> None:
         """Refuse a loader's ranks that differ from ranks given to the dataset by hand."""
@@ -240,37 +223,53 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
                 f"rank {other.rank} of {other.size}: give them to the loader only"
             )
 
-    def recipe(self) -> Recipe:
-        """All that decides what the lanes hold; made anew at each call, so that nothing live is shared."""
-        return Recipe(table=self.list_shards(), num_lanes=self.num_lanes, **self._recipe_arguments)
+    def corpus(self) -> Corpus:
+        """Which bytes come when; lists the shards if that has not been done."""
+        return Corpus(
+            table=self.list_shards(),
+            num_lanes=self.num_lanes,
+            seed=self._seed,
+            shuffle=self._shuffle,
+            one_epoch=self.recipe.documents.split == "val",
+        )
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be equal for two runs to have the same packs; plain JSON values."""
-        arguments, table = self._recipe_arguments, self.list_shards()
-        boundary, documents, tokenizer = arguments["boundary"], arguments["documents"], arguments["tokenizer"]
+        recipe, documents = self.recipe, self.recipe.documents
+        boundary = recipe.boundary
         return {
             "num_lanes": self.num_lanes,
+            "seed": self._seed,
+            "shuffle": self._shuffle,
             "field": self._field,
-            "boundary": f"replace:{boundary.token_id}" if isinstance(boundary, ReplaceBoundary) else str(boundary),
-            "add_bos": arguments["bos_id"] is not None,
-            "add_eos": arguments["eos_id"] is not None,
-            "tokenizer": "none" if tokenizer is None else tokenizer.digest,
-            "transform": "none" if documents.transform is None else f"version {documents.transform_version!r}",
             "split": documents.split or "all",
             "val_fraction": documents.val_fraction,
             "max_document_bytes": documents.max_document_bytes,
-            **{
-                name: arguments[name]
-                for name in ("seed", "shuffle", "seq_len", "packing", "overflow", "tail", "lookahead", "pad_id")
-            },
-            "shards": {
+            "transform": "none" if documents.transform is None else f"version {documents.transform_version!r}",
+            "tokenizer": "none" if recipe.tokenizer is None else recipe.tokenizer.digest,
+            "add_bos": recipe.bos_id is not None,
+            "add_eos": recipe.eos_id is not None,
+            "seq_len": recipe.seq_len,
+            "boundary": f"replace:{boundary.token_id}" if isinstance(boundary, ReplaceBoundary) else str(boundary),
+            "packing": recipe.packing,
+            "overflow": recipe.overflow,
+            "tail": recipe.tail,
+            "lookahead": recipe.lookahead,
+            "pad_id": recipe.pad_id,
+            "shards": self._shards_fingerprint(),
+        }
+
+    def _shards_fingerprint(self) -> dict[str, Any]:
+        if self._shards_print is None:
+            table = self.list_shards()
+            self._shards_print = {
                 "num_shards": len(table),
-                "total_bytes": int(table.sizes.sum()),
+                "total_bytes": table.total_bytes,
                 "num_estimated_sizes": int((~table.size_known).sum()),
                 "digest": table.digest,
                 "blocks": table.block_digests(),
-            },
-        }
+            }
+        return self._shards_print
 
     def spec_digest(self) -> str:
         """A digest of the shards as they were asked for, before anything is listed."""
@@ -293,14 +292,15 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
                 "call dataset.list_shards() in the main process, or use PackedDataLoader"
             )
         self._check_topology()
-        recipe = self.recipe()
-        check_ranks(num_lanes=recipe.num_lanes, num_ranks=self._topology.size)
+        recipe, corpus = self.recipe, self.corpus()
+        check_ranks(num_lanes=corpus.num_lanes, num_ranks=self._topology.size)
         lanes = worker_lanes(
-            rank_lanes(self._topology.rank, self._topology.size, recipe.num_lanes), worker, num_workers
+            rank_lanes(self._topology.rank, self._topology.size, corpus.num_lanes), worker, num_workers
         )
         epoch = int(self._epoch.item())
         pool = LanePool(
             recipe,
+            corpus,
             {lane: LaneStart(cursor=Cursor(epoch=epoch)) for lane in lanes},
             budget_bytes=self.max_buffer_bytes // num_workers,
             end_epoch=None if self.epochs is None else epoch + self.epochs,

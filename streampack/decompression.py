@@ -67,6 +67,8 @@ def _gunzip(chunks: Iterable[bytes], url: str) -> Iterator[bytes]:
                     data = data if first else data.lstrip(b"\0")  # as gzip does: padding behind a member is no damage
                     if not data:
                         break
+                    if data[:2] != b"\x1f\x8b"[: len(data)]:
+                        raise _corrupt(f"no gzip member begins here, but {data[:4]!r}", url, offset - len(data))
                     member = codec.decompressobj(wbits=31)
                     first = False
                 try:
@@ -94,7 +96,7 @@ def _unzstd(chunks: Iterable[bytes], url: str) -> Iterator[bytes]:
     decompressor = zstandard.ZstdDecompressor()
     source = Chunks(chunks)
     while magic := source.take(4):
-        if len(magic) == 4 and magic[1:] == b"\x2a\x4d\x18" and magic[0] >> 4 == 5:  # a skippable frame
+        if magic[0] >> 4 == 5 and magic[1:] == b"\x2a\x4d\x18"[: len(magic) - 1]:  # a frame to be skipped
             left = int.from_bytes(_exactly(source, 4, url), "little")
             while left:
                 left -= len(_exactly(source, min(left, MAX_CHUNK_BYTES), url))

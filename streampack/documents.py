@@ -7,7 +7,7 @@ Out: its `Document`s in record order, and a `BadRecord` in the place of each one
     field        member                       documents
     txt          .txt                         its text
     json:KEY     .json                        the string under KEY; `a.b` is the key b of the object under a
-    jsonl:KEY    .jsonl .jsonl.gz .jsonl.zst  one per line; blank lines count for nothing, the record index neither
+    jsonl:KEY    .jsonl .jsonl.gz .jsonl.zst  one per line; blank lines have no record index
     npy          .npy                         token ids, a 1-D array of integers
 
 The member is the one with exactly that extension, else the only one whose extension ends in it (`page.txt`).
@@ -385,12 +385,15 @@ def _unsigned(dtype: np.dtype[Any]) -> tuple[np.dtype[Any], int]:
 def _int32_tokens(tokens: NDArray[Any]) -> Tokens:
     """`tokens` as int32, without a copy where they are; a ValueError says why they cannot be token ids."""
     if not isinstance(tokens, np.ndarray) or tokens.ndim != 1 or tokens.dtype.kind not in "iu":
-        found = f"{tokens.dtype} {list(tokens.shape)}" if isinstance(tokens, np.ndarray) else type(tokens).__name__
-        raise ValueError(f"tokens that are {found}; token ids are a 1-D NumPy array of integers")
+        raise ValueError(f"tokens that are {_array_kind(tokens)}; token ids are a 1-D NumPy array of integers")
     unsigned, largest = _unsigned(tokens.dtype)
     if tokens.size and np.maximum.reduce(tokens.view(unsigned)) > largest:
         raise ValueError(f"token ids from {tokens.min()} to {tokens.max()}; they must be from 0 to {2**31 - 1}")
     return tokens.astype(np.int32, copy=False)
+
+
+def _array_kind(value: object) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
 
 
 def _transformed(document: Document, transform: Transform, rng: np.random.Generator, limit: int) -> list[Document]:
@@ -420,12 +423,13 @@ def _checked_part(part: object, document: Document, index: int, limit: int) -> D
     if tokens is not None:
         tokens = _int32_tokens(tokens)
         _check_size(4 * len(tokens), limit)
-    elif isinstance(text, str):
-        _check_text_size(text, limit)
-    else:
+        is_mask = isinstance(mask, np.ndarray) and mask.dtype == bool and mask.shape == tokens.shape
+        if mask is not None and not is_mask:
+            raise ValueError(f"a loss_mask that is {_array_kind(mask)}; {len(tokens)} tokens need a bool array [n]")
+    elif not isinstance(text, str):
         raise ValueError(f"a document whose text is a {type(text).__name__}, not a str")
-    if mask is not None and tokens is None:
+    elif mask is not None:
         raise ValueError("a document of text with a loss_mask: it says which tokens are targets, so give tokens")
-    if mask is not None and tokens is not None and not (mask.dtype == bool and mask.shape == tokens.shape):
-        raise ValueError(f"a loss_mask of {mask.dtype} {list(mask.shape)} for {len(tokens)} tokens: bool [n] is needed")
+    else:
+        _check_text_size(text, limit)
     return dataclasses.replace(document, text=text, tokens=tokens, loss_mask=mask, part=index)

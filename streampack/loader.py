@@ -6,28 +6,27 @@ A batch is committed when it is handed out: its packs' cursors become the lanes'
 What workers have made ahead is in no state; workers can be ended and started again from the rows at any time.
 """
 
-import warnings
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import suppress
+from dataclasses import dataclass
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from streampack import topology
+from streampack.agreement import share_dataset
 from streampack.boundary import expand
 from streampack.config import load_config
 from streampack.dataset import PackedDataset
 from streampack.errors import ConfigError, LoaderError, NotBuiltError, StateError, TopologyError
 from streampack.lanes import check_ranks, rank_lanes
-from streampack.messages import Item, Message, Share, WorkerStream, deal, gather
-from streampack.rounds import Batch, LeftOut, endless, finite
-from streampack.shards import ShardTable
-from streampack.state import Committed, Row, State, check_fingerprint, check_versions, describe_differences, fingerprint_of
+from streampack.messages import gather
+from streampack.passes import Pass, PassSettings
+from streampack.rounds import Batch
+from streampack.state import Committed, Row, State, check_fingerprint, check_versions, fingerprint_of
 from streampack.stats import Counts
 
 if TYPE_CHECKING:
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
 
 BATCHES_BACK = 8
 """How many batches back `state_dict` can go."""
-_MAX_MESSAGE_BYTES = 2 * 2**20
-_PREFETCH_FACTOR = 2
 
 _FILLER = np.zeros(1 + len(Counts._fields), dtype=np.int64)
 _FILLER[1 + Counts._fields.index("fillers")] = 1
@@ -104,23 +101,26 @@ class PackedDataLoader:
             raise NotBuiltError(f'format={format!r} is not built yet: use "streampack"')
         self.dataset = dataset
         self.batch_size = batch_size
-        self._num_workers = num_workers
         self._topology = topology.resolve(dp_rank=dp_rank, dp_size=dp_size, device_mesh=device_mesh)
         dataset.check_same_topology(self._topology)
         self._process_group = process_group
-        self._provenance = provenance
-        self._drop_last = drop_last
-        self._prefetch_bytes = prefetch_bytes
+        self._settings = PassSettings(
+            batch_size=batch_size,
+            num_ranks=self._topology.size,
+            num_workers=num_workers,
+            prefetch_bytes=prefetch_bytes,
+            multiprocessing_context=multiprocessing_context,
+            with_sources=provenance,
+            drop_last=drop_last,
+        )
         self._pin_memory = torch.cuda.is_available() if pin_memory == "auto" else pin_memory
-        self._context = multiprocessing_context
         self._peers: topology.Peers | None = None
         self._committed: Committed | None = None
         self._history: deque[_Undo] = deque(maxlen=BATCHES_BACK)
-        self._pass: _Pass | None = None
+        self._pass: Pass | None = None
+        self._past = _PastPasses()
         self._batches = 0
-        self._left_out = LeftOut()
         self._waited_s = 0.0
-        self._closed = False
 
     @classmethod
     def from_config(cls, path: str) -> "PackedDataLoader":
@@ -132,12 +132,33 @@ class PackedDataLoader:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Go on behind the last batch handed out; an older iterator raises from now on."""
-        committed = self._prepare()
-        if self._pass is None or self._pass.taken:
-            self._retire()
-            self._pass = _Pass(self, committed)
-        self._pass.taken = True
-        return _Iterator(self, self._pass)
+        current = self._current_pass(new=True)
+        current.taken = True
+        return self._iterate(current)
+
+    def _iterate(self, current: Pass) -> Iterator[dict[str, Any]]:
+        while True:
+            if self._pass is not current:
+                raise LoaderError(
+                    "this iterator is over: a newer iter(loader), load_state_dict or close has taken its place"
+                )
+            batch = self._next_batch(current)
+            if batch is None:
+                self._end_pass(current)
+                return
+            self._commit(batch)
+            self._batches += 1
+            yield self._hand_out(batch)
+
+    def _next_batch(self, current: Pass) -> Batch | None:
+        begin = perf_counter()
+        try:
+            return next(current.batches, None)
+        except BaseException:
+            self._retire()  # a pass that broke off must not be taken for one that has ended
+            raise
+        finally:
+            self._waited_s += perf_counter() - begin
 
     def skip(self, num_batches: int) -> int:
         """Go past up to `num_batches` batches on this rank without handing them out; call it on every rank.
@@ -145,11 +166,9 @@ class PackedDataLoader:
         Their positions are committed and their packs counted as passed over; they are in no digest. Returns how many
         there were before the pass ended.
         """
-        committed = self._prepare()
-        if self._pass is None:
-            self._pass = _Pass(self, committed)
+        current = self._current_pass(new=False)
         for done in range(num_batches):
-            batch = next(self._pass.batches, None)
+            batch = self._next_batch(current)
             if batch is None:
                 return done
             self._commit(batch, passed_over=True)
@@ -188,7 +207,7 @@ class PackedDataLoader:
         saved = fingerprint_of(state)
         self._share_shards()
         now = self.dataset.fingerprint()
-        num_lanes = saved.get("num_lanes")
+        num_lanes = int(saved.get("num_lanes", 0))
         if self.dataset.auto_lanes:
             now["num_lanes"] = num_lanes  # a run keeps its lanes for life
         check_fingerprint(saved, now, allow=allow)
@@ -214,7 +233,8 @@ class PackedDataLoader:
         return {
             **counts._asdict(),
             "batches": self._batches,
-            "left_out_packs": self._left_out.packs,
+            "left_out_packs": self._past.left_out_packs,
+            "retries": self._past.num_retries + (0 if self._pass is None else self._pass.num_retries),
             "seconds_waited": self._waited_s,
         }
 
@@ -225,7 +245,7 @@ class PackedDataLoader:
             self._peers.close()
             self._peers = None
 
-    def __enter__(self) -> "PackedDataLoader":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -260,72 +280,21 @@ class PackedDataLoader:
             self.dataset.list_shards()
             return
         self._peers = topology.Peers(self._topology, self._process_group)
-        asked = self._peers.all_tell(self.dataset.spec_digest())
-        if any(other != asked[0] for other in asked):
-            odd = [rank for rank, other in enumerate(asked) if other != asked[0]]
-            raise ConfigError(f"shards differs between ranks: ranks {odd} were given another list than rank 0")
-        mine, error = None, None
-        if self._topology.rank == 0:
-            try:
-                mine = self.dataset.list_shards().to_bytes()
-            except Exception as failure:  # the other ranks must not wait for a list that never comes
-                error = failure
-        told = self._peers.first_tells((mine, None if error is None else str(error)))
-        if error is not None:
-            raise error
-        table, message = told
-        if message is not None:
-            raise ConfigError(f"rank 0 could not list the shards: {message}")
-        self.dataset.adopt_shards(ShardTable.from_bytes(table))
-        prints = self._peers.all_tell(self.dataset.fingerprint())
-        for rank, other in enumerate(prints):
-            if differences := describe_differences(prints[0], other):
-                raise ConfigError(
-                    f"ranks have different arguments (rank 0 as the checkpoint, rank {rank} as now): "
-                    + "; ".join(differences)
-                )
+        share_dataset(self.dataset, self._peers, rank=self._topology.rank)
 
-    def _messages(self, committed: Committed) -> tuple[Iterator[Message], int]:
-        """The workers' messages in torch's order, and how many workers there are."""
-        lanes, dataset = committed.lanes, self.dataset
-        num_workers = min(self._num_workers, len(lanes))
-        if num_workers < self._num_workers:
-            warnings.warn(
-                f"num_workers={self._num_workers} is more than the {len(lanes)} lanes of this rank: "
-                f"{num_workers} are started. More lanes (num_lanes) would let more workers share the work.",
-                UserWarning,
-                stacklevel=4,
-            )
-        pack_bytes = 4 * dataset.seq_len
-        ahead = max(num_workers, 1) * (_PREFETCH_FACTOR + 1)
-        max_slots = max(1, min(_MAX_MESSAGE_BYTES, self._prefetch_bytes // ahead) // pack_bytes)
-        share = Share(
-            recipe=dataset.recipe(),
-            lanes=lanes,
-            starts=[committed.start(place) for place in range(len(lanes))],
-            first_round=committed.global_pack // dataset.num_lanes,
-            end_epoch=None if dataset.epochs is None else committed.first_epoch + dataset.epochs,
-            first_slots=1,
-            max_slots=max_slots if num_workers else min(max_slots, self.batch_size),
-            max_buffer_bytes=dataset.max_buffer_bytes,
-            with_sources=self._provenance,
-        )
-        stream = WorkerStream(share)
-        if num_workers == 0:
-            return iter(stream), 1
-        workers: DataLoader[Message] = DataLoader(
-            stream,
-            batch_size=None,
-            num_workers=num_workers,
-            collate_fn=_as_it_is,
-            prefetch_factor=_PREFETCH_FACTOR,
-            multiprocessing_context=self._context,
-        )
-        return iter(workers), num_workers
+    def _current_pass(self, *, new: bool) -> Pass:
+        """The pass that goes on from the committed rows; `new`: not one that an iterator has been given out for."""
+        committed = self._prepare()
+        if self._pass is not None and new and self._pass.taken:
+            self._retire()
+        if self._pass is None:
+            self._pass = Pass(self.dataset, committed, self._settings, self._peers)
+        return self._pass
 
     def _retire(self) -> None:
         if self._pass is not None:
             self._pass.close()
+            self._past.add(self._pass)
             self._pass = None
 
     # -- commit ----------------------------------------------------------------------------------------------------
@@ -344,12 +313,11 @@ class PackedDataLoader:
             if message.holes:
                 committed.holes[item.place].extend(item.pack.holes)
         committed.global_pack = batch.global_pack
-        self._batches += not passed_over
 
-    def _end_pass(self, ends: Mapping[int, Counts]) -> None:
+    def _end_pass(self, current: Pass) -> None:
         """All ranks are at the end: what came after the lanes' last packs counts, and the next epoch begins."""
         committed = self._prepare()
-        for place, counts in ends.items():
+        for place, counts in current.ends.items():
             committed.count(place, counts)
         assert self.dataset.epochs is not None, "an endless run has no end"
         committed.end_pass(committed.first_epoch + self.dataset.epochs, self.dataset.num_lanes)
@@ -357,16 +325,28 @@ class PackedDataLoader:
         self._retire()
 
     def _hand_out(self, batch: Batch) -> dict[str, Any]:
-        recipe = self.dataset
+        dataset = self.dataset
         packs = [None if item is None else item.pack for item in batch.items]
-        block = gather(packs, seq_len=recipe.seq_len, pad_id=recipe.pad_id)
+        block = gather(packs, seq_len=dataset.seq_len, pad_id=dataset.recipe.pad_id)
         result: dict[str, Any] = {name: torch.from_numpy(array) for name, array in expand(block).items()}
         result["num_targets"] = torch.from_numpy(block.num_targets)
         if self._pin_memory:
             result = {name: tensor.pin_memory() for name, tensor in result.items()}
-        if self._provenance:
+        if self._settings.with_sources:
             result["provenance"] = [() if pack is None else pack.sources for pack in packs]
         return result
+
+
+@dataclass(slots=True)
+class _PastPasses:
+    """What the passes before the current one counted."""
+
+    left_out_packs: int = 0
+    num_retries: int = 0
+
+    def add(self, ended: Pass) -> None:
+        self.left_out_packs += ended.left_out.packs
+        self.num_retries += ended.num_retries
 
 
 class _Undo:
@@ -383,87 +363,3 @@ class _Undo:
         for place, count in zip(self._places, self._num_holes, strict=True):
             del committed.holes[place][count:]
         committed.global_pack = self._global_pack
-
-
-class _Pass:
-    """One run of the workers from committed rows on: until its end, or until it is abandoned."""
-
-    def __init__(self, loader: PackedDataLoader, committed: Committed) -> None:
-        self.taken = False
-        """Whether an iterator has been given out for it."""
-        self.ends: dict[int, Counts] = {}
-        self._messages, num_workers = loader._messages(committed)
-        dataset = loader.dataset
-        items = self._watch(
-            deal(
-                self._messages,
-                num_lanes=len(committed.lanes),
-                num_workers=num_workers,
-                first_round=committed.global_pack // dataset.num_lanes,
-            )
-        )
-        common: dict[str, Any] = {
-            "batch_size": loader.batch_size,
-            "num_ranks": loader._topology.size,
-            "global_pack": committed.global_pack,
-        }
-        pad = dataset.epoch_end == "pad"
-        peers = loader._peers
-        self.batches: Iterator[Batch] = (
-            endless(items, **common)
-            if dataset.epochs is None
-            else finite(
-                items,
-                **common,
-                num_lanes=dataset.num_lanes,
-                pad=pad,
-                drop_last=loader._drop_last,
-                agree=None if peers is None else lambda number: peers.start_agreeing(number, highest=pad).wait,
-                left_out=loader._left_out,
-            )
-        )
-
-    def _watch(self, items: Iterator[Item]) -> Iterator[Item]:
-        for item in items:
-            if item.end is not None:
-                self.ends.setdefault(item.place, item.end)
-            yield item
-
-    def close(self) -> None:
-        self.batches = iter(())
-        shut_down = getattr(self._messages, "_shutdown_workers", None)
-        if shut_down is not None:
-            with suppress(AttributeError):  # torch's iterator failed half-way through its own start
-                shut_down()
-        self._messages = iter(())
-
-
-class _Iterator(Iterator[dict[str, Any]]):
-    """Batches of one pass, for as long as it is the loader's current one."""
-
-    def __init__(self, loader: PackedDataLoader, current: _Pass) -> None:
-        self._loader = loader
-        self._pass = current
-        self._ended = False
-
-    def __next__(self) -> dict[str, Any]:
-        if self._ended:
-            raise StopIteration
-        loader = self._loader
-        if loader._pass is not self._pass:
-            raise LoaderError(
-                "this iterator is over: a newer iter(loader), load_state_dict or close has taken its place"
-            )
-        begin = perf_counter()
-        batch = next(self._pass.batches, None)
-        loader._waited_s += perf_counter() - begin
-        if batch is None:
-            self._ended = True
-            loader._end_pass(self._pass.ends)
-            raise StopIteration
-        loader._commit(batch)
-        return loader._hand_out(batch)
-
-
-def _as_it_is(message: Message) -> Message:
-    return message

@@ -1,8 +1,8 @@
 """Packs from workers to the main process, few and large, and back into the global order.
 
 A rank takes its lanes in turn: slot s of round n is pack n of its s-th lane. Worker w of W makes the slots w, w + W, ...
-of each round, in order, and sends them some at a time; where W does not divide the lanes, the last slots of a round
-are empty. Every worker sends the same number of slots in its t-th message, so that one message of each worker, a
+of each round, in order, and sends some at a time; where W does not divide the lanes, the last slots of a round are
+empty. Every worker sends the same number of slots in its t-th message, so that one message of each worker, a
 **wave**, is an unbroken stretch of the rank's order:
 
     6 lanes, 2 workers, 2 slots a message     worker 0:  [s0 s2] [s4 s0'] [s2' s4'] ...
@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from streampack.boundary import stack
+from streampack.corpus import Corpus
 from streampack.pool import LanePool
 from streampack.recipe import Recipe
-from streampack.records import PackBlock
+from streampack.records import Cursor, PackBlock
 from streampack.stats import Counts
 from streampack.stream import Hole, LaneEnd, LanePack, LaneStart, Source
 
@@ -47,7 +48,7 @@ class Message:
     slots: NDArray[np.int8]
     """int8 [P], see `Slot`."""
     tokens: torch.Tensor
-    """int32 [B, seq_len], B the number of slots with a pack; a tensor, since torch sends those through shared memory."""
+    """int32 [B, seq_len], B the number of slots with a pack; a tensor: torch sends those through shared memory."""
     num_segments: NDArray[np.int32]
     seq_lens: NDArray[np.int32]
     edge_labels: NDArray[np.int32]
@@ -63,6 +64,8 @@ class Message:
     """(index of the pack, hole)."""
     sources: tuple[tuple[Source, ...], ...] | None
     """One tuple per pack, one entry per segment."""
+    num_retries: int
+    """Storage faults that passed while the message was made."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +73,7 @@ class Share:
     """What the workers of one rank are told; each finds its own part by its number."""
 
     recipe: Recipe
+    corpus: Corpus
     lanes: Sequence[int]
     """The rank's lanes, in order."""
     starts: Sequence[LaneStart]
@@ -98,6 +102,7 @@ class WorkerStream(IterableDataset[Message]):
         recipe = share.recipe
         pool = LanePool(
             recipe,
+            share.corpus,
             dict(zip(lanes, starts, strict=True)),
             budget_bytes=share.max_buffer_bytes // num_workers,
             end_epoch=share.end_epoch,
@@ -106,7 +111,10 @@ class WorkerStream(IterableDataset[Message]):
         slots = _slots(pool, lanes, starts, first_round=share.first_round, width=-(-len(share.lanes) // num_workers))
         size = share.first_slots
         while True:
-            yield _message([next(slots) for _ in range(size)], recipe, with_sources=share.with_sources)
+            retries = recipe.storage.num_retries
+            made = [next(slots) for _ in range(size)]
+            retries = recipe.storage.num_retries - retries
+            yield _message(made, recipe, with_sources=share.with_sources, num_retries=retries)
             size = min(2 * size, share.max_slots)
 
 
@@ -123,7 +131,9 @@ def _slots(
         number += 1
 
 
-def _message(slots: Sequence[LanePack | LaneEnd | None], recipe: Recipe, *, with_sources: bool) -> Message:
+def _message(
+    slots: Sequence[LanePack | LaneEnd | None], recipe: Recipe, *, with_sources: bool, num_retries: int
+) -> Message:
     packs = [slot for slot in slots if isinstance(slot, LanePack)]
     block = stack([pack.rows for pack in packs], seq_len=recipe.seq_len, pad_id=recipe.pad_id)
     digests = np.array([pack.digest for pack in packs], dtype=np.uint64).view(np.int64)
@@ -137,11 +147,12 @@ def _message(slots: Sequence[LanePack | LaneEnd | None], recipe: Recipe, *, with
         edge_labels=block.edge_labels,
         ignored=block.ignored,
         num_targets=block.num_targets,
-        cursors=np.array([pack.cursor for pack in packs], dtype=np.int64).reshape(len(packs), -1),
+        cursors=np.array([pack.cursor for pack in packs], dtype=np.int64).reshape(len(packs), len(Cursor._fields)),
         digest_and_counts=np.column_stack([digests, counts]),
         ends=tuple((index, slot.counts) for index, slot in enumerate(slots) if isinstance(slot, LaneEnd)),
         holes=tuple((index, hole) for index, pack in enumerate(packs) for hole in pack.holes),
         sources=tuple(pack.sources for pack in packs) if with_sources else None,
+        num_retries=num_retries,
     )
 
 
@@ -160,22 +171,22 @@ class PackRef(NamedTuple):
     """One pack of a message."""
 
     message: Message
-    index: int
+    number: int
     segments: slice
     """Its part of the message's `seq_lens` and `edge_labels`."""
 
     @property
     def holes(self) -> list[Hole]:
-        return [hole for index, hole in self.message.holes if index == self.index]
+        return [hole for index, hole in self.message.holes if index == self.number]
 
     @property
     def sources(self) -> tuple[Source, ...]:
         """One per segment; empty where the workers were not asked for them."""
-        return () if self.message.sources is None else self.message.sources[self.index]
+        return () if self.message.sources is None else self.message.sources[self.number]
 
 
 def deal(messages: Iterator[Message], *, num_lanes: int, num_workers: int, first_round: int) -> Iterator[Item]:
-    """The messages of a rank's workers, in torch's order (worker 0, 1, ..., 0, 1, ...), as items in the rank's order."""
+    """The messages of a rank's workers, in torch's order (worker 0, 1, ..., 0, 1, ...), as items in the rank's."""
     width = -(-num_lanes // num_workers)
     step = 0
     while True:

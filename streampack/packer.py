@@ -148,10 +148,13 @@ class Packer:
         self._finished = False
 
     def __repr__(self) -> str:
-        shown = [document.tokens[: document.rows].tolist() for document in list(self._documents)[:8]]
-        if shown:
-            shown[0] = shown[0][self._row :]
-        return f"<Packer, {self._rows} rows: {' | '.join(' '.join(map(str, row[:16])) for row in shown)}>"
+        # The beginning of the buffer, for people: some documents, some tokens of each.
+        starts = [self._row, *[0] * 7]
+        shown = [
+            " ".join(map(str, held.tokens[start : min(start + 16, held.rows)].tolist()))
+            for start, held in zip(starts, self._documents, strict=False)
+        ]
+        return f"<Packer, {self._rows} rows: {' | '.join(shown)}>"
 
     @property
     def buffered_bytes(self) -> int:
@@ -215,8 +218,10 @@ class Packer:
             self._row = row
         self._rows += rows - row
         if self._whole:
-            fits = self._open_rows + rows - row <= self.seq_len
-            self._open_rows = ((self._open_rows if fits else 0) + rows - row) % self.seq_len
+            open_rows = self._open_rows + rows - row
+            if open_rows > self.seq_len:  # it does not fit: a pack of its own, or several full ones
+                open_rows = rows - row
+            self._open_rows = open_rows % self.seq_len
 
     def finish(self) -> None:
         """Say that no document follows; `pop` then gives what is left."""
@@ -259,7 +264,7 @@ class Packer:
                 return True
         elif self._rows >= self.seq_len:
             # Where the buffer's last document ends with the pack, the one after it decides the last label.
-            waits = self._edges_look_ahead and self.lookahead and not self._finished
+            waits = self._edges_look_ahead and self.lookahead
             if self._rows > self.seq_len or not waits:
                 return True
         if not self._finished or not self._rows:
@@ -458,4 +463,4 @@ def _loss_mask(loss_mask: NDArray[np.bool_] | Sequence[bool], size: int, ordinal
         raise RecordError(
             f"document {ordinal} has a loss mask of type {mask.dtype}; it must be True and False, or 1 and 0."
         )
-    return mask.astype(np.bool_)
+    return mask.astype(np.bool_, copy=False)

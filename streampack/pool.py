@@ -11,8 +11,10 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from streampack.corpus import Corpus
 from streampack.errors import ConfigError
-from streampack.stream import LaneEnd, LanePack, LaneStart, LaneStream, Recipe
+from streampack.recipe import Recipe
+from streampack.stream import LaneEnd, LanePack, LaneStart, LaneStream
 
 MIN_SHARE_BYTES = 64 * 2**10
 MAX_RANGE_BYTES = 8 * 2**20
@@ -32,6 +34,7 @@ class LanePool:
     def __init__(
         self,
         recipe: Recipe,
+        corpus: Corpus,
         starts: Mapping[int, LaneStart],
         *,
         budget_bytes: int,
@@ -44,6 +47,7 @@ class LanePool:
             max_document_bytes=recipe.documents.max_document_bytes,
         )
         self._recipe = recipe
+        self._corpus = corpus
         self._budget_bytes = budget_bytes
         self._share_bytes = budget_bytes // max(len(starts), 1)
         self._end_epoch = end_epoch
@@ -70,6 +74,7 @@ class LanePool:
         if state.stream is None:
             state.stream = LaneStream(
                 self._recipe,
+                self._corpus,
                 lane,
                 state.start,
                 end_epoch=self._end_epoch,

@@ -15,17 +15,13 @@ from collections.abc import Callable, Iterable, Iterator
 from streampack.decompression import decompress, is_compressed
 from streampack.errors import CorruptShardError, ShardError, TruncatedShardError
 from streampack.records import Sample
-from streampack.tarcuts import Boundary, find_sample, first_boundary
+from streampack.tarcuts import CUT_REMEDY, Boundary, find_sample, first_boundary
 from streampack.tarformat import BadEntryError, Chunks, Entry, Kind, read_entry, split_name
 
 __all__ = ["Boundary", "decompress", "find_sample", "is_compressed", "read_range", "read_samples", "split_name"]
 
 _ANYWHERE = Boundary(-1, None)
 _REMEDY = "the shard is cut short or damaged; copy or write it again"
-_CUT_REMEDY = (
-    "the shard is cut short or damaged, or it was replaced, or a member looks like a tar inside the tar and a cut fell "
-    'into it; for the last, list the shard with "whole": true in a manifest, or store it as .tar.gz or .tar.zst'
-)
 _OTHER_FORMATS = {
     b"\x1f\x8b": "gzip data: name it .tar.gz",
     b"\x28\xb5\x2f\xfd": "zstd data: name it .tar.zst",
@@ -189,5 +185,5 @@ def _shard_error(bad: BadEntryError, url: str, start: int, until: Boundary | Non
             what = f"not a tar archive: it begins with {bad.block[:16]!r}" + (f", which is {known}" if known else "")
             return CorruptShardError(f"{what} ({bad.what})", url=url, offset=0)
     kind = TruncatedShardError if bad.is_short and until is None else CorruptShardError
-    what = f"{bad.what}; {_CUT_REMEDY if is_cut else _REMEDY}"
+    what = f"{bad.what}; {CUT_REMEDY if is_cut else _REMEDY}"
     return kind(what, url=url, member=bad.member, offset=bad.offset)

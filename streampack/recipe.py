@@ -1,22 +1,21 @@
-"""All that decides what a lane holds, and the stages put in order: shards -> samples -> documents -> tokens -> packs.
+"""What is done with a shard's bytes: the stages put in order, bytes -> samples -> documents -> tokens -> packs.
 
-A recipe knows nothing of ranks, workers or batches; it is built once per process and read by every lane there.
+A recipe knows nothing of lanes, ranks, workers or batches. It holds nothing live: it can be pickled and forked.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from streampack.boundary import BoundaryPolicy, ReplaceBoundary
-from streampack.documents import DocumentReader
-from streampack.lanes import EpochLine, Piece, shard_order
-from streampack.packer import Packer
 from streampack.decompression import decompress, is_compressed
-from streampack.reader import read_samples
-from streampack.tarcuts import read_range
-from streampack.records import Document, Mask, Sample, Tokenizer, Tokens
-from streampack.shards import ShardTable
+from streampack.documents import DocumentReader
+from streampack.lanes import Piece
+from streampack.packer import Packer
+from streampack.reader import read_range, read_samples
+from streampack.records import Document, Mask, Sample, Shard, Tokenizer
 from streampack.storage import Storage
 
 MAX_MEMBER_BYTES = 2**30
@@ -27,14 +26,12 @@ MAX_MEMBER_BYTES = 2**30
 class Recipe:
     """The arguments of a dataset, checked and resolved."""
 
-    table: ShardTable
     storage: Storage
     documents: DocumentReader
     tokenizer: Tokenizer | None
     bos_id: int | None
     """Put before each document; None: nothing."""
     eos_id: int | None
-    num_lanes: int
     seq_len: int
     boundary: BoundaryPolicy | ReplaceBoundary
     packing: str
@@ -44,35 +41,16 @@ class Recipe:
     pad_id: int
     token_ids: tuple[int | None, int | None]
     """The tokenizer's (BOS, EOS), for the policies that look at values."""
-    seed: int
-    shuffle: bool
-    one_epoch: bool
-    """Every epoch is the first one: the validation stream."""
     on_error: str
     max_skipped: int
-    _lines: dict[int, EpochLine] = field(default_factory=dict, compare=False, repr=False)
 
-    def pieces(self, epoch: int, lane: int) -> list[Piece]:
-        """What the lane reads in an epoch, in order."""
-        epoch = self.order_epoch(epoch)
-        if epoch not in self._lines:
-            if len(self._lines) >= 4:  # lanes of one worker are in neighbouring epochs
-                self._lines.pop(next(iter(self._lines)))
-            order = shard_order(seed=self.seed, epoch=epoch, num_shards=len(self.table), shuffle=self.shuffle)
-            self._lines[epoch] = EpochLine(self.table.sizes, self.table.whole, order)
-        return self._lines[epoch].pieces(lane, self.num_lanes)
+    def samples(
+        self, shard: Shard, piece: Piece, *, resume: int, max_range_bytes: int
+    ) -> Iterator[tuple[int, Sample]]:
+        """The samples of a piece of the shard with their positions, from `resume` on (-1: from the piece's start).
 
-    def is_compressed(self, piece: Piece) -> bool:
-        """Whether positions in the piece are ordinals of samples, since its bytes cannot be entered in the middle."""
-        return is_compressed(self.table[piece.shard].url)
-
-    def order_epoch(self, epoch: int) -> int:
-        """The epoch that choices are made by."""
-        return 0 if self.one_epoch else epoch
-
-    def samples(self, piece: Piece, *, resume: int, max_range_bytes: int) -> Iterator[tuple[int, Sample]]:
-        """The piece's samples with their positions, from position `resume` on (-1: from its start)."""
-        shard = self.table[piece.shard]
+        A position is the byte offset of the sample's first header in a plain tar, its ordinal in a compressed one.
+        """
         wanted = self.documents.field.wanted
         size = shard.size if shard.size_known else None
 
@@ -110,10 +88,10 @@ class Recipe:
             ):
                 yield sample.offset, sample
 
-    def encode(self, document: Document) -> tuple[Tokens, Mask | None]:
-        """The document's tokens with BOS and EOS as asked for, int32 [n], and its loss mask, bool [n] or None."""
+    def encode(self, document: Document) -> tuple[NDArray[np.integer], Mask | None]:
+        """The document's tokens, BOS and EOS as asked for (integers [n]), and its loss mask (bool [n] or None)."""
         if document.tokens is not None:
-            ids = document.tokens
+            ids: NDArray[np.integer] = document.tokens
         else:
             assert self.tokenizer is not None and document.text is not None, "the dataset demands a tokenizer for text"
             try:
@@ -125,7 +103,7 @@ class Recipe:
             return ids, document.loss_mask
         front, back = int(self.bos_id is not None), int(self.eos_id is not None)
         wide = ids.dtype.itemsize > 4 or ids.dtype == np.uint32
-        tokens = np.empty(front + len(ids) + back, dtype=np.int64 if wide else np.int32)
+        tokens: NDArray[np.integer] = np.empty(front + len(ids) + back, dtype=np.int64 if wide else np.int32)
         tokens[front : front + len(ids)] = ids
         if self.bos_id is not None:
             tokens[0] = self.bos_id

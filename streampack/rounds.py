@@ -102,7 +102,8 @@ def num_batches(packs: int, *, num_ranks: int, batch_size: int, drop_last: bool)
     """Batches that every rank gives for so many global packs that are left."""
     if drop_last:
         return packs // num_ranks // batch_size
-    return -(-(-(-packs // num_ranks)) // batch_size)
+    of_one_rank = (packs + num_ranks - 1) // num_ranks
+    return (of_one_rank + batch_size - 1) // batch_size
 
 
 class _Window(NamedTuple):

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from streampack.errors import StateError
 from streampack.lanes import packs_before
 from streampack.records import Cursor
+from streampack.shards import differing_block
 from streampack.stats import Counts
 from streampack.stream import Hole, LaneStart
 
@@ -155,7 +156,7 @@ def check_versions(state: Mapping[str, Any]) -> None:
         key for key in ("version", "order_version", "fingerprint", "global_pack", "first_epoch") if key not in state
     ]
     if missing:
-        raise StateError(f"not a state of a PackedDataLoader: it has no {', '.join(missing)} ({len(state)} keys in all)")
+        raise StateError(f"not a state of a PackedDataLoader: no {', '.join(missing)} among its {len(state)} keys")
     for key, known in (("version", STATE_VERSION), ("order_version", ORDER_VERSION)):
         if state[key] != known:
             raise StateError(
@@ -188,44 +189,41 @@ def check_fingerprint(saved: Mapping[str, Any], now: Mapping[str, Any], *, allow
         raise StateError("the state is of another run:\n  " + "\n  ".join(differences))
 
 
-def describe_differences(saved: Mapping[str, Any], now: Mapping[str, Any], *, skip: Collection[str] = ()) -> list[str]:
-    """A line for each field that differs: its name, both values, what to do."""
+def describe_differences(
+    saved: Mapping[str, Any],
+    now: Mapping[str, Any],
+    *,
+    skip: Collection[str] = (),
+    saved_where: str = "in the checkpoint",
+    now_where: str = "now",
+    advise: bool = True,
+) -> list[str]:
+    """A line for each field of two fingerprints that differs: its name, both values, and what would work."""
     lines = []
     for name in sorted({*saved, *now} - set(skip)):
         before, after = saved.get(name), now.get(name)
         if before == after:
             continue
         if name == "shards" and isinstance(before, dict) and isinstance(after, dict):
-            lines.append(_describe_shards(before, after))
-            continue
-        remedy = (
-            f'allow={{"{name}"}} goes on from the same row with the new value'
-            if name in RECUTTABLE
-            else f"set {name} back to the checkpoint's value, or start a new run"
-        )
-        lines.append(f"{name}: {before!r} in the checkpoint, {after!r} now; {remedy}")
+            what = _describe_shards(before, after, saved_where, now_where)
+            remedy = "point the dataset at the same shards in the same order, or start a new run"
+        else:
+            what = f"{before!r} {saved_where}, {after!r} {now_where}"
+            remedy = f"set {name} back to the checkpoint's value, or start a new run"
+        if name in RECUTTABLE:
+            remedy = f'load_state_dict(state, allow={{"{name}"}}) goes on from the same row with the new value'
+        lines.append(f"{name}: {what}" + (f"; {remedy}" if advise else ""))
     return lines
 
 
-def _describe_shards(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    what = ", ".join(
-        f"{key} {before.get(key)} in the checkpoint, {after.get(key)} now"
-        for key in ("num_shards", "total_bytes")
-        if before.get(key) != after.get(key)
-    )
-    if not what:
-        places = [
-            index
-            for index, (old, new) in enumerate(zip(before.get("blocks", ()), after.get("blocks", ()), strict=False))
-            if old != new
-        ]
-        count, blocks = int(after["num_shards"]), max(len(after.get("blocks", ())), 1)
-        if places:
-            first, last = places[0] * count // blocks, (places[-1] + 1) * count // blocks - 1
-            what = f"names or sizes differ among shards {first} to {last} of {count}"
-        else:
-            what = f"{before} in the checkpoint, {after} now"
-    return f"shards: {what}; point the dataset at the same shards in the same order, or start a new run"
+def _describe_shards(before: Mapping[str, Any], after: Mapping[str, Any], saved_where: str, now_where: str) -> str:
+    for key in ("num_shards", "total_bytes"):
+        if before.get(key) != after.get(key):
+            return f"{key} is {before.get(key)} {saved_where}, {after.get(key)} {now_where}"
+    where = differing_block(before.get("blocks", ()), after.get("blocks", ()), num_shards=int(after["num_shards"]))
+    if where is None:
+        return f"{dict(before)} {saved_where}, {dict(after)} {now_where}"
+    return f"names or sizes differ among shards {where.start} to {where.stop - 1} of {after['num_shards']}"
 
 
 def merge_state_dicts(states: Iterable[Mapping[str, Any]]) -> State:
@@ -244,10 +242,11 @@ def merge_state_dicts(states: Iterable[Mapping[str, Any]]) -> State:
                 merged[key] = value.clone() if isinstance(value, torch.Tensor) else value
                 continue
             held = merged[key]
-            same = torch.equal(torch.as_tensor(held), torch.as_tensor(value)) if key.startswith("lanes.") else held == value
+            is_row = key.startswith("lanes.")
+            same = torch.equal(torch.as_tensor(held), torch.as_tensor(value)) if is_row else held == value
             if not same and key == "global_pack":
                 raise StateError(
-                    f"the ranks stand at different steps: global_pack is {held} in state 0 and {value} in state {rank}. "
+                    f"the ranks stand at different steps: global_pack is {held} in state 0, {value} in state {rank}. "
                     "Take every rank's state after the same batch."
                 )
             if not same:
@@ -259,4 +258,5 @@ def merge_state_dicts(states: Iterable[Mapping[str, Any]]) -> State:
 
 def to_json(state: Mapping[str, Any]) -> str:
     """The state as one JSON text; `load_state_dict(json.loads(text))` takes it back."""
-    return json.dumps({key: value.tolist() if isinstance(value, torch.Tensor) else value for key, value in state.items()})
+    plain = {key: value.tolist() if isinstance(value, torch.Tensor) else value for key, value in state.items()}
+    return json.dumps(plain)

@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import fsspec
-from fsspec.asyn import AsyncFileSystem, reset_lock
+from fsspec.asyn import reset_lock
 from fsspec.spec import AbstractFileSystem
+from fsspec.utils import glob_translate
 
 from streampack.errors import ConfigError, ShardNotFoundError, StorageError, StreampackError, TruncatedShardError
 
@@ -394,27 +395,52 @@ class Storage:
     def listing(self, url: str) -> list[tuple[str, int | None]]:
         """Files below a directory (a URL that ends with `/`), else those that match a glob: (URL, size), sorted.
 
-        Empty where nothing is. The size is None where the listing does not tell it.
+        Empty where nothing is; the size is None where the listing does not tell it. A folder that cannot be listed
+        is an error: fsspec's own `find` and `glob` would pass over it.
         """
+        filesystem, path, _ = self.filesystem(url)
+        root, pattern, depth = path.rstrip("/") + "/", "**", None
+        if not url.endswith("/"):
+            web = "://" in path  # where `?` begins a query and [::1] is a host
+            magic = re.compile(r"[*\[]" if web else r"[*?\[]").search(path, path.find("/", path.find("://") + 3) * web)
+            root = path[: path.rfind("/", 0, magic.start() if magic else len(path)) + 1]
+            pattern = path[len(root) :]
+            depth = None if "**" in pattern else pattern.count("/") + 1
+        wanted = re.compile(glob_translate(pattern))
+        found: list[tuple[str, int | None]] = []
+        folders, seen = [(root, 1)], set()
+        while folders:
+            folder, level = folders.pop()
+            place = str(Path(folder).resolve()) if local_path(url) is not None else folder  # links may go in circles
+            if place in seen:
+                continue
+            seen.add(place)
+            for name, is_directory, size in self._entries(url, folder, is_root=folder == root):
+                if is_directory and (depth is None or level < depth):
+                    folders.append((f"{name}/", level + 1))
+                elif not is_directory and wanted.match(name[len(root) :]):
+                    found.append((_as_given(url, filesystem, path, name), size))
+        return sorted(found)
 
-        def ask() -> dict[str, dict[str, Any]]:
-            filesystem, path, limit = self.filesystem(url)
-            if limit:
-                limit = {"timeout": self.retry.budget_s}  # many requests in one call
-            if isinstance(filesystem, AsyncFileSystem):
-                walks = type(filesystem)._find is AsyncFileSystem._find  # noqa: SLF001 - its name in fsspec's own interface
-            else:
-                walks = type(filesystem).find is AbstractFileSystem.find
-            loud = {"on_error": "raise"} if walks else {}  # fsspec's own walk passes over what it cannot list
-            call = filesystem.find if url.endswith("/") else filesystem.glob
-            found: dict[str, dict[str, Any]] = call(path, detail=True, **loud, **limit)
-            return {_as_given(url, filesystem, path, name): info for name, info in found.items()}
+    def _entries(self, url: str, folder: str, *, is_root: bool) -> list[tuple[str, bool, int | None]]:
+        """(name, is it a directory, size) of what is in one folder."""
+
+        def ask() -> list[tuple[str, bool, int | None]]:
+            if local_path(url) is not None:
+                with os.scandir(folder) as listed:  # fsspec takes a link to a file for neither file nor directory
+                    return [(e.path, e.is_dir(), e.stat().st_size if e.is_file() else None) for e in listed]
+            filesystem, _, limit = self.filesystem(url)
+            limit = {"timeout": self.retry.budget_s} if limit else {}  # many pages in one call
+            infos = filesystem.ls(folder, detail=True, **limit)
+            entries = [(info["name"].rstrip("/"), info["type"] == "directory", info.get("size")) for info in infos]
+            return [entry for entry in entries if entry[0] != folder.rstrip("/")]
 
         try:
-            found = self._call(url, ask)
+            return self._call(url, ask)
         except ShardNotFoundError:
-            return []
-        return sorted((name, info.get("size")) for name, info in found.items() if info.get("type") == "file")
+            if is_root:
+                return []
+            raise
 
     def filesystem(self, url: str) -> tuple[AbstractFileSystem, str, dict[str, float]]:
         """This process's client for the URL, the URL as it wants it, and keywords that bound a request."""

@@ -18,13 +18,19 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
+from streampack.corpus import Corpus
+from streampack.decompression import is_compressed
 from streampack.errors import ConfigError, ShardError
 from streampack.lanes import Piece
 from streampack.recipe import Recipe
-from streampack.records import BadRecord, Cursor, Document, PackRows, Sample
+from streampack.records import BadRecord, Cursor, Document, PackRows, Sample, Shard
 from streampack.stats import Counts
 
 _log = logging.getLogger(__name__)
+
+
+START = Cursor()
+WHOLE_MEMBER = -1
 
 
 class Hole(NamedTuple):
@@ -37,6 +43,7 @@ class Hole(NamedTuple):
     end: int
     """Just behind `first`: the positions [first, end) are out."""
     record: int
+    """-1: the member as a whole, and so all its records."""
 
 
 class Source(NamedTuple):
@@ -76,7 +83,7 @@ class LaneEnd(NamedTuple):
 class LaneStart:
     """Where a lane goes on."""
 
-    cursor: Cursor = Cursor()
+    cursor: Cursor = START
     packs: int = 0
     """How many packs it has given before."""
     holes: frozenset[Hole] = frozenset()
@@ -98,6 +105,7 @@ class LaneStream:
     def __init__(
         self,
         recipe: Recipe,
+        corpus: Corpus,
         lane: int,
         start: LaneStart,
         *,
@@ -110,6 +118,7 @@ class LaneStream:
         self._cursor = cursor
         self._packs = start.packs
         self._recipe = recipe
+        self._corpus = corpus
         self._lane = lane
         self._end_epoch = end_epoch
         self._holes = set(start.holes)
@@ -193,7 +202,7 @@ class LaneStream:
             yield Source(fed.url, fed.key, cursor.sample, cursor.record, cursor.part, span.offset, span.length)
 
     def _digest(self, rows: PackRows) -> int:
-        number = self._lane + self._recipe.num_lanes * self._packs
+        number = self._lane + self._corpus.num_lanes * self._packs
         head = np.array([number, self._recipe.seq_len, self._recipe.pad_id], dtype="<i8")
         digest = xxhash.xxh3_64(head.tobytes())
         for array in (rows.tokens, rows.seq_lens, rows.edge_labels):
@@ -204,38 +213,43 @@ class LaneStream:
 
     def _read(self, cursor: Cursor) -> Iterator[tuple[_Fed, Document]]:
         """Every document of the lane from the cursor on, over pieces and epochs."""
-        recipe = self._recipe
+        recipe, corpus = self._recipe, self._corpus
         epoch, piece_index, resume = cursor.epoch, cursor.piece, cursor.sample
         while self._end_epoch is None or epoch < self._end_epoch:
-            pieces = recipe.pieces(epoch, self._lane)
+            pieces = corpus.pieces(epoch, self._lane)
             self._check_alive(epoch, pieces)
             for index in range(piece_index, len(pieces)):
                 piece = pieces[index]
-                self._in_compressed = recipe.is_compressed(piece)
+                shard = corpus.table[piece.shard]
+                self._in_compressed = is_compressed(shard.url)
                 for position, sample in recipe.samples(
-                    piece, resume=resume, max_range_bytes=self._max_range_bytes
+                    shard, piece, resume=resume, max_range_bytes=self._max_range_bytes
                 ):
                     here = Cursor(epoch, index, position)
                     if position == cursor.sample and index == cursor.piece and epoch == cursor.epoch:
                         here = cursor
-                    yield from self._read_sample(sample, piece, here)
+                    yield from self._read_sample(sample, shard, piece.shard, here)
                 resume = -1
             epoch, piece_index = epoch + 1, 0
 
-    def _read_sample(self, sample: Sample, piece: Piece, cursor: Cursor) -> Iterator[tuple[_Fed, Document]]:
+    def _read_sample(
+        self, sample: Sample, shard: Shard, shard_index: int, cursor: Cursor
+    ) -> Iterator[tuple[_Fed, Document]]:
         recipe = self._recipe
-        shard = recipe.table[piece.shard]
+        if self._holes and self._hole(shard_index, cursor, WHOLE_MEMBER) in self._holes:
+            self._skipped += 1
+            return
         for item in recipe.documents.read(
             sample,
             url=shard.url,
             shard_name=shard.name,
-            shard_index=piece.shard,
-            epoch=recipe.order_epoch(cursor.epoch),
+            shard_index=shard_index,
+            epoch=self._corpus.order_epoch(cursor.epoch),
             position=cursor.sample,
             first_record=cursor.record,
             first_part=cursor.part,
         ):
-            hole = Hole(cursor.epoch, piece.shard, cursor.sample, cursor.sample + 1, item.record)
+            hole = self._hole(shard_index, cursor, item.record)
             if isinstance(item, BadRecord):
                 self._skip(item, hole)
                 continue
@@ -247,6 +261,10 @@ class LaneStream:
             here = cursor._replace(record=item.record, part=item.part, row=row)
             skipped, self._skipped = self._skipped, 0
             yield _Fed(here, skipped, shard.url, sample.key), item
+
+    @staticmethod
+    def _hole(shard_index: int, cursor: Cursor, record: int) -> Hole:
+        return Hole(cursor.epoch, shard_index, cursor.sample, cursor.sample + 1, record)
 
     def _skip(self, bad: BadRecord, hole: Hole) -> None:
         if self._recipe.on_error == "raise":
@@ -267,10 +285,10 @@ class LaneStream:
         """Refuse an endless run that could loop for ever without a pack."""
         if self._end_epoch is not None:
             return
-        never = not pieces and not self._recipe.shuffle
-        if never or epoch - self._last_pack_epoch >= max(self._recipe.num_lanes, 2):
+        never = not pieces and not self._corpus.shuffle
+        if never or epoch - self._last_pack_epoch >= max(self._corpus.num_lanes, 2):
             why = "no shard falls into its range" if never else f"in {epoch - self._last_pack_epoch} epochs"
             raise ConfigError(
-                f"lane {self._lane} of {self._recipe.num_lanes} gives no pack ({why}), and an endless run would wait "
+                f"lane {self._lane} of {self._corpus.num_lanes} gives no pack ({why}), and an endless run would wait "
                 f"for it for ever. Use fewer lanes (num_lanes), more or larger shards, or a finite run (epochs=1)."
             )

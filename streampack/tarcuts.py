@@ -14,7 +14,7 @@ headers is true from byte 0 on, must arrive at it (`reader.read_range`). Memory 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from streampack.errors import TruncatedShardError
+from streampack.errors import CorruptShardError, TruncatedShardError
 from streampack.tarformat import (
     BLOCK,
     KNOWN_KINDS,
@@ -32,6 +32,13 @@ from streampack.tarformat import (
 _JUMP_BYTES = 1 << 20
 """A gap above this is jumped over with a new request; a smaller one is cheaper to read."""
 _KEEP_BYTES = 1 << 21
+_MAX_FAR_GUESSES = 64
+"""Each costs two requests. More than a few are no accident, so it is better to say so than to go on for hours."""
+CUT_REMEDY = (
+    "the shard is cut short or damaged, or it was replaced, or a member looks like a tar inside the tar and a cut fell "
+    'into it; for the last, list the shard with "whole": true in a manifest, or store it as .tar.gz or .tar.zst'
+)
+"""What to do where the entries behind a cut are not what they should be."""
 
 
 class Boundary(NamedTuple):
@@ -50,6 +57,7 @@ def find_sample(open_at: Callable[[int], Iterator[bytes]], *, cut: int, size: in
 
     Raises:
         TruncatedShardError: It gives fewer bytes than the shard has.
+        CorruptShardError: Around the cut so much looks like headers and is none that the search would not end.
     """
     found = first_boundary(open_at, begin=cut, end=size, size=size, url=url)
     return Boundary(size, None) if found is None else found
@@ -64,19 +72,29 @@ def first_boundary(
     if begin >= size:
         return None
     window = _Window(open_at, max(0, begin - MAX_PREFIX_BYTES), size, url)
-    # Entries of guesses that were given up, not to walk them twice: next header of a walk -> where the walk failed.
-    walked: dict[int, int] = {}
+    # Headers on walks that led nowhere, not to walk them again: header -> (start of its entry, where the walk broke).
+    # Only a walk that would be the end of an earlier one is left out, so what a header leads to depends on it alone:
+    # the first header from the cut that leads anywhere decides, and so the None above is exact.
+    walked: dict[int, tuple[int, int]] = {}
+    num_far = 0
     at = window.find_header(begin, end)
     while at is not None:
-        failed_at = walked.pop(at, None)
-        if failed_at is None:
-            result = _walk(window, window.entry_start(at))
+        start = window.entry_start(at)
+        known_start, failed_at = walked.pop(at, (-1, -1))
+        if known_start != start:
+            num_opens = window.num_opens
+            result = _walk(window, start)
             if isinstance(result, Boundary):
                 return result
             failed_at = result
-        header_end = at + BLOCK + padded(parse_header(window.read(at, BLOCK)).size)
+            num_far += window.num_opens > num_opens
+            if num_far > _MAX_FAR_GUESSES:
+                what = f"{num_far} times what looked like a header behind the cut at byte {begin} led far and nowhere"
+                raise CorruptShardError(f"{what}; {CUT_REMEDY}", url=url, offset=at)
+        header = parse_header(window.read(at, BLOCK))
+        header_end = at + BLOCK + padded(header.size)
         if header_end <= failed_at:
-            walked[header_end] = failed_at
+            walked[header_end] = (start if header.kind in PREFIX_KINDS else header_end, failed_at)
         at = window.find_header(at + BLOCK, end)
     return None
 
@@ -113,6 +131,7 @@ class _Window:
         self._url = url
         self._open_at = open_at
         self._chunks = open_at(offset)
+        self.num_opens = 1
         self._base = offset
         self._buffer = bytearray()
 
@@ -131,9 +150,11 @@ class _Window:
         end = min(offset + size, self.size)
         if not self._base <= offset <= self._base + len(self._buffer) + _JUMP_BYTES:
             self._close()
-            self._base = offset
+            # Who goes back will want to look back, too.
+            self._base = offset if offset > self._base else max(0, offset - MAX_PREFIX_BYTES)
             self._buffer = bytearray()
-            self._chunks = self._open_at(offset)
+            self._chunks = self._open_at(self._base)
+            self.num_opens += 1
         while self._base + len(self._buffer) < end:
             self._fill(offset)
         begin = offset - self._base

@@ -105,7 +105,7 @@ def _groups(documents: Iterable[Source], per_shard: int, sizes: Sequence[int] | 
 
 @contextlib.contextmanager
 def _tar_writer(file: IO[bytes], compression: str | None, format: str) -> Iterator[Any]:  # noqa: A002
-    """webdataset's `write`, into a file that is compressed here, since its own compression puts the time into it."""
+    """The `write` of a TarWriter, into a file compressed here, since its own compression stores the time."""
     import webdataset  # imports torch
 
     with contextlib.ExitStack() as stack:

@@ -13,7 +13,6 @@ a thread pool is started (one text at a time; parallelism is the loader's worker
 
 import functools
 import hashlib
-import importlib
 import os
 import re
 from collections.abc import Iterable
@@ -115,7 +114,7 @@ class HuggingFaceTokenizer:
         except (ValueError, RecursionError) as error:
             raise TokenizerError(f"not a tokenizer.json: {_describe(data)}", url=name) from error
         try:
-            library = importlib.import_module("tokenizers")
+            import tokenizers
         except ImportError as error:
             remedy = "a tokenizer.json needs the package `tokenizers`: pip install streampack[hf]"
             raise TokenizerError(remedy, url=name) from error
@@ -133,7 +132,7 @@ class HuggingFaceTokenizer:
             canonical = msgspec.json.encode([config, self.bos_id, self.eos_id, self.pad_id], order="sorted")
             self.digest = f"huggingface:{hashlib.sha256(canonical).hexdigest()}"
             self.special_tokens = _guard_special_tokens(config, chosen.values())
-            self._tokenizer: Any = library.Tokenizer.from_buffer(msgspec.json.encode(config))
+            self._tokenizer: Any = tokenizers.Tokenizer.from_buffer(msgspec.json.encode(config))
         except TokenizerError:
             raise
         except Exception as error:  # the library raises bare Exception; a broken file breaks the reading above anyhow

@@ -6,7 +6,7 @@ on: a spawned worker sees neither the process group nor the mesh, a forked one m
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,8 @@ from streampack.errors import TopologyError
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+
+_T = TypeVar("_T")
 
 _DATA_PARALLEL_DIMS = ("dp", "dp_replicate", "dp_shard", "data", "data_parallel", "replicate", "shard", "fsdp", "batch")
 
@@ -60,7 +62,7 @@ def _from_mesh(mesh: "DeviceMesh") -> Topology:
     if mesh.ndim == 1:
         dims = [0]
     elif names is None:
-        raise TopologyError(f"a device mesh of {mesh.ndim} dimensions without names does not tell which is data-parallel")
+        raise TopologyError(f"a mesh of {mesh.ndim} dimensions without names does not tell which is data-parallel")
     else:
         dims = [index for index, name in enumerate(names) if name in _DATA_PARALLEL_DIMS]
         if not dims:
@@ -101,15 +103,15 @@ class Peers:
         self._group = dist.new_group(list(ranks), backend="gloo", use_local_synchronization=True)
         self._source = ranks[0]
 
-    def first_tells(self, value: object) -> object:
+    def first_tells(self, value: _T) -> _T:
         """Rank 0's value, on every rank."""
         box = [value]
         dist.broadcast_object_list(box, src=self._source, group=self._group)
         return box[0]
 
-    def all_tell(self, value: object) -> list[object]:
+    def all_tell(self, value: _T) -> list[_T]:
         """Every rank's value, by data-parallel rank, on every rank."""
-        values: list[object] = [None] * dist.get_world_size(self._group)
+        values = [value] * dist.get_world_size(self._group)
         dist.all_gather_object(values, value, group=self._group)
         return values
 

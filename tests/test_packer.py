@@ -1,4 +1,4 @@
-"""The packer's surface: what it takes, what it refuses, what it holds, and the compact form against the spelled-out one."""
+"""The packer's surface: what it takes, refuses and holds; and the compact form of packs against the spelled-out one."""
 
 import doctest
 import itertools
@@ -213,6 +213,35 @@ def test_a_document_too_long_for_a_pack_is_an_error_that_names_ordinal_and_lengt
     assert got.labels.tolist() == [2, 3, 4, 5]
 
 
+@pytest.mark.parametrize(
+    ("overflow", "row", "spans", "lost"),
+    [
+        ("truncate", 3, [(3, 4)], (1, 3, 0, 0)),
+        ("truncate", 6, [(6, 4)], (0, 0, 0, 0)),  # what is left fits
+        ("drop", 3, [], (0, 0, 1, 7)),
+        ("drop", 6, [(6, 4)], (0, 0, 0, 0)),
+        ("split", 3, [(3, 4), (7, 3)], (0, 0, 0, 0)),
+        ("error", 6, [(6, 4)], (0, 0, 0, 0)),
+    ],
+)
+def test_a_restart_under_another_overflow_applies_it_to_the_rows_that_are_left(
+    overflow: str, row: int, spans: list[tuple[int, int]], lost: tuple[int, ...]
+) -> None:
+    got = packer(packing="next_fit", overflow=overflow, boundary="keep")
+    got.feed(list(range(10, 20)), row=row)
+    got.finish()
+    packs = list(iter(got.pop, None))
+    assert [(span.offset, span.length) for rows in packs for span in rows.spans] == spans
+    assert [rows.tokens.tolist() for rows in packs] == [list(range(10 + a, 10 + a + n)) for a, n in spans]
+    counts = got.counts
+    assert lost == (
+        counts.truncated_documents,
+        counts.truncated_tokens,
+        counts.dropped_documents,
+        counts.dropped_tokens,
+    )
+
+
 def test_a_row_beyond_the_document_is_refused() -> None:
     with pytest.raises(RecordError, match="document 0 has 2 rows, yet 3 of them are said to be in earlier packs"):
         packer(boundary="trim").feed([1, 2, 3], row=3)
@@ -419,10 +448,6 @@ def test_a_pack_without_rows_becomes_a_filler() -> None:
 def test_ignored_is_none_exactly_where_no_row_but_a_segments_last_is_masked() -> None:
     got = packer(seq_len=3)
     got.feed([1, 11, 2], [False, True, True])  # only token 0 may not be a target, and no row has it as one
-    got.feed([1, 21, 2], [True, False, True])
-    first, second = got.pop(), got.pop()
-    assert first is not None
-    assert first.ignored is None
-    assert second is not None
-    assert second.ignored is not None
-    assert second.ignored.tolist() == [True, False, False]
+    got.feed([1, 21, 22, 23, 24, 2], [True, False, True, False, True, True])  # row 0, and row 2: a pack's last one
+    rows = [rows.ignored if rows.ignored is None else rows.ignored.tolist() for rows in iter(got.pop, None)]
+    assert rows == [None, [True, False, False], None]

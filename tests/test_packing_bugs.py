@@ -1,5 +1,6 @@
 """Bugs that other packers had, one test each, named after what must not happen."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -102,7 +103,7 @@ def test_no_transition_is_lost_between_packs(seq_len: int) -> None:
         for token, label in zip(got.tokens[: got.num_tokens], got.labels)
         if label != -100
     ]
-    assert transitions == list(zip(stream, stream[1:]))
+    assert transitions == list(itertools.pairwise(stream))
 
 
 def test_labels_are_shifted_once() -> None:

@@ -21,6 +21,7 @@ from streampack.stats import Counts
 BOS, EOS, PAD = 1, 2, 2
 """Padding looks like EOS: nothing may depend on its value."""
 POLICIES = ("keep", "mask", "trim", "mask_bos_target", "mask_eos_input", ReplaceBoundary(5))
+every_policy = pytest.mark.parametrize("boundary", POLICIES, ids=str)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +163,8 @@ ids = st.integers(-1, 7)
 @st.composite
 def documents(draw: st.DrawFn, *, masks: bool = True, max_length: int = 20) -> list[TokenizedDocument]:
     found = []
-    for tokens in draw(st.lists(st.lists(ids, max_size=max_length), max_size=12)):
+    for body in draw(st.lists(st.lists(ids, max_size=max_length), max_size=12)):
+        tokens = draw(st.sampled_from([body, body, [BOS, *body, EOS], [*body, EOS]]))
         mask = None
         if masks and draw(st.booleans()):
             mask = draw(st.lists(st.booleans(), min_size=len(tokens), max_size=len(tokens)))
@@ -220,8 +222,12 @@ def all_rows(given_documents: list[TokenizedDocument], chosen: Arguments) -> dic
     return dict(sorted(found.items()))
 
 
-@given(documents(), arguments())
-def test_a_naive_implementation_gives_the_same_packs_and_counts(docs: list[TokenizedDocument], args: Arguments) -> None:
+@every_policy
+@given(docs=documents(), args=arguments())
+def test_a_naive_implementation_gives_the_same_packs_and_counts(
+    boundary: str | ReplaceBoundary, docs: list[TokenizedDocument], args: Arguments
+) -> None:
+    args = replace(args, boundary=boundary)
     expected = naive(docs, args)
     assert [plain(got) for got in packed(docs, args)] == expected.packs
     packer = args.packer()
@@ -403,10 +409,12 @@ def comparable(rows: PackRows, first_document: int = 0) -> dict[str, Any]:
     return values
 
 
-@given(documents(), arguments())
+@every_policy
+@given(docs=documents(), args=arguments())
 def test_restarting_at_every_pack_gives_the_same_packs_and_counts_nothing_twice(
-    docs: list[TokenizedDocument], args: Arguments
+    boundary: str | ReplaceBoundary, docs: list[TokenizedDocument], args: Arguments
 ) -> None:
+    args = replace(args, boundary=boundary)
     packer = args.packer()
     whole, counts = [], []
     for doc in docs:

@@ -41,6 +41,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.objects = {"/a.tar": DATA}
         self.faults: deque[Any] = deque()
+        self.heads: deque[int] = deque()
         self.always: Any = None
         self.knows_ranges = True
         self.tells_length = True
@@ -57,13 +58,17 @@ class Handler(BaseHTTPRequestHandler):
     """One connection; a fault ends it."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     server: Server
 
     def log_message(self, *_: object) -> None:
         pass
 
     def do_HEAD(self) -> None:
-        self.answer(body=False)
+        if self.server.heads:
+            self.send_error(self.server.heads.popleft())
+        else:
+            self.answer(body=False)
 
     def do_GET(self) -> None:
         asked = self.headers.get("Range")
@@ -148,7 +153,7 @@ class FlakyFileSystem(MemoryFileSystem):
         data: bytes = super().cat_file(path, start=start, end=end)
         return data if act is None else data[: act % (len(data) + 1)]
 
-    def ls(self, path: str, detail: bool = True, **_: Any) -> Any:
+    def ls(self, path: str, *, detail: bool = True, **_: Any) -> Any:
         self._next()
         return super().ls(path, detail=detail)
 
@@ -199,7 +204,7 @@ class TestEveryBackend:
     """The same promises wherever the bytes are."""
 
     @pytest.mark.parametrize("size", [len(DATA), None], ids=["size known", "size unknown"])
-    @pytest.mark.parametrize("first_bytes", [997, 5_000, 10_000, 524_288])  # 5,000 and 10,000 end with the object
+    @pytest.mark.parametrize("first_bytes", [997, 5_000, 10_000])  # the latter two end with the object
     def test_a_range_is_exactly_the_bytes_asked_for(self, url: str, size: int | None, first_bytes: int) -> None:
         storage = Storage(retry=IMMEDIATE)
         for start, stop in [(0, None), (0, 0), (1, 2), (4_321, 9_000), (9_999, 10_000), (10_000, 10_000), (77, None)]:
@@ -226,7 +231,9 @@ class TestEveryBackend:
         self, url: str, request: pytest.FixtureRequest
     ) -> None:
         if request.node.callspec.id in ("http without ranges", "http without length"):
-            pytest.skip("such a server's answers show another fault first")
+            with pytest.raises(StorageError, match=r"ignores ranges|not a byte in .* an empty answer"):
+                read(Storage(retry=IMMEDIATE), url, 4_000, size=12_345, first_bytes=1_000)
+            return
         with pytest.raises(
             TruncatedShardError, match=r"a\.tar, byte 10000: the object ends here, 12345 bytes were expected"
         ) as raised:
@@ -279,7 +286,7 @@ def test_a_local_file_is_opened_once_and_closed_when_the_reading_is_dropped(tmp_
     path.write_bytes(DATA)
 
     def descriptors() -> int:
-        return sum(os.path.realpath(f"/proc/self/fd/{n}") == str(path) for n in os.listdir("/proc/self/fd"))
+        return sum(n.resolve() == path for n in Path("/proc/self/fd").iterdir())
 
     chunks = Storage().chunks(str(path), size=10_000, first_bytes=100, max_bytes=100)
     next(chunks), next(chunks), next(chunks)
@@ -294,6 +301,8 @@ class TestFaultsThatPass:
     @pytest.mark.parametrize("fault", [500, 502, 503, 429, 408, "reset", ("cut", 300)], ids=str)
     def test_the_range_is_asked_for_again_from_the_byte_reached(self, server: Server, fault: Any) -> None:
         server.faults.extend([None, fault])
+        if fault == "reset":
+            server.faults.append(fault)  # aiohttp repeats the first one by itself, on a connection used before
         storage = Storage(retry=IMMEDIATE)
         assert read(storage, f"{server.url}/a.tar", size=10_000, first_bytes=1_000, max_bytes=5_000) == DATA
         assert storage.num_retries == 1
@@ -356,12 +365,18 @@ class TestFaultsThatPass:
         with pytest.raises(StorageError, match="trying again would not help"):
             read(Storage(retry=IMMEDIATE), "flaky://d/a.tar", size=10_000)
 
-    def test_the_size_and_the_listing_are_asked_for_again(self, server: Server, flaky: type[FlakyFileSystem]) -> None:
-        server.objects["/b.tar"] = DATA
-        server.knows_ranges = False
+    def test_no_folder_is_missing_in_a_listing_after_faults(self, flaky: type[FlakyFileSystem]) -> None:
+        FlakyFileSystem().pipe_file("/d/sub/b.tar", b"1")
+        flaky.script.extend([OSError("reset"), None, OSError("reset")])  # the second one in a folder below
         storage = Storage(retry=IMMEDIATE)
-        flaky.script.extend([OSError("reset"), ConnectionError("reset")])
-        assert storage.listing("flaky://d/") == [("flaky://d/a.tar", 10_000)]
+        assert storage.listing("flaky://d/") == [("flaky://d/a.tar", 10_000), ("flaky://d/sub/b.tar", 1)]
+        assert storage.num_retries == 2
+
+    def test_a_size_is_asked_for_again(self, server: Server) -> None:
+        server.heads.extend([503, 500])
+        server.faults.extend([503, 500])  # fsspec asks with HEAD, then with GET, and says FileNotFoundError
+        storage = Storage(retry=IMMEDIATE)
+        assert storage.size(f"{server.url}/a.tar") == 10_000
         assert storage.num_retries == 2
 
 
@@ -371,7 +386,9 @@ class TestFaultsThatStay:
     @pytest.mark.parametrize("status", [400, 401, 403])
     def test_a_refusal_is_final_at_once(self, server: Server, status: int) -> None:
         server.always = status
-        with pytest.raises(StorageError, match=rf"a\.tar, byte 0: .*trying again would not help .*{status}.*storage_op"):
+        with pytest.raises(
+            StorageError, match=rf"a\.tar, byte 0: .*trying again would not help .*{status}.*storage_op"
+        ):
             read(Storage(), f"{server.url}/a.tar", size=10_000)
         assert len(server.gets) == 1
 
@@ -443,7 +460,7 @@ class TestFaultsThatStay:
             read(Storage({"nonsense": 1}), f"{server.url}/a.tar", size=10_000)
 
 
-class Status(Exception):
+class StatusError(Exception):
     """Carries a status as aiohttp's errors do."""
 
     def __init__(self, status: int) -> None:
@@ -451,7 +468,7 @@ class Status(Exception):
         self.status = status
 
 
-class Boto(Exception):
+class BotoError(Exception):
     """Carries a status as botocore's errors do."""
 
     def __init__(self, status: int, text: str = "") -> None:
@@ -479,19 +496,19 @@ def met(error: Exception, context: Exception) -> Exception:
         (FileNotFoundError("x"), True),
         (PermissionError("x"), True),
         (met(FileNotFoundError("x"), KeyError("x")), True),  # fsspec's memory filesystem
-        (caused(FileNotFoundError("x"), Status(404)), True),
-        (caused(FileNotFoundError("x"), Status(503)), False),  # fsspec's http says so of every failure
+        (caused(FileNotFoundError("x"), StatusError(404)), True),
+        (caused(FileNotFoundError("x"), StatusError(503)), False),  # fsspec's http says so of every failure
         (caused(FileNotFoundError("x"), ConnectionRefusedError("x")), False),
         (met(FileNotFoundError("x"), TimeoutError("x")), False),
-        (caused(PermissionError("x"), Boto(403)), True),
-        (caused(OSError(22, "x"), Boto(400)), True),
-        (caused(OSError("x"), Boto(400, "(RequestTimeout)")), True),
-        (Boto(400, "(RequestTimeout) when calling GetObject"), False),
-        (Boto(429), False),
-        (caused(OSError("SlowDown"), Boto(503)), False),
-        (Status(500), False),
-        (Status(412), True),
-        (Status(416), False),
+        (caused(PermissionError("x"), BotoError(403)), True),
+        (caused(OSError(22, "x"), BotoError(400)), True),
+        (caused(OSError("x"), BotoError(400, "(RequestTimeout)")), True),
+        (BotoError(400, "(RequestTimeout) when calling GetObject"), False),
+        (BotoError(429), False),
+        (caused(OSError("SlowDown"), BotoError(503)), False),
+        (StatusError(500), False),
+        (StatusError(412), True),
+        (StatusError(416), False),
         (OSError("x"), False),
         (ConnectionResetError("x"), False),
         (TimeoutError("x"), False),
@@ -651,7 +668,9 @@ class TestListing:
         tree = storage.listing(f"{root}d/")
         if not root.startswith(".."):  # that one becomes an absolute path
             assert globbed == [(f"{root}d/a.tar", 1), (f"{root}d/b.tar", 2)]
-            assert [name for name, _ in tree] == [f"{root}d/{name}" for name in ("a.tar", "b.tar", "note.txt", "sub/c.tar")]
+            assert [name for name, _ in tree] == [
+                f"{root}d/{name}" for name in ("a.tar", "b.tar", "note.txt", "sub/c.tar")
+            ]
         assert [size for _, size in globbed] == [1, 2]
         assert [size for _, size in tree] == [1, 2, 4, 3]
         for name, size in tree:
@@ -663,9 +682,32 @@ class TestListing:
         assert storage.listing("d/?.tar") == [("d/a.tar", 1), ("d/b.tar", 2)]
         assert storage.listing("d/**/*.tar") == [("d/a.tar", 1), ("d/b.tar", 2), ("d/sub/c.tar", 3)]
 
+    def test_links_are_followed_and_a_circle_of_them_ends(self) -> None:
+        Path("d/link.tar").symlink_to("b.tar")
+        Path("d/sub/up").symlink_to("..")
+        Path("d/dangling.tar").symlink_to("nowhere")
+        assert Storage().listing("d/") == [
+            ("d/a.tar", 1),
+            ("d/b.tar", 2),
+            ("d/dangling.tar", None),
+            ("d/link.tar", 2),
+            ("d/note.txt", 4),
+            ("d/sub/c.tar", 3),
+        ]
+        assert Storage().listing("d/li*.tar") == [("d/link.tar", 2)]
+
     @pytest.mark.parametrize("url", ["d/*.nothing", "nowhere/", "nowhere/*.tar", "memory://nowhere/"])
     def test_what_is_not_there_lists_as_empty(self, url: str) -> None:
         assert Storage().listing(url) == []
+
+    def test_a_web_server_is_listed_by_the_links_of_its_pages(self, server: Server) -> None:
+        server.objects["/d/"] = (
+            b'<a href="b.tar">b</a> <a href="a.tar">a</a> <a href="?C=N">sort</a> <a href="/e/">e</a>'
+        )
+        storage = Storage()
+        root = f"{server.url}/d/"
+        assert storage.listing(f"{root}*.tar") == [(f"{root}a.tar", None), (f"{root}b.tar", None)]
+        assert {(f"{root}a.tar", None), (f"{root}b.tar", None)} <= set(storage.listing(root))
 
     def test_directories_are_told_from_files(self, server: Server) -> None:
         storage = Storage()

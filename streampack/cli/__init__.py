@@ -1,0 +1,89 @@
+"""The command line: `streampack COMMAND`, a module per command.
+
+A command is the function in `streampack.cli.<name>` that is called as the command; its module is imported when the
+command runs, so that `streampack --help` needs none of them. An error that streampack raises on purpose becomes a
+message on stderr and exit code 1; `--debug`, wherever it stands, shows its traceback instead.
+"""
+
+import importlib
+import warnings
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from streampack.errors import StreampackError
+
+_COMMANDS = {
+    "peek": "Show packs: their text, where documents meet, and which labels are masked.",
+    "plan": "What a configuration needs and gives on so many ranks and workers.",
+    "count": "Count documents, bytes and tokens of shards, and how well they pack.",
+    "demo": "Train on the demo data that ships, with a resume on another topology.",
+}
+
+
+class _Commands(TyperGroup):
+    """Commands that are known by name and one line of help until one of them runs."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # Any: typer's contexts moved between its releases
+        if "--debug" in args:
+            args = ["--debug", *(arg for arg in args if arg != "--debug")]
+        return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # Any: as above
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command and _load(str(name)), rest
+
+    def invoke(self, ctx: Any) -> Any:  # Any: as above
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                return super().invoke(ctx)
+        except StreampackError as error:
+            if ctx.params["debug"]:
+                raise
+            from streampack.cli.console import print_error
+
+            print_error(str(error))
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="Tar shards in, packed and labelled batches out, with exact state on any topology.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+@app.callback()
+def _options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
+    pass
+
+
+def _stub() -> None:
+    """Stands for a command that is not loaded."""
+
+
+for _name, _help in _COMMANDS.items():
+    app.command(_name, help=_help)(_stub)
+
+
+def main() -> None:
+    """Run the command line on `sys.argv`."""
+    app()
+
+
+def _load(name: str) -> Any:  # Any: typer's commands moved between its releases
+    """The real command, from its module."""
+    loaded = typer.Typer(add_completion=False, rich_markup_mode="rich")
+    loaded.command(name)(getattr(importlib.import_module(f"streampack.cli.{name}"), name))
+    return typer.main.get_command(loaded)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    from streampack.cli.console import print_warning
+
+    print_warning(str(message))

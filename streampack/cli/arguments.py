@@ -1,0 +1,40 @@
+"""What is said on the command line, as arguments of `PackedDataset`."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from streampack.boundary import ReplaceBoundary
+from streampack.config import load_config
+from streampack.dataset import PackedDataset
+
+Shards = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SHARDS...",
+        help="Paths or URLs, with braces or globs, directories, @manifest; or one config file (.yaml), whose dataset "
+        "is taken and which the options change.",
+        show_default=False,
+    ),
+]
+Tokenizer = Annotated[
+    str | None, typer.Option("--tokenizer", "-t", help="SentencePiece model or tokenizer.json.", show_default=False)
+]
+Field = Annotated[
+    str | None, typer.Option(help="What a document is: txt, json:KEY, jsonl:KEY, npy.", show_default="txt")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
+
+
+def make_dataset(shards: Sequence[str], **given: Any) -> PackedDataset:  # Any: each argument has its own type
+    """The dataset of the shards, or of a config file in their place, on one rank; None means not given."""
+    given = {name: value for name, value in given.items() if value is not None}
+    if len(shards) == 1 and shards[0].endswith((".yaml", ".yml")):
+        given = load_config(shards[0]).dataset_arguments() | given
+    else:
+        given = {"shards": list(shards), "tokenizer": None} | given
+    boundary = given.get("boundary")
+    if isinstance(boundary, str) and boundary.startswith("replace:") and boundary[8:].isdecimal():
+        given["boundary"] = ReplaceBoundary(int(boundary[8:]))
+    return PackedDataset(**given, dp_rank=0, dp_size=1)

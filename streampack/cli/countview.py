@@ -1,0 +1,164 @@
+"""A tally on the terminal: totals, the lengths of documents as bars, how well they pack, and what is odd."""
+
+import math
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from streampack.cli.console import bar, common_folder, count, format_bytes, printable, shorten
+from streampack.cli.tally import Tally
+from streampack.recipe import Recipe
+from streampack.shards import ShardTable
+
+_NARROW = 72
+
+
+def draw(
+    console: Console,
+    tally: Tally,
+    table: ShardTable,
+    recipe: Recipe,
+    *,
+    has_tokens: bool,
+    seconds: float,
+    workers: int,
+) -> None:
+    """All of it, one part after the other."""
+    unit = "token" if has_tokens else "byte"
+    _draw_totals(console, tally, table, recipe, has_tokens=has_tokens, seconds=seconds, workers=workers)
+    if tally.documents:
+        _draw_lengths(console, tally, unit)
+    if tally.packed:
+        _draw_packing(console, tally, recipe.seq_len)
+    if tally.longest:
+        _draw_longest(console, tally, unit)
+    if tally.skipped:
+        _draw_bad(console, tally)
+
+
+def _draw_totals(
+    console: Console,
+    tally: Tally,
+    table: ShardTable,
+    recipe: Recipe,
+    *,
+    has_tokens: bool,
+    seconds: float,
+    workers: int,
+) -> None:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(justify="right", no_wrap=True)
+    grid.add_column(style="dim")
+    estimated = int((~table.size_known).sum())
+    note = f", {estimated:,} of them estimated" if estimated else ""
+    grid.add_row("shards", f"{len(table):,}", format_bytes(table.total_bytes) + note)
+    grid.add_row("documents", f"{tally.documents:,}", f"{recipe.documents.field} of {count(tally.samples, 'sample')}")
+    if tally.text_bytes or not has_tokens:
+        mean = format_bytes(tally.text_bytes / max(tally.documents, 1))
+        grid.add_row("text", format_bytes(tally.text_bytes), f"{tally.text_bytes:,} bytes, {mean} a document")
+    if has_tokens:
+        ends = [name for name, token in (("BOS", recipe.bos_id), ("EOS", recipe.eos_id)) if token is not None]
+        note = f"with {' and '.join(ends)}" if ends else "without BOS and EOS"
+        if tally.text_bytes and tally.tokens:
+            note += f", {tally.text_bytes / tally.tokens:.2f} bytes a token"
+        grid.add_row("tokens", f"{tally.tokens:,}", note)
+    style = "bold red" if tally.skipped else ""
+    grid.add_row("bad records", Text(f"{tally.skipped:,}", style=style), "passed over" if tally.skipped else "")
+    processes = "1 process" if workers == 1 else f"{workers} processes"
+    grid.add_row("time", f"{seconds:,.1f} s", f"{format_bytes(table.total_bytes / max(seconds, 1e-9))}/s, {processes}")
+    console.print(grid)
+
+
+def _draw_lengths(console: Console, tally: Tally, unit: str) -> None:
+    lengths = tally.lengths
+    octaves = lengths.octaves()
+    most = max(documents for _, _, documents, _ in octaves)
+    wide = console.width >= _NARROW
+    table = _table(f"Lengths in {unit}s", caption="bars are on a logarithmic scale" if wide else None)
+    table.add_column(f"{unit}s", justify="right", no_wrap=True)
+    table.add_column("documents", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("share", justify="right", no_wrap=True)
+    if wide:
+        table.add_column(f"of the {unit}s", justify="right", no_wrap=True)
+    room = max(min(console.width, 110) - (62 if wide else 44), 6)
+    for low, high, documents, units in octaves:
+        width = math.log1p(documents) / math.log1p(most)
+        row: list[str | Text] = [
+            f"{low:,}" if low == high else f"{low:,}-{high:,}",
+            f"{documents:,}",
+            Text(bar(width, room).ljust(room), style="cyan"),
+            f"{documents / tally.documents:.1%}",
+        ]
+        if wide:
+            row.append(f"{units / max(int(lengths.units.sum()), 1):.1%}")
+        table.add_row(*row)
+    console.print("", table, sep="\n")
+    median, most_of, nearly = (lengths.percentile(share) for share in (0.5, 0.9, 0.99))
+    console.print(
+        Text.assemble(
+            ("mean ", "dim"), f"{lengths.mean:,.0f}",
+            ("   half of them up to about ", "dim"), f"{median:,}",
+            (", 90 % ", "dim"), f"{most_of:,}",
+            (", 99 % ", "dim"), f"{nearly:,}",
+            (", all ", "dim"), f"{lengths.longest:,}",
+        )
+    )  # fmt: skip
+
+
+def _draw_packing(console: Console, tally: Tally, seq_len: int) -> None:
+    table = _table(f"Packs of {seq_len:,} tokens", caption="tried shard by shard; shards' unfinished packs are joined")
+    for name in ("packing", "packs", "efficiency", "padding", "documents cut"):
+        table.add_column(name, justify="left" if name == "packing" else "right", no_wrap=True)
+    for packing, packed in tally.packed.items():
+        packs = packed.packs(seq_len)
+        efficiency = packed.efficiency(seq_len)
+        padding = packs * seq_len - packed.tokens - packed.tail_tokens
+        style = "green" if efficiency > 0.95 else "yellow" if efficiency > 0.8 else "red"
+        table.add_row(
+            str(packing),
+            f"{packs:,}",
+            Text(f"{efficiency:.2%}", style=style),
+            f"{padding:,}",
+            f"{packed.split_documents:,} ({packed.split_documents / max(tally.documents, 1):.1%})",
+        )
+    console.print("", table, sep="\n")
+
+
+def _draw_longest(console: Console, tally: Tally, unit: str) -> None:
+    folder = common_folder(place.url for _, place in tally.longest)
+    table = _table("Longest documents", caption=printable(folder) or None)
+    table.add_column(f"{unit}s", justify="right", no_wrap=True)
+    table.add_column("key", style="bold", overflow="fold")
+    table.add_column("shard", overflow="fold")
+    for length, place in tally.longest:
+        record = f" record {place.record}" if place.record else ""
+        part = f" part {place.part}" if place.part else ""
+        table.add_row(f"{length:,}", printable(place.key) + record + part, printable(place.url[len(folder) :]))
+    console.print("", table, sep="\n")
+
+
+def _draw_bad(console: Console, tally: Tally) -> None:
+    console.print("", Text("Bad records", style="bold red"), sep="\n")
+    for _, error in tally.bad:
+        console.print(Text(f"  {shorten(printable(error), 400)}", overflow="fold"))
+    if tally.skipped > len(tally.bad):
+        console.print(Text(f"  and {tally.skipped - len(tally.bad):,} more", style="dim"))
+
+
+def _table(title: str, *, caption: str | None) -> Table:
+    return Table(
+        title=title,
+        caption=caption,
+        title_style="bold",
+        caption_style="dim",
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        header_style="dim",
+        pad_edge=False,
+        show_edge=False,
+    )

@@ -1,0 +1,126 @@
+"""A pack on the terminal: a block per document in alternating colours, and a line for each row where documents meet.
+
+Everything that colour says is also said by a mark, for terminals and files without it.
+"""
+
+import itertools
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.style import Style
+from rich.text import Text
+
+from streampack.cli.console import common_folder, count, printable
+from streampack.cli.peek import Segment, View
+from streampack.cli.pieces import Pieces
+from streampack.records import IGNORE_INDEX
+
+_COLOURS = ("cyan", "yellow")
+_MASKED = Style(dim=True, underline=True)
+_OPEN, _CLOSE = "⟨", "⟩"
+_BAR = "┃ "
+
+
+def draw(console: Console, view: View, pieces: Pieces) -> None:
+    """One pack, with all of its documents."""
+    title = f"pack {view.global_pack:,}"
+    console.print(Rule(Text.assemble((title, "bold"), f" = pack {view.lane_pack:,} of lane {view.lane}"), align="left"))
+    console.print(
+        f"{count(len(view.tokens), 'row')}: {count(view.num_targets, 'target')}, {view.num_masked:,} masked, "
+        f"{view.num_padding:,} padding; {count(len(view.segments), 'document')}",
+        style="dim",
+    )
+    folder = common_folder(segment.url for segment in view.segments)
+    console.print(Text(f"shards in {printable(folder)}", style="dim", overflow="fold"))
+    for segment in view.segments:
+        colour = _COLOURS[segment.document % len(_COLOURS) - 1]
+        _draw_barred(console, _heading(segment, folder, colour), colour)
+        _draw_barred(console, _body(segment, view, pieces, colour), colour)
+        _draw_edge(console, segment)
+    if view.num_padding:
+        first, last = view.num_tokens, len(view.tokens) - 1
+        name = pieces.name(view.tokens[-1])
+        text = f"rows {first}-{last}  padding  ░░░ {view.num_padding:,} times {name}, label {IGNORE_INDEX}, segment 0"
+        _draw_barred(console, Text(text, style="dim"), "dim")
+    console.print()
+
+
+def draw_legend(console: Console, pieces: Pieces) -> None:
+    """What the marks mean."""
+    console.print(Rule(style="dim"))
+    parts = [
+        Text.assemble(
+            *((_BAR.strip(), colour) for colour in _COLOURS),
+            " documents in turn",
+        ),
+        Text.assemble(_OPEN, ("row", _MASKED), _CLOSE, f" masked: its label is {IGNORE_INDEX}, what follows is no target"),
+        Text("░ padding"),
+    ]
+    if pieces.known:
+        parts.append(Text.assemble(("<s>", "bold"), " control token"))
+        parts.append(Text("↵ ⇥ line break, tab"))
+    else:
+        parts.append(Text("numbers are token ids (the tokenizer has no id_to_piece)"))
+    line = Text()
+    for part in parts:
+        if line and line.cell_len + 3 + part.cell_len > console.width:
+            console.print(line)
+            line = Text()
+        line = Text("   ").join([line, part]) if line else part
+    console.print(line)
+
+
+def _draw_barred(console: Console, text: Text, colour: str) -> None:
+    """The text with a bar down its left side."""
+    for line in text.wrap(console, max(console.width - len(_BAR), 8), overflow="fold"):
+        console.print(Text.assemble((_BAR, colour), line), no_wrap=True, crop=False)
+
+
+def _heading(segment: Segment, folder: str, colour: str) -> Text:
+    rows = f"rows {segment.first_row}-{segment.first_row + segment.num_rows - 1}"
+    record = f", record {segment.record}" if segment.record else ""
+    part = f", part {segment.part}" if segment.part else ""
+    heading = Text.assemble(
+        (f"document {segment.document}", f"bold {colour}"),
+        f"  {rows}  ",
+        (f"key {printable(segment.key)}{record}{part}", "bold"),
+        f"  {printable(segment.url[len(folder) :])}",
+    )
+    if segment.document_row:
+        heading.append(f"  from its row {segment.document_row:,} on", style="dim")
+    return heading
+
+
+def _body(segment: Segment, view: View, pieces: Pieces, colour: str) -> Text:
+    rows = slice(segment.first_row, segment.first_row + segment.num_rows)
+    tokens, labels = view.tokens[rows], view.labels[rows]
+    shown = zip(tokens, labels, pieces.texts(tokens), strict=True)
+    body = Text(style=colour)
+    for masked, run in itertools.groupby(shown, key=lambda row: row[1] == IGNORE_INDEX):
+        rows_shown = list(run)
+        if masked:
+            first = rows_shown[0]
+            rows_shown[0] = (*first[:2], first[2].lstrip(" "))
+            body.append(" " * (len(first[2]) - len(rows_shown[0][2])) + _OPEN)
+        for token, _, text in rows_shown:
+            control = Style(bold=pieces.is_control(token))
+            # A line break is shown, and made: text and code keep their look.
+            body.append(text.replace("↵", "↵\n"), style=control + _MASKED if masked else control)
+        if masked:
+            body.append(_CLOSE)
+    if segment.goes_on:
+        body.append(" …")
+    return body
+
+
+def _draw_edge(console: Console, segment: Segment) -> None:
+    edge = segment.edge
+    line = Text.assemble(
+        (f"row {edge.row}", "bold"),
+        f": input {edge.input_text} (document {segment.document}, key {printable(segment.key)}) → label ",
+        (str(IGNORE_INDEX), "bold red") if edge.masked else (edge.label_text, "bold green"),
+        f" ({edge.reason})",
+    )
+    line.overflow = "fold"
+    console.print(Padding(line, (0, 0, 0, len(_BAR))))

@@ -1,0 +1,251 @@
+"""`streampack peek`: what is in the packs of a run, row by row.
+
+The packs are those of the run's first epoch, made by the run's own lanes: global pack i is pack i // L of lane i % L.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
+import typer
+
+from streampack.boundary import BoundaryPolicy, ReplaceBoundary, spell_out
+from streampack.cli.arguments import Field, Json, Shards, Tokenizer, make_dataset
+from streampack.cli.console import count, output, print_json
+from streampack.cli.pieces import Pieces
+from streampack.dataset import PackedDataset
+from streampack.errors import ConfigError
+from streampack.recipe import Recipe
+from streampack.records import IGNORE_INDEX
+from streampack.stream import LaneEnd, LanePack, LaneStart, LaneStream, Source
+
+_RANGE_BYTES = 2**20
+"""A few packs need no more of a shard than this at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edge:
+    """The last row of a segment: where two documents meet, or a pack cuts one."""
+
+    row: int
+    input: int
+    input_text: str
+    label: int
+    label_text: str
+    masked: bool
+    reason: str
+    """Why the label is what it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """Rows of one document in a pack."""
+
+    document: int
+    """Counted from 1 in the pack: the segment id of its rows."""
+    url: str
+    key: str
+    sample: int
+    """Byte offset of the sample in a plain tar, ordinal in a compressed one."""
+    record: int
+    part: int
+    first_row: int
+    num_rows: int
+    document_row: int
+    """Which of the document's rows is the first one here."""
+    goes_on: bool
+    """Whether the next pack has more of the document."""
+    edge: Edge
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """One pack with all that is to be shown of it."""
+
+    global_pack: int
+    lane: int
+    lane_pack: int
+    num_tokens: int
+    num_targets: int
+    num_masked: int
+    """Rows that are neither padding nor have a target."""
+    num_padding: int
+    tokens: list[int]
+    labels: list[int]
+    position_ids: list[int]
+    segment_ids: list[int]
+    pieces: list[str] | None
+    """The tokenizer's pieces of `tokens`; None where it does not tell them."""
+    segments: list[Segment]
+
+
+def peek(
+    shards: Shards,
+    tokenizer: Tokenizer = None,
+    seq_len: Annotated[int | None, typer.Option(help="Tokens of a pack.", show_default="256")] = None,
+    num: Annotated[int, typer.Option("--num", "-n", min=1, help="How many packs.")] = 2,
+    skip: Annotated[int, typer.Option(min=0, help="Packs to go past first.")] = 0,
+    lane: Annotated[
+        int | None, typer.Option(min=0, help="Packs of this lane only.", show_default="all, in the global order")
+    ] = None,
+    num_lanes: Annotated[int | None, typer.Option(min=1, help="Lanes of the run.", show_default="auto")] = None,
+    field: Field = None,
+    boundary: Annotated[
+        str | None,
+        typer.Option(
+            help="mask, keep, trim, mask_bos_target, mask_eos_input or replace:ID.", show_default=BoundaryPolicy.MASK
+        ),
+    ] = None,
+    packing: Annotated[str | None, typer.Option(help="wrap or next_fit.", show_default="wrap")] = None,
+    bos: Annotated[bool | None, typer.Option("--bos/--no-bos", help="BOS first.", show_default="bos")] = None,
+    eos: Annotated[bool | None, typer.Option("--eos/--no-eos", help="EOS last.", show_default="eos")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the order of shards.", show_default="0")] = None,
+    shuffle: Annotated[
+        bool | None, typer.Option("--shuffle/--listed", help="The order of shards.", show_default="shuffle")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show packs: their text, where documents meet, and which labels are masked."""
+    is_config = len(shards) == 1 and shards[0].endswith((".yaml", ".yml"))
+    dataset = make_dataset(
+        shards,
+        tokenizer=tokenizer,
+        seq_len=256 if seq_len is None and not is_config else seq_len,
+        field=field,
+        boundary=boundary,
+        packing=packing,
+        add_bos=bos,
+        add_eos=eos,
+        num_lanes=num_lanes,
+        seed=seed,
+        shuffle=shuffle,
+        epochs=1,
+    )
+    recipe = dataset.recipe
+    pieces = Pieces(recipe.tokenizer)
+    views = (
+        _view(recipe, pieces, number, dataset.num_lanes, pack)
+        for number, pack in _packs(dataset, lane=lane, skip=skip, num=num)
+    )
+    if json:
+        heading = {
+            "num_lanes": dataset.num_lanes,
+            "seq_len": recipe.seq_len,
+            "boundary": dataset.fingerprint()["boundary"],
+            "packing": str(recipe.packing),
+        }
+        print_json(heading | {"packs": [msgspec.to_builtins(view) for view in views]})
+        return
+    from streampack.cli.packview import draw, draw_legend
+
+    console = output()
+    for view in views:
+        draw(console, view, pieces)
+    draw_legend(console, pieces)
+
+
+def _packs(dataset: PackedDataset, *, lane: int | None, skip: int, num: int) -> Iterator[tuple[int, LanePack]]:
+    """`num` packs with their global numbers; of the lanes, only those that are asked for packs are read."""
+    num_lanes = dataset.num_lanes
+    if lane is not None and lane >= num_lanes:
+        raise ConfigError(f"--lane {lane}: there are {num_lanes} lanes, 0 to {num_lanes - 1}")
+    recipe, corpus = dataset.recipe, dataset.corpus()
+    streams: dict[int, LaneStream] = {}
+    made: dict[int, int] = {}
+    ended: set[int] = set()
+    shown = 0
+    for number in itertools.count(skip) if lane is None else itertools.count(lane + skip * num_lanes, num_lanes):
+        at = number % num_lanes
+        if at not in streams:
+            streams[at] = LaneStream(
+                recipe, corpus, at, LaneStart(), end_epoch=1, max_range_bytes=_RANGE_BYTES, with_sources=True
+            )
+            made[at] = 0
+        pack: LanePack | LaneEnd | None = None
+        while at not in ended and made[at] <= number // num_lanes:
+            pack = streams[at].next()
+            if isinstance(pack, LaneEnd):
+                ended.add(at)
+            else:
+                made[at] += 1
+        if isinstance(pack, LanePack):
+            yield number, pack
+            shown += 1
+        if shown == num or len(ended) == (num_lanes if lane is None else 1):
+            break
+    if not shown:
+        which = count(num_lanes, "lane") if lane is None else f"lane {lane}"
+        packs = count(sum(made.values()), "pack")
+        raise ConfigError(f"no pack to show: {which} of the run give {packs} in an epoch, and --skip is {skip:,}")
+
+
+def _view(recipe: Recipe, pieces: Pieces, number: int, num_lanes: int, pack: LanePack) -> View:
+    arrays = spell_out(pack.rows, seq_len=recipe.seq_len, pad_id=recipe.pad_id)
+    tokens, labels = arrays.tokens.tolist(), arrays.labels.tolist()
+    segments: list[Segment] = []
+    first_row = 0
+    for index, source in enumerate(pack.sources):
+        is_last = index == len(pack.sources) - 1
+        goes_on = is_last and pack.rows.next_row > 0
+        row = first_row + source.length - 1
+        following = None if is_last else tokens[row + 1]
+        label = labels[row]
+        edge = Edge(
+            row=row,
+            input=tokens[row],
+            input_text=pieces.name(tokens[row]),
+            label=label,
+            label_text="" if label == IGNORE_INDEX else pieces.name(label),
+            masked=label == IGNORE_INDEX,
+            reason=_reason(recipe, label, following, goes_on=goes_on),
+        )
+        segments.append(_segment(index + 1, source, first_row, goes_on, edge))
+        first_row = row + 1
+    return View(
+        global_pack=number,
+        lane=number % num_lanes,
+        lane_pack=number // num_lanes,
+        num_tokens=arrays.num_tokens,
+        num_targets=arrays.num_targets,
+        num_masked=arrays.num_tokens - arrays.num_targets,
+        num_padding=recipe.seq_len - arrays.num_tokens,
+        tokens=tokens,
+        labels=labels,
+        position_ids=arrays.position_ids.tolist(),
+        segment_ids=arrays.segment_ids.tolist(),
+        pieces=pieces.of(tokens),
+        segments=segments,
+    )
+
+
+def _segment(document: int, source: Source, first_row: int, goes_on: bool, edge: Edge) -> Segment:
+    return Segment(
+        document=document,
+        url=source.url,
+        key=source.key,
+        sample=source.sample,
+        record=source.record,
+        part=source.part,
+        first_row=first_row,
+        num_rows=source.length,
+        document_row=source.row,
+        goes_on=goes_on,
+        edge=edge,
+    )
+
+
+def _reason(recipe: Recipe, label: int, following: int | None, *, goes_on: bool) -> str:
+    """Why a segment's last row has its label; `following` is the first token of the segment behind it."""
+    if label == IGNORE_INDEX:
+        return "masked: no lookahead" if goes_on and not recipe.lookahead else "masked"
+    if goes_on:
+        return "its next token, in the next pack"
+    if recipe.boundary is BoundaryPolicy.TRIM:
+        return "the document's last token"
+    if isinstance(recipe.boundary, ReplaceBoundary) and label == recipe.boundary.token_id:
+        return "replaced"
+    if recipe.boundary is not BoundaryPolicy.MASK and following in (None, label):
+        return "the next document's first token"
+    return "its next token, which overflow cut off"

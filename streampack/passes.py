@@ -1,0 +1,151 @@
+"""One run of a rank's workers, from committed rows on: until the pass ends, or until it is abandoned."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import DataLoader
+
+from streampack.dataset import PackedDataset
+from streampack.messages import Item, Message, Share, WorkerStream, deal
+from streampack.rounds import Batch, LeftOut, endless, finite
+from streampack.state import Committed
+from streampack.stats import Counts
+from streampack.topology import Peers
+
+_MAX_MESSAGE_BYTES = 2 * 2**20
+_PREFETCH_FACTOR = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassSettings:
+    """How a rank reads its lanes and cuts batches; none of it changes what is in the lanes."""
+
+    batch_size: int
+    num_ranks: int
+    num_workers: int
+    prefetch_bytes: int
+    multiprocessing_context: str | None
+    with_sources: bool
+    drop_last: bool
+
+
+class Pass:
+    """The batches of one pass, and what is known at its end."""
+
+    def __init__(
+        self, dataset: PackedDataset, committed: Committed, settings: PassSettings, peers: Peers | None
+    ) -> None:
+        self.taken = False
+        """Whether an iterator has been given out for it."""
+        self.ends: dict[int, Counts] = {}
+        """By place of an ended lane: what it counted after its last pack."""
+        self.left_out = LeftOut()
+        self.num_retries = 0
+        """Storage faults that passed, in this pass's workers."""
+        num_lanes, first_round = dataset.num_lanes, committed.global_pack // dataset.num_lanes
+        num_workers = _fitting_workers(settings.num_workers, len(committed.lanes))
+        share = Share(
+            recipe=dataset.recipe,
+            corpus=dataset.corpus(),
+            lanes=committed.lanes,
+            starts=[committed.start(place) for place in range(len(committed.lanes))],
+            first_round=first_round,
+            end_epoch=None if dataset.epochs is None else committed.first_epoch + dataset.epochs,
+            first_slots=1,
+            max_slots=_max_slots(dataset.seq_len, num_workers, settings),
+            max_buffer_bytes=dataset.max_buffer_bytes,
+            with_sources=settings.with_sources,
+        )
+        self._messages = _start(share, num_workers, settings)
+        items = self._watch(
+            deal(
+                self._count(self._messages),
+                num_lanes=len(committed.lanes),
+                num_workers=max(num_workers, 1),
+                first_round=first_round,
+            )
+        )
+        pad = dataset.epoch_end == "pad"
+        self.batches: Iterator[Batch] = (
+            endless(
+                items,
+                batch_size=settings.batch_size,
+                num_ranks=settings.num_ranks,
+                global_pack=committed.global_pack,
+            )
+            if dataset.epochs is None
+            else finite(
+                items,
+                batch_size=settings.batch_size,
+                num_ranks=settings.num_ranks,
+                global_pack=committed.global_pack,
+                num_lanes=num_lanes,
+                pad=pad,
+                drop_last=settings.drop_last,
+                agree=None if peers is None else lambda number: peers.start_agreeing(number, highest=pad).wait,
+                left_out=self.left_out,
+            )
+        )
+
+    def close(self) -> None:
+        """End the workers."""
+        self.batches = iter(())
+        shut_down = getattr(self._messages, "_shutdown_workers", None)
+        if shut_down is not None:
+            with suppress(AttributeError):  # torch's iterator may have failed half-way through its own start
+                shut_down()
+        self._messages = iter(())
+
+    def _watch(self, items: Iterator[Item]) -> Iterator[Item]:
+        for item in items:
+            if item.end is not None:
+                self.ends.setdefault(item.place, item.end)
+            yield item
+
+    def _count(self, messages: Iterator[Message]) -> Iterator[Message]:
+        for message in messages:
+            self.num_retries += message.num_retries
+            yield message
+
+
+def _start(share: Share, num_workers: int, settings: PassSettings) -> Iterator[Message]:
+    """The workers' messages: worker 0's, worker 1's, ..., worker 0's, ..."""
+    stream = WorkerStream(share)
+    if num_workers == 0:
+        return iter(stream)
+    workers: DataLoader[Message] = DataLoader(
+        stream,
+        batch_size=None,
+        num_workers=num_workers,
+        collate_fn=_as_it_is,  # type: ignore[arg-type]  # without batches it gets one item, not a list
+        prefetch_factor=_PREFETCH_FACTOR,
+        multiprocessing_context=settings.multiprocessing_context,
+        generator=torch.Generator(),  # else torch would draw from the trainer's own random stream
+    )
+    return iter(workers)
+
+
+def _fitting_workers(num_workers: int, num_lanes: int) -> int:
+    if num_workers > num_lanes:
+        warnings.warn(
+            f"num_workers={num_workers} is more than the {num_lanes} lanes of this rank: {num_lanes} are started. "
+            "A run with more lanes (num_lanes) would let more workers share the work.",
+            UserWarning,
+            stacklevel=5,
+        )
+    return min(num_workers, num_lanes)
+
+
+def _max_slots(seq_len: int, num_workers: int, settings: PassSettings) -> int:
+    """Packs of one message: a message costs the main process about 1 ms whatever its size, so few and large ones."""
+    in_flight = num_workers * (_PREFETCH_FACTOR + 1)
+    if num_workers == 0:
+        return 1
+    return max(1, min(_MAX_MESSAGE_BYTES, settings.prefetch_bytes // in_flight) // (4 * seq_len))
+
+
+def _as_it_is(message: Message) -> Message:
+    return message

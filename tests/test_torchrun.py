@@ -1,0 +1,467 @@
+"""Real jobs of 1, 2 and 4 processes under torchrun: the same global packs, the same number of batches, the same errors.
+
+Starting processes costs seconds, so each number of ranks is one job that runs all cases; the tests look at what it wrote.
+"""
+
+import json
+import pickle
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from reference import Pass, assert_batches, endless_batches, lane_packs
+from torchrun import torchrun
+
+import streampack
+from streampack.state import to_json
+from streampack.stats import Counts
+from streampack.testing import ByteTokenizer, write_shards
+
+pytestmark = pytest.mark.timeout(170)
+
+Dataset = dict[str, Any]
+Outcome = dict[str, Any]
+
+
+def prose(seed: int, count: int, *, most_words: int = 60) -> list[str]:
+    """Documents of random words; an empty one among them."""
+    choice = random.Random(seed)
+    words = ["pack", "lane", "a", "stream", "Ärger", "tokens", "of", "and", "boundary", "漢字", "\n"]
+    return ["", *(" ".join(choice.choices(words, k=choice.randint(1, most_words))) for _ in range(count - 1))]
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Dataset]:
+    folder = tmp_path_factory.mktemp("corpora")
+    even = write_shards(folder / "even", prose(1, 70), documents_per_shard=19)
+    sizes = [24, 2, 3, 9, 1, 1, 2]
+    uneven = write_shards(folder / "uneven", prose(2, sum(sizes)), shard_sizes=sizes)
+    manifest = folder / "uneven" / "manifest.jsonl"
+    manifest.write_text("".join(json.dumps({"url": url, "whole": True}) + "\n" for url in uneven))
+    few = write_shards(folder / "few", prose(3, 40), shard_sizes=[24, 16], compression="gz")
+    return {
+        "even": {"shards": even, "seq_len": 32, "num_lanes": 12},
+        # Whole shards: lanes of very different length.
+        "uneven": {"shards": f"@{manifest}", "seq_len": 32, "num_lanes": 4},
+        # Two shards for four lanes, at 0 and behind the middle: lanes 1 and 3 have nothing, so an odd rank neither.
+        "few": {"shards": few, "seq_len": 64, "num_lanes": 4, "shuffle": False},
+        "next_fit": {"shards": even, "seq_len": 64, "num_lanes": 8, "packing": "next_fit", "boundary": "trim"},
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endless:
+    corpus: str = "even"
+    num_workers: int = 0
+    batch_size: int = 2
+    count: int = 12
+    extra: dict[str, Any] = field(default_factory=dict)
+    """More keys of the case; "loader" adds to the loader's arguments."""
+    only: tuple[int, ...] = (1, 2, 4)
+    """Numbers of ranks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finite:
+    corpus: str = "uneven"
+    num_workers: int = 0
+    batch_size: int = 3
+    epochs: int = 1
+    passes: int = 2
+    pad: bool = True
+    drop_last: bool = False
+    resume_pass: int = 0
+    """Go on in this pass from a state of one process ..."""
+    resume_part: tuple[int, int] | None = None
+    """... (a, b): a rounds before the pass's end (negative) or behind its start, and b packs; None: begin afresh."""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+ENDLESS = {
+    "in this process": Endless(),
+    "one worker": Endless(num_workers=1, batch_size=5),
+    "two workers": Endless(num_workers=2, batch_size=1, count=40),
+    "two workers, slow rank": Endless(num_workers=2, batch_size=3, extra={"slow_ranks": [0]}),
+    "whole documents": Endless(corpus="next_fit", num_workers=2, batch_size=3),
+    "over epochs": Endless(corpus="uneven", num_workers=1, batch_size=8, count=10),
+    "without a process group": Endless(num_workers=1, extra={"without_group": True}),
+    "left and gone on": Endless(num_workers=2, extra={"leave_after": [3, 7]}),
+    "spawned workers": Endless(num_workers=2, count=4, extra={"loader": {"multiprocessing_context": "spawn"}}, only=(2,)),
+}
+FINITE = {
+    "pad": Finite(),
+    "pad, two workers": Finite(num_workers=2, batch_size=5),
+    "pad, first rank slow": Finite(num_workers=1, batch_size=2, extra={"slow_ranks": [0]}),
+    "pad, last rank slow": Finite(batch_size=2, extra={"slow_ranks": [1, 3]}),
+    "pad, two epochs a pass": Finite(epochs=2, num_workers=1, batch_size=4),
+    "pad, drop_last": Finite(drop_last=True, num_workers=1, batch_size=7),
+    "pad, even lanes": Finite(corpus="even", num_workers=2, batch_size=7),
+    "pad, whole documents": Finite(corpus="next_fit", num_workers=1, batch_size=5),
+    "pad, empty ranks": Finite(corpus="few", num_workers=1),
+    "pad, empty ranks, drop_last": Finite(corpus="few", drop_last=True),
+    "pad, large batches": Finite(batch_size=1000),
+    "pad, large batches, drop_last": Finite(batch_size=1000, drop_last=True),
+    "pad, left and gone on": Finite(num_workers=1, batch_size=2, extra={"leave_after": [1, 4]}),
+    "stop": Finite(pad=False, num_workers=1, batch_size=2),
+    "stop, even lanes": Finite(pad=False, corpus="even", num_workers=2, batch_size=5),
+    "stop, drop_last": Finite(pad=False, corpus="even", drop_last=True, batch_size=7),
+    "stop, slow rank": Finite(pad=False, corpus="even", batch_size=3, extra={"slow_ranks": [1]}),
+    "pad, resumed": Finite(resume_part=(2, 3), num_workers=1),
+    "pad, resumed in the last round": Finite(resume_part=(-1, 2), num_workers=2),
+    "pad, resumed in the last round of the second pass": Finite(resume_pass=1, resume_part=(-1, 1), passes=1),
+    "pad, resumed at the very end": Finite(resume_part=(0, 0), num_workers=1),
+    "pad, even lanes, resumed": Finite(corpus="even", resume_part=(-1, 7), num_workers=2, batch_size=2),
+    "pad, drop_last, resumed": Finite(resume_part=(3, 1), drop_last=True, batch_size=4),
+    "stop, resumed": Finite(pad=False, corpus="even", resume_part=(1, 5), num_workers=1, batch_size=4),
+    "stop, resumed in the last round": Finite(pad=False, corpus="even", resume_part=(-1, 3), num_workers=2),
+}
+DIFFER = {
+    # What rank 1 alone is given, and what the error must name.
+    "seed": ({"dataset": {"seed": 7}}, "seed: 0 in the checkpoint, 7 now"),
+    "seq_len": ({"dataset": {"seq_len": 33}}, "seq_len: 32"),
+    "boundary": ({"dataset": {"boundary": "keep"}}, "boundary: 'mask'"),
+    "num_lanes": ({"dataset": {"num_lanes": 24}}, "num_lanes: 12"),
+    "other shards": ({"dataset": {"shards": "elsewhere/*.tar"}}, "shards"),
+}
+
+
+class References:
+    """What is expected, worked out in this process, each thing once."""
+
+    def __init__(self, corpora: dict[str, Dataset]) -> None:
+        self.corpora = corpora
+        self.lanes = cache(self._lanes)
+
+    def _lanes(self, corpus: str, epoch: int, epochs: int | None, limit: int | None = None) -> list[Any]:
+        return lane_packs({**self.corpora[corpus], "epochs": epochs}, epoch=epoch, limit=limit)
+
+    def loader(self, corpus: str, batch_size: int, **arguments: Any) -> streampack.PackedDataLoader:
+        """The same run in one process."""
+        drop_last = arguments.pop("drop_last", False)
+        dataset = streampack.PackedDataset(tokenizer=ByteTokenizer(), **self.corpora[corpus], **arguments)
+        return streampack.PackedDataLoader(
+            dataset, batch_size, num_workers=0, dp_rank=0, dp_size=1, drop_last=drop_last
+        )
+
+    def passes(self, case: Finite) -> Iterator[Pass]:
+        """The passes from the first one on, one behind the other without `drop_last`."""
+        start = 0
+        for number in range(case.resume_pass + 1):
+            current = self.one_pass(case, number, start)
+            yield current
+            start = current.end
+
+    def one_pass(self, case: Finite, number: int, start: int) -> Pass:
+        lanes = self.lanes(case.corpus, number * case.epochs, case.epochs)
+        return Pass(lanes=lanes, seq_len=self.corpora[case.corpus]["seq_len"], start=start, pad=case.pad)
+
+    def begin(self, case: Finite) -> tuple[Pass, int, str | None]:
+        """The pass that a case begins in, the global pack that it begins with, and the state to begin from."""
+        *before, current = self.passes(case)
+        if case.resume_part is None:
+            return current, current.start, None
+        rounds, packs = case.resume_part
+        num_lanes = len(current.lanes)
+        begin = (current.start if rounds > 0 else current.end) + rounds * num_lanes + packs
+        assert current.start < begin <= current.end, (current.start, begin, current.end)
+        arguments = {"epochs": case.epochs, "epoch_end": "pad" if case.pad else "stop"}
+        with self.loader(case.corpus, 1, **arguments) as loader:
+            for _ in before:
+                assert sum(1 for _ in loader) > 0
+            iterator = iter(loader)
+            for _ in range(begin - current.start):
+                next(iterator)
+            return current, begin, to_json(loader.state_dict())
+
+
+class Ran:
+    """A job that is over: what each rank did in each case."""
+
+    def __init__(self, num_ranks: int, outcomes: dict[str, list[Outcome]], watched: Path) -> None:
+        self.num_ranks = num_ranks
+        self.outcomes = outcomes
+        self.watched = watched
+
+    def __getitem__(self, name: str) -> list[Outcome]:
+        """The outcomes by rank of a case that went well."""
+        outcomes = self.outcomes[name]
+        errors = [outcome["errors"] for outcome in outcomes]
+        assert not any(errors), f"{name!r} failed: {errors}"
+        return outcomes
+
+    def errors(self, name: str) -> list[list[str]]:
+        return [outcome["errors"] for outcome in self.outcomes[name]]
+
+
+def _cases(num_ranks: int, references: References) -> Iterator[dict[str, Any]]:
+    corpora = references.corpora
+    few = {"dataset": {**corpora["few"], "epochs": 1}, "loader": {"num_workers": 0}}
+    yield {"name": "finite without a process group", "without_group": True, **few}
+    for name, endless in sorted(ENDLESS.items(), key=lambda item: not item[1].extra.get("without_group")):
+        if num_ranks in endless.only:
+            loader = {"batch_size": endless.batch_size, "num_workers": endless.num_workers}
+            extra = {**endless.extra, "loader": {**loader, **endless.extra.get("loader", {})}}
+            yield {"name": name, "dataset": corpora[endless.corpus], "batches": endless.count, **extra}
+    for name, finite in FINITE.items():
+        state = references.begin(finite)[2]
+        yield {
+            "name": name,
+            "dataset": {
+                **corpora[finite.corpus],
+                "epochs": finite.epochs,
+                "epoch_end": "pad" if finite.pad else "stop",
+            },
+            "loader": {
+                "batch_size": finite.batch_size,
+                "num_workers": finite.num_workers,
+                "drop_last": finite.drop_last,
+            },
+            "passes": finite.passes,
+            **({} if state is None else {"state": state}),
+            **finite.extra,
+        }
+    even = {"dataset": corpora["even"], "loader": {"batch_size": 2, "num_workers": 1}, "batches": 2}
+    uneven = {"dataset": {**corpora["uneven"], "epochs": 1}, "loader": {"batch_size": 2, "num_workers": 1}}
+    yield {**few, "name": "stop, empty lanes", "dataset": {**corpora["few"], "epochs": 1, "epoch_end": "stop"}}
+    folder = Path(corpora["even"]["shards"][0]).parent
+    yield {**even, "name": "watched", "dataset": {**corpora["even"], "shards": f"watched://{folder}/*.tar"}}
+    missing = [*corpora["even"]["shards"], str(folder / "99999.tar")]
+    yield {**even, "name": "missing shard", "dataset": {**corpora["even"], "shards": missing}, "tries": 2}
+    yield {**even, "name": "lanes that do not divide", "dataset": {**corpora["even"], "num_lanes": 9}}
+    if num_ranks > 1:
+        for name, (given, _) in DIFFER.items():
+            yield {**even, "name": f"other {name}", "per_rank": {"1": given}, "tries": 2}
+    if num_ranks == 4:
+        for name, mesh in (("dp x tp", {"dp": 2, "tp": 2}), ("tp x dp", {"tp": 2, "dp": 2})):
+            yield {**even, "name": name, "mesh": mesh}
+            yield {**uneven, "name": f"{name}, finite", "mesh": mesh, "passes": 2}
+        yield {**even, "name": "replicate x shard", "mesh": {"dp_replicate": 2, "dp_shard": 2}}
+
+
+@pytest.fixture(scope="module")
+def references(corpora: dict[str, Dataset]) -> References:
+    return References(corpora)
+
+
+@pytest.fixture(scope="module")
+def job(
+    request: pytest.FixtureRequest, references: References, tmp_path_factory: pytest.TempPathFactory
+) -> Ran:
+    return run_job(_cases(request.param, references), request.param, tmp_path_factory.mktemp(f"ranks{request.param}"))
+
+
+def run_job(cases: Iterable[dict[str, Any]], num_ranks: int, folder: Path, *, deadline_s: float = 90) -> Ran:
+    cases = list(cases)
+    (folder / "job.json").write_text(json.dumps(cases))
+    (folder / "watched").touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WATCHED", str(folder / "watched"))
+        torchrun("cases.py", folder / "job.json", folder, ranks=num_ranks, log=folder / "log", deadline_s=deadline_s)
+    by_rank = [pickle.loads((folder / f"rank{rank}.pickle").read_bytes()) for rank in range(num_ranks)]
+    outcomes = {case["name"]: list(of_ranks) for case, *of_ranks in zip(cases, *by_rank, strict=True)}
+    return Ran(num_ranks, outcomes, folder / "watched")
+
+
+def on(*num_ranks: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Run the test on the job of each of these numbers of ranks; a job is started once for all tests."""
+    return pytest.mark.parametrize("job", num_ranks, indirect=True, ids=lambda ranks: f"{ranks} ranks", scope="module")
+
+
+def check_sum(got: list[int], expected: int) -> None:
+    assert sum(got) % 2**64 == expected
+
+
+@on(1, 2, 4)
+@pytest.mark.parametrize("name", ENDLESS)
+def test_ranks_and_workers_do_not_change_the_global_packs(job: Ran, name: str, references: References) -> None:
+    case = ENDLESS[name]
+    if job.num_ranks not in case.only:
+        pytest.skip("costs seconds, and this number of ranks adds nothing")
+    packs = case.count * case.batch_size * job.num_ranks
+    lanes = references.lanes(case.corpus, 0, None, -(-packs // references.corpora[case.corpus]["num_lanes"]))
+    for rank, outcome in enumerate(job[name]):
+        expected = endless_batches(
+            lanes, 0, rank=rank, num_ranks=job.num_ranks, batch_size=case.batch_size, count=case.count
+        )
+        assert_batches(outcome["passes"][0], expected, f"{name}, rank {rank}")
+    with references.loader(case.corpus, packs) as alone:
+        next(iter(alone))
+        check_sum([outcome["digests"][0] for outcome in job[name]], alone.digest())
+
+
+@on(1, 2, 4)
+@pytest.mark.parametrize("name", FINITE)
+def test_finite_passes_end_together_at_the_right_batch_with_the_right_packs(
+    job: Ran, name: str, references: References
+) -> None:
+    case = FINITE[name]
+    current, begin, state = references.begin(case)
+    split = {"num_ranks": job.num_ranks, "batch_size": case.batch_size, "drop_last": case.drop_last}
+    arguments = {"epochs": case.epochs, "epoch_end": "pad" if case.pad else "stop", "drop_last": case.drop_last}
+    with references.loader(case.corpus, case.batch_size * job.num_ranks, **arguments) as alone:
+        if state is not None:
+            alone.load_state_dict(json.loads(state))
+        for number in range(case.passes):
+            for rank, outcome in enumerate(job[name]):
+                expected = current.batches(begin, rank=rank, **split)
+                assert_batches(outcome["passes"][number], expected, f"{name}, pass {number}, rank {rank}")
+            assert sum(1 for _ in alone) == current.num_batches(begin, **split)
+            check_sum([outcome["digests"][number] for outcome in job[name]], alone.digest())
+            handed_out = current.num_batches(begin, **split) * case.batch_size * job.num_ranks
+            begin = min(begin + handed_out, current.end)
+            current = references.one_pass(case, case.resume_pass + number + 1, begin)
+        assert json.loads(job[name][0]["state"])["global_pack"] == begin
+        counted = {key: sum(outcome["stats"][key] for outcome in job[name]) for key in Counts._fields}
+        assert counted == {key: alone.stats()[key] for key in Counts._fields}
+
+
+@on(1, 2, 4)
+def test_every_lane_that_is_shorter_leaves_packs_out_under_stop_and_they_are_counted(job: Ran) -> None:
+    assert sum(outcome["stats"]["left_out_packs"] for outcome in job["stop"]) > 0
+    assert sum(outcome["stats"]["left_out_packs"] for outcome in job["pad"]) == 0
+
+
+@on(1, 2, 4)
+def test_a_slow_rank_does_not_change_how_long_the_others_wait_for_their_first_batch(job: Ran) -> None:
+    for name in ("pad, first rank slow", "pad, last rank slow"):
+        assert len({len(outcome["passes"][0]["tokens"]) for outcome in job[name]}) == 1
+
+
+@on(1, 2, 4)
+def test_stop_with_a_lane_that_never_has_anything_is_an_error_on_every_rank(job: Ran) -> None:
+    for errors in job.errors("stop, empty lanes"):
+        assert len(errors) == 1
+        assert re.search(r'ConfigError: .*lane [13] .*"?stop"?', errors[0]), errors
+
+
+@on(1, 2, 4)
+def test_a_finite_run_of_many_ranks_without_a_process_group_is_refused(job: Ran) -> None:
+    errors = job.errors("finite without a process group")
+    if job.num_ranks == 1:
+        assert errors == [[]]
+        return
+    for messages in errors:
+        assert len(messages) == 1
+        assert "TopologyError: a finite run (epochs=1) on" in messages[0]
+        assert "torch.distributed.init_process_group" in messages[0]
+
+
+@on(2, 4)
+@pytest.mark.parametrize("name", DIFFER)
+def test_ranks_with_other_arguments_are_told_so_on_every_rank(job: Ran, name: str) -> None:
+    for messages in job.errors(f"other {name}"):
+        assert messages[:1], "no error on this rank"
+        assert messages[0].startswith("ConfigError: ")
+        assert DIFFER[name][1] in messages[0]
+
+
+@on(2, 4)
+@pytest.mark.parametrize("name", DIFFER)
+def test_ranks_with_other_arguments_are_refused_at_each_try(job: Ran, name: str) -> None:
+    for messages in job.errors(f"other {name}"):
+        assert len(messages) == 2
+        assert messages[0] == messages[1]
+
+
+@on(1, 2, 4)
+def test_a_shard_that_is_missing_is_an_error_on_every_rank(job: Ran) -> None:
+    for messages in job.errors("missing shard"):
+        assert len(messages) == 2, "it must stay an error"
+        assert all("1 of 5 shards are not there" in message and "99999.tar" in message for message in messages)
+
+
+@on(4)
+def test_lanes_that_the_ranks_do_not_divide_are_refused_with_what_would_fit(job: Ran) -> None:
+    for messages in job.errors("lanes that do not divide"):
+        assert len(messages) == 1
+        assert "TopologyError: 4 data-parallel ranks do not divide num_lanes=9" in messages[0]
+        assert "3 or 9 ranks" in messages[0]
+
+
+@on(1, 2, 4)
+def test_one_process_lists_for_all_and_workers_only_read(job: Ran, references: References) -> None:
+    outcomes = job["watched"]
+    seen = {tuple(line.split()) for line in job.watched.read_text().splitlines()}
+    listing = {int(pid) for pid, operation in seen if operation != "read"}
+    reading = {int(pid) for pid, operation in seen if operation == "read"}
+    assert listing == {outcomes[0]["pid"]}
+    assert len(reading) == job.num_ranks, "one worker of each rank"
+    assert not reading & {outcome["pid"] for outcome in outcomes}
+    lanes = references.lanes("even", 0, None, 2)
+    for rank, outcome in enumerate(outcomes):
+        expected = endless_batches(lanes, 0, rank=rank, num_ranks=job.num_ranks, batch_size=2, count=2)
+        assert_batches(outcome["passes"][0], expected, f"rank {rank}")
+
+
+@on(4)
+@pytest.mark.parametrize(("name", "dp_ranks"), [("dp x tp", [0, 0, 1, 1]), ("tp x dp", [0, 1, 0, 1])])
+def test_tensor_parallel_peers_see_the_same_packs_and_data_parallel_ranks_different_ones(
+    job: Ran, references: References, name: str, dp_ranks: list[int]
+) -> None:
+    lanes = references.lanes("even", 0, None, 2)
+    for outcome, rank in zip(job[name], dp_ranks, strict=True):
+        expected = endless_batches(lanes, 0, rank=rank, num_ranks=2, batch_size=2, count=2)
+        assert_batches(outcome["passes"][0], expected, f"dp rank {rank}")
+    start = 0
+    for number in range(2):
+        current = references.one_pass(Finite(), number, start)
+        for outcome, rank in zip(job[f"{name}, finite"], dp_ranks, strict=True):
+            expected = current.batches(start, rank=rank, num_ranks=2, batch_size=2)
+            assert_batches(outcome["passes"][number], expected, f"pass {number}, dp rank {rank}")
+        start = current.end
+
+
+@on(4)
+def test_replicated_and_sharded_dimensions_are_both_data_parallel(job: Ran, references: References) -> None:
+    lanes = references.lanes("even", 0, None, 2)
+    for rank, outcome in enumerate(job["replicate x shard"]):
+        expected = endless_batches(lanes, 0, rank=rank, num_ranks=4, batch_size=2, count=2)
+        assert_batches(outcome["passes"][0], expected, f"rank {rank}")
+        assert not np.array_equal(outcome["passes"][0]["tokens"], job["replicate x shard"][rank - 1]["passes"][0]["tokens"])
+
+
+def test_loaders_can_be_closed_and_others_made_on_the_same_ranks(references: References, tmp_path: Path) -> None:
+    even = {
+        "dataset": references.corpora["even"],
+        "loader": {"batch_size": 2, "num_workers": 0},
+        "batches": 2,
+        "close": True,
+    }
+    uneven = {"dataset": {**references.corpora["uneven"], "epochs": 1}, "loader": {"batch_size": 2, "num_workers": 1}}
+    again = {**uneven, "name": "closed between passes", "passes": 3, "close_after_passes": [0, 1], "close": True}
+    many = [{**even, "name": f"loader {number}"} for number in range(8)]
+    job = run_job([again, *many], 2, tmp_path, deadline_s=35)
+    start = 0
+    for number in range(3):
+        current = references.one_pass(Finite(), number, start)
+        for rank, outcome in enumerate(job["closed between passes"]):
+            expected = current.batches(start, rank=rank, num_ranks=2, batch_size=2)
+            assert_batches(outcome["passes"][number], expected, f"pass {number}, rank {rank}")
+        start = current.end
+    lanes = references.lanes("even", 0, None, 2)
+    for rank in range(2):
+        expected = endless_batches(lanes, 0, rank=rank, num_ranks=2, batch_size=2, count=2)
+        for case in many:
+            assert_batches(job[case["name"]][rank]["passes"][0], expected, case["name"])
+
+
+def test_a_group_of_the_trainer_that_only_one_rank_belongs_to_does_not_hinder(
+    references: References, tmp_path: Path
+) -> None:
+    case = {
+        "name": "group of rank 0",
+        "group_of": [0],
+        "dataset": {**references.corpora["uneven"], "epochs": 1},
+        "loader": {"batch_size": 2, "num_workers": 0},
+    }
+    job = run_job([case], 2, tmp_path, deadline_s=35)
+    current = references.one_pass(Finite(), 0, 0)
+    for rank, outcome in enumerate(job["group of rank 0"]):
+        expected = current.batches(0, rank=rank, num_ranks=2, batch_size=2)
+        assert_batches(outcome["passes"][0], expected, f"rank {rank}")
