@@ -223,6 +223,11 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
                 f"rank {other.rank} of {other.size}: give them to the loader only"
             )
 
+    @property
+    def vocab_size(self) -> int | None:
+        """Of the tokenizer; None without one."""
+        return None if self.recipe.tokenizer is None else self.recipe.tokenizer.vocab_size
+
     def corpus(self) -> Corpus:
         """Which bytes come when; lists the shards if that has not been done."""
         return Corpus(

@@ -60,7 +60,8 @@ class PackedDataLoader:
             get the same packs.
         process_group: the data-parallel ranks, for the exchanges of a finite run; None: looked up at first use.
         format: keys and shapes of a batch; "streampack".
-        provenance: add "provenance" to a batch: for each pack, where its segments come from (`Source`).
+        provenance: add to a batch "provenance", for each pack where its segments come from (a tuple of `Source`), and
+            "pack_numbers", the global numbers of its packs (int64 [batch_size]; -1 for a filler that has none).
         drop_last: in a finite run, leave out what does not fill a batch on every rank, instead of padding it.
         prefetch_bytes: bound on the packs that workers may have made ahead.
         pin_memory: put batches into pinned memory; "auto" does where there is a GPU.
@@ -334,6 +335,10 @@ class PackedDataLoader:
             result = {name: tensor.pin_memory() for name, tensor in result.items()}
         if self._settings.with_sources:
             result["provenance"] = [() if pack is None else pack.sources for pack in packs]
+            lanes, num_lanes = self._prepare().lanes, dataset.num_lanes
+            result["pack_numbers"] = torch.tensor(
+                [-1 if item is None else item.round * num_lanes + lanes[item.place] for item in batch.items]
+            )
         return result
 
 

@@ -16,6 +16,7 @@ from streampack.stats import Counts
 from streampack.topology import Peers
 
 _MAX_MESSAGE_BYTES = 2 * 2**20
+_MAX_MESSAGE_PACKS = 256
 _PREFETCH_FACTOR = 2
 
 
@@ -116,15 +117,18 @@ def _start(share: Share, num_workers: int, settings: PassSettings) -> Iterator[M
     stream = WorkerStream(share)
     if num_workers == 0:
         return iter(stream)
-    workers: DataLoader[Message] = DataLoader(
-        stream,
-        batch_size=None,
-        num_workers=num_workers,
-        collate_fn=_as_it_is,  # type: ignore[arg-type]  # without batches it gets one item, not a list
-        prefetch_factor=_PREFETCH_FACTOR,
-        multiprocessing_context=settings.multiprocessing_context,
-        generator=torch.Generator(),  # else torch would draw from the trainer's own random stream
-    )
+    with warnings.catch_warnings():
+        # Torch counts this machine's cores; here any number of workers is right, and waiting for storage needs many.
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        workers: DataLoader[Message] = DataLoader(
+            stream,
+            batch_size=None,
+            num_workers=num_workers,
+            collate_fn=_as_it_is,  # type: ignore[arg-type]  # without batches it gets one item, not a list
+            prefetch_factor=_PREFETCH_FACTOR,
+            multiprocessing_context=settings.multiprocessing_context,
+            generator=torch.Generator(),  # else torch would draw from the trainer's own random stream
+        )
     return iter(workers)
 
 
@@ -144,7 +148,8 @@ def _max_slots(seq_len: int, num_workers: int, settings: PassSettings) -> int:
     in_flight = num_workers * (_PREFETCH_FACTOR + 1)
     if num_workers == 0:
         return 1
-    return max(1, min(_MAX_MESSAGE_BYTES, settings.prefetch_bytes // in_flight) // (4 * seq_len))
+    num_bytes = min(_MAX_MESSAGE_BYTES, settings.prefetch_bytes // in_flight)
+    return max(1, min(num_bytes // (4 * seq_len), _MAX_MESSAGE_PACKS))
 
 
 def _as_it_is(message: Message) -> Message:

@@ -31,7 +31,7 @@ class Batch(NamedTuple):
 
 @dataclass(slots=True)
 class LeftOut:
-    """Packs that a pass made and did not hand out; known at its end."""
+    """Packs that a pass made and did not hand out; known at its end. Lanes that were cut short may have held more."""
 
     packs: int = 0
 
@@ -86,7 +86,11 @@ def finite(
         target = start + (batches + 1) * batch_size * num_ranks
         while not final and agreed_packs < target:
             window = next(windows)
-            pending.extend(window.items)
+            for item in window.items:
+                if item.round < window.end_round:
+                    pending.append(item)
+                else:
+                    left_out.packs += item.pack is not None
             agreed_packs, final = window.end_round * num_lanes, window.final
         if final and batches >= num_batches(
             agreed_packs - start, num_ranks=num_ranks, batch_size=batch_size, drop_last=drop_last
@@ -108,6 +112,7 @@ def num_batches(packs: int, *, num_ranks: int, batch_size: int, drop_last: bool)
 
 class _Window(NamedTuple):
     items: list[Item]
+    """Those of rounds from `end_round` on are left out."""
     end_round: int
     final: bool
 
@@ -142,8 +147,7 @@ def _windows(
     while True:
         agreed = wait()
         if agreed < rounds:
-            kept = [item for item in window if item.round < start + agreed]
-            yield _Window(kept, start + agreed, final=True)
+            yield _Window(window, start + agreed, final=True)
             return
         # With other ranks, the next agreement is under way while this window is handed out.
         ahead = None if agree is None else make(start + rounds)

@@ -203,7 +203,7 @@ def _bytes(values: NDArray[np.int64]) -> bytes:
 
 def differing_block(then: Sequence[str], now: Sequence[str], *, num_shards: int) -> range | None:
     """The shards of the first block whose digest differs, or None; both lists are of tables of `num_shards`."""
-    for block, (before, after) in enumerate(zip(then, now, strict=True)):
+    for block, (before, after) in enumerate(zip(then, now, strict=False)):
         if before != after:
             return range(block * num_shards // len(now), (block + 1) * num_shards // len(now))
     return None
@@ -254,7 +254,7 @@ def _rows(item: str, storage: Listing) -> list[_Row]:
                 raise ShardNotFoundError(f"nothing matches {url!r}; check the pattern, the folder and the credentials")
         elif url.endswith("/"):
             found = _tars_below(url, storage)
-        elif len(urls) == 1 and not _path(url).endswith(_SUFFIXES) and storage.is_directory(url):
+        elif len(urls) == 1 and not _ending(url).endswith(_SUFFIXES) and storage.is_directory(url):
             found = _tars_below(url + "/", storage)
         else:
             rows.append(_Row(url))
@@ -265,10 +265,10 @@ def _rows(item: str, storage: Listing) -> list[_Row]:
 
 def _tars_below(directory: str, storage: Listing) -> list[tuple[str, int | None]]:
     files = storage.listing(directory)
-    tars = [(url, size) for url, size in files if _path(url).endswith(_SUFFIXES)]
+    tars = [(url, size) for url, size in files if _ending(url).endswith(_SUFFIXES)]
     if tars:
         return tars
-    kinds = Counter(posixpath.splitext(_path(url))[1] or "without a suffix" for url, _ in files).most_common(5)
+    kinds = Counter(posixpath.splitext(_ending(url))[1] or "without a suffix" for url, _ in files).most_common(5)
     held = ", ".join(f"{count} {kind}" for kind, count in kinds)
     what = f"has {len(files)} files but no tar ({held})" if files else "is empty, or not there"
     raise ShardNotFoundError(
@@ -350,7 +350,7 @@ def _table(rows: list[_Row]) -> ShardTable:
     known = np.array([row.size is not None for row in rows], dtype=np.bool_)
     sizes = np.array([row.size or 0 for row in rows], dtype=np.int64)
     sizes[~known] = int(sizes.sum()) // int(known.sum()) if known.any() else _GUESSED_BYTES
-    compressed = np.array([_path(row.url).endswith(_COMPRESSED) for row in rows], dtype=np.bool_)
+    compressed = np.array([_ending(row.url).endswith(_COMPRESSED) for row in rows], dtype=np.bool_)
     by_hand = np.array([row.whole for row in rows], dtype=np.bool_)
     return ShardTable(
         urls=Texts.of([row.url for row in rows]),
@@ -379,6 +379,11 @@ def relative_names(urls: Sequence[str]) -> list[str]:
 def _path(url: str) -> str:
     """The URL without the query and fragment that a web URL may have."""
     return re.split(r"[?#]", url, maxsplit=1)[0] if url.startswith(("http://", "https://")) else url
+
+
+def _ending(url: str) -> str:
+    """What the suffix is looked for in, by the same rule as in decompression."""
+    return url.partition("?")[0].lower()
 
 
 def _is_glob(url: str) -> bool:

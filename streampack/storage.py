@@ -95,7 +95,7 @@ def is_final(error: BaseException) -> bool:
         return False  # an answer cut or garbled on its way; aiohttp gives it status 400, which no server said
     statuses = _statuses(chain)
     if statuses:
-        if "RequestTimeout" in str(error):  # S3 says so with 400
+        if any("RequestTimeout" in str(link) for link in chain):  # S3 says so with 400
             return False
         return 400 <= statuses[0] < 500 and statuses[0] not in _PASSING_STATUS
     if any(type(link).__name__ in _FINAL_NAMES for link in chain):
@@ -209,7 +209,8 @@ class _Failures:
         retry, url = self._storage.retry, redacted(self._url)
         chain = list(_chain(error))
         ends = chain if len(chain) == 1 else (chain[0], chain[-1])  # what was said, and what was behind it
-        cause = redacted(", from ".join(f"{type(link).__name__}: {str(link)[:300]}" for link in ends))
+        said = ", from ".join(f"{type(link).__name__}: {str(link)[:300]}" for link in ends)
+        cause = redacted(" ".join(said.split()))
         self._tries += 1
         self._since = began if self._since is None else self._since
         if is_final(error):
@@ -408,16 +409,15 @@ class Storage:
             depth = None if "**" in pattern else pattern.count("/") + 1
         wanted = re.compile(glob_translate(pattern))
         found: list[tuple[str, int | None]] = []
-        folders, seen = [(root, 1)], set()
+        folders: list[tuple[str, tuple[str, ...]]] = [(root, ())]
         while folders:
-            folder, level = folders.pop()
-            place = str(Path(folder).resolve()) if local_path(url) is not None else folder  # links may go in circles
-            if place in seen:
+            folder, above = folders.pop()
+            place = str(Path(folder).resolve()) if local_path(url) is not None else folder
+            if place in above:  # links may go in circles
                 continue
-            seen.add(place)
-            for name, is_directory, size in self._entries(url, folder, is_root=folder == root):
-                if is_directory and (depth is None or level < depth):
-                    folders.append((f"{name}/", level + 1))
+            for name, is_directory, size in self._entries(url, folder, is_root=not above):
+                if is_directory and (depth is None or len(above) + 1 < depth):
+                    folders.append((f"{name}/", (*above, place)))
                 elif not is_directory and wanted.match(name[len(root) :]):
                     found.append((_as_given(url, filesystem, path, name), size))
         return sorted(found)

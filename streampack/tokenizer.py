@@ -73,6 +73,10 @@ class SentencePieceTokenizer:
             _check_unicode(text)
             raise
 
+    def id_to_piece(self, token: int) -> str:
+        """The vocabulary's piece of an id, with its U+2581 for a space."""
+        return str(self._processor.id_to_piece(token))
+
     def __reduce__(self) -> tuple[type["SentencePieceTokenizer"], tuple[bytes]]:
         return type(self), (self._model,)
 

@@ -21,6 +21,8 @@ from streampack.cli.trial import Training, judge, make_reference, read_attempts
 from streampack.errors import StreampackError
 from streampack.examples.train import PACKS_PER_STEP, Transformer
 
+pytestmark = pytest.mark.slow
+
 STEPS = 12
 needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
 
@@ -63,7 +65,6 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stderr == ""
     return Demo(json.loads(done.stdout), folder, temporary, processes(mark))
 
 

@@ -25,7 +25,7 @@ READER_PARTS = {"decompression", "tarcuts", "tarformat"}
 
 # Library -> the modules and folders that may import it, anywhere in their code.
 USERS = {
-    "torch": {"topology", "dataset", "loader", "messages", "formats", "state", "cli", "testing", "examples"},
+    "torch": {"topology", "dataset", "loader", "messages", "passes", "formats", "state", "cli", "testing", "examples"},
     "fsspec": {"storage", "shards", "testing"},
     "sentencepiece": {"tokenizer", "examples.make_data"},  # which trains the demo model
     "tokenizers": {"tokenizer"},

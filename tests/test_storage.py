@@ -310,9 +310,11 @@ class TestFaultsThatPass:
 
     def test_a_stall_ends_after_the_timeout(self, server: Server) -> None:
         server.faults.append("stall")
-        storage = Storage(retry=RetryPolicy(timeout_s=0.3, first_wait_s=0.01))
+        storage = Storage(retry=RetryPolicy(timeout_s=0.5, first_wait_s=0.01))
+        began = time.monotonic()
         assert read(storage, f"{server.url}/a.tar", size=10_000) == DATA
-        assert storage.num_retries == 1
+        assert storage.num_retries >= 1
+        assert 0.5 <= time.monotonic() - began < 20  # the server would stall for 30 s
 
     def test_a_body_that_is_cut_without_a_length_is_read_on(self, server: Server) -> None:
         server.tells_length = False
@@ -443,7 +445,7 @@ class TestFaultsThatStay:
         with pytest.raises(StorageError, match="not a file; a directory of shards is given with a '/'"):
             Storage().size(str(tmp_path))
 
-    @pytest.mark.parametrize("url", ["pipe:cat a.tar", "simplecache::s3://b/a.tar", "PIPE:curl x".lower()])
+    @pytest.mark.parametrize("url", ["pipe:cat a.tar", "simplecache::s3://b/a.tar"])
     def test_what_runs_a_shell_or_hides_what_is_read_is_refused(self, url: str) -> None:
         for ask in (Storage().size, Storage().read, Storage().listing):
             with pytest.raises(ConfigError, match="pipe: and chained URLs are not read"):
@@ -502,7 +504,7 @@ def met(error: Exception, context: Exception) -> Exception:
         (met(FileNotFoundError("x"), TimeoutError("x")), False),
         (caused(PermissionError("x"), BotoError(403)), True),
         (caused(OSError(22, "x"), BotoError(400)), True),
-        (caused(OSError("x"), BotoError(400, "(RequestTimeout)")), True),
+        (caused(OSError("x"), BotoError(400, "(RequestTimeout)")), False),
         (BotoError(400, "(RequestTimeout) when calling GetObject"), False),
         (BotoError(429), False),
         (caused(OSError("SlowDown"), BotoError(503)), False),
@@ -616,7 +618,7 @@ class TestProcesses:
 
     @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
     def test_a_forked_child_reads_what_its_parent_has_read_before_and_the_parent_goes_on(self, server: Server) -> None:
-        url, storage = f"{server.url}/a.tar", Storage(retry=RetryPolicy(budget_s=5, timeout_s=2))
+        url, storage = f"{server.url}/a.tar", Storage(retry=RetryPolicy(budget_s=40, timeout_s=20))
         chunks = storage.chunks(url, size=10_000, first_bytes=1_000, max_bytes=1_000)
         begun = next(chunks)
         context = multiprocessing.get_context("fork")
@@ -625,7 +627,7 @@ class TestProcesses:
         for child in children:
             child.start()
         for child in children:
-            child.join(20)
+            child.join(60)
             assert child.exitcode == 0
             assert answers.get() == (DATA, 10_000)
         assert begun + b"".join(chunks) == DATA

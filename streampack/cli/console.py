@@ -7,7 +7,7 @@ characters are spelled out, and no text is taken for markup.
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from rich.console import Console
 from rich.text import Text
@@ -104,8 +104,3 @@ def shorten(text: str, width: int) -> str:
         return text
     back = (width - 1) // 2
     return f"{text[: width - 1 - back]}…{text[len(text) - back :]}"
-
-
-def join_words(words: Sequence[str]) -> str:
-    """`a, b and c`."""
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

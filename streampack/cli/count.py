@@ -10,10 +10,8 @@ import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.sharedctypes import Synchronized
-from multiprocessing.synchronize import Event
 from time import perf_counter
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import numpy as np
 import typer
@@ -21,13 +19,16 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeRemainingColumn,
-    TransferSpeedColumn,
 )
+from rich.text import Text
 
 from streampack.cli.arguments import Field, Json, Shards, Tokenizer, make_dataset
-from streampack.cli.console import messages, output, print_json
+from streampack.cli.console import format_bytes, messages, output, print_json
+from streampack.cli.countview import draw
 from streampack.cli.tally import Tally, tally_shard
 from streampack.dataset import PackedDataset
 from streampack.errors import LoaderError, ShardError
@@ -36,12 +37,17 @@ from streampack.records import Shard
 from streampack.shards import ShardTable
 from streampack.tokenizer import ByteTokenizer
 
+if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
+    from multiprocessing.synchronize import Event
+
 Advance = Callable[[int, int], None]
 """Called with (bytes of shards done, shards done) so far."""
 
 
 def count(
     shards: Shards,
+    *,
     tokenizer: Tokenizer = None,
     seq_len: Annotated[int | None, typer.Option(help="Tokens of a pack.", show_default="4096")] = None,
     field: Field = None,
@@ -64,14 +70,17 @@ def count(
     workers = min(workers or _num_cores(), len(table))
     tally = Tally()
     with _Progress(table) as progress:
-        for part in _tallies(recipe, table, has_tokens=has_tokens, workers=workers, advance=progress.advance):
+        parts = (
+            _tally_here(recipe, table, has_tokens=has_tokens, advance=progress.advance)
+            if workers == 1
+            else _tally_side_by_side(recipe, table, has_tokens=has_tokens, workers=workers, advance=progress.advance)
+        )
+        for part in parts:
             tally.merge(part)
     seconds = perf_counter() - begin
     if json:
         print_json(_as_json(tally, table, recipe, has_tokens=has_tokens))
         return
-    from streampack.cli.countview import draw
-
     draw(output(), tally, table, recipe, has_tokens=has_tokens, seconds=seconds, workers=workers)
 
 
@@ -128,26 +137,34 @@ def _as_json(tally: Tally, table: ShardTable, recipe: Recipe, *, has_tokens: boo
     }
 
 
+class _SpeedColumn(ProgressColumn):
+    """Rich's own has decimal units."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{format_bytes(task.speed)}/s" if task.speed else "", justify="right")
+
+
 class _Progress:
     """A bar on stderr over the bytes of the shards; nothing where stderr is no terminal."""
 
     def __init__(self, table: ShardTable) -> None:
-        self._console = messages()
+        console = messages()
         self._num_shards = len(table)
         self._progress = Progress(
             TextColumn("counting"),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[shards]} shards"),
             DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
+            _SpeedColumn(),
             TimeRemainingColumn(compact=True),
-            console=self._console,
+            console=console,
+            disable=not console.is_terminal,
             transient=True,
             expand=True,
         )
         self._task = self._progress.add_task("", total=table.total_bytes, shards=f"0/{self._num_shards:,}")
 
-    def __enter__(self) -> "_Progress":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -155,8 +172,7 @@ class _Progress:
 
     def advance(self, bytes_done: int, shards_done: int) -> None:
         # Started as late as here: it has a thread, and the processes are forked before.
-        if self._console.is_terminal:
-            self._progress.start()
+        self._progress.start()
         shards = f"{shards_done:,}/{self._num_shards:,}"
         self._progress.update(self._task, completed=bytes_done, shards=shards)
 
@@ -164,22 +180,25 @@ class _Progress:
 # -- processes -------------------------------------------------------------------------------------------------------
 
 
-def _tallies(
+def _tally_here(recipe: Recipe, table: ShardTable, *, has_tokens: bool, advance: Advance) -> Iterator[Tally]:
+    """A tally for each shard, made in this process."""
+    bytes_done = finished = 0
+
+    def tell(size: int) -> None:
+        nonlocal bytes_done
+        bytes_done += size
+        advance(bytes_done, finished)
+
+    for index, shard in enumerate(table):
+        yield tally_shard(recipe, index, shard, has_tokens=has_tokens, tell=tell)
+        finished += 1
+
+
+def _tally_side_by_side(
     recipe: Recipe, table: ShardTable, *, has_tokens: bool, workers: int, advance: Advance
 ) -> Iterator[Tally]:
     """A tally for each shard, in any order."""
-    order = np.argsort(-table.sizes, kind="stable").tolist()
-    if workers == 1:
-        done = 0
-
-        def tell(size: int) -> None:
-            nonlocal done
-            done += size
-            advance(done, finished)
-
-        for finished, index in enumerate(order):
-            yield tally_shard(recipe, index, table[index], has_tokens=has_tokens, tell=tell)
-        return
+    order = np.argsort(-table.sizes, kind="stable").tolist()  # the largest first: none is left to the end
     context = multiprocessing.get_context()
     bytes_done: Synchronized[int] = context.Value("q", 0)
     stop = context.Event()
@@ -205,13 +224,13 @@ def _tallies(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-_job: tuple[Recipe, bool, "Synchronized[int]", Event]
+_job: "tuple[Recipe, bool, Synchronized[int], Event]"
 """What this process was started for."""
 
 
 def _start(*job: Any) -> None:
     global _job  # noqa: PLW0603 (a process pool hands its work to a plain function)
-    _job = job  # type: ignore[assignment]  # what `_tallies` gives
+    _job = job
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the main process, which sets `stop`
 
 

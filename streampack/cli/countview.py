@@ -30,7 +30,7 @@ def draw(
     _draw_totals(console, tally, table, recipe, has_tokens=has_tokens, seconds=seconds, workers=workers)
     if tally.documents:
         _draw_lengths(console, tally, unit)
-    if tally.packed:
+    if tally.packed and tally.documents:
         _draw_packing(console, tally, recipe.seq_len)
     if tally.longest:
         _draw_longest(console, tally, unit)
@@ -77,7 +77,7 @@ def _draw_lengths(console: Console, tally: Tally, unit: str) -> None:
     octaves = lengths.octaves()
     most = max(documents for _, _, documents, _ in octaves)
     wide = console.width >= _NARROW
-    table = _table(f"Lengths in {unit}s", caption="bars are on a logarithmic scale" if wide else None)
+    table = _table(f"Lengths in {unit}s")
     table.add_column(f"{unit}s", justify="right", no_wrap=True)
     table.add_column("documents", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
@@ -96,7 +96,7 @@ def _draw_lengths(console: Console, tally: Tally, unit: str) -> None:
         if wide:
             row.append(f"{units / max(int(lengths.units.sum()), 1):.1%}")
         table.add_row(*row)
-    console.print("", table, sep="\n")
+    _print_table(console, table, "bars are on a logarithmic scale")
     median, most_of, nearly = (lengths.percentile(share) for share in (0.5, 0.9, 0.99))
     console.print(
         Text.assemble(
@@ -110,7 +110,7 @@ def _draw_lengths(console: Console, tally: Tally, unit: str) -> None:
 
 
 def _draw_packing(console: Console, tally: Tally, seq_len: int) -> None:
-    table = _table(f"Packs of {seq_len:,} tokens", caption="tried shard by shard; shards' unfinished packs are joined")
+    table = _table(f"Packs of {seq_len:,} tokens")
     for name in ("packing", "packs", "efficiency", "padding", "documents cut"):
         table.add_column(name, justify="left" if name == "packing" else "right", no_wrap=True)
     for packing, packed in tally.packed.items():
@@ -125,12 +125,12 @@ def _draw_packing(console: Console, tally: Tally, seq_len: int) -> None:
             f"{padding:,}",
             f"{packed.split_documents:,} ({packed.split_documents / max(tally.documents, 1):.1%})",
         )
-    console.print("", table, sep="\n")
+    _print_table(console, table, "each shard is packed by itself, and the unfinished packs at their ends are joined")
 
 
 def _draw_longest(console: Console, tally: Tally, unit: str) -> None:
     folder = common_folder(place.url for _, place in tally.longest)
-    table = _table("Longest documents", caption=printable(folder) or None)
+    table = _table("Longest documents")
     table.add_column(f"{unit}s", justify="right", no_wrap=True)
     table.add_column("key", style="bold", overflow="fold")
     table.add_column("shard", overflow="fold")
@@ -138,7 +138,7 @@ def _draw_longest(console: Console, tally: Tally, unit: str) -> None:
         record = f" record {place.record}" if place.record else ""
         part = f" part {place.part}" if place.part else ""
         table.add_row(f"{length:,}", printable(place.key) + record + part, printable(place.url[len(folder) :]))
-    console.print("", table, sep="\n")
+    _print_table(console, table, f"shards in {printable(folder)}" if folder else "")
 
 
 def _draw_bad(console: Console, tally: Tally) -> None:
@@ -149,16 +149,20 @@ def _draw_bad(console: Console, tally: Tally) -> None:
         console.print(Text(f"  and {tally.skipped - len(tally.bad):,} more", style="dim"))
 
 
-def _table(title: str, *, caption: str | None) -> Table:
+def _table(title: str) -> Table:
     return Table(
         title=title,
-        caption=caption,
         title_style="bold",
-        caption_style="dim",
         title_justify="left",
-        caption_justify="left",
         box=box.SIMPLE_HEAD,
         header_style="dim",
         pad_edge=False,
         show_edge=False,
     )
+
+
+def _print_table(console: Console, table: Table, caption: str) -> None:
+    """The table and a line below it, which may be wider than the table."""
+    console.print("", table, sep="\n")
+    if caption:
+        console.print(Text(caption, style="dim", overflow="fold"))

@@ -91,6 +91,7 @@ def demo(
     if json:
         print_json(_report(attempts, reference, verdict, seconds))
     else:
+        console.print(Text("\n3  The comparison", style="bold"))
         console.print(_table(attempts, reference))
         _show_verdict(console, attempts, verdict, seconds)
     if not verdict.ok:
@@ -132,15 +133,10 @@ def _train(console: Console, folder: Path, *, steps: int, seed: int) -> None:
                     training.kill()
                     break
         attempt = read_attempts(folder)[-1]
+        came_from = "" if attempt.first_step == 1 else f"from the checkpoint of step {attempt.first_step - 1} on: "
         end = Text("done", style="green") if stop is None else Text("killed with SIGKILL", style="red")
-        console.print(
-            Text.assemble(
-                (str(topology), "bold"),
-                f": steps {attempt.first_step} to {attempt.last_step}, ",
-                end,
-                f" ({time.monotonic() - begin:.0f} s)",
-            )
-        )
+        what = f": {came_from}steps {attempt.first_step} to {attempt.last_step}, "
+        console.print(Text.assemble((str(topology), "bold"), what, end, f" ({time.monotonic() - begin:.0f} s)"))
         if stop is not None and attempt.last_step == steps:
             raise StreampackError(
                 f"the training was through with its {steps} steps before the kill: ask for more --steps"
@@ -212,6 +208,8 @@ def _steps_to_show(attempts: Sequence[Attempt]) -> list[int]:
     shown = {1, 2, 3, last - 2, last - 1, last}
     for killed, resumed in pairwise(attempts):
         shown |= set(range(resumed.first_step - 2, killed.last_step + 3))
+    # A gap of one step takes the line that the step would.
+    shown |= {step + 1 for step in shown if step + 2 in shown}
     return sorted(step for step in shown if 1 <= step <= last)
 
 

@@ -4,15 +4,14 @@ Everything that colour says is also said by a mark, for terminals and files with
 """
 
 import itertools
+from dataclasses import dataclass
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.rule import Rule
 from rich.style import Style
 from rich.text import Text
 
 from streampack.cli.console import common_folder, count, printable
-from streampack.cli.peek import Segment, View
 from streampack.cli.pieces import Pieces
 from streampack.records import IGNORE_INDEX
 
@@ -20,6 +19,62 @@ _COLOURS = ("cyan", "yellow")
 _MASKED = Style(dim=True, underline=True)
 _OPEN, _CLOSE = "⟨", "⟩"
 _BAR = "┃ "
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edge:
+    """The last row of a segment: where two documents meet, or a pack cuts one."""
+
+    row: int
+    input: int
+    input_text: str
+    label: int
+    label_text: str
+    masked: bool
+    reason: str
+    """Why the label is what it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """Rows of one document in a pack."""
+
+    document: int
+    """Counted from 1 in the pack: the segment id of its rows."""
+    url: str
+    key: str
+    sample: int
+    """Byte offset of the sample in a plain tar, ordinal in a compressed one."""
+    record: int
+    part: int
+    first_row: int
+    num_rows: int
+    document_row: int
+    """Which of the document's rows is the first one here."""
+    goes_on: bool
+    """Whether the next pack has more of the document."""
+    edge: Edge
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """One pack with all that is to be shown of it."""
+
+    global_pack: int
+    lane: int
+    lane_pack: int
+    num_tokens: int
+    num_targets: int
+    num_masked: int
+    """Rows that are neither padding nor have a target."""
+    num_padding: int
+    tokens: list[int]
+    labels: list[int]
+    position_ids: list[int]
+    segment_ids: list[int]
+    pieces: list[str] | None
+    """The tokenizer's pieces of `tokens`; None where it does not tell them."""
+    segments: list[Segment]
 
 
 def draw(console: Console, view: View, pieces: Pieces) -> None:
@@ -35,14 +90,15 @@ def draw(console: Console, view: View, pieces: Pieces) -> None:
     console.print(Text(f"shards in {printable(folder)}", style="dim", overflow="fold"))
     for segment in view.segments:
         colour = _COLOURS[segment.document % len(_COLOURS) - 1]
-        _draw_barred(console, _heading(segment, folder, colour), colour)
-        _draw_barred(console, _body(segment, view, pieces, colour), colour)
+        bar = Text(_BAR, style=colour)
+        _draw_behind(console, bar, _heading(segment, folder, colour))
+        _draw_behind(console, bar, _body(segment, view, pieces, colour))
         _draw_edge(console, segment)
     if view.num_padding:
         first, last = view.num_tokens, len(view.tokens) - 1
         name = pieces.name(view.tokens[-1])
         text = f"rows {first}-{last}  padding  ░░░ {view.num_padding:,} times {name}, label {IGNORE_INDEX}, segment 0"
-        _draw_barred(console, Text(text, style="dim"), "dim")
+        _draw_behind(console, Text(_BAR, style="dim"), Text(text, style="dim"))
     console.print()
 
 
@@ -54,7 +110,9 @@ def draw_legend(console: Console, pieces: Pieces) -> None:
             *((_BAR.strip(), colour) for colour in _COLOURS),
             " documents in turn",
         ),
-        Text.assemble(_OPEN, ("row", _MASKED), _CLOSE, f" masked: its label is {IGNORE_INDEX}, what follows is no target"),
+        Text.assemble(
+            _OPEN, ("row", _MASKED), _CLOSE, f" masked: its label is {IGNORE_INDEX}, what follows is no target"
+        ),
         Text("░ padding"),
     ]
     if pieces.known:
@@ -71,10 +129,10 @@ def draw_legend(console: Console, pieces: Pieces) -> None:
     console.print(line)
 
 
-def _draw_barred(console: Console, text: Text, colour: str) -> None:
-    """The text with a bar down its left side."""
+def _draw_behind(console: Console, mark: Text, text: Text) -> None:
+    """The text, each of its lines behind the mark."""
     for line in text.wrap(console, max(console.width - len(_BAR), 8), overflow="fold"):
-        console.print(Text.assemble((_BAR, colour), line), no_wrap=True, crop=False)
+        console.print(mark + line, no_wrap=True, crop=False)
 
 
 def _heading(segment: Segment, folder: str, colour: str) -> Text:
@@ -98,17 +156,17 @@ def _body(segment: Segment, view: View, pieces: Pieces, colour: str) -> Text:
     shown = zip(tokens, labels, pieces.texts(tokens), strict=True)
     body = Text(style=colour)
     for masked, run in itertools.groupby(shown, key=lambda row: row[1] == IGNORE_INDEX):
-        rows_shown = list(run)
+        # A line break is shown, and made: text and code keep their look.
+        texts = [(token, text.replace("↵", "↵\n")) for token, _, text in run]
         if masked:
-            first = rows_shown[0]
-            rows_shown[0] = (*first[:2], first[2].lstrip(" "))
-            body.append(" " * (len(first[2]) - len(rows_shown[0][2])) + _OPEN)
-        for token, _, text in rows_shown:
-            control = Style(bold=pieces.is_control(token))
-            # A line break is shown, and made: text and code keep their look.
-            body.append(text.replace("↵", "↵\n"), style=control + _MASKED if masked else control)
-        if masked:
+            joined = "".join(text for _, text in texts)
+            inside = joined.lstrip(" ")
+            body.append(" " * (len(joined) - len(inside)) + _OPEN)
+            body.append(inside, style=_MASKED)
             body.append(_CLOSE)
+            continue
+        for is_control, same in itertools.groupby(texts, key=lambda row: pieces.is_control(row[0])):
+            body.append("".join(text for _, text in same), style="bold" if is_control else None)
     if segment.goes_on:
         body.append(" …")
     return body
@@ -122,5 +180,4 @@ def _draw_edge(console: Console, segment: Segment) -> None:
         (str(IGNORE_INDEX), "bold red") if edge.masked else (edge.label_text, "bold green"),
         f" ({edge.reason})",
     )
-    line.overflow = "fold"
-    console.print(Padding(line, (0, 0, 0, len(_BAR))))
+    _draw_behind(console, Text(" " * len(_BAR)), line)

@@ -5,7 +5,6 @@ The packs are those of the run's first epoch, made by the run's own lanes: globa
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
@@ -14,6 +13,7 @@ import typer
 from streampack.boundary import BoundaryPolicy, ReplaceBoundary, spell_out
 from streampack.cli.arguments import Field, Json, Shards, Tokenizer, make_dataset
 from streampack.cli.console import count, output, print_json
+from streampack.cli.packview import Edge, Segment, View, draw, draw_legend
 from streampack.cli.pieces import Pieces
 from streampack.dataset import PackedDataset
 from streampack.errors import ConfigError
@@ -25,64 +25,9 @@ _RANGE_BYTES = 2**20
 """A few packs need no more of a shard than this at once."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Edge:
-    """The last row of a segment: where two documents meet, or a pack cuts one."""
-
-    row: int
-    input: int
-    input_text: str
-    label: int
-    label_text: str
-    masked: bool
-    reason: str
-    """Why the label is what it is."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Segment:
-    """Rows of one document in a pack."""
-
-    document: int
-    """Counted from 1 in the pack: the segment id of its rows."""
-    url: str
-    key: str
-    sample: int
-    """Byte offset of the sample in a plain tar, ordinal in a compressed one."""
-    record: int
-    part: int
-    first_row: int
-    num_rows: int
-    document_row: int
-    """Which of the document's rows is the first one here."""
-    goes_on: bool
-    """Whether the next pack has more of the document."""
-    edge: Edge
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class View:
-    """One pack with all that is to be shown of it."""
-
-    global_pack: int
-    lane: int
-    lane_pack: int
-    num_tokens: int
-    num_targets: int
-    num_masked: int
-    """Rows that are neither padding nor have a target."""
-    num_padding: int
-    tokens: list[int]
-    labels: list[int]
-    position_ids: list[int]
-    segment_ids: list[int]
-    pieces: list[str] | None
-    """The tokenizer's pieces of `tokens`; None where it does not tell them."""
-    segments: list[Segment]
-
-
 def peek(
     shards: Shards,
+    *,
     tokenizer: Tokenizer = None,
     seq_len: Annotated[int | None, typer.Option(help="Tokens of a pack.", show_default="256")] = None,
     num: Annotated[int, typer.Option("--num", "-n", min=1, help="How many packs.")] = 2,
@@ -138,8 +83,6 @@ def peek(
         }
         print_json(heading | {"packs": [msgspec.to_builtins(view) for view in views]})
         return
-    from streampack.cli.packview import draw, draw_legend
-
     console = output()
     for view in views:
         draw(console, view, pieces)
@@ -178,7 +121,7 @@ def _packs(dataset: PackedDataset, *, lane: int | None, skip: int, num: int) -> 
     if not shown:
         which = count(num_lanes, "lane") if lane is None else f"lane {lane}"
         packs = count(sum(made.values()), "pack")
-        raise ConfigError(f"no pack to show: {which} of the run give {packs} in an epoch, and --skip is {skip:,}")
+        raise ConfigError(f"no pack to show: an epoch has {packs} on {which}, and --skip is {skip:,}")
 
 
 def _view(recipe: Recipe, pieces: Pieces, number: int, num_lanes: int, pack: LanePack) -> View:

@@ -148,9 +148,7 @@ class Tally:
             self.packed.setdefault(packing, Packed()).merge(packed)
 
 
-def tally_shard(
-    recipe: Recipe, index: int, shard: Shard, *, has_tokens: bool, tell: Callable[[int], None]
-) -> Tally:
+def tally_shard(recipe: Recipe, index: int, shard: Shard, *, has_tokens: bool, tell: Callable[[int], None]) -> Tally:
     """What one shard holds.
 
     Args:

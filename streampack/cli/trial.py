@@ -175,14 +175,12 @@ class Training:
 
     def kill(self) -> None:
         """SIGKILL to the launcher, the ranks and their workers, as if the machine were gone."""
-        # torchrun puts every rank into a session of its own, so its group alone is not all of it.
-        groups = [self._process.pid]
-        for pid in {entry.pid for entry in self._entries("rank-*")}:
+        # torchrun puts every rank into a session of its own, so its group alone is not all of it. It goes first: it
+        # would notice that its ranks die.
+        for leader in (self._process.pid, *{entry.pid for entry in self._entries("rank-*")}):
             with suppress(ProcessLookupError):
-                groups.append(os.getpgid(pid))
-        for group in dict.fromkeys(groups):
-            with suppress(ProcessLookupError):
-                os.killpg(group, signal.SIGKILL)
+                if os.getpgid(leader) == leader:
+                    os.killpg(leader, signal.SIGKILL)
         self._process.wait()
 
     def _entries(self, rank: str) -> list[Entry]:

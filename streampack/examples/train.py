@@ -30,7 +30,7 @@ from streampack import PackedDataLoader, PackedDataset, SentencePieceTokenizer
 DATA = Path(__file__).parent / "data"
 SHARDS = str(DATA / "devil-*.tar*")
 TOKENIZER = str(DATA / "devil.model")
-SEQ_LEN = 256
+SEQ_LEN = 128
 NUM_LANES = 24
 """Fixed for the life of a run; it runs on 1, 2, 3, 4, 6, 8, 12 or 24 ranks."""
 PACKS_PER_STEP = 8
@@ -161,6 +161,7 @@ def train(
         # A file of its own for each attempt: what was trained on before a crash stays on record.
         name = f"log-from-{first_step:06d}-rank-{rank}-of-{num_ranks}.jsonl"
         with (run / name).open("a") as log:
+            # The range comes first: behind the last step, no batch is taken that nobody trains on.
             for step, batch in zip(range(first_step, num_steps + 1), loader):
                 loss = train_step(model, optimizer, batch)
                 # Pack j of this rank's batch: ranks take the global packs in turn.

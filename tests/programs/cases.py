@@ -91,8 +91,8 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
                     loader.close()
         except streampack.StreampackError as error:
             outcome["errors"].append(f"{type(error).__name__}: {error}")
-    if loader is not None and case.get("close"):
-        loader.close()
+    if loader is not None:
+        loader.close() if case.get("close") else loader._retire()
     outcome["seconds"] = time.monotonic() - begin
     return outcome
 

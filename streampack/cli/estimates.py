@@ -1,0 +1,216 @@
+"""What follows from the sizes of shards and the number of ranks and workers: arithmetic, nothing is read.
+
+The layout of lanes is the run's own, so bytes and requests are exact; tokens are estimated from bytes.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streampack.corpus import Corpus
+from streampack.dataset import PackedDataset
+from streampack.decompression import is_compressed
+from streampack.lanes import Piece, fitting_ranks
+from streampack.pool import MAX_RANGE_BYTES, MIN_SHARE_BYTES
+from streampack.state import Committed
+
+_FIRST_RANGE_BYTES = 512 * 2**10
+"""Of each piece of a shard."""
+_MEASURED_LANES = 100_000
+"""Lanes times epochs that are measured at most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorpusPlan:
+    """The shards."""
+
+    num_shards: int
+    total_bytes: int
+    num_estimated: int
+    """Shards whose size is not known."""
+    num_cut: int
+    """Shards that can be divided among lanes."""
+    cut_bytes: int
+    num_whole: int
+    whole_bytes: int
+    num_compressed: int
+    largest_compressed_bytes: int
+    estimated_tokens: int
+    """Of one epoch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LanePlan:
+    """How the shards are divided."""
+
+    num_lanes: int
+    auto: bool
+    num_empty: int
+    """Lanes without a byte in epoch 0."""
+    min_bytes: int
+    """In epoch 0, as `mean_bytes` and `max_bytes`."""
+    mean_bytes: float
+    max_bytes: int
+    fitting_ranks: list[int]
+    state_bytes: int
+    """Of the state of all lanes at the start."""
+    filler_share: float | None
+    """Of the packs of a finite run with epoch_end="pad", estimated: 1 - mean / max of the lanes' bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankPlan:
+    """What one rank does."""
+
+    ranks: int
+    lanes_per_rank: int
+    workers: int
+    """Those that are started."""
+    lanes_per_worker: int
+    """Of the worker with most."""
+    batch_size: int
+    global_batch: int
+    """Packs of all ranks' batches."""
+    batches_per_epoch: int
+    """Of each rank, estimated."""
+    buffer_bytes: int
+    """Of each worker."""
+    share_bytes: int
+    """Of each lane."""
+    range_bytes: int
+    """The largest request of a lane."""
+    spare_tokens: int
+    """What each lane may hold besides, before lanes are parked."""
+    parks_often: bool
+    """Whether that is less than two packs, so that lanes are parked again and again."""
+    prefetch_bytes: int
+    request_bytes: float
+    """The mean over an epoch, of one lane's shards after the other."""
+    requests_per_s: float
+    """Over all ranks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """All that is shown."""
+
+    config: str
+    epochs: int | None
+    seq_len: int
+    tokens_per_second: float
+    """Of each rank; assumed."""
+    bytes_per_token: float
+    """Of shards; assumed."""
+    corpus: CorpusPlan
+    lanes: LanePlan
+    rank: RankPlan | None
+    """None where the ranks do not fit the lanes."""
+    warnings: list[str]
+    errors: list[str]
+
+
+def corpus_plan(corpus: Corpus, bytes_per_token: float) -> CorpusPlan:
+    """What the shards are."""
+    table = corpus.table
+    compressed = [shard.size for shard in table if is_compressed(shard.url)]
+    return CorpusPlan(
+        num_shards=len(table),
+        total_bytes=table.total_bytes,
+        num_estimated=int((~table.size_known).sum()),
+        num_cut=int((~table.whole).sum()),
+        cut_bytes=int(table.sizes[~table.whole].sum()),
+        num_whole=int(table.whole.sum()),
+        whole_bytes=int(table.sizes[table.whole].sum()),
+        num_compressed=len(compressed),
+        largest_compressed_bytes=max(compressed, default=0),
+        estimated_tokens=round(table.total_bytes / bytes_per_token),
+    )
+
+
+def lane_bytes(corpus: Corpus, epoch: int) -> tuple[NDArray[np.int64], list[Piece]]:
+    """Bytes of each lane in an epoch, int64 [lanes], and all pieces."""
+    pieces = [corpus.pieces(epoch, lane) for lane in range(corpus.num_lanes)]
+    sizes = np.array([sum(piece.end - piece.begin for piece in lane) for lane in pieces], dtype=np.int64)
+    return sizes, [piece for lane in pieces for piece in lane]
+
+
+def lane_plan(dataset: PackedDataset, corpus: Corpus, sizes: NDArray[np.int64]) -> LanePlan:
+    """How even the lanes are; `sizes` are their bytes in epoch 0."""
+    filler_share = None
+    if dataset.epochs is not None:
+        # Lanes go from epoch to epoch by themselves, so only the sum over the epochs must be equal.
+        total = sizes.copy()
+        for epoch in range(1, min(dataset.epochs, max(_MEASURED_LANES // corpus.num_lanes, 1))):
+            total += lane_bytes(corpus, epoch)[0]
+        filler_share = 1 - float(total.mean() / total.max())
+    state = Committed.fresh(range(corpus.num_lanes)).to_state(dataset.fingerprint())
+    return LanePlan(
+        num_lanes=corpus.num_lanes,
+        auto=dataset.auto_lanes,
+        num_empty=int((sizes == 0).sum()),
+        min_bytes=int(sizes.min()),
+        mean_bytes=float(sizes.mean()),
+        max_bytes=int(sizes.max()),
+        fitting_ranks=fitting_ranks(corpus.num_lanes),
+        state_bytes=sum(len(key) + _size(value) for key, value in state.items()),
+        filler_share=filler_share if dataset.epoch_end == "pad" else None,
+    )
+
+
+def _size(value: object) -> int:
+    return int(getattr(value, "nbytes", 0)) or len(str(value))
+
+
+def rank_plan(
+    dataset: PackedDataset,
+    shards: CorpusPlan,
+    pieces: Iterable[Piece],
+    *,
+    ranks: int,
+    num_workers: int,
+    batch_size: int,
+    prefetch_bytes: int,
+    tokens_per_second: float,
+    bytes_per_token: float,
+) -> RankPlan:
+    """What a rank does and holds; the ranks divide the lanes, and `pieces` are those of epoch 0."""
+    lanes_per_rank = dataset.num_lanes // ranks
+    workers = min(num_workers, lanes_per_rank)
+    processes = max(workers, 1)
+    lanes_per_worker = -(-lanes_per_rank // processes)
+    buffer_bytes = dataset.max_buffer_bytes // processes
+    share_bytes = buffer_bytes // lanes_per_worker
+    range_bytes = max(min(share_bytes // 2, MAX_RANGE_BYTES), MIN_SHARE_BYTES // 2)
+    sizes = dataset.list_shards().sizes
+    requests = sum(num_requests(piece, int(sizes[piece.shard]), range_bytes) for piece in pieces)
+    spare_tokens = max(share_bytes - range_bytes, 0) // 4
+    read_bytes = shards.cut_bytes + shards.whole_bytes
+    global_batch = ranks * batch_size
+    return RankPlan(
+        ranks=ranks,
+        lanes_per_rank=lanes_per_rank,
+        workers=workers,
+        lanes_per_worker=lanes_per_worker,
+        batch_size=batch_size,
+        global_batch=global_batch,
+        batches_per_epoch=-(-shards.estimated_tokens // (global_batch * dataset.seq_len)),
+        buffer_bytes=buffer_bytes,
+        share_bytes=share_bytes,
+        range_bytes=range_bytes,
+        spare_tokens=spare_tokens,
+        parks_often=spare_tokens < 2 * dataset.seq_len,
+        prefetch_bytes=prefetch_bytes,
+        request_bytes=read_bytes / max(requests, 1),
+        requests_per_s=ranks * tokens_per_second * bytes_per_token * requests / max(read_bytes, 1),
+    )
+
+
+def num_requests(piece: Piece, shard_bytes: int, range_bytes: int) -> int:
+    """Ranged reads for one piece: sizes double up to the lane's range; each cut costs one to find the sample there."""
+    cuts = 0 if piece.whole else (piece.begin > 0) + (piece.end < shard_bytes)
+    left, size, requests = piece.end - piece.begin, min(_FIRST_RANGE_BYTES, range_bytes), 0
+    while left > 0 and size < range_bytes:
+        left, size, requests = left - size, min(2 * size, range_bytes), requests + 1
+    return cuts + requests + -(-max(left, 0) // range_bytes)

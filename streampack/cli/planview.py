@@ -1,0 +1,124 @@
+"""A plan on the terminal: a block for the corpus, the lanes, a rank's work and its memory."""
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from streampack.cli.console import count, format_bytes
+from streampack.cli.estimates import CorpusPlan, LanePlan, Plan, RankPlan
+
+Line = tuple[str, str | Text, str]
+"""Name, value, and what there is to say of it."""
+
+
+def draw(console: Console, plan: Plan) -> None:
+    """All of it; warnings and errors are printed by the caller."""
+    rank = plan.rank
+    _draw_block(console, f"Corpus of {plan.config}", _corpus(plan, plan.corpus))
+    _draw_block(console, "Lanes", _lanes(plan.lanes, None if rank is None else rank.ranks))
+    if rank is not None:
+        workers = f"{rank.workers} workers" if rank.workers != 1 else "1 worker"
+        _draw_block(console, f"On {count(rank.ranks, 'rank')} with {workers}", _rank(plan, rank))
+        _draw_block(console, "Memory of a worker" if rank.workers else "Memory of a rank", _memory(rank))
+    console.print()
+
+
+def _corpus(plan: Plan, corpus: CorpusPlan) -> list[Line]:
+    whole = "of unknown size, or by manifest"
+    if corpus.num_compressed:
+        whole = "compressed" if corpus.num_compressed == corpus.num_whole else f"{corpus.num_compressed:,} compressed"
+    epochs = "endless" if plan.epochs is None else count(plan.epochs, "epoch")
+    return [
+        ("shards", f"{corpus.num_shards:,}", format_bytes(corpus.total_bytes)),
+        ("can be cut", f"{corpus.num_cut:,}", format_bytes(corpus.cut_bytes)),
+        (
+            "go whole",
+            f"{corpus.num_whole:,}",
+            f"{format_bytes(corpus.whole_bytes)}, {whole}" if corpus.num_whole else "",
+        ),
+        (
+            "tokens",
+            f"~{_short(corpus.estimated_tokens)}",
+            f"an epoch, at {plan.bytes_per_token:g} bytes a token; {epochs}",
+        ),
+    ]
+
+
+def _lanes(lanes: LanePlan, ranks: int | None) -> list[Line]:
+    least, mean, most = (format_bytes(size) for size in (lanes.min_bytes, lanes.mean_bytes, lanes.max_bytes))
+    note = "in epoch 0, equal" if least == most else f"on the mean in epoch 0, from {least} to {most}"
+    if lanes.num_empty:
+        note += f"; {lanes.num_empty:,} with nothing"
+    fits = Text()
+    for number in lanes.fitting_ranks:
+        fits.append(f"{number:,}", style="bold green" if number == ranks else "")
+        fits.append(" ")
+    lines: list[Line] = [
+        ("lanes", f"{lanes.num_lanes:,}", "from the corpus's bytes (auto)" if lanes.auto else "as configured"),
+        ("bytes per lane", mean, note),
+        ("state", format_bytes(lanes.state_bytes), "of all lanes"),
+    ]
+    if lanes.filler_share is not None:
+        lines.append(("fillers", f"{lanes.filler_share:.1%}", "of the packs, estimated from the lanes' bytes"))
+    return [*lines, ("ranks that fit", fits, "")]
+
+
+def _rank(plan: Plan, rank: RankPlan) -> list[Line]:
+    most = f"at most {rank.lanes_per_worker:,} a worker" if rank.workers else "read in the main process"
+    tokens = rank.global_batch * plan.seq_len
+    return [
+        ("lanes per rank", f"{rank.lanes_per_rank:,}", most),
+        (
+            "global batch",
+            f"{rank.global_batch:,}",
+            f"packs of {plan.seq_len:,}: {_short(tokens)} tokens; {count(rank.batch_size, 'pack')} a rank",
+        ),
+        ("batches", f"~{rank.batches_per_epoch:,}", "an epoch, of each rank"),
+        (
+            "requests",
+            f"~{rank.requests_per_s:.2g}/s",
+            f"over all ranks, of {format_bytes(rank.request_bytes)}, at {plan.tokens_per_second:,.0f} tokens/s a rank",
+        ),
+    ]
+
+
+def _memory(rank: RankPlan) -> list[Line]:
+    tokens = _short(rank.spare_tokens)
+    parked = (
+        f"a share holds {tokens} tokens, less than two packs" if rank.parks_often else f"above {tokens} tokens a lane"
+    )
+    return [
+        ("buffer", format_bytes(rank.buffer_bytes), f"for {count(rank.lanes_per_worker, 'lane')}"),
+        ("share of a lane", format_bytes(rank.share_bytes), ""),
+        ("range", format_bytes(rank.range_bytes), "of the shard that a lane holds: its largest request"),
+        ("parked", "often" if rank.parks_often else "rarely", parked),
+        ("made ahead", format_bytes(rank.prefetch_bytes), "packs of all of a rank's workers"),
+    ]
+
+
+def _draw_block(console: Console, title: str, lines: list[Line]) -> None:
+    console.print()
+    console.print(Text(title, style="bold"))
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True, width=16)
+    grid.add_column(justify="right", no_wrap=True, width=9)
+    grid.add_column(overflow="fold")
+    for name, value, note in lines:
+        if isinstance(value, str):
+            grid.add_row(name, Text(value, style="bold cyan"), note)
+        else:
+            console.print(grid)
+            grid = Table.grid(padding=(0, 2))
+            grid.add_column(style="dim", no_wrap=True, width=16)
+            grid.add_column(overflow="fold")
+            grid.add_row(name, value)
+    console.print(grid)
+
+
+def _short(number: float) -> str:
+    """The number with a unit: `1.2 M`."""
+    for unit in ("", " k", " M", " G"):
+        if number < 1000:
+            return f"{number:.0f}{unit}" if number >= 100 or not unit else f"{number:.1f}{unit}"
+        number /= 1000
+    return f"{number:,.1f} T"
