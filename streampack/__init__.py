@@ -8,15 +8,19 @@ The pipeline, in the order in which bytes become batches:
 Global batches are the same, bit for bit, on every number of ranks and workers, and through every resume.
 """
 
-from streampack.boundary import BoundaryPolicy, ReplaceBoundary
-from streampack.dataset import PackedDataset
-from streampack.errors import StreampackError
-from streampack.loader import PackedDataLoader
-from streampack.packer import pack
-from streampack.records import Document, Pack, Span, TokenizedDocument, Tokenizer
-from streampack.state import merge_state_dicts
-from streampack.storage import RetryPolicy
-from streampack.tokenizer import SentencePieceTokenizer
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from streampack.boundary import BoundaryPolicy, ReplaceBoundary
+    from streampack.dataset import PackedDataset
+    from streampack.errors import StreampackError
+    from streampack.loader import PackedDataLoader
+    from streampack.packer import pack
+    from streampack.records import Document, Pack, Span, TokenizedDocument, Tokenizer
+    from streampack.state import merge_state_dicts
+    from streampack.storage import RetryPolicy
+    from streampack.tokenizer import SentencePieceTokenizer
 
 __all__ = [
     "BoundaryPolicy",
@@ -34,3 +38,33 @@ __all__ = [
     "merge_state_dicts",
     "pack",
 ]
+
+# Imported on first use: the packing core needs no torch, and `streampack --help` must not wait for it.
+_HOMES = {
+    "BoundaryPolicy": "boundary",
+    "Document": "records",
+    "Pack": "records",
+    "PackedDataLoader": "loader",
+    "PackedDataset": "dataset",
+    "ReplaceBoundary": "boundary",
+    "RetryPolicy": "storage",
+    "SentencePieceTokenizer": "tokenizer",
+    "Span": "records",
+    "StreampackError": "errors",
+    "TokenizedDocument": "records",
+    "Tokenizer": "records",
+    "merge_state_dicts": "state",
+    "pack": "packer",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"streampack.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

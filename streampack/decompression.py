@@ -62,7 +62,7 @@ def _gunzip(chunks: Iterable[bytes], url: str) -> Iterator[bytes]:
         for begin in range(0, len(chunk), _INPUT_BYTES):
             data = chunk[begin : begin + _INPUT_BYTES]
             offset += len(data)
-            while data or member is not None:
+            while data:
                 if member is None:
                     data = data if first else data.lstrip(b"\0")  # as gzip does: padding behind a member is no damage
                     if not data:
@@ -77,13 +77,8 @@ def _gunzip(chunks: Iterable[bytes], url: str) -> Iterator[bytes]:
                     raise _corrupt(f"damaged gzip data: {error}", url, offset - len(data)) from None
                 if out:
                     yield out
-                if member.eof:
-                    data = member.unused_data
-                    member = None
-                    continue
-                data = member.unconsumed_tail
-                if not data and len(out) < MAX_CHUNK_BYTES:
-                    break
+                data = member.unused_data if member.eof else member.unconsumed_tail
+                member = None if member.eof else member
     if member is not None:
         raise _truncated("a gzip member", url, offset)
 

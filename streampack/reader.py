@@ -10,6 +10,7 @@ next one's boundary, and with another key. The first range begins at byte 0, whe
 range complains, together they hold every sample exactly once, in order.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 
 from streampack.decompression import decompress, is_compressed
@@ -55,11 +56,13 @@ def read_samples(
         CorruptShardError: They are no tar or a damaged one, or (not `whole`) do not end between two entries.
     """
     until = None if whole else _ANYWHERE
-    return _read(Chunks(chunks, start), url, wanted, max_member_bytes, first_ordinal, until=until, is_cut=not whole)
+    source = Chunks(chunks, start)
+    return _read(source, url, wanted, max_member_bytes, first_ordinal, until=lambda: until, is_cut=not whole)
 
 
 def read_range(
     open_range: Callable[[int, int], Iterator[bytes]],
+    open_at: Callable[[int], Iterator[bytes]],
     *,
     begin: int,
     end: int,
@@ -72,17 +75,15 @@ def read_range(
     """The samples of the range [begin, end) of a plain tar of `size` bytes; `read_samples` has the other arguments.
 
     The samples are those from `find_sample(begin)` to `find_sample(end)`; the ranges between any cuts hold each sample
-    once. `open_range(first, last)` gives the bytes in between. `resume`: a `Sample.offset` of this range to go on from.
+    once. `open_range(first, last)` gives the bytes in between, `open_at(offset)` those from there on, of which only the
+    first few are read. `resume`: a `Sample.offset` of this range to go on from.
 
     Raises:
         TruncatedShardError: The shard ends before the archive does.
         CorruptShardError: The shard is damaged, or the headers of this range do not arrive where the next one begins.
     """
     if size == 0:
-        raise _shard_error(_empty_shard(), url, 0, None, is_cut=False)
-
-    def open_at(offset: int) -> Iterator[bytes]:
-        return open_range(offset, size)
+        raise _shard_error(_empty_shard(), url, 0, lambda: None, is_cut=False)
 
     if resume is None:
         left = first_boundary(open_at, begin=begin, end=end, size=size, url=url)
@@ -91,15 +92,29 @@ def read_range(
         first = left.offset
     else:
         first = resume
-    right = find_sample(open_at, cut=end, size=size, url=url)
-    if first > right.offset:
-        what = f"this range begins behind byte {right.offset}, where the next one begins"
-        raise _shard_error(BadEntryError(what, first), url, first, right, is_cut=True)
-    if first < right.offset:
-        source = Chunks(open_range(first, right.offset), first)
-        until = None if right.offset == size else right
-        is_cut = begin > 0 or end < size or resume is not None
-        yield from _read(source, url, wanted, max_member_bytes, 0, until=until, is_cut=is_cut)
+
+    @functools.cache
+    def right() -> Boundary:
+        return find_sample(open_at, cut=end, size=size, url=url)
+
+    if first >= end and first >= right().offset:
+        if first > right().offset:
+            what = f"this range begins behind byte {right().offset}, where the next one begins"
+            raise _shard_error(BadEntryError(what, first), url, first, right, is_cut=True)
+        return
+
+    def chunks() -> Iterator[bytes]:
+        # The search for the right boundary can wait until this range has arrived at its cut.
+        if first < end:
+            yield from open_range(first, end)
+        if right().offset > end:
+            yield from open_range(max(first, end), right().offset)
+
+    def until() -> Boundary | None:
+        return None if right().offset == size else right()
+
+    is_cut = begin > 0 or end < size or resume is not None
+    yield from _read(Chunks(chunks(), first), url, wanted, max_member_bytes, 0, until=until, is_cut=is_cut)
 
 
 def _read(
@@ -109,10 +124,13 @@ def _read(
     max_member_bytes: int,
     ordinal: int,
     *,
-    until: Boundary | None,
+    until: Callable[[], Boundary | None],
     is_cut: bool,
 ) -> Iterator[Sample]:
-    """`read_samples` up to the boundary `until`, None: up to the archive's end; `is_cut` is for what an error says."""
+    """`read_samples` up to the boundary that `until` gives when the bytes end, None: up to the archive's end.
+
+    `is_cut` is for what an error says.
+    """
     start = source.offset
     key: str | None = None
     offset = 0
@@ -146,7 +164,7 @@ def _read(
             elif kind is not Kind.OTHER:
                 break
             source.skip_to(entry.end)
-        _check_end(source, entry, until, key)
+        _check_end(source, entry, until(), key)
     except BadEntryError as bad:
         raise _shard_error(bad, url, start, until, is_cut=is_cut) from None
     if key is not None:
@@ -177,13 +195,15 @@ def _empty_shard() -> BadEntryError:
     return BadEntryError(what, 0, is_short=True)
 
 
-def _shard_error(bad: BadEntryError, url: str, start: int, until: Boundary | None, *, is_cut: bool) -> ShardError:
+def _shard_error(
+    bad: BadEntryError, url: str, start: int, until: Callable[[], Boundary | None], *, is_cut: bool
+) -> ShardError:
     """What went wrong as an error for the user, and what to do."""
     if bad.block and start == 0 and bad.offset == (len(bad.block) if bad.is_short else 0):
         known = next((text for magic, text in _OTHER_FORMATS.items() if bad.block.startswith(magic)), None)
         if known is not None or not bad.is_short:
             what = f"not a tar archive: it begins with {bad.block[:16]!r}" + (f", which is {known}" if known else "")
             return CorruptShardError(f"{what} ({bad.what})", url=url, offset=0)
-    kind = TruncatedShardError if bad.is_short and until is None else CorruptShardError
+    kind = TruncatedShardError if bad.is_short and until() is None else CorruptShardError
     what = f"{bad.what}; {CUT_REMEDY if is_cut else _REMEDY}"
     return kind(what, url=url, member=bad.member, offset=bad.offset)

@@ -5,6 +5,7 @@ A recipe knows nothing of lanes, ranks, workers or batches. It holds nothing liv
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from streampack.reader import read_range, read_samples
 from streampack.records import Document, Mask, Sample, Shard, Tokenizer
 from streampack.storage import Storage
 
+_LOOK_BYTES = 128 * 2**10  # a search for a sample reads little more than the headers around a cut
 MAX_MEMBER_BYTES = 2**30
 """A member of JSON lines is read whole; one above this is a bad record."""
 
@@ -54,16 +56,7 @@ class Recipe:
         wanted = self.documents.field.wanted
         size = shard.size if shard.size_known else None
 
-        def read(start: int, stop: int | None = None) -> Iterator[bytes]:
-            return self.storage.chunks(
-                shard.url,
-                start,
-                stop,
-                size=size,
-                first_bytes=min(512 * 2**10, max_range_bytes),
-                max_bytes=max_range_bytes,
-            )
-
+        read = partial(self.storage.chunks, shard.url, size=size, max_bytes=max_range_bytes)
         if is_compressed(shard.url):
             chunks = decompress(read(0), url=shard.url)
             for sample in read_samples(chunks, url=shard.url, wanted=wanted, max_member_bytes=MAX_MEMBER_BYTES):
@@ -78,6 +71,7 @@ class Recipe:
         else:
             for sample in read_range(
                 read,
+                partial(read, first_bytes=_LOOK_BYTES),
                 begin=piece.begin,
                 end=piece.end,
                 size=shard.size,

@@ -171,6 +171,10 @@ class ByteTokenizer:
         _check_unicode(text)
         return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32) + np.int32(3)
 
+    def id_to_piece(self, token: int) -> str:
+        """What stands for an id, bytes as SentencePiece writes them."""
+        return ("<pad>", "<s>", "</s>")[token] if token < 3 else f"<0x{token - 3:02X}>"
+
 
 def load_tokenizer(data: bytes, *, name: str) -> Tokenizer:
     """The tokenizer in `data`, known by its content and never by a suffix; `name` is what an error calls the file.

@@ -171,7 +171,8 @@ def read_corpus(shards: Sequence[Path]) -> Corpus:
 def _entries(path: Path) -> list[tuple[int, int, str]]:
     """Where each member begins (with its PAX header), where its own header is, and its key."""
     with tarfile.open(path) as tar:
-        return [(info.offset, info.offset_data - 512, info.name.partition(".")[0]) for info in tar]
+        files = [info for info in tar if "." in info.name]
+        return [(info.offset, info.offset_data - 512, info.name.partition(".")[0]) for info in files]
 
 
 def _boundary(path: Path, cut: int) -> int:

@@ -1,10 +1,11 @@
-"""What a loader must hand out, put together from single lanes by the arithmetic of the global order.
+"""Small corpora, and what a loader must hand out of them, put together from single lanes by the arithmetic of the global order.
 
 No code of the loader is used: a lane's packs come from `PackedDataset` as one of as many ranks as there are lanes,
 which reads that lane alone; who gets which of them, and how many batches there are, is counted out here.
 """
 
 import itertools
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,13 @@ from streampack.testing import ByteTokenizer
 
 Pack = dict[str, NDArray[np.int64]]
 KEYS = ("tokens", "labels", "position_ids", "segment_ids", "num_targets")
+_WORDS = ["pack", "lane", "a", "stream", "Ärger", "tokens", "of", "and", "boundary", "漢字", "\n"]
+
+
+def prose(seed: int, count: int, *, most_words: int = 60) -> list[str]:
+    """Documents of random words, of very different lengths, the first one empty."""
+    choice = random.Random(seed)
+    return ["", *(" ".join(choice.choices(_WORDS, k=choice.randint(1, most_words))) for _ in range(count - 1))]
 
 
 def lane_packs(dataset: dict[str, Any], *, epoch: int = 0, limit: int | None = None) -> list[list[Pack]]:

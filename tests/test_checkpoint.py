@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from corpora import prose
-from reference import Pass, assert_batches, endless_batches, lane_packs
+from reference import Pass, assert_batches, endless_batches, lane_packs, prose
 from torchrun import torchrun
 
 import streampack

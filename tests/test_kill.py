@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from corpora import prose
-from reference import assert_batches, endless_batches, lane_packs
+from reference import assert_batches, endless_batches, lane_packs, prose
 from torchrun import Job, needs_proc, torchrun
 
 import streampack

@@ -224,6 +224,7 @@ def test_names_that_are_not_utf8_are_kept() -> None:
         pax(path="new.name/b.txt"),
         pax(b"X", path="new.name/b.txt"),
         pax(path="new.name/b.txt/", comment="ignored", mtime="1.5"),
+        entry("PaxHeader", b"23 path=new.name/b.txt\n" + bytes(9), b"x"),  # padding counted in
         entry("././@LongLink", b"new.name/b.txt\0", b"L"),
         entry("././@LongLink", b"a link's target\0", b"K") + entry("././@LongLink", b"new.name/b.txt\0", b"L"),
         pax(path="new.name/b.txt") + entry("././@LongLink", b"loses.txt\0", b"L") + pax(path="loses.too"),
@@ -362,6 +363,12 @@ def test_a_range_that_ends_between_samples_is_read_to_its_end() -> None:
     data = write_tar(PLAIN)
     front = read_samples([data[:2048]], url=URL, wanted=lambda _: True, max_member_bytes=LIMIT, whole=False)
     assert list(front) == read(data)[:1]
+
+
+def test_a_range_that_ends_behind_a_prefix_header_is_an_error() -> None:
+    front = entry("a.txt", b"1") + pax(path="b.txt")
+    with pytest.raises(CorruptShardError, match="byte 2048: the bytes end inside a header"):
+        list(read_samples([front], url=URL, wanted=lambda _: True, max_member_bytes=LIMIT, whole=False))
 
 
 @pytest.mark.parametrize("end", [1, 512, 600, 2048 + 300, len(write_tar(PLAIN))])

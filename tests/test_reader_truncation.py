@@ -184,8 +184,11 @@ def test_a_decompression_bomb_comes_in_bounded_chunks() -> None:
         assert max(lengths) <= MAX_CHUNK_BYTES
 
 
-def test_a_large_shard_is_decompressed_as_it_was() -> None:
-    data = b"".join(Random(2).randbytes(1000) * 3 for _ in range(3000))
+@pytest.mark.parametrize("surplus", [-1, 0, 1, 257, 258, 259, 5 << 20])
+@pytest.mark.usefixtures("gzip_codec")
+def test_a_large_shard_is_decompressed_as_it_was(surplus: int) -> None:
+    """Also where it is about as long as the largest chunk, and its last bytes could wait in the decompressor."""
+    data = (Random(2).randbytes(1000) * 7000)[: MAX_CHUNK_BYTES + surplus]
     for url, packed in ((GZIP_URL, gzip.compress(data, 1)), (ZSTD_URL, zstandard.compress(data))):
         assert unpack(packed, url, 100_003) == data
 

@@ -271,6 +271,18 @@ def test_a_closed_loader_has_no_process_and_goes_on_when_iterated(
     assert_equal(dict(enumerate(packs)), wanted)
 
 
+def test_a_loader_that_is_dropped_ends_its_workers_at_once(data: streampack.PackedDataset) -> None:
+    """As torch's own does; workers left to the garbage collector would be waited for in the middle of another run."""
+    loader = loader_of(data, num_workers=1)
+    for _ in itertools.islice(loader, 3):
+        pass
+    del loader
+    left = multiprocessing.active_children()
+    for process in left:
+        process.terminate()
+    assert left == []
+
+
 def test_a_worker_that_is_killed_loses_nothing(data: streampack.PackedDataset, wanted: list[Array]) -> None:
     with loader_of(data, num_workers=2, prefetch_bytes=1) as loader:
         iterator = iter(loader)

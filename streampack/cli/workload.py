@@ -1,0 +1,147 @@
+"""What a benchmark reads: slices of a corpus, each in shards of its own on the local disk.
+
+In:  shards of any storage (or nothing: then text is made up), how many slices, and how large.
+Out: `Slice`s. Each round of a benchmark takes another one, so that no cache has seen a round's text before.
+
+A slice is cut out of the shards' own bytes between two samples, so it has their headers, members and compression:
+
+    shard    |s0 s1 s2 s3|s4 s5 s6|s7 s8 ...        slice 0: s0 s1 s2 s3 + zero blocks
+                                                    slice 1: s4 s5 s6    + zero blocks
+Never true: that more of the shards is read than the slices need and a range besides.
+"""
+
+import gzip
+import math
+import random
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import zstandard
+
+from streampack.dataset import PackedDataset
+from streampack.decompression import decompress
+from streampack.errors import ConfigError
+from streampack.examples.make_data import DATA, read_shards
+from streampack.reader import read_samples
+from streampack.recipe import MAX_MEMBER_BYTES
+from streampack.tarformat import ZERO_BLOCK
+from streampack.testing import write_shards
+
+DEMO_MODEL = DATA / "devil.model"
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A part of the corpus."""
+
+    shards: tuple[str, ...]
+    """Paths, in order."""
+    num_bytes: int
+    """Of the tars, decompressed."""
+
+
+def cut_slices(dataset: PackedDataset, folder: Path, *, num_slices: int, slice_bytes: int) -> list[Slice]:
+    """The first samples of the dataset's shards in up to `num_slices` slices of about `slice_bytes` each.
+
+    Raises:
+        ConfigError: there is not a sample for each slice.
+    """
+    slices: list[Slice] = []
+    paths: list[str] = []
+    size = 0
+    for part, suffix in _parts(dataset, slice_bytes):
+        data = part + 2 * ZERO_BLOCK
+        path = folder / f"{len(slices):03d}-{len(paths):05d}{suffix}"
+        if suffix.endswith("gz"):
+            data = gzip.compress(data, mtime=0)
+        elif suffix.endswith("zst"):
+            data = zstandard.compress(data)
+        path.write_bytes(data)
+        paths.append(str(path))
+        size += len(part)
+        if size >= slice_bytes:
+            slices.append(Slice(tuple(paths), size))
+            paths, size = [], 0
+            if len(slices) == num_slices:
+                return slices
+    if size > slice_bytes / 2 or (paths and not slices):
+        slices.append(Slice(tuple(paths), size))
+    if not slices:
+        raise ConfigError("there are no samples in the shards")
+    return slices
+
+
+def _parts(dataset: PackedDataset, part_bytes: int) -> Iterator[tuple[bytes, str]]:
+    """The tars' bytes in parts of whole samples, the last one of a shard smaller, with the suffix of the shard."""
+    recipe = dataset.recipe
+    for shard in dataset.list_shards():
+        suffix = next((end for end in (".tar.gz", ".tgz", ".tar.zst", ".tzst") if shard.url.endswith(end)), ".tar")
+        held = bytearray()
+        begin = 0  # offset in the tar of what is held
+        stored = recipe.storage.chunks(shard.url, size=shard.size if shard.size_known else None)
+
+        def keep(chunks: Iterator[bytes], held: bytearray = held) -> Iterator[bytes]:
+            for chunk in chunks:
+                held += chunk
+                yield chunk
+
+        sample = None
+        for sample in read_samples(
+            keep(decompress(stored, url=shard.url)),
+            url=shard.url,
+            wanted=recipe.documents.field.wanted,
+            max_member_bytes=MAX_MEMBER_BYTES,
+        ):
+            if sample.offset - begin >= part_bytes:
+                yield bytes(held[: sample.offset - begin]), suffix
+                del held[: sample.offset - begin]
+                begin = sample.offset
+        if sample is not None:
+            yield bytes(held), suffix
+
+
+def made_up_slices(folder: Path, *, num_slices: int, slice_bytes: int) -> list[Slice]:
+    """Slices of made-up text, two shards each."""
+    documents = made_up_documents(num_slices * slice_bytes)
+    slices = []
+    for number in range(num_slices):
+        part = documents[number::num_slices]
+        paths = write_shards(folder / f"{number:03d}", part, documents_per_shard=-(-len(part) // 2))
+        slices.append(Slice(tuple(paths), sum(Path(path).stat().st_size for path in paths)))
+    return slices
+
+
+def made_up_documents(num_bytes: int) -> list[str]:
+    """Text of the words of the demo data, as they follow each other there, always the same."""
+    writer, documents, size = _Writer(), [], 0
+    while size < num_bytes:
+        documents.append(writer.document())
+        size += len(documents[-1].encode())
+    return documents
+
+
+class _Writer:
+    """Documents of made-up text, as long and as skewed as those of real corpora."""
+
+    def __init__(self) -> None:
+        self._random = random.Random(0)  # noqa: S311 (text, not secrets)
+        following: dict[str, list[str]] = defaultdict(list)
+        for entry in read_shards(DATA):
+            words = entry.text.split(" ")
+            for word, successor in zip(words, words[1:], strict=False):
+                following[word].append(successor)
+        self._following = dict(following)
+        self._words = sorted(self._following)
+
+    def document(self) -> str:
+        """One document; every 20th word or so is new, as it is in real text."""
+        choose = self._random.choice
+        words = []
+        word = choose(self._words)
+        for _ in range(max(int(self._random.lognormvariate(math.log(400), 1.0)), 1)):
+            fresh = self._random.random() < 0.05
+            words.append(word[: len(word) // 2 + 1] + choose(self._words)[-4:] if fresh else word)
+            word = choose(self._following.get(word) or self._words)
+        return " ".join(words)

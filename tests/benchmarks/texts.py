@@ -1,0 +1,77 @@
+"""Real or made-up text as slices of shards, for the benchmarks beside it.
+
+In:  files of JSON lines, compressed with zstd, with a document under "text" in each line; or none.
+Out: `Text`s: documents in slices of equal size, and shards of a slice in any format.
+"""
+
+import io
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import zstandard
+
+from streampack.cli.workload import Slice, made_up_documents
+from streampack.testing import Source, write_shards
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Documents of one kind of text, in slices."""
+
+    name: str
+    slices: list[list[str]]
+
+    @property
+    def megabytes(self) -> float:
+        return sum(len(text.encode()) for part in self.slices for text in part) / 1e6
+
+    @property
+    def mean_bytes(self) -> float:
+        return statistics.mean(len(text.encode()) for part in self.slices for text in part)
+
+
+def load(paths: Sequence[str], *, num_slices: int, megabytes: float) -> list[Text]:
+    """The first `megabytes` of each file, or of made-up text if there is no file, in slices of equal size."""
+    if not paths:
+        return [Text("made up", _cut(made_up_documents(int(megabytes * 1e6)), num_slices))]
+    texts = []
+    for path in paths:
+        documents = _read(path, int(megabytes * 1e6))
+        texts.append(Text(Path(path).name.split(".")[0], _cut(documents, num_slices)))
+    return texts
+
+
+def _read(path: str, num_bytes: int) -> list[str]:
+    documents: list[str] = []
+    size = 0
+    with Path(path).open("rb") as file:
+        for line in io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(file), "utf-8"):
+            documents.append(json.loads(line)["text"])
+            size += len(documents[-1].encode())
+            if size >= num_bytes:
+                break
+    return documents
+
+
+def _cut(documents: list[str], num_slices: int) -> list[list[str]]:
+    # Dealt like cards: what lies together in a file is alike, and each slice shall be like the whole.
+    slices = [documents[first::num_slices] for first in range(num_slices)]
+    return [part for part in slices if part]
+
+
+def shards(
+    folder: Path, documents: Sequence[Source], *, field: str = "txt", compression: str | None = None, num_shards: int = 2
+) -> Slice:
+    """The documents as shards in `folder`, which must not be there."""
+    per_shard = -(-len(documents) // num_shards)
+    paths = write_shards(
+        folder,
+        documents,
+        field=field,
+        documents_per_shard=per_shard,
+        compression=compression,  # type: ignore[arg-type]  # one of those that it takes
+    )
+    return Slice(tuple(paths), sum(Path(path).stat().st_size for path in paths))
