@@ -235,7 +235,7 @@ class PackedDataLoader:
             **counts._asdict(),
             "batches": self._batches,
             "left_out_packs": self._past.left_out_packs,
-            "retries": self._past.num_retries + (0 if self._pass is None else self._pass.num_retries),
+            "retries": self._past.num_retries + (0 if self._pass is None else self._pass.tally.num_retries),
             "seconds_waited": self._waited_s,
         }
 
@@ -318,8 +318,9 @@ class PackedDataLoader:
     def _end_pass(self, current: Pass) -> None:
         """All ranks are at the end: what came after the lanes' last packs counts, and the next epoch begins."""
         committed = self._prepare()
-        for place, counts in current.ends.items():
-            committed.count(place, counts)
+        for place, (packs, counts) in current.tally.ends.items():
+            if committed.packs(place) >= packs:  # else the lane was cut before its last pack
+                committed.count(place, counts)
         assert self.dataset.epochs is not None, "an endless run has no end"
         committed.end_pass(committed.first_epoch + self.dataset.epochs, self.dataset.num_lanes)
         self._history.clear()
@@ -350,8 +351,8 @@ class _PastPasses:
     num_retries: int = 0
 
     def add(self, ended: Pass) -> None:
-        self.left_out_packs += ended.left_out.packs
-        self.num_retries += ended.num_retries
+        self.left_out_packs += ended.tally.left_out.packs
+        self.num_retries += ended.tally.num_retries
 
 
 class _Undo:

@@ -3,13 +3,16 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch.utils.data import DataLoader
 
 from streampack.dataset import PackedDataset
+from streampack.errors import ConfigError
 from streampack.messages import Item, Message, Share, WorkerStream, deal
+from streampack.records import Cursor
 from streampack.rounds import Batch, LeftOut, endless, finite
 from streampack.state import Committed
 from streampack.stats import Counts
@@ -33,6 +36,37 @@ class PassSettings:
     drop_last: bool
 
 
+class LastWords(NamedTuple):
+    """What an ended lane says."""
+
+    packs: int
+    """How many it has given since the start of the run."""
+    counts: Counts
+    """What came after the last of them."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What is learned while a pass goes on. It is told by generators that must not hold on to the pass itself."""
+
+    ends: dict[int, LastWords] = field(default_factory=dict)
+    """By place of the lane."""
+    left_out: LeftOut = field(default_factory=LeftOut)
+    num_retries: int = 0
+    """Storage faults that passed, in this pass's workers."""
+
+    def watch_items(self, items: Iterator[Item]) -> Iterator[Item]:
+        for item in items:
+            if item.end is not None:
+                self.ends.setdefault(item.place, LastWords(item.round, item.end))
+            yield item
+
+    def watch_messages(self, messages: Iterator[Message]) -> Iterator[Message]:
+        for message in messages:
+            self.num_retries += message.num_retries
+            yield message
+
+
 class Pass:
     """The batches of one pass, and what is known at its end."""
 
@@ -41,11 +75,7 @@ class Pass:
     ) -> None:
         self.taken = False
         """Whether an iterator has been given out for it."""
-        self.ends: dict[int, Counts] = {}
-        """By place of an ended lane: what it counted after its last pack."""
-        self.left_out = LeftOut()
-        self.num_retries = 0
-        """Storage faults that passed, in this pass's workers."""
+        self.tally = Tally()
         num_lanes, first_round = dataset.num_lanes, committed.global_pack // dataset.num_lanes
         num_workers = _fitting_workers(settings.num_workers, len(committed.lanes))
         share = Share(
@@ -61,15 +91,17 @@ class Pass:
             with_sources=settings.with_sources,
         )
         self._messages = _start(share, num_workers, settings)
-        items = self._watch(
+        items = self.tally.watch_items(
             deal(
-                self._count(self._messages),
+                self.tally.watch_messages(self._messages),
                 num_lanes=len(committed.lanes),
                 num_workers=max(num_workers, 1),
                 first_round=first_round,
             )
         )
         pad = dataset.epoch_end == "pad"
+        if dataset.epochs is not None and not pad:
+            items = _refuse_empty_lanes(items, committed)
         self.batches: Iterator[Batch] = (
             endless(
                 items,
@@ -87,7 +119,7 @@ class Pass:
                 pad=pad,
                 drop_last=settings.drop_last,
                 agree=None if peers is None else lambda number: peers.start_agreeing(number, highest=pad).wait,
-                left_out=self.left_out,
+                left_out=self.tally.left_out,
             )
         )
 
@@ -100,16 +132,22 @@ class Pass:
                 shut_down()
         self._messages = iter(())
 
-    def _watch(self, items: Iterator[Item]) -> Iterator[Item]:
-        for item in items:
-            if item.end is not None:
-                self.ends.setdefault(item.place, item.end)
-            yield item
 
-    def _count(self, messages: Iterator[Message]) -> Iterator[Message]:
-        for message in messages:
-            self.num_retries += message.num_retries
-            yield message
+def _refuse_empty_lanes(items: Iterator[Item], committed: Committed) -> Iterator[Item]:
+    """The items, unless a lane ends without a pack in this pass: a pass that stops with it would be empty."""
+    untouched = {
+        place
+        for place in range(len(committed.lanes))
+        if committed.start(place).cursor == Cursor(epoch=committed.first_epoch)
+    }
+    for item in items:
+        if item.pack is None and item.place in untouched:
+            raise ConfigError(
+                f'epoch_end="stop" ends the pass with its shortest lane, and lane {committed.lanes[item.place]} gives '
+                'no pack at all. Use epoch_end="pad", fewer lanes (num_lanes), or more or larger shards.'
+            )
+        untouched.discard(item.place)
+        yield item
 
 
 def _start(share: Share, num_workers: int, settings: PassSettings) -> Iterator[Message]:

@@ -8,6 +8,7 @@ One key per lane is what lets torch.distributed.checkpoint save the state from a
 """
 
 import json
+import operator
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
@@ -89,6 +90,10 @@ class Committed:
         self.rows[place, _PACKS] += 1
         self.rows[place, _DIGEST:] += row.digest_and_counts  # the digest is meant to wrap around
 
+    def packs(self, place: int) -> int:
+        """How many packs the lane at a place has given, fillers included."""
+        return int(self.rows[place, _PACKS])
+
     def count(self, place: int, counts: Counts) -> None:
         """Add counts that belong to no pack: what came after a lane's last one."""
         self.rows[place, _COUNTS:] += np.array(counts, dtype=np.int64)
@@ -129,18 +134,16 @@ class Committed:
         committed.first_epoch = int(state["first_epoch"])
         for place, lane in enumerate(lanes):
             key = f"lanes.{lane:06d}"
-            if key not in state or f"holes.{lane:06d}" not in state:
+            missing = [name for name in (key, f"holes.{lane:06d}") if name not in state]
+            if missing:
                 held = sum(name.startswith("lanes.") for name in state)
                 raise StateError(
-                    f"the state has no {key}: it holds {held} of {num_lanes} lanes, and this rank owns {len(lanes)} of "
+                    f"the state has no {missing[0]}: it holds {held} of {num_lanes} lanes, and this rank owns {len(lanes)} of "
                     "them. A rank's own state fits the same number of ranks only: join the states of all ranks with "
                     "streampack.merge_state_dicts, or save and load them with torch.distributed.checkpoint."
                 )
-            row = torch.as_tensor(state[key], dtype=torch.int64)
-            if row.shape != (len(FIELDS),):
-                raise StateError(f"{key} has shape {tuple(row.shape)}, not ({len(FIELDS)},): the state is damaged")
-            committed.rows[place] = row.numpy()
-            committed.holes[place] = [Hole(*hole) for hole in json.loads(state[f"holes.{lane:06d}"])]
+            committed.rows[place] = _row_of(state[key], key)
+            committed.holes[place] = _holes_of(state[f"holes.{lane:06d}"], f"holes.{lane:06d}")
             packs, due = int(committed.rows[place, _PACKS]), packs_before(committed.global_pack, lane, num_lanes)
             if packs != due:
                 raise StateError(
@@ -148,6 +151,25 @@ class Committed:
                     f"which makes {due}: parts of different steps were mixed"
                 )
         return committed
+
+
+def _row_of(value: Any, key: str) -> NDArray[np.int64]:
+    """A lane's row from a tensor, an array or a list."""
+    try:
+        row = torch.as_tensor(value, dtype=torch.int64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise StateError(f"{key} is {value!r:.80}, not a row of integers: the state is damaged") from error
+    if row.shape != (len(FIELDS),):
+        raise StateError(f"{key} has shape {tuple(row.shape)}, not ({len(FIELDS)},): the state is damaged")
+    return row.numpy()
+
+
+def _holes_of(value: Any, key: str) -> list[Hole]:
+    """A lane's holes from their JSON."""
+    try:
+        return [Hole(*(operator.index(number) for number in hole)) for hole in json.loads(value)]
+    except (TypeError, ValueError) as error:
+        raise StateError(f"{key} is {value!r:.80}, not a JSON list of holes: the state is damaged") from error
 
 
 def check_versions(state: Mapping[str, Any]) -> None:

@@ -171,6 +171,9 @@ class LaneStream:
         counts = self._counts_until(rows.next_document)
         if self._fed:
             self._cursor = self._fed[0].cursor._replace(row=rows.next_row)
+        elif self._ended:
+            assert self._end_epoch is not None, "an endless lane does not end"
+            self._cursor = Cursor(epoch=self._end_epoch)
         else:
             self._cursor = last._replace(part=last.part + 1, row=0)
         holes, self._new_holes = tuple(self._new_holes), []
@@ -267,11 +270,12 @@ class LaneStream:
         return Hole(cursor.epoch, shard_index, cursor.sample, cursor.sample + 1, record)
 
     def _skip(self, bad: BadRecord, hole: Hole) -> None:
+        if hole in self._holes:
+            self._skipped += 1
+            return
         if self._recipe.on_error == "raise":
             raise bad.error
         self._skipped += 1
-        if hole in self._holes:
-            return
         if len(self._holes) >= self._recipe.max_skipped:
             raise ShardError(
                 f"lane {self._lane} has passed over max_skipped={self._recipe.max_skipped} bad records; the next one "

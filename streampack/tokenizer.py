@@ -73,6 +73,15 @@ class SentencePieceTokenizer:
             _check_unicode(text)
             raise
 
+    @property
+    def model(self) -> bytes:
+        """The model's bytes."""
+        return self._model
+
+    def normalize(self, text: str) -> str:
+        """`text` as the model's pieces are matched against it, with U+2581 for spaces."""
+        return str(self._processor.normalize(text))
+
     def id_to_piece(self, token: int) -> str:
         """The vocabulary's piece of an id, with its U+2581 for a space."""
         return str(self._processor.id_to_piece(token))

@@ -11,10 +11,10 @@ import itertools
 import json
 import random
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import zstandard
@@ -200,7 +200,14 @@ def epoch_order(corpus: Corpus, epoch: int, *, seed: int = 0, shuffle: bool = Tr
 
 
 def lane_texts(
-    corpus: Corpus, lane: int, epoch: int, *, num_lanes: int = LANES, seed: int = 0, shuffle: bool = True
+    corpus: Corpus,
+    lane: int,
+    epoch: int,
+    *,
+    num_lanes: int = LANES,
+    seed: int = 0,
+    shuffle: bool = True,
+    whole: Collection[int] = (),
 ) -> list[str]:
     """What a lane reads in an epoch, by the rules: its range of bytes of the epoch's line, snapped to samples."""
     sizes = [path.stat().st_size for path in corpus.shards]
@@ -209,7 +216,7 @@ def lane_texts(
     start = 0
     for shard in epoch_order(corpus, epoch, seed=seed, shuffle=shuffle):
         path, stop = corpus.shards[shard], start + sizes[shard]
-        if path.suffix != ".tar":
+        if path.suffix != ".tar" or shard in whole:
             chosen = corpus.documents[shard] if begin <= start < end else []
         elif begin < stop and end > start:
             first = _boundary(path, begin - start)
@@ -236,14 +243,16 @@ def lane_packs(
     num_lanes: int = LANES,
     seed: int = 0,
     shuffle: bool = True,
+    whole: Collection[int] = (),
     per_text: Callable[[str], list[list[int]]] = lambda text: [tokens_of(text)],
     **packing: Any,
 ) -> Iterator[Array]:
-    """The packs of a lane as int64 [4, seq_len], by `streampack.pack` over its documents; without end for epochs=None."""
+    """The packs of a lane as int64 [4, seq_len], by `streampack.pack` over its documents; epochs=None: for ever."""
 
     def documents() -> Iterator[list[int]]:
+        order: dict[str, Any] = {"num_lanes": num_lanes, "seed": seed, "shuffle": shuffle, "whole": whole}
         for epoch in range(1000 if epochs is None else epochs):  # the end of 1000 says that a lane is empty
-            for text in lane_texts(corpus, lane, epoch, num_lanes=num_lanes, seed=seed, shuffle=shuffle):
+            for text in lane_texts(corpus, lane, epoch, **order):
                 yield from per_text(text)
 
     for pack in streampack.pack(documents(), seq_len=seq_len, bos_id=BOS, eos_id=EOS, **packing):
@@ -360,7 +369,7 @@ class Job:
         for loader in self.loaders:
             loader.close()
 
-    def __enter__(self) -> "Job":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

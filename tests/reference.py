@@ -1,4 +1,4 @@
-"""Small corpora, and what a loader must hand out of them, put together from single lanes by the arithmetic of the global order.
+"""Small corpora, and what a loader must hand out of them, worked out from single lanes by the rules of the order.
 
 No code of the loader is used: a lane's packs come from `PackedDataset` as one of as many ranks as there are lanes,
 which reads that lane alone; who gets which of them, and how many batches there are, is counted out here.
@@ -85,7 +85,8 @@ class Pass:
         left = self.end - begin
         if drop_last:
             return left // num_ranks // batch_size
-        return -(-(-(-left // num_ranks)) // batch_size)
+        longest = -(-left // num_ranks)
+        return -(-longest // batch_size)
 
     def batches(
         self, begin: int, *, rank: int, num_ranks: int, batch_size: int, drop_last: bool = False

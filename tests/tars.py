@@ -110,6 +110,7 @@ class Shard:
         self.num_bytes = 0
 
     def open_range(self, begin: int, end: int) -> Iterator[bytes]:
+        assert begin < end, "a request for nothing"
         self.requests.append(begin)
         for chunk in chunked(self.data[begin:end], self.chunk):
             self.num_bytes += len(chunk)

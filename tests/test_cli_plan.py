@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from streampack import PackedDataLoader, PackedDataset, StreampackError, storage
+from streampack import PackedDataLoader, PackedDataset, StreampackError, objects
 from streampack.cli import app
 from streampack.config import load_config
 from streampack.examples.make_data import DATA
@@ -114,15 +114,15 @@ def test_an_epoch_takes_as_many_requests_as_it_says(
     )
     rank = plan(path, "--workers", "1", "--tokens-per-second", "1000", "--bytes-per-token", "5")["rank"]
     requests: list[int] = []
-    read = storage._LocalFile.read
+    read = objects.LocalFile.read
 
-    def counted(self: storage._LocalFile, start: int, stop: int) -> bytes:
+    def counted(self: objects.LocalFile, start: int, stop: int) -> bytes:
         requests.append(stop - start)
         return read(self, start, stop)
 
     dataset = PackedDataset(**load_config(path).dataset_arguments())
     corpus = dataset.corpus()
-    monkeypatch.setattr(storage._LocalFile, "read", counted)
+    monkeypatch.setattr(objects.LocalFile, "read", counted)
     for lane in range(lanes):
         stream = LaneStream(dataset.recipe, corpus, lane, LaneStart(), end_epoch=1, max_range_bytes=rank["range_bytes"])
         while not isinstance(stream.next(), LaneEnd):

@@ -140,9 +140,7 @@ def test_packs_are_the_same_however_workers_are_started(corpus: Corpus, context:
     """Persistent ones, iterated twice and left half-way in between."""
     data = dataset(corpus, transform=shouted, epochs=1)
     alone = as_multiset(packs_of(DataLoader(data, batch_size=4)))
-    loader = DataLoader(
-        data, batch_size=4, num_workers=1, multiprocessing_context=context, persistent_workers=True
-    )
+    loader = DataLoader(data, batch_size=4, num_workers=1, multiprocessing_context=context, persistent_workers=True)
     assert as_multiset(packs_of(loader)) == alone
     half = packs_of(loader, 5)
     again = packs_of(loader)
@@ -279,7 +277,9 @@ class WithoutBos(ByteTokenizer):
 
 
 def test_a_tokenizer_without_bos_needs_to_be_told(corpus: Corpus) -> None:
-    with pytest.raises(TokenizerError, match="add_bos=True, but bytes:without bos has no BOS token: pass add_bos=False"):
+    with pytest.raises(
+        TokenizerError, match="add_bos=True, but bytes:without bos has no BOS token: pass add_bos=False"
+    ):
         dataset(corpus, tokenizer=WithoutBos())
     item = next(iter(dataset(corpus, tokenizer=WithoutBos(), add_bos=False)))
     assert item["tokens"][0] == ord("<") + 3
@@ -553,7 +553,14 @@ def test_a_tar_without_members_is_allowed(corpus: Corpus, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("bad", "documents"),
-    [("not UTF-8", 4), ("no such field", 0), ("no such key", 4), ("a bad line", 5), ("too long", 4), ("longer than a pack", 4)],
+    [
+        ("not UTF-8", 4),
+        ("no such field", 0),
+        ("no such key", 4),
+        ("a bad line", 5),
+        ("too long", 4),
+        ("longer than a pack", 4),
+    ],
 )
 @pytest.mark.parametrize("workers", [0, 1])
 def test_bad_records_can_be_skipped_and_are_counted(tmp_path: Path, bad: str, documents: int, workers: int) -> None:

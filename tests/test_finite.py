@@ -1,4 +1,4 @@
-"""Finite runs: every document once an epoch, ends in step, fillers that count for nothing, and the pass after the pass."""
+"""Finite runs: every document once an epoch, ends in step, fillers that count for nothing, and the next pass."""
 
 import json
 from pathlib import Path
@@ -134,12 +134,12 @@ def test_listed_order_is_the_same_at_every_pass(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("batch_size", "drop_last", "given", "batches"),
     [
-        (1, False, "adf" "b.g" "c.h" "..i" "..j", 15),
-        (4, False, "adf" "b.g" "c.h" "..i" "..j" ".", 4),  # one filler more, to make up the number
-        (15, False, "adf" "b.g" "c.h" "..i" "..j", 1),
-        (20, False, "adf" "b.g" "c.h" "..i" "..j" ".....", 1),
-        (4, True, "adf" "b.g" "c.h" "..i", 3),
-        (15, True, "adf" "b.g" "c.h" "..i" "..j", 1),
+        (1, False, "adfb.gc.h..i..j", 15),
+        (4, False, "adfb.gc.h..i..j.", 4),  # one filler more, to make up the number
+        (15, False, "adfb.gc.h..i..j", 1),
+        (20, False, "adfb.gc.h..i..j.....", 1),
+        (4, True, "adfb.gc.h..i", 3),
+        (15, True, "adfb.gc.h..i..j", 1),
         (16, True, "", 0),
     ],
 )
@@ -148,7 +148,7 @@ def test_one_rank_ends_with_its_longest_lane(
     tmp_path: Path, batch_size: int, drop_last: bool, given: str, batches: int, workers: int
 ) -> None:
     corpus = lanes_of_packs(tmp_path, 3, 2, 5)
-    letters = "adf" "beg" "c.h" "..i" "..j"
+    letters = "adfbegc.h..i..j"
     given = letters[: len(given)] + "." * (len(given) - len(letters))
     with Job(finite(corpus), 1, workers, batch_size, drop_last=drop_last) as job:
         packs, counts = job.run_out()
@@ -181,6 +181,20 @@ def test_the_number_of_targets_of_a_filler_is_zero(tmp_path: Path) -> None:
     with streampack.PackedDataLoader(finite(lanes_of_packs(tmp_path, 1, 2)), 4, num_workers=0) as loader:
         (batch,) = loader
     assert batch["num_targets"].tolist() == [SEQ_LEN - 1, SEQ_LEN - 1, 0, SEQ_LEN - 1]
+
+
+def test_provenance_numbers_every_pack_but_what_fills_the_last_batch(tmp_path: Path) -> None:
+    data = finite(lanes_of_packs(tmp_path, 1, 2))
+    with streampack.PackedDataLoader(data, 5, num_workers=0, provenance=True) as loader:
+        (batch,) = loader
+    assert batch["pack_numbers"].tolist() == [0, 1, 2, 3, -1]
+    assert [[source.key for source in sources] for sources in batch["provenance"]] == [
+        ["s0-000"],
+        ["s1-000"],
+        [],
+        ["s1-001"],
+        [],
+    ]
 
 
 def test_ranks_by_hand_with_lanes_of_one_length_give_the_same_number_of_batches(tmp_path: Path) -> None:

@@ -22,11 +22,15 @@ FOUNDATION = {"errors", "hashing", "records", "stats"}
 STAGES = {"shards", "lanes", "storage", "reader", "documents", "tokenizer", "boundary", "packer"}
 READER_PARTS = {"decompression", "tarcuts", "tarformat"}
 """The stage "reader" in several files."""
+STORAGE_PARTS = {"clients", "faults", "listing", "objects", "ranges", "readahead", "retrying", "s3", "web"}
+"""The stage "storage" in several files."""
 
 # Library -> the modules and folders that may import it, anywhere in their code.
 USERS = {
     "torch": {"topology", "dataset", "loader", "messages", "passes", "formats", "state", "cli", "testing", "examples"},
-    "fsspec": {"storage", "shards", "testing"},
+    "fsspec": {"clients", "listing", "shards", "testing"},
+    "botocore": {"s3"},
+    "urllib3": {"web"},
     "sentencepiece": {"tokenizer", "examples.make_data"},  # which trains the demo model
     "tokenizers": {"tokenizer"},
     "webdataset": {"testing", "examples"},  # it writes shards; reading is our own
@@ -43,6 +47,7 @@ MAY_IMPORT = {
     **dict.fromkeys(STAGES, FOUNDATION),
     "packer": FOUNDATION | {"boundary"},
     **dict.fromkeys({"reader", *READER_PARTS}, FOUNDATION | READER_PARTS),
+    **dict.fromkeys({"storage", *STORAGE_PARTS}, FOUNDATION | STORAGE_PARTS),
 }
 
 

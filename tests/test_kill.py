@@ -94,7 +94,9 @@ def test_a_job_killed_at_a_random_moment_goes_on_exactly_on_other_ranks_and_work
     torchrun("training.py", *last, ranks=1, log=tmp_path / "last.log")
 
     folders = {killed[1]: (2, 2), resumed[1]: (4, 3), last[1]: (1, 5)}
-    wrote = {(folder, rank): handed_out(folder, rank) for folder, (ranks, _) in folders.items() for rank in range(ranks)}
+    wrote = {
+        (folder, rank): handed_out(folder, rank) for folder, (ranks, _) in folders.items() for rank in range(ranks)
+    }
     begins = [wrote[folder, 0][0] for folder in folders]
     steps = int(complete(killed[1])[-1].name.removeprefix("step"))
     assert begins == [0, steps * 2 * 2, steps * 2 * 2 + 6 * 3 * 4]
@@ -116,10 +118,24 @@ def test_a_bad_shard_in_one_worker_ends_the_job_with_what_is_wrong_with_it(tmp_p
     shards = write_shards(tmp_path / "shards", prose(9, 40), documents_per_shard=10)
     whole = Path(shards[3]).read_bytes()
     Path(shards[3]).write_bytes(whole[: len(whole) * 2 // 3 // 512 * 512 + 100])
-    with Job("bad_shard.py", *shards, ranks=2, log=tmp_path / "log") as job:
-        assert job.wait(45) != 0
-        said = job.output
+    said = failing(tmp_path, {"shards": shards, "num_lanes": 4})
     assert "TruncatedShardError" in said
     assert shards[3] in said
-    assert "no error on this rank" not in said
-    assert not job.processes()
+
+
+def test_stop_with_a_lane_that_has_nothing_ends_the_job_with_an_error_that_says_so(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "shards", prose(3, 40), shard_sizes=[24, 16], compression="gz")
+    said = failing(tmp_path, {"shards": shards, "num_lanes": 4, "epoch_end": "stop"})
+    assert "ConfigError" in said
+    assert 'epoch_end="stop"' in said
+    assert "lane 1" in said or "lane 3" in said
+
+
+def failing(folder: Path, dataset: dict[str, Any]) -> str:
+    """What a job of two ranks said that ended with an error of one of them, and left no process."""
+    (folder / "job.json").write_text(json.dumps({"seq_len": 32, "epochs": 1, "shuffle": False, **dataset}))
+    with Job("failing.py", folder / "job.json", ranks=2, log=folder / "log") as job:
+        assert job.wait(45) != 0
+        assert "no error on this rank" not in job.output
+        assert not job.processes()
+        return job.output

@@ -51,7 +51,12 @@ def test_three_shards_on_four_lanes() -> None:
 
 
 def test_a_lane_without_a_byte_or_a_whole_shards_start_has_no_piece() -> None:
-    assert [line([2]).pieces(lane, 4) for lane in range(4)] == [[], [Piece(0, 0, 1, False)], [], [Piece(0, 1, 2, False)]]
+    assert [line([2]).pieces(lane, 4) for lane in range(4)] == [
+        [],
+        [Piece(0, 0, 1, False)],
+        [],
+        [Piece(0, 1, 2, False)],
+    ]
     whole = line([1000, 10], whole=[True, True])
     assert [len(whole.pieces(lane, 4)) for lane in range(4)] == [1, 0, 0, 1]
 

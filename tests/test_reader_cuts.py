@@ -238,24 +238,24 @@ def test_a_shard_of_no_bytes_is_an_error() -> None:
         range_of(b"", 0, 0)
 
 
-def test_a_range_that_is_not_given_as_asked_for_is_an_error() -> None:
-    """Although it ends between two samples."""
+@pytest.mark.parametrize("surplus", [-1024, 1024])
+def test_a_range_that_is_not_given_as_asked_for_is_an_error(surplus: int) -> None:
+    """Although what is given ends between two samples."""
     data = write_tar([(f"{i}.txt", b"1") for i in range(9)])
+    shard = Shard(data)
     right = boundary(data, 3000).offset
-    for end in (right - 1024, right + 1024):
-        shard = Shard(data)
-        chunks = {0: lambda: shard.open_range(0, end)}  # noqa: B023: called in this round
-        reading = read_range(
-            lambda begin, stop: chunks.get(begin if stop == right else -1, lambda: shard.open_range(begin, stop))(),  # noqa: B023
-            begin=0,
-            end=3000,
-            size=len(data),
-            url=URL,
-            wanted=lambda _: True,
-            max_member_bytes=LIMIT,
-        )
-        with pytest.raises(CorruptShardError, match=rf"byte {end}: the range should go on to byte {right}"):
-            list(reading)
+    reading = read_range(
+        lambda begin, end: shard.open_range(begin, end + surplus if end == right else end),
+        shard.open_at,
+        begin=0,
+        end=3000,
+        size=len(data),
+        url=URL,
+        wanted=lambda _: True,
+        max_member_bytes=LIMIT,
+    )
+    with pytest.raises(CorruptShardError, match=rf"byte {right + surplus}: the range should go on to byte {right}"):
+        list(reading)
 
 
 def test_a_storage_that_gives_less_than_the_listed_size_is_an_error() -> None:
@@ -389,21 +389,29 @@ def test_a_range_without_a_header_is_empty_and_reads_no_further_than_its_end() -
 
 
 def test_a_large_member_is_jumped_over_and_never_held_in_memory() -> None:
-    size = 30 << 20
-    data = write_tar([("a.txt", b"1"), ("b.bin", bytes(size)), ("c.txt", b"2"), ("d.txt", b"3")])
+    data = write_tar([("a.txt", b"1"), ("b.bin", bytes(30 << 20)), ("c.txt", b"2"), ("d.txt", b"3")])
     shard = Shard(data)
     tracemalloc.start()
     jumped = find_sample(shard.open_at, cut=700, size=len(data), url=URL)
     num_jumped = shard.num_bytes
-    shard.requests.clear()
     scanned = find_sample(shard.open_at, cut=5000, size=len(data), url=URL)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert jumped.key == "c"
     assert num_jumped <= 10 * shard.chunk
     assert scanned.key == "d"
-    assert len(shard.requests) == 1
     assert peak < 8 << 20
+
+
+@pytest.mark.parametrize("chunk", [1 << 16, 1 << 20, 8 << 20])
+def test_a_header_far_from_the_cut_is_found_in_one_request(chunk: int) -> None:
+    """It stands behind the first bytes of a chunk, so that looking back from it needs the chunk before."""
+    members: list[Member] = [("a.txt", b"1"), ("b.bin", bytes((24 << 20) - 1024)), ("c.txt", b"2"), ("d.txt", b"3")]
+    data = write_tar([*members, ("e.bin", bytes(8 << 20))])
+    assert read(data)[2].offset == (24 << 20) + 512
+    shard = Shard(data, chunk)
+    assert find_sample(shard.open_at, cut=5000, size=len(data), url=URL).key == "d"
+    assert shard.requests == [0]
 
 
 def test_a_payload_full_of_headers_is_walked_once() -> None:

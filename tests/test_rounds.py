@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import pytest
@@ -136,7 +137,7 @@ def test_every_rank_gives_the_same_number_of_batches_and_none_is_lost(
     ranks = data.draw(st.sampled_from(fitting_ranks(run.num_lanes)))
     part = play(run, ranks=ranks, batch_size=batch_size, begin=run.begin, steps=None, drop_last=drop_last)
     left = run.end - run.begin
-    wanted = (left // ranks) // batch_size if drop_last else -(-(-(-left // ranks)) // batch_size)
+    wanted = left // ranks // batch_size if drop_last else ceil(ceil(left / ranks) / batch_size)
     assert [len(batches) for batches in part.batches] == [wanted] * ranks
     reached = min(run.begin + wanted * batch_size * ranks, run.end)
     assert numbers(run, part, ranks) == list(range(run.begin, reached))
@@ -185,7 +186,7 @@ def test_a_rank_on_its_own_ends_with_its_own_lanes(run: Run, batch_size: int, da
             left_out=LeftOut(),
         )
         left = rounds * run.num_lanes - run.begin
-        assert len(list(batches)) == -(-(-(-left // ranks)) // batch_size)
+        assert len(list(batches)) == ceil(ceil(left / ranks) / batch_size)
 
 
 def test_making_packs_never_waits_for_another_rank() -> None:

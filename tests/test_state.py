@@ -14,13 +14,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from jobs import LANES, Array, Corpus, Job, assert_equal, dataset, expected, lane_texts, rows, tokens_of, uneven
+from jobs import (
+    LANES,
+    Array,
+    Corpus,
+    Job,
+    assert_equal,
+    dataset,
+    expected,
+    lane_texts,
+    rows,
+    tokens_of,
+    uneven,
+    write_corpus,
+)
 from jobs import texts as make_texts
-from jobs import write_corpus
 
 import streampack
 from streampack.errors import LoaderError, StateError, TopologyError
-from streampack.state import to_json
+from streampack.state import FIELDS, STATE_VERSION, to_json
+from streampack.stats import Counts
 from streampack.testing import ByteTokenizer
 
 
@@ -69,8 +82,42 @@ def test_a_state_has_two_keys_a_lane_and_values_that_are_equal_on_all_ranks(data
                 assert value.dtype == torch.int64 and value.ndim == 1
             else:
                 assert key.startswith("holes.") and value == "[]"
-    assert {len(state["lanes." + f"{rank:06d}"]) for rank, state in enumerate(states)} == {len(states[0]["lanes.000000"])}
+    assert {len(state[f"lanes.{rank:06d}"]) for rank, state in enumerate(states)} == {len(FIELDS)}
     assert states[0]["global_pack"] == 24
+
+
+def test_the_layout_of_a_row_belongs_to_the_version() -> None:
+    """Old states are read by position; a change here needs another `STATE_VERSION`."""
+    assert STATE_VERSION == 1
+    assert FIELDS[:8] == ("epoch", "piece", "sample", "record", "part", "row", "packs", "digest")
+    assert FIELDS[8:] == Counts._fields
+
+
+def test_the_fingerprint_has_what_decides_on_the_packs_and_nothing_else(corpus: Corpus) -> None:
+    fingerprint = dataset(corpus).fingerprint()
+    assert sorted(fingerprint) == [
+        "add_bos",
+        "add_eos",
+        "boundary",
+        "field",
+        "lookahead",
+        "max_document_bytes",
+        "num_lanes",
+        "overflow",
+        "packing",
+        "pad_id",
+        "seed",
+        "seq_len",
+        "shards",
+        "shuffle",
+        "split",
+        "tail",
+        "tokenizer",
+        "transform",
+        "val_fraction",
+    ]
+    assert json.loads(json.dumps(fingerprint)) == fingerprint
+    assert str(corpus.shards[0].parent) not in json.dumps(fingerprint)
 
 
 def test_a_state_goes_through_json_and_through_torchs_safe_loading(data: streampack.PackedDataset) -> None:
@@ -290,9 +337,8 @@ def test_a_worker_that_is_killed_loses_nothing(data: streampack.PackedDataset, w
         victim = multiprocessing.active_children()[0]
         assert victim.pid is not None
         os.kill(victim.pid, signal.SIGKILL)
-        with pytest.raises(RuntimeError, match="exited unexpectedly|killed by signal"):
-            for batch in iterator:
-                packs += rows(batch)
+        with pytest.raises((RuntimeError, OSError, EOFError)):  # whatever torch was doing with that worker just then
+            packs.extend(row for batch in iterator for row in rows(batch))
         assert loader.state_dict()["global_pack"] == len(packs)
         packs += take(iter(loader), 5)
         assert_equal(dict(enumerate(packs)), wanted)
@@ -349,7 +395,8 @@ def test_what_was_skipped_is_in_no_digest_and_in_no_count_but_its_own(data: stre
         job = Job(data, ranks, 0, batch_size)
         job.step(24 // ranks // batch_size)
         if skip:
-            assert [loader.skip(skip // ranks // batch_size) for loader in job.loaders] == [skip // ranks // batch_size] * ranks
+            batches = skip // ranks // batch_size
+            assert [loader.skip(batches) for loader in job.loaders] == [batches] * ranks
         return job
 
     plain, skipped, elsewhere = run(1, 2, skip=0), run(1, 2, skip=48), run(4, 3, skip=48)
@@ -438,9 +485,7 @@ def test_ranks_at_different_steps_are_not_merged(data: streampack.PackedDataset)
 
 
 def test_states_of_different_runs_are_not_merged(corpus: Corpus) -> None:
-    states = [
-        loader_of(dataset(corpus, seed=rank), dp_rank=rank, dp_size=2).state_dict() for rank in range(2)
-    ]
+    states = [loader_of(dataset(corpus, seed=rank), dp_rank=rank, dp_size=2).state_dict() for rank in range(2)]
     with pytest.raises(StateError, match="fingerprint differs between the ranks' states"):
         streampack.merge_state_dicts(states)
 
@@ -649,3 +694,19 @@ def test_auto_lanes_are_those_of_the_state(corpus: Corpus, data: streampack.Pack
         state = job.state()
     with Job(data, state=state) as job:
         assert_equal(job.step(6), wanted, begin=48)
+
+
+def test_a_state_in_one_loader_does_not_change_another_loader_of_the_same_dataset(
+    corpus: Corpus, data: streampack.PackedDataset, wanted: list[Array]
+) -> None:
+    with Job(data) as job:
+        job.step(24)
+        state = job.state()
+    automatic = dataset(corpus, num_lanes="auto")
+    alone = expected(corpus, 172, seq_len=32, num_lanes=1)
+    with loader_of(automatic) as loader, loader_of(automatic) as other:
+        packs = take(iter(loader), 3)
+        other.load_state_dict(state)
+        assert_equal({24 + n: pack for n, pack in enumerate(take(iter(other), 3))}, wanted, begin=24)
+        packs += take(iter(loader), 40)
+        assert_equal(dict(enumerate(packs)), alone)

@@ -24,9 +24,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streampack import storage as storage_module
+from streampack import objects
 from streampack.errors import ConfigError, ShardNotFoundError, StorageError, TruncatedShardError
-from streampack.storage import RetryPolicy, Storage, is_final, redacted
+from streampack.faults import is_final, redacted
+from streampack.storage import RetryPolicy, Storage
 
 DATA = os.urandom(10_000)
 IMMEDIATE = RetryPolicy.immediate()
@@ -426,7 +427,7 @@ class TestFaultsThatStay:
     def test_a_server_that_ignores_ranges_is_refused_for_large_objects(
         self, server: Server, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(storage_module, "_LARGEST_BODY", 9_999)
+        monkeypatch.setattr(objects, "LARGEST_BODY", 9_999)
         server.knows_ranges = False
         with pytest.raises(StorageError, match=r"byte 50: 10000 bytes came .* the server ignores ranges.*copy the sh"):
             read(Storage(), f"{server.url}/a.tar", 50, size=10_000, first_bytes=100)
@@ -642,11 +643,11 @@ class TestProcesses:
         for thread in threads:
             thread.join(10)
         assert results == [DATA] * 8
-        assert len(storage._filesystems) == 1
+        assert flaky.made == 1
 
     def test_clients_are_neither_shared_nor_cached_by_fsspec(self, flaky: type[FlakyFileSystem]) -> None:
         first, second = Storage(), Storage()
-        ours = [storage.filesystem("flaky://d/a.tar")[0] for storage in (first, second, first)]
+        ours = [storage._clients.filesystem("flaky://d/a.tar")[0] for storage in (first, second, first)]
         assert ours[0] is ours[2] is not ours[1]
         assert not ours[0].dircache.use_listings_cache
 

@@ -1,7 +1,7 @@
 """Jobs of several real processes, started as users start them: with torchrun.
 
-A job writes into a file (a pipe would be held open by whoever is left over) and carries a mark in its environment, which
-all processes that it starts inherit, whatever session or group they move to. By that mark a job is killed at its
+A job writes into a file (a pipe would be held open by whoever is left over) and carries a mark in its environment,
+which all processes that it starts inherit, whatever session or group they move to. By that mark a job is killed at its
 deadline and at the end of the `with`, so that nothing of it outlives its test.
 """
 
@@ -13,6 +13,7 @@ import time
 import uuid
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import pytest
 
@@ -39,7 +40,7 @@ class Job:
                 start_new_session=True,
             )
 
-    def __enter__(self) -> "Job":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

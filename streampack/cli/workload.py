@@ -16,6 +16,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import zstandard
@@ -130,7 +131,7 @@ class _Writer:
         following: dict[str, list[str]] = defaultdict(list)
         for entry in read_shards(DATA):
             words = entry.text.split(" ")
-            for word, successor in zip(words, words[1:], strict=False):
+            for word, successor in pairwise(words):
                 following[word].append(successor)
         self._following = dict(following)
         self._words = sorted(self._following)

@@ -63,7 +63,12 @@ def _cut(documents: list[str], num_slices: int) -> list[list[str]]:
 
 
 def shards(
-    folder: Path, documents: Sequence[Source], *, field: str = "txt", compression: str | None = None, num_shards: int = 2
+    folder: Path,
+    documents: Sequence[Source],
+    *,
+    field: str = "txt",
+    compression: str | None = None,
+    num_shards: int = 2,
 ) -> Slice:
     """The documents as shards in `folder`, which must not be there."""
     per_shard = -(-len(documents) // num_shards)

@@ -1,6 +1,6 @@
 """Runs the loaders that a JSON file describes, one after the other, and writes what each of them did on this rank.
 
-In:  arguments JOB and FOLDER. JOB holds a list of cases (the keys are those of `run` below).
+In:  arguments JOB and FOLDER. JOB holds a list of cases (the keys are those that `run` below looks for).
 Out: FOLDER/rank0.pickle, ...: a list with an outcome per case: {"passes": [{"tokens": [batches, batch, seq_len], ...}],
      "errors": [...], "digests": [after each pass], "stats", "state", "seconds"}.
 """
@@ -42,7 +42,7 @@ class WatchedFileSystem(LocalFileSystem):
         self._note("info")
         return super().info(path, **options)
 
-    def ls(self, path: str, detail: bool = False, **options: Any) -> Any:
+    def ls(self, path: str, detail: bool = False, **options: Any) -> Any:  # noqa: FBT002 (fsspec's own signature)
         self._note("ls")
         return super().ls(path, detail=detail, **options)
 
@@ -65,13 +65,17 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
     arguments = case["loader"] | mine.get("loader", {})
     if mesh := case.get("mesh"):
         arguments["device_mesh"] = init_device_mesh("cpu", tuple(mesh.values()), mesh_dim_names=tuple(mesh))
+    if case.get("given_group"):
+        arguments |= {"dp_rank": rank, "dp_size": dist.get_world_size(), "process_group": dist.group.WORLD}
     outcome: dict[str, Any] = {"passes": [], "errors": [], "digests": [], "pid": os.getpid()}
     begin = time.monotonic()
     loader = None
     for _ in range(case.get("tries", 1)):
         try:
             if loader is None:
-                dataset = streampack.PackedDataset(tokenizer=ByteTokenizer(), **case["dataset"] | mine.get("dataset", {}))
+                dataset = streampack.PackedDataset(
+                    tokenizer=ByteTokenizer(), **case["dataset"] | mine.get("dataset", {})
+                )
                 loader = streampack.PackedDataLoader(dataset, **arguments)
             if "state" in case:
                 loader.load_state_dict(json.loads(case["state"]))
@@ -116,7 +120,8 @@ def main() -> None:
             dist.init_process_group("gloo")
         if subset := case.get("group_of"):
             dist.new_group(subset)
-        print(f"rank {os.environ['RANK']}: {case['name']}", flush=True)
+        os.environ["WATCHED"] = case.get("watched", os.devnull)
+        sys.stderr.write(f"rank {os.environ['RANK']}: {case['name']}\n")
         outcomes.append(run(case))
     if dist.is_initialized():
         dist.barrier()  # a rank that leaves early would break the connections of the others

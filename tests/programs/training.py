@@ -1,7 +1,7 @@
 """A training job that checkpoints and can be killed at any moment.
 
 In:  arguments JOB and FOLDER. JOB: {"dataset", "loader", "load": checkpoint or null, "every": batches between
-     checkpoints, "batches": how many, null for no end, "pause_after": the batch with which the training hangs, or null}.
+     checkpoints, "batches": how many, null for no end, "pause_after": the batch with which it hangs, or null}.
 Out: FOLDER/rank0.packs, ...: pickles one behind the other: the global pack that it began with, then a batch each.
      FOLDER/step00003, ...: checkpoints, each complete once it has a `.metadata`.
 """

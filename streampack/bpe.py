@@ -1,0 +1,196 @@
+"""A SentencePiece BPE model taken apart, to have its ids from a library that ranks pairs (gigatoken).
+
+In:  the bytes of a model. Out: what stands against equal ids (`obstacle`), the model as that library reads it
+     (`tokenizer_json`), and texts to compare the two on (`edge_texts`). Nothing is tokenized here.
+
+Why the ids are equal where nothing stands against it. SentencePiece joins, again and again, the two neighbours whose
+joined text is the piece of the best score, the leftmost of equal scores. A ranking library joins the pair (left, right)
+of the best rank, the leftmost of equal ranks. With ranks in the order of distinct scores the two can part only where
+one piece can be made of two different pairs at a time. That never comes up: until a piece is made, no join has crossed
+its ends, and of the joins inside the best came first, so they are the joins of its text taken alone; and before the
+last of those, two symbols are left, always the same two.
+
+Cutting a text between two characters that no piece holds side by side, to look the parts up in a cache, changes
+nothing: what a join makes is a piece.
+"""
+
+import json
+import re
+import struct
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+NORMAL, USER_DEFINED, UNUSED, BYTE = 1, 4, 5, 6
+"""Types of pieces. UNKNOWN (2) and CONTROL (3) are never made from text."""
+
+_SPACE = "\u2581"
+_BPE = 2
+_MODEL_TYPES = {1: "unigram", _BPE: "BPE", 3: "word", 4: "character"}
+_MAX_USER_DEFINED = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """What matters here of a SentencePiece `ModelProto`."""
+
+    pieces: tuple[tuple[str, float, int], ...]
+    """Text, score and type, by id."""
+    model_type: int
+    byte_fallback: bool
+    space_is_suffix: bool
+    add_dummy_prefix: bool
+    escape_spaces: bool
+    only_escapes_spaces: bool
+    """No map of characters, and runs of spaces are kept: normalization that the library does by itself."""
+
+    def texts(self, kind: int) -> list[str]:
+        return [text for text, _, of_kind in self.pieces if of_kind == kind]
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Of the pieces that joins make, and of the characters that they start from."""
+        return {text: score for text, score, kind in self.pieces if kind == NORMAL}
+
+    @property
+    def joined(self) -> dict[str, float]:
+        """Of the pieces that joins make."""
+        return {text: score for text, score in self.scores.items() if len(text) > 1}
+
+
+def read_model(data: bytes) -> Model:
+    """The parts of a model that SentencePiece has loaded; fields that are not set have the protocol's defaults."""
+    pieces: list[tuple[str, float, int]] = []
+    trainer: dict[int, Any] = {}
+    normalizer: dict[int, Any] = {}
+    for field, value in _fields(data):
+        if field == 1:
+            piece = dict(_fields(value))
+            score = struct.unpack("<f", piece.get(2, bytes(4)))[0]
+            pieces.append((piece.get(1, b"").decode(), score, piece.get(3, NORMAL)))
+        elif field == 2:
+            trainer |= dict(_fields(value))
+        elif field == 3:
+            normalizer |= dict(_fields(value))
+    return Model(
+        pieces=tuple(pieces),
+        model_type=trainer.get(3, 1),
+        byte_fallback=bool(trainer.get(35, 0)) and sum(kind == BYTE for _, _, kind in pieces) == 256,
+        space_is_suffix=bool(trainer.get(24, 0)),
+        add_dummy_prefix=bool(normalizer.get(3, 1)),
+        escape_spaces=bool(normalizer.get(5, 1)),
+        only_escapes_spaces=not normalizer.get(2) and not normalizer.get(4, 1),
+    )
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
+    """The fields of a protobuf message: number, and an int, or the bytes of a text, a message or a float."""
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = message[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+
+    while at < len(message):
+        field, wire = divmod(varint(), 8)
+        if wire == 0:
+            yield field, varint()
+        else:
+            size = {1: 8, 5: 4}.get(wire) or varint()
+            yield field, message[at : at + size]
+            at += size
+
+
+def obstacle(model: Model) -> str | None:
+    """Why equal ids are not proved for this model; None where they are."""
+    if model.model_type != _BPE:
+        return f"it is a {_MODEL_TYPES.get(model.model_type, 'strange')} model, not a BPE model"
+    if model.space_is_suffix or not model.escape_spaces:
+        return "it marks spaces in an unusual way"
+    if model.texts(UNUSED):
+        return "it has unused pieces, which are taken apart again"
+    reserved = model.texts(USER_DEFINED)
+    ordinary = [text for text in reserved if len(text) < 3 or re.search(rf"\s|{_SPACE}", text)]
+    if ordinary or len(reserved) > _MAX_USER_DEFINED:
+        return f"its {len(reserved)} user-defined pieces are in ordinary text, as {(ordinary or reserved)[0]!r}"
+    scores, joined = model.scores, model.joined
+    for text in joined:
+        if any(character not in scores for character in text) or re.fullmatch("<0x[0-9A-Fa-f]{2}>", text):
+            return f"the piece {text!r} is not made of characters that are pieces"
+    tied = _tied(joined)
+    runs = [tied[0][0] * length for length in range(2, len(tied) + 2)] if tied else []
+    if {*tied} != {*runs} or any(joined[text] > min(joined.values()) for text in tied):
+        return f"pieces have equal scores, as {tied[0]!r} and {tied[1]!r}"
+    return None
+
+
+def _tied(joined: dict[str, float]) -> list[str]:
+    """The pieces whose score another piece has too.
+
+    Llama's and Mistral's runs of 2, 3, 4, ... spaces have one score, below that of every other piece. That is no
+    obstacle: of such pairs one at most is not of single spaces; it is the leftmost, and the one with the longest left
+    side, which `tokenizer_json` ranks first.
+    """
+    count = Counter(joined.values())
+    return [text for text, score in joined.items() if count[score] > 1]
+
+
+def tokenizer_json(model: Model) -> bytes:
+    """The model as a `tokenizer.json` of normal pieces, bytes, and every pair that makes a piece, best score first.
+
+    Control tokens and the like are left out: no text can become one. Without byte fallback, ids above the model's own
+    stand for the bytes of a character without a piece.
+    """
+    scores = model.scores
+    vocabulary = {text: token for token, (text, _, kind) in enumerate(model.pieces) if kind in (NORMAL, BYTE)}
+    if not model.byte_fallback:
+        vocabulary |= {f"<0x{byte:02X}>": len(model.pieces) + byte for byte in range(256)}
+    merges = [
+        (score, text[:cut], text[cut:])
+        for text, score in scores.items()
+        for cut in range(1, len(text))
+        if text[:cut] in scores and text[cut:] in scores
+    ]
+    merges.sort(key=lambda merge: (-merge[0], -len(merge[1])))  # see `_tied` for the second
+    prefix = [{"type": "Prepend", "prepend": _SPACE}] if model.add_dummy_prefix else []
+    escape = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
+    described = {
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": {"type": "Sequence", "normalizers": [*prefix, escape]},
+        "model": {
+            "type": "BPE",
+            "byte_fallback": True,
+            "vocab": vocabulary,
+            "merges": [pair for _, *pair in merges],
+        },
+    }
+    return json.dumps(described, ensure_ascii=False).encode()
+
+
+_EDGE_TEXTS = """
+   leading, trailing   \ta  b   c\n \n\r\n|\ttabs\t\t|a\x00b|\ufeffBOM|no\u00a0break, thin\u2009, zero\u200bwidth|
+▁▁own mark▁| ▁ ▁a|<s>|</s>|<unk>|<pad>|a <s> b</s>c<unk>|<0x41><0x0A>|[INST] x [/INST]|<\u200b|endoftext|>|
+e\u0301 \u00e9|ﬁ ２ ①|👩‍👩‍👧‍👦 🇩🇪 👍🏽|日本語とहिन्दी|שלום עולם مرحبا|\U0010ffff\ufffe\ufdd0|\u202eabc\u202c|
+banana ananas papaya|
+"""
+
+
+def edge_texts(model: Model) -> list[str]:
+    """Texts on which libraries are known to part, and such as the model's own pieces make."""
+    reserved = [text for text, _, kind in model.pieces if kind != NORMAL][:1000]
+    texts = ["", " ", "  ", "\n", _EDGE_TEXTS, *_EDGE_TEXTS.split("|"), "a" * 3000, "ab" * 1000, "=-" * 9 + "=" * 500]
+    texts += [*reserved, *(f"x{text} y" for text in reserved), " ".join(reserved), ".,;:!?\"')(" * 20]
+    tied = _tied(model.joined)
+    for character in {text[0] for text in tied}:
+        texts += [f"x{character * count}y" for count in range(4 * max(map(len, tied)) + 2)]
+    pieces = list(model.scores)
+    return [*texts, "".join(pieces[:: max(1, len(pieces) // 2000)])]

