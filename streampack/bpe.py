@@ -126,18 +126,20 @@ def obstacle(model: Model) -> str | None:
         if any(character not in scores for character in text) or re.fullmatch("<0x[0-9A-Fa-f]{2}>", text):
             return f"the piece {text!r} is not made of characters that are pieces"
     tied = _tied(joined)
-    runs = [tied[0][0] * length for length in range(2, len(tied) + 2)] if tied else []
-    if {*tied} != {*runs} or any(joined[text] > min(joined.values()) for text in tied):
-        return f"pieces have equal scores, as {tied[0]!r} and {tied[1]!r}"
+    if tied:
+        character, lowest = tied[0][0], min(joined.values())
+        runs = {text for text in joined if character * 2 in text}
+        if {*tied} != runs or any({*text} != {character} or joined[text] > lowest for text in runs):
+            return f"pieces have equal scores, as {tied[0]!r} and {tied[1]!r}"
     return None
 
 
 def _tied(joined: dict[str, float]) -> list[str]:
     """The pieces whose score another piece has too.
 
-    Llama's and Mistral's runs of 2, 3, 4, ... spaces have one score, below that of every other piece. That is no
-    obstacle: of such pairs one at most is not of single spaces; it is the leftmost, and the one with the longest left
-    side, which `tokenizer_json` ranks first.
+    Llama's and Mistral's runs of spaces all have one score, below that of every other piece, and no other piece holds
+    two spaces side by side. That is no obstacle: each run is joined by itself when all else is done, the left runs
+    first, as the pair with the longest left side is ranked first; and `edge_texts` has runs of every length.
     """
     count = Counter(joined.values())
     return [text for text, score in joined.items() if count[score] > 1]

@@ -1,4 +1,4 @@
-"""The clients of this process: fsspec filesystems, an S3 client, HTTP connections; made here, on first use, for nobody else.
+"""The clients of this process: fsspec filesystems, an S3 client, HTTP connections; made on first use, for nobody else.
 
 In: the storage options as the user gave them. Out: clients that do not retry by themselves (our retries would multiply
 theirs), that give up on a connection without a byte, and that are made anew where credentials have expired.
@@ -206,6 +206,6 @@ def _cap_retries(filesystem: AbstractFileSystem, protocol: str) -> None:
     if protocol in ("s3", "s3a"):
         filesystem.retries = 1
     elif protocol in ("gs", "gcs"):
-        once = getattr(type(filesystem)._request, "__wrapped__", None)
+        once = getattr(type(filesystem)._request, "__wrapped__", None)  # noqa: SLF001 - there is no option for it
         if once is not None:  # what its decorator, which tries six times, was put around
-            filesystem._request = once.__get__(filesystem)
+            filesystem._request = once.__get__(filesystem)  # noqa: SLF001

@@ -30,7 +30,9 @@ _FINAL_NAMES = _MISSING_CREDENTIALS | {
     "PartialCredentialsError",
     "ProfileNotFound",
 }
-_SECRET_OPTION = re.compile(r"(?i)key|secret|token|passw|credential|auth|cookie|sas|signature|connection_string|headers")
+_SECRET_OPTION = re.compile(
+    r"(?i)key|secret|token|passw|credential|auth|cookie|sas|signature|connection_string|headers"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

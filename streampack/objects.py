@@ -1,8 +1,8 @@
 """One object in one storage, read by ranges: what every backend must do, and local files and fsspec's own way.
 
 In: a range [start, stop). Out: its bytes, handed to `keep` as they come, so that a fault loses nothing that came before
-it; or whatever exception the backend's library raises. More bytes than asked for: from `start` to the object's end, where
-a server ignores ranges. Fewer, without an exception: the object ends there, or the server likes small answers.
+it; or whatever exception the backend's library raises. More bytes than asked for: from `start` to the object's end,
+where a server ignores ranges. Fewer, without an exception: the object ends there, or the server likes small answers.
 Never: bytes of two versions of an object. The version is pinned by the first answer (`Pin`), for each reading.
 """
 

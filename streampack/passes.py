@@ -185,7 +185,7 @@ def _max_slots(seq_len: int, num_workers: int, settings: PassSettings) -> int:
     """Packs of one message: a message costs the main process about 1 ms whatever its size, so few and large ones."""
     in_flight = num_workers * (_PREFETCH_FACTOR + 1)
     if num_workers == 0:
-        return 1
+        return min(settings.batch_size, _MAX_MESSAGE_PACKS)
     num_bytes = min(_MAX_MESSAGE_BYTES, settings.prefetch_bytes // in_flight)
     return max(1, min(num_bytes // (4 * seq_len), _MAX_MESSAGE_PACKS))
 

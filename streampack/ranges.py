@@ -76,14 +76,14 @@ def read_ranges(
             end = position + left
             for piece in _pieces(fetch, left, piece_bytes):
                 position += len(piece)
-                if ahead is None and num_ranges > 1 and not is_short and 4 * (end - position) <= left:
-                    if reader.reads_ahead and stop is not None and end < stop:
-                        ahead = _fetch(reader, end, want, stop, clients)
-                        fetch_ahead(ahead)
+                is_low = 4 * (end - position) <= left and num_ranges > 1 and not is_short
+                if ahead is None and is_low and reader.reads_ahead and stop is not None and end < stop:
+                    ahead = _fetch(reader, end, want, stop, clients)
+                    fetch_ahead(ahead)
                 yield piece
             if fetch.error is not None and not is_past_end(fetch.error):
                 failures.add(fetch.error, began=time.monotonic() if left else began, offset=position)
-            elif not left:
+            elif not left and (stop is None or position < stop):
                 if _ends_here(url, position, stop, size_of):
                     return
                 failures.add(OSError("an empty answer"), began=began, offset=position)

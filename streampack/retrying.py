@@ -70,8 +70,8 @@ class Failures:
         if elapsed + wait > budget_s or self._tries == retry.max_tries:
             asked = f" (which asks for {asked_s:.0f} s of peace)" if asked_s else ""
             raise StorageError(
-                f"not a byte in {elapsed:.0f} s and {self._tries} tries, last {cause}{asked}; check the network and the "
-                f"service, or allow more with RetryPolicy(budget_s=...), now {budget_s:g} s",
+                f"not a byte in {elapsed:.0f} s and {self._tries} tries, last {cause}{asked}; check the network and "
+                f"the service, or allow more with RetryPolicy(budget_s=...), now {budget_s:g} s",
                 url=url,
                 offset=offset,
             ) from shown(error, clients.secrets)

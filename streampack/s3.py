@@ -1,8 +1,8 @@
 """Objects of S3, read with botocore's plain client, which s3fs brings along.
 
-Measured against s3fs and obstore it takes the least CPU for a byte, and it has no threads and no event loop, so a forked
-worker makes its own without a hazard. The URLs and the storage options are those of s3fs; what only s3fs understands is
-read with s3fs. Listings and sizes are s3fs's in any case.
+Measured against s3fs and obstore it takes the least CPU for a byte, and it has no threads and no event loop, so a
+forked worker makes its own without a hazard. The URLs and the storage options are those of s3fs; what only s3fs
+understands is read with s3fs. Listings and sizes are s3fs's in any case.
 """
 
 from typing import Any
@@ -45,7 +45,7 @@ class S3Object:
                 raise self.pin.replaced(f"ETag {self.pin.version} is no longer there", start) from error
             raise
         head = answer["ResponseMetadata"]
-        response = answer["Body"]._raw_stream  # urllib3's own response: its read1 gives what has come
+        response = answer["Body"]._raw_stream  # noqa: SLF001 - urllib3's own response: its read1 gives what has come
         receive(
             response,
             self.pin,
@@ -87,10 +87,7 @@ def make_client(clients: Clients) -> tuple[Any, dict[str, Any]]:
         config["signature_version"] = UNSIGNED
         for name in ("aws_access_key_id", "aws_secret_access_key", "aws_session_token"):
             arguments.pop(name, None)
-    if "config" in arguments:
-        settings = Config(**config).merge(arguments.pop("config"))
-    else:
-        settings = Config(**config)
+    settings = Config(**config).merge(arguments.pop("config", Config()))
     session = botocore.session.Session(profile=options.get("profile"))
     client = session.create_client("s3", config=settings, **arguments)
     known = client.meta.service_model.operation_model("GetObject").input_shape.members

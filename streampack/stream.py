@@ -252,16 +252,15 @@ class LaneStream:
             first_record=cursor.record,
             first_part=cursor.part,
         ):
-            hole = self._hole(shard_index, cursor, item.record)
             if isinstance(item, BadRecord):
-                self._skip(item, hole)
+                self._skip(item, self._hole(shard_index, cursor, item.record))
                 continue
-            if self._holes and hole in self._holes:
-                if item.part == 0:
-                    self._skipped += 1
+            if self._holes and self._hole(shard_index, cursor, item.record) in self._holes:
+                self._skipped += item.part == 0
                 continue
-            row = cursor.row if (item.record, item.part) == (cursor.record, cursor.part) else 0
-            here = cursor._replace(record=item.record, part=item.part, row=row)
+            record, part = item.record, item.part
+            row = cursor.row if record == cursor.record and part == cursor.part else 0
+            here = Cursor(cursor.epoch, cursor.piece, cursor.sample, record, part, row)
             skipped, self._skipped = self._skipped, 0
             yield _Fed(here, skipped, shard.url, sample.key), item
 

@@ -134,6 +134,8 @@ class WebObject:
         if response.status not in (200, 206):
             said = " ".join(response.read1(4096, decode_content=False).decode("utf-8", "replace").split())
             response.close()
+            if told := re.fullmatch(r"bytes \*/(\d+)", response.headers.get("content-range", "")):  # with 416
+                self.pin.check(size=int(told[1]), version=None, offset=start)
             raise StatusError(response.status, said[:200], response.headers)
         receive(
             response,
@@ -169,7 +171,7 @@ class GcsObject(WebObject):
         address = filesystem.url(path)
         if self.pin.version is not None:
             address += f"&ifGenerationMatch={self.pin.version}"
-        for name, value in filesystem._get_params({}).items():
+        for name, value in filesystem._get_params({}).items():  # noqa: SLF001 - who pays
             address += f"&{name}={urllib.parse.quote(str(value))}"
         try:
             self._get(address, headers, start, stop, keep)
@@ -185,7 +187,8 @@ class GcsObject(WebObject):
 
 def web_object(url: str, pin: Pin, clients: Clients) -> WebObject | FsspecObject:
     """The reader for a web URL; options that only fsspec's own client understands are left to it."""
-    return WebObject(url, pin, clients) if clients.configured("http").keys() <= _HARMLESS else FsspecObject(url, pin, clients)
+    understood = clients.configured("http").keys() <= _HARMLESS
+    return WebObject(url, pin, clients) if understood else FsspecObject(url, pin, clients)
 
 
 def gcs_object(url: str, pin: Pin, clients: Clients) -> WebObject | FsspecObject:

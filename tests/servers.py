@@ -71,7 +71,12 @@ def _start(command: Sequence[str | Path], folder: Path, ready: str) -> None:
     """Run a server until the end of this process; returns once `ready` answers with 200."""
     log = (folder / "log").open("wb")
     process = subprocess.Popen(
-        command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_die_with_parent
+        command,
+        stdout=log,
+        stderr=log,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=_die_with_parent,  # noqa: PLW1509 - it takes no lock; a run that is killed leaves no server behind
     )
     owner = os.getpid()
 
@@ -160,8 +165,8 @@ def gcs() -> Server:
     (binary,) = vendor.rglob("fake-gcs-server-*")
     url = f"http://127.0.0.1:{port}"
     _start(
-        [binary, "-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-backend", "memory"]
-        + ["-external-url", url, "-public-host", f"127.0.0.1:{port}"],
+        [binary, "-scheme=http", "-host=127.0.0.1", f"-port={port}", "-backend=memory"]
+        + [f"-external-url={url}", f"-public-host=127.0.0.1:{port}"],
         folder,
         f"{url}/storage/v1/b",
     )

@@ -284,12 +284,15 @@ def check_sum(got: list[int], expected: int) -> None:
     assert sum(got) % 2**64 == expected
 
 
-@on(1, 2, 4)
-@pytest.mark.parametrize("name", ENDLESS)
+@pytest.mark.parametrize(
+    ("job", "name"),
+    [(num_ranks, name) for num_ranks in (1, 2, 4) for name, case in ENDLESS.items() if num_ranks in case.only],
+    indirect=["job"],
+    ids=lambda value: value if isinstance(value, str) else f"{value} ranks",
+    scope="module",
+)
 def test_ranks_and_workers_do_not_change_the_global_packs(job: Ran, name: str, references: References) -> None:
     case = ENDLESS[name]
-    if job.num_ranks not in case.only:
-        pytest.skip("costs seconds, and this number of ranks adds nothing")
     packs = case.count * case.batch_size * job.num_ranks
     lanes = references.lanes(case.corpus, 0, None, -(-packs // references.corpora[case.corpus]["num_lanes"]))
     for rank, outcome in enumerate(job[name]):

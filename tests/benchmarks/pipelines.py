@@ -7,6 +7,7 @@ Out: batches of 8 packs: tokens and labels, int64 [8, 4096]. Each document is BO
 The packers written by hand carry one token over, so that the last label of a pack is the first token of the next one.
 """
 
+import importlib.machinery
 import itertools
 import os
 import sys
@@ -245,6 +246,7 @@ def from_mosaicml() -> None:
             ("torchvision.transforms.functional", "to_tensor"),
         ):
             sys.modules[name] = module = types.ModuleType(name)
+            module.__spec__ = importlib.machinery.ModuleSpec(name, None)
             if attribute:
                 setattr(module, attribute, object)
 

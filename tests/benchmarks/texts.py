@@ -9,6 +9,7 @@ import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import zstandard
@@ -80,3 +81,11 @@ def shards(
         compression=compression,  # type: ignore[arg-type]  # one of those that it takes
     )
     return Slice(tuple(paths), sum(Path(path).stat().st_size for path in paths))
+
+
+def mistral_model() -> str:
+    """The path of Mistral's first 32k BPE model, out of the package mistral-common."""
+    found = find_spec("mistral_common")
+    if found is None or found.origin is None:
+        raise SystemExit("no model: pip install mistral-common, or give --model PATH")
+    return str(Path(found.origin).parent / "data" / "tokenizer.model.v1")
