@@ -1,7 +1,7 @@
 """Packs from workers to the main process, few and large, and back into the global order.
 
-A rank takes its lanes in turn: slot s of round n is pack n of its s-th lane. Worker w of W makes the slots w, w + W, ...
-of each round, in order, and sends some at a time; where W does not divide the lanes, the last slots of a round are
+A rank takes its lanes in turn: slot s of round n is pack n of its s-th lane. Worker w of W makes the slots w, w + W,
+... of each round, in order, and sends some at a time; where W does not divide the lanes, the last slots of a round are
 empty. Every worker sends the same number of slots in its t-th message, so that one message of each worker, a
 **wave**, is an unbroken stretch of the rank's order:
 
