@@ -7,7 +7,7 @@ Out: exactly these bytes, in pieces; or an error with the URL and the byte.
                                               ^ when a quarter of a range is left, a thread fetches the next one
 
 So there are never more bytes in memory than five quarters of `max_bytes`. The first range is read alone: who looks for
-a sample needs no second one. A fault shrinks the ranges, and they grow again.
+a sample needs no second one. Where a fault loses a whole range, it shrinks those that follow, and they grow again.
 Never: a request behind `stop`; a request that is open while the consumer pauses; bytes after a gap.
 """
 
@@ -65,10 +65,13 @@ def read_ranges(
             if left:
                 failures.clear()
                 clients.note_success(url)
-            if is_short:
+            if not is_short:
+                if (
+                    fetch.seconds < clients.retry.timeout_s / 4
+                ):  # where that limits the whole request, the next one fits
+                    want = min(want * 2, max_bytes)
+            elif reader.whole_ranges:  # a fault loses the whole range
                 want = max(want // 4, smallest)
-            elif fetch.seconds < clients.retry.timeout_s / 4:  # so that with a limit on the whole request the next fits
-                want = min(want * 2, max_bytes)
             if stop is None and reader.pin.size is not None:
                 stop = max(reader.pin.size, start)
             if stop is not None:

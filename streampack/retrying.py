@@ -21,6 +21,7 @@ from streampack.faults import (
     redacted,
     retry_after_s,
     shown,
+    statuses,
     summary,
 )
 
@@ -76,6 +77,8 @@ class Failures:
                 offset=offset,
             ) from shown(error, clients.secrets)
         clients.num_retries += 1
+        if not statuses(error):
+            clients.hang_up()
         _log.warning("%s, byte %s: try %d failed, next in %.1f s: %s", url, offset, self._tries, wait, cause)
         time.sleep(wait)
 

@@ -139,7 +139,7 @@ class Committed:
                 held = sum(name.startswith("lanes.") for name in state)
                 raise StateError(
                     f"the state has no {missing[0]}: it holds {held} of {num_lanes} lanes, and this rank owns "
-                    f"{len(lanes)} of them. A rank's own state fits the same number of ranks only: join the states of all ranks with "
+                    f"{len(lanes)} of them. A rank's own state fits as many ranks only: join the states of all with "
                     "streampack.merge_state_dicts, or save and load them with torch.distributed.checkpoint."
                 )
             committed.rows[place] = _row_of(state[key], key)

@@ -28,6 +28,7 @@ from jobs import (
     tokens_of,
     uneven,
     write_corpus,
+    write_lanes,
 )
 
 import streampack
@@ -131,6 +132,17 @@ def test_the_digest_sees_content_number_and_seed(corpus: Corpus) -> None:
             job.step(24)
             digests.append(job.digest())
     assert len(set(digests)) == len(digests)
+
+
+def test_the_digest_sees_which_number_a_pack_has(tmp_path: Path) -> None:
+    """The same two packs, in the other order."""
+    digests = []
+    for order in ("ab", "ba"):
+        corpus = write_lanes(tmp_path / order, [[letter * 14] for letter in order])
+        with Job(dataset(corpus, seq_len=16, num_lanes=2, shuffle=False)) as job:
+            job.step(2)
+            digests.append(job.digest())
+    assert digests[0] != digests[1]
 
 
 @pytest.mark.parametrize(
@@ -304,6 +316,16 @@ def test_what_a_transform_does_depends_on_the_document_alone(corpus: Corpus) -> 
             documents[num_lanes] = sorted(documents_of(job.run_out()[0], num_lanes))
     assert documents[1] == documents[12]
     assert 0 < len(documents[1]) != len(corpus.texts)
+
+
+def test_a_transform_draws_the_same_at_every_pass_of_a_validation_run(corpus: Corpus) -> None:
+    data = dataset(corpus, split="val", val_fraction=0.5, num_lanes=1, transform=cut_up)
+    with Job(data) as job:
+        first, second = (list(job.run_out()[0].values()) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    with Job(dataset(corpus, epochs=1, num_lanes=1, transform=cut_up, shuffle=False)) as job:
+        first, second = (documents_of(job.run_out()[0], num_lanes=1) for _ in range(2))
+    assert first != second  # while the epochs of a training run draw anew
 
 
 def cut_up(document: streampack.Document, rng: np.random.Generator) -> Any:

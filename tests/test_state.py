@@ -60,6 +60,16 @@ def take(iterator: Any, batches: int) -> list[Array]:
     return [row for batch in itertools.islice(iterator, batches) for row in rows(batch)]
 
 
+@pytest.fixture
+def others() -> set[int | None]:
+    """Processes that other tests have left behind."""
+    return {process.pid for process in multiprocessing.active_children()}
+
+
+def workers_but(others: set[int | None]) -> list[multiprocessing.process.BaseProcess]:
+    return [process for process in multiprocessing.active_children() if process.pid not in others]
+
+
 def same(state: dict[str, Any], other: dict[str, Any]) -> bool:
     return bool(json.loads(to_json(state)) == json.loads(to_json(other)))
 
@@ -279,7 +289,7 @@ def test_a_break_loses_nothing(data: streampack.PackedDataset, wanted: list[Arra
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loading_a_state_retires_iterators_and_workers(
-    data: streampack.PackedDataset, wanted: list[Array], workers: int
+    data: streampack.PackedDataset, wanted: list[Array], others: set[int | None], workers: int
 ) -> None:
     with loader_of(data, num_workers=workers) as loader:
         iterator = iter(loader)
@@ -289,7 +299,7 @@ def test_loading_a_state_retires_iterators_and_workers(
         loader.load_state_dict(state)
         with pytest.raises(LoaderError, match="this iterator is over"):
             next(iterator)
-        assert multiprocessing.active_children() == []
+        assert workers_but(others) == []
         packs = take(iter(loader), 5)
         assert_equal({12 + n: pack for n, pack in enumerate(packs)}, wanted, begin=12)
         assert loader.digest() == straight_digest(data, 32)
@@ -302,13 +312,14 @@ def straight_digest(data: streampack.PackedDataset, packs: int) -> int:
 
 
 def test_a_closed_loader_has_no_process_and_goes_on_when_iterated(
-    data: streampack.PackedDataset, wanted: list[Array]
+    data: streampack.PackedDataset, wanted: list[Array], others: set[int | None]
 ) -> None:
     loader = loader_of(data, num_workers=2)
     iterator = iter(loader)
     packs = take(iterator, 3)
+    assert len(workers_but(others)) == 2
     loader.close()
-    assert multiprocessing.active_children() == []
+    assert workers_but(others) == []
     with pytest.raises(LoaderError, match="this iterator is over"):
         next(iterator)
     assert loader.state_dict()["global_pack"] == 12
@@ -318,23 +329,27 @@ def test_a_closed_loader_has_no_process_and_goes_on_when_iterated(
     assert_equal(dict(enumerate(packs)), wanted)
 
 
-def test_a_loader_that_is_dropped_ends_its_workers_at_once(data: streampack.PackedDataset) -> None:
+def test_a_loader_that_is_dropped_ends_its_workers_at_once(
+    data: streampack.PackedDataset, others: set[int | None]
+) -> None:
     """As torch's own does; workers left to the garbage collector would be waited for in the middle of another run."""
     loader = loader_of(data, num_workers=1)
     for _ in itertools.islice(loader, 3):
         pass
     del loader
-    left = multiprocessing.active_children()
+    left = workers_but(others)
     for process in left:
         process.terminate()
     assert left == []
 
 
-def test_a_worker_that_is_killed_loses_nothing(data: streampack.PackedDataset, wanted: list[Array]) -> None:
+def test_a_worker_that_is_killed_loses_nothing(
+    data: streampack.PackedDataset, wanted: list[Array], others: set[int | None]
+) -> None:
     with loader_of(data, num_workers=2, prefetch_bytes=1) as loader:
         iterator = iter(loader)
         packs = take(iterator, 5)
-        victim = multiprocessing.active_children()[0]
+        victim = workers_but(others)[0]
         assert victim.pid is not None
         os.kill(victim.pid, signal.SIGKILL)
         with pytest.raises((RuntimeError, OSError, EOFError)):  # whatever torch was doing with that worker just then
@@ -496,6 +511,14 @@ def test_one_lane_at_two_positions_is_not_merged(data: streampack.PackedDataset)
     with pytest.raises(StateError, match="lanes.000003 differs between the ranks' states"):
         streampack.merge_state_dicts([state, other])
     assert same(streampack.merge_state_dicts([state, state]), state)  # peers with the same packs are no harm
+
+
+def test_a_merged_state_shares_nothing_with_its_parts(data: streampack.PackedDataset) -> None:
+    state = loader_of(data).state_dict()
+    for value in streampack.merge_state_dicts([state]).values():
+        if isinstance(value, torch.Tensor):
+            value.fill_(-7)
+    assert same(state, loader_of(data).state_dict())
 
 
 def test_nothing_is_not_merged() -> None:

@@ -260,10 +260,23 @@ def references(corpora: dict[str, Dataset]) -> References:
     return References(corpora)
 
 
-@pytest.fixture(scope="module")
-def job(request: pytest.FixtureRequest, references: References, tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    folder = tmp_path_factory.mktemp(f"ranks{request.param}")
-    return run_job(_cases(request.param, references, folder), request.param, folder)
+def _job_of(num_ranks: int) -> Any:
+    """A fixture with the job of a number of ranks; pytest keeps it, or its failure, for all tests."""
+
+    @pytest.fixture(scope="module")
+    def job_of(references: References, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+        folder = tmp_path_factory.mktemp(f"ranks{num_ranks}")
+        return run_job(_cases(num_ranks, references, folder), num_ranks, folder)
+
+    return job_of
+
+
+job_of_1, job_of_2, job_of_4 = _job_of(1), _job_of(2), _job_of(4)
+
+
+@pytest.fixture
+def job(request: pytest.FixtureRequest) -> Ran:
+    return request.getfixturevalue(f"job_of_{request.param}")
 
 
 def run_job(cases: Iterable[dict[str, Any]], num_ranks: int, folder: Path, *, deadline_s: float = 90) -> Ran:
@@ -276,8 +289,8 @@ def run_job(cases: Iterable[dict[str, Any]], num_ranks: int, folder: Path, *, de
 
 
 def on(*num_ranks: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Run the test on the job of each of these numbers of ranks; a job is started once for all tests."""
-    return pytest.mark.parametrize("job", num_ranks, indirect=True, ids=lambda ranks: f"{ranks} ranks", scope="module")
+    """Run the test on the job of each of these numbers of ranks."""
+    return pytest.mark.parametrize("job", num_ranks, indirect=True, ids=lambda ranks: f"{ranks} ranks")
 
 
 def check_sum(got: list[int], expected: int) -> None:
@@ -289,7 +302,6 @@ def check_sum(got: list[int], expected: int) -> None:
     [(num_ranks, name) for num_ranks in (1, 2, 4) for name, case in ENDLESS.items() if num_ranks in case.only],
     indirect=["job"],
     ids=lambda value: value if isinstance(value, str) else f"{value} ranks",
-    scope="module",
 )
 def test_ranks_and_workers_do_not_change_the_global_packs(job: Ran, name: str, references: References) -> None:
     case = ENDLESS[name]

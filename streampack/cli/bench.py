@@ -21,18 +21,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from streampack.cli import benchview
 from streampack.cli.arguments import Json, make_dataset
+from streampack.cli.clocks import Resume, Workers, first_batch, resume, scale
 from streampack.cli.console import messages, output, print_json
-from streampack.cli.measures import (
-    Comparison,
-    MakeDataset,
-    Resume,
-    Workers,
-    check_ids,
-    compare,
-    first_batch,
-    resume,
-    scale,
-)
+from streampack.cli.measures import Comparison, MakeDataset, check_ids, compare
 from streampack.cli.stopwatch import Spread
 from streampack.cli.workload import DEMO_MODEL, Slice, cut_slices, made_up_slices
 from streampack.dataset import PackedDataset

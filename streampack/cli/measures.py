@@ -1,28 +1,20 @@
-"""What there is to know of a line's speed, each measure on its own: no printing, no options.
-
-    compare        the whole line and each of its stages against the tokenizer alone, interleaved, by CPU time
-    scale          the line on several numbers of workers, by the clock
-    first_batch    seconds from nothing to the first batch
-    resume         the same from a state at several places of an epoch
+"""The whole line and each of its stages against the tokenizer alone, interleaved, by CPU time.
 
 In:  a function that makes the dataset of some shards, and `Slice`s to read.
-Out: frozen records of plain numbers.
+Out: frozen records of plain numbers; nothing is printed.
 Never true: that a line is timed whose ids were not compared with those of the tokenizer alone (`check_ids`).
 """
 
-import multiprocessing
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streampack.boundary import expand, stack
-from streampack.cli.stopwatch import Reading, Spread, Variant, Work, cpu_ratio, interleave, read, wall_ratio
+from streampack.cli.stopwatch import Spread, Variant, Work, cpu_ratio, interleave
 from streampack.cli.workload import Slice
 from streampack.dataset import PackedDataset
 from streampack.decompression import decompress, is_compressed
@@ -77,35 +69,10 @@ class Comparison:
     """The line against the tokenizer alone."""
 
     documents: int
-    """Of all rounds."""
+    """Of all rounds that count."""
     tokens: int
     contenders: list[Contender]
     stages: list[Stage]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Workers:
-    """The line on one number of workers."""
-
-    workers: int
-    tokens_per_s: Spread
-    """Of the clock."""
-    ratio: Spread
-    """To the first number of workers measured."""
-    main_ms: Spread
-    """CPU time of the main process for each batch, in the second half of the pass."""
-    own_mb: float
-    """Memory that is a worker's own, at most, in MB; nan where the system does not tell."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resume:
-    """Going on from a state."""
-
-    percent: int
-    """Of an epoch's batches."""
-    seconds: Spread
-    """Until the first batch."""
 
 
 # -- the documents, as the stages before the tokenizer give them -------------------------------------------------------
@@ -242,8 +209,9 @@ def compare(
     variants += [Variant(name, prepare) for name, prepare in stages.items()]
     readings = interleave(variants, len(slices), advance=advance)
     base = readings[variants[0].name]
-    num_documents = sum(each.num_documents for each in rounds)
-    num_packs = sum(each.num_packs for each in rounds)
+    counted = rounds[1:] or rounds
+    num_documents = sum(each.num_documents for each in counted)
+    num_packs = sum(each.num_packs for each in counted)
 
     def total(name: str) -> float:
         return sum(reading.cpu_s for reading in readings[name])
@@ -404,102 +372,3 @@ class _Round:
             return self._num_tokens
 
         return work
-
-
-# -- the clock ---------------------------------------------------------------------------------------------------------
-
-
-def scale(
-    make: Callable[[], PackedDataset],
-    workers: Sequence[int],
-    num_rounds: int,
-    *,
-    advance: Callable[[str], None] = lambda name: None,
-) -> list[Workers]:
-    """The line on each number of workers, from the first batch to the end of the pass, interleaved."""
-    passes: dict[int, list[_Pass]] = {number: [] for number in workers}
-    for turn in range(num_rounds):
-        first = turn % len(workers)
-        for number in (*workers[first:], *workers[:first]):
-            passes[number].append(_walk(make(), number))
-            advance(f"{number} workers")
-    base = [each.reading for each in passes[workers[0]]]
-    return [
-        Workers(
-            workers=number,
-            tokens_per_s=Spread.of([each.reading.per_wall_s for each in passes[number]]),
-            ratio=wall_ratio([each.reading for each in passes[number]], base),
-            main_ms=Spread.of([each.main_ms for each in passes[number]]),
-            own_mb=worker_memory_mb(make(), number) if number else float("nan"),
-        )
-        for number in workers
-    ]
-
-
-@dataclass(frozen=True, slots=True)
-class _Pass:
-    reading: Reading
-    main_ms: float
-
-
-def _walk(dataset: PackedDataset, num_workers: int) -> _Pass:
-    with PackedDataLoader(dataset, BATCH_SIZE, num_workers=num_workers) as loader:
-        batches = iter(loader)
-        next(batches)
-        begin = loader.stats()["tokens"]
-        cpu = [time.process_time()]
-
-        def work() -> int:
-            for _ in batches:
-                cpu.append(time.process_time())
-            return int(loader.stats()["tokens"] - begin)
-
-        reading = read(work)
-    half = cpu[len(cpu) // 2 :]  # messages are small at first
-    return _Pass(reading, (half[-1] - half[0]) / max(len(half) - 1, 1) * 1e3)
-
-
-def worker_memory_mb(dataset: PackedDataset, num_workers: int) -> float:
-    """Memory that a worker has for itself, at most, over a pass: looked at every 16 batches."""
-    highest = 0.0
-    with PackedDataLoader(dataset, BATCH_SIZE, num_workers=num_workers) as loader:
-        for number, _ in enumerate(loader):
-            if number % 16 == 0:
-                highest = max([highest, *(own_memory_mb(each.pid) for each in multiprocessing.active_children())])
-    return highest or float("nan")
-
-
-def own_memory_mb(pid: int | None) -> float:
-    """Memory of a process that it shares with no other, in MB; nan where /proc does not tell."""
-    try:
-        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text("ascii")
-    except OSError:
-        return float("nan")
-    return sum(int(row.split()[1]) for row in rollup.splitlines() if row.startswith("Private_")) / 1000
-
-
-def first_batch(make: Callable[[], PackedDataset], num_workers: int, num_rounds: int) -> Spread:
-    """Seconds from making the dataset to its first batch."""
-    seconds = []
-    for _ in range(num_rounds):
-        begin = time.perf_counter()
-        with PackedDataLoader(make(), BATCH_SIZE, num_workers=num_workers) as loader:
-            next(iter(loader))
-            seconds.append(time.perf_counter() - begin)
-    return Spread.of(seconds)
-
-
-def resume(make: Callable[[], PackedDataset], percents: Sequence[int], num_rounds: int) -> list[Resume]:
-    """Seconds from making the dataset to the first batch behind a state, interleaved; 0 is a fresh start."""
-    with PackedDataLoader(make(), BATCH_SIZE, num_workers=0) as walk:
-        states = [walk.state_dict() for _ in walk]
-    seconds: dict[int, list[float]] = {percent: [] for percent in percents}
-    for _ in range(num_rounds):
-        for percent in percents:
-            begin = time.perf_counter()
-            with PackedDataLoader(make(), BATCH_SIZE, num_workers=0) as loader:
-                if percent:
-                    loader.load_state_dict(states[min(len(states) * percent // 100, len(states) - 2)])
-                next(iter(loader))
-                seconds[percent].append(time.perf_counter() - begin)
-    return [Resume(percent=percent, seconds=Spread.of(values)) for percent, values in seconds.items()]

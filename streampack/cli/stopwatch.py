@@ -5,9 +5,10 @@ Out: a reading per variant and round; ratios are taken within a round, and shown
 
 Never true: that preparation is timed, or that a variant is always the one that comes first in a round.
 
-    round 0   a b c        ratio of b to a:  b0/a0, b1/a1, b2/a2  ->  lowest, median, highest
-    round 1   b c a
+    round 0   a b c        not counted: caches of the processor and of the variants are empty, as at a run's start only
+    round 1   b c a        ratio of b to a:  b1/a1, b2/a2, b3/a3  ->  lowest, median, highest
     round 2   c a b
+    round 3   a b c
 """
 
 import gc
@@ -79,14 +80,17 @@ def read(work: Work) -> Reading:
 def interleave(
     variants: Sequence[Variant], num_rounds: int, *, advance: Callable[[str], None] = lambda name: None
 ) -> dict[str, list[Reading]]:
-    """The readings of each variant, one per round; `advance` is called with the name of a variant that is done."""
+    """The readings of each variant, one per round but the first, which counts only where it is the only one.
+
+    `advance` is called with the name of a variant that is done.
+    """
     readings: dict[str, list[Reading]] = {variant.name: [] for variant in variants}
     for number in range(num_rounds):
         first = number % len(variants)
         for variant in (*variants[first:], *variants[:first]):
             readings[variant.name].append(read(variant.prepare(number)))
             advance(variant.name)
-    return readings
+    return {name: found[1:] or found for name, found in readings.items()}
 
 
 def cpu_ratio(readings: Sequence[Reading], base: Sequence[Reading]) -> Spread:

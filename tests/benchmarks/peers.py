@@ -1,12 +1,12 @@
-"""Streampack beside other libraries on the same documents: text to packs of 4096 with labels, by CPU time and the clock.
+"""Streampack beside other libraries on the same documents: text to packs of 4096 with labels.
 
     pip install -e '.[fast,bench,peers]'
     python tests/benchmarks/peers.py [corpus.jsonl.zst ...] [--json results.json]
 
 In:  files of JSON lines (zstd) with "text"; without any, made-up text.
 Out: for each library whether its ids are right, tokens per CPU second as ratio to plain SentencePiece on the same
-     documents (median, lowest to highest; a round is a slice of the corpus, all libraries in turn), the first batch, and
-     the clock with 2 workers on everything.
+     documents (median, lowest to highest; a round is a slice of the corpus, all libraries in turn), the first
+     batch, and the clock with 2 workers on everything.
 
 Pre-tokenized formats are compared with streampack on .npy members. Making a pipeline is not timed but in "first batch".
 """
@@ -109,7 +109,9 @@ def write(folder: Path, documents: list[str], model: Model, peers: list[Peer]) -
     return own, shards, {"npy": tokens, "ids": ids, "texts": documents}
 
 
-def compare(sources: list, peers: list[Peer], model: Model, plain: SentencePieceTokenizer, *, workers: int) -> list[dict]:
+def compare(
+    sources: list, peers: list[Peer], model: Model, plain: SentencePieceTokenizer, *, workers: int
+) -> list[dict]:
     """A row for each way."""
     encode = model.processor.encode
     fast = choose_engine(plain, "auto")

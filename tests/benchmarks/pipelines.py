@@ -78,7 +78,7 @@ class Peer:
     labels: str = "shifted"
 
 
-# -- what the hand-written ones share ------------------------------------------------------------------------------------
+# -- what the hand-written ones share ----------------------------------------------------------------------------------
 
 
 def pack_lists(documents: Iterable[list[int]]) -> Iterator[Batch]:
@@ -124,7 +124,7 @@ class Packs(IterableDataset):
         return pack_lists(map(self._model.encode, self._texts()))
 
 
-# -- the peers -----------------------------------------------------------------------------------------------------------
+# -- the peers ---------------------------------------------------------------------------------------------------------
 
 
 def tarfile_texts(shards: Sequence[str]) -> Iterator[str]:
@@ -176,7 +176,9 @@ def huggingface(source: Source, model: Model, workers: int) -> Iterable[Batch]:
         return {"input_ids": blocks, "labels": [list(block) for block in blocks]}
 
     dataset = datasets.load_dataset("webdataset", data_files={"train": source.shards}, split="train", streaming=True)
-    dataset = dataset.map(tokenize, batched=True, remove_columns=list(dataset.features or ["txt", "__key__", "__url__"]))
+    dataset = dataset.map(
+        tokenize, batched=True, remove_columns=list(dataset.features or ["txt", "__key__", "__url__"])
+    )
     dataset = dataset.map(group, batched=True, batch_size=1000).with_format("torch")
     loader = DataLoader(dataset, batch_size=BATCH_SIZE, num_workers=workers)
     return ((batch["input_ids"], batch["labels"]) for batch in loader)
@@ -233,7 +235,7 @@ def mosaicml_packs(source: Source, model: Model, workers: int) -> Iterable[Batch
 
 
 def from_mosaicml() -> None:
-    """Let `streaming` be imported beside a torch without the operators that torchvision wants; it takes none of them."""
+    """Let `streaming` be imported beside a torch without the operators that torchvision wants; it needs none here."""
     try:
         import torchvision  # noqa: F401
     except (ImportError, RuntimeError):
@@ -326,7 +328,8 @@ def litdata_tokens(source: Source, model: Model, workers: int) -> Iterable[Batch
     import litdata
     from litdata.streaming import TokensLoader
 
-    dataset = litdata.StreamingDataset(str(source.folder), item_loader=TokensLoader(block_size=SEQ_LEN), shuffle=False)
+    blocks = TokensLoader(block_size=SEQ_LEN)
+    dataset = litdata.StreamingDataset(str(source.folder), item_loader=blocks, shuffle=False)
     loader = litdata.StreamingDataLoader(dataset, batch_size=BATCH_SIZE, num_workers=workers)
     return ((batch.long(), batch.long().clone()) for batch in loader)
 
@@ -339,7 +342,15 @@ PEERS = [
     Peer("MosaicML Streaming", "mosaicml-streaming", write_mds, mosaicml),
     Peer("grain, concat then split", "grain", write_arrayrecord, grain_concat, labels="shifted, masked"),
     Peer("litdata, packer by hand", "litdata", write_litdata, litdata_texts),
-    Peer("litdata TokensLoader", "litdata", write_litdata_tokens, litdata_tokens, pretokenized=True, labels="the tokens"),
-    Peer("MosaicML, packs written before", "mosaicml-streaming", write_mds_packs, mosaicml_packs, pretokenized=True,
-         labels="the tokens"),
+    Peer(
+        "litdata TokensLoader", "litdata", write_litdata_tokens, litdata_tokens, pretokenized=True, labels="the tokens"
+    ),
+    Peer(
+        "MosaicML, packs written before",
+        "mosaicml-streaming",
+        write_mds_packs,
+        mosaicml_packs,
+        pretokenized=True,
+        labels="the tokens",
+    ),
 ]

@@ -1,0 +1,243 @@
+"""The whole line against plain SentencePiece on the same documents, and what a run feels of it: the project's goals.
+
+    python tests/benchmarks/line.py [corpus.jsonl.zst ...] [--json results.json]
+
+In:  files of JSON lines (zstd) with "text"; without any, made-up text. The model is Mistral's 32k BPE, or `--model`.
+Out: a row per goal: median (lowest to highest) of the ratio, a round being a slice of the corpus, all variants in turn.
+
+"plain" is `SentencePieceProcessor.encode(text)` for each document, the texts lying in memory, to lists as everyone
+calls it. The line reads shards and gives batches of 8 packs of 4096. Ratios are of tokens per second of CPU time, but
+where workers take part: those are by the clock, from the first batch on, and mean something on an idle machine only.
+"""
+
+import argparse
+import io
+import json
+import multiprocessing
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+import texts
+from texts import Text
+
+from streampack import PackedDataset
+from streampack.cli import clocks, measures
+from streampack.cli.stopwatch import Spread, Variant, Work, cpu_ratio, interleave, read
+from streampack.cli.workload import Slice
+from streampack.engines import choose_engine
+from streampack.records import Tokenizer
+from streampack.tokenizer import SentencePieceTokenizer
+
+TOKENS_PER_DOCUMENT = 1000
+"""Of the pre-tokenized documents, about."""
+UNIGRAM_VOCABULARY = 8000
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    what: str
+    value: Spread
+    unit: str
+    goal: str
+
+
+def main() -> None:
+    """Print a table; write the results."""
+    arguments = parse()
+    model = Path(arguments.model or texts.mistral_model()).read_bytes()
+    loaded = texts.load(arguments.corpus, num_slices=arguments.rounds, megabytes=arguments.megabytes)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for text in loaded:
+            rows += text_rows(folder / text.name.replace(" ", "-"), text, model)
+        rows += unigram_rows(folder / "unigram", loaded[0])
+        rows += token_rows(folder / "npy", loaded, model, multiple=arguments.multiple)
+        rows += clock_rows(folder / "clock", loaded[0], model, rounds=min(arguments.rounds, 3))
+    described = [{"name": text.name, "megabytes": text.megabytes, "mean_bytes": text.mean_bytes} for text in loaded]
+    for row in rows:
+        value = f"{row.value.median:8.3f} ({row.value.low:.3f} to {row.value.high:.3f})"
+        print(f"{row.what:62} {value} {row.unit:12} {row.goal}")
+    if arguments.json:
+        arguments.json.write_text(
+            json.dumps({"texts": described, "rows": [asdict(row) for row in rows]}, indent=1), "utf-8"
+        )
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus", nargs="*")
+    parser.add_argument("--model", help="a SentencePiece BPE model; by default Mistral's")
+    parser.add_argument("--megabytes", type=float, default=18, help="of each file")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--multiple", type=int, default=4, help="how often the tokens are repeated for .npy members")
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+def make(
+    shards: Sequence[str],
+    *,
+    tokenizer: Tokenizer | None,
+    num_lanes: int,
+    epochs: int | None = 1,
+    shuffle: bool = False,
+) -> PackedDataset:
+    """The dataset that is measured; the tokenizer is the engine."""
+    return PackedDataset(
+        list(shards),
+        tokenizer,
+        4096,
+        field="txt" if tokenizer is not None else "npy",
+        add_bos=tokenizer is not None,
+        add_eos=tokenizer is not None,
+        num_lanes=num_lanes,
+        epochs=epochs,
+        shuffle=shuffle,
+        engine="sentencepiece" if type(tokenizer) is SentencePieceTokenizer else "auto",
+    )
+
+
+def engines(plain: SentencePieceTokenizer) -> dict[str, Tokenizer]:
+    fast = choose_engine(plain, "auto")
+    return {"sentencepiece": plain} if fast is plain else {"fast engine": fast, "sentencepiece": plain}
+
+
+def plain_work(model: bytes, slices: list[list[str]]) -> Callable[[int], Work]:
+    """`encode` as everyone calls it; the units are the line's tokens, BOS and EOS in."""
+    encode = sentencepiece.SentencePieceProcessor(model_proto=model).encode
+
+    def prepare(number: int) -> Work:
+        documents = slices[number]
+
+        def work() -> int:
+            count = 0
+            for document in documents:
+                count += len(encode(document)) + 2
+            return count
+
+        return work
+
+    return prepare
+
+
+def lines_of(slices: list[Slice], tokenizer: Tokenizer | None) -> Callable[[int], Work]:
+    return lambda number: measures.line(make(slices[number].shards, tokenizer=tokenizer, num_lanes=1))
+
+
+def text_rows(folder: Path, text: Text, model: bytes) -> list[Row]:
+    """Both engines on tar, the fast one on tar.zst."""
+    plain = SentencePieceTokenizer(model)
+    tars = [texts.shards(folder / f"tar{i}", part) for i, part in enumerate(text.slices)]
+    zsts = [texts.shards(folder / f"zst{i}", part, compression="zst") for i, part in enumerate(text.slices)]
+    variants = [Variant("plain", plain_work(model, text.slices))]
+    for name, tokenizer in engines(plain).items():
+        for kind, slices in (("tar", tars), ("tar.zst", zsts)):
+            if kind == "tar" or name != "sentencepiece":
+                measures.check_ids(make, slices[0], tokenizer, plain)
+                variants.append(Variant(f"{text.name}, .{kind}, {name}", lines_of(slices, tokenizer)))
+    readings = interleave(variants, len(text.slices))
+    goal = {"english": "5", "code": "4.2", "multilingual": "5"}.get(text.name, "")
+    return [
+        Row(
+            variant.name,
+            cpu_ratio(readings[variant.name], readings["plain"]),
+            "x plain",
+            "0.97" if variant.name.endswith("sentencepiece") else goal,
+        )
+        for variant in variants[1:]
+    ]
+
+
+def unigram_rows(folder: Path, text: Text) -> list[Row]:
+    """A unigram model, trained here on a part of the text; no engine but SentencePiece is exact for it."""
+    writer = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=(line for document in text.slices[0] for line in document.splitlines() if line),
+        model_writer=writer,
+        model_type="unigram",
+        vocab_size=UNIGRAM_VOCABULARY,
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        num_threads=2,
+        minloglevel=2,
+    )
+    model = writer.getvalue()
+    plain = SentencePieceTokenizer(model)
+    slices = [texts.shards(folder / str(i), part) for i, part in enumerate(text.slices)]
+    measures.check_ids(make, slices[0], plain, plain)
+    name = f"{text.name}, .tar, unigram, sentencepiece"
+    variants = [Variant("plain", plain_work(model, text.slices)), Variant(name, lines_of(slices, plain))]
+    readings = interleave(variants, len(slices))
+    return [Row(name, cpu_ratio(readings[name], readings["plain"]), "x plain", "0.92")]
+
+
+def token_rows(folder: Path, loaded: list[Text], model: bytes, *, multiple: int) -> list[Row]:
+    """Documents that are tokens already: in this process by CPU time, on two workers by the clock."""
+    plain = SentencePieceTokenizer(model)
+    rng = np.random.default_rng(0)
+    num_rounds = min(len(text.slices) for text in loaded)
+    rounds: list[Slice] = []
+    originals: list[list[str]] = []
+    for number in range(num_rounds):
+        originals.append([document for text in loaded for document in text.slices[number]])
+        joined = np.tile(np.concatenate([plain.encode(document) for document in originals[-1]]), multiple)
+        cuts = np.cumsum(rng.integers(TOKENS_PER_DOCUMENT // 2, TOKENS_PER_DOCUMENT * 3 // 2, size=len(joined)))
+        parts = np.split(joined.astype(np.int32), cuts[cuts < len(joined)])
+        rounds.append(texts.shards(folder / str(number), parts, field="npy"))
+    measures.check_ids(make, rounds[0], None, None)
+    name = ".npy, about 1,000 tokens a document, 0 workers"
+    variants = [Variant("plain", plain_work(model, originals)), Variant(name, lines_of(rounds, None))]
+    readings = interleave(variants, num_rounds)
+    whole = [path for part in rounds for path in part.shards]
+    clock: list[float] = []
+    main_ms: list[float] = []
+    for number in range(min(num_rounds, 3)):
+        base = read(plain_work(model, originals)(number))
+        found = clocks.scale(lambda: make(whole, tokenizer=None, num_lanes=12), [2], 1)[0]
+        clock.append(found.tokens_per_s.median / base.per_wall_s)
+        main_ms.append(found.main_ms.median)
+    return [
+        Row(name, cpu_ratio(readings[name], readings["plain"]), "x plain", "40"),
+        Row("the same, 2 workers, by the clock", Spread.of(clock), "x plain", "25"),
+        Row("CPU time of the main process for a batch from 2 workers", Spread.of(main_ms), "ms", "below 0.5"),
+    ]
+
+
+def clock_rows(folder: Path, text: Text, model: bytes, *, rounds: int) -> list[Row]:
+    """Workers, the first batch and resume, on all of one text."""
+    plain = SentencePieceTokenizer(model)
+    documents = [document for part in text.slices for document in part]
+    shards = texts.shards(folder, documents, num_shards=8).shards
+    rows: list[Row] = []
+    for name, tokenizer in engines(plain).items():
+        whole = partial(make, shards, tokenizer=tokenizer, num_lanes=12)
+        for found in clocks.scale(whole, [0, 1, 2, 4], rounds):
+            goal = "1.8" if name == "sentencepiece" and found.workers == 2 else ""
+            if found.workers:
+                rows.append(Row(f"{found.workers} workers, {name}, by the clock", found.ratio, "x 0 workers", goal))
+                own = Spread(found.own_mb, found.own_mb, found.own_mb)
+                rows.append(Row(f"memory of its own of one of {found.workers} workers, {name}", own, "MB", ""))
+        for workers in (0, 2):
+            seconds = clocks.first_batch(whole, workers, rounds)
+            rows.append(Row(f"first batch, {workers} workers, {name}", in_ms(seconds), "ms", ""))
+        for resumed in clocks.resume(whole, (0, 10, 90), rounds):
+            what = f"resume at {resumed.percent} % of an epoch" if resumed.percent else "fresh start"
+            rows.append(Row(f"{what}, {name}", in_ms(resumed.seconds), "ms", ""))
+    return rows
+
+
+def in_ms(seconds: Spread) -> Spread:
+    return Spread(seconds.low * 1e3, seconds.median * 1e3, seconds.high * 1e3)
+
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method("fork")
+    main()

@@ -1,0 +1,171 @@
+"""All benchmarks, one after the other, and the tables and plots of docs/performance.md made of them.
+
+    pip install -e '.[fast,bench,peers]'
+    python tests/benchmarks/run.py [corpus.jsonl.zst ...]          about 20 minutes; leave the machine alone meanwhile
+    python tests/benchmarks/run.py --draw                          only the documents, from the results that are there
+
+In:  files of JSON lines (zstd) with "text"; without any, made-up text.
+Out: docs/benchmarks.json; the part of docs/performance.md between its markers; docs/line.svg and docs/peers.svg.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from streampack.cli.benchview import spread, table_rows
+from streampack.cli.chart import Bar, Group, draw_bars, number
+from streampack.cli.stopwatch import Spread
+
+HERE = Path(__file__).parent
+DOCS = HERE.parent.parent / "docs"
+BEGIN, END = "<!-- made by tests/benchmarks/run.py -->", "<!-- end -->"
+
+
+def main() -> None:
+    """Measure, write the results, draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus", nargs="*")
+    parser.add_argument("--draw", action="store_true", help="draw only")
+    parser.add_argument("--quick", action="store_true", help="small inputs: whether it all runs")
+    parser.add_argument("--docs", type=Path, default=DOCS)
+    arguments = parser.parse_args()
+    results = arguments.docs / "benchmarks.json"
+    if not arguments.draw:
+        results.write_text(json.dumps(measure(arguments.corpus, quick=arguments.quick), indent=1) + "\n", "utf-8")
+    write(json.loads(results.read_text("utf-8")), arguments.docs)
+
+
+def measure(corpus: list[str], *, quick: bool) -> dict[str, Any]:
+    small = {
+        "line": ["--megabytes", "2", "--rounds", "2", "--multiple", "1"],
+        "peers": ["--megabytes", "2", "--rounds", "2"],
+        "memory": ["--megabytes", "50"],
+    }
+    found: dict[str, Any] = {
+        "machine": {
+            "processor": processor(),
+            "cores": len(os.sched_getaffinity(0)),
+            "load": os.getloadavg()[0],
+            "python": platform.python_version(),
+            "versions": {name: version(name) for name in ("streampack", "sentencepiece", "torch", "numpy")},
+        }
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("line", "peers", "memory"):
+            path = Path(folder, name)
+            command = [sys.executable, str(HERE / f"{name}.py"), *corpus, "--json", str(path)]
+            subprocess.run([*command, *(small[name] if quick else [])], check=True)
+            found[name] = json.loads(path.read_text("utf-8"))
+    return found
+
+
+def processor() -> str:
+    """What /proc/cpuinfo calls it; "" elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+
+
+def write(results: dict[str, Any], docs: Path) -> None:
+    """The tables into the document, the plots beside it."""
+    path = docs / "performance.md"
+    text = path.read_text("utf-8")
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    path.write_text(f"{before}{BEGIN}\n\n{tables(results)}\n\n{END}{after}", "utf-8")
+    (docs / "line.svg").write_text(line_plot(results), "utf-8")
+    (docs / "peers.svg").write_text(peers_plot(results), "utf-8")
+
+
+def tables(results: dict[str, Any]) -> str:
+    machine, memory = results["machine"], results["memory"]
+    versions = ", ".join(f"{name} {found}" for name, found in machine["versions"].items())
+    texts = ", ".join(
+        f"{text['name']} {text['megabytes']:.0f} MB ({text['mean_bytes']:,.0f} bytes a document)"
+        for text in results["line"]["texts"]
+    )
+    rows = [
+        [row["what"], f"{spread(Spread(**row['value']))} {row['unit']}", row["goal"]] for row in results["line"]["rows"]
+    ]
+    where = f"{machine['processor']}, {machine['cores']} cores, load {machine['load']:.1f} before the run"
+    own = f"at most {memory['early_mb']:.0f} MB for itself in the first 200 MB of text"
+    parts = [
+        f"{where}; Python {machine['python']}, {versions}. Text: {texts}.",
+        "### The line",
+        table_rows(["", "median (lowest to highest)", "goal"], rows),
+        "![The line beside plain SentencePiece](line.svg)",
+        f"A worker has {own}, and at most {memory['late_mb']:.0f} MB over {memory['curve'][-1][0]:,.0f} MB.",
+        "### Peers",
+        "![Other libraries on the same documents](peers.svg)",
+    ]
+    for result in results["peers"]:
+        header = [
+            "",
+            "version",
+            "ratio by CPU time",
+            "ratio by the clock, 2 workers",
+            "first batch, ms",
+            "labels",
+            "ids",
+        ]
+        body = [
+            [
+                row["name"],
+                row["version"],
+                spread(Spread(**row["ratio"])),
+                spread(Spread(**row["clock_ratio"])) if "clock_ratio" in row else "",
+                number(row["first_batch_s"] * 1e3),
+                row["labels"],
+                row["ids"],
+            ]
+            for row in result["rows"]
+        ]
+        parts += [f"{result['text']}, {result['megabytes']:.0f} MB:", table_rows(header, body)]
+    return "\n\n".join(parts)
+
+
+def line_plot(results: dict[str, Any]) -> str:
+    """The ratios to plain SentencePiece."""
+    bars = [
+        Bar(row["what"].removesuffix(", by the clock"), Spread(**row["value"]), is_own=True)
+        for row in results["line"]["rows"]
+        if row["unit"] == "x plain" and not row["what"].startswith((".npy", "the same"))
+    ]
+    return draw_bars(
+        "Shards to batches, beside plain SentencePiece",
+        [Group("tokens per CPU second", bars)],
+        unit="ratio to SentencePieceProcessor.encode on the same documents; dashed: 1",
+    )
+
+
+def peers_plot(results: dict[str, Any]) -> str:
+    """From text, for each kind of it."""
+    groups = [
+        Group(
+            f"{result['text']}, text to packs",
+            [
+                Bar(row["name"], Spread(**row["ratio"]), is_own=row["name"].startswith("streampack"))
+                for row in result["rows"]
+                if not row["pretokenized"]
+            ],
+        )
+        for result in results["peers"]
+    ]
+    return draw_bars(
+        "The same work by other libraries",
+        groups,
+        unit="tokens per CPU second, ratio to plain SentencePiece; dashed: 1",
+    )
+
+
+if __name__ == "__main__":
+    main()
