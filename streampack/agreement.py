@@ -1,5 +1,7 @@
 """What the ranks of a job do together before they start: one listing of the shards, the same arguments everywhere."""
 
+from collections.abc import Mapping
+
 from streampack.dataset import PackedDataset
 from streampack.errors import ConfigError
 from streampack.shards import ShardTable
@@ -7,8 +9,10 @@ from streampack.state import describe_differences
 from streampack.topology import Peers
 
 
-def share_dataset(dataset: PackedDataset, peers: Peers, *, rank: int) -> None:
+def share_dataset(dataset: PackedDataset, peers: Peers, *, rank: int, in_step: Mapping[str, object]) -> None:
     """Give every rank the shard list of rank 0, and make sure that all were asked for the same; a collective.
+
+    `in_step`: arguments that are no part of the fingerprint, and without which the ranks would not end together.
 
     Raises:
         ConfigError: on every rank, where the ranks' arguments differ or rank 0 cannot list the shards.
@@ -18,7 +22,7 @@ def share_dataset(dataset: PackedDataset, peers: Peers, *, rank: int) -> None:
     if odd:
         raise ConfigError(f"shards differs between ranks: ranks {odd} were given other shards than rank 0")
     dataset.adopt_shards(_list_once(dataset, peers, rank=rank))
-    fingerprints = peers.all_tell(dataset.fingerprint())
+    fingerprints = peers.all_tell({**dataset.fingerprint(), **in_step})
     for other, fingerprint in enumerate(fingerprints):
         differences = describe_differences(
             fingerprints[0], fingerprint, saved_where="on rank 0", now_where=f"on rank {other}", advise=False

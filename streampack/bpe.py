@@ -22,8 +22,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-NORMAL, USER_DEFINED, UNUSED, BYTE = 1, 4, 5, 6
-"""Types of pieces. UNKNOWN (2) and CONTROL (3) are never made from text."""
+NORMAL, UNKNOWN, USER_DEFINED, UNUSED, BYTE = 1, 2, 4, 5, 6
+"""Types of pieces. CONTROL (3) is never made from text."""
 
 _SPACE = "\u2581"
 _BPE = 2
@@ -44,6 +44,11 @@ class Model:
     escape_spaces: bool
     only_escapes_spaces: bool
     """No map of characters, and runs of spaces are kept: normalization that the library does by itself."""
+
+    @property
+    def unknown_id(self) -> int:
+        """The id of a run of characters without pieces, where there is no byte fallback; SentencePiece demands one."""
+        return next(token for token, (_, _, kind) in enumerate(self.pieces) if kind == UNKNOWN)
 
     def texts(self, kind: int) -> list[str]:
         return [text for text, _, of_kind in self.pieces if of_kind == kind]

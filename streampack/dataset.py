@@ -16,6 +16,7 @@ from streampack import topology
 from streampack.boundary import BoundaryPolicy, ReplaceBoundary, as_boundary, expand, stack
 from streampack.corpus import Corpus
 from streampack.documents import DocumentReader, Transform, parse_field
+from streampack.engines import choose_engine
 from streampack.errors import ConfigError, LoaderError, NotBuiltError, TopologyError
 from streampack.lanes import auto_num_lanes, check_ranks, rank_lanes, worker_lanes
 from streampack.pool import LanePool
@@ -67,7 +68,8 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         storage_options: for fsspec's filesystem.
         retry: how long and how often to try again when storage fails.
         cache_dir: not built yet.
-        engine: "auto" or "sentencepiece".
+        engine: which library tokenizes for a SentencePiece model; the ids are the same. "auto" takes gigatoken where it
+            is installed (extra `fast`) and its ids are proved equal, "sentencepiece" and "gigatoken" insist.
         dp_rank: data-parallel rank, for use without `PackedDataLoader`; None asks torch.distributed or torchrun.
         dp_size: data-parallel ranks.
 
@@ -117,8 +119,6 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         _choose("on_error", on_error, ("raise", "skip"))
         if cache_dir is not None:
             raise NotBuiltError("cache_dir is not built yet: leave it None")
-        if engine not in ("auto", "sentencepiece"):
-            raise NotBuiltError(f'engine={engine!r} is not built yet: use "auto" or "sentencepiece"')
         for name, value, least in (
             ("epochs", epochs, 1),
             ("max_skipped", max_skipped, 0),
@@ -153,7 +153,7 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         if tokenizer is None and (field != "npy" or add_bos or add_eos):
             raise ConfigError('tokenizer=None works with field="npy", add_bos=False and add_eos=False only')
         if tokenizer is not None:
-            check_tokenizer(tokenizer)
+            tokenizer = choose_engine(check_tokenizer(tokenizer), engine)
         bos_id, eos_id = (None, None) if tokenizer is None else special_ids(tokenizer, add_bos=add_bos, add_eos=add_eos)
         if pad_id is None:
             pad_id = None if tokenizer is None else tokenizer.pad_id
@@ -211,10 +211,6 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
             self._asked_lanes = auto_num_lanes(self.list_shards().total_bytes)
         return self._asked_lanes
 
-    def adopt_lanes(self, num_lanes: int) -> None:
-        """Take the number of lanes of a state."""
-        self._asked_lanes = num_lanes
-
     def check_same_topology(self, other: topology.Topology) -> None:
         """Refuse a loader's ranks that differ from ranks given to the dataset by hand."""
         if self._by_hand and (other.rank, other.size) != (self._topology.rank, self._topology.size):
@@ -228,11 +224,11 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         """Of the tokenizer; None without one."""
         return None if self.recipe.tokenizer is None else self.recipe.tokenizer.vocab_size
 
-    def corpus(self) -> Corpus:
-        """Which bytes come when; lists the shards if that has not been done."""
+    def corpus(self, num_lanes: int | None = None) -> Corpus:
+        """Which bytes come when, in `num_lanes` lanes (None: as asked for); lists the shards if that was not done."""
         return Corpus(
             table=self.list_shards(),
-            num_lanes=self.num_lanes,
+            num_lanes=self.num_lanes if num_lanes is None else num_lanes,
             seed=self._seed,
             shuffle=self._shuffle,
             one_epoch=self.recipe.documents.split == "val",

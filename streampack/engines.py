@@ -73,7 +73,7 @@ class GigatokenTokenizer:
     """SentencePiece's ids by the Rust library gigatoken (`pip install streampack[fast]`).
 
     What the library cannot do goes through SentencePiece: normalization of other things than spaces, and the documents
-    that hold a user-defined piece, or a character without a piece where the model has no byte fallback.
+    that hold a user-defined piece.
 
     Args:
         plain: the tokenizer whose ids to give.
@@ -98,7 +98,7 @@ class GigatokenTokenizer:
         reserved = sorted(model.texts(bpe.USER_DEFINED), key=len, reverse=True)
         self._reserved = re.compile("|".join(map(re.escape, reserved))) if reserved else None
         self._raw = model.only_escapes_spaces
-        self._byte_fallback = model.byte_fallback
+        self._unknown_id = None if model.byte_fallback else model.unknown_id
         self._json = bpe.tokenizer_json(model)
         self._compare(bpe.edge_texts(model))
 
@@ -130,9 +130,7 @@ class GigatokenTokenizer:
         self._spent += len(data)
         if self._spent > self._cache_bytes:
             self._engine = None
-        if not self._byte_fallback and len(ids) and int(ids.max()) >= self.vocab_size:
-            return self.plain.encode(text)  # a character without a piece
-        return ids
+        return ids if self._unknown_id is None else _with_unknown(ids, self.vocab_size, self._unknown_id)
 
     def _start(self) -> Callable[[Any], Any]:
         """The library's function, with an empty cache."""
@@ -177,6 +175,15 @@ class GigatokenTokenizer:
 
     def __repr__(self) -> str:
         return f"GigatokenTokenizer({self.plain!r})"
+
+
+def _with_unknown(ids: Tokens, vocab_size: int, unknown_id: int) -> Tokens:
+    """`ids` with one unknown id for each run of ids from `vocab_size` on: bytes of characters without a piece."""
+    unknown = ids >= vocab_size
+    if not unknown.any():
+        return ids
+    begins = np.diff(unknown, prepend=False)  # of runs of either kind
+    return np.where(unknown, np.int32(unknown_id), ids)[~unknown | begins]
 
 
 def _version() -> str:

@@ -191,7 +191,7 @@ class PackedDataLoader:
             committed = committed.copy()
             for undo in list(self._history)[::-1][:batches_back]:
                 undo.apply(committed)
-        return committed.to_state(self.dataset.fingerprint())
+        return committed.to_state(self.dataset.fingerprint() | {"num_lanes": committed.num_lanes})
 
     def load_state_dict(self, state: Mapping[str, Any], *, allow: Collection[str] = ()) -> None:
         """Go on from a state, of any number of ranks and workers; ends workers and iterators of before.
@@ -210,7 +210,7 @@ class PackedDataLoader:
         now = self.dataset.fingerprint()
         num_lanes = int(saved.get("num_lanes", 0))
         if self.dataset.auto_lanes:
-            now["num_lanes"] = num_lanes  # a run keeps its lanes for life
+            now["num_lanes"] = num_lanes  # a run keeps its lanes for life, whatever the data say now
         check_fingerprint(saved, now, allow=allow)
         check_ranks(num_lanes=num_lanes, num_ranks=self._topology.size)
         lanes = rank_lanes(self._topology.rank, self._topology.size, num_lanes)
@@ -218,8 +218,12 @@ class PackedDataLoader:
         # From here on nothing can fail: a state that is refused leaves the loader as it was.
         self._retire()
         self._history.clear()
-        self.dataset.adopt_lanes(num_lanes)
         self._committed = committed
+
+    @property
+    def num_lanes(self) -> int:
+        """Lanes of the run: a loaded state's where the dataset leaves them to the data, else the dataset's."""
+        return self._prepare().num_lanes
 
     def digest(self) -> int:
         """A 64-bit digest of (global number, content) of every pack handed out on this rank's lanes since the start.
@@ -242,9 +246,6 @@ class PackedDataLoader:
     def close(self) -> None:
         """End the workers. The state stays readable; iterating again starts new workers."""
         self._retire()
-        if self._peers is not None:
-            self._peers.close()
-            self._peers = None
 
     def __enter__(self) -> Self:
         return self
@@ -262,7 +263,7 @@ class PackedDataLoader:
             self._share_shards()
             num_lanes, ranks = self.dataset.num_lanes, self._topology
             check_ranks(num_lanes=num_lanes, num_ranks=ranks.size)
-            self._committed = Committed.fresh(rank_lanes(ranks.rank, ranks.size, num_lanes))
+            self._committed = Committed.fresh(rank_lanes(ranks.rank, ranks.size, num_lanes), num_lanes)
         return self._committed
 
     def _share_shards(self) -> None:
@@ -280,8 +281,15 @@ class PackedDataLoader:
                 )
             self.dataset.list_shards()
             return
-        self._peers = topology.Peers(self._topology, self._process_group)
-        share_dataset(self.dataset, self._peers, rank=self._topology.rank)
+        peers = topology.Peers(self._topology, self._process_group)
+        in_step = {
+            "epochs": self.dataset.epochs,
+            "epoch_end": self.dataset.epoch_end,
+            "batch_size": self.batch_size,
+            "drop_last": self._settings.drop_last,
+        }
+        share_dataset(self.dataset, peers, rank=self._topology.rank, in_step=in_step)
+        self._peers = peers  # only now: whoever tries again after an error is to be compared again
 
     def _current_pass(self, *, new: bool) -> Pass:
         """The pass that goes on from the committed rows; `new`: not one that an iterator has been given out for."""
@@ -322,7 +330,7 @@ class PackedDataLoader:
             if committed.packs(place) >= packs:  # else the lane was cut before its last pack
                 committed.count(place, counts)
         assert self.dataset.epochs is not None, "an endless run has no end"
-        committed.end_pass(committed.first_epoch + self.dataset.epochs, self.dataset.num_lanes)
+        committed.end_pass(committed.first_epoch + self.dataset.epochs)
         self._history.clear()
         self._retire()
 
@@ -336,9 +344,12 @@ class PackedDataLoader:
             result = {name: tensor.pin_memory() for name, tensor in result.items()}
         if self._settings.with_sources:
             result["provenance"] = [() if pack is None else pack.sources for pack in packs]
-            lanes, num_lanes = self._prepare().lanes, dataset.num_lanes
+            committed = self._prepare()
             result["pack_numbers"] = torch.tensor(
-                [-1 if item is None else item.round * num_lanes + lanes[item.place] for item in batch.items]
+                [
+                    -1 if item is None else item.round * committed.num_lanes + committed.lanes[item.place]
+                    for item in batch.items
+                ]
             )
         return result
 

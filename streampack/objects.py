@@ -48,7 +48,7 @@ class Pin:
     def check(self, *, size: int | None, version: str | None, offset: int) -> None:
         """Take note of what an answer says of the whole object; an error if it is another one."""
         if size is not None and self.size not in (None, size):
-            if self.size > size:  # type: ignore[operator]  # not None, as the line above says
+            if self.size > size:  # not None, as the line above says
                 raise truncated(self.url, at=size, size=self.size)
             raise ShardError(
                 f"the object has {size} bytes, {self.size} were expected: it was replaced; give the new size where a "

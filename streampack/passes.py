@@ -1,5 +1,8 @@
 """One run of a rank's workers, from committed rows on: until the pass ends, or until it is abandoned."""
 
+import os
+import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
@@ -76,11 +79,11 @@ class Pass:
         self.taken = False
         """Whether an iterator has been given out for it."""
         self.tally = Tally()
-        num_lanes, first_round = dataset.num_lanes, committed.global_pack // dataset.num_lanes
+        num_lanes, first_round = committed.num_lanes, committed.global_pack // committed.num_lanes
         num_workers = _fitting_workers(settings.num_workers, len(committed.lanes))
         share = Share(
             recipe=dataset.recipe,
-            corpus=dataset.corpus(),
+            corpus=dataset.corpus(num_lanes),
             lanes=committed.lanes,
             starts=[committed.start(place) for place in range(len(committed.lanes))],
             first_round=first_round,
@@ -164,6 +167,7 @@ def _start(share: Share, num_workers: int, settings: PassSettings) -> Iterator[M
             num_workers=num_workers,
             collate_fn=_as_it_is,  # type: ignore[arg-type]  # without batches it gets one item, not a list
             prefetch_factor=_PREFETCH_FACTOR,
+            worker_init_fn=_end_with_parent,
             multiprocessing_context=settings.multiprocessing_context,
             generator=torch.Generator(),  # else torch would draw from the trainer's own random stream
         )
@@ -188,6 +192,18 @@ def _max_slots(seq_len: int, num_workers: int, settings: PassSettings) -> int:
         return min(settings.batch_size, _MAX_MESSAGE_PACKS)
     num_bytes = min(_MAX_MESSAGE_BYTES, settings.prefetch_bytes // in_flight)
     return max(1, min(num_bytes // (4 * seq_len), _MAX_MESSAGE_PACKS))
+
+
+def _end_with_parent(worker: int) -> None:
+    """Let this worker end when its parent has: torch's own would wait for ever for someone to take what it made."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)  # nothing tells of a parent's end, so it is looked for
+        os._exit(1)
+
+    threading.Thread(target=watch, name="streampack-parent-watch", daemon=True).start()
 
 
 def _as_it_is(message: Message) -> Message:

@@ -54,6 +54,8 @@ class LanePool:
         self._with_sources = with_sources
         self._lanes = {lane: _Lane(start) for lane, start in starts.items()}
         self._held_bytes = 0
+        self._served: dict[int, None] = {}
+        """Lanes that are awake, the one served last at the end."""
 
     def take(self, lane: int) -> LanePack | LaneEnd:
         """The lane's next pack, or in a finite run its end (every time from there on)."""
@@ -61,8 +63,7 @@ class LanePool:
         if not state.run:
             state.run.append(self._awake(lane, state).next())
             self._weigh(state)
-            if self._held_bytes > self._budget_bytes and not self._awake(lane, state).replays:
-                self._park(state)
+            self._make_room()
         return state.run[0] if isinstance(state.run[0], LaneEnd) else state.run.popleft()
 
     @property
@@ -71,6 +72,8 @@ class LanePool:
         return sum(state.stream is None for state in self._lanes.values())
 
     def _awake(self, lane: int, state: _Lane) -> LaneStream:
+        self._served.pop(lane, None)
+        self._served[lane] = None
         if state.stream is None:
             state.stream = LaneStream(
                 self._recipe,
@@ -83,6 +86,17 @@ class LanePool:
             )
         return state.stream
 
+    def _make_room(self) -> None:
+        """Park lanes, those first that will be needed last, until the rest fits the budget."""
+        for lane in reversed(tuple(self._served)):
+            if self._held_bytes <= self._budget_bytes:
+                return
+            state = self._lanes[lane]
+            if state.stream is not None and not state.stream.replays:
+                self._park(state)
+            if state.stream is None:
+                del self._served[lane]
+
     def _weigh(self, state: _Lane) -> None:
         held = 0 if state.stream is None else state.stream.buffered_bytes
         held += sum(_pack_bytes(pack) for pack in state.run)
@@ -93,11 +107,12 @@ class LanePool:
         stream = state.stream
         assert stream is not None, "only a lane that is awake is parked"
         run_bytes = sum(_pack_bytes(pack) for pack in state.run)
-        while run_bytes < self._share_bytes and not isinstance(state.run[-1], LaneEnd):
+        while run_bytes < self._share_bytes and not (state.run and isinstance(state.run[-1], LaneEnd)):
             state.run.append(pack := stream.next())
             run_bytes += _pack_bytes(pack)
-        if not isinstance(state.run[-1], LaneEnd):
+        if not (state.run and isinstance(state.run[-1], LaneEnd)):
             state.start = stream.position()
+            stream.close()
             state.stream = None
         self._weigh(state)
 

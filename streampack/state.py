@@ -54,6 +54,8 @@ class Committed:
     """The committed rows of the lanes of one rank: the only truth about where the run is."""
 
     lanes: range
+    num_lanes: int
+    """Over all ranks."""
     rows: NDArray[np.int64]
     """int64 [len(lanes), len(FIELDS)]."""
     holes: list[list[Hole]]
@@ -63,15 +65,16 @@ class Committed:
     """The epoch with which the current pass began."""
 
     @classmethod
-    def fresh(cls, lanes: range) -> "Committed":
+    def fresh(cls, lanes: range, num_lanes: int) -> "Committed":
         """The start of a run."""
         rows = np.zeros((len(lanes), len(FIELDS)), dtype=np.int64)
         rows[:, :_PACKS] = Cursor()
-        return cls(lanes=lanes, rows=rows, holes=[[] for _ in lanes])
+        return cls(lanes=lanes, num_lanes=num_lanes, rows=rows, holes=[[] for _ in lanes])
 
     def copy(self) -> "Committed":
         return Committed(
             lanes=self.lanes,
+            num_lanes=self.num_lanes,
             rows=self.rows.copy(),
             holes=[list(holes) for holes in self.holes],
             global_pack=self.global_pack,
@@ -98,10 +101,10 @@ class Committed:
         """Add counts that belong to no pack: what came after a lane's last one."""
         self.rows[place, _COUNTS:] += np.array(counts, dtype=np.int64)
 
-    def end_pass(self, epoch: int, num_lanes: int) -> None:
+    def end_pass(self, epoch: int) -> None:
         """Put every lane at the start of `epoch`, at the same global pack."""
         self.rows[:, :_PACKS] = Cursor(epoch=epoch)
-        self.rows[:, _PACKS] = [packs_before(self.global_pack, lane, num_lanes) for lane in self.lanes]
+        self.rows[:, _PACKS] = [packs_before(self.global_pack, lane, self.num_lanes) for lane in self.lanes]
         self.first_epoch = epoch
 
     def counts(self) -> Counts:
@@ -129,7 +132,7 @@ class Committed:
     @classmethod
     def from_state(cls, state: Mapping[str, Any], lanes: range, num_lanes: int) -> "Committed":
         """The rows of `lanes` out of a state that may hold more; raises `StateError` where one is missing or odd."""
-        committed = cls.fresh(lanes)
+        committed = cls.fresh(lanes, num_lanes)
         committed.global_pack = int(state["global_pack"])
         committed.first_epoch = int(state["first_epoch"])
         for place, lane in enumerate(lanes):

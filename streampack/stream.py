@@ -11,7 +11,7 @@ cursor does not hold: dropping it and starting another one from the cursor of it
 
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ import xxhash
 
 from streampack.corpus import Corpus
 from streampack.decompression import is_compressed
-from streampack.errors import ConfigError, ShardError
+from streampack.errors import ConfigError, RecordError, ShardError
 from streampack.lanes import Piece
 from streampack.recipe import Recipe
 from streampack.records import BadRecord, Cursor, Document, PackRows, Sample, Shard
@@ -95,6 +95,7 @@ class _Fed(NamedTuple):
     cursor: Cursor
     skipped: int
     """Bad records passed over since the document before it."""
+    shard: int
     url: str
     key: str
 
@@ -149,6 +150,10 @@ class LaneStream:
         """Where another stream goes on after the last pack of this one."""
         return LaneStart(cursor=self._cursor, packs=self._packs, holes=frozenset(self._holes))
 
+    def close(self) -> None:
+        """Let go of the shard; the stream gives nothing more."""
+        self._documents.close()
+
     def next(self) -> LanePack | LaneEnd:
         """The lane's next pack; in a finite run its end, once and for all."""
         while (rows := self._packer.pop()) is None:
@@ -160,10 +165,22 @@ class LaneStream:
                 self._packer.finish()
                 continue
             fed, document = entry
-            tokens, mask = self._recipe.encode(document)
-            self._packer.feed(tokens, mask, row=fed.cursor.row)
-            self._fed.append(fed)
+            self._feed(fed, document)
         return self._dress(rows)
+
+    def _feed(self, fed: _Fed, document: Document) -> None:
+        tokens, mask = self._recipe.encode(document)
+        try:
+            self._packer.feed(tokens, mask, row=fed.cursor.row)
+        except RecordError as error:
+            named = type(error)(error.message, url=fed.url, member=fed.key)
+            if fed.cursor.row:  # earlier packs hold a part of it: to pass over the rest would lose it
+                raise named from error
+            self._skipped += fed.skipped
+            hole = self._hole(fed.shard, fed.cursor, document.record)
+            self._skip(BadRecord(record=document.record, error=named), hole)
+        else:
+            self._fed.append(fed)
 
     def _dress(self, rows: PackRows) -> LanePack:
         sources = tuple(self._sources(rows)) if self._with_sources else ()
@@ -214,7 +231,7 @@ class LaneStream:
             digest.update(np.packbits(rows.ignored).data)
         return digest.intdigest()
 
-    def _read(self, cursor: Cursor) -> Iterator[tuple[_Fed, Document]]:
+    def _read(self, cursor: Cursor) -> Generator[tuple[_Fed, Document], None, None]:
         """Every document of the lane from the cursor on, over pieces and epochs."""
         recipe, corpus = self._recipe, self._corpus
         epoch, piece_index, resume = cursor.epoch, cursor.piece, cursor.sample
@@ -262,7 +279,7 @@ class LaneStream:
             row = cursor.row if record == cursor.record and part == cursor.part else 0
             here = Cursor(cursor.epoch, cursor.piece, cursor.sample, record, part, row)
             skipped, self._skipped = self._skipped, 0
-            yield _Fed(here, skipped, shard.url, sample.key), item
+            yield _Fed(here, skipped, shard_index, shard.url, sample.key), item
 
     @staticmethod
     def _hole(shard_index: int, cursor: Cursor, record: int) -> Hole:

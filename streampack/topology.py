@@ -100,7 +100,10 @@ class Peers:
                 "pass the group of the data-parallel ranks"
             )
         # Always a group of its own: collectives of the trainer on the same group could come in another order.
-        self._group = dist.new_group(list(ranks), backend="gloo", use_local_synchronization=True)
+        # Where only some ranks of the job are peers, the others need not come. The group is left to the process's end:
+        # a later one may get its name, and with it what the store remembers of its addresses.
+        is_whole = len(ranks) == dist.get_world_size()
+        self._group = dist.new_group(list(ranks), backend="gloo", use_local_synchronization=not is_whole)
         self._source = ranks[0]
 
     def first_tells(self, value: _T) -> _T:
@@ -120,10 +123,6 @@ class Peers:
         tensor = torch.tensor([number], dtype=torch.int64)
         op = dist.ReduceOp.MAX if highest else dist.ReduceOp.MIN
         return Agreement(tensor, dist.all_reduce(tensor, op=op, group=self._group, async_op=True))
-
-    def close(self) -> None:
-        if has_process_group():
-            dist.destroy_process_group(self._group)
 
 
 class Agreement:

@@ -315,7 +315,7 @@ class Job:
 
     @property
     def num_lanes(self) -> int:
-        return self.loaders[0].dataset.num_lanes
+        return self.loaders[0].num_lanes
 
     @property
     def global_pack(self) -> int:

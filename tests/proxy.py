@@ -53,6 +53,8 @@ class Get(NamedTuple):
     first: int
     last: int
     headers: Mapping[str, str]
+    at: float
+    """When it came, by the monotonic clock."""
 
 
 class Proxy(ThreadingHTTPServer):
@@ -111,7 +113,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.most_under_way = max(self.server.most_under_way, self.server.under_way)
             if asked.startswith("bytes="):  # only what reads an object, no listing
                 first, last = (int(number) for number in asked.removeprefix("bytes=").split("-"))
-                self.server.gets.append(Get(urllib.parse.unquote(self.path), first, last, dict(self.headers)))
+                path = urllib.parse.unquote(self.path)
+                self.server.gets.append(Get(path, first, last, dict(self.headers), time.monotonic()))
                 fault = self.server.faults.popleft() if self.server.faults else self.server.always
         try:
             self._answer(fault or Fault("none"))
@@ -119,7 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
             with self.server.lock:
                 self.server.under_way -= 1
 
-    do_PUT = do_POST = do_GET
+    do_PUT = do_POST = do_GET  # noqa: N815
 
     def _answer(self, fault: Fault) -> None:
         if fault.after is None and fault.kind in ("reset", "close", "stall"):

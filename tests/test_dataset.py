@@ -254,7 +254,7 @@ def test_ranks_that_do_not_divide_the_lanes_are_refused(corpus: Corpus) -> None:
         ({"epoch_end": "wrap"}, ConfigError, "epoch_end='wrap' must be one of 'pad', 'stop'"),
         ({"on_error": "ignore"}, ConfigError, "on_error='ignore' must be one of 'raise', 'skip'"),
         ({"cache_dir": "cache"}, NotBuiltError, "cache_dir is not built yet"),
-        ({"engine": "rust"}, NotBuiltError, "engine='rust' is not built yet"),
+        ({"engine": "rust"}, ConfigError, "engine='rust' must be one of 'auto', 'sentencepiece', 'gigatoken'"),
         ({"dp_rank": 0}, TopologyError, "dp_rank=0 and dp_size=None: give both or neither"),
         ({"dp_rank": 3, "dp_size": 3}, TopologyError, "dp_rank=3 is not in 0..2"),
         ({"tokenizer": None}, ConfigError, 'tokenizer=None works with field="npy", add_bos=False and add_eos=False'),

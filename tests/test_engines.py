@@ -177,10 +177,10 @@ def test_a_user_defined_piece_keeps_its_id_where_it_stands() -> None:
     assert piece not in tokenizer.encode("one<se p>two").tolist()
 
 
-def test_a_character_without_a_piece_gives_the_unknown_id() -> None:
+def test_a_run_of_characters_without_pieces_gives_one_unknown_id() -> None:
     tokenizer = fast("defaults: nmt_nfkc, no byte fallback")
     assert 0 in tokenizer.encode("abc ᚠ def").tolist()
-    for text in ("ᚠ", "ᚠᚠ", "abc ᚠ def", "日本語"):
+    for text in ("ᚠ", "ᚠᚠ", "ᚠ ᚠ", "ᚠaᚠ", "abc ᚠ def", "日本語", "日本語 a👩‍👩‍👧‍👦b"):
         assert_same(tokenizer, text)
 
 

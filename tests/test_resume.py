@@ -7,6 +7,7 @@ import json
 import random
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from math import ceil
 from pathlib import Path
@@ -23,6 +24,7 @@ from jobs import (
     Job,
     assert_equal,
     dataset,
+    documents_of,
     expected,
     lane_packs,
     texts,
@@ -470,6 +472,35 @@ def test_a_hole_stays_out_though_the_record_can_be_read_again(tmp_path: Path, fi
         assert job.run_out()[1][0] > batches  # without the state the record gives packs
     with Job(data, state=state) as job:
         assert job.run_out()[1] == [0]
+
+
+@pytest.mark.parametrize("spoilt", [False, True])
+@pytest.mark.parametrize(("field", "record"), [("txt", 0), ("jsonl:text", 1), ("jsonl:text", -1)])
+def test_a_hole_ahead_of_a_lane_is_left_out(tmp_path: Path, field: str, record: int, spoilt: bool) -> None:
+    """Written into the state by hand; the record may be good or bad, -1 is the member with all its records."""
+    lanes = [[f"<{10 * lane + n}>" + "x" * 20 for n in range(9)] for lane in range(2)]
+    per_sample = 1 if field == "txt" else 3
+    each = [
+        write_corpus(tmp_path / str(n), [(".tar", lane)], field=field, per_sample=per_sample)
+        for n, lane in enumerate(lanes)
+    ]
+    corpus = Corpus([one.shards[0] for one in each], [one.documents[0] for one in each])
+    sample = 4 if field == "txt" else 1
+    with tarfile.open(corpus.shards[1]) as tar:
+        offset = tar.getmembers()[sample].offset
+    gone = corpus.documents[1][sample] if record < 0 else [corpus.documents[1][sample][record]]
+    if spoilt:
+        _spoil(corpus.shards[1], field, set(gone))
+    corpus.documents[1][sample] = [text for text in corpus.documents[1][sample] if text not in gone]
+    data = dataset(corpus, field=field, num_lanes=2, seq_len=16, shuffle=False, epochs=1)
+    with Job(data) as job:
+        state = job.state()
+    state["holes.000001"] = json.dumps([[0, 1, offset, offset + 1, record]])
+    for ranks in (1, 2):
+        with Job(data, ranks, state=state) as job:
+            packs, _ = job.run_out()
+            assert job.stats()["skipped"] == 1
+        assert documents_of(packs, num_lanes=2) == corpus.texts
 
 
 def test_more_bad_records_than_max_skipped_are_an_error_that_names_the_next(tmp_path: Path) -> None:

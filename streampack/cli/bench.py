@@ -8,7 +8,6 @@ import os
 import platform
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from math import isnan
@@ -21,10 +20,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from streampack.cli import benchview
 from streampack.cli.arguments import Json, make_dataset
-from streampack.cli.clocks import Resume, Workers, first_batch, resume, scale
+from streampack.cli.benchreport import Machine, Report
+from streampack.cli.clocks import first_batch, resume, scale
 from streampack.cli.console import messages, output, print_json
-from streampack.cli.measures import Comparison, MakeDataset, check_ids, compare
-from streampack.cli.stopwatch import Spread
+from streampack.cli.measures import MakeDataset, check_ids, compare
 from streampack.cli.workload import DEMO_MODEL, Slice, cut_slices, made_up_slices
 from streampack.dataset import PackedDataset
 from streampack.engines import ENGINES, choose_engine
@@ -35,34 +34,6 @@ from streampack.tokenizer import SentencePieceTokenizer, load_tokenizer
 _LANES = 12
 _TOKENS_ARE_FASTER = 16
 """So many times the bytes are read where the documents are tokens already."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """Where it was measured."""
-
-    cores: int
-    load: float
-    """Of the last minute, before the measures began."""
-    python: str
-    versions: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """All that is shown."""
-
-    machine: Machine
-    source: str
-    """What was read."""
-    tokenizer: str
-    rounds: int
-    bytes: int
-    comparison: Comparison
-    workers: list[Workers]
-    first_batch_s: dict[int, Spread]
-    """By number of workers."""
-    resume: list[Resume]
 
 
 def bench(

@@ -17,7 +17,7 @@ from streampack.cli.measures import WITHOUT_TOKENIZER
 from streampack.cli.stopwatch import Spread
 
 if TYPE_CHECKING:
-    from streampack.cli.bench import Report
+    from streampack.cli.benchreport import Report
 
 NOISE = (
     "Ratios are taken within a round, between variants that run in turn, and shown as median (lowest to highest). On a "

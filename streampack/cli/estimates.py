@@ -145,7 +145,7 @@ def lane_plan(dataset: PackedDataset, corpus: Corpus, sizes: NDArray[np.int64]) 
         for epoch in range(1, min(dataset.epochs, max(_MEASURED_LANES // corpus.num_lanes, 1))):
             total += lane_bytes(corpus, epoch)[0]
         filler_share = 1 - float(total.mean() / total.max())
-    state = Committed.fresh(range(corpus.num_lanes)).to_state(dataset.fingerprint())
+    state = Committed.fresh(range(corpus.num_lanes), corpus.num_lanes).to_state(dataset.fingerprint())
     return LanePlan(
         num_lanes=corpus.num_lanes,
         auto=dataset.auto_lanes,
@@ -208,8 +208,11 @@ def rank_plan(
 
 
 def num_requests(piece: Piece, shard_bytes: int, range_bytes: int) -> int:
-    """Ranged reads for one piece: sizes double up to the lane's range; each cut costs one to find the sample there."""
-    cuts = 0 if piece.whole else (piece.begin > 0) + (piece.end < shard_bytes)
+    """Ranged reads for one piece: sizes double up to the lane's range.
+
+    Each cut costs one to find the sample there, and the one at the piece's end another for that sample's last bytes.
+    """
+    cuts = 0 if piece.whole else (piece.begin > 0) + 2 * (piece.end < shard_bytes)
     left, size, requests = piece.end - piece.begin, min(_FIRST_RANGE_BYTES, range_bytes), 0
     while left > 0 and size < range_bytes:
         left, size, requests = left - size, min(2 * size, range_bytes), requests + 1
