@@ -427,59 +427,6 @@ def test_replicated_and_sharded_dimensions_are_both_data_parallel(job: Ran, refe
 
 
 @pytest.fixture(scope="module")
-def lives(references: References, tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    """Four ranks on which groups and loaders come and go."""
-    uneven = {"dataset": {**references.corpora["uneven"], "epochs": 1}, "loader": {"batch_size": 2, "num_workers": 1}}
-    even = {"dataset": references.corpora["even"], "loader": {"batch_size": 2, "num_workers": 0}, "batches": 2}
-    cases = [
-        {**uneven, "name": "closed between passes", "passes": 3, "close_after_passes": [0, 1], "close": True},
-        *({**even, "name": f"loader {number}", "close": True} for number in range(8)),
-        *(
-            {**even, "name": f"loader {number} of a mesh", "mesh": {"dp": 2, "tp": 2}, "close": True}
-            for number in range(4)
-        ),
-        {**uneven, "name": "group of rank 0", "group_of": [0]},
-        {**uneven, "name": "group of rank 0 and a mesh", "mesh": {"dp": 2, "tp": 2}, "group_of": [0]},
-    ]
-    return run_job(cases, 4, tmp_path_factory.mktemp("lives"), deadline_s=40)
-
-
-def test_a_loader_that_was_closed_between_passes_still_ends_on_all_ranks_at_once(
-    lives: Ran, references: References
-) -> None:
-    start = 0
-    for number in range(3):
-        current = references.one_pass(Finite(), number, start)
-        for rank, outcome in enumerate(lives["closed between passes"]):
-            expected = current.batches(start, rank=rank, num_ranks=4, batch_size=2)
-            assert_batches(outcome["passes"][number], expected, f"pass {number}, rank {rank}")
-        start = current.end
-
-
-def test_loaders_can_be_closed_and_others_made_on_the_same_ranks(lives: Ran, references: References) -> None:
-    lanes = references.lanes("even", 0, None, 2)
-    for rank in range(4):
-        expected = endless_batches(lanes, 0, rank=rank, num_ranks=4, batch_size=2, count=2)
-        for number in range(8):
-            assert_batches(lives[f"loader {number}"][rank]["passes"][0], expected, f"loader {number}")
-        expected = endless_batches(lanes, 0, rank=rank // 2, num_ranks=2, batch_size=2, count=2)
-        for number in range(4):
-            assert_batches(lives[f"loader {number} of a mesh"][rank]["passes"][0], expected, f"loader {number}")
-
-
-def test_a_group_of_the_trainer_that_only_one_rank_belongs_to_does_not_hinder(
-    lives: Ran, references: References
-) -> None:
-    current = references.one_pass(Finite(), 0, 0)
-    for rank, outcome in enumerate(lives["group of rank 0"]):
-        expected = current.batches(0, rank=rank, num_ranks=4, batch_size=2)
-        assert_batches(outcome["passes"][0], expected, f"rank {rank}")
-    for rank, outcome in enumerate(lives["group of rank 0 and a mesh"]):
-        expected = current.batches(0, rank=rank // 2, num_ranks=2, batch_size=2)
-        assert_batches(outcome["passes"][0], expected, f"rank {rank} of a mesh")
-
-
-@pytest.fixture(scope="module")
 def refused(references: References, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """Two ranks that are given different arguments, and one of which may try again."""
     uneven = {"dataset": {**references.corpora["uneven"], "epochs": 1}, "loader": {"batch_size": 2, "num_workers": 0}}
