@@ -147,9 +147,14 @@ class PackedDataLoader:
             if batch is None:
                 self._end_pass(current)
                 return
+            try:
+                handed_out = self._hand_out(batch)
+            except BaseException:
+                self._retire()  # the batch is not committed, so it must come again
+                raise
             self._commit(batch)
             self._batches += 1
-            yield self._hand_out(batch)
+            yield handed_out
 
     def _next_batch(self, current: Pass) -> Batch | None:
         begin = perf_counter()

@@ -4,12 +4,16 @@ The only module that asks `torch.distributed` or the environment. Ranks are reso
 on: a spawned worker sees neither the process group nor the mesh, a forked one must not use them.
 """
 
+import hashlib
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+import msgspec
 import torch
 import torch.distributed as dist
+from torch.distributed.constants import default_pg_timeout
+from torch.distributed.distributed_c10d import PrefixStore, _get_default_store  # torch has no other way to its store
 
 from streampack.errors import TopologyError
 
@@ -99,40 +103,62 @@ class Peers:
                 f"process_group has {len(ranks)} ranks, the loader {topology.size} data-parallel ones: "
                 "pass the group of the data-parallel ranks"
             )
-        # Always a group of its own: collectives of the trainer on the same group could come in another order.
-        # Where only some ranks of the job are peers, the others need not come. The group is left to the process's end:
-        # a later one may get its name, and with it what the store remembers of its addresses.
-        is_whole = len(ranks) == dist.get_world_size()
-        self._group = dist.new_group(list(ranks), backend="gloo", use_local_synchronization=not is_whole)
-        self._source = ranks[0]
+        self._group = _gloo_group(tuple(ranks))
 
     def first_tells(self, value: _T) -> _T:
-        """Rank 0's value, on every rank."""
-        box = [value]
-        dist.broadcast_object_list(box, src=self._source, group=self._group)
-        return box[0]
+        """Rank 0's value, on every rank; values are what MessagePack knows, and tuples come back as lists."""
+        return self.all_tell(value)[0]
 
     def all_tell(self, value: _T) -> list[_T]:
-        """Every rank's value, by data-parallel rank, on every rank."""
-        values = [value] * dist.get_world_size(self._group)
-        dist.all_gather_object(values, value, group=self._group)
-        return values
+        """Every rank's value, by data-parallel rank, on every rank; see `first_tells` for what values may be."""
+        mine = torch.frombuffer(bytearray(msgspec.msgpack.encode(value)), dtype=torch.uint8)
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self._group.size())]
+        self._group.allgather([sizes], [torch.tensor([len(mine)])]).wait()
+        longest = max(int(size) for size in sizes)
+        boxes = [torch.zeros(longest, dtype=torch.uint8) for _ in sizes]
+        self._group.allgather([boxes], [torch.nn.functional.pad(mine, (0, longest - len(mine)))]).wait()
+        return [
+            msgspec.msgpack.decode(box[: int(size)].numpy().tobytes()) for box, size in zip(boxes, sizes, strict=True)
+        ]
 
     def start_agreeing(self, number: int, *, highest: bool) -> "Agreement":
         """Begin to find the highest (or lowest) of the ranks' numbers; does not wait."""
         tensor = torch.tensor([number], dtype=torch.int64)
         op = dist.ReduceOp.MAX if highest else dist.ReduceOp.MIN
-        return Agreement(tensor, dist.all_reduce(tensor, op=op, group=self._group, async_op=True))
+        return Agreement(tensor, self._group.allreduce(tensor, op))
+
+
+_groups: dict[tuple[int, ...], list[tuple[dist.ProcessGroup, dist.ProcessGroup]]] = {}
+"""By global ranks: (torch's default group of then, our group). Nothing is taken out: the destructor of a group must not
+run in a forked worker."""
+
+
+def _gloo_group(ranks: tuple[int, ...]) -> dist.ProcessGroup:
+    """This process's group of these ranks, made on first use and shared by all loaders.
+
+    It is our own: collectives of the trainer on a common group could come in another order. And it is made without
+    `new_group`, which either must be called on every rank of the job, or names a group by how many groups the process
+    has: then ranks that differ in that would wait for each other for ever.
+    """
+    world = dist.group.WORLD
+    assert world is not None, "without torch.distributed there are no peers"
+    made = _groups.setdefault(ranks, [])
+    if not made or made[-1][0] is not world:
+        name = f"streampack/{'-'.join(map(str, ranks))}/{len(made)}"
+        name = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()  # 4,096 ranks would make a long one
+        store = PrefixStore(name, _get_default_store())
+        group = dist.ProcessGroupGloo(store, ranks.index(dist.get_rank()), len(ranks), default_pg_timeout)
+        made.append((world, group))  # type: ignore[arg-type]  # torch's stubs hide that it is a ProcessGroup
+    return made[-1][1]
 
 
 class Agreement:
     """A number that the ranks are agreeing on."""
 
-    def __init__(self, tensor: torch.Tensor, work: dist.Work | None) -> None:
+    def __init__(self, tensor: torch.Tensor, work: dist.Work) -> None:
         self._tensor = tensor
         self._work = work
 
     def wait(self) -> int:
-        if self._work is not None:
-            self._work.wait()
+        self._work.wait()
         return int(self._tensor.item())

@@ -2,10 +2,11 @@
 
 In:  arguments JOB and FOLDER. JOB holds a list of cases (the keys are those that `run` below looks for).
 Out: FOLDER/rank0.pickle, ...: a list with an outcome per case: {"passes": [{"tokens": [batches, batch, seq_len], ...}],
-     "errors": [...], "digests": [after each pass], "stats", "state", "seconds"}.
+     "errors": [...], "digests": [after each pass], "stats", "state", "open_files", "seconds"}.
 """
 
 import faulthandler
+import gc
 import json
 import os
 import pickle
@@ -97,6 +98,8 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
             outcome["errors"].append(f"{type(error).__name__}: {error}")
     if loader is not None:
         loader.close() if case.get("close") else loader._retire()
+    gc.collect()  # what is only waiting to be collected is no leak
+    outcome["open_files"] = len(list(Path("/proc/self/fd").glob("*")))
     outcome["seconds"] = time.monotonic() - begin
     return outcome
 
