@@ -38,8 +38,6 @@ class _Live:
 
     made: dict[tuple[str, str], Any] = field(default_factory=dict)
     """By protocol and what else tells clients apart."""
-    hang_ups: dict[str, Callable[[], object]] = field(default_factory=dict)
-    """Close the idle connections of native clients, by protocol."""
     lock: threading.RLock = field(default_factory=threading.RLock)
     succeeded: set[str] = field(default_factory=set)
     """Protocols."""
@@ -103,19 +101,9 @@ class Clients:
         limit = {"timeout": self.retry.timeout_s} if getattr(filesystem, "async_impl", False) else {}
         return filesystem, cls._strip_protocol(url), limit
 
-    def client(self, protocol: str, make: Callable[[], tuple[_T, Callable[[], object]]]) -> _T:
-        """This process's native client for a protocol; `make` gives it with what closes its idle connections."""
-
-        def make_one() -> _T:
-            made, self.here.hang_ups[protocol] = make()
-            return made
-
-        return self._make(protocol, "native", make_one)
-
-    def hang_up(self) -> None:
-        """Close idle connections: after a long pause all may be dead without a word, each good for a time-out."""
-        for close in list(self.here.hang_ups.values()):
-            close()
+    def client(self, protocol: str, make: Callable[[], _T]) -> _T:
+        """This process's native client for a protocol, made by `make` where there is none."""
+        return self._make(protocol, "native", make)
 
     def _make(self, protocol: str, place: str, make: Callable[[], _T]) -> _T:
         live = self.here

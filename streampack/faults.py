@@ -30,6 +30,8 @@ _FINAL_NAMES = _MISSING_CREDENTIALS | {
     "PartialCredentialsError",
     "ProfileNotFound",
 }
+_URL_PASSWORD = re.compile(r"(://[^/:@\s]*:)([^/@\s]*)@")
+_URL_SECRET = re.compile(r"(?i)([?&][^=&\s]*(?:sig|token|key|secret|passw|credential)[^=&\s]*=)([^&#\s'\")]*)")
 _SECRET_OPTION = re.compile(
     r"(?i)key|secret|token|passw|credential|auth|cookie|sas|signature|connection_string|headers"
 )
@@ -201,12 +203,17 @@ def secrets_in(options: Mapping[str, object]) -> tuple[str, ...]:
     return tuple(sorted(found, key=len, reverse=True))
 
 
+def secrets_of(url: str) -> tuple[str, ...]:
+    """What a URL has in itself that must be shown nowhere: a server may say it again in its error."""
+    found = [*_URL_PASSWORD.findall(url), *_URL_SECRET.findall(url)]
+    return tuple(value for _, value in found if len(value) >= 6)
+
+
 def redacted(text: str, secrets: Iterable[str] = ()) -> str:
     """The text without secrets: those given, and passwords, signatures and tokens in URLs."""
     for secret in secrets:
         text = text.replace(secret, "***")
-    text = re.sub(r"(://[^/:@\s]*):[^/@\s]*@", r"\1:***@", text)
-    return re.sub(r"(?i)([?&][^=&\s]*(?:sig|token|key|secret|passw|credential)[^=&\s]*=)[^&#\s'\")]*", r"\1***", text)
+    return _URL_SECRET.sub(r"\1***", _URL_PASSWORD.sub(r"\1***@", text))
 
 
 def summary(error: BaseException, secrets: Iterable[str]) -> str:

@@ -20,8 +20,8 @@ from streampack.faults import (
     lacks_credentials,
     redacted,
     retry_after_s,
+    secrets_of,
     shown,
-    statuses,
     summary,
 )
 
@@ -35,6 +35,7 @@ class Failures:
     def __init__(self, url: str, clients: Clients) -> None:
         self._url = url
         self._clients = clients
+        self._secrets = (*clients.secrets, *secrets_of(url))
         self.clear()
 
     def clear(self) -> None:
@@ -48,7 +49,7 @@ class Failures:
         if isinstance(error, StreampackError):
             raise error
         clients, url = self._clients, redacted(self._url)
-        retry, cause = clients.retry, summary(error, clients.secrets)
+        retry, cause = clients.retry, summary(error, self._secrets)
         self._tries += 1
         self._since = began if self._since is None else self._since
         elapsed = time.monotonic() - self._since
@@ -65,7 +66,7 @@ class Failures:
                 _log.warning("%s, byte %s: asking again with fresh credentials: %s", url, offset, cause)
                 return
             else:
-                raise self._final(error, cause, offset) from shown(error, clients.secrets)
+                raise self._final(error, cause, offset) from shown(error, self._secrets)
         asked_s = retry_after_s(error)
         wait = retry.wait_s(self._tries, asked_s)
         if elapsed + wait > budget_s or self._tries == retry.max_tries:
@@ -75,10 +76,8 @@ class Failures:
                 f"the service, or allow more with RetryPolicy(budget_s=...), now {budget_s:g} s",
                 url=url,
                 offset=offset,
-            ) from shown(error, clients.secrets)
+            ) from shown(error, self._secrets)
         clients.num_retries += 1
-        if not statuses(error):
-            clients.hang_up()
         _log.warning("%s, byte %s: try %d failed, next in %.1f s: %s", url, offset, self._tries, wait, cause)
         time.sleep(wait)
 

@@ -5,7 +5,6 @@ forked worker makes its own without a hazard. The URLs and the storage options a
 understands is read with s3fs. Listings and sizes are s3fs's in any case.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 from streampack.clients import Clients
@@ -61,8 +60,8 @@ class S3Object:
         pass
 
 
-def make_client(clients: Clients) -> tuple[tuple[Any, dict[str, Any]], Callable[[], object]]:
-    """A client as s3fs would make it from the same options, what goes with every request; what closes connections."""
+def make_client(clients: Clients) -> tuple[Any, dict[str, Any]]:
+    """A client as s3fs would make it from the same options, and what goes with every request."""
     import botocore.session
     from botocore import UNSIGNED
     from botocore.config import Config
@@ -95,7 +94,7 @@ def make_client(clients: Clients) -> tuple[tuple[Any, dict[str, Any]], Callable[
     more = {name: value for name, value in options.get("s3_additional_kwargs", {}).items() if name in known}
     if options.get("requester_pays"):
         more["RequestPayer"] = "requester"
-    return (client, more), client.close
+    return client, more
 
 
 def s3_object(url: str, pin: Pin, clients: Clients) -> S3Object | FsspecObject:

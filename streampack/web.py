@@ -8,7 +8,7 @@ range asked for, the size in the shard list, or the version that the reading beg
 import base64
 import re
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from streampack.clients import Clients
@@ -90,13 +90,13 @@ def _receive(
 def pool_manager(clients: Clients) -> Any:
     """This process's connections."""
 
-    def make() -> tuple[Any, Callable[[], object]]:
+    def make() -> Any:
         try:
             import urllib3
         except ImportError as error:
             raise ConfigError(f"http:// needs `pip install 'streampack[http]'` ({error})") from error
         timeout_s = clients.retry.timeout_s
-        manager = urllib3.PoolManager(
+        return urllib3.PoolManager(
             num_pools=16,
             maxsize=32,
             retries=urllib3.Retry(
@@ -104,7 +104,6 @@ def pool_manager(clients: Clients) -> Any:
             ),
             timeout=urllib3.Timeout(connect=min(timeout_s, 10.0), read=timeout_s),  # read: without a byte
         )
-        return manager, manager.clear
 
     return clients.client("http", make)
 

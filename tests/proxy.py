@@ -71,6 +71,8 @@ class Proxy(ThreadingHTTPServer):
         self.stopping = threading.Event()
         self.lock = threading.Lock()
         self.under_way = self.most_under_way = 0
+        self.connections: set[object] = set()
+        self.deaf: set[object] = set()
         self.reset()
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
@@ -83,6 +85,11 @@ class Proxy(ThreadingHTTPServer):
 
     def script(self, faults: Iterable[Fault | None]) -> None:
         self.faults.extend(faults)
+
+    def silence(self) -> None:
+        """Connections that are open now get no more answers, and nobody tells the clients."""
+        with self.lock:
+            self.deaf |= self.connections
 
     def close(self) -> None:
         self.stopping.set()
@@ -101,11 +108,17 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
 
+    def setup(self) -> None:
+        super().setup()
+        self.server.connections.add(self)
+
     def do_HEAD(self) -> None:
         status, headers, _ = self._forward() if self.server.upstream else self._own()
         self._head(status, headers)
 
     def do_GET(self) -> None:
+        if self in self.server.deaf:
+            return self._break("stall")
         asked = self.headers.get("Range", "")
         fault = None
         with self.server.lock:
@@ -121,6 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             with self.server.lock:
                 self.server.under_way -= 1
+        return None
 
     do_PUT = do_POST = do_GET  # noqa: N815
 

@@ -6,10 +6,12 @@ emulator, a web server), a proxy before them does the harm.
 """
 
 import dataclasses
+import email.utils
 import io
 import json
 import re
 import tarfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from proxy import Fault, Proxy
 
 from streampack import PackedDataLoader, PackedDataset, RetryPolicy
 from streampack.errors import CorruptShardError, ShardError, ShardNotFoundError, StorageError
+from streampack.storage import Storage
 from streampack.testing import ByteTokenizer, write_shards
 
 TRIES = 4
@@ -195,6 +198,43 @@ def test_a_run_with_faults_gives_the_right_packs_or_the_documented_error(
     elapsed = time.monotonic() - began
     assert row.least_s <= elapsed < row.most_s
     assert len(proxy.gets) <= row.most_requests
+
+
+def test_a_server_that_asks_for_more_peace_than_the_budget_has_is_an_error_at_once(place: Place) -> None:
+    later = email.utils.formatdate(time.time() + 3600, usegmt=True)
+    for asked in ("3600", later):
+        place.proxy.reset()
+        place.proxy.always = status(503, "SlowDown", **{"Retry-After": asked})
+        with pytest.raises(StorageError, match=r"1 tries, last .*which asks for 3[56]\d\d s of peace"):
+            list(Storage(place.options).chunks(place.url, size=len(place.data)))
+        assert len(place.proxy.gets) == 1
+
+
+def test_a_slow_answer_that_makes_progress_is_not_cut_off(place: Place) -> None:
+    place.proxy.reset()
+    place.proxy.always = Fault("throttle", seconds=0.1)
+    storage = Storage(place.options, RetryPolicy(timeout_s=1.5))
+    began = time.monotonic()
+    chunks = list(storage.chunks(place.url, size=len(place.data), first_bytes=len(place.data)))
+    assert b"".join(chunks) == place.data
+    assert time.monotonic() - began > 1.5
+    assert storage.num_retries == 0
+
+
+def test_after_a_pause_in_which_all_connections_died_one_timeout_is_lost(place: Place) -> None:
+    """As after an evaluation: the connections that were kept answer no more, and only one of them costs a time-out."""
+    place.proxy.reset()
+    place.proxy.script([Fault("delay", seconds=0.5)] * 6)
+    storage = Storage(place.options, RetryPolicy(timeout_s=1.0, first_wait_s=0.001, max_wait_s=0.01))
+    readings = [storage.chunks(place.url, size=len(place.data), first_bytes=1000, max_bytes=2000) for _ in range(6)]
+    threads = [threading.Thread(target=next, args=(reading,)) for reading in readings]  # so many connections
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    place.proxy.silence()
+    assert len(b"".join(readings[0])) == len(place.data) - 1000
+    assert storage.num_retries <= 1
 
 
 def test_an_object_that_is_replaced_while_it_is_read_is_an_error(place: Place, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Real parts: files, fsspec's memory filesystem, an HTTP server on the loopback wi
 registered with fsspec that fails on demand.
 """
 
+import email.utils
 import json
 import logging
 import multiprocessing
@@ -24,9 +25,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streampack import objects
+from streampack import faults, objects
 from streampack.errors import ConfigError, ShardError, ShardNotFoundError, StorageError, TruncatedShardError
-from streampack.faults import is_final, redacted
+from streampack.faults import is_final, redacted, retry_after_s, secrets_in
 from streampack.storage import RetryPolicy, Storage
 
 DATA = os.urandom(10_000)
@@ -475,7 +476,7 @@ class BotoError(Exception):
 
     def __init__(self, status: int, text: str = "") -> None:
         super().__init__(text)
-        self.response = {"ResponseMetadata": {"HTTPStatusCode": status}}
+        self.response: dict[str, Any] = {"ResponseMetadata": {"HTTPStatusCode": status}}
 
 
 class NoCredentialsError(Exception):
@@ -541,6 +542,24 @@ class TestPolicy:
         policy = RetryPolicy(jitter=False)
         assert [policy.wait_s(tries) for tries in (1, 2, 3, 8, 9, 500)] == [0.1, 0.2, 0.4, 12.8, 20.0, 20.0]
 
+    def test_what_a_server_asks_for_is_waited_at_least_and_not_by_all_alike(self) -> None:
+        waits = [RetryPolicy().wait_s(1, 7.0) for _ in range(50)]
+        assert all(7 <= wait <= 7.1 for wait in waits)
+        assert len(set(waits)) > 25
+        assert RetryPolicy.immediate().wait_s(1, 7.0) == 0
+
+    @pytest.mark.parametrize(
+        ("value", "seconds"), [("7", 7), ("0", 0), ("soon", 0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0), ("-3", 0)]
+    )
+    def test_a_retry_after_is_read_wherever_the_library_has_it(self, value: str, seconds: float) -> None:
+        ours, boto, aiohttp = faults.StatusError(503, "", {"Retry-After": value}), BotoError(503), OSError("x")
+        boto.response["ResponseMetadata"]["HTTPHeaders"] = {"retry-after": value}
+        aiohttp.headers = {"RETRY-AFTER": value}  # type: ignore[attr-defined]
+        for error in (ours, boto, aiohttp, caused(OSError("y"), ours)):
+            assert retry_after_s(error) == seconds
+        in_an_hour = email.utils.formatdate(time.time() + 3600, usegmt=True)
+        assert 3590 < retry_after_s(faults.StatusError(503, "", {"Retry-After": in_an_hour})) <= 3600
+
     def test_jitter_takes_a_random_part_of_the_wait(self) -> None:
         waits = [RetryPolicy().wait_s(5) for _ in range(200)]
         assert all(0 <= wait < 1.6 for wait in waits)
@@ -583,6 +602,16 @@ class TestSecrets:
         assert redacted("sftp://me:pw@host/a.tar and abfs://box@account/a.tar") == (
             "sftp://me:***@host/a.tar and abfs://box@account/a.tar"
         )
+
+    def test_secrets_are_found_in_options_however_deep(self) -> None:
+        options = {
+            "key": "AKIAEXAMPLE",
+            "anon": "nothing secret",
+            "s3": {"client_kwargs": {"aws_secret_access_key": "deep-secret", "region_name": "us-east-1"}},
+            "headers": {"X-Any": "header-value"},
+            "token": "anon",
+        }
+        assert set(secrets_in(options)) == {"header-value", "AKIAEXAMPLE", "deep-secret"}
 
     def test_errors_and_logs_hold_no_signature(self, server: Server, caplog: pytest.LogCaptureFixture) -> None:
         server.always = 503

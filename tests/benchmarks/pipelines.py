@@ -179,9 +179,15 @@ def huggingface(source: Source, model: Model, workers: int) -> Iterable[Batch]:
     dataset = dataset.map(
         tokenize, batched=True, remove_columns=list(dataset.features or ["txt", "__key__", "__url__"])
     )
-    dataset = dataset.map(group, batched=True, batch_size=1000).with_format("torch")
-    loader = DataLoader(dataset, batch_size=BATCH_SIZE, num_workers=workers)
-    return ((batch["input_ids"], batch["labels"]) for batch in loader)
+    dataset = dataset.map(group, batched=True, batch_size=1000)
+
+    def collate(blocks: list[dict[str, list[int]]]) -> Batch:
+        # As its Trainer's default collator does; with_format("torch") makes a tensor of every single token first.
+        return torch.tensor([block["input_ids"] for block in blocks]), torch.tensor(
+            [block["labels"] for block in blocks]
+        )
+
+    return DataLoader(dataset, batch_size=BATCH_SIZE, num_workers=workers, collate_fn=collate)
 
 
 def write_mds(source: Source) -> None:
