@@ -22,7 +22,7 @@ from typing import Any
 
 from streampack.clients import Clients, local_path
 from streampack.faults import RetryPolicy
-from streampack.listing import list_files
+from streampack.listing import list_files, note_etag
 from streampack.objects import FsspecObject, LocalFile, Pin, RangeReader
 from streampack.ranges import read_ranges
 from streampack.retrying import persist
@@ -134,11 +134,16 @@ class Storage:
                 filesystem, path, limit = self._clients.filesystem(url)
                 info = filesystem.info(path, **limit)
                 kind, size = info.get("type", "file"), info.get("size")
+                note_etag(url, info, self._clients)
             if kind != "file":
                 raise ValueError("not a file; a directory of shards is given with a '/' at its end")
             return size
 
         return persist(url, self._clients, ask)
+
+    def etag(self, url: str) -> str | None:
+        """What `listing` or `size` was told of the version of the URL's content, once; None: nothing."""
+        return self._clients.etags.pop(url, None)
 
     def read(self, url: str) -> bytes:
         """All of a small object: a manifest, a tokenizer's model."""

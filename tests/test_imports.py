@@ -18,7 +18,7 @@ MODULES = {
 }
 """Dotted name without `streampack.`: "packer", "cli.plan"; the package itself is ""."""
 
-FOUNDATION = {"errors", "hashing", "records", "stats"}
+FOUNDATION = {"digests", "errors", "hashing", "records", "stats"}
 STAGES = {"shards", "lanes", "storage", "reader", "documents", "tokenizer", "boundary", "packer"}
 READER_PARTS = {"decompression", "tarcuts", "tarformat"}
 """The stage "reader" in several files."""
@@ -40,6 +40,7 @@ USERS = {
 }
 # What else a foundation module or a stage may import of the package.
 MAY_IMPORT = {
+    "digests": {"errors"},
     "errors": set(),
     "hashing": set(),
     "records": {"errors"},
