@@ -75,6 +75,12 @@ def parse_digest(text: str, *, size: int | None) -> Digest:
     return Digest(algorithm=algorithm, block_bytes=block_bytes, hexdigests=hexdigests)
 
 
+def block_bytes_of(text: str | None) -> int:
+    """Bytes of the blocks of a digest text that was checked before; 0 where it has none."""
+    head = "" if text is None else text.partition(":")[0]
+    return int(head.partition("/")[2] or 0)
+
+
 class BlockDigester:
     """Makes the digest text of bytes that come in pieces of any size."""
 

@@ -27,7 +27,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from streampack.digests import PATTERN, parse_digest
+from streampack.digests import PATTERN, block_bytes_of, parse_digest
 from streampack.errors import ConfigError, ShardError, ShardNotFoundError
 from streampack.records import Shard
 
@@ -145,6 +145,12 @@ class ShardTable:
     def total_bytes(self) -> int:
         """The sizes added up, estimates included."""
         return int(self.sizes.sum())
+
+    @property
+    def num_unchecked(self) -> int:
+        """Shards whose digest is of the whole, though several lanes read them in parts and nobody all of them."""
+        with_digest = np.flatnonzero(np.diff(self.digests.offsets) * ~self.whole)
+        return sum(not block_bytes_of(self.digests[int(index)]) for index in with_digest)
 
     @property
     def digest(self) -> str:

@@ -22,7 +22,9 @@ FOUNDATION = {"digests", "errors", "hashing", "records", "stats"}
 STAGES = {"shards", "lanes", "storage", "reader", "documents", "tokenizer", "boundary", "packer"}
 READER_PARTS = {"decompression", "tarcuts", "tarformat"}
 """The stage "reader" in several files."""
-STORAGE_PARTS = {"clients", "faults", "listing", "objects", "ranges", "readahead", "retrying", "s3", "web"}
+STORAGE_PARTS = {
+    *("checking", "clients", "faults", "listing", "objects", "ranges", "readahead", "retrying", "s3", "web")
+}
 """The stage "storage" in several files."""
 
 # Library -> the modules and folders that may import it, anywhere in their code.
