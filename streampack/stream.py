@@ -21,7 +21,15 @@ import xxhash
 from streampack.corpus import Corpus
 from streampack.decompression import is_compressed
 from streampack.digests import block_bytes_of
-from streampack.errors import ConfigError, RecordError, ShardError
+from streampack.errors import (
+    ConfigError,
+    CorruptShardError,
+    RecordError,
+    ShardError,
+    StreampackError,
+    TruncatedShardError,
+    WrongCutError,
+)
 from streampack.lanes import Piece
 from streampack.recipe import Recipe
 from streampack.records import BadRecord, Cursor, Document, PackRows, Sample, Shard
@@ -32,19 +40,22 @@ _log = logging.getLogger(__name__)
 
 START = Cursor()
 WHOLE_MEMBER = -1
+REST_OF_PIECE = -2
+_READINGS = 3  # of a shard at a place where it breaks: what was altered on its way is right the next time
+_RATE_FLOOR = 10  # what a lane may pass over by a rate before it has read much
 
 
 class Hole(NamedTuple):
-    """A bad record that was passed over: it stays out on every resume and every topology."""
+    """What was passed over, a record or the rest of a broken shard: it stays out on every resume and every topology."""
 
     epoch: int
     shard: int
     first: int
-    """The sample's position: byte offset in a plain tar, ordinal in a compressed one."""
+    """The first position that is out: byte offset in a plain tar, ordinal in a compressed one."""
     end: int
-    """Just behind `first`: the positions [first, end) are out."""
+    """The positions [first, end) are out."""
     record: int
-    """-1: the member as a whole, and so all its records."""
+    """-1: the member as a whole, and so all its records; -2: all samples of the piece from `first` on."""
 
 
 class Source(NamedTuple):
@@ -87,6 +98,8 @@ class LaneStart:
     cursor: Cursor = START
     packs: int = 0
     """How many packs it has given before."""
+    documents: int = 0
+    """How many documents these packs have passed."""
     holes: frozenset[Hole] = frozenset()
 
 
@@ -119,6 +132,8 @@ class LaneStream:
         cursor = start.cursor
         self._cursor = cursor
         self._packs = start.packs
+        self._passed = start.documents
+        self._met = start.documents
         self._recipe = recipe
         self._corpus = corpus
         self._lane = lane
@@ -150,7 +165,9 @@ class LaneStream:
 
     def position(self) -> LaneStart:
         """Where another stream goes on after the last pack of this one."""
-        return LaneStart(cursor=self._cursor, packs=self._packs, holes=frozenset(self._holes))
+        return LaneStart(
+            cursor=self._cursor, packs=self._packs, documents=self._passed, holes=frozenset(self._holes)
+        )
 
     def close(self) -> None:
         """Let go of the shard; the stream gives nothing more."""
@@ -180,7 +197,7 @@ class LaneStream:
                 raise named from error
             self._skipped += fed.skipped
             hole = self._hole(fed.shard, fed.cursor, document.record)
-            self._skip(BadRecord(record=document.record, error=named), hole)
+            self._skip(named, hole)
         else:
             self._fed.append(fed)
 
@@ -188,6 +205,7 @@ class LaneStream:
         sources = tuple(self._sources(rows)) if self._with_sources else ()
         last = self._fed[-1].cursor
         counts = self._counts_until(rows.next_document)
+        self._passed += counts.documents
         if self._fed:
             self._cursor = self._fed[0].cursor._replace(row=rows.next_row)
         elif self._ended:
@@ -235,7 +253,7 @@ class LaneStream:
 
     def _read(self, cursor: Cursor) -> Generator[tuple[_Fed, Document], None, None]:
         """Every document of the lane from the cursor on, over pieces and epochs."""
-        recipe, corpus = self._recipe, self._corpus
+        corpus = self._corpus
         epoch, piece_index, resume = cursor.epoch, cursor.piece, cursor.sample
         while self._end_epoch is None or epoch < self._end_epoch:
             pieces = corpus.pieces(epoch, self._lane)
@@ -245,15 +263,57 @@ class LaneStream:
                 shard = corpus.table[piece.shard]
                 self._in_compressed = is_compressed(shard.url)
                 self._block_bytes = block_bytes_of(shard.digest)
-                for position, sample in recipe.samples(
-                    shard, piece, resume=resume, max_range_bytes=self._max_range_bytes
-                ):
+                for position, sample in self._samples(shard, piece, epoch=epoch, resume=resume):
                     here = Cursor(epoch, index, position)
                     if position == cursor.sample and index == cursor.piece and epoch == cursor.epoch:
                         here = cursor
                     yield from self._read_sample(sample, shard, piece.shard, here)
                 resume = -1
             epoch, piece_index = epoch + 1, 0
+
+    def _samples(self, shard: Shard, piece: Piece, *, epoch: int, resume: int) -> Iterator[tuple[int, Sample]]:
+        """The samples of a piece up to its end, or to where the shard breaks if that is passed over."""
+        known = next(
+            (
+                hole.first
+                for hole in self._holes
+                if hole.record == REST_OF_PIECE and hole.epoch == epoch and hole.shard == piece.shard
+            ),
+            None,
+        )
+        begin = last = max(resume, 0 if piece.whole else piece.begin) - 1
+        broken: list[StreampackError] = []  # what the readings met since the last sample
+        while known is None or last + 1 < known:
+            try:
+                start = resume if last == begin else last
+                for position, sample in self._recipe.samples(
+                    shard, piece, resume=start, max_range_bytes=self._max_range_bytes
+                ):
+                    if known is not None and position >= known:
+                        break
+                    if position > last:
+                        last, broken = position, []
+                        yield position, sample
+                else:
+                    return
+                break
+            except (CorruptShardError, TruncatedShardError) as error:
+                broken.append(error)
+                if len(broken) < _READINGS:
+                    _log.warning("reading again from where a shard broke: %s", error)
+                    continue
+                if isinstance(error, WrongCutError) or (last == begin and resume >= 0):
+                    # Behind a resume earlier packs hold the beginning of what cannot be read now.
+                    raise broken[0] from None
+                hole = Hole(epoch, piece.shard, last + 1, last + 1, REST_OF_PIECE)
+                if self._recipe.on_error == "skip":
+                    end = self._recipe.next_range(
+                        shard, piece, damaged_at=error.offset or 0, max_range_bytes=self._max_range_bytes
+                    )
+                    hole = hole._replace(end=end)
+                self._skip(broken[0], hole)
+                return
+        self._skipped += 1
 
     def _read_sample(
         self, sample: Sample, shard: Shard, shard_index: int, cursor: Cursor
@@ -273,7 +333,7 @@ class LaneStream:
             first_part=cursor.part,
         ):
             if isinstance(item, BadRecord):
-                self._skip(item, self._hole(shard_index, cursor, item.record))
+                self._skip(item.error, self._hole(shard_index, cursor, item.record))
                 continue
             if self._holes and self._hole(shard_index, cursor, item.record) in self._holes:
                 self._skipped += item.part == 0
@@ -282,27 +342,33 @@ class LaneStream:
             row = cursor.row if record == cursor.record and part == cursor.part else 0
             here = Cursor(cursor.epoch, cursor.piece, cursor.sample, record, part, row)
             skipped, self._skipped = self._skipped, 0
+            self._met += 1
             yield _Fed(here, skipped, shard_index, shard.url, sample.key), item
 
     @staticmethod
     def _hole(shard_index: int, cursor: Cursor, record: int) -> Hole:
         return Hole(cursor.epoch, shard_index, cursor.sample, cursor.sample + 1, record)
 
-    def _skip(self, bad: BadRecord, hole: Hole) -> None:
+    def _skip(self, error: StreampackError, hole: Hole) -> None:
         if hole in self._holes:
             self._skipped += 1
             return
         if self._recipe.on_error == "raise":
-            raise bad.error
+            raise error
         self._skipped += 1
-        if len(self._holes) >= self._recipe.max_skipped:
+        most, allowed = self._recipe.max_skipped, self._recipe.max_skipped
+        if isinstance(most, float):
+            allowed = max(_RATE_FLOOR, int(most * self._met))
+        if len(self._holes) >= allowed:
+            of = f" of {self._met} documents" if isinstance(most, float) else ""
             raise ShardError(
-                f"lane {self._lane} has passed over max_skipped={self._recipe.max_skipped} bad records; the next one "
-                f"is: {bad.error}. Repair the data or raise max_skipped."
-            ) from bad.error
+                f"lane {self._lane} has passed over max_skipped={most} bad records or shards{of}; the next one "
+                f"is: {error}. Repair the data or raise max_skipped."
+            ) from error
         self._holes.add(hole)
         self._new_holes.append(hole)
-        _log.warning("lane %d passes over a bad record: %s", self._lane, bad.error)
+        what = "the rest of a broken shard" if hole.record == REST_OF_PIECE else "a bad record"
+        _log.warning("lane %d passes over %s: %s", self._lane, what, error)
 
     def _check_alive(self, epoch: int, pieces: list[Piece]) -> None:
         """Refuse an endless run that could loop for ever without a pack."""
