@@ -23,7 +23,7 @@ import io
 import re
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import msgspec
@@ -124,7 +124,7 @@ class DocumentReader:
         position: int,
         first_record: int = 0,
         first_part: int = 0,
-    ) -> Iterator[Document | BadRecord]:
+    ) -> Iterable[Document | BadRecord]:
         """The documents of `sample`, from part `first_part` of record `first_record` on.
 
         Args:
@@ -140,9 +140,27 @@ class DocumentReader:
         Raises:
             ConfigError: the transform returned what is no document. What it raises passes as it is, with a note.
         """
-        name = shard_name.rpartition("/")[2]
-        read = self._read_many if self.field.holds_many else self._read_one
-        for item in read(sample, url, name, position, first_record):
+        if self.field.holds_many:
+            items: Iterable[Document | BadRecord] = self._read_many(sample, url, shard_name, position, first_record)
+        else:
+            item = self._read_one(sample, url, shard_name, position) if first_record == 0 else None
+            items = () if item is None else (item,)
+        if self.transform is None and not first_part:
+            return items
+        return self._parts(items, url, shard_index, epoch, position, first_record, first_part)
+
+    def _parts(
+        self,
+        items: Iterable[Document | BadRecord],
+        url: str,
+        shard_index: int,
+        epoch: int,
+        position: int,
+        first_record: int,
+        first_part: int,
+    ) -> Iterator[Document | BadRecord]:
+        """What becomes of the records, from part `first_part` of record `first_record` on."""
+        for item in items:
             first = first_part if item.record == first_record else 0
             if self.transform is None or isinstance(item, BadRecord):
                 if first == 0:
@@ -156,22 +174,20 @@ class DocumentReader:
             else:
                 yield from parts[first:]
 
-    def _chosen(self, name: str, key: str, record: int) -> bool:
+    def _chosen(self, shard_name: str, key: str, record: int) -> bool:
         if self.split is None:
             return True
+        name = shard_name.rpartition("/")[2]
         held_out = hashing.is_held_out(name=name, key=key, record=record, fraction=self.val_fraction)
         return held_out == (self.split == "val")
 
-    def _read_one(
-        self, sample: Sample, url: str, name: str, position: int, first_record: int
-    ) -> Iterator[Document | BadRecord]:
-        """Of a member that is one document: record 0."""
-        if first_record > 0 or not self._chosen(name, sample.key, 0):
-            return
-        text, tokens, member = None, None, sample.key
+    def _read_one(self, sample: Sample, url: str, shard_name: str, position: int) -> Document | BadRecord | None:
+        """Of a member that is one document: record 0, or None where it is of the other split."""
+        if not self._chosen(shard_name, sample.key, 0):
+            return None
+        text, tokens, extension = None, None, None
         try:
             extension, data = self._member(sample)
-            member = f"{member}.{extension}"
             if self.field.kind == "npy":
                 tokens = _npy_tokens(data, self.max_document_bytes)
             elif self.field.kind == "json":
@@ -179,12 +195,11 @@ class DocumentReader:
             else:
                 text = _utf8_text(data, self.max_document_bytes)
         except _BadError as bad:
-            yield bad.record(0, url, member)
-        else:
-            yield Document(text=text, tokens=tokens, key=sample.key, url=url, sample=position)
+            return bad.record(0, url, sample.key if extension is None else f"{sample.key}.{extension}")
+        return Document(text=text, tokens=tokens, key=sample.key, url=url, sample=position)
 
     def _read_many(
-        self, sample: Sample, url: str, name: str, position: int, first_record: int
+        self, sample: Sample, url: str, shard_name: str, position: int, first_record: int
     ) -> Iterator[Document | BadRecord]:
         """Of a member of JSON lines; offsets in errors are those in the decompressed member."""
         key = member = sample.key
@@ -203,7 +218,7 @@ class DocumentReader:
             line_number += 1
             if line and not line.isspace():
                 record += 1
-                if record >= first_record and self._chosen(name, key, record):
+                if record >= first_record and self._chosen(shard_name, key, record):
                     try:
                         text = _json_text(line, self.field.keys, self.max_document_bytes)
                     except _BadError as bad:
@@ -348,7 +363,7 @@ def _json_kind(value: object) -> str:
 def _npy_tokens(data: bytes, limit: int) -> Tokens:
     header = _NPY_HEADER.match(data)
     if header is not None and int.from_bytes(header[1], "little") + 10 == header.end():
-        dtype, count, offset = np.dtype(header[2].decode()), int(header[3]), header.end()
+        dtype, count, offset = _dtype(header[2]), int(header[3]), header.end()
     else:
         dtype, count, offset = _npy_header(data)
     if len(data) - offset != count * dtype.itemsize:
@@ -358,6 +373,11 @@ def _npy_tokens(data: bytes, limit: int) -> Tokens:
         return _int32_tokens(np.frombuffer(data, dtype, count, offset))
     except ValueError as error:
         raise _BadError(f"a .npy with {error}") from None
+
+
+@functools.lru_cache(maxsize=16)
+def _dtype(name: bytes) -> np.dtype[Any]:
+    return np.dtype(name.decode())
 
 
 def _npy_header(data: bytes) -> tuple[np.dtype[Any], int, int]:

@@ -5,7 +5,9 @@
 Stages do not import each other; they share these, the errors and the counters.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -37,8 +39,7 @@ class Shard:
     """It cannot be cut: compressed, of unknown size, or the manifest says so."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
+class Sample(NamedTuple):
     """Members of one tar that share a key, in WebDataset's sense."""
 
     key: str
@@ -46,9 +47,9 @@ class Sample:
     """Of the sample's first header (prefix headers included) in the uncompressed tar, in bytes."""
     ordinal: int
     """Index of the sample counted from where reading began (the shard's start in a compressed shard)."""
-    members: dict[str, bytes]
+    members: Mapping[str, bytes]
     """Extension (after the first dot of the base name) -> content; only the wanted ones."""
-    sizes: dict[str, int] = field(default_factory=dict)
+    sizes: Mapping[str, int] = MappingProxyType({})
     """Extension -> size in bytes, of every member; one above the reader's limit stands here and not in `members`."""
 
 
