@@ -93,6 +93,7 @@ class LoaderConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     prefetch_bytes: int | UnsetType = UNSET
     pin_memory: bool | Literal["auto"] | UnsetType = UNSET
     multiprocessing_context: Literal["fork", "spawn", "forkserver"] | UnsetType | None = UNSET
+    worker_timeout_s: float | UnsetType = UNSET
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -8,7 +8,7 @@ What workers have made ahead is in no state; workers can be ended and started ag
 
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -22,12 +22,13 @@ from streampack.boundary import expand
 from streampack.config import load_config
 from streampack.dataset import PackedDataset
 from streampack.errors import ConfigError, LoaderError, NotBuiltError, StateError, TopologyError
+from streampack.healing import Healings
 from streampack.lanes import check_ranks, rank_lanes
 from streampack.messages import gather
 from streampack.passes import Pass, PassSettings
 from streampack.rounds import Batch
 from streampack.state import Committed, Row, State, check_fingerprint, check_versions, fingerprint_of
-from streampack.stats import Counts
+from streampack.stats import Counts, StorageUse
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -66,6 +67,11 @@ class PackedDataLoader:
         prefetch_bytes: bound on the packs that workers may have made ahead.
         pin_memory: put batches into pinned memory; "auto" does where there is a GPU.
         multiprocessing_context: "fork", "spawn" or "forkserver"; None takes Python's default.
+        worker_timeout_s: a worker that is waited for and shows no sign of life for so many seconds is ended, as one
+            that died is noticed at once; the workers are built anew and go on with the same bits, up to 3 times an
+            hour. A worker shows life with every pack, sample and block of bytes, and while it waits to try a failing
+            storage again; so this must be more than the slowest document needs in the transform and the tokenizer,
+            and more than `RetryPolicy.timeout_s`. At least 2 minutes are allowed until the first sign.
 
     Raises:
         ConfigError: an argument that cannot work.
@@ -88,6 +94,7 @@ class PackedDataLoader:
         prefetch_bytes: int = 64 * 2**20,
         pin_memory: bool | Literal["auto"] = "auto",
         multiprocessing_context: str | None = None,
+        worker_timeout_s: float = 300.0,
     ) -> None:
         if not isinstance(dataset, PackedDataset):
             raise ConfigError(f"dataset must be a PackedDataset, not {type(dataset).__name__}")
@@ -98,6 +105,8 @@ class PackedDataLoader:
         ):
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ConfigError(f"{name}={value!r} must be a whole number of at least {least}")
+        if not isinstance(worker_timeout_s, int | float) or not worker_timeout_s > 0:
+            raise ConfigError(f"worker_timeout_s={worker_timeout_s!r} must be a number of seconds above 0")
         if format != "streampack":
             raise NotBuiltError(f'format={format!r} is not built yet: use "streampack"')
         self.dataset = dataset
@@ -111,6 +120,7 @@ class PackedDataLoader:
             num_workers=num_workers,
             prefetch_bytes=prefetch_bytes,
             multiprocessing_context=multiprocessing_context,
+            worker_timeout_s=worker_timeout_s,
             with_sources=provenance,
             drop_last=drop_last,
         )
@@ -120,6 +130,7 @@ class PackedDataLoader:
         self._history: deque[_Undo] = deque(maxlen=BATCHES_BACK)
         self._pass: Pass | None = None
         self._past = _PastPasses()
+        self._healings = Healings()
         self._batches = 0
         self._waited_s = 0.0
 
@@ -238,13 +249,23 @@ class PackedDataLoader:
         return self._prepare().digest()
 
     def stats(self) -> dict[str, float]:
-        """Counts of this rank's lanes since the start of the run, and of this loader: batches, seconds waited."""
+        """Counts of this rank's lanes since the start of the run, and of this loader.
+
+        Of this loader are: "batches"; "left_out_packs"; "healed", how often its workers were built anew; "retries",
+        "requests", "bytes_read" and "seconds_waited_storage", of the storage in all its workers together, up to the
+        messages that came; "seconds_waited", of this process for batches.
+        """
         counts = self._prepare().counts()
+        storage = self._past.storage if self._pass is None else self._past.storage.plus(self._pass.tally.storage)
         return {
             **counts._asdict(),
             "batches": self._batches,
             "left_out_packs": self._past.left_out_packs,
-            "retries": self._past.num_retries + (0 if self._pass is None else self._pass.tally.num_retries),
+            "healed": self._healings.number,
+            "retries": storage.retries,
+            "requests": storage.requests,
+            "bytes_read": storage.bytes_read,
+            "seconds_waited_storage": storage.seconds_waited,
             "seconds_waited": self._waited_s,
         }
 
@@ -302,7 +323,7 @@ class PackedDataLoader:
         if self._pass is not None and new and self._pass.taken:
             self._retire()
         if self._pass is None:
-            self._pass = Pass(self.dataset, committed, self._settings, self._peers)
+            self._pass = Pass(self.dataset, committed, self._settings, self._peers, self._healings)
         return self._pass
 
     def _retire(self) -> None:
@@ -364,11 +385,11 @@ class _PastPasses:
     """What the passes before the current one counted."""
 
     left_out_packs: int = 0
-    num_retries: int = 0
+    storage: StorageUse = field(default_factory=StorageUse)
 
     def add(self, ended: Pass) -> None:
         self.left_out_packs += ended.tally.left_out.packs
-        self.num_retries += ended.tally.num_retries
+        self.storage = self.storage.plus(ended.tally.storage)
 
 
 class _Undo:

@@ -9,11 +9,11 @@ empty. Every worker sends the same number of slots in its t-th message, so that 
                                               worker 1:  [s1 s3] [s5 s1'] [s3' s5'] ...
     wave by wave, dealt slot by slot          s0 s1 s2 s3 | s4 s5 s0' s1' | s2' s3' s4' s5' ...
 
-Workers never end by themselves (torch would drop one that does from its cycle): a lane that has ended says so in each
-of its slots, for as long as anyone asks.
+Workers never end by themselves: a lane that has ended says so in each of its slots, for as long as anyone asks.
 """
 
 import enum
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,14 +21,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import IterableDataset, get_worker_info
 
+from streampack import progress
 from streampack.boundary import stack
 from streampack.corpus import Corpus
 from streampack.pool import LanePool
 from streampack.recipe import Recipe
 from streampack.records import Cursor, PackBlock
-from streampack.stats import Counts
+from streampack.stats import Counts, StorageUse
 from streampack.stream import Hole, LaneEnd, LanePack, LaneStart, Source
 
 
@@ -48,7 +48,7 @@ class Message:
     slots: NDArray[np.int8]
     """int8 [P], see `Slot`."""
     tokens: torch.Tensor
-    """int32 [B, seq_len], B the number of slots with a pack; a tensor: torch sends those through shared memory."""
+    """int32 [B, seq_len], B the number of slots with a pack."""
     num_segments: NDArray[np.int32]
     seq_lens: NDArray[np.int32]
     edge_labels: NDArray[np.int32]
@@ -64,8 +64,8 @@ class Message:
     """(index of the pack, hole)."""
     sources: tuple[tuple[Source, ...], ...] | None
     """One tuple per pack, one entry per segment."""
-    num_retries: int
-    """Storage faults that passed while the message was made."""
+    storage: StorageUse
+    """What the storage was asked for while the message was made."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,21 +85,25 @@ class Share:
     max_slots: int
     max_buffer_bytes: int
     with_sources: bool
+    given: Sequence[int] = ()
+    """Messages that each worker has given before, `starts` being behind them; empty: none."""
 
 
-class WorkerStream(IterableDataset[Message]):
-    """The messages of one worker, for ever; the part of the work is taken from torch's worker info."""
+class WorkerStream:
+    """The messages of one worker, for ever, behind those that it has given before."""
 
-    def __init__(self, share: Share) -> None:
-        super().__init__()
+    def __init__(self, share: Share, *, worker: int = 0, num_workers: int = 1) -> None:
         self._share = share
+        self._worker = worker
+        self._num_workers = num_workers
 
     def __iter__(self) -> Iterator[Message]:
-        info = get_worker_info()
-        worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
-        share = self._share
-        lanes, starts = share.lanes[worker::num_workers], share.starts[worker::num_workers]
+        share, num_workers = self._share, self._num_workers
+        lanes, starts = share.lanes[self._worker :: num_workers], share.starts[self._worker :: num_workers]
+        width = -(-len(share.lanes) // num_workers)
         recipe = share.recipe
+        if num_workers > 1 or len(share.lanes) < share.corpus.num_lanes:  # this process is not the only one
+            recipe.storage.spread_first_requests(share.corpus.num_lanes)
         pool = LanePool(
             recipe,
             share.corpus,
@@ -108,13 +112,16 @@ class WorkerStream(IterableDataset[Message]):
             end_epoch=share.end_epoch,
             with_sources=share.with_sources,
         )
-        slots = _slots(pool, lanes, starts, first_round=share.first_round, width=-(-len(share.lanes) // num_workers))
-        size = share.first_slots
+        done, size = 0, share.first_slots
+        for _ in range(share.given[self._worker] if share.given else 0):
+            done, size = done + size, min(2 * size, share.max_slots)
+        slots = _slots(pool, lanes, starts, first_round=share.first_round + done // width, width=width)
+        slots = itertools.islice(slots, done % width, None)
         while True:
-            retries = recipe.storage.num_retries
+            before = recipe.storage.use
             made = [next(slots) for _ in range(size)]
-            retries = recipe.storage.num_retries - retries
-            yield _message(made, recipe, with_sources=share.with_sources, num_retries=retries)
+            use = recipe.storage.use.since(before)
+            yield _message(made, recipe, with_sources=share.with_sources, storage=use)
             size = min(2 * size, share.max_slots)
 
 
@@ -128,11 +135,12 @@ def _slots(
                 yield None
             else:
                 yield pool.take(lanes[place])
+                progress.beat()
         number += 1
 
 
 def _message(
-    slots: Sequence[LanePack | LaneEnd | None], recipe: Recipe, *, with_sources: bool, num_retries: int
+    slots: Sequence[LanePack | LaneEnd | None], recipe: Recipe, *, with_sources: bool, storage: StorageUse
 ) -> Message:
     packs = [slot for slot in slots if isinstance(slot, LanePack)]
     block = stack([pack.rows for pack in packs], seq_len=recipe.seq_len, pad_id=recipe.pad_id)
@@ -152,7 +160,7 @@ def _message(
         ends=tuple((index, slot.counts) for index, slot in enumerate(slots) if isinstance(slot, LaneEnd)),
         holes=tuple((index, hole) for index, pack in enumerate(packs) for hole in pack.holes),
         sources=tuple(pack.sources for pack in packs) if with_sources else None,
-        num_retries=num_retries,
+        storage=storage,
     )
 
 
@@ -186,7 +194,7 @@ class PackRef(NamedTuple):
 
 
 def deal(messages: Iterator[Message], *, num_lanes: int, num_workers: int, first_round: int) -> Iterator[Item]:
-    """The messages of a rank's workers, in torch's order (worker 0, 1, ..., 0, 1, ...), as items in the rank's."""
+    """The messages of a rank's workers (worker 0, 1, ..., 0, 1, ...) as items in the rank's order."""
     width = -(-num_lanes // num_workers)
     step = 0
     while True:

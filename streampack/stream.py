@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
+from streampack import progress
 from streampack.corpus import Corpus
 from streampack.decompression import is_compressed
 from streampack.errors import ConfigError, RecordError, ShardError
@@ -245,6 +246,7 @@ class LaneStream:
                 for position, sample in recipe.samples(
                     shard, piece, resume=resume, max_range_bytes=self._max_range_bytes
                 ):
+                    progress.begin_sample(self._lane, piece.shard, position)
                     here = Cursor(epoch, index, position)
                     if position == cursor.sample and index == cursor.piece and epoch == cursor.epoch:
                         here = cursor

@@ -18,7 +18,7 @@ MODULES = {
 }
 """Dotted name without `streampack.`: "packer", "cli.plan"; the package itself is ""."""
 
-FOUNDATION = {"errors", "hashing", "records", "stats"}
+FOUNDATION = {"errors", "hashing", "progress", "records", "stats"}
 STAGES = {"shards", "lanes", "storage", "reader", "documents", "tokenizer", "boundary", "packer"}
 READER_PARTS = {"decompression", "tarcuts", "tarformat"}
 """The stage "reader" in several files."""
@@ -27,7 +27,19 @@ STORAGE_PARTS = {"clients", "faults", "listing", "objects", "ranges", "readahead
 
 # Library -> the modules and folders that may import it, anywhere in their code.
 USERS = {
-    "torch": {"topology", "dataset", "loader", "messages", "passes", "formats", "state", "cli", "testing", "examples"},
+    "torch": {
+        "topology",
+        "dataset",
+        "loader",
+        "messages",
+        "parcels",
+        "workers",
+        "formats",
+        "state",
+        "cli",
+        "testing",
+        "examples",
+    },
     "fsspec": {"clients", "listing", "shards", "testing"},
     "botocore": {"s3"},
     "urllib3": {"web"},
@@ -42,6 +54,7 @@ USERS = {
 MAY_IMPORT = {
     "errors": set(),
     "hashing": set(),
+    "progress": set(),
     "records": {"errors"},
     "stats": {"errors", "records"},
     **dict.fromkeys(STAGES, FOUNDATION),
