@@ -3,7 +3,7 @@
 The pipeline, in the order in which bytes become batches:
 
     shards -> lanes -> storage -> reader -> documents -> tokenizer -> boundary -> packer     what is in a lane
-           -> stream -> pool -> messages -> rounds -> loader                                 from lanes to batches
+           -> stream -> pool -> messages -> rounds -> loader -> formats                      from lanes to batches
 
 Global batches are the same, bit for bit, on every number of ranks and workers, and through every resume.
 """

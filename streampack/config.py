@@ -88,6 +88,8 @@ class LoaderConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     batch_size: int | UnsetType = UNSET
     num_workers: int | UnsetType = UNSET
     format: str | UnsetType = UNSET
+    positions: Literal["document", "pack"] | UnsetType = UNSET
+    mask: bool | UnsetType = UNSET
     provenance: bool | UnsetType = UNSET
     drop_last: bool | UnsetType = UNSET
     prefetch_bytes: int | UnsetType = UNSET

@@ -4,6 +4,7 @@ Arguments are checked here, once; from then on a `Recipe` is trusted. The datase
 holds no open file, no client and no handle of a tokenizer that does not survive either.
 """
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from streampack import topology
-from streampack.boundary import BoundaryPolicy, ReplaceBoundary, as_boundary, expand, stack
+from streampack.boundary import BoundaryPolicy, Packing, ReplaceBoundary, as_boundary, expand, stack
 from streampack.corpus import Corpus
 from streampack.documents import DocumentReader, Transform, parse_field
 from streampack.engines import choose_engine
@@ -210,6 +211,18 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         if self._asked_lanes == "auto":
             self._asked_lanes = auto_num_lanes(self.list_shards().total_bytes)
         return self._asked_lanes
+
+    def without_lookahead(self) -> "PackedDataset":
+        """The same packs for a model that shifts labels itself, or this dataset where labels never lie behind a pack.
+
+        Whole-document packings have labels inside their packs only, but where `overflow` cut a document.
+        """
+        recipe = self.recipe
+        if not recipe.lookahead or recipe.packing != Packing.WRAP:
+            return self
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, recipe=dataclasses.replace(recipe, lookahead=False))
+        return other
 
     def check_same_topology(self, other: topology.Topology) -> None:
         """Refuse a loader's ranks that differ from ranks given to the dataset by hand."""

@@ -19,7 +19,7 @@ MODULES = {
 """Dotted name without `streampack.`: "packer", "cli.plan"; the package itself is ""."""
 
 FOUNDATION = {"errors", "hashing", "records", "stats"}
-STAGES = {"shards", "lanes", "storage", "reader", "documents", "tokenizer", "boundary", "packer"}
+STAGES = {"shards", "lanes", "storage", "reader", "documents", "tokenizer", "boundary", "packer", "formats"}
 READER_PARTS = {"decompression", "tarcuts", "tarformat"}
 """The stage "reader" in several files."""
 STORAGE_PARTS = {"clients", "faults", "listing", "objects", "ranges", "readahead", "retrying", "s3", "web"}
@@ -46,6 +46,7 @@ MAY_IMPORT = {
     "stats": {"errors", "records"},
     **dict.fromkeys(STAGES, FOUNDATION),
     "packer": FOUNDATION | {"boundary"},
+    "formats": FOUNDATION | {"boundary"},
     **dict.fromkeys({"reader", *READER_PARTS}, FOUNDATION | READER_PARTS),
     **dict.fromkeys({"storage", *STORAGE_PARTS}, FOUNDATION | STORAGE_PARTS),
 }

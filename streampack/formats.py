@@ -1,0 +1,324 @@
+"""A batch as a trainer wants it: the last stage, from a block of packs to the keys and shapes of a consumer.
+
+In: a `PackBlock`, which holds B packs of L rows. Out: a dict of tensors (for torchtitan a pair), new and contiguous.
+Never true: that a boundary is inferred from a token's value, that padding is known by its token, that labels are
+shifted twice. `labels[i]` is the target of `tokens[i]`, except where the table says that the model shifts.
+
+    format      keys                                                            labels
+    streampack  tokens, labels, position_ids, segment_ids: int64 [B, L]         already shifted
+    torchtune   tokens, labels, input_pos: int64 [B, L]; seq_lens: B arrays     already shifted
+    hf          input_ids, labels, position_ids: int64 [B, L]                   the model shifts: labels[i] is input i
+    hf_flash    the same, [1, B*L]; cu_seq_lens_q/k int32, max_length_q/k int   the model shifts
+    torchtitan  ({"input", "positions"}, labels): int64 [B*L]                   already shifted
+    megatron    tokens, labels, position_ids: int64 [B, L]; loss_mask float32   already shifted, 0 where loss_mask is 0
+                [B, L]; cu_seqlens int32 [B, n + 1], max_seqlen int32 [B]
+    varlen      tokens, labels, position_ids: int64 [B*L]; cu_seqlens int32     already shifted
+                [n + 1], max_seqlen int
+    maxtext     inputs, targets, inputs_position, inputs_segmentation,          already shifted; targets 0 and
+                targets_position, targets_segmentation: int32 [B, L]            ..._segmentation 0 where there is none
+
+Each dict has "num_targets" too, int64 [B], but for torchtune's with a mask, which goes to the model as it is. A pack's
+padding is one more sequence in `seq_lens`, `cu_seqlens` and masks, so that they add up to L and every row sees one.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from streampack.boundary import Boundary, BoundaryPolicy, as_choice, expand
+from streampack.errors import ConfigError
+from streampack.records import IGNORE_INDEX, PackBlock
+
+Batch: TypeAlias = Any  # a dict of tensors and what stands beside them; for torchtitan a pair of a dict and the labels
+Arrays: TypeAlias = dict[str, torch.Tensor]
+MaskMod: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class Format(StrEnum):
+    """Whose keys and shapes a batch has; the module's table says which."""
+
+    STREAMPACK = "streampack"
+    """The default. FlexAttention takes its segment_ids through `document_mask`."""
+    TORCHTUNE = "torchtune"
+    """What torchtune's `padded_collate_packed` takes; with the mask, what it gives to the recipes."""
+    HF = "hf"
+    """Transformers' causal models, which shift labels themselves: no label lies behind the end of a pack."""
+    HF_FLASH = "hf_flash"
+    """As `DataCollatorWithFlattening(return_flash_attn_kwargs=True)` gives."""
+    TORCHTITAN = "torchtitan"
+    """A flat pair; a document begins where the position is 0, so each pack begins one."""
+    MEGATRON = "megatron"
+    """Megatron-LM's fields; with positions="pack" those of its plain causal GPT, without cu_seqlens."""
+    VARLEN = "varlen"
+    """For flash-attn's and torch.nn.attention.varlen's functions."""
+    MAXTEXT = "maxtext"
+    """The family of seqio, also T5X and NeMo on JAX."""
+
+
+class Positions(StrEnum):
+    """Where position ids begin at 0."""
+
+    DOCUMENT = "document"
+    """In every segment, also where a pack begins inside a document. The default."""
+    PACK = "pack"
+    """In every pack only, for plain causal attention over the pack."""
+
+
+MODEL_SHIFTS = frozenset({Format.HF, Format.HF_FLASH})
+"""Formats whose labels the model shifts; a dataset for them has no look at the label behind a pack."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """What batches look like; `as_layout` makes one from a user's arguments."""
+
+    format: Format
+    positions: Positions
+    mask: bool
+
+    def batch(self, block: PackBlock) -> Batch:
+        """The block's packs in this layout; see the table at the top of the module."""
+        rows = {name: torch.from_numpy(array) for name, array in expand(block).items()}
+        segment_ids = rows["segment_ids"]
+        if self.positions is Positions.PACK:
+            num_packs, seq_len = segment_ids.shape
+            rows["position_ids"] = torch.arange(seq_len).repeat(num_packs, 1)
+        if self.format in MODEL_SHIFTS:
+            rows["labels"] = unshift(rows["labels"])
+            num_targets = (rows["labels"] != IGNORE_INDEX).sum(dim=1)
+        else:
+            num_targets = torch.from_numpy(block.num_targets)
+        batch = _MAKERS[self.format](rows, block, self.positions)
+        if self.mask:
+            batch["mask"] = block_causal_mask(segment_ids)
+        if self.mask and self.format is Format.TORCHTUNE:
+            del batch["seq_lens"]
+        elif self.format is not Format.TORCHTITAN:
+            batch["num_targets"] = num_targets
+        return batch
+
+
+def as_layout(format: object, *, positions: object, mask: bool, boundary: Boundary) -> Layout:  # noqa: A002
+    """Return the layout that a loader's arguments ask for.
+
+    Raises:
+        ConfigError: one that is not known, or a combination that cannot be right.
+    """
+    kind, where = as_choice(Format, format, "format"), as_choice(Positions, positions, "positions")
+    if kind in MODEL_SHIFTS and boundary is BoundaryPolicy.TRIM:
+        raise ConfigError(
+            f'format="{kind}" with boundary="trim" cannot be right: the model shifts labels itself and would take the '
+            'first row of a document for the target of the row before it. Use boundary="mask", which trains the same '
+            "targets, or a format whose labels are already shifted."
+        )
+    if kind is Format.HF_FLASH and where is Positions.PACK:
+        raise ConfigError(
+            'format="hf_flash" with positions="pack" contradicts itself: cu_seq_lens keep documents apart, positions '
+            'of the pack say that it is one sequence. Use positions="document", or format="hf".'
+        )
+    if mask and kind not in (Format.STREAMPACK, Format.TORCHTUNE):
+        raise ConfigError(
+            f'mask=True works with format="streampack" and "torchtune"; "{kind}" tells its consumer in another way '
+            "which rows belong together. Leave it False, or call streampack.formats.block_causal_mask(segment_ids)."
+        )
+    return Layout(format=kind, positions=where, mask=mask)
+
+
+def document_mask(segment_ids: torch.Tensor) -> MaskMod:
+    """Return FlexAttention's mask_mod of packs: a row sees the rows before it in its own segment, and itself.
+
+    `create_block_mask(document_mask(batch["segment_ids"]), B, None, L, L)`. The padding of a pack is one more segment.
+
+    Args:
+        segment_ids: int64 [B, L], on the device of the attention.
+    """
+
+    def mask_mod(
+        batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor
+    ) -> torch.Tensor:
+        return (query >= key) & (segment_ids[batch, query] == segment_ids[batch, key])
+
+    return mask_mod
+
+
+def block_causal_mask(segment_ids: torch.Tensor) -> torch.Tensor:
+    """Return the same as a bool tensor [B, L, L], True where row i sees row j: torchtune's block-causal mask.
+
+    For `scaled_dot_product_attention` it needs a dimension for the heads: `mask[:, None]`.
+    """
+    same = segment_ids[:, :, None] == segment_ids[:, None, :]
+    return same.tril_()
+
+
+def unshift(labels: torch.Tensor) -> torch.Tensor:
+    """Return labels for a model that shifts them itself: [-100] + labels[:-1] in every pack; the last one is lost."""
+    result = torch.full_like(labels, IGNORE_INDEX)
+    result[..., 1:] = labels[..., :-1]
+    return result
+
+
+_CUT_ROWS = (
+    *("tokens", "labels", "position_ids", "segment_ids", "loss_weights", "mask"),
+    *("input_pos", "loss_mask"),  # torchtune's, Megatron's, and the family of seqio
+    *("inputs", "targets", "inputs_position", "targets_position", "inputs_segmentation", "targets_segmentation"),
+)
+
+
+def context_parallel_slice(batch: Mapping[str, Any], *, rank: int, size: int) -> dict[str, Any]:
+    """Return the part of a batch that one context-parallel rank has: of each pack a piece of its head and of its tail.
+
+    The L rows are cut into 2 * size pieces; rank r has pieces r and 2 * size - 1 - r, one behind the other, so that
+    causal attention costs every rank the same. That is the order of Megatron and of torch's own head-tail load
+    balancer. What has no rows stays as it is: "num_targets", "seq_lens" and "cu_seqlens" are those of the whole packs,
+    and "mask" keeps all L keys of the rank's queries.
+
+    Args:
+        batch: of a format with shape [B, L] and labels already shifted.
+        rank: index in the context-parallel group.
+        size: ranks in it; 2 * size divides L.
+
+    Raises:
+        ConfigError: the batch is flat, its labels are shifted by the model, or the rows cannot be divided.
+    """
+    if not 0 <= rank < size:
+        raise ConfigError(f"rank={rank} of size={size}: the rank must be at least 0 and below the size")
+    rows = batch.get("tokens", batch.get("inputs")) if isinstance(batch, Mapping) else None
+    if rows is None or rows.ndim != 2:
+        raise ConfigError(
+            'only batches of shape [B, L] with labels already shifted can be sliced (format="streampack", "torchtune", '
+            '"megatron" or "maxtext"): a flat batch has no pack to slice, and a model that shifts labels itself would '
+            "do so across the ends of the slices."
+        )
+    seq_len = rows.shape[1]
+    if seq_len % (2 * size):
+        near = max(1, seq_len // (2 * size)) * 2 * size
+        raise ConfigError(f"seq_len={seq_len} cannot be cut into 2 * {size} pieces of one length; {near} can")
+    piece = seq_len // (2 * size)
+    head, tail = rank * piece, (2 * size - 1 - rank) * piece
+
+    def cut(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.cat([tensor.narrow(1, head, piece), tensor.narrow(1, tail, piece)], dim=1)
+
+    return {name: cut(value) if name in _CUT_ROWS else value for name, value in batch.items()}
+
+
+def pinned(batch: Batch) -> Batch:
+    """Return the batch with its tensors in pinned memory."""
+    if isinstance(batch, torch.Tensor):
+        return batch.pin_memory()
+    if isinstance(batch, dict):
+        return {name: pinned(value) for name, value in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(pinned(value) for value in batch)
+    return batch
+
+
+# -- the formats -------------------------------------------------------------------------------------------------------
+
+
+def _stretches(block: PackBlock) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of each segment, and of a pack's padding behind its segments, int64 [n]; how many a pack has, int64 [B]."""
+    num_packs, seq_len = block.tokens.shape
+    pack = np.repeat(np.arange(num_packs), block.num_segments)
+    padding = np.full(num_packs, seq_len, np.int64)
+    np.subtract.at(padding, pack, block.seq_lens)
+    lengths = np.insert(block.seq_lens.astype(np.int64), np.cumsum(block.num_segments), padding)
+    return lengths[lengths > 0], block.num_segments.astype(np.int64) + (padding > 0)
+
+
+def _cumulated(lengths: NDArray[np.int64]) -> torch.Tensor:
+    """int32 [n + 1], from 0 on."""
+    ends = np.zeros(lengths.size + 1, np.int32)
+    np.cumsum(lengths, out=ends[1:])
+    return torch.from_numpy(ends)
+
+
+def _streampack(rows: Arrays, block: PackBlock, positions: Positions) -> Batch:
+    return rows
+
+
+def _torchtune(rows: Arrays, block: PackBlock, positions: Positions) -> Batch:
+    lengths, counts = _stretches(block)
+    return {
+        "tokens": rows["tokens"],
+        "labels": rows["labels"],
+        "input_pos": rows["position_ids"],
+        "seq_lens": [torch.from_numpy(of_pack) for of_pack in np.split(lengths, np.cumsum(counts)[:-1])],
+    }
+
+
+def _hf(rows: Arrays, block: PackBlock, positions: Positions) -> Batch:
+    return {"input_ids": rows["tokens"], "labels": rows["labels"], "position_ids": rows["position_ids"]}
+
+
+def _hf_flash(rows: Arrays, block: PackBlock, positions: Positions) -> Batch:
+    lengths, _ = _stretches(block)
+    ends, longest = _cumulated(lengths), int(lengths.max())
+    flat = {name: tensor.reshape(1, -1) for name, tensor in _hf(rows, block, positions).items()}
+    return flat | {
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends.clone(),
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+def _torchtitan(rows: Arrays, block: PackBlock, positions: Positions) -> Batch:
+    inputs = {"input": rows["tokens"].reshape(-1), "positions": rows["position_ids"].reshape(-1)}
+    return inputs, rows["labels"].reshape(-1)
+
+
+def _megatron(rows: Arrays, block: PackBlock, positions: Positions) -> Batch:
+    trained = rows["labels"] != IGNORE_INDEX
+    batch = {
+        "tokens": rows["tokens"],
+        "labels": rows["labels"].where(trained, 0),
+        "loss_mask": trained.float(),
+        "position_ids": rows["position_ids"],
+    }
+    if positions is Positions.PACK:
+        return batch
+    num_packs, seq_len = block.tokens.shape
+    lengths, counts = _stretches(block)
+    cu_seqlens = torch.full((num_packs, int(counts.max()) + 1), seq_len, dtype=torch.int32)
+    max_seqlen = torch.empty(num_packs, dtype=torch.int32)
+    for pack, of_pack in enumerate(np.split(lengths, np.cumsum(counts)[:-1])):
+        cu_seqlens[pack, : of_pack.size + 1] = _cumulated(of_pack)
+        max_seqlen[pack] = int(of_pack.max())
+    return batch | {"cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
+
+
+def _varlen(rows: Arrays, block: PackBlock, positions: Positions) -> Batch:
+    lengths, _ = _stretches(block)
+    flat = {name: rows[name].reshape(-1) for name in ("tokens", "labels", "position_ids")}
+    return flat | {"cu_seqlens": _cumulated(lengths), "max_seqlen": int(lengths.max())}
+
+
+def _maxtext(rows: Arrays, block: PackBlock, positions: Positions) -> Batch:
+    trained = rows["labels"] != IGNORE_INDEX
+    batch = {
+        "inputs": rows["tokens"],
+        "targets": rows["labels"].where(trained, 0),
+        "inputs_position": rows["position_ids"],
+        "inputs_segmentation": rows["segment_ids"],
+        "targets_position": rows["position_ids"],
+        "targets_segmentation": rows["segment_ids"].where(trained, 0),
+    }
+    return {name: tensor.to(torch.int32) for name, tensor in batch.items()}
+
+
+_MAKERS: dict[Format, Callable[[Arrays, PackBlock, Positions], Batch]] = {
+    Format.STREAMPACK: _streampack,
+    Format.TORCHTUNE: _torchtune,
+    Format.HF: _hf,
+    Format.HF_FLASH: _hf_flash,
+    Format.TORCHTITAN: _torchtitan,
+    Format.MEGATRON: _megatron,
+    Format.VARLEN: _varlen,
+    Format.MAXTEXT: _maxtext,
+}
