@@ -19,7 +19,9 @@ MODULES = {
 """Dotted name without `streampack.`: "packer", "cli.plan"; the package itself is ""."""
 
 FOUNDATION = {"errors", "hashing", "records", "stats"}
-STAGES = {"shards", "lanes", "storage", "reader", "documents", "tokenizer", "boundary", "packer", "formats"}
+STAGES = {"shards", "lanes", "storage", "reader", "documents", "tokenizer", "boundary", "packer", "formats", "chat"}
+CHAT_PARTS = {"chattemplates", "chatjinja"}
+"""The stage "chat" in several files."""
 READER_PARTS = {"decompression", "tarcuts", "tarformat"}
 """The stage "reader" in several files."""
 STORAGE_PARTS = {"clients", "faults", "listing", "objects", "ranges", "readahead", "retrying", "s3", "web"}
@@ -33,6 +35,7 @@ USERS = {
     "urllib3": {"web"},
     "sentencepiece": {"tokenizer", "examples.make_data"},  # which trains the demo model
     "tokenizers": {"tokenizer"},
+    "jinja2": {"chatjinja"},
     "webdataset": {"testing", "examples"},  # it writes shards; reading is our own
     "yaml": {"config"},
     "typer": {"cli"},
@@ -47,6 +50,8 @@ MAY_IMPORT = {
     **dict.fromkeys(STAGES, FOUNDATION),
     "packer": FOUNDATION | {"boundary"},
     "formats": FOUNDATION | {"boundary"},
+    "chat": FOUNDATION | CHAT_PARTS | {"boundary"},
+    **dict.fromkeys(CHAT_PARTS, FOUNDATION | CHAT_PARTS),
     **dict.fromkeys({"reader", *READER_PARTS}, FOUNDATION | READER_PARTS),
     **dict.fromkeys({"storage", *STORAGE_PARTS}, FOUNDATION | STORAGE_PARTS),
 }
