@@ -30,6 +30,7 @@ from streampack.shards import expand as expand_shards
 from streampack.storage import RetryPolicy, Storage
 from streampack.stream import LaneEnd, LaneStart
 from streampack.tokenizer import check_tokenizer, load_tokenizer, special_ids
+from streampack.wrappers import check_not_dealt_again
 
 
 class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
@@ -335,6 +336,7 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
                 "call dataset.list_shards() in the main process, or use PackedDataLoader"
             )
         self._check_topology()
+        check_not_dealt_again(rank=self._topology.rank, size=self._topology.size)
         recipe, corpus = self.recipe, self.corpus()
         check_ranks(num_lanes=corpus.num_lanes, num_ranks=self._topology.size)
         lanes = worker_lanes(
@@ -373,6 +375,7 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
     def __getstate__(self) -> dict[str, Any]:
         # Called in the parent when workers are spawned: the last chance to list once for all of them.
         self._check_topology()
+        check_not_dealt_again(rank=self._topology.rank, size=self._topology.size)
         self.list_shards()
         return self.__dict__.copy()
 
