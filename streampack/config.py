@@ -91,6 +91,7 @@ class LoaderConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     num_workers: int | UnsetType = UNSET
     format: str | UnsetType = UNSET
     positions: Literal["document", "pack"] | UnsetType = UNSET
+    loss_weights: Literal["token", "document"] | UnsetType | None = UNSET
     mask: bool | UnsetType = UNSET
     provenance: bool | UnsetType = UNSET
     drop_last: bool | UnsetType = UNSET

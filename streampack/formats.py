@@ -21,7 +21,7 @@ Each dict has "num_targets" too, int64 [B], but for torchtune's with a mask, whi
 padding is one more sequence in `seq_lens`, `cu_seqlens` and masks, so that they add up to L and every row sees one.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeAlias
@@ -69,6 +69,15 @@ class Positions(StrEnum):
     """In every pack only, for plain causal attention over the pack."""
 
 
+class LossWeights(StrEnum):
+    """What a target weighs."""
+
+    TOKEN = "token"  # noqa: S105  # a word of language models
+    """1: each token counts the same."""
+    DOCUMENT = "document"
+    """1 / the targets of its document in all packs: each document counts the same, wherever it is cut."""
+
+
 MODEL_SHIFTS = frozenset({Format.HF, Format.HF_FLASH})
 """Formats whose labels the model shifts; a dataset for them has no look at the label behind a pack."""
 
@@ -80,14 +89,19 @@ class Layout:
     format: Format
     positions: Positions
     mask: bool
+    loss_weights: LossWeights | None = None
 
-    def batch(self, block: PackBlock) -> Batch:
-        """The block's packs in this layout; see the table at the top of the module."""
+    def batch(self, block: PackBlock, document_targets: Sequence[int] = ()) -> Batch:
+        """The block's packs in this layout; see the table at the top of the module.
+
+        `document_targets`, for weights by document: the targets of each segment's whole document, pack by pack.
+        """
         rows = {name: torch.from_numpy(array) for name, array in expand(block).items()}
         segment_ids = rows["segment_ids"]
         if self.positions is Positions.PACK:
             num_packs, seq_len = segment_ids.shape
             rows["position_ids"] = torch.arange(seq_len).repeat(num_packs, 1)
+        weights = None if self.loss_weights is None else self._weights(rows["labels"], block, document_targets)
         if self.format in MODEL_SHIFTS:
             rows["labels"] = unshift(rows["labels"])
             num_targets = (rows["labels"] != IGNORE_INDEX).sum(dim=1)
@@ -100,10 +114,35 @@ class Layout:
             del batch["seq_lens"]
         elif self.format is not Format.TORCHTITAN:
             batch["num_targets"] = num_targets
+        if weights is not None:
+            labels = batch["targets" if self.format is Format.MAXTEXT else "labels"]
+            batch["loss_weights"] = weights.reshape(labels.shape)
         return batch
 
+    def _weights(self, labels: torch.Tensor, block: PackBlock, document_targets: Sequence[int]) -> torch.Tensor:
+        """float32 [B, L], beside the labels as the consumer has them; 0 where there is none."""
+        weights = (labels != IGNORE_INDEX).float()
+        if self.loss_weights is LossWeights.DOCUMENT:
+            lengths, counts = _stretches(block)
+            # One share a stretch; padding has no targets, and no document to divide by.
+            targets = np.ones(lengths.size, np.float64)
+            is_segment = np.ones(lengths.size, np.bool_)
+            is_segment[np.cumsum(counts)[counts > block.num_segments] - 1] = False
+            targets[is_segment] = np.maximum(np.asarray(document_targets, np.float64), 1)
+            weights *= torch.from_numpy(np.repeat(1 / targets, lengths).reshape(labels.shape).astype(np.float32))
+        if self.format in MODEL_SHIFTS:
+            weights = torch.nn.functional.pad(weights[:, :-1], (1, 0))
+        return weights
 
-def as_layout(format: object, *, positions: object, mask: bool, boundary: Boundary) -> Layout:  # noqa: A002
+
+def as_layout(
+    format: object,  # noqa: A002
+    *,
+    positions: object,
+    mask: bool,
+    boundary: Boundary,
+    loss_weights: object = None,
+) -> Layout:
     """Return the layout that a loader's arguments ask for.
 
     Raises:
@@ -126,7 +165,15 @@ def as_layout(format: object, *, positions: object, mask: bool, boundary: Bounda
             f'mask=True works with format="streampack" and "torchtune"; "{kind}" tells its consumer in another way '
             "which rows belong together. Leave it False, or call streampack.formats.block_causal_mask(segment_ids)."
         )
-    return Layout(format=kind, positions=where, mask=mask)
+    weights = None if loss_weights is None else as_choice(LossWeights, loss_weights, "loss_weights")
+    if weights is LossWeights.DOCUMENT and boundary not in (BoundaryPolicy.MASK, BoundaryPolicy.TRIM):
+        raise ConfigError(
+            f'loss_weights="document" with boundary="{boundary}": there the last row of a document trains a token that '
+            'is none of its own. Use boundary="mask" or "trim".'
+        )
+    if weights is not None and kind is Format.TORCHTITAN:
+        raise ConfigError('loss_weights has no place in the pairs of format="torchtitan"; choose another format')
+    return Layout(format=kind, positions=where, mask=mask, loss_weights=weights)
 
 
 def document_mask(segment_ids: torch.Tensor) -> MaskMod:

@@ -21,7 +21,7 @@ from streampack.agreement import share_dataset
 from streampack.config import load_config
 from streampack.dataset import PackedDataset
 from streampack.errors import ConfigError, LoaderError, StateError, TopologyError
-from streampack.formats import MODEL_SHIFTS, Format, Positions, as_layout, pinned
+from streampack.formats import MODEL_SHIFTS, Format, LossWeights, Positions, as_layout, pinned
 from streampack.formats import Batch as FormattedBatch
 from streampack.lanes import check_ranks, rank_lanes
 from streampack.messages import gather
@@ -64,6 +64,8 @@ class PackedDataLoader:
             "megatron", "varlen" or "maxtext"; see `streampack.formats`. Behind "hf" and "hf_flash" the model shifts
             labels and sees none behind a pack's end: the dataset is taken as if made with `lookahead=False`.
         positions: position ids begin at 0 in every "document", or once a "pack", for plain causal attention over it.
+        loss_weights: add "loss_weights", float32 beside the labels: "token" (1 for each target), or "document" (1 / the
+            targets of its document in all packs); divide the sum of weighted losses by the sum of weights.
         mask: add "mask", block-causal, bool [batch_size, seq_len, seq_len]; for "streampack" and "torchtune".
         provenance: add to a batch "provenance", for each pack where its segments come from (a tuple of `Source`), and
             "pack_numbers", the global numbers of its packs (int64 [batch_size]; -1 for a filler that has none).
@@ -89,6 +91,7 @@ class PackedDataLoader:
         process_group: "dist.ProcessGroup | None" = None,
         format: Format | str = "streampack",  # noqa: A002 (the name of the public contract)
         positions: Positions | str = "document",
+        loss_weights: LossWeights | str | None = None,
         mask: bool = False,
         provenance: bool = False,
         drop_last: bool = False,
@@ -105,12 +108,15 @@ class PackedDataLoader:
         ):
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ConfigError(f"{name}={value!r} must be a whole number of at least {least}")
-        self._layout = as_layout(format, positions=positions, mask=mask, boundary=dataset.recipe.boundary)
+        self._layout = as_layout(
+            format, positions=positions, mask=mask, boundary=dataset.recipe.boundary, loss_weights=loss_weights
+        )
         if provenance and self._layout.format is Format.TORCHTITAN:
             raise ConfigError('provenance=True has no place in the pairs of format="torchtitan"; choose another format')
         if self._layout.format in MODEL_SHIFTS:
             dataset = dataset.without_lookahead()
         self.dataset = dataset
+        self._provenance = provenance
         self.batch_size = batch_size
         self._topology = topology.resolve(dp_rank=dp_rank, dp_size=dp_size, device_mesh=device_mesh)
         dataset.check_same_topology(self._topology)
@@ -121,7 +127,7 @@ class PackedDataLoader:
             num_workers=num_workers,
             prefetch_bytes=prefetch_bytes,
             multiprocessing_context=multiprocessing_context,
-            with_sources=provenance,
+            with_sources=provenance or loss_weights == LossWeights.DOCUMENT,
             drop_last=drop_last,
         )
         self._pin_memory = torch.cuda.is_available() if pin_memory == "auto" else pin_memory
@@ -353,11 +359,12 @@ class PackedDataLoader:
         dataset = self.dataset
         packs = [None if item is None else item.pack for item in batch.items]
         block = gather(packs, seq_len=dataset.seq_len, pad_id=dataset.recipe.pad_id)
-        result = self._layout.batch(block)
+        sources = [() if pack is None else pack.sources for pack in packs]
+        result = self._layout.batch(block, [source.targets for of_pack in sources for source in of_pack])
         if self._pin_memory:
             result = pinned(result)
-        if self._settings.with_sources:
-            result["provenance"] = [() if pack is None else pack.sources for pack in packs]
+        if self._provenance:
+            result["provenance"] = sources
             committed = self._prepare()
             result["pack_numbers"] = torch.tensor(
                 [

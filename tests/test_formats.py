@@ -1,5 +1,6 @@
 """Formats: the keys, shapes and numbers that each consumer documents, from blocks of packs and out of a loader."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -281,6 +282,100 @@ def test_workers_and_a_config_file_give_formats_too(tmp_path: Path) -> None:
 
 def model_path() -> Path:
     return Path(streampack.__file__).parent / "examples/data/devil.model"
+
+
+# --- weights
+
+
+@pytest.mark.parametrize("kind", ["streampack", "torchtune", "megatron", "varlen", "maxtext"])
+def test_weights_by_token_are_one_where_there_is_a_target(block: PackBlock, kind: str) -> None:
+    layout = as_layout(kind, positions="document", mask=False, boundary=as_boundary("mask"), loss_weights="token")
+    batch = layout.batch(block)
+    weights = batch["loss_weights"]
+    assert weights.dtype == torch.float32
+    assert weights.shape == batch["targets" if kind == "maxtext" else "labels"].shape
+    assert weights.reshape(2, 8).tolist() == [[1, 1, 1, 0, 1, 1, 0, 0], [0] * 8]
+
+
+@pytest.mark.parametrize("kind", ["hf", "hf_flash"])
+def test_weights_stand_beside_the_labels_that_the_model_shifts(block: PackBlock, kind: str) -> None:
+    layout = as_layout(kind, positions="document", mask=False, boundary=as_boundary("mask"), loss_weights="document")
+    batch = layout.batch(block, [3, 2])
+    third = pytest.approx(1 / 3)
+    assert batch["loss_weights"].view(2, 8).tolist() == [[0, third, third, third, 0, 0.5, 0.5, 0], [0] * 8]
+    assert torch.equal(batch["loss_weights"] != 0, batch["labels"] != -100)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"boundary": "trim"},
+        {"packing": "next_fit"},
+        {"packing": "next_fit", "overflow": "truncate"},
+        {"packing": "next_fit", "overflow": "drop"},
+        {"transform": "masks"},
+    ],
+    ids=str,
+)
+def test_weights_by_document_add_up_to_one_over_all_its_pieces(tmp_path: Path, arguments: dict[str, Any]) -> None:
+    if "transform" in arguments:
+        arguments = {"transform": masks_some}
+    dataset = dataset_of(tmp_path, epochs=1, **arguments)
+    sums: dict[Any, float] = {}
+    pieces: dict[Any, int] = {}
+    options: dict[str, Any] = {"num_workers": 0, "provenance": True, "loss_weights": "document"}
+    with streampack.PackedDataLoader(dataset, 3, **options) as loader:
+        for batch in loader:
+            for row, sources in enumerate(batch["provenance"]):
+                for segment, source in enumerate(sources, start=1):
+                    document = (source.url, source.key, source.record)
+                    weights = batch["loss_weights"][row][batch["segment_ids"][row] == segment]
+                    sums[document] = sums.get(document, 0) + weights.sum().item()
+                    pieces[document] = pieces.get(document, 0) + 1
+                assert bool((batch["loss_weights"][row][batch["segment_ids"][row] == 0] == 0).all())
+    trained = [total for total in sums.values() if total]
+    assert len(trained) > 5
+    assert trained == pytest.approx([1] * len(trained), abs=1e-5)
+    cut = arguments.get("overflow", "split") == "split"
+    assert (max(pieces.values()) > 1) == cut
+
+
+def test_weights_by_document_are_the_same_after_a_resume_inside_it(tmp_path: Path) -> None:
+    def loader() -> streampack.PackedDataLoader:
+        return streampack.PackedDataLoader(dataset_of(tmp_path), 2, num_workers=0, loss_weights="document")
+
+    with loader() as whole, loader() as second:
+        iterator = iter(whole)
+        for _ in range(3):
+            next(iterator)
+        second.load_state_dict(whole.state_dict())
+        for expected, batch in zip(islice(iterator, 4), islice(second, 4), strict=True):
+            assert "provenance" not in batch
+            assert torch.equal(batch["loss_weights"], expected["loss_weights"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"loss_weights": "documents"}, "loss_weights='documents' is not known; did you mean \"document\""),
+        ({"loss_weights": "token", "format": "torchtitan"}, "loss_weights has no place in the pairs"),
+    ],
+)
+def test_weights_that_cannot_be_are_named(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        streampack.PackedDataLoader(dataset_of(tmp_path), num_workers=0, **arguments)
+
+
+@pytest.mark.parametrize("boundary", ["keep", streampack.ReplaceBoundary(3)])
+def test_weights_by_document_need_rows_that_train_their_own_document(tmp_path: Path, boundary: Any) -> None:
+    with pytest.raises(ConfigError, match='loss_weights="document" with boundary='):
+        streampack.PackedDataLoader(dataset_of(tmp_path, boundary=boundary), num_workers=0, loss_weights="document")
+
+
+def masks_some(document: streampack.Document, rng: np.random.Generator) -> streampack.Document:
+    tokens = ByteTokenizer().encode(document.text or "")
+    return dataclasses.replace(document, text=None, tokens=tokens, loss_mask=rng.random(len(tokens)) < 0.4)
 
 
 # --- context parallel

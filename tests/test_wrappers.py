@@ -1,4 +1,4 @@
-"""Around a dataset that is one rank's of several nothing may deal out packs again: real Accelerate, on two ranks too."""
+"""Around a dataset that is one rank's of several nothing may deal out packs again: real Accelerate, on two ranks."""
 
 import json
 from pathlib import Path
