@@ -19,10 +19,11 @@ import torch
 from streampack import topology
 from streampack.agreement import share_dataset
 from streampack.config import load_config
+from streampack.consumers import Batch as FormattedBatch
+from streampack.consumers import Format, Positions
 from streampack.dataset import PackedDataset
 from streampack.errors import ConfigError, LoaderError, StateError, TopologyError
-from streampack.formats import MODEL_SHIFTS, Format, LossWeights, Positions, as_layout, pinned
-from streampack.formats import Batch as FormattedBatch
+from streampack.formats import MODEL_SHIFTS, LossWeights, as_layout, pinned
 from streampack.lanes import check_ranks, rank_lanes
 from streampack.messages import gather
 from streampack.passes import Pass, PassSettings

@@ -53,8 +53,8 @@ def write_shards(
 
     Args:
         directory: made if it is not there; a path or an fsspec URL.
-        documents: str for text, integers for `npy`, lists of messages for a key `messages`. Bytes are stored as they are:
-            a whole member, for `jsonl` a line.
+        documents: str for text, integers for `npy`, lists of messages for a key `messages`. Bytes are
+            stored as they are: a whole member, for `jsonl` a line.
         field: as in `PackedDataset`: which member holds a document, and how.
         documents_per_shard: so many in each shard but the last.
         shard_sizes: documents of each shard instead; it must add up to all of them. 0 gives an archive without members.

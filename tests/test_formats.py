@@ -13,8 +13,9 @@ from blocks import LAYOUTS, block_of, documents, packs
 
 import streampack
 from streampack.boundary import as_boundary, expand
+from streampack.consumers import Format
 from streampack.errors import ConfigError, StateError
-from streampack.formats import Format, as_layout, block_causal_mask, context_parallel_slice, document_mask
+from streampack.formats import as_layout, block_causal_mask, context_parallel_slice, document_mask
 from streampack.records import PackBlock
 from streampack.testing import ByteTokenizer, write_shards
 

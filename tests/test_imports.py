@@ -29,7 +29,10 @@ STORAGE_PARTS = {"clients", "faults", "listing", "objects", "ranges", "readahead
 
 # Library -> the modules and folders that may import it, anywhere in their code.
 USERS = {
-    "torch": {"topology", "dataset", "loader", "messages", "passes", "formats", "state", "cli", "testing", "examples"},
+    "torch": {
+        *("topology", "dataset", "loader", "messages", "passes", "formats", "consumers", "state"),
+        *("cli", "testing", "examples"),
+    },
     "fsspec": {"clients", "listing", "shards", "testing"},
     "botocore": {"s3"},
     "urllib3": {"web"},
@@ -49,7 +52,8 @@ MAY_IMPORT = {
     "stats": {"errors", "records"},
     **dict.fromkeys(STAGES, FOUNDATION),
     "packer": FOUNDATION | {"boundary"},
-    "formats": FOUNDATION | {"boundary"},
+    "formats": FOUNDATION | {"boundary", "consumers"},
+    "consumers": FOUNDATION,
     "chat": FOUNDATION | CHAT_PARTS | {"boundary"},
     **dict.fromkeys(CHAT_PARTS, FOUNDATION | CHAT_PARTS),
     **dict.fromkeys({"reader", *READER_PARTS}, FOUNDATION | READER_PARTS),
