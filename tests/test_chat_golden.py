@@ -128,9 +128,20 @@ def test_llama3_is_torchtunes(llama3: Any, number: int) -> None:
 
 @pytest.fixture(scope="module")
 def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a small byte-level BPE: tokenizer.json, vocab.json and merges.txt, with ChatML's tokens."""
+    return write_byte_level(tmp_path_factory.mktemp("byte-level"), strips=False)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "strips"])
+def any_byte_level(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_byte_level(tmp_path_factory.mktemp("byte-level"), strips=request.param)
+
+
+def write_byte_level(folder: Path, *, strips: bool) -> Path:
+    """A small byte-level BPE: tokenizer.json, vocab.json and merges.txt, with ChatML's tokens.
+
+    `strips`: some of them take the white space beside them along, as Phi-3's do.
+    """
     tokenizers = pytest.importorskip("tokenizers")
-    folder = tmp_path_factory.mktemp("byte-level")
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.normalizer = tokenizers.normalizers.NFC()
     pattern = (
@@ -149,7 +160,9 @@ def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = [message["content"] for conversation in CONVERSATIONS for message in conversation]
     tokenizer.train_from_iterator([*texts, "user\n assistant\n system\n \n\n"] * 3, trainer)
     tokenizer.model.save(str(folder))
-    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    start = tokenizers.AddedToken("<|im_start|>", special=True, rstrip=strips)
+    end = tokenizers.AddedToken("<|im_end|>", special=True, lstrip=strips, rstrip=strips)
+    tokenizer.add_special_tokens(["<|endoftext|>", start, end])
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
 
@@ -177,7 +190,7 @@ CHATML = (
 TRIMMED = (
     "{{ bos_token }}{%- for message in messages %}\n"
     "    {%- if message.role == 'assistant' %}\n"
-    "        {%- generation %}{{ ' ' + message.content | trim + eos_token }}{% endgeneration %}\n"
+    "        {{- ' ' }}{% generation %}{{ message.content | trim + eos_token }}{% endgeneration %}\n"
     "    {%- else %}\n"
     "        {{- '[' + (message.role | upper) + '] ' + (message.content | trim) }}\n"
     "    {%- endif %}\n"
@@ -188,13 +201,13 @@ TRIMMED = (
 @pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize("template", [CHATML, TRIMMED], ids=["chatml", "trimmed"])
 def test_jinja_templates_give_what_transformers_gives(
-    byte_level: Path, tmp_path: Path, template: str, number: int
+    any_byte_level: Path, tmp_path: Path, template: str, number: int
 ) -> None:
     transformers = pytest.importorskip("transformers")
     config = {"chat_template": template, "bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>"}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     reference = transformers.PreTrainedTokenizerFast(
-        tokenizer_file=str(byte_level / "tokenizer.json"),
+        tokenizer_file=str(any_byte_level / "tokenizer.json"),
         chat_template=template,
         bos_token="<|im_start|>",
         eos_token="<|im_end|>",
@@ -206,7 +219,7 @@ def test_jinja_templates_give_what_transformers_gives(
         )
         return result["input_ids"], result["assistant_masks"]
 
-    tokenizer = HuggingFaceTokenizer(byte_level / "tokenizer.json")
+    tokenizer = HuggingFaceTokenizer(any_byte_level / "tokenizer.json")
     chat = chat_of(str(tmp_path / "tokenizer_config.json"), tokenizer)
     compare(chat, CONVERSATIONS[number], apply)
 

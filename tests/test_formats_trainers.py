@@ -1,5 +1,7 @@
 """The real consumers: Transformers' models and torchtune's packing, fed with batches as they come."""
 
+import importlib
+import os
 from typing import Any
 
 import pytest
@@ -109,6 +111,12 @@ def test_hf_flash_is_what_transformers_own_flattening_collator_gives() -> None:
 def test_transformers_models_cannot_have_trimmed_documents(kind: str) -> None:
     with pytest.raises(ConfigError, match='boundary="trim" cannot be right'):
         batch_of(block_of(packs(documents(3, longest=9), "trim")), kind, policy="trim")
+
+
+@pytest.mark.skipif("CI" not in os.environ, reason="elsewhere a trainer that is not installed is passed over")
+@pytest.mark.parametrize("name", ["accelerate", "torchtune.data", "torchtune.models.phi3", "transformers"])
+def test_ci_has_the_real_consumers(name: str) -> None:
+    importlib.import_module(name)
 
 
 # --- torchtune
