@@ -109,6 +109,13 @@ class Recipe:
             mask = np.pad(mask, (front, back), mode="edge") if len(mask) else np.ones(front + back, dtype=np.bool_)
         return tokens, mask
 
+    def targets(self, tokens: NDArray[np.integer], mask: Mask | None) -> int:
+        """How many of a document's tokens its own rows train, but for what `overflow` takes from it."""
+        kept = len(tokens)
+        if self.packing != "wrap" and self.overflow == "truncate":
+            kept = min(kept, self.seq_len + 1)
+        return max(kept - 1, 0) if mask is None else int(np.count_nonzero(mask[1:kept]))
+
     def packer(self) -> Packer:
         return Packer(
             seq_len=self.seq_len,

@@ -59,6 +59,8 @@ class Source(NamedTuple):
     row: int
     """The document's input row with which the segment begins."""
     length: int
+    targets: int = 0
+    """Of the whole document, over all its packs: its tokens that its own rows train."""
 
 
 class LanePack(NamedTuple):
@@ -99,6 +101,8 @@ class _Fed(NamedTuple):
     shard: int
     url: str
     key: str
+    targets: int = 0
+    """As `Source.targets`; counted where sources are asked for."""
 
 
 class LaneStream:
@@ -181,7 +185,7 @@ class LaneStream:
             hole = self._hole(fed.shard, fed.cursor, document.record)
             self._skip(BadRecord(record=document.record, error=named), hole)
         else:
-            self._fed.append(fed)
+            self._fed.append(fed._replace(targets=self._recipe.targets(tokens, mask)) if self._with_sources else fed)
 
     def _dress(self, rows: PackRows) -> LanePack:
         sources = tuple(self._sources(rows)) if self._with_sources else ()
@@ -220,7 +224,8 @@ class LaneStream:
         for span in rows.spans:
             fed = self._fed[span.document - self._first_fed]
             cursor = fed.cursor
-            yield Source(fed.url, fed.key, cursor.sample, cursor.record, cursor.part, span.offset, span.length)
+            place = (cursor.sample, cursor.record, cursor.part, span.offset, span.length)
+            yield Source(fed.url, fed.key, *place, fed.targets)
 
     def _digest(self, rows: PackRows) -> int:
         number = self._lane + self._corpus.num_lanes * self._packs

@@ -19,7 +19,9 @@ MODULES = {
 """Dotted name without `streampack.`: "packer", "cli.plan"; the package itself is ""."""
 
 FOUNDATION = {"errors", "hashing", "progress", "records", "stats"}
-STAGES = {"shards", "lanes", "storage", "reader", "documents", "tokenizer", "boundary", "packer"}
+STAGES = {"shards", "lanes", "storage", "reader", "documents", "tokenizer", "boundary", "packer", "formats", "chat"}
+CHAT_PARTS = {"chattemplates", "chatjinja"}
+"""The stage "chat" in several files."""
 READER_PARTS = {"decompression", "tarcuts", "tarformat"}
 """The stage "reader" in several files."""
 STORAGE_PARTS = {"clients", "faults", "listing", "objects", "ranges", "readahead", "retrying", "s3", "web"}
@@ -28,23 +30,15 @@ STORAGE_PARTS = {"clients", "faults", "listing", "objects", "ranges", "readahead
 # Library -> the modules and folders that may import it, anywhere in their code.
 USERS = {
     "torch": {
-        "topology",
-        "dataset",
-        "loader",
-        "messages",
-        "parcels",
-        "workers",
-        "formats",
-        "state",
-        "cli",
-        "testing",
-        "examples",
+        *("topology", "dataset", "loader", "messages", "parcels", "workers", "formats", "consumers", "state"),
+        *("cli", "testing", "examples"),
     },
     "fsspec": {"clients", "listing", "shards", "testing"},
     "botocore": {"s3"},
     "urllib3": {"web"},
     "sentencepiece": {"tokenizer", "examples.make_data"},  # which trains the demo model
     "tokenizers": {"tokenizer"},
+    "jinja2": {"chatjinja"},
     "webdataset": {"testing", "examples"},  # it writes shards; reading is our own
     "yaml": {"config"},
     "typer": {"cli"},
@@ -59,6 +53,10 @@ MAY_IMPORT = {
     "stats": {"errors", "records"},
     **dict.fromkeys(STAGES, FOUNDATION),
     "packer": FOUNDATION | {"boundary"},
+    "formats": FOUNDATION | {"boundary", "consumers"},
+    "consumers": FOUNDATION,
+    "chat": FOUNDATION | CHAT_PARTS | {"boundary"},
+    **dict.fromkeys(CHAT_PARTS, FOUNDATION | CHAT_PARTS),
     **dict.fromkeys({"reader", *READER_PARTS}, FOUNDATION | READER_PARTS),
     **dict.fromkeys({"storage", *STORAGE_PARTS}, FOUNDATION | STORAGE_PARTS),
 }

@@ -22,7 +22,15 @@ Tokenizer = Annotated[
     str | None, typer.Option("--tokenizer", "-t", help="SentencePiece model or tokenizer.json.", show_default=False)
 ]
 Field = Annotated[
-    str | None, typer.Option(help="What a document is: txt, json:KEY, jsonl:KEY, npy.", show_default="txt")
+    str | None,
+    typer.Option(help="What a document is: txt, json:KEY, jsonl:KEY (KEY messages: chats), npy.", show_default="txt"),
+]
+ChatTemplate = Annotated[
+    str | None,
+    typer.Option(help="Of chats: phi3, llama2, mistral, llama3, chatml, or tokenizer_config.json.", show_default=False),
+]
+TrainOn = Annotated[
+    str | None, typer.Option(help="Of chats: assistant, last_assistant or all.", show_default="assistant")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 

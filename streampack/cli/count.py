@@ -26,7 +26,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from streampack.cli.arguments import Field, Json, Shards, Tokenizer, make_dataset
+from streampack.cli.arguments import ChatTemplate, Field, Json, Shards, Tokenizer, make_dataset
 from streampack.cli.console import format_bytes, messages, output, print_json
 from streampack.cli.countview import draw
 from streampack.cli.tally import Tally, tally_shard
@@ -51,6 +51,7 @@ def count(
     tokenizer: Tokenizer = None,
     seq_len: Annotated[int | None, typer.Option(help="Tokens of a pack.", show_default="4096")] = None,
     field: Field = None,
+    chat_template: ChatTemplate = None,
     bos: Annotated[bool | None, typer.Option("--bos/--no-bos", help="BOS first.", show_default="bos")] = None,
     eos: Annotated[bool | None, typer.Option("--eos/--no-eos", help="EOS last.", show_default="eos")] = None,
     on_error: Annotated[
@@ -64,7 +65,14 @@ def count(
     """Count documents, bytes and tokens of shards, and how well they pack."""
     begin = perf_counter()
     dataset, has_tokens = _dataset(
-        shards, tokenizer, seq_len=seq_len, field=field, add_bos=bos, add_eos=eos, on_error=on_error
+        shards,
+        tokenizer,
+        seq_len=seq_len,
+        field=field,
+        chat_template=chat_template,
+        add_bos=bos,
+        add_eos=eos,
+        on_error=on_error,
     )
     table, recipe = dataset.list_shards(), dataset.recipe
     workers = min(workers or _num_cores(), len(table))
