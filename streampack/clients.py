@@ -53,6 +53,8 @@ class Clients:
         self.options: dict[str, Any] = dict(options)
         self.retry = retry
         self.secrets = secrets_in(self.options)
+        self.etags: dict[str, str] = {}
+        """Of URLs that were listed or looked up, until they are taken."""
         self.num_lanes = 1
         """Of the run, over all ranks: so many first requests are spread over a time."""
         self.num_retries = 0

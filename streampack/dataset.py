@@ -7,6 +7,7 @@ holds no open file, no client and no handle of a tokenizer that does not survive
 import dataclasses
 import hashlib
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -228,6 +229,14 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         """The shard list, expanded and measured on the first call; later calls ask no storage."""
         if self._table is None:
             self._table = expand_shards(self._specs, self._storage)
+            if unchecked := self._table.num_unchecked:
+                warnings.warn(
+                    f"the digests of {unchecked} of {len(self._table)} shards are of whole shards, and lanes read "
+                    "these in parts: they are checked by `streampack verify` only. `streampack manifest --digests` "
+                    "writes digests of blocks, which are checked while reading.",
+                    UserWarning,
+                    stacklevel=2,
+                )
         return self._table
 
     def adopt_shards(self, table: ShardTable) -> None:

@@ -6,7 +6,10 @@ Never: a folder passed over because it could not be listed, as fsspec's own `fin
 
 import os
 import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from fsspec.spec import AbstractFileSystem
 from fsspec.utils import glob_translate
@@ -15,10 +18,21 @@ from streampack.clients import Clients, local_path
 from streampack.errors import ShardNotFoundError
 from streampack.retrying import persist
 
+_MOST_FOLDERS = 16
+"""Listed at once."""
+
+
+class _Entry(NamedTuple):
+    name: str
+    is_directory: bool
+    size: int | None
+    info: Mapping[str, Any]
+    """What the storage says of it besides."""
+
 
 def list_files(url: str, clients: Clients) -> list[tuple[str, int | None]]:
     """(URL, size) of each file; empty where nothing is; the size is None where the listing does not tell it."""
-    filesystem, path, _ = clients.filesystem(url)
+    filesystem, path, limit = clients.filesystem(url)
     root, pattern, depth = path.rstrip("/") + "/", "**", None
     if not url.endswith("/"):
         web = "://" in path  # where `?` begins a query and [::1] is a host
@@ -29,31 +43,47 @@ def list_files(url: str, clients: Clients) -> list[tuple[str, int | None]]:
     wanted = re.compile(glob_translate(pattern))
     found: list[tuple[str, int | None]] = []
     folders: list[tuple[str, tuple[str, ...]]] = [(root, ())]
-    while folders:
-        folder, above = folders.pop()
-        place = str(Path(folder).resolve()) if local_path(url) is not None else folder
-        if place in above:  # links may go in circles
-            continue
-        for name, is_directory, size in _entries(url, folder, clients, is_root=not above):
-            if is_directory and (depth is None or len(above) + 1 < depth):
-                folders.append((f"{name}/", (*above, place)))
-            elif not is_directory and wanted.match(name[len(root) :]):
-                found.append((_as_given(url, filesystem, path, name), size))
+    # Of filesystems that are not asynchronous nobody has promised that two threads may use them.
+    with ThreadPoolExecutor(_MOST_FOLDERS if limit else 1) as pool:
+        while folders:  # all folders of one depth
+            below: list[tuple[str, tuple[str, ...]]] = []
+            places = [str(Path(folder).resolve()) if local_path(url) is not None else folder for folder, _ in folders]
+            distinct = [(*folder, place) for folder, place in zip(folders, places, strict=True)]
+            distinct = [entry for entry in distinct if entry[2] not in entry[1]]  # links may go in circles
+            listed = pool.map(lambda entry: _entries(url, entry[0], clients, is_root=not entry[1]), distinct)
+            for (_, above, place), entries in zip(distinct, listed, strict=True):
+                for name, is_directory, size, info in entries:
+                    if is_directory and (depth is None or len(above) + 1 < depth):
+                        below.append((f"{name}/", (*above, place)))
+                    elif not is_directory and wanted.match(name[len(root) :]):
+                        given = _as_given(url, filesystem, path, name)
+                        note_etag(given, info, clients)
+                        found.append((given, size))
+            folders = below
     return sorted(found)
 
 
-def _entries(url: str, folder: str, clients: Clients, *, is_root: bool) -> list[tuple[str, bool, int | None]]:
-    """(name, is it a directory, size) of what is in one folder."""
+def note_etag(url: str, info: Mapping[str, Any], clients: Clients) -> None:
+    """Keep what a filesystem's `info` says of the content's version."""
+    etag = info.get("ETag") or info.get("etag")
+    if isinstance(etag, str):
+        clients.etags[url] = etag
 
-    def ask() -> list[tuple[str, bool, int | None]]:
+
+def _entries(url: str, folder: str, clients: Clients, *, is_root: bool) -> list[_Entry]:
+    """What is in one folder."""
+
+    def ask() -> list[_Entry]:
         if local_path(url) is not None:
             with os.scandir(folder) as listed:  # fsspec takes a link to a file for neither file nor directory
-                return [(e.path, e.is_dir(), e.stat().st_size if e.is_file() else None) for e in listed]
+                return [_Entry(e.path, e.is_dir(), e.stat().st_size if e.is_file() else None, {}) for e in listed]
         filesystem, _, limit = clients.filesystem(url)
         limit = {"timeout": clients.retry.budget_s} if limit else {}  # many pages in one call
         infos = filesystem.ls(folder, detail=True, **limit)
-        entries = [(info["name"].rstrip("/"), info["type"] == "directory", info.get("size")) for info in infos]
-        return [entry for entry in entries if entry[0] != folder.rstrip("/")]
+        entries = [
+            _Entry(info["name"].rstrip("/"), info["type"] == "directory", info.get("size"), info) for info in infos
+        ]
+        return [entry for entry in entries if entry.name != folder.rstrip("/")]
 
     try:
         return persist(url, clients, ask)

@@ -56,7 +56,7 @@ class Recipe:
         wanted = self.documents.field.wanted
         size = shard.size if shard.size_known else None
 
-        read = partial(self.storage.chunks, shard.url, size=size, max_bytes=max_range_bytes)
+        read = partial(self.storage.chunks, shard.url, size=size, digest=shard.digest, max_bytes=max_range_bytes)
         if is_compressed(shard.url):
             chunks = decompress(read(0), url=shard.url)
             for sample in read_samples(chunks, url=shard.url, wanted=wanted, max_member_bytes=MAX_MEMBER_BYTES):

@@ -35,7 +35,9 @@ class Shard:
     """Bytes as stored; for an unknown size the estimate that the lanes are laid out with."""
     size_known: bool = True
     digest: str | None = None
-    """`algorithm:hexdigest` of the stored bytes, where a manifest gives one."""
+    """Of the stored bytes, where a manifest gives one; `digests` has the form."""
+    etag: str | None = None
+    """What the storage called this version of the shard when it was listed."""
     num_samples: int | None = None
     whole: bool = False
     """It cannot be cut: compressed, of unknown size, or the manifest says so."""

@@ -27,6 +27,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
+from streampack.digests import PATTERN, block_bytes_of, parse_digest
 from streampack.errors import ConfigError, ShardError, ShardNotFoundError
 from streampack.records import Shard
 
@@ -36,7 +37,12 @@ _GUESSED_BYTES = 64 * 2**20
 """The size of shards of which nothing is known."""
 _LARGEST_RANGE = 10_000_000
 """A brace range above this is a slip of the pen that would fill the memory."""
+_LARGEST_SHARD = 2**50
+_LARGEST_CORPUS = 2**62
+"""In bytes: sums of sizes are 64-bit integers."""
 _BLOCKS = 100
+_MOST_LISTINGS = 16
+"""At once."""
 _LETTERS = string.ascii_uppercase + string.ascii_lowercase
 
 Progress = Callable[[int, int], None]
@@ -54,6 +60,9 @@ class Listing(Protocol):
     def size(self, url: str) -> int | None:
         """The size in bytes; None: not told. ShardNotFoundError where nothing is."""
 
+    def etag(self, url: str) -> str | None:
+        """What `listing` or `size` told of the version of the URL's content, once; None: nothing."""
+
     def read(self, url: str) -> bytes:
         """All of a small object."""
 
@@ -62,8 +71,9 @@ class _Row(msgspec.Struct, forbid_unknown_fields=True):
     """One shard; also the form of a manifest's line."""
 
     url: Annotated[str, Meta(min_length=1)]
-    size: Annotated[int, Meta(ge=0)] | None = None
-    digest: Annotated[str, Meta(pattern=r"^[a-z0-9_-]+:[0-9a-f]+$")] | None = None
+    size: Annotated[int, Meta(ge=0, le=_LARGEST_SHARD)] | None = None
+    etag: str | None = None
+    digest: Annotated[str, Meta(pattern=PATTERN)] | None = None
     num_samples: Annotated[int, Meta(ge=0)] | None = None
     count: Annotated[int, Meta(ge=0)] | None = None
     """Another word for `num_samples`."""
@@ -101,6 +111,8 @@ class ShardTable:
     names: Texts
     digests: Texts
     """Empty where the manifest gave none."""
+    etags: Texts
+    """Empty where neither a manifest nor the storage told one."""
     sizes: NDArray[np.int64]
     """int64 [n] bytes; the mean of the known ones where a size is unknown."""
     size_known: NDArray[np.bool_]
@@ -121,6 +133,7 @@ class ShardTable:
             size=int(self.sizes[index]),
             size_known=bool(self.size_known[index]),
             digest=self.digests[index] or None,
+            etag=self.etags[index] or None,
             num_samples=None if samples < 0 else samples,
             whole=bool(self.whole[index]),
         )
@@ -132,6 +145,12 @@ class ShardTable:
     def total_bytes(self) -> int:
         """The sizes added up, estimates included."""
         return int(self.sizes.sum())
+
+    @property
+    def num_unchecked(self) -> int:
+        """Shards whose digest is of the whole, though several lanes read them in parts and nobody all of them."""
+        with_digest = np.flatnonzero(np.diff(self.digests.offsets) * ~self.whole)
+        return sum(not block_bytes_of(self.digests[int(index)]) for index in with_digest)
 
     @property
     def digest(self) -> str:
@@ -174,13 +193,14 @@ class ShardTable:
             wire = msgspec.msgpack.decode(data, type=_Wire)
         except msgspec.MsgspecError as error:
             raise ConfigError(f"not a shard table of this version ({error}); run one version on all ranks") from error
-        urls, names, digests = (Texts(blob=blob, offsets=np.frombuffer(at, "<i8")) for blob, at in wire.texts)
+        urls, names, digests, etags = (Texts(blob=blob, offsets=np.frombuffer(at, "<i8")) for blob, at in wire.texts)
         sizes, num_samples = (np.frombuffer(values, "<i8") for values in wire.integers)
         size_known, whole = (np.frombuffer(values, np.bool_) for values in wire.flags)
         return cls(
             urls=urls,
             names=names,
             digests=digests,
+            etags=etags,
             sizes=sizes,
             size_known=size_known,
             whole=whole,
@@ -188,10 +208,10 @@ class ShardTable:
         )
 
 
-_PARTS = ("urls", "names", "digests"), ("sizes", "num_samples"), ("size_known", "whole")
+_PARTS = ("urls", "names", "digests", "etags"), ("sizes", "num_samples"), ("size_known", "whole")
 
 
-class _Wire(msgspec.Struct, tag="streampack.shards.1"):
+class _Wire(msgspec.Struct, tag="streampack.shards.2"):
     texts: list[tuple[bytes, bytes]]
     integers: list[bytes]
     flags: list[bytes]
@@ -223,7 +243,8 @@ def expand(spec: str | Sequence[str], storage: Listing, *, progress: Progress | 
         ShardError: an empty shard.
     """
     items = [spec] if isinstance(spec, str) else list(spec)
-    rows = [row for item in items for row in _rows(item, storage)]
+    with ThreadPoolExecutor(max_workers=min(_MOST_LISTINGS, max(len(items), 1))) as pool:
+        rows = [row for rows in pool.map(lambda item: _rows(item, storage), items) for row in rows]
     if not rows:
         raise ConfigError(f"no shards: {spec!r} is empty; give a URL, a glob, a directory, '@manifest' or a list")
     twice = [url for url, times in Counter(row.url for row in rows).items() if times > 1]
@@ -234,6 +255,7 @@ def expand(spec: str | Sequence[str], storage: Listing, *, progress: Progress | 
         )
     _look_up_sizes([row for row in rows if row.size is None], storage, progress)
     for row in rows:
+        row.etag = storage.etag(row.url) or row.etag
         if row.size == 0:
             raise ShardError("the shard is empty (0 bytes); write it again or take it out of the list", url=row.url)
     return _table(rows)
@@ -285,6 +307,11 @@ def _read_manifest(manifest: str, storage: Listing) -> list[_Row]:
         rows = _find_bad_line(data, manifest)
     for number, row in enumerate(rows, 1):
         _refuse_shell(row.url)
+        if row.digest is not None:
+            try:
+                parse_digest(row.digest, size=row.size)
+            except ConfigError as error:
+                raise ConfigError(f"shard {number}: {error}", url=manifest) from None
         if row.count is not None:
             if row.num_samples is not None:
                 raise ConfigError(f"shard {number}: give num_samples or count, not both", url=manifest)
@@ -348,6 +375,8 @@ def _look_up_sizes(rows: list[_Row], storage: Listing, progress: Progress | None
 
 def _table(rows: list[_Row]) -> ShardTable:
     known = np.array([row.size is not None for row in rows], dtype=np.bool_)
+    if sum(row.size or 0 for row in rows) > _LARGEST_CORPUS:
+        raise ConfigError(f"the sizes of the {len(rows)} shards add up to more than {_LARGEST_CORPUS} bytes")
     sizes = np.array([row.size or 0 for row in rows], dtype=np.int64)
     sizes[~known] = int(sizes.sum()) // int(known.sum()) if known.any() else _GUESSED_BYTES
     compressed = np.array([_ending(row.url).endswith(_COMPRESSED) for row in rows], dtype=np.bool_)
@@ -356,6 +385,7 @@ def _table(rows: list[_Row]) -> ShardTable:
         urls=Texts.of([row.url for row in rows]),
         names=Texts.of(relative_names([row.url for row in rows])),
         digests=Texts.of([row.digest or "" for row in rows]),
+        etags=Texts.of([row.etag or "" for row in rows]),
         sizes=sizes,
         size_known=known,
         whole=compressed | ~known | by_hand,

@@ -7,6 +7,7 @@ pickle; a secret in a repr, a log or an error.
 
     storage      what the other stages see
     ranges       the reading: growing ranges, lengths, resuming        readahead   requests ahead of the consumer
+    checking     the digests of a manifest
     retrying     trying again, budget, the final error                 faults      what an error means; RetryPolicy
     objects      an object by ranges: local files, fsspec's way        web, s3     HTTP and GCS, S3
     listing      directories and globs                                 clients     what each process has open
@@ -17,12 +18,15 @@ has gone by without a byte. One that will not pass is an error at once.
 
 import stat
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from streampack.checking import check_blocks, check_whole
 from streampack.clients import Clients, local_path
+from streampack.digests import parse_digest
 from streampack.faults import RetryPolicy
-from streampack.listing import list_files
+from streampack.listing import list_files, note_etag
 from streampack.objects import FsspecObject, LocalFile, Pin, RangeReader
 from streampack.ranges import read_ranges
 from streampack.retrying import persist
@@ -89,6 +93,7 @@ class Storage:
         stop: int | None = None,
         *,
         size: int | None = None,
+        digest: str | None = None,
         first_bytes: int = 512 * 1024,
         max_bytes: int = 8 * 2**20,
     ) -> Iterator[bytes]:
@@ -96,12 +101,33 @@ class Storage:
 
         About `max_bytes` are held at most, with what is read ahead. `size` is what the object should hold: an object
         that ends before it (or before `stop`) is a TruncatedShardError. Without it the reading goes on until the object
-        ends, which costs a request or two more.
+        ends, which costs a request or two more. `digest` is a manifest's (see `digests`): blocks are read whole and
+        checked before use; the digest of a whole shard is checked where all of it is read, at its end.
         """
         stop = size if stop is None else stop
         assert 0 <= start <= (start if stop is None else stop), (start, stop)
         assert size is None or stop is None or stop <= size, (stop, size)
-        yield from read_ranges(
+        if digest is None:
+            yield from self._ranges(url, start, stop, size=size, first_bytes=first_bytes, max_bytes=max_bytes)
+            return
+        known = parse_digest(digest, size=size)
+        block_bytes = known.block_bytes or 0
+        first_bytes = max(first_bytes, block_bytes)
+        open_range = partial(self._ranges, url, size=size, first_bytes=first_bytes, max_bytes=max_bytes)
+        if block_bytes:
+            assert size is not None and stop is not None, "parse_digest demands it"
+            yield from check_blocks(
+                open_range, known, start=start, stop=stop, size=size, url=url, clients=self._clients
+            )
+        elif start == 0 and stop == size:
+            yield from check_whole(open_range(start, stop), known, url=url)
+        else:
+            yield from open_range(start, stop)
+
+    def _ranges(
+        self, url: str, start: int, stop: int | None, *, size: int | None, first_bytes: int, max_bytes: int
+    ) -> Iterator[bytes]:
+        return read_ranges(
             self._reader(url, size),
             start=start,
             stop=stop,
@@ -140,11 +166,16 @@ class Storage:
                 filesystem, path, limit = self._clients.filesystem(url)
                 info = filesystem.info(path, **limit)
                 kind, size = info.get("type", "file"), info.get("size")
+                note_etag(url, info, self._clients)
             if kind != "file":
                 raise ValueError("not a file; a directory of shards is given with a '/' at its end")
             return size
 
         return persist(url, self._clients, ask)
+
+    def etag(self, url: str) -> str | None:
+        """What `listing` or `size` was told of the version of the URL's content, once; None: nothing."""
+        return self._clients.etags.pop(url, None)
 
     def read(self, url: str) -> bytes:
         """All of a small object: a manifest, a tokenizer's model."""

@@ -21,6 +21,7 @@ import xxhash
 from streampack import progress
 from streampack.corpus import Corpus
 from streampack.decompression import is_compressed
+from streampack.digests import block_bytes_of
 from streampack.errors import ConfigError, RecordError, ShardError
 from streampack.lanes import Piece
 from streampack.recipe import Recipe
@@ -138,13 +139,14 @@ class LaneStream:
         self._counted = Counts()
         self._ended = False
         self._in_compressed = False
+        self._block_bytes = 0  # of the shard's digest: so much is read and checked before it is used
         self._last_pack_epoch = cursor.epoch
         self._documents = self._read(cursor)
 
     @property
     def buffered_bytes(self) -> int:
         """About how much memory the stream holds: a range of the shard, and tokens that no pack has taken yet."""
-        return self._max_range_bytes + self._packer.buffered_bytes
+        return self._max_range_bytes + self._block_bytes + self._packer.buffered_bytes
 
     @property
     def replays(self) -> bool:
@@ -248,6 +250,7 @@ class LaneStream:
                 piece = pieces[index]
                 shard = corpus.table[piece.shard]
                 self._in_compressed = is_compressed(shard.url)
+                self._block_bytes = block_bytes_of(shard.digest)
                 for position, sample in recipe.samples(
                     shard, piece, resume=resume, max_range_bytes=self._max_range_bytes
                 ):

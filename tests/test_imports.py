@@ -18,13 +18,15 @@ MODULES = {
 }
 """Dotted name without `streampack.`: "packer", "cli.plan"; the package itself is ""."""
 
-FOUNDATION = {"errors", "hashing", "progress", "records", "stats"}
+FOUNDATION = {"digests", "errors", "hashing", "progress", "records", "stats"}
 STAGES = {"shards", "lanes", "storage", "reader", "documents", "tokenizer", "boundary", "packer", "formats", "chat"}
 CHAT_PARTS = {"chattemplates", "chatjinja"}
 """The stage "chat" in several files."""
 READER_PARTS = {"decompression", "tarcuts", "tarformat"}
 """The stage "reader" in several files."""
-STORAGE_PARTS = {"clients", "faults", "listing", "objects", "ranges", "readahead", "retrying", "s3", "web"}
+STORAGE_PARTS = {
+    *("checking", "clients", "faults", "listing", "objects", "ranges", "readahead", "retrying", "s3", "web")
+}
 """The stage "storage" in several files."""
 
 # Library -> the modules and folders that may import it, anywhere in their code.
@@ -46,6 +48,7 @@ USERS = {
 }
 # What else a foundation module or a stage may import of the package.
 MAY_IMPORT = {
+    "digests": {"errors"},
     "errors": set(),
     "hashing": set(),
     "progress": set(),

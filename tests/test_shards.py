@@ -219,12 +219,20 @@ class TestManifest:
 
     def test_a_line_tells_all_that_is_known(self, here: Path) -> None:
         spec = manifest(
-            {"url": "en/b.tar", "size": 7, "digest": "sha256:ab12", "num_samples": 3, "whole": True},
+            {
+                "url": "en/b.tar",
+                "size": 7,
+                "etag": "v1",
+                "digest": "xxh3:ab12cd34ef56ab78",
+                "num_samples": 3,
+                "whole": True,
+            },
             {"url": "s3://b/c.tar", "size": 8, "count": 4},
             {"url": "en/a.tar"},
         )
         first, second, third = expand(spec, STORAGE)
-        assert (first.url, first.size, first.digest, first.num_samples) == ("en/b.tar", 7, "sha256:ab12", 3)
+        assert (first.url, first.size, first.digest, first.num_samples) == ("en/b.tar", 7, "xxh3:ab12cd34ef56ab78", 3)
+        assert (first.etag, second.etag) == ("v1", None)
         assert (first.whole, second.whole, third.whole) == (True, False, False)
         assert (second.size, second.num_samples, second.digest) == (8, 4, None)
         assert (third.size, third.size_known, third.num_samples) == (1, True, None)  # looked up
@@ -257,11 +265,15 @@ class TestManifest:
         ("line", "text"),
         [
             ({"url": "a.tar", "sise": 1}, r"line 2 of the manifest: unknown key 'sise'; did you mean 'size'\?"),
-            ({"url": "a.tar", "quite_other": 1}, "line 2 .*unknown key 'quite_other'; a line has url, size, digest"),
+            (
+                {"url": "a.tar", "quite_other": 1},
+                "line 2 .*unknown key 'quite_other'; a line has url, size, etag, digest",
+            ),
             ({"size": 1}, "line 2 of the manifest: .*missing required field `url`"),
             ({"url": "a.tar", "size": "12"}, r"line 2 of the manifest: Expected `int.*`, got `str` - at `\$\.size`"),
             ({"url": "a.tar", "size": -1}, "line 2 of the manifest: Expected `int` >= 0"),
             ({"url": "a.tar", "digest": "ab12"}, "line 2 of the manifest: Expected `str` matching"),
+            ({"url": "a.tar", "size": 2**63}, r"line 2 of the manifest: Expected `int` <= 1125899906842624"),
             ({"url": ""}, "line 2 of the manifest: Expected `str` of length >= 1"),
             ('{"url": "a.tar"', "line 2 of the manifest: Input data was truncated"),
             ("a.tar", "line 2 of the manifest: JSON is malformed"),
@@ -275,6 +287,31 @@ class TestManifest:
     def test_samples_are_counted_once(self, here: Path) -> None:
         with pytest.raises(ConfigError, match="shard 1: give num_samples or count, not both"):
             expand(manifest({"url": "a.tar", "size": 1, "count": 1, "num_samples": 2}), STORAGE)
+
+    @pytest.mark.parametrize(
+        ("digest", "text"),
+        [
+            ("sha256:ab12", "shard 1: a sha256 digest of 4 hex digits; 200000 bytes have 64"),
+            ("crc16:ab12", "shard 1: the digest 'crc16:ab12' is not .* with one of md5, sha1, sha256, sha512, xxh3"),
+            ("xxh3/65536:" + "0" * 48, "shard 1: a xxh3/65536 digest of 48 hex digits; 200000 bytes have 64"),
+            (
+                "xxh3/999999999:" + "0" * 16,
+                "shard 1: a digest of blocks of 999,999,999 bytes; they may have 67,108,864",
+            ),
+        ],
+    )
+    def test_a_digest_that_could_never_be_right_is_an_error(self, here: Path, digest: str, text: str) -> None:
+        with pytest.raises(ConfigError, match=rf"^m\.jsonl: {text}"):
+            expand(manifest({"url": "a.tar", "size": 200_000, "digest": digest}), STORAGE)
+
+    def test_digests_of_blocks_need_the_size(self, here: Path) -> None:
+        with pytest.raises(ConfigError, match="shard 1: digests of blocks need the shard's size beside them"):
+            expand(manifest({"url": "en/a.tar", "digest": "xxh3/65536:" + "0" * 16}), STORAGE)
+
+    def test_sizes_that_add_up_to_more_than_can_be_counted_are_an_error(self, here: Path) -> None:
+        lines = [{"url": f"{number}.tar", "size": 2**50} for number in range(4097)]
+        with pytest.raises(ConfigError, match="the sizes of the 4097 shards add up to more than 4611686018427387904"):
+            expand(manifest(*lines), STORAGE)
 
     def test_an_empty_manifest_is_an_error_and_blank_lines_are_not(self, here: Path) -> None:
         with pytest.raises(ConfigError, match=r"m\.jsonl: the manifest is empty"):
@@ -444,7 +481,7 @@ class TestTable:
     def _table(self) -> ShardTable:
         Path("m.jsonl").write_text(
             '{"url": "a/\u00e4\U0001f600.tar", "size": 5}\n'
-            '{"url": "a/b.tar.gz", "size": 6, "digest": "md5:0f", "num_samples": 0}\n'
+            '{"url": "a/b.tar.gz", "size": 6, "digest": "md5:0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f", "num_samples": 0}\n'
         )
         return expand("@m.jsonl", STORAGE)
 
@@ -454,7 +491,7 @@ class TestTable:
         copy = pickle.loads(pickle.dumps(table)) if way == "pickle" else ShardTable.from_bytes(table.to_bytes())
         assert list(copy) == list(table)
         assert copy.digest == table.digest
-        assert copy[1].digest == "md5:0f"
+        assert copy[1].digest == "md5:" + "0f" * 16
         assert (copy[0].num_samples, copy[1].num_samples) == (None, 0)
 
     def test_it_is_a_sequence(self, here: Path) -> None:

@@ -18,6 +18,7 @@ _COMMANDS = {
     "peek": "Show packs: their text, where documents meet, and which labels are masked.",
     "plan": "What a configuration needs and gives on so many ranks and workers.",
     "count": "Count documents, bytes and tokens of shards, and how well they pack.",
+    "manifest": "Write the list of the shards with their sizes, so that nothing is listed again.",
     "bench": "How fast the line is on your shards and model, and where its time goes.",
     "demo": "Train on the demo data that ships, with a resume on another topology.",
 }

@@ -8,6 +8,7 @@ import typer
 from streampack.boundary import ReplaceBoundary
 from streampack.config import load_config
 from streampack.dataset import PackedDataset
+from streampack.storage import Storage
 
 Shards = Annotated[
     list[str],
@@ -46,3 +47,13 @@ def make_dataset(shards: Sequence[str], **given: Any) -> PackedDataset:  # Any: 
     if isinstance(boundary, str) and boundary.startswith("replace:") and boundary[8:].isdecimal():
         given["boundary"] = ReplaceBoundary(int(boundary[8:]))
     return PackedDataset(**given, dp_rank=0, dp_size=1)
+
+
+def make_storage(shards: Sequence[str]) -> tuple[list[str], Storage]:
+    """What to read and how to reach it, for commands that need no tokenizer; of a config file its dataset's."""
+    if len(shards) == 1 and shards[0].endswith((".yaml", ".yml")):
+        given = load_config(shards[0]).dataset_arguments()
+        found = given["shards"]
+        specs = [found] if isinstance(found, str) else list(found)
+        return specs, Storage(given.get("storage_options"), given.get("retry"))
+    return list(shards), Storage()

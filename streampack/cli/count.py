@@ -11,24 +11,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
 from streampack.cli.arguments import ChatTemplate, Field, Json, Shards, Tokenizer, make_dataset
-from streampack.cli.console import format_bytes, messages, output, print_json
+from streampack.cli.console import output, print_json
 from streampack.cli.countview import draw
+from streampack.cli.progress import ShardProgress
 from streampack.cli.tally import Tally, tally_shard
 from streampack.dataset import PackedDataset
 from streampack.errors import LoaderError, ShardError
@@ -77,7 +68,7 @@ def count(
     table, recipe = dataset.list_shards(), dataset.recipe
     workers = min(workers or _num_cores(), len(table))
     tally = Tally()
-    with _Progress(table) as progress:
+    with ShardProgress("counting", table) as progress:
         parts = (
             _tally_here(recipe, table, has_tokens=has_tokens, advance=progress.advance)
             if workers == 1
@@ -143,46 +134,6 @@ def _as_json(tally: Tally, table: ShardTable, recipe: Recipe, *, has_tokens: boo
         "skipped": tally.skipped,
         "bad": [{"error": error, **place._asdict()} for place, error in tally.bad],
     }
-
-
-class _SpeedColumn(ProgressColumn):
-    """Rich's own has decimal units."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{format_bytes(task.speed)}/s" if task.speed else "", justify="right")
-
-
-class _Progress:
-    """A bar on stderr over the bytes of the shards; nothing where stderr is no terminal."""
-
-    def __init__(self, table: ShardTable) -> None:
-        console = messages()
-        self._num_shards = len(table)
-        self._progress = Progress(
-            TextColumn("counting"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.fields[shards]} shards"),
-            DownloadColumn(binary_units=True),
-            _SpeedColumn(),
-            TimeRemainingColumn(compact=True),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
-            expand=True,
-        )
-        self._task = self._progress.add_task("", total=table.total_bytes, shards=f"0/{self._num_shards:,}")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def advance(self, bytes_done: int, shards_done: int) -> None:
-        # Started as late as here: it has a thread, and the processes are forked before.
-        self._progress.start()
-        shards = f"{shards_done:,}/{self._num_shards:,}"
-        self._progress.update(self._task, completed=bytes_done, shards=shards)
 
 
 # -- processes -------------------------------------------------------------------------------------------------------

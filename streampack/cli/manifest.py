@@ -1,0 +1,135 @@
+"""`streampack manifest`: the shards with their sizes, listed once, as a file that needs no listing again.
+
+The lines stand in the order in which the shards would be read without the manifest (globs and directories sorted), so
+that `@FILE` stands for the same run: the same names, sizes and order. The file appears whole or not at all.
+"""
+
+import json as json_module
+import os
+import posixpath
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
+from typing import Annotated
+
+import typer
+
+from streampack.cli.arguments import Json, Shards, make_storage
+from streampack.cli.console import count, format_bytes, messages, output, print_json
+from streampack.cli.progress import ShardProgress
+from streampack.clients import local_path
+from streampack.decompression import is_compressed
+from streampack.digests import BLOCK_BYTES, MAX_BLOCK_BYTES, BlockDigester
+from streampack.records import Shard
+from streampack.shards import ShardTable, expand
+from streampack.storage import Storage
+
+
+def manifest(
+    shards: Shards,
+    *,
+    output_file: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write it; read it as @FILE.")
+    ],
+    digests: Annotated[
+        bool, typer.Option("--digests", help="Read every shard and write a digest of each of its blocks.")
+    ] = False,
+    block_bytes: Annotated[
+        int, typer.Option(min=2**16, max=MAX_BLOCK_BYTES, help="Bytes of a block, with --digests.")
+    ] = BLOCK_BYTES,
+    workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="Shards read at once, with --digests.")] = 8,
+    json: Json = False,
+) -> None:
+    """Write the list of the shards with their sizes, so that nothing is listed again."""
+    specs, storage = make_storage(shards)
+    console = messages()
+    with console.status("listing") as status:
+
+        def tell(done: int, total: int) -> None:
+            status.update(f"listed; {done:,} of {total:,} sizes looked up")
+
+        table = expand(specs, storage, progress=tell)
+    rows: Iterator[tuple[Shard, int | None, str | None]] = (
+        (shard, shard.size if shard.size_known else None, shard.digest) for shard in table
+    )
+    folder = output_file.parent
+    num_bytes = 0
+    with tempfile.NamedTemporaryFile("w", dir=folder, prefix=output_file.name, encoding="utf-8", delete=False) as file:
+        try:
+            with ShardProgress("reading", table) as progress:
+                if digests:
+                    rows = _digested(table, storage, block_bytes=block_bytes, workers=workers, progress=progress)
+                for shard, size, digest in rows:
+                    num_bytes += size or 0
+                    file.write(_line(shard, size=size, digest=digest, folder=folder))
+            file.flush()
+            os.fsync(file.fileno())
+            Path(file.name).chmod(0o644)
+            Path(file.name).replace(output_file)
+        except BaseException:
+            Path(file.name).unlink()
+            raise
+    if json:
+        print_json({"file": str(output_file), "num_shards": len(table), "bytes": num_bytes, "digests": digests})
+        return
+    unknown = int((~table.size_known).sum()) if not digests else 0
+    note = f", {unknown:,} of unknown size" if unknown else ""
+    output().print(
+        f"{output_file}: {count(len(table), 'shard')}, {format_bytes(num_bytes)}{note}; read it as @{output_file}"
+    )
+
+
+def _line(shard: Shard, *, size: int | None, digest: str | None, folder: Path) -> str:
+    line: dict[str, object] = {"url": _url(shard.url, folder)}
+    if size is not None:
+        line["size"] = size
+    if shard.etag is not None:
+        line["etag"] = shard.etag
+    if digest is not None:
+        line["digest"] = digest
+    if shard.num_samples is not None:
+        line["num_samples"] = shard.num_samples
+    if shard.whole and shard.size_known and not is_compressed(shard.url):
+        line["whole"] = True
+    return json_module.dumps(line, ensure_ascii=False) + "\n"
+
+
+def _url(url: str, folder: Path) -> str:
+    """The URL as the manifest says it: below the manifest's folder relative to it, so that both can move together."""
+    path = local_path(url)
+    if path is None:
+        return url
+    below = os.path.relpath(path, folder)
+    if below.startswith(".."):
+        return str(Path(path).absolute())
+    return posixpath.join(*Path(below).parts)
+
+
+def _digested(
+    table: ShardTable, storage: Storage, *, block_bytes: int, workers: int, progress: ShardProgress
+) -> Iterator[tuple[Shard, int | None, str | None]]:
+    """Each shard with its size and digest, in order; threads wait for the storage side by side."""
+    lock = Lock()
+    bytes_done = shards_done = 0
+
+    def read(index: int) -> tuple[Shard, int, str]:
+        nonlocal bytes_done, shards_done
+        shard = table[index]
+        digester, size = BlockDigester(block_bytes=block_bytes), 0
+        for chunk in storage.chunks(shard.url, size=shard.size if shard.size_known else None):
+            digester.update(chunk)
+            size += len(chunk)
+            with lock:
+                bytes_done += len(chunk)
+                progress.advance(bytes_done, shards_done)
+        with lock:
+            shards_done += 1
+        return shard, size, digester.text()
+
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            yield from pool.map(read, range(len(table)))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)

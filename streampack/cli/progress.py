@@ -1,0 +1,57 @@
+"""How far a command has got through the shards: a bar on stderr."""
+
+from typing import Self
+
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from streampack.cli.console import format_bytes, messages
+from streampack.shards import ShardTable
+
+
+class _SpeedColumn(ProgressColumn):
+    """Rich's own has decimal units."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{format_bytes(task.speed)}/s" if task.speed else "", justify="right")
+
+
+class ShardProgress:
+    """A bar on stderr over the bytes of the shards; nothing where stderr is no terminal."""
+
+    def __init__(self, doing: str, table: ShardTable) -> None:
+        console = messages()
+        self._num_shards = len(table)
+        self._progress = Progress(
+            TextColumn(doing),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[shards]} shards"),
+            DownloadColumn(binary_units=True),
+            _SpeedColumn(),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+            expand=True,
+        )
+        self._task = self._progress.add_task("", total=table.total_bytes, shards=f"0/{self._num_shards:,}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def advance(self, bytes_done: int, shards_done: int) -> None:
+        # Started as late as here: it has a thread, and the processes are forked before.
+        self._progress.start()
+        shards = f"{shards_done:,}/{self._num_shards:,}"
+        self._progress.update(self._task, completed=bytes_done, shards=shards)
