@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from streampack import progress
@@ -47,13 +46,8 @@ class Message:
 
     slots: NDArray[np.int8]
     """int8 [P], see `Slot`."""
-    tokens: torch.Tensor
-    """int32 [B, seq_len], B the number of slots with a pack."""
-    num_segments: NDArray[np.int32]
-    seq_lens: NDArray[np.int32]
-    edge_labels: NDArray[np.int32]
-    ignored: NDArray[np.bool_] | None
-    num_targets: NDArray[np.int64]
+    block: PackBlock
+    """The packs, one for each slot that has one: B of them."""
     cursors: NDArray[np.int64]
     """int64 [B, len(Cursor)]: the lane's cursor after the pack."""
     digest_and_counts: NDArray[np.int64]
@@ -143,18 +137,12 @@ def _message(
     slots: Sequence[LanePack | LaneEnd | None], recipe: Recipe, *, with_sources: bool, storage: StorageUse
 ) -> Message:
     packs = [slot for slot in slots if isinstance(slot, LanePack)]
-    block = stack([pack.rows for pack in packs], seq_len=recipe.seq_len, pad_id=recipe.pad_id)
     digests = np.array([pack.digest for pack in packs], dtype=np.uint64).view(np.int64)
     counts = np.array([pack.counts for pack in packs], dtype=np.int64).reshape(len(packs), len(Counts._fields))
     kinds = [Slot.NOTHING if slot is None else Slot.ENDED if isinstance(slot, LaneEnd) else Slot.PACK for slot in slots]
     return Message(
         slots=np.array(kinds, dtype=np.int8),
-        tokens=torch.from_numpy(block.tokens),
-        num_segments=block.num_segments,
-        seq_lens=block.seq_lens,
-        edge_labels=block.edge_labels,
-        ignored=block.ignored,
-        num_targets=block.num_targets,
+        block=stack([pack.rows for pack in packs], seq_len=recipe.seq_len, pad_id=recipe.pad_id),
         cursors=np.array([pack.cursor for pack in packs], dtype=np.int64).reshape(len(packs), len(Cursor._fields)),
         digest_and_counts=np.column_stack([digests, counts]),
         ends=tuple((index, slot.counts) for index, slot in enumerate(slots) if isinstance(slot, LaneEnd)),
@@ -215,7 +203,7 @@ class _Opened:
         self.message = message
         self._kinds = message.slots.tolist()
         self._packs = np.cumsum(message.slots == Slot.PACK).tolist()
-        self._segments = [0, *np.cumsum(message.num_segments).tolist()]
+        self._segments = [0, *np.cumsum(message.block.num_segments).tolist()]
         self._ends = dict(message.ends)
 
     def item(self, index: int, number: int, place: int) -> Item | None:
@@ -233,6 +221,8 @@ class _Opened:
 def gather(packs: Iterable[PackRef | None], *, seq_len: int, pad_id: int) -> PackBlock:
     """Packs from any messages side by side; None is a filler: all padding."""
     packs = list(packs)
+    if packs and packs[0] is not None and _are_all_of(packs[0].message, packs):
+        return packs[0].message.block
     tokens = np.full((len(packs), seq_len), pad_id, dtype=np.int32)
     ignored: NDArray[np.bool_] | None = None
     num_segments = np.zeros(len(packs), dtype=np.int32)
@@ -241,16 +231,16 @@ def gather(packs: Iterable[PackRef | None], *, seq_len: int, pad_id: int) -> Pac
     for row, pack in enumerate(packs):
         if pack is None:
             continue
-        message, index, segments = pack
-        tokens[row] = message.tokens[index].numpy()
-        num_segments[row] = message.num_segments[index]
-        num_targets[row] = message.num_targets[index]
-        seq_lens.append(message.seq_lens[segments])
-        edge_labels.append(message.edge_labels[segments])
-        if message.ignored is not None:
+        block, index, segments = pack.message.block, pack.number, pack.segments
+        tokens[row] = block.tokens[index]
+        num_segments[row] = block.num_segments[index]
+        num_targets[row] = block.num_targets[index]
+        seq_lens.append(block.seq_lens[segments])
+        edge_labels.append(block.edge_labels[segments])
+        if block.ignored is not None:
             if ignored is None:
                 ignored = np.zeros((len(packs), seq_len), dtype=np.bool_)
-            ignored[row] = message.ignored[index]
+            ignored[row] = block.ignored[index]
     return PackBlock(
         tokens=tokens,
         num_segments=num_segments,
@@ -258,4 +248,11 @@ def gather(packs: Iterable[PackRef | None], *, seq_len: int, pad_id: int) -> Pac
         edge_labels=np.concatenate(edge_labels),
         ignored=ignored,
         num_targets=num_targets,
+    )
+
+
+def _are_all_of(message: Message, packs: Sequence[PackRef | None]) -> bool:
+    """Whether the packs are those of the message, all of them and in its order."""
+    return len(packs) == len(message.block.num_targets) and all(
+        pack is not None and pack.message is message and pack.number == number for number, pack in enumerate(packs)
     )

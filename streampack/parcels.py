@@ -1,6 +1,6 @@
 """One value as one file of shared memory without a name, to be sent between processes as a file descriptor.
 
-In: what can be pickled; its arrays and tensors are written as they are. Out: the descriptor, and on the other side the
+In: what can be pickled; its arrays are written as they are. Out: the descriptor, and on the other side the
 value, with arrays of its own.
 Never: a name under which something could be left over. A sender that dies takes nothing of what it has sent with it,
 and what nobody takes is gone with the last descriptor.
@@ -8,32 +8,21 @@ and what nobody takes is gone with the last descriptor.
     |- sizes of the parts -|- pickle -|- array -|- array -| ...      each part begins at a multiple of 64 bytes
 """
 
-import io
 import os
 import pickle
 import tempfile
 from typing import Any
 
 import numpy as np
-import torch
 
 _ALIGNED = 64
 
 
-class _Pickler(pickle.Pickler):
-    """Leaves arrays out of the pickle, and tensors are arrays."""
-
-    def reducer_override(self, value: Any) -> Any:
-        if type(value) is torch.Tensor:
-            return torch.from_numpy, (value.numpy(),)
-        return NotImplemented
-
-
 def wrap(value: Any) -> int:
     """A file descriptor that stands for the value; the caller closes it."""
-    pickled, buffers = io.BytesIO(), list[pickle.PickleBuffer]()
-    _Pickler(pickled, protocol=5, buffer_callback=buffers.append).dump(value)
-    parts = [pickled.getbuffer(), *(buffer.raw() for buffer in buffers)]
+    buffers: list[pickle.PickleBuffer] = []
+    pickled = memoryview(pickle.dumps(value, protocol=5, buffer_callback=buffers.append))
+    parts = [pickled, *(buffer.raw() for buffer in buffers)]
     sizes = np.array([len(parts), *(part.nbytes for part in parts)], dtype=np.int64)
     descriptor = _memory()
     try:

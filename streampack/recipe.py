@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from streampack.boundary import BoundaryPolicy, ReplaceBoundary
 from streampack.decompression import decompress, is_compressed
 from streampack.documents import DocumentReader
+from streampack.errors import TokenizerError
 from streampack.lanes import Piece
 from streampack.packer import Packer
 from streampack.reader import read_range, read_samples
@@ -90,6 +91,8 @@ class Recipe:
             assert self.tokenizer is not None and document.text is not None, "the dataset demands a tokenizer for text"
             try:
                 ids = np.asarray(self.tokenizer.encode(document.text))
+            except TokenizerError as error:
+                raise TokenizerError(error.message, url=document.url, member=document.key) from error
             except Exception as error:
                 error.add_note(f"while tokenizing {document.url}, sample {document.key!r}, record {document.record}")
                 raise

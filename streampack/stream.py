@@ -10,6 +10,7 @@ cursor does not hold: dropping it and starting another one from the cursor of it
 """
 
 import logging
+import operator
 from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -178,7 +179,7 @@ class LaneStream:
     def _feed(self, fed: _Fed, document: Document) -> None:
         tokens, mask = self._recipe.encode(document)
         try:
-            self._packer.feed(tokens, mask, row=fed.cursor.row)
+            self._packer.feed(tokens, mask, row=fed.cursor.row, checked=mask is None and document.tokens is not None)
         except RecordError as error:
             named = type(error)(error.message, url=fed.url, member=fed.key)
             if fed.cursor.row:  # earlier packs hold a part of it: to pass over the rest would lose it
@@ -220,7 +221,8 @@ class LaneStream:
             self._skipped = 0
         now, before = self._packer.counts, self._counted
         self._counted = now
-        return Counts(*(a - b for a, b in zip(now, before, strict=True)))._replace(skipped=skipped)
+        counts = Counts(*map(operator.sub, now, before))
+        return counts._replace(skipped=skipped) if skipped else counts  # the packer knows of none
 
     def _sources(self, rows: PackRows) -> Iterator[Source]:
         for span in rows.spans:

@@ -319,6 +319,17 @@ def test_a_model_that_is_missing_is_an_error_with_its_path(corpus: Corpus, tmp_p
         dataset(corpus, tokenizer=str(tmp_path / "none.model"))
 
 
+def test_an_error_of_the_tokenizer_names_the_document(corpus: Corpus) -> None:
+    class Failing(ByteTokenizer):
+        def encode(self, text: str) -> np.ndarray:
+            if len(text) > 16:  # not what a tokenizer is tried with before the run
+                raise TokenizerError("no ids for that")
+            return super().encode(text)
+
+    with pytest.raises(TokenizerError, match=r"\.tar.*, member .*: no ids for that"):
+        next(iter(dataset(corpus, tokenizer=Failing())))
+
+
 # --- shards
 
 
