@@ -2,8 +2,8 @@
 
 The pipeline, in the order in which bytes become batches:
 
-    shards -> lanes -> storage -> reader -> documents -> tokenizer -> boundary -> packer     what is in a lane
-           -> stream -> pool -> messages -> rounds -> loader                                 from lanes to batches
+    shards -> lanes -> storage -> reader -> documents -> chat -> tokenizer -> boundary         what is in a lane
+           -> packer -> stream -> pool -> messages -> rounds -> loader -> formats            from lanes to batches
 
 Global batches are the same, bit for bit, on every number of ranks and workers, and through every resume.
 """

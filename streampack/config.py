@@ -13,8 +13,8 @@ in Python:
     boundary          a name, or {replace: 7} for ReplaceBoundary(7)
     transform         "module:function", imported when the arguments are asked for
     retry             a mapping of RetryPolicy's fields
-    paths             of shards, tokenizer and cache_dir: one that starts with ./ or ../ is relative to the config
-                      file, package://some.package/path is inside an installed package, any other stays as it is
+    paths             of shards, tokenizer, chat_template and cache_dir: one that starts with ./ or ../ is relative to
+                      the config file, package://some.package/path is inside an installed package, any other stays
 """
 
 import importlib.resources
@@ -63,6 +63,8 @@ class DatasetConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     pad_id: int | UnsetType | None = UNSET
     add_bos: bool | UnsetType = UNSET
     add_eos: bool | UnsetType = UNSET
+    chat_template: str | UnsetType | None = UNSET
+    train_on: Literal["assistant", "last_assistant", "all"] | UnsetType = UNSET
     transform: str | UnsetType | None = UNSET
     transform_version: str | UnsetType = UNSET
     split: Literal["train", "val"] | UnsetType | None = UNSET
@@ -88,11 +90,15 @@ class LoaderConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     batch_size: int | UnsetType = UNSET
     num_workers: int | UnsetType = UNSET
     format: str | UnsetType = UNSET
+    positions: Literal["document", "pack"] | UnsetType = UNSET
+    loss_weights: Literal["token", "document"] | UnsetType | None = UNSET
+    mask: bool | UnsetType = UNSET
     provenance: bool | UnsetType = UNSET
     drop_last: bool | UnsetType = UNSET
     prefetch_bytes: int | UnsetType = UNSET
     pin_memory: bool | Literal["auto"] | UnsetType = UNSET
     multiprocessing_context: Literal["fork", "spawn", "forkserver"] | UnsetType | None = UNSET
+    worker_timeout_s: float | UnsetType = UNSET
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -204,7 +210,7 @@ def _checked_mapping(value: object, keys: tuple[str, ...], known: tuple[str, ...
 def _plain(value: object, keys: tuple[str, str], lines: _Lines) -> object:
     """The value with sizes as numbers and paths resolved; a value of a wrong type stays for the check of types."""
     key = keys[1]
-    if key in {"shards", "tokenizer", "cache_dir"}:
+    if key in {"shards", "tokenizer", "chat_template", "cache_dir"}:
         if isinstance(value, list):
             return [_plain(item, keys, lines) for item in value]
         return _resolved(value, lines.file, lines.where(keys)) if isinstance(value, str) else value

@@ -4,6 +4,7 @@ Arguments are checked here, once; from then on a `Recipe` is trusted. The datase
 holds no open file, no client and no handle of a tokenizer that does not survive either.
 """
 
+import dataclasses
 import hashlib
 import os
 import warnings
@@ -14,7 +15,9 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from streampack import topology
-from streampack.boundary import BoundaryPolicy, ReplaceBoundary, as_boundary, expand, stack
+from streampack.boundary import BoundaryPolicy, Overflow, Packing, ReplaceBoundary, as_boundary, expand, stack
+from streampack.chat import Chat, make_chat
+from streampack.chattemplates import ChatFunction, TrainOn
 from streampack.corpus import Corpus
 from streampack.documents import DocumentReader, Transform, parse_field
 from streampack.engines import choose_engine
@@ -28,6 +31,7 @@ from streampack.shards import expand as expand_shards
 from streampack.storage import RetryPolicy, Storage
 from streampack.stream import LaneEnd, LaneStart
 from streampack.tokenizer import check_tokenizer, load_tokenizer, special_ids
+from streampack.wrappers import check_not_dealt_again
 
 
 class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
@@ -45,13 +49,20 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         seq_len: tokens of a pack, at least 2.
         field: what of a sample is the document: "txt", "json:KEY", "jsonl:KEY" (many documents) or "npy" (token ids).
         boundary: what the row at a document's end has as its label; see `BoundaryPolicy`, or `ReplaceBoundary(id)`.
-        packing: "wrap" cuts the stream of rows every `seq_len`; "next_fit" keeps documents whole.
-        overflow: what "next_fit" does with a document above `seq_len`: "split", "truncate", "drop" or "error".
+        packing: "wrap" cuts the stream of rows every `seq_len`; "next_fit" keeps documents whole. None: "wrap", for
+            conversations "next_fit".
+        overflow: what "next_fit" does with a document above `seq_len`: "split", "truncate", "drop" or "error". None:
+            "split", for conversations "error".
         tail: "pad" or "drop" the unfinished pack at the end of each lane of a finite run.
         lookahead: False masks the last label of every full pack, as for a model that shifts labels itself.
         pad_id: the token of padding; None takes the tokenizer's, else 0.
         add_bos: put the tokenizer's BOS before each document, pre-tokenized ones too.
         add_eos: put its EOS behind each document.
+        chat_template: for conversations (a field whose key is `messages`): "phi3", "llama2", "llama3", "mistral",
+            "chatml"; the path of a tokenizer_config.json, or a Jinja template, in which `{% generation %}` encloses
+            the assistant's; or a function that gives (text or token id, trained) pairs of a list of messages. The
+            built-in ones put BOS and EOS where the model's format has them, the others say themselves what is there.
+        train_on: which messages are targets: "assistant", "last_assistant" or "all".
         transform: `fn(document, rng)` gives a `Document`, a list of them, or None. `rng` depends on the document alone.
         transform_version: a name for what `transform` does; part of the fingerprint.
         split: "train" or "val": without, or only, the documents held out by a hash; "val" is one epoch as listed.
@@ -91,13 +102,15 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         *,
         field: str = "txt",
         boundary: BoundaryPolicy | ReplaceBoundary | str = "mask",
-        packing: str = "wrap",
-        overflow: str = "split",
+        packing: Packing | str | None = None,
+        overflow: Overflow | str | None = None,
         tail: str = "pad",
         lookahead: bool = True,
         pad_id: int | None = None,
         add_bos: bool = True,
         add_eos: bool = True,
+        chat_template: str | ChatFunction | None = None,
+        train_on: TrainOn | str = "assistant",
         transform: Transform | None = None,
         transform_version: str = "",
         split: Literal["train", "val"] | None = None,
@@ -160,27 +173,43 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
             raise ConfigError('tokenizer=None works with field="npy", add_bos=False and add_eos=False only')
         if tokenizer is not None:
             tokenizer = choose_engine(check_tokenizer(tokenizer), engine)
-        bos_id, eos_id = (None, None) if tokenizer is None else special_ids(tokenizer, add_bos=add_bos, add_eos=add_eos)
+        parsed = parse_field(field)
+        bos_id, eos_id = None, None
+        chat: Chat | None = None
+        if parsed.is_chat:
+            chat = make_chat(
+                chat_template,
+                train_on=train_on,
+                tokenizer=tokenizer,
+                add_bos=add_bos,
+                add_eos=add_eos,
+                read=self._storage.read,
+            )
+        elif chat_template is not None or train_on != TrainOn.ASSISTANT:
+            raise ConfigError(f"chat_template and train_on are for conversations, and field={field!r} holds none")
+        elif tokenizer is not None:
+            bos_id, eos_id = special_ids(tokenizer, add_bos=add_bos, add_eos=add_eos)
         if pad_id is None:
             pad_id = None if tokenizer is None else tokenizer.pad_id
         self.recipe = Recipe(
             storage=self._storage,
             documents=DocumentReader(
-                field=parse_field(field),
+                field=parsed,
                 transform=transform,
                 transform_version=transform_version,
                 split=split,
                 val_fraction=val_fraction,
                 seed=seed,
                 max_document_bytes=max_document_bytes,
+                chat=chat,
             ),
             tokenizer=tokenizer,
             bos_id=bos_id,
             eos_id=eos_id,
             seq_len=seq_len,
             boundary=as_boundary(boundary),
-            packing=packing,
-            overflow=overflow,
+            packing=str(packing or (Packing.WRAP if chat is None else Packing.NEXT_FIT)),
+            overflow=str(overflow or (Overflow.SPLIT if chat is None or packing == Packing.WRAP else Overflow.ERROR)),
             tail=tail,
             lookahead=lookahead,
             pad_id=0 if pad_id is None else pad_id,
@@ -193,6 +222,8 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         self._seed = seed
         self._shuffle = shuffle and split != "val"
         self._field = field
+        self._chat = None if chat is None else {"chat_template": chat.digest, "train_on": str(chat.train_on)}
+        self._adds = {"add_bos": add_bos, "add_eos": add_eos}
         if self._by_hand or not topology.may_be_distributed():
             # On one process, list here, so that workers never do; with peers PackedDataLoader lets rank 0 list for all.
             self.list_shards()
@@ -224,6 +255,18 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         if self._asked_lanes == "auto":
             self._asked_lanes = auto_num_lanes(self.list_shards().total_bytes)
         return self._asked_lanes
+
+    def without_lookahead(self) -> "PackedDataset":
+        """The same packs for a model that shifts labels itself, or this dataset where labels never lie behind a pack.
+
+        Whole-document packings have labels inside their packs only, but where `overflow` cut a document.
+        """
+        recipe = self.recipe
+        if not recipe.lookahead or recipe.packing != Packing.WRAP:
+            return self
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, recipe=dataclasses.replace(recipe, lookahead=False))
+        return other
 
     def check_same_topology(self, other: topology.Topology) -> None:
         """Refuse a loader's ranks that differ from ranks given to the dataset by hand."""
@@ -262,8 +305,8 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
             "max_document_bytes": documents.max_document_bytes,
             "transform": "none" if documents.transform is None else f"version {documents.transform_version!r}",
             "tokenizer": "none" if recipe.tokenizer is None else recipe.tokenizer.digest,
-            "add_bos": recipe.bos_id is not None,
-            "add_eos": recipe.eos_id is not None,
+            **(self._chat or {}),
+            **self._adds,
             "seq_len": recipe.seq_len,
             "boundary": f"replace:{boundary.token_id}" if isinstance(boundary, ReplaceBoundary) else str(boundary),
             "packing": recipe.packing,
@@ -307,6 +350,7 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
                 "call dataset.list_shards() in the main process, or use PackedDataLoader"
             )
         self._check_topology()
+        check_not_dealt_again(rank=self._topology.rank, size=self._topology.size)
         recipe, corpus = self.recipe, self.corpus()
         check_ranks(num_lanes=corpus.num_lanes, num_ranks=self._topology.size)
         lanes = worker_lanes(
@@ -345,6 +389,7 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
     def __getstate__(self) -> dict[str, Any]:
         # Called in the parent when workers are spawned: the last chance to list once for all of them.
         self._check_topology()
+        check_not_dealt_again(rank=self._topology.rank, size=self._topology.size)
         self.list_shards()
         return self.__dict__.copy()
 

@@ -10,6 +10,9 @@ Out: its `Document`s in record order, and a `BadRecord` in the place of each one
     jsonl:KEY    .jsonl .jsonl.gz .jsonl.zst  one per line; blank lines have no record index
     npy          .npy                         token ids, a 1-D array of integers
 
+Under the key `messages` stands a conversation, a list of objects with strings under `role` and `content`; `chat` makes
+its tokens and its loss mask, behind the transform.
+
 The member is the one with exactly that extension, else the only one whose extension ends in it (`page.txt`).
 
 Never true: that a text is anything but strict UTF-8, or is stripped (a BOM stays); that a part of a compressed member
@@ -23,7 +26,7 @@ import io
 import re
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -32,8 +35,8 @@ import zstandard
 from numpy.typing import NDArray
 
 from streampack import hashing
-from streampack.errors import ConfigError, DocumentTooLongError, MissingFieldError, NotBuiltError, RecordError
-from streampack.records import BadRecord, Document, Sample, Tokens
+from streampack.errors import ConfigError, DocumentTooLongError, MissingFieldError, RecordError
+from streampack.records import BadRecord, Document, Mask, Message, Sample, Tokens
 
 Transform = Callable[[Document, np.random.Generator], Document | list[Document] | None]
 
@@ -60,6 +63,11 @@ class Field:
         return f"{self.kind}:{'.'.join(self.keys)}" if self.keys else self.kind
 
     @property
+    def is_chat(self) -> bool:
+        """Whether a document is a conversation."""
+        return self.keys[-1:] == ("messages",)
+
+    @property
     def holds_many(self) -> bool:
         """Whether a member holds many documents, so that its size says nothing of theirs."""
         return self.kind == "jsonl"
@@ -74,15 +82,12 @@ def parse_field(field: str) -> Field:
     """The record for `"txt"`, `"json:KEY"`, `"jsonl:KEY"` or `"npy"`.
 
     Raises:
-        ConfigError: it is none of these; NotBuiltError for the key `messages`.
+        ConfigError: it is none of these.
     """
     kind, colon, path = field.partition(":")
     keys = tuple(path.split(".")) if colon else ()
-    if kind in ("json", "jsonl"):
-        if not all(keys or ("",)):
-            raise ConfigError(f"field={field!r} names no key: write {kind + ':text'!r}, or {kind + ':meta.text'!r}")
-        if keys == ("messages",):
-            raise NotBuiltError(f"field={field!r} is not built yet: store the messages as the text to train on")
+    if kind in ("json", "jsonl") and not all(keys or ("",)):
+        raise ConfigError(f"field={field!r} names no key: write {kind + ':text'!r}, or {kind + ':meta.text'!r}")
     if kind not in _EXTENSIONS or (colon and kind in ("txt", "npy")):
         raise ConfigError(f"field={field!r} is not known: 'txt', 'json:KEY', 'jsonl:KEY' and 'npy' are")
     return Field(kind, keys)  # type: ignore[arg-type]  # a key of _EXTENSIONS
@@ -102,6 +107,8 @@ class DocumentReader:
     """Of UTF-8 text, or four times the number of tokens."""
     max_member_bytes: int = 2**30
     """What a compressed member may decompress to."""
+    chat: Callable[[Sequence[Message]], tuple[Tokens, Mask]] | None = None
+    """Makes ids and a loss mask of a conversation; its RecordError is a bad record."""
 
     def __post_init__(self) -> None:
         if self.split not in (None, "train", "val"):
@@ -124,7 +131,7 @@ class DocumentReader:
         position: int,
         first_record: int = 0,
         first_part: int = 0,
-    ) -> Iterator[Document | BadRecord]:
+    ) -> Iterable[Document | BadRecord]:
         """The documents of `sample`, from part `first_part` of record `first_record` on.
 
         Args:
@@ -140,13 +147,31 @@ class DocumentReader:
         Raises:
             ConfigError: the transform returned what is no document. What it raises passes as it is, with a note.
         """
-        name = shard_name.rpartition("/")[2]
-        read = self._read_many if self.field.holds_many else self._read_one
-        for item in read(sample, url, name, position, first_record):
+        if self.field.holds_many:
+            items: Iterable[Document | BadRecord] = self._read_many(sample, url, shard_name, position, first_record)
+        else:
+            item = self._read_one(sample, url, shard_name, position) if first_record == 0 else None
+            items = () if item is None else (item,)
+        if self.transform is None and self.chat is None and not first_part:
+            return items
+        return self._parts(items, url, shard_index, epoch, position, first_record, first_part)
+
+    def _parts(
+        self,
+        items: Iterable[Document | BadRecord],
+        url: str,
+        shard_index: int,
+        epoch: int,
+        position: int,
+        first_record: int,
+        first_part: int,
+    ) -> Iterator[Document | BadRecord]:
+        """What becomes of the records, from part `first_part` of record `first_record` on."""
+        for item in items:
             first = first_part if item.record == first_record else 0
             if self.transform is None or isinstance(item, BadRecord):
                 if first == 0:
-                    yield item
+                    yield self._in_tokens(item)
                 continue
             rng = hashing.generator(self.seed, epoch, shard_index, position, item.record)
             try:
@@ -154,37 +179,48 @@ class DocumentReader:
             except _BadError as bad:
                 yield bad.record(item.record, url, item.key)
             else:
-                yield from parts[first:]
+                yield from map(self._in_tokens, parts[first:])
 
-    def _chosen(self, name: str, key: str, record: int) -> bool:
+    def _in_tokens(self, item: Document | BadRecord) -> Document | BadRecord:
+        """A conversation as tokens; anything else as it is."""
+        if isinstance(item, BadRecord) or item.messages is None:
+            return item
+        assert self.chat is not None, "the dataset demands a chat template for messages"
+        try:
+            tokens, mask = self.chat(item.messages)
+        except RecordError as error:
+            named = type(error)(error.message, url=item.url, member=item.key)
+            return BadRecord(record=item.record, error=named)
+        return dataclasses.replace(item, messages=None, tokens=tokens, loss_mask=mask)
+
+    def _chosen(self, shard_name: str, key: str, record: int) -> bool:
         if self.split is None:
             return True
+        name = shard_name.rpartition("/")[2]
         held_out = hashing.is_held_out(name=name, key=key, record=record, fraction=self.val_fraction)
         return held_out == (self.split == "val")
 
-    def _read_one(
-        self, sample: Sample, url: str, name: str, position: int, first_record: int
-    ) -> Iterator[Document | BadRecord]:
-        """Of a member that is one document: record 0."""
-        if first_record > 0 or not self._chosen(name, sample.key, 0):
-            return
-        text, tokens, member = None, None, sample.key
+    def _read_one(self, sample: Sample, url: str, shard_name: str, position: int) -> Document | BadRecord | None:
+        """Of a member that is one document: record 0, or None where it is of the other split."""
+        if not self._chosen(shard_name, sample.key, 0):
+            return None
+        text, tokens, messages, extension = None, None, None, None
         try:
             extension, data = self._member(sample)
-            member = f"{member}.{extension}"
             if self.field.kind == "npy":
                 tokens = _npy_tokens(data, self.max_document_bytes)
+            elif self.field.is_chat:
+                messages = _json_messages(data, self.field.keys, self.max_document_bytes)
             elif self.field.kind == "json":
                 text = _json_text(data, self.field.keys, self.max_document_bytes)
             else:
                 text = _utf8_text(data, self.max_document_bytes)
         except _BadError as bad:
-            yield bad.record(0, url, member)
-        else:
-            yield Document(text=text, tokens=tokens, key=sample.key, url=url, sample=position)
+            return bad.record(0, url, sample.key if extension is None else f"{sample.key}.{extension}")
+        return Document(text=text, tokens=tokens, messages=messages, key=sample.key, url=url, sample=position)
 
     def _read_many(
-        self, sample: Sample, url: str, name: str, position: int, first_record: int
+        self, sample: Sample, url: str, shard_name: str, position: int, first_record: int
     ) -> Iterator[Document | BadRecord]:
         """Of a member of JSON lines; offsets in errors are those in the decompressed member."""
         key = member = sample.key
@@ -203,13 +239,19 @@ class DocumentReader:
             line_number += 1
             if line and not line.isspace():
                 record += 1
-                if record >= first_record and self._chosen(name, key, record):
+                if record >= first_record and self._chosen(shard_name, key, record):
+                    text, messages = None, None
                     try:
-                        text = _json_text(line, self.field.keys, self.max_document_bytes)
+                        if self.field.is_chat:
+                            messages = _json_messages(line, self.field.keys, self.max_document_bytes)
+                        else:
+                            text = _json_text(line, self.field.keys, self.max_document_bytes)
                     except _BadError as bad:
                         yield bad.record(record, url, member, line_number=line_number, start=start)
                     else:
-                        yield Document(text=text, key=key, url=url, record=record, sample=position)
+                        yield Document(
+                            text=text, messages=messages, key=key, url=url, record=record, sample=position
+                        )
             start = end + 1
 
     def _member(self, sample: Sample) -> tuple[str, bytes]:
@@ -314,6 +356,39 @@ def _json_text(data: bytes, keys: tuple[str, ...], limit: int) -> str:
 
 def _json_text_or_reason(data: bytes, keys: tuple[str, ...]) -> str:
     """The slow way to the same string, which knows why there is none."""
+    value = _json_value(data, keys)
+    if not isinstance(value, str):
+        raise _BadError(f"the value under {'.'.join(keys)!r} is {_json_kind(value)} and not a string")
+    return value
+
+
+def _json_messages(data: bytes, keys: tuple[str, ...], limit: int) -> tuple[Message, ...]:
+    return _messages(_json_value(data, keys), limit)
+
+
+def _messages(value: object, limit: int) -> tuple[Message, ...]:
+    """A conversation, checked as far as it can be without a template."""
+    if not isinstance(value, (list, tuple)):
+        raise _BadError(f"messages are {_json_kind(value)} and not a list")
+    if not value:
+        raise _BadError("messages are an empty list: a conversation has at least one")
+    for number, message in enumerate(value):
+        if not isinstance(message, dict):
+            raise _BadError(f"message {number} is {_json_kind(message)} and not an object with role and content")
+        for key in ("role", "content"):
+            if key not in message:
+                there = ", ".join(map(str, message)) or "none"
+                found = f"message {number} has no {key!r}; the keys there: {there:.200}"
+                raise _BadError(found, kind=MissingFieldError)
+            if not isinstance(message[key], str):
+                raise _BadError(f"the {key} of message {number} is {_json_kind(message[key])} and not a string")
+    _check_size(sum(len(message["content"].encode("utf-8", "surrogatepass")) for message in value), limit)
+    return tuple(value)
+
+
+def _json_value(data: bytes, keys: tuple[str, ...]) -> object:
+    """What stands under the keys, of any kind."""
+    value: object
     try:
         value = msgspec.json.decode(data)
     except UnicodeDecodeError:
@@ -335,8 +410,6 @@ def _json_text_or_reason(data: bytes, keys: tuple[str, ...]) -> str:
             there = ", ".join(sorted(value)) or "none"
             raise _BadError(f"{path} has no key {key!r}; the keys there: {there:.500}", kind=MissingFieldError)
         value = value[key]
-    if not isinstance(value, str):
-        raise _BadError(f"the value under {'.'.join(keys)!r} is {_json_kind(value)} and not a string")
     return value
 
 
@@ -348,7 +421,7 @@ def _json_kind(value: object) -> str:
 def _npy_tokens(data: bytes, limit: int) -> Tokens:
     header = _NPY_HEADER.match(data)
     if header is not None and int.from_bytes(header[1], "little") + 10 == header.end():
-        dtype, count, offset = np.dtype(header[2].decode()), int(header[3]), header.end()
+        dtype, count, offset = _dtype(header[2]), int(header[3]), header.end()
     else:
         dtype, count, offset = _npy_header(data)
     if len(data) - offset != count * dtype.itemsize:
@@ -358,6 +431,11 @@ def _npy_tokens(data: bytes, limit: int) -> Tokens:
         return _int32_tokens(np.frombuffer(data, dtype, count, offset))
     except ValueError as error:
         raise _BadError(f"a .npy with {error}") from None
+
+
+@functools.lru_cache(maxsize=16)
+def _dtype(name: bytes) -> np.dtype[Any]:
+    return np.dtype(name.decode())
 
 
 def _npy_header(data: bytes) -> tuple[np.dtype[Any], int, int]:
@@ -418,18 +496,29 @@ def _checked_part(part: object, document: Document, index: int, limit: int) -> D
         remedy = "return dataclasses.replace(document, text=...), a list of documents or None"
         raise ValueError(f"a {type(part).__name__}: {remedy}")
     text, tokens, mask = part.text, part.tokens, part.loss_mask
-    if (text is None) == (tokens is None):
-        raise ValueError("a document without exactly one of text and tokens: set the other to None")
+    if document.messages is not None and text is not None:
+        raise ValueError("a text made of a conversation: return messages, or tokens and a loss_mask")
+    if (text is not None) + (tokens is not None) + (part.messages is not None) != 1:
+        raise ValueError("a document without exactly one of text, tokens and messages: set the others to None")
     if tokens is not None:
         tokens = _int32_tokens(tokens)
         _check_size(4 * len(tokens), limit)
         is_mask = isinstance(mask, np.ndarray) and mask.dtype == bool and mask.shape == tokens.shape
         if mask is not None and not is_mask:
             raise ValueError(f"a loss_mask that is {_array_kind(mask)}; {len(tokens)} tokens need a bool array [n]")
+    elif part.messages is not None:
+        if document.messages is None or mask is not None:
+            raise ValueError("messages where there were none, or with a loss_mask: that is the chat template's to make")
+        try:
+            _messages(part.messages, limit)
+        except _BadError as bad:
+            raise ValueError(f"messages that cannot be used: {bad}") from None
     elif not isinstance(text, str):
         raise ValueError(f"a document whose text is a {type(text).__name__}, not a str")
     elif mask is not None:
         raise ValueError("a document of text with a loss_mask: it says which tokens are targets, so give tokens")
     else:
         _check_text_size(text, limit)
-    return dataclasses.replace(document, text=text, tokens=tokens, loss_mask=mask, part=index)
+    return dataclasses.replace(
+        document, text=text, tokens=tokens, messages=part.messages, loss_mask=mask, part=index
+    )

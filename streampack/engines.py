@@ -20,7 +20,7 @@ import numpy as np
 
 from streampack import bpe
 from streampack.errors import ConfigError, TokenizerError
-from streampack.records import Tokenizer, Tokens
+from streampack.records import ControlToken, Tokenizer, Tokens
 from streampack.tokenizer import SentencePieceTokenizer
 
 ENGINES = ("auto", "sentencepiece", "gigatoken")
@@ -165,6 +165,10 @@ class GigatokenTokenizer:
             f"{text[:40]!r}...: from token {first} on {ids[first : first + 3].tolist()} instead of "
             f'{right[first : first + 3].tolist()}; use engine="sentencepiece"'
         )
+
+    def control_tokens(self) -> dict[str, ControlToken]:
+        """The model's control pieces, by name."""
+        return self.plain.control_tokens()
 
     def id_to_piece(self, token: int) -> str:
         """The vocabulary's piece of an id, with its U+2581 for a space."""

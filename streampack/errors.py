@@ -15,7 +15,7 @@ StreampackError
 │   └── DocumentTooLongError          above `max_document_bytes`, or above a pack with `overflow="error"`
 ├── TokenizerError (ValueError)       a model that cannot be loaded, or is asked for what it does not have
 ├── StateError (ValueError)           a state that cannot be loaded here, with the field that differs
-└── LoaderError (RuntimeError)        an iterator used after its end, or workers that cannot begin
+└── LoaderError (RuntimeError)        an iterator used after its end, or workers that cannot begin or go on
 
 Each can be built from one string, because torch rebuilds an exception from a worker as `type(message)`; where it
 happened (`url`, `member`, `offset`) is in the message, and in attributes where the exception did not cross a process.
@@ -107,4 +107,4 @@ class StateError(StreampackError, ValueError):
 
 
 class LoaderError(StreampackError, RuntimeError):
-    """An iterator used after its end, or workers that cannot begin."""
+    """An iterator used after its end, or workers that cannot begin or go on."""

@@ -1,6 +1,6 @@
 """PackedDataLoader: the packs of one rank as batches, in the global order, with a state that moves to any topology.
 
-    workers --messages--> deal (rank's order) --items--> rounds (batches) --> commit --> expand --> the trainer
+    workers --messages--> deal (rank's order) --items--> rounds (batches) --> commit --> formats --> the trainer
 
 A batch is committed when it is handed out: its packs' cursors become the lanes' rows, and the rows are the state.
 What workers have made ahead is in no state; workers can be ended and started again from the rows at any time.
@@ -8,7 +8,7 @@ What workers have made ahead is in no state; workers can be ended and started ag
 
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -18,16 +18,19 @@ import torch
 
 from streampack import topology
 from streampack.agreement import share_dataset
-from streampack.boundary import expand
 from streampack.config import load_config
+from streampack.consumers import Batch as FormattedBatch
+from streampack.consumers import Format, Positions
 from streampack.dataset import PackedDataset
-from streampack.errors import ConfigError, LoaderError, NotBuiltError, StateError, TopologyError
+from streampack.errors import ConfigError, LoaderError, StateError, TopologyError
+from streampack.formats import MODEL_SHIFTS, LossWeights, as_layout, pinned
+from streampack.healing import Healings
 from streampack.lanes import check_ranks, rank_lanes
 from streampack.messages import gather
 from streampack.passes import Pass, PassSettings
 from streampack.rounds import Batch
 from streampack.state import Committed, Row, State, check_fingerprint, check_versions, fingerprint_of
-from streampack.stats import Counts
+from streampack.stats import Counts, StorageUse
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -46,9 +49,9 @@ class PackedDataLoader:
     """Batches of packs for one data-parallel rank; the same global batches on every number of ranks and workers.
 
     Iterating gives dicts of int64 tensors of shape [batch_size, seq_len]: "tokens", "labels", "position_ids",
-    "segment_ids", and "num_targets" of shape [batch_size]. A `break` loses nothing: a new iterator goes on behind the
-    last batch handed out. In a finite run one iteration is a pass of `dataset.epochs` epochs, and the next iteration
-    is the next pass; every rank gives the same number of batches.
+    "segment_ids", and "num_targets" of shape [batch_size]; or what `format` names. A `break` loses nothing: a new
+    iterator goes on behind the last batch handed out. In a finite run one iteration is a pass of `dataset.epochs`
+    epochs, and the next iteration is the next pass; every rank gives the same number of batches.
 
     Args:
         dataset: what to load.
@@ -59,13 +62,24 @@ class PackedDataLoader:
         device_mesh: its dimensions named dp, dp_replicate, dp_shard, ... are data-parallel; peers in other dimensions
             get the same packs.
         process_group: the data-parallel ranks, for the exchanges of a finite run; None: looked up at first use.
-        format: keys and shapes of a batch; "streampack".
+        format: whose keys and shapes a batch has: "streampack", "torchtune", "hf", "hf_flash", "torchtitan",
+            "megatron", "varlen" or "maxtext"; see `streampack.formats`. Behind "hf" and "hf_flash" the model shifts
+            labels and sees none behind a pack's end: the dataset is taken as if made with `lookahead=False`.
+        positions: position ids begin at 0 in every "document", or once a "pack", for plain causal attention over it.
+        loss_weights: add "loss_weights", float32 beside the labels: "token" (1 for each target), or "document" (1 / the
+            targets of its document in all packs); divide the sum of weighted losses by the sum of weights.
+        mask: add "mask", block-causal, bool [batch_size, seq_len, seq_len]; for "streampack" and "torchtune".
         provenance: add to a batch "provenance", for each pack where its segments come from (a tuple of `Source`), and
             "pack_numbers", the global numbers of its packs (int64 [batch_size]; -1 for a filler that has none).
         drop_last: in a finite run, leave out what does not fill a batch on every rank, instead of padding it.
         prefetch_bytes: bound on the packs that workers may have made ahead.
         pin_memory: put batches into pinned memory; "auto" does where there is a GPU.
         multiprocessing_context: "fork", "spawn" or "forkserver"; None takes Python's default.
+        worker_timeout_s: a worker that is waited for and shows no sign of life for so many seconds is ended, as one
+            that died is noticed at once; the workers are built anew and go on with the same bits, up to 3 times an
+            hour. A worker shows life with every pack, sample and block of bytes, and while it waits to try a failing
+            storage again; so this must be more than the slowest document needs in the transform and the tokenizer,
+            and more than `RetryPolicy.timeout_s`. At least 2 minutes are allowed until the first sign.
 
     Raises:
         ConfigError: an argument that cannot work.
@@ -82,12 +96,16 @@ class PackedDataLoader:
         dp_size: int | None = None,
         device_mesh: "DeviceMesh | None" = None,
         process_group: "dist.ProcessGroup | None" = None,
-        format: str = "streampack",  # noqa: A002 (the name of the public contract)
+        format: Format | str = "streampack",  # noqa: A002 (the name of the public contract)
+        positions: Positions | str = "document",
+        loss_weights: LossWeights | str | None = None,
+        mask: bool = False,
         provenance: bool = False,
         drop_last: bool = False,
         prefetch_bytes: int = 64 * 2**20,
         pin_memory: bool | Literal["auto"] = "auto",
         multiprocessing_context: str | None = None,
+        worker_timeout_s: float = 300.0,
     ) -> None:
         if not isinstance(dataset, PackedDataset):
             raise ConfigError(f"dataset must be a PackedDataset, not {type(dataset).__name__}")
@@ -98,9 +116,17 @@ class PackedDataLoader:
         ):
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ConfigError(f"{name}={value!r} must be a whole number of at least {least}")
-        if format != "streampack":
-            raise NotBuiltError(f'format={format!r} is not built yet: use "streampack"')
+        if not isinstance(worker_timeout_s, int | float) or not worker_timeout_s > 0:
+            raise ConfigError(f"worker_timeout_s={worker_timeout_s!r} must be a number of seconds above 0")
+        self._layout = as_layout(
+            format, positions=positions, mask=mask, boundary=dataset.recipe.boundary, loss_weights=loss_weights
+        )
+        if provenance and self._layout.format is Format.TORCHTITAN:
+            raise ConfigError('provenance=True has no place in the pairs of format="torchtitan"; choose another format')
+        if self._layout.format in MODEL_SHIFTS:
+            dataset = dataset.without_lookahead()
         self.dataset = dataset
+        self._provenance = provenance
         self.batch_size = batch_size
         self._topology = topology.resolve(dp_rank=dp_rank, dp_size=dp_size, device_mesh=device_mesh)
         dataset.check_same_topology(self._topology)
@@ -111,7 +137,8 @@ class PackedDataLoader:
             num_workers=num_workers,
             prefetch_bytes=prefetch_bytes,
             multiprocessing_context=multiprocessing_context,
-            with_sources=provenance,
+            worker_timeout_s=worker_timeout_s,
+            with_sources=provenance or loss_weights == LossWeights.DOCUMENT,
             drop_last=drop_last,
         )
         self._pin_memory = torch.cuda.is_available() if pin_memory == "auto" else pin_memory
@@ -120,6 +147,7 @@ class PackedDataLoader:
         self._history: deque[_Undo] = deque(maxlen=BATCHES_BACK)
         self._pass: Pass | None = None
         self._past = _PastPasses()
+        self._healings = Healings()
         self._batches = 0
         self._waited_s = 0.0
 
@@ -131,13 +159,13 @@ class PackedDataLoader:
 
     # -- what a trainer does ---------------------------------------------------------------------------------------
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[FormattedBatch]:
         """Go on behind the last batch handed out; an older iterator raises from now on."""
         current = self._current_pass(new=True)
         current.taken = True
         return self._iterate(current)
 
-    def _iterate(self, current: Pass) -> Iterator[dict[str, Any]]:
+    def _iterate(self, current: Pass) -> Iterator[FormattedBatch]:
         while True:
             if self._pass is not current:
                 raise LoaderError(
@@ -238,13 +266,23 @@ class PackedDataLoader:
         return self._prepare().digest()
 
     def stats(self) -> dict[str, float]:
-        """Counts of this rank's lanes since the start of the run, and of this loader: batches, seconds waited."""
+        """Counts of this rank's lanes since the start of the run, and of this loader.
+
+        Of this loader are: "batches"; "left_out_packs"; "healed", how often its workers were built anew; "retries",
+        "requests", "bytes_read" and "seconds_waited_storage", of the storage in all its workers together, up to the
+        messages that came; "seconds_waited", of this process for batches.
+        """
         counts = self._prepare().counts()
+        storage = self._past.storage if self._pass is None else self._past.storage.plus(self._pass.tally.storage)
         return {
             **counts._asdict(),
             "batches": self._batches,
             "left_out_packs": self._past.left_out_packs,
-            "retries": self._past.num_retries + (0 if self._pass is None else self._pass.tally.num_retries),
+            "healed": self._healings.number,
+            "retries": storage.retries,
+            "requests": storage.requests,
+            "bytes_read": storage.bytes_read,
+            "seconds_waited_storage": storage.seconds_waited,
             "seconds_waited": self._waited_s,
         }
 
@@ -302,7 +340,7 @@ class PackedDataLoader:
         if self._pass is not None and new and self._pass.taken:
             self._retire()
         if self._pass is None:
-            self._pass = Pass(self.dataset, committed, self._settings, self._peers)
+            self._pass = Pass(self.dataset, committed, self._settings, self._peers, self._healings)
         return self._pass
 
     def _retire(self) -> None:
@@ -339,16 +377,16 @@ class PackedDataLoader:
         self._history.clear()
         self._retire()
 
-    def _hand_out(self, batch: Batch) -> dict[str, Any]:
+    def _hand_out(self, batch: Batch) -> FormattedBatch:
         dataset = self.dataset
         packs = [None if item is None else item.pack for item in batch.items]
         block = gather(packs, seq_len=dataset.seq_len, pad_id=dataset.recipe.pad_id)
-        result: dict[str, Any] = {name: torch.from_numpy(array) for name, array in expand(block).items()}
-        result["num_targets"] = torch.from_numpy(block.num_targets)
+        sources = [() if pack is None else pack.sources for pack in packs]
+        result = self._layout.batch(block, [source.targets for of_pack in sources for source in of_pack])
         if self._pin_memory:
-            result = {name: tensor.pin_memory() for name, tensor in result.items()}
-        if self._settings.with_sources:
-            result["provenance"] = [() if pack is None else pack.sources for pack in packs]
+            result = pinned(result)
+        if self._provenance:
+            result["provenance"] = sources
             committed = self._prepare()
             result["pack_numbers"] = torch.tensor(
                 [
@@ -364,11 +402,11 @@ class _PastPasses:
     """What the passes before the current one counted."""
 
     left_out_packs: int = 0
-    num_retries: int = 0
+    storage: StorageUse = field(default_factory=StorageUse)
 
     def add(self, ended: Pass) -> None:
         self.left_out_packs += ended.tally.left_out.packs
-        self.num_retries += ended.tally.num_retries
+        self.storage = self.storage.plus(ended.tally.storage)
 
 
 class _Undo:

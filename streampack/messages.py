@@ -9,26 +9,25 @@ empty. Every worker sends the same number of slots in its t-th message, so that 
                                               worker 1:  [s1 s3] [s5 s1'] [s3' s5'] ...
     wave by wave, dealt slot by slot          s0 s1 s2 s3 | s4 s5 s0' s1' | s2' s3' s4' s5' ...
 
-Workers never end by themselves (torch would drop one that does from its cycle): a lane that has ended says so in each
-of its slots, for as long as anyone asks.
+Workers never end by themselves: a lane that has ended says so in each of its slots, for as long as anyone asks.
 """
 
 import enum
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.utils.data import IterableDataset, get_worker_info
 
+from streampack import progress
 from streampack.boundary import stack
 from streampack.corpus import Corpus
 from streampack.pool import LanePool
 from streampack.recipe import Recipe
 from streampack.records import Cursor, PackBlock
-from streampack.stats import Counts
+from streampack.stats import Counts, StorageUse
 from streampack.stream import Hole, LaneEnd, LanePack, LaneStart, Source
 
 
@@ -47,13 +46,8 @@ class Message:
 
     slots: NDArray[np.int8]
     """int8 [P], see `Slot`."""
-    tokens: torch.Tensor
-    """int32 [B, seq_len], B the number of slots with a pack; a tensor: torch sends those through shared memory."""
-    num_segments: NDArray[np.int32]
-    seq_lens: NDArray[np.int32]
-    edge_labels: NDArray[np.int32]
-    ignored: NDArray[np.bool_] | None
-    num_targets: NDArray[np.int64]
+    block: PackBlock
+    """The packs, one for each slot that has one: B of them."""
     cursors: NDArray[np.int64]
     """int64 [B, len(Cursor)]: the lane's cursor after the pack."""
     digest_and_counts: NDArray[np.int64]
@@ -64,8 +58,8 @@ class Message:
     """(index of the pack, hole)."""
     sources: tuple[tuple[Source, ...], ...] | None
     """One tuple per pack, one entry per segment."""
-    num_retries: int
-    """Storage faults that passed while the message was made."""
+    storage: StorageUse
+    """What the storage was asked for while the message was made."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,21 +79,25 @@ class Share:
     max_slots: int
     max_buffer_bytes: int
     with_sources: bool
+    given: Sequence[int] = ()
+    """Messages that each worker has given before, `starts` being behind them; empty: none."""
 
 
-class WorkerStream(IterableDataset[Message]):
-    """The messages of one worker, for ever; the part of the work is taken from torch's worker info."""
+class WorkerStream:
+    """The messages of one worker, for ever, behind those that it has given before."""
 
-    def __init__(self, share: Share) -> None:
-        super().__init__()
+    def __init__(self, share: Share, *, worker: int = 0, num_workers: int = 1) -> None:
         self._share = share
+        self._worker = worker
+        self._num_workers = num_workers
 
     def __iter__(self) -> Iterator[Message]:
-        info = get_worker_info()
-        worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
-        share = self._share
-        lanes, starts = share.lanes[worker::num_workers], share.starts[worker::num_workers]
+        share, num_workers = self._share, self._num_workers
+        lanes, starts = share.lanes[self._worker :: num_workers], share.starts[self._worker :: num_workers]
+        width = -(-len(share.lanes) // num_workers)
         recipe = share.recipe
+        if num_workers > 1 or len(share.lanes) < share.corpus.num_lanes:  # this process is not the only one
+            recipe.storage.spread_first_requests(share.corpus.num_lanes)
         pool = LanePool(
             recipe,
             share.corpus,
@@ -108,13 +106,16 @@ class WorkerStream(IterableDataset[Message]):
             end_epoch=share.end_epoch,
             with_sources=share.with_sources,
         )
-        slots = _slots(pool, lanes, starts, first_round=share.first_round, width=-(-len(share.lanes) // num_workers))
-        size = share.first_slots
+        done, size = 0, share.first_slots
+        for _ in range(share.given[self._worker] if share.given else 0):
+            done, size = done + size, min(2 * size, share.max_slots)
+        slots = _slots(pool, lanes, starts, first_round=share.first_round + done // width, width=width)
+        slots = itertools.islice(slots, done % width, None)
         while True:
-            retries = recipe.storage.num_retries
+            before = recipe.storage.use
             made = [next(slots) for _ in range(size)]
-            retries = recipe.storage.num_retries - retries
-            yield _message(made, recipe, with_sources=share.with_sources, num_retries=retries)
+            use = recipe.storage.use.since(before)
+            yield _message(made, recipe, with_sources=share.with_sources, storage=use)
             size = min(2 * size, share.max_slots)
 
 
@@ -128,31 +129,26 @@ def _slots(
                 yield None
             else:
                 yield pool.take(lanes[place])
+                progress.beat()
         number += 1
 
 
 def _message(
-    slots: Sequence[LanePack | LaneEnd | None], recipe: Recipe, *, with_sources: bool, num_retries: int
+    slots: Sequence[LanePack | LaneEnd | None], recipe: Recipe, *, with_sources: bool, storage: StorageUse
 ) -> Message:
     packs = [slot for slot in slots if isinstance(slot, LanePack)]
-    block = stack([pack.rows for pack in packs], seq_len=recipe.seq_len, pad_id=recipe.pad_id)
     digests = np.array([pack.digest for pack in packs], dtype=np.uint64).view(np.int64)
     counts = np.array([pack.counts for pack in packs], dtype=np.int64).reshape(len(packs), len(Counts._fields))
     kinds = [Slot.NOTHING if slot is None else Slot.ENDED if isinstance(slot, LaneEnd) else Slot.PACK for slot in slots]
     return Message(
         slots=np.array(kinds, dtype=np.int8),
-        tokens=torch.from_numpy(block.tokens),
-        num_segments=block.num_segments,
-        seq_lens=block.seq_lens,
-        edge_labels=block.edge_labels,
-        ignored=block.ignored,
-        num_targets=block.num_targets,
+        block=stack([pack.rows for pack in packs], seq_len=recipe.seq_len, pad_id=recipe.pad_id),
         cursors=np.array([pack.cursor for pack in packs], dtype=np.int64).reshape(len(packs), len(Cursor._fields)),
         digest_and_counts=np.column_stack([digests, counts]),
         ends=tuple((index, slot.counts) for index, slot in enumerate(slots) if isinstance(slot, LaneEnd)),
         holes=tuple((index, hole) for index, pack in enumerate(packs) for hole in pack.holes),
         sources=tuple(pack.sources for pack in packs) if with_sources else None,
-        num_retries=num_retries,
+        storage=storage,
     )
 
 
@@ -186,7 +182,7 @@ class PackRef(NamedTuple):
 
 
 def deal(messages: Iterator[Message], *, num_lanes: int, num_workers: int, first_round: int) -> Iterator[Item]:
-    """The messages of a rank's workers, in torch's order (worker 0, 1, ..., 0, 1, ...), as items in the rank's."""
+    """The messages of a rank's workers (worker 0, 1, ..., 0, 1, ...) as items in the rank's order."""
     width = -(-num_lanes // num_workers)
     step = 0
     while True:
@@ -207,7 +203,7 @@ class _Opened:
         self.message = message
         self._kinds = message.slots.tolist()
         self._packs = np.cumsum(message.slots == Slot.PACK).tolist()
-        self._segments = [0, *np.cumsum(message.num_segments).tolist()]
+        self._segments = [0, *np.cumsum(message.block.num_segments).tolist()]
         self._ends = dict(message.ends)
 
     def item(self, index: int, number: int, place: int) -> Item | None:
@@ -225,6 +221,8 @@ class _Opened:
 def gather(packs: Iterable[PackRef | None], *, seq_len: int, pad_id: int) -> PackBlock:
     """Packs from any messages side by side; None is a filler: all padding."""
     packs = list(packs)
+    if packs and packs[0] is not None and _are_all_of(packs[0].message, packs):
+        return packs[0].message.block
     tokens = np.full((len(packs), seq_len), pad_id, dtype=np.int32)
     ignored: NDArray[np.bool_] | None = None
     num_segments = np.zeros(len(packs), dtype=np.int32)
@@ -233,16 +231,16 @@ def gather(packs: Iterable[PackRef | None], *, seq_len: int, pad_id: int) -> Pac
     for row, pack in enumerate(packs):
         if pack is None:
             continue
-        message, index, segments = pack
-        tokens[row] = message.tokens[index].numpy()
-        num_segments[row] = message.num_segments[index]
-        num_targets[row] = message.num_targets[index]
-        seq_lens.append(message.seq_lens[segments])
-        edge_labels.append(message.edge_labels[segments])
-        if message.ignored is not None:
+        block, index, segments = pack.message.block, pack.number, pack.segments
+        tokens[row] = block.tokens[index]
+        num_segments[row] = block.num_segments[index]
+        num_targets[row] = block.num_targets[index]
+        seq_lens.append(block.seq_lens[segments])
+        edge_labels.append(block.edge_labels[segments])
+        if block.ignored is not None:
             if ignored is None:
                 ignored = np.zeros((len(packs), seq_len), dtype=np.bool_)
-            ignored[row] = message.ignored[index]
+            ignored[row] = block.ignored[index]
     return PackBlock(
         tokens=tokens,
         num_segments=num_segments,
@@ -250,4 +248,11 @@ def gather(packs: Iterable[PackRef | None], *, seq_len: int, pad_id: int) -> Pac
         edge_labels=np.concatenate(edge_labels),
         ignored=ignored,
         num_targets=num_targets,
+    )
+
+
+def _are_all_of(message: Message, packs: Sequence[PackRef | None]) -> bool:
+    """Whether the packs are those of the message, all of them and in its order."""
+    return len(packs) == len(message.block.num_targets) and all(
+        pack is not None and pack.message is message and pack.number == number for number, pack in enumerate(packs)
     )

@@ -169,7 +169,7 @@ class Packer:
         `pop` has given a pack, the counts are a function of the pack's place in the stream, and the difference from
         the pack before is that pack's own.
         """
-        return Counts(**self._counts)
+        return Counts(*self._counts.values())
 
     def feed(
         self,
@@ -177,6 +177,7 @@ class Packer:
         loss_mask: NDArray[np.bool_] | Sequence[bool] | None = None,
         *,
         row: int = 0,
+        checked: bool = False,
     ) -> None:
         """Take the next document; the array is held, not copied, so leave it unchanged.
 
@@ -186,6 +187,7 @@ class Packer:
             tokens: Token ids, BOS and EOS already in: any integer type [n], each fits int32.
             loss_mask: True (or 1) where a token may be a target; [n].
             row: Input rows that earlier packs hold; only for the first document, at a restart.
+            checked: The tokens are known to be int32 [n], none negative.
 
         Raises:
             RecordError: Not token ids, a loss mask that does not fit, or fewer rows than `row`.
@@ -193,7 +195,7 @@ class Packer:
         """
         assert not self._finished, "a document was fed after finish()"
         ordinal = self._num_fed
-        ids = _token_ids(tokens, ordinal)
+        ids = tokens if checked and isinstance(tokens, np.ndarray) else _token_ids(tokens, ordinal)
         mask = None if loss_mask is None else _loss_mask(loss_mask, ids.size, ordinal)
         rows = ids.size if not self._trims else max(ids.size - 1, 0)
         assert ordinal == 0 or row == 0, "only the first document can begin in the middle"

@@ -1,29 +1,23 @@
 """One run of a rank's workers, from committed rows on: until the pass ends, or until it is abandoned."""
 
-import os
-import threading
-import time
 import warnings
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import torch
-from torch.utils.data import DataLoader
-
 from streampack.dataset import PackedDataset
 from streampack.errors import ConfigError
+from streampack.healing import HealedMessages, Healings
 from streampack.messages import Item, Message, Share, WorkerStream, deal
 from streampack.records import Cursor
 from streampack.rounds import Batch, LeftOut, endless, finite
 from streampack.state import Committed
-from streampack.stats import Counts
+from streampack.stats import Counts, StorageUse
 from streampack.topology import Peers
+from streampack.workers import AHEAD
 
 _MAX_MESSAGE_BYTES = 2 * 2**20
 _MAX_MESSAGE_PACKS = 256
-_PREFETCH_FACTOR = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +29,7 @@ class PassSettings:
     num_workers: int
     prefetch_bytes: int
     multiprocessing_context: str | None
+    worker_timeout_s: float
     with_sources: bool
     drop_last: bool
 
@@ -55,8 +50,8 @@ class Tally:
     ends: dict[int, LastWords] = field(default_factory=dict)
     """By place of the lane."""
     left_out: LeftOut = field(default_factory=LeftOut)
-    num_retries: int = 0
-    """Storage faults that passed, in this pass's workers."""
+    storage: StorageUse = field(default_factory=StorageUse)
+    """Of this pass's workers, up to the messages that have come."""
 
     def watch_items(self, items: Iterator[Item]) -> Iterator[Item]:
         for item in items:
@@ -66,7 +61,7 @@ class Tally:
 
     def watch_messages(self, messages: Iterator[Message]) -> Iterator[Message]:
         for message in messages:
-            self.num_retries += message.num_retries
+            self.storage = self.storage.plus(message.storage)
             yield message
 
 
@@ -74,7 +69,12 @@ class Pass:
     """The batches of one pass, and what is known at its end."""
 
     def __init__(
-        self, dataset: PackedDataset, committed: Committed, settings: PassSettings, peers: Peers | None
+        self,
+        dataset: PackedDataset,
+        committed: Committed,
+        settings: PassSettings,
+        peers: Peers | None,
+        healings: Healings,
     ) -> None:
         self.taken = False
         """Whether an iterator has been given out for it."""
@@ -93,10 +93,20 @@ class Pass:
             max_buffer_bytes=dataset.max_buffer_bytes,
             with_sources=settings.with_sources,
         )
-        self._messages = _start(share, num_workers, settings)
+        self._healed = (
+            HealedMessages(
+                share,
+                num_workers,
+                start_method=settings.multiprocessing_context,
+                timeout_s=settings.worker_timeout_s,
+                healings=healings,
+            )
+            if num_workers
+            else None
+        )
         items = self.tally.watch_items(
             deal(
-                self.tally.watch_messages(self._messages),
+                self.tally.watch_messages(self._healed or iter(WorkerStream(share))),
                 num_lanes=len(committed.lanes),
                 num_workers=max(num_workers, 1),
                 first_round=first_round,
@@ -129,11 +139,8 @@ class Pass:
     def close(self) -> None:
         """End the workers."""
         self.batches = iter(())
-        shut_down = getattr(self._messages, "_shutdown_workers", None)
-        if shut_down is not None:
-            with suppress(AttributeError):  # torch's iterator may have failed half-way through its own start
-                shut_down()
-        self._messages = iter(())
+        if self._healed is not None:
+            self._healed.close()
 
 
 def _refuse_empty_lanes(items: Iterator[Item], committed: Committed) -> Iterator[Item]:
@@ -153,27 +160,6 @@ def _refuse_empty_lanes(items: Iterator[Item], committed: Committed) -> Iterator
         yield item
 
 
-def _start(share: Share, num_workers: int, settings: PassSettings) -> Iterator[Message]:
-    """The workers' messages: worker 0's, worker 1's, ..., worker 0's, ..."""
-    stream = WorkerStream(share)
-    if num_workers == 0:
-        return iter(stream)
-    with warnings.catch_warnings():
-        # Torch counts this machine's cores; here any number of workers is right, and waiting for storage needs many.
-        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
-        workers: DataLoader[Message] = DataLoader(
-            stream,
-            batch_size=None,
-            num_workers=num_workers,
-            collate_fn=_as_it_is,  # type: ignore[arg-type]  # without batches it gets one item, not a list
-            prefetch_factor=_PREFETCH_FACTOR,
-            worker_init_fn=_end_with_parent,
-            multiprocessing_context=settings.multiprocessing_context,
-            generator=torch.Generator(),  # else torch would draw from the trainer's own random stream
-        )
-    return iter(workers)
-
-
 def _fitting_workers(num_workers: int, num_lanes: int) -> int:
     if num_workers > num_lanes:
         warnings.warn(
@@ -187,24 +173,8 @@ def _fitting_workers(num_workers: int, num_lanes: int) -> int:
 
 def _max_slots(seq_len: int, num_workers: int, settings: PassSettings) -> int:
     """Packs of one message: a message costs the main process about 1 ms whatever its size, so few and large ones."""
-    in_flight = num_workers * (_PREFETCH_FACTOR + 1)
+    in_flight = num_workers * (AHEAD + 1)
     if num_workers == 0:
         return min(settings.batch_size, _MAX_MESSAGE_PACKS)
     num_bytes = min(_MAX_MESSAGE_BYTES, settings.prefetch_bytes // in_flight)
     return max(1, min(num_bytes // (4 * seq_len), _MAX_MESSAGE_PACKS))
-
-
-def _end_with_parent(worker: int) -> None:
-    """Let this worker end when its parent has: torch's own would wait for ever for someone to take what it made."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)  # nothing tells of a parent's end, so it is looked for
-        os._exit(1)
-
-    threading.Thread(target=watch, name="streampack-parent-watch", daemon=True).start()
-
-
-def _as_it_is(message: Message) -> Message:
-    return message

@@ -17,6 +17,7 @@ import threading
 import time
 from collections import deque
 
+from streampack import progress
 from streampack.objects import RangeReader
 
 MOST_THREADS = 8
@@ -78,6 +79,7 @@ class Fetch:
     def _keep(self, block: bytes) -> None:
         if self._dropped:
             raise _DroppedError
+        progress.beat()
         self.num_bytes += len(block)
         self._parts.append(block)
         self._part_bytes += len(block)

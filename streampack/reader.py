@@ -137,39 +137,40 @@ def _read(
     offset = 0
     members: dict[str, bytes] = {}
     sizes: dict[str, int] = {}
+    file, sparse = Kind.FILE, Kind.SPARSE
     try:
         while True:
-            entry = read_entry(source)
-            kind = entry.kind
-            if kind is Kind.FILE or kind is Kind.SPARSE:
-                names = split_name(entry.name)
+            entry = source.common_entry() or read_entry(source)
+            kind, begin, name, size, end = entry
+            if kind is file or kind is sparse:
+                names = split_name(name)
                 if names is not None:
                     if names[0] != key:
                         if key is not None:
-                            yield Sample(key=key, offset=offset, ordinal=ordinal, members=members, sizes=sizes)
+                            yield Sample(key, offset, ordinal, members, sizes)
                             ordinal += 1
                         key = names[0]
-                        offset = entry.offset
+                        offset = begin
                         members = {}
                         sizes = {}
                     extension = names[1]
                     if extension in sizes:
                         what = f"sample {key!r} has two members {extension!r}; rename one, or it would be lost"
-                        raise BadEntryError(what, entry.offset, member=entry.name)
-                    sizes[extension] = entry.size
-                    if kind is Kind.FILE and entry.size <= max_member_bytes and wanted(extension):
-                        members[extension] = payload = source.take(entry.size)
-                        if len(payload) < entry.size:
-                            what = f"the bytes end inside a member, after {len(payload)} of {entry.size}"
-                            raise BadEntryError(what, source.offset, member=entry.name, is_short=True)
+                        raise BadEntryError(what, begin, member=name)
+                    sizes[extension] = size
+                    if kind is file and size <= max_member_bytes and wanted(extension):
+                        members[extension] = payload = source.take(size)
+                        if len(payload) < size:
+                            what = f"the bytes end inside a member, after {len(payload)} of {size}"
+                            raise BadEntryError(what, source.offset, member=name, is_short=True)
             elif kind is not Kind.OTHER:
                 break
-            source.skip_to(entry.end)
+            source.skip_to(end)
         _check_end(source, entry, until(), key)
     except BadEntryError as bad:
         raise _shard_error(bad, url, start, until, is_cut=is_cut) from None
     if key is not None:
-        yield Sample(key=key, offset=offset, ordinal=ordinal, members=members, sizes=sizes)
+        yield Sample(key, offset, ordinal, members, sizes)
 
 
 def _check_end(source: Chunks, last: Entry, until: Boundary | None, key: str | None) -> None:

@@ -14,7 +14,7 @@ from streampack.boundary import BoundaryPolicy, ReplaceBoundary
 from streampack.decompression import decompress, is_compressed
 from streampack.digests import block_bytes_of
 from streampack.documents import DocumentReader
-from streampack.errors import CorruptShardError, TruncatedShardError, WrongCutError
+from streampack.errors import CorruptShardError, TokenizerError, TruncatedShardError, WrongCutError
 from streampack.lanes import Piece
 from streampack.packer import Packer
 from streampack.reader import read_range, read_samples
@@ -151,6 +151,8 @@ class Recipe:
             assert self.tokenizer is not None and document.text is not None, "the dataset demands a tokenizer for text"
             try:
                 ids = np.asarray(self.tokenizer.encode(document.text))
+            except TokenizerError as error:
+                raise TokenizerError(error.message, url=document.url, member=document.key) from error
             except Exception as error:
                 error.add_note(f"while tokenizing {document.url}, sample {document.key!r}, record {document.record}")
                 raise
@@ -169,6 +171,13 @@ class Recipe:
             # BOS and EOS are targets where their neighbour in the document is one.
             mask = np.pad(mask, (front, back), mode="edge") if len(mask) else np.ones(front + back, dtype=np.bool_)
         return tokens, mask
+
+    def targets(self, tokens: NDArray[np.integer], mask: Mask | None) -> int:
+        """How many of a document's tokens its own rows train, but for what `overflow` takes from it."""
+        kept = len(tokens)
+        if self.packing != "wrap" and self.overflow == "truncate":
+            kept = min(kept, self.seq_len + 1)
+        return max(kept - 1, 0) if mask is None else int(np.count_nonzero(mask[1:kept]))
 
     def packer(self) -> Packer:
         return Packer(

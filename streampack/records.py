@@ -5,8 +5,10 @@
 Stages do not import each other; they share these, the errors and the counters.
 """
 
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,8 @@ IGNORE_INDEX = -100
 
 Tokens = NDArray[np.int32]
 Mask = NDArray[np.bool_]
+Message: TypeAlias = Mapping[str, Any]
+"""One message of a conversation: "role" and "content", both strings, and whatever else a template may use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +43,7 @@ class Shard:
     """It cannot be cut: compressed, of unknown size, or the manifest says so."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
+class Sample(NamedTuple):
     """Members of one tar that share a key, in WebDataset's sense."""
 
     key: str
@@ -48,9 +51,9 @@ class Sample:
     """Of the sample's first header (prefix headers included) in the uncompressed tar, in bytes."""
     ordinal: int
     """Index of the sample counted from where reading began (the shard's start in a compressed shard)."""
-    members: dict[str, bytes]
+    members: Mapping[str, bytes]
     """Extension (after the first dot of the base name) -> content; only the wanted ones."""
-    sizes: dict[str, int] = field(default_factory=dict)
+    sizes: Mapping[str, int] = MappingProxyType({})
     """Extension -> size in bytes, of every member; one above the reader's limit stands here and not in `members`."""
 
 
@@ -58,11 +61,13 @@ class Sample:
 class Document:
     """What a tokenizer turns into tokens; a transform gets one and returns one, several or none.
 
-    Exactly one of `text` and `tokens` is set. `loss_mask` (bool [n]) says which of `tokens` may be a target.
+    Exactly one of `text`, `tokens` and `messages` is set. `loss_mask` (bool [n]): which of `tokens` may be a target.
     """
 
     text: str | None = None
     tokens: Tokens | None = None
+    messages: tuple[Message, ...] | None = None
+    """A conversation; a chat template makes tokens of it, behind the transform."""
     loss_mask: Mask | None = None
     key: str = ""
     url: str = ""
@@ -97,6 +102,19 @@ class Span(NamedTuple):
     document: int
     offset: int
     length: int
+
+
+class ControlToken(NamedTuple):
+    """A token that no text becomes, such as the one that ends an answer.
+
+    A tokenizer may have a method `control_tokens()` that gives {name: ControlToken}, for chat templates.
+    """
+
+    id: int
+    lstrip: bool = False
+    """It takes the white space before it along."""
+    rstrip: bool = False
+    """The same behind it."""
 
 
 class Cursor(NamedTuple):

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from streampack import progress
 from streampack.clients import Clients
 from streampack.errors import ShardNotFoundError, StorageError, StreampackError
 from streampack.faults import (
@@ -79,7 +80,7 @@ class Failures:
             ) from shown(error, self._secrets)
         clients.num_retries += 1
         _log.warning("%s, byte %s: try %d failed, next in %.1f s: %s", url, offset, self._tries, wait, cause)
-        time.sleep(wait)
+        progress.sleep(wait)
 
     def _final(self, error: Exception, cause: str, offset: int | None) -> StreampackError:
         url = redacted(self._url)

@@ -34,3 +34,32 @@ class Counts(NamedTuple):
     """Packs of nothing but padding that keep finite runs in step."""
     passed_over: int = 0
     """Packs that `loader.skip` went past."""
+
+
+class StorageUse(NamedTuple):
+    """What one process asked of the storage; never part of a state, as it depends on the topology and on chance."""
+
+    retries: int = 0
+    """Faults that passed."""
+    requests: int = 0
+    bytes_read: int = 0
+    seconds_waited: float = 0.0
+    """With nothing to do but wait for the storage."""
+
+    def since(self, before: "StorageUse") -> "StorageUse":
+        """What came after `before`."""
+        return StorageUse(
+            self.retries - before.retries,
+            self.requests - before.requests,
+            self.bytes_read - before.bytes_read,
+            self.seconds_waited - before.seconds_waited,
+        )
+
+    def plus(self, more: "StorageUse") -> "StorageUse":
+        """Both together."""
+        return StorageUse(
+            self.retries + more.retries,
+            self.requests + more.requests,
+            self.bytes_read + more.bytes_read,
+            self.seconds_waited + more.seconds_waited,
+        )

@@ -31,6 +31,7 @@ from streampack.objects import FsspecObject, LocalFile, Pin, RangeReader
 from streampack.ranges import read_ranges
 from streampack.retrying import persist
 from streampack.s3 import s3_object
+from streampack.stats import StorageUse
 from streampack.web import gcs_object, web_object
 
 __all__ = ["RetryPolicy", "Storage"]
@@ -72,6 +73,11 @@ class Storage:
     def seconds_waited(self) -> float:
         """Seconds that this process had nothing to do but wait for the storage."""
         return self._clients.waited_s
+
+    @property
+    def use(self) -> StorageUse:
+        """All of these, in this process."""
+        return StorageUse(self.num_retries, self.num_requests, self.bytes_read, self.seconds_waited)
 
     def spread_first_requests(self, num_lanes: int) -> None:
         """Say how many lanes the run has: this process's first request waits a random part of a ms for each.

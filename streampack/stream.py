@@ -10,6 +10,7 @@ cursor does not hold: dropping it and starting another one from the cursor of it
 """
 
 import logging
+import operator
 from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
+from streampack import progress
 from streampack.corpus import Corpus
 from streampack.decompression import is_compressed
 from streampack.digests import block_bytes_of
@@ -70,6 +72,8 @@ class Source(NamedTuple):
     row: int
     """The document's input row with which the segment begins."""
     length: int
+    targets: int = 0
+    """Of the whole document, over all its packs: its tokens that its own rows train."""
 
 
 class LanePack(NamedTuple):
@@ -112,6 +116,8 @@ class _Fed(NamedTuple):
     shard: int
     url: str
     key: str
+    targets: int = 0
+    """As `Source.targets`; counted where sources are asked for."""
 
 
 class LaneStream:
@@ -190,16 +196,17 @@ class LaneStream:
     def _feed(self, fed: _Fed, document: Document) -> None:
         tokens, mask = self._recipe.encode(document)
         try:
-            self._packer.feed(tokens, mask, row=fed.cursor.row)
+            self._packer.feed(tokens, mask, row=fed.cursor.row, checked=mask is None and document.tokens is not None)
         except RecordError as error:
             named = type(error)(error.message, url=fed.url, member=fed.key)
             if fed.cursor.row:  # earlier packs hold a part of it: to pass over the rest would lose it
                 raise named from error
             self._skipped += fed.skipped
+            self._met -= 1
             hole = self._hole(fed.shard, fed.cursor, document.record)
             self._skip(named, hole)
         else:
-            self._fed.append(fed)
+            self._fed.append(fed._replace(targets=self._recipe.targets(tokens, mask)) if self._with_sources else fed)
 
     def _dress(self, rows: PackRows) -> LanePack:
         sources = tuple(self._sources(rows)) if self._with_sources else ()
@@ -233,13 +240,15 @@ class LaneStream:
             self._skipped = 0
         now, before = self._packer.counts, self._counted
         self._counted = now
-        return Counts(*(a - b for a, b in zip(now, before, strict=True)))._replace(skipped=skipped)
+        counts = Counts(*map(operator.sub, now, before))
+        return counts._replace(skipped=skipped) if skipped else counts  # the packer knows of none
 
     def _sources(self, rows: PackRows) -> Iterator[Source]:
         for span in rows.spans:
             fed = self._fed[span.document - self._first_fed]
             cursor = fed.cursor
-            yield Source(fed.url, fed.key, cursor.sample, cursor.record, cursor.part, span.offset, span.length)
+            place = (cursor.sample, cursor.record, cursor.part, span.offset, span.length)
+            yield Source(fed.url, fed.key, *place, fed.targets)
 
     def _digest(self, rows: PackRows) -> int:
         number = self._lane + self._corpus.num_lanes * self._packs
@@ -264,6 +273,7 @@ class LaneStream:
                 self._in_compressed = is_compressed(shard.url)
                 self._block_bytes = block_bytes_of(shard.digest)
                 for position, sample in self._samples(shard, piece, epoch=epoch, resume=resume):
+                    progress.begin_sample(self._lane, piece.shard, position)
                     here = Cursor(epoch, index, position)
                     if position == cursor.sample and index == cursor.piece and epoch == cursor.epoch:
                         here = cursor

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from streampack.documents import Field, parse_field
 from streampack.errors import ConfigError
+from streampack.records import Message
 from streampack.tokenizer import ByteTokenizer
 
 __all__ = ["ByteTokenizer", "write_shards"]
@@ -30,7 +31,7 @@ __all__ = ["ByteTokenizer", "write_shards"]
 _FORMATS = {"pax": tarfile.PAX_FORMAT, "gnu": tarfile.GNU_FORMAT, "ustar": tarfile.USTAR_FORMAT}
 _SUFFIXES = {None: "", "gz": ".gz", "zst": ".zst"}
 
-Source = str | bytes | Sequence[int] | NDArray[np.integer]
+Source = str | bytes | Sequence[int] | Sequence[Message] | NDArray[np.integer]
 
 
 def write_shards(
@@ -52,7 +53,8 @@ def write_shards(
 
     Args:
         directory: made if it is not there; a path or an fsspec URL.
-        documents: str for text, integers for `npy`. Bytes are stored as they are: a whole member, for `jsonl` a line.
+        documents: str for text, integers for `npy`, lists of messages for a key `messages`. Bytes are
+            stored as they are: a whole member, for `jsonl` a line.
         field: as in `PackedDataset`: which member holds a document, and how.
         documents_per_shard: so many in each shard but the last.
         shard_sizes: documents of each shard instead; it must add up to all of them. 0 gives an archive without members.

@@ -22,9 +22,10 @@ from typing import Any
 import msgspec
 import numpy as np
 import sentencepiece
+from numpy.typing import NDArray
 
 from streampack.errors import TokenizerError
-from streampack.records import Tokenizer, Tokens
+from streampack.records import ControlToken, Tokenizer, Tokens
 
 # Names that mean one thing in every published tokenizer.json. `<|endoftext|>` begins documents too in GPT-2, but not
 # in the files that came after it, so it is taken for an EOS only.
@@ -72,6 +73,12 @@ class SentencePieceTokenizer:
         except Exception:
             _check_unicode(text)
             raise
+
+    def control_tokens(self) -> dict[str, ControlToken]:
+        """The model's control pieces, by name."""
+        processor = self._processor
+        control = [token for token in range(self.vocab_size) if processor.is_control(token)]
+        return {str(processor.id_to_piece(token)): ControlToken(token) for token in control}
 
     @property
     def model(self) -> bytes:
@@ -140,6 +147,11 @@ class HuggingFaceTokenizer:
                     raise TokenizerError(f"{key}={token!r} is not in the vocabulary of the file", url=name)
             self.bos_id, self.eos_id, self.pad_id = (ids.get(chosen.get(key, "")) for key in names)
             self.vocab_size = max(ids.values()) + 1
+            self._control = {
+                token["content"]: ControlToken(token["id"], bool(token.get("lstrip")), bool(token.get("rstrip")))
+                for token in config.get("added_tokens", [])
+                if token.get("special") or token["content"] in chosen.values()
+            }
             config |= {"truncation": None, "padding": None, "post_processor": None}
             # The ids of BOS and EOS stand in the stream as well, so the digest names them too.
             canonical = msgspec.json.encode([config, self.bos_id, self.eos_id, self.pad_id], order="sorted")
@@ -160,6 +172,19 @@ class HuggingFaceTokenizer:
         except Exception:
             _check_unicode(text)
             raise
+
+    def encode_with_offsets(self, text: str) -> tuple[Tokens, NDArray[np.int64]]:
+        """The ids of `text`, int32 [n], and where each begins and ends in it, int64 [n, 2] in characters."""
+        try:
+            encoded = self._tokenizer.encode(text, add_special_tokens=False)
+        except Exception:
+            _check_unicode(text)
+            raise
+        return np.array(encoded.ids, dtype=np.int32), np.array(encoded.offsets, dtype=np.int64).reshape(-1, 2)
+
+    def control_tokens(self) -> dict[str, ControlToken]:
+        """The special tokens of the file, by name."""
+        return dict(self._control)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self._source

@@ -6,8 +6,9 @@ on: a spawned worker sees neither the process group nor the mesh, a forked one m
 
 import hashlib
 import os
+from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import torch
@@ -107,25 +108,51 @@ class Peers:
 
     def first_tells(self, value: _T) -> _T:
         """Rank 0's value, on every rank; values are what MessagePack knows, and tuples come back as lists."""
-        return self.all_tell(value)[0]
+        mine = _encode(value) if self._group.rank() == 0 else torch.zeros(0, dtype=torch.uint8)
+        size = torch.tensor([len(mine)])
+        _keep(self._group.broadcast(size, 0)).wait()
+        box = mine if len(mine) else torch.zeros(int(size), dtype=torch.uint8)
+        _keep(self._group.broadcast(box, 0)).wait()
+        told: _T = _decode(box)
+        return told
 
     def all_tell(self, value: _T) -> list[_T]:
         """Every rank's value, by data-parallel rank, on every rank; see `first_tells` for what values may be."""
-        mine = torch.frombuffer(bytearray(msgspec.msgpack.encode(value)), dtype=torch.uint8)
+        mine = _encode(value)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self._group.size())]
-        self._group.allgather([sizes], [torch.tensor([len(mine)])]).wait()
+        _keep(self._group.allgather([sizes], [torch.tensor([len(mine)])])).wait()
         longest = max(int(size) for size in sizes)
         boxes = [torch.zeros(longest, dtype=torch.uint8) for _ in sizes]
-        self._group.allgather([boxes], [torch.nn.functional.pad(mine, (0, longest - len(mine)))]).wait()
-        return [
-            msgspec.msgpack.decode(box[: int(size)].numpy().tobytes()) for box, size in zip(boxes, sizes, strict=True)
-        ]
+        _keep(self._group.allgather([boxes], [torch.nn.functional.pad(mine, (0, longest - len(mine)))])).wait()
+        return [_decode(box[: int(size)]) for box, size in zip(boxes, sizes, strict=True)]
 
     def start_agreeing(self, number: int, *, highest: bool) -> "Agreement":
         """Begin to find the highest (or lowest) of the ranks' numbers; does not wait."""
         tensor = torch.tensor([number], dtype=torch.int64)
         op = dist.ReduceOp.MAX if highest else dist.ReduceOp.MIN
-        return Agreement(tensor, self._group.allreduce(tensor, op))
+        return Agreement(tensor, _keep(self._group.allreduce(tensor, op)))
+
+
+def _encode(value: object) -> torch.Tensor:
+    return torch.frombuffer(bytearray(msgspec.msgpack.encode(value)), dtype=torch.uint8)
+
+
+def _decode(box: torch.Tensor) -> Any:
+    return msgspec.msgpack.decode(box.numpy().tobytes())
+
+
+_recent: deque[dist.Work] = deque(maxlen=64)
+
+
+def _keep(work: dist.Work) -> dist.Work:
+    """The work, held for some while after it is done.
+
+    Whoever lets go of a tensor last needs Python's thread state. Gloo's threads must not be the ones: a process that
+    forks its workers while another thread is making itself a thread state hands the interpreter's lock on as it is,
+    taken, and the worker waits for it for ever, before its first line (Python 3.11).
+    """
+    _recent.append(work)
+    return work
 
 
 _groups: dict[tuple[int, ...], list[tuple[dist.ProcessGroup, dist.ProcessGroup]]] = {}

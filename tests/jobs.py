@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 import streampack
 from streampack.hashing import Purpose, permutation
 from streampack.state import to_json
+from streampack.stats import Counts
 from streampack.testing import ByteTokenizer
 
 NAMES = ("tokens", "labels", "position_ids", "segment_ids")
@@ -362,7 +363,7 @@ class Job:
     def stats(self) -> dict[str, int]:
         """The counts of the lanes, added up over the ranks."""
         each = [loader.stats() for loader in self.loaders]
-        names = set(each[0]) - {"batches", "seconds_waited", "retries", "left_out_packs"}
+        names = set(Counts._fields)
         return {name: sum(int(stats[name]) for stats in each) for name in sorted(names)}
 
     def close(self) -> None:

@@ -267,3 +267,22 @@ def test_the_program_fails_with_a_message_and_no_traceback() -> None:
     assert (bad.returncode, bad.stdout) == (1, "")
     assert bad.stderr.startswith(f"error: {__file__}: neither a SentencePiece model nor a tokenizer.json")
     assert bad.stderr.count("\n") == 1
+
+
+def test_chats_are_shown_with_what_is_trained(tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "What is a cat?"}, {"role": "assistant", "content": "An automaton."}]
+    shards = write_shards(tmp_path, [talk] * 4, field="jsonl:messages")
+    chats = ["-t", MODEL, "--field", "jsonl:messages", "--chat-template", "phi3", "--seq-len", "64"]
+    [pack] = peek(*shards, *chats, "--num", "1")["packs"]
+    run = PackedDataset(shards, MODEL, 64, field="jsonl:messages", chat_template="phi3", num_lanes=1)
+    assert pack["labels"] == next(iter(run))["labels"].tolist()
+    everything = peek(*shards, *chats, "--train-on", "all", "--num", "1")["packs"][0]
+    assert everything["tokens"] == pack["tokens"]
+    assert everything["labels"].count(-100) < pack["labels"].count(-100)
+    assert "32007" in run_output(*shards, *chats)  # <|end|>, which is no piece of the model
+
+
+def run_output(*args: str) -> str:
+    result = run(*args)
+    assert result.exit_code == 0, result.output
+    return result.output

@@ -240,7 +240,8 @@ def test_ranks_that_do_not_divide_the_lanes_are_refused(corpus: Corpus) -> None:
         ({"tail": "keep"}, ConfigError, "tail='keep' is not known"),
         ({"field": "text"}, ConfigError, "field='text' is not known: 'txt', 'json:KEY', 'jsonl:KEY' and 'npy' are"),
         ({"field": "json:"}, ConfigError, "field='json:' names no key"),
-        ({"field": "json:messages"}, NotBuiltError, "field='json:messages' is not built yet"),
+        ({"field": "json:messages"}, ConfigError, "messages need chat_template=: one of phi3, llama2"),
+        ({"chat_template": "phi3"}, ConfigError, "chat_template and train_on are for conversations"),
         ({"split": "test"}, ConfigError, "split='test' is not known"),
         ({"split": "val"}, ConfigError, "split='val' with val_fraction=0 holds nothing"),
         ({"split": "val", "val_fraction": 0.1, "epochs": 2}, ConfigError, 'split="val" is one epoch'),
@@ -250,7 +251,7 @@ def test_ranks_that_do_not_divide_the_lanes_are_refused(corpus: Corpus) -> None:
         ({"num_lanes": True}, ConfigError, "num_lanes=True must be a whole number of at least 1"),
         ({"seed": -1}, ConfigError, "seed=-1 must be a whole number of at least 0"),
         ({"max_skipped": -1}, ConfigError, "max_skipped=-1 must be a whole number of at least 0"),
-        ({"max_skipped": 1.0}, ConfigError, "max_skipped=1.0 must be a whole number, or a fraction above 0 and below 1"),
+        ({"max_skipped": 1.0}, ConfigError, "max_skipped=1.0 must be a whole number, or a fraction above 0"),
         ({"max_buffer_bytes": 0}, ConfigError, "max_buffer_bytes=0 must be a whole number of at least 1"),
         ({"epoch_end": "wrap"}, ConfigError, "epoch_end='wrap' must be one of 'pad', 'stop'"),
         ({"on_error": "ignore"}, ConfigError, "on_error='ignore' must be one of 'raise', 'skip'"),
@@ -317,6 +318,17 @@ def test_a_model_that_is_not_one_is_refused_with_what_it_is(
 def test_a_model_that_is_missing_is_an_error_with_its_path(corpus: Corpus, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="none.model"):
         dataset(corpus, tokenizer=str(tmp_path / "none.model"))
+
+
+def test_an_error_of_the_tokenizer_names_the_document(corpus: Corpus) -> None:
+    class Failing(ByteTokenizer):
+        def encode(self, text: str) -> np.ndarray:
+            if len(text) > 16:  # not what a tokenizer is tried with before the run
+                raise TokenizerError("no ids for that")
+            return super().encode(text)
+
+    with pytest.raises(TokenizerError, match=r"\.tar.*, member .*: no ids for that"):
+        next(iter(dataset(corpus, tokenizer=Failing())))
 
 
 # --- shards

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from streampack import hashing
 from streampack.documents import DocumentReader, Field, parse_field
-from streampack.errors import ConfigError, DocumentTooLongError, MissingFieldError, NotBuiltError, RecordError
+from streampack.errors import ConfigError, DocumentTooLongError, MissingFieldError, RecordError
 from streampack.records import BadRecord, Document, Sample
 
 URL = "s3://b/c/00001.tar"
@@ -110,12 +110,6 @@ def test_a_field_is_read_and_written_alike(text: str, field: Field) -> None:
 def test_a_field_that_is_none_is_an_error(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_field(text)
-
-
-@pytest.mark.parametrize("field", ["json:messages", "jsonl:messages"])
-def test_messages_are_not_built_yet(field: str) -> None:
-    with pytest.raises(NotBuiltError, match=f"field='{field}' is not built yet"):
-        parse_field(field)
 
 
 @pytest.mark.parametrize(
@@ -669,8 +663,8 @@ def returns(**changes: object) -> Callable[[Document, np.random.Generator], Docu
         (lambda document, rng: document.text, "a str: return dataclasses.replace"),
         (lambda document, rng: [document, None], "a NoneType: return"),
         (lambda document, rng: (part for part in [document]), "a generator: return .*a list of documents or None"),
-        (returns(text=None), "a document without exactly one of text and tokens"),
-        (returns(tokens=np.arange(3)), "a document without exactly one of text and tokens"),
+        (returns(text=None), "a document without exactly one of text, tokens and messages"),
+        (returns(tokens=np.arange(3)), "a document without exactly one of text, tokens and messages"),
         (returns(text=b"bytes"), "a document whose text is a bytes, not a str"),
         (returns(text=None, tokens=[1, 2]), "tokens that are a list; token ids are a 1-D NumPy array of integers"),
         (returns(text=None, tokens=np.zeros(3)), r"tokens that are float64 \[3\]"),

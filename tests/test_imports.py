@@ -18,8 +18,10 @@ MODULES = {
 }
 """Dotted name without `streampack.`: "packer", "cli.plan"; the package itself is ""."""
 
-FOUNDATION = {"digests", "errors", "hashing", "records", "stats"}
-STAGES = {"shards", "lanes", "storage", "reader", "documents", "tokenizer", "boundary", "packer"}
+FOUNDATION = {"digests", "errors", "hashing", "progress", "records", "stats"}
+STAGES = {"shards", "lanes", "storage", "reader", "documents", "tokenizer", "boundary", "packer", "formats", "chat"}
+CHAT_PARTS = {"chattemplates", "chatjinja"}
+"""The stage "chat" in several files."""
 READER_PARTS = {"decompression", "tarcuts", "tarformat"}
 """The stage "reader" in several files."""
 STORAGE_PARTS = {
@@ -29,12 +31,16 @@ STORAGE_PARTS = {
 
 # Library -> the modules and folders that may import it, anywhere in their code.
 USERS = {
-    "torch": {"topology", "dataset", "loader", "messages", "passes", "formats", "state", "cli", "testing", "examples"},
+    "torch": {
+        *("topology", "dataset", "loader", "workers", "formats", "consumers", "state"),
+        *("cli", "testing", "examples"),
+    },
     "fsspec": {"clients", "listing", "shards", "testing"},
     "botocore": {"s3"},
     "urllib3": {"web"},
     "sentencepiece": {"tokenizer", "examples.make_data"},  # which trains the demo model
     "tokenizers": {"tokenizer"},
+    "jinja2": {"chatjinja"},
     "webdataset": {"testing", "examples"},  # it writes shards; reading is our own
     "yaml": {"config"},
     "typer": {"cli"},
@@ -45,10 +51,15 @@ MAY_IMPORT = {
     "digests": {"errors"},
     "errors": set(),
     "hashing": set(),
+    "progress": set(),
     "records": {"errors"},
     "stats": {"errors", "records"},
     **dict.fromkeys(STAGES, FOUNDATION),
     "packer": FOUNDATION | {"boundary"},
+    "formats": FOUNDATION | {"boundary", "consumers"},
+    "consumers": FOUNDATION,
+    "chat": FOUNDATION | CHAT_PARTS | {"boundary"},
+    **dict.fromkeys(CHAT_PARTS, FOUNDATION | CHAT_PARTS),
     **dict.fromkeys({"reader", *READER_PARTS}, FOUNDATION | READER_PARTS),
     **dict.fromkeys({"storage", *STORAGE_PARTS}, FOUNDATION | STORAGE_PARTS),
 }

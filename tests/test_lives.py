@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import pytest
-from reference import assert_batches, endless_batches
+from reference import assert_batches, endless_batches, prose
 from test_torchrun import Finite, Ran, References, corpora, references, run_job  # noqa: F401 (fixtures)
+from torchrun import torchrun
+
+from streampack.testing import write_shards
 
 pytestmark = pytest.mark.timeout(170)
 
@@ -83,3 +86,13 @@ def test_a_group_of_the_trainer_that_only_one_rank_of_a_mesh_belongs_to_does_not
     for rank, outcome in enumerate(run_job([mesh], 4, tmp_path, deadline_s=40)["mesh"]):
         expected = current.batches(0, rank=rank // 2, num_ranks=2, batch_size=2)
         assert_batches(outcome["passes"][0], expected, f"rank {rank}")
+
+
+def test_workers_that_are_forked_right_after_the_ranks_spoke_come_to_life(tmp_path: Path) -> None:
+    """What gloo's threads do behind an exchange must not be under way in Python then: Python 3.11 hands its lock on.
+
+    Without `topology._keep` one loader in about 200 waits for ever for its workers on a busy machine.
+    """
+    write_shards(tmp_path / "shards", prose(1, 70), documents_per_shard=19)
+    torchrun("forking.py", tmp_path / "shards", tmp_path, ranks=2, log=tmp_path / "log", deadline_s=150)
+    assert [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)] == ["120", "120"]

@@ -4,7 +4,6 @@ import io
 import tarfile
 import tracemalloc
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from itertools import pairwise
 from random import Random
 
@@ -58,11 +57,11 @@ def in_ranges(data: bytes, cuts: Iterable[int]) -> list[Sample]:
 
 def whole(data: bytes) -> list[Sample]:
     """Ordinals aside: a range counts them from its own start."""
-    return [replace(sample, ordinal=0) for sample in read(data)]
+    return [sample._replace(ordinal=0) for sample in read(data)]
 
 
 def unnumbered(samples: Sequence[Sample]) -> list[Sample]:
-    return [replace(sample, ordinal=0) for sample in samples]
+    return [sample._replace(ordinal=0) for sample in samples]
 
 
 def boundary(data: bytes, cut: int, *, chunk: int = 1 << 16) -> Boundary:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import zstandard
-from jobs import LANES, Corpus, Job, assert_equal, dataset, documents_of, expected, texts, write_corpus
+from jobs import Corpus, Job, assert_equal, dataset, documents_of, expected, texts, write_corpus
 from jobs import _boundary as boundary_of
 from proxy import Fault, Proxy
 from tars import END, entry
@@ -81,23 +81,23 @@ def arguments(**changes: Any) -> dict[str, Any]:
     }
 
 
-def lost_samples(corpus: Corpus, shard: int, sample: int, *, num_lanes: int = 4) -> list[int]:
-    """From the sample before the broken one, which is not known to be complete, to the end of the lane's piece."""
-    path = corpus.shards[shard]
+def lost_samples(corpus: Corpus, shard: int, sample: int, how: str, *, num_lanes: int = 4) -> list[int]:
+    """From the last sample that no header follows, which may not be complete, to the end of the lane's piece."""
+    path, first = corpus.shards[shard], sample - (how != "cut short")
     if path.suffix != ".tar":
-        return list(range(sample - 1, len(corpus.documents[shard])))
+        return list(range(first, len(corpus.documents[shard])))
     sizes = [each.stat().st_size for each in corpus.shards]
     start, total = sum(sizes[:shard]), sum(sizes)
     cuts = [lane * total // num_lanes - start for lane in range(num_lanes + 1)]
     ends = sorted({boundary_of(path, min(max(cut, 0), sizes[shard])) for cut in cuts} | {sizes[shard]})
     offsets = [member.offset for member in members(path)]
-    end = next(end for end in ends if end > offsets[sample - 1])
-    return [index for index in range(sample - 1, len(offsets)) if offsets[index] < end]
+    end = next(end for end in ends if end > offsets[first])
+    return [index for index in range(first, len(offsets)) if offsets[index] < end]
 
 
 def damage(corpus: Corpus, shard: int, sample: int, how: str) -> list[str]:
     """Break a shard; the texts that are lost with it are taken out of the corpus."""
-    lost = lost_samples(corpus, shard, sample)
+    lost = lost_samples(corpus, shard, sample, how)
     gone = [text for index in lost for text in corpus.documents[shard][index]]
     for index in lost:
         corpus.documents[shard][index] = []
@@ -107,56 +107,39 @@ def damage(corpus: Corpus, shard: int, sample: int, how: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("shard", "sample", "how"),
-    [
-        (0, 9, "a broken header"),
-        (0, 22, "a block of zeros"),
-        (2, 11, "a broken header"),
-        (1, 5, "a broken header"),
-        (1, 7, "cut short"),
-        (3, 4, "cut short"),
-        (3, 6, "a block of zeros"),
-    ],
+    [(0, 9, "a broken header"), (0, 22, "a block of zeros"), (2, 11, "a broken header"), (2, 1, "a block of zeros")],
 )
 def test_a_broken_shard_is_left_out_from_where_it_breaks_and_the_rest_keeps_its_order(
     tmp_path: Path, shard: int, sample: int, how: str
 ) -> None:
     corpus = make(tmp_path)
-    sizes = [path.stat().st_size for path in corpus.shards]
-    lost = lost_samples(corpus, shard, sample)
-    for index in lost:
+    for index in lost_samples(corpus, shard, sample, how):
         corpus.documents[shard][index] = []
-    wanted = expected(corpus, 320, num_lanes=4, seq_len=16, shuffle=False)
+    wanted = expected(corpus, 480, num_lanes=4, seq_len=16, shuffle=False)  # which looks at the shards unbroken
     DAMAGES[how](corpus.shards[shard], sample)
-    manifest = tmp_path / "m.jsonl"  # the sizes of before, so that the lanes are those of the whole corpus
-    now = [path.stat().st_size for path in corpus.shards]
-    if now != sizes and corpus.shards[shard].suffix != ".tar":  # its compressed size moved: pad, as zeros may follow
-        manifest = tmp_path / "moved.jsonl"
-    lines = [{"url": path.name, "size": size} for path, size in zip(corpus.shards, sizes, strict=True)]
-    manifest.write_text("\n".join(map(json.dumps, lines)))
-    if now != sizes:
-        pytest.skip("see the tests of whole passes")
-    data = dataset([f"@{manifest}"], **arguments())
-    states = []
-    for plan in ([(1, 0, 1, 320)], [(2, 0, 3, 20), (1, 2, 4, 25), (4, 0, 5, 5)]):
+    data = dataset(corpus, **arguments())
+    ends = []
+    for plan in ([(1, 0, 1, 480)], [(2, 0, 3, 20), (1, 2, 4, 25), (4, 0, 5, 13)]):
         state, reached = None, 0
         for ranks, workers, batch_size, batches in plan:
             with Job(data, ranks, workers, batch_size, state=state) as job:
                 assert_equal(job.step(batches), wanted, begin=reached)
                 reached += ranks * batch_size * batches
                 state, stats, digest = job.state(), job.stats(), job.digest()
-        states.append((reached, state, stats, digest))
-    assert states[0] == states[1]
-    assert states[0][2]["skipped"] >= 2  # once an epoch
+        ends.append((reached, state, stats, digest))
+    assert ends[0] == ends[1]
+    assert ends[0][2]["skipped"] >= 2  # once an epoch
 
 
-@pytest.mark.parametrize("how", DAMAGES)
-@pytest.mark.parametrize("shard", range(4))
+@pytest.mark.parametrize(
+    ("shard", "how"),
+    # A plain tar that is cut short has other lanes; it has a test of its own.
+    [(n, how) for n in range(4) for how in DAMAGES if SUFFIXES[n] != ".tar" or how != "cut short"],
+)
 def test_a_pass_loses_what_lies_behind_the_damage_in_its_piece_and_nothing_else(
     tmp_path: Path, shard: int, how: str
 ) -> None:
     corpus = make(tmp_path)
-    if how == "cut short" and corpus.shards[shard].suffix == ".tar":
-        pytest.skip("a plain tar that is shorter has other lanes; see the next test")
     damage(corpus, shard, 6, how)
     data = dataset(corpus, **arguments(epochs=1, num_lanes=4))
     found = []
@@ -204,8 +187,9 @@ def test_a_damage_at_any_header_costs_at_most_the_rest_of_two_pieces(tmp_path: P
         assert sample in missing
         assert len(missing) <= len(own) // 2
         offsets = [member.offset for member in members_of(good)]
-        for index in missing:
-            assert any(first <= offsets[index] < end for _, shard, first, end, record in holes if shard == 0)
+        if holes:  # one behind a lane's last pack is in no pack's state
+            for index in missing:
+                assert any(first <= offsets[index] < end for _, shard, first, end, _ in holes if shard == 0)
 
 
 def members_of(data: bytes) -> list[tarfile.TarInfo]:
@@ -326,12 +310,12 @@ def test_a_cut_into_a_tar_in_the_tar_is_never_skipped_even_behind_a_damage(tmp_p
 # --- how much
 
 
-def half_bad(folder: Path, count: int = 60) -> Corpus:
-    """Every other record is bad."""
+def partly_bad(folder: Path, count: int = 80) -> Corpus:
+    """Every fourth record is bad: one for three good ones."""
     group = texts(count, seed=1, longest=40)
     corpus = write_corpus(folder, [(".tar", group)])
     data = corpus.shards[0].read_bytes()
-    for text in group[1::2]:
+    for text in group[3::4]:
         mark = f"{text.partition('>')[0]}>".encode()
         data = data.replace(mark, b"\xff" + mark[1:])
     corpus.shards[0].write_bytes(data)
@@ -352,18 +336,17 @@ def documents_until_the_error(data: PackedDataset, *, pause: int = 0) -> str:
 
 @pytest.mark.parametrize("pause", [0, 1, 7, 20])
 def test_a_rate_counts_the_lanes_documents_also_through_a_resume(tmp_path: Path, pause: int) -> None:
-    data = dataset(half_bad(tmp_path), **arguments(epochs=1, num_lanes=1, max_skipped=0.3))
+    data = dataset(partly_bad(tmp_path), **arguments(epochs=1, num_lanes=1, max_skipped=0.3))
     said = documents_until_the_error(data, pause=pause)
-    assert "lane 0 has passed over max_skipped=0.3 bad records or shards of 11 documents; the next one is: " in said
+    assert "lane 0 has passed over max_skipped=0.3 bad records or shards of 33 documents; the next one is: " in said
 
 
 def test_a_rate_that_is_kept_lets_the_run_go_on_and_the_first_record_trips_none(tmp_path: Path) -> None:
-    corpus = half_bad(tmp_path)
-    for rate, count in ((0.999, 30), (0.9999999, 30)):
-        with Job(dataset(corpus, **arguments(epochs=1, num_lanes=1, max_skipped=rate))) as job:
-            job.run_out()
-            assert job.stats()["skipped"] == count
-    few = half_bad(tmp_path / "few", count=20)
+    corpus = partly_bad(tmp_path)
+    with Job(dataset(corpus, **arguments(epochs=1, num_lanes=1, max_skipped=0.4))) as job:
+        job.run_out()
+        assert job.stats()["skipped"] == 20
+    few = partly_bad(tmp_path / "few", count=40)
     with Job(dataset(few, **arguments(epochs=1, num_lanes=1, max_skipped=1e-9))) as job:
         job.run_out()
         assert job.stats()["skipped"] == 10
@@ -384,4 +367,3 @@ def test_lanes_that_find_every_shard_broken_end_with_an_error_and_not_in_a_loop(
     data = PackedDataset(str(tmp_path / "a.tar"), ByteTokenizer(), 32, num_lanes=1, on_error="skip")
     with Job(data) as job, pytest.raises(ValueError, match="gives no pack"):
         job.step(1)
-    assert LANES > 1

@@ -352,9 +352,8 @@ def test_a_worker_that_is_killed_loses_nothing(
         victim = workers_but(others)[0]
         assert victim.pid is not None
         os.kill(victim.pid, signal.SIGKILL)
-        with pytest.raises((RuntimeError, OSError, EOFError)):  # whatever torch was doing with that worker just then
-            packs.extend(row for batch in iterator for row in rows(batch))
-        assert loader.state_dict()["global_pack"] == len(packs)
+        packs += take(iterator, 5)
+        assert loader.state_dict()["global_pack"] == len(packs) == 40
         packs += take(iter(loader), 5)
         assert_equal(dict(enumerate(packs)), wanted)
 

@@ -19,6 +19,7 @@ _COMMANDS = {
     "plan": "What a configuration needs and gives on so many ranks and workers.",
     "count": "Count documents, bytes and tokens of shards, and how well they pack.",
     "manifest": "Write the list of the shards with their sizes, so that nothing is listed again.",
+    "verify": "Read whole shards and report what is wrong in them, and where.",
     "bench": "How fast the line is on your shards and model, and where its time goes.",
     "demo": "Train on the demo data that ships, with a resume on another topology.",
 }

@@ -9,6 +9,7 @@ from streampack.boundary import ReplaceBoundary
 from streampack.config import load_config
 from streampack.dataset import PackedDataset
 from streampack.storage import Storage
+from streampack.tokenizer import ByteTokenizer
 
 Shards = Annotated[
     list[str],
@@ -23,7 +24,15 @@ Tokenizer = Annotated[
     str | None, typer.Option("--tokenizer", "-t", help="SentencePiece model or tokenizer.json.", show_default=False)
 ]
 Field = Annotated[
-    str | None, typer.Option(help="What a document is: txt, json:KEY, jsonl:KEY, npy.", show_default="txt")
+    str | None,
+    typer.Option(help="What a document is: txt, json:KEY, jsonl:KEY (KEY messages: chats), npy.", show_default="txt"),
+]
+ChatTemplate = Annotated[
+    str | None,
+    typer.Option(help="Of chats: phi3, llama2, mistral, llama3, chatml, or tokenizer_config.json.", show_default=False),
+]
+TrainOn = Annotated[
+    str | None, typer.Option(help="Of chats: assistant, last_assistant or all.", show_default="assistant")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 
@@ -39,6 +48,16 @@ def make_dataset(shards: Sequence[str], **given: Any) -> PackedDataset:  # Any: 
     if isinstance(boundary, str) and boundary.startswith("replace:") and boundary[8:].isdecimal():
         given["boundary"] = ReplaceBoundary(int(boundary[8:]))
     return PackedDataset(**given, dp_rank=0, dp_size=1)
+
+
+def make_measured_dataset(shards: Sequence[str], tokenizer: str | None, **given: Any) -> tuple[PackedDataset, bool]:
+    """The dataset, and whether it gives tokens; without a tokenizer text is only read and measured."""
+    if tokenizer is None and given["field"] == "npy":
+        bare = dict.fromkeys(("add_bos", "add_eos"), False)
+        return make_dataset(shards, **given | {name: given.get(name) or value for name, value in bare.items()}), True
+    if tokenizer is None and not (len(shards) == 1 and shards[0].endswith((".yaml", ".yml"))):
+        return make_dataset(shards, tokenizer=ByteTokenizer(), **given), False  # which is asked for nothing
+    return make_dataset(shards, tokenizer=tokenizer, **given), True
 
 
 def make_storage(shards: Sequence[str]) -> tuple[list[str], Storage]:

@@ -11,7 +11,7 @@ import msgspec
 import typer
 
 from streampack.boundary import BoundaryPolicy, ReplaceBoundary, spell_out
-from streampack.cli.arguments import Field, Json, Shards, Tokenizer, make_dataset
+from streampack.cli.arguments import ChatTemplate, Field, Json, Shards, Tokenizer, TrainOn, make_dataset
 from streampack.cli.console import count, output, print_json
 from streampack.cli.packview import Edge, Segment, View, draw, draw_legend
 from streampack.cli.pieces import Pieces
@@ -37,13 +37,17 @@ def peek(
     ] = None,
     num_lanes: Annotated[int | None, typer.Option(min=1, help="Lanes of the run.", show_default="auto")] = None,
     field: Field = None,
+    chat_template: ChatTemplate = None,
+    train_on: TrainOn = None,
     boundary: Annotated[
         str | None,
         typer.Option(
             help="mask, keep, trim, mask_bos_target, mask_eos_input or replace:ID.", show_default=BoundaryPolicy.MASK
         ),
     ] = None,
-    packing: Annotated[str | None, typer.Option(help="wrap or next_fit.", show_default="wrap")] = None,
+    packing: Annotated[
+        str | None, typer.Option(help="wrap or next_fit.", show_default="wrap, of chats next_fit")
+    ] = None,
     bos: Annotated[bool | None, typer.Option("--bos/--no-bos", help="BOS first.", show_default="bos")] = None,
     eos: Annotated[bool | None, typer.Option("--eos/--no-eos", help="EOS last.", show_default="eos")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the order of shards.", show_default="0")] = None,
@@ -59,6 +63,8 @@ def peek(
         tokenizer=tokenizer,
         seq_len=256 if seq_len is None and not is_config else seq_len,
         field=field,
+        chat_template=chat_template,
+        train_on=train_on,
         boundary=boundary,
         packing=packing,
         add_bos=bos,

@@ -8,8 +8,10 @@ Out: FOLDER/rank0.pickle, ...: a list with an outcome per case: {"passes": [{"to
 import faulthandler
 import gc
 import json
+import multiprocessing
 import os
 import pickle
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -86,6 +88,8 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
                 for leave in (*case.get("leave_after", ()), case.get("batches")):
                     for batch in _take(loader, None if leave is None else leave - len(batches)):
                         batches.append(batch)
+                        if number == 0 and len(batches) in case.get("kill_after", {}).get(str(rank), ()):
+                            os.kill(min(child.pid for child in multiprocessing.active_children()), signal.SIGKILL)
                         if rank in case.get("slow_ranks", ()) and len(batches) < 10:
                             time.sleep(0.03)
                 outcome["passes"].append(_stack(batches))

@@ -1,0 +1,190 @@
+"""`streampack verify`: are the shards whole, and is every document in them one that a run can read?
+
+Each shard is read from its first byte to its last, by the code that a run reads with: the tar's headers and end, the
+manifest's digests, the members that the field names, UTF-8, JSON, `.npy`, sizes. Nothing is tokenized. What is wrong is
+reported with where it is; behind a broken place a shard is not read on.
+
+With `--journal` each shard that is done is noted in a file, and what it notes is not read again: a run that was ended
+goes on, and one over repaired shards reads those only (a shard whose size or digest changed is another one).
+"""
+
+import contextlib
+import json as json_module
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import IO, Annotated, Any
+
+import msgspec
+import typer
+from rich.table import Table
+
+from streampack.cli.arguments import ChatTemplate, Field, Json, Shards, Tokenizer, make_measured_dataset
+from streampack.cli.console import count, format_bytes, output, print_json, print_warning, printable
+from streampack.cli.progress import ShardProgress
+from streampack.cli.sharded import Workers, each_shard, num_processes
+from streampack.decompression import is_compressed
+from streampack.errors import StreampackError
+from streampack.lanes import Piece
+from streampack.recipe import Recipe
+from streampack.records import BadRecord, Shard
+
+_KEPT = 100
+"""Problems of one shard that are told; the others are counted."""
+_SHOWN = 40
+_RANGE_BYTES = 4 * 2**20
+_STEP_BYTES = 2**20
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What one shard is found to be."""
+
+    name: str
+    size: int
+    digest: str | None
+    field: str
+    samples: int
+    documents: int
+    """Those that can be read."""
+    num_problems: int
+    problems: list[str]
+    """The first of them, each with its place."""
+
+
+def verify(
+    shards: Shards,
+    *,
+    field: Field = None,
+    tokenizer: Tokenizer = None,
+    chat_template: ChatTemplate = None,
+    journal: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Note each shard that is done; what is noted is not read again.")
+    ] = None,
+    workers: Workers = None,
+    json: Json = False,
+) -> None:
+    """Read whole shards and report what is wrong in them, and where; exit code 1 if anything is."""
+    dataset, _ = make_measured_dataset(shards, tokenizer, field=field, chat_template=chat_template)
+    table, recipe = dataset.list_shards(), dataset.recipe
+    known = {} if journal is None else _known(journal, recipe)
+    verdicts: dict[int, Verdict] = {}
+    for index, shard in enumerate(table):
+        if (verdict := known.get((shard.name, shard.size, shard.digest))) is not None:
+            verdicts[index] = verdict
+    left = [index for index in range(len(table)) if index not in verdicts]
+    work = partial(verify_shard, recipe)
+    with ShardProgress("verifying", table) as progress, _opened(journal) as notes:
+        workers = max(1, min(num_processes(workers, table), len(left)))
+        for index, verdict in each_shard(work, table, left, workers=workers, advance=progress.advance):
+            verdicts[index] = verdict
+            if notes is not None:
+                notes.write(msgspec.json.encode(verdict) + b"\n")
+                notes.flush()
+    _report([verdicts[index] for index in sorted(verdicts)], num_read=len(left), as_json=json)
+    if any(verdict.num_problems for verdict in verdicts.values()):
+        raise typer.Exit(1)
+
+
+def verify_shard(recipe: Recipe, index: int, shard: Shard, *, tell: Callable[[int], None]) -> Verdict:
+    """Read one shard to its end, or to where it breaks."""
+    samples = documents = told = unheard = 0
+    problems: list[str] = []
+    num_problems = 0
+    jumps = is_compressed(shard.url)  # positions are ordinals there
+    try:
+        for position, sample in recipe.samples(
+            shard, Piece(index, 0, shard.size, whole=True), resume=-1, max_range_bytes=_RANGE_BYTES
+        ):
+            samples += 1
+            unheard += sum(sample.sizes.values())
+            if unheard >= _STEP_BYTES:
+                reached = told if jumps else position
+                tell(reached - told)
+                told, unheard = reached, 0
+            for item in recipe.documents.read(
+                sample, url=shard.url, shard_name=shard.name, shard_index=index, epoch=0, position=position
+            ):
+                if isinstance(item, BadRecord):
+                    num_problems += 1
+                    if len(problems) < _KEPT:
+                        problems.append(str(item.error))
+                else:
+                    documents += 1
+    except StreampackError as error:
+        num_problems += 1
+        problems.append(str(error))
+    tell(shard.size - told)
+    return Verdict(
+        name=shard.name,
+        size=shard.size,
+        digest=shard.digest,
+        field=str(recipe.documents.field),
+        samples=samples,
+        documents=documents,
+        num_problems=num_problems,
+        problems=problems,
+    )
+
+
+def _known(journal: Path, recipe: Recipe) -> dict[tuple[str, int, str | None], Verdict]:
+    """What the journal says of shards that were good; those with problems are read again, they may be repaired."""
+    found: dict[tuple[str, int, str | None], Verdict] = {}
+    if journal.exists():
+        for number, line in enumerate(journal.read_bytes().splitlines(), 1):
+            try:
+                verdict = msgspec.json.decode(line, type=Verdict)
+            except msgspec.DecodeError:
+                print_warning(f"{journal}, line {number} is not a verdict (cut short?); its shard is read again")
+                continue
+            if verdict.field == str(recipe.documents.field) and not verdict.num_problems:
+                found[verdict.name, verdict.size, verdict.digest] = verdict
+    return found
+
+
+@contextlib.contextmanager
+def _opened(journal: Path | None) -> Iterator[IO[bytes] | None]:
+    """The journal, ready for more lines; None where there is none."""
+    if journal is None:
+        yield None
+        return
+    with journal.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, 2)
+            if file.read(1) != b"\n":  # a line that was cut short
+                file.write(b"\n")
+        yield file
+
+
+def _report(verdicts: list[Verdict], *, num_read: int, as_json: bool) -> None:
+    bad = [verdict for verdict in verdicts if verdict.num_problems]
+    totals: dict[str, Any] = {
+        "num_shards": len(verdicts),
+        "num_read": num_read,
+        "bytes": sum(verdict.size for verdict in verdicts),
+        "samples": sum(verdict.samples for verdict in verdicts),
+        "documents": sum(verdict.documents for verdict in verdicts),
+        "num_problems": sum(verdict.num_problems for verdict in verdicts),
+    }
+    if as_json:
+        print_json(totals | {"bad_shards": [json_module.loads(msgspec.json.encode(verdict)) for verdict in bad]})
+        return
+    console = output()
+    if bad:
+        table = Table("shard", "problems", "what is wrong", title=None, show_lines=True)
+        for verdict, problem in _shown(bad):
+            table.add_row(printable(verdict.name), f"{verdict.num_problems:,}", printable(problem), style="red")
+        console.print(table)
+    read = "" if num_read == len(verdicts) else f" ({num_read:,} read now, the others are in the journal)"
+    console.print(
+        f"{count(totals['num_shards'], 'shard')}{read}, {format_bytes(totals['bytes'])}, "
+        f"{count(totals['documents'], 'document')}: "
+        + (f"{count(totals['num_problems'], 'problem')} in {count(len(bad), 'shard')}" if bad else "nothing is wrong")
+    )
+
+
+def _shown(bad: list[Verdict]) -> Iterator[tuple[Verdict, str]]:
+    """The first problems, at least one of each shard as far as they go."""
+    most = max(1, _SHOWN // len(bad))
+    for verdict in bad[:_SHOWN]:
+        for problem in verdict.problems[:most]:
+            yield verdict, problem

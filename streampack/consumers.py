@@ -1,0 +1,152 @@
+"""A block of packs under the names and in the shapes of each consumer; `formats` has the table.
+
+In:  the rows of B packs, each name's int64 [B, L], and the block that they come from.
+Out: what a consumer takes, but for masks, weights and counts. Pure functions; no two of the tensors share memory.
+"""
+
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from streampack.records import IGNORE_INDEX, PackBlock
+
+Batch: TypeAlias = Any  # a dict of tensors and what stands beside them; for torchtitan a pair of a dict and the labels
+Arrays: TypeAlias = dict[str, torch.Tensor]
+
+
+class Format(StrEnum):
+    """Whose keys and shapes a batch has; the module's table says which."""
+
+    STREAMPACK = "streampack"
+    """The default. FlexAttention takes its segment_ids through `document_mask`."""
+    TORCHTUNE = "torchtune"
+    """What torchtune's `padded_collate_packed` takes; with the mask, what it gives to the recipes."""
+    HF = "hf"
+    """Transformers' causal models, which shift labels themselves: no label lies behind the end of a pack."""
+    HF_FLASH = "hf_flash"
+    """As `DataCollatorWithFlattening(return_flash_attn_kwargs=True)` gives."""
+    TORCHTITAN = "torchtitan"
+    """A flat pair; a document begins where the position is 0, so each pack begins one."""
+    MEGATRON = "megatron"
+    """Megatron-LM's fields; with positions="pack" those of its plain causal GPT, without cu_seqlens."""
+    VARLEN = "varlen"
+    """For flash-attn's and torch.nn.attention.varlen's functions."""
+    MAXTEXT = "maxtext"
+    """The family of seqio, also T5X and NeMo on JAX."""
+
+
+class Positions(StrEnum):
+    """Where position ids begin at 0."""
+
+    DOCUMENT = "document"
+    """In every segment, also where a pack begins inside a document. The default."""
+    PACK = "pack"
+    """In every pack only, for plain causal attention over the pack."""
+
+
+def stretches(block: PackBlock) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of each segment, and of a pack's padding behind its segments, int64 [n]; how many a pack has, int64 [B]."""
+    num_packs, seq_len = block.tokens.shape
+    pack = np.repeat(np.arange(num_packs), block.num_segments)
+    padding = np.full(num_packs, seq_len, np.int64)
+    np.subtract.at(padding, pack, block.seq_lens)
+    lengths = np.insert(block.seq_lens.astype(np.int64), np.cumsum(block.num_segments), padding)
+    return lengths[lengths > 0], block.num_segments.astype(np.int64) + (padding > 0)
+
+
+def _cumulated(lengths: NDArray[np.int64]) -> torch.Tensor:
+    """int32 [n + 1], from 0 on."""
+    ends = np.zeros(lengths.size + 1, np.int32)
+    np.cumsum(lengths, out=ends[1:])
+    return torch.from_numpy(ends)
+
+
+def _streampack(rows: Arrays, block: PackBlock, positions: Positions) -> Batch:
+    return rows
+
+
+def _torchtune(rows: Arrays, block: PackBlock, positions: Positions) -> Batch:
+    lengths, counts = stretches(block)
+    return {
+        "tokens": rows["tokens"],
+        "labels": rows["labels"],
+        "input_pos": rows["position_ids"],
+        "seq_lens": [torch.from_numpy(of_pack) for of_pack in np.split(lengths, np.cumsum(counts)[:-1])],
+    }
+
+
+def _hf(rows: Arrays, block: PackBlock, positions: Positions) -> Batch:
+    return {"input_ids": rows["tokens"], "labels": rows["labels"], "position_ids": rows["position_ids"]}
+
+
+def _hf_flash(rows: Arrays, block: PackBlock, positions: Positions) -> Batch:
+    lengths, _ = stretches(block)
+    ends, longest = _cumulated(lengths), int(lengths.max())
+    flat = {name: tensor.reshape(1, -1) for name, tensor in _hf(rows, block, positions).items()}
+    return flat | {
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends.clone(),
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+def _torchtitan(rows: Arrays, block: PackBlock, positions: Positions) -> Batch:
+    inputs = {"input": rows["tokens"].reshape(-1), "positions": rows["position_ids"].reshape(-1)}
+    return inputs, rows["labels"].reshape(-1)
+
+
+def _megatron(rows: Arrays, block: PackBlock, positions: Positions) -> Batch:
+    trained = rows["labels"] != IGNORE_INDEX
+    batch = {
+        "tokens": rows["tokens"],
+        "labels": rows["labels"].where(trained, 0),
+        "loss_mask": trained.float(),
+        "position_ids": rows["position_ids"],
+    }
+    if positions is Positions.PACK:
+        return batch
+    num_packs, seq_len = block.tokens.shape
+    lengths, counts = stretches(block)
+    cu_seqlens = torch.full((num_packs, int(counts.max()) + 1), seq_len, dtype=torch.int32)
+    max_seqlen = torch.empty(num_packs, dtype=torch.int32)
+    for pack, of_pack in enumerate(np.split(lengths, np.cumsum(counts)[:-1])):
+        cu_seqlens[pack, : of_pack.size + 1] = _cumulated(of_pack)
+        max_seqlen[pack] = int(of_pack.max())
+    return batch | {"cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
+
+
+def _varlen(rows: Arrays, block: PackBlock, positions: Positions) -> Batch:
+    lengths, _ = stretches(block)
+    flat = {name: rows[name].reshape(-1) for name in ("tokens", "labels", "position_ids")}
+    return flat | {"cu_seqlens": _cumulated(lengths), "max_seqlen": int(lengths.max())}
+
+
+def _maxtext(rows: Arrays, block: PackBlock, positions: Positions) -> Batch:
+    trained = rows["labels"] != IGNORE_INDEX
+    batch = {
+        "inputs": rows["tokens"],
+        "targets": rows["labels"].where(trained, 0),
+        "inputs_position": rows["position_ids"],
+        "inputs_segmentation": rows["segment_ids"],
+        "targets_position": rows["position_ids"],
+        "targets_segmentation": rows["segment_ids"].where(trained, 0),
+    }
+    return {name: tensor.to(torch.int32) for name, tensor in batch.items()}
+
+
+MAKERS: Mapping[Format, Callable[[Arrays, PackBlock, Positions], Batch]] = {
+    Format.STREAMPACK: _streampack,
+    Format.TORCHTUNE: _torchtune,
+    Format.HF: _hf,
+    Format.HF_FLASH: _hf_flash,
+    Format.TORCHTITAN: _torchtitan,
+    Format.MEGATRON: _megatron,
+    Format.VARLEN: _varlen,
+    Format.MAXTEXT: _maxtext,
+}
+"""What makes the batches of a format."""

@@ -1,0 +1,66 @@
+"""Signs of life: what a worker tells of itself to whoever waits for it.
+
+In: calls from where the work gets on: a sample begun, a pack made, bytes that came, a wait that is meant.
+Out: a row of integers in memory that the main process shares: how often there was progress, and where the worker is.
+Never: a sign from a thread that lives on while the work stands still. A process that is stopped, or waits for a lock
+for ever, is told from a slow one by this alone.
+
+In a process that nobody watches the calls do nothing.
+"""
+
+import time
+from collections.abc import MutableSequence
+from typing import NamedTuple
+
+NUM_FIELDS = 4
+"""Integers of a row: signs of life so far, then a `Place`."""
+_NAP_S = 1.0
+
+_row: MutableSequence[int] | None = None  # of this process, which does the work of one worker
+
+
+class Place(NamedTuple):
+    """Which sample a worker has begun last; -1: none yet."""
+
+    lane: int = -1
+    shard: int = -1
+    sample: int = -1
+    """Byte offset in a plain tar, ordinal in a compressed one."""
+
+
+def report_to(row: MutableSequence[int] | None) -> None:
+    """Write this process's signs of life into `row` from now on, beginning with the first; None: nowhere."""
+    global _row  # noqa: PLW0603 (a worker is a process, so its row is the process's)
+    _row = row
+    if row is not None:
+        row[1:NUM_FIELDS] = Place()
+        beat()
+
+
+def beat() -> None:
+    """There was progress."""
+    row = _row
+    if row is not None:
+        row[0] += 1
+
+
+def begin_sample(lane: int, shard: int, sample: int) -> None:
+    """There was progress, and this is in work now."""
+    row = _row
+    if row is not None:
+        row[1], row[2], row[3] = lane, shard, sample
+        row[0] += 1
+
+
+def sleep(seconds: float) -> None:
+    """Wait, and let nobody take the wait for the end."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, _NAP_S))
+        beat()
+
+
+def read(row: MutableSequence[int]) -> tuple[int, Place]:
+    """Signs of life so far, and where the worker is."""
+    beats, *place = row[0:NUM_FIELDS]
+    return beats, Place(*place)

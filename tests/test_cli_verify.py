@@ -1,0 +1,116 @@
+"""`streampack verify`: what is wrong in shards, where, and that nothing is read twice for it."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from streampack.cli import app
+from streampack.examples.make_data import DATA
+from streampack.testing import write_shards
+
+
+def run(*args: str) -> Result:
+    return CliRunner(env={"COLUMNS": "200"}).invoke(app, ["verify", *args])
+
+
+def verified(*args: str) -> tuple[int, dict[str, Any]]:
+    result = run(*args, "--json")
+    assert result.exit_code in (0, 1), result.output
+    return result.exit_code, json.loads(result.stdout)
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> list[Path]:
+    documents = [f"document {number} " + "with some text " * (number % 60) for number in range(120)]
+    return [Path(path) for path in write_shards(tmp_path / "shards", documents, documents_per_shard=30)]
+
+
+def urls(shards: list[Path]) -> list[str]:
+    return [str(shard) for shard in shards]
+
+
+@pytest.mark.parametrize("workers", ["1", "3"])
+def test_good_shards_are_read_whole_and_nothing_is_wrong(workers: str) -> None:
+    code, found = verified(str(DATA / "devil-*.tar*"), "-w", workers)
+    assert (code, found["num_problems"], found["bad_shards"]) == (0, 0, [])
+    assert (found["documents"], found["samples"], found["num_shards"], found["num_read"]) == (999, 999, 9, 9)
+
+
+def _header(data: bytearray) -> str:
+    at = data.index(b"000000017.txt" if b"000000017.txt" in data else b"000017.txt")
+    data[at + 124] ^= 1  # of the size field
+    return "checksum is wrong"
+
+
+def _end(data: bytearray) -> str:
+    del data[len(data) // 2 :]
+    return "end"
+
+
+def _letter(data: bytearray) -> str:
+    data[data.index(b"with some text")] = 0xFF
+    return "not UTF-8: byte 0xff"
+
+
+@pytest.mark.parametrize("damage", [_header, _end, _letter])
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_what_is_wrong_is_told_with_its_place_and_the_other_shards_are_read_on(
+    shards: list[Path], damage: Any, workers: str
+) -> None:
+    data = bytearray(shards[0].read_bytes())
+    text = damage(data)
+    shards[0].write_bytes(data)
+    code, found = verified(*urls(shards), "-w", workers)
+    [bad] = found["bad_shards"]
+    assert (code, found["num_problems"], bad["num_problems"]) == (1, 1, 1)
+    assert text in bad["problems"][0] and bad["problems"][0].startswith(str(shards[0]))
+    assert 90 <= found["documents"] < 120
+    shown = run(*urls(shards), "-w", workers)
+    assert shown.exit_code == 1 and "1 problem in 1 shard" in shown.stdout
+
+
+def test_a_member_that_is_missing_is_a_problem_of_each_sample(shards: list[Path]) -> None:
+    code, found = verified(*urls(shards), "--field", "json:text")
+    assert (code, found["documents"], found["num_problems"]) == (1, 0, 120)
+    assert "no member for field='json:text'" in found["bad_shards"][0]["problems"][0]
+
+
+def test_a_byte_that_no_check_but_the_digests_sees_is_found_by_them(shards: list[Path], tmp_path: Path) -> None:
+    manifest = tmp_path / "shards.jsonl"
+    made = CliRunner().invoke(app, ["manifest", *urls(shards), "-o", str(manifest), "--digests"])
+    assert made.exit_code == 0, made.output
+    assert verified(f"@{manifest}")[0] == 0
+    data = bytearray(shards[2].read_bytes())
+    data[data.index(b"with some text")] ^= 1  # another letter
+    shards[2].write_bytes(data)
+    assert verified(*urls(shards))[0] == 0
+    code, found = verified(f"@{manifest}")
+    assert code == 1 and [bad["name"] for bad in found["bad_shards"]] == [shards[2].name]
+    assert "byte 0: the block of 1048576 bytes" in found["bad_shards"][0]["problems"][0]
+
+
+def test_with_a_journal_only_what_is_new_or_was_wrong_is_read_again(shards: list[Path], tmp_path: Path) -> None:
+    journal, good = tmp_path / "journal", shutil.copy(shards[1], tmp_path / "good.tar")
+    data = bytearray(shards[1].read_bytes())
+    _letter(data)
+    shards[1].write_bytes(data)
+    code, found = verified(*urls(shards[:3]), "--journal", str(journal), "-w", "2")
+    assert (code, found["num_read"], found["num_problems"]) == (1, 3, 1)
+    shutil.copy(good, shards[1])
+    code, found = verified(*urls(shards), "--journal", str(journal))
+    assert (code, found["num_read"], found["num_shards"], found["documents"]) == (0, 2, 4, 120)
+    code, found = verified(*urls(shards), "--journal", str(journal))
+    assert (code, found["num_read"], found["documents"]) == (0, 0, 120)
+
+
+def test_a_journal_whose_last_line_was_cut_short_costs_that_shard_only(shards: list[Path], tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    assert verified(*urls(shards), "--journal", str(journal))[0] == 0
+    journal.write_bytes(journal.read_bytes()[:-20])
+    result = run(*urls(shards), "--journal", str(journal), "--json")
+    assert json.loads(result.stdout)["num_read"] == 1 and "line 4 is not a verdict" in result.stderr
+    assert verified(*urls(shards), "--journal", str(journal))[1]["num_read"] == 0
