@@ -13,9 +13,9 @@ it has gone out; it is an error then, and before the last byte.)
 """
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 
+from streampack import progress
 from streampack.clients import Clients
 from streampack.digests import Digest
 from streampack.errors import CorruptShardError
@@ -54,7 +54,7 @@ def check_blocks(
                     "%s, byte %d: a block is not what the manifest's digest says; asking again", redacted(url), begin
                 )
                 clients.num_retries += 1
-                time.sleep(clients.retry.wait_s(tries))
+                progress.sleep(clients.retry.wait_s(tries))
                 source.close()
                 source = _Pieces(open_range(begin, last))
             position = begin

@@ -11,7 +11,6 @@ import os
 import random
 import re
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ import fsspec.config
 from fsspec.asyn import reset_lock
 from fsspec.spec import AbstractFileSystem
 
+from streampack import progress
 from streampack.errors import ConfigError
 from streampack.faults import RetryPolicy, redacted, secrets_in
 
@@ -143,7 +143,7 @@ class Clients:
         if not live.has_waited:
             live.has_waited = True
             if self.retry.max_wait_s > 0:
-                time.sleep(random.SystemRandom().random() * self.num_lanes / 1000)
+                progress.sleep(random.SystemRandom().random() * self.num_lanes / 1000)
 
     def note_version(self, url: str, version: str) -> None:
         """Warn where a shard is another one than at an earlier reading, though of the same size."""
