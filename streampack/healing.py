@@ -15,6 +15,7 @@ import logging
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,8 +26,11 @@ from streampack.messages import Message, Share, Slot
 from streampack.progress import Place
 from streampack.records import Cursor
 from streampack.stats import Counts
-from streampack.stream import Hole, LaneStart
+from streampack.stream import LaneStart
 from streampack.workers import LostError, Workers
+
+if TYPE_CHECKING:
+    from streampack.lanereader import Hole
 
 _log = logging.getLogger(__name__)
 

@@ -18,11 +18,12 @@ import torch
 from numpy.typing import NDArray
 
 from streampack.errors import StateError
+from streampack.lanereader import Hole
 from streampack.lanes import packs_before
 from streampack.records import Cursor
 from streampack.shards import differing_block
 from streampack.stats import Counts
-from streampack.stream import Hole, LaneStart
+from streampack.stream import LaneStart
 
 STATE_VERSION = 1
 """The layout of the state."""
