@@ -27,7 +27,7 @@ from streampack.cachefolder import CacheFolder
 from streampack.cacherelay import EnoughError, Relay, chunks_around, next_chunk
 from streampack.clients import Clients
 from streampack.errors import ShardError
-from streampack.objects import Keep, Pin, RangeReader
+from streampack.objects import Keep, RangeReader
 
 _POLL_S = 0.05
 """The longest pause between two looks at a file that somebody else fills."""
@@ -220,7 +220,9 @@ class CachedObject:
             self._ask(relay.begin, relay.end, relay)
         except EnoughError:
             assert relay is not None
-            self._is_direct = relay.came > relay.end - relay.begin
+            if relay.is_other:
+                self._forget(version)
+            self._is_direct = self.pin.version is None or relay.came > relay.end - relay.begin
             return relay.given, False
         except ShardError:
             self._forget(version)
@@ -229,8 +231,6 @@ class CachedObject:
             _close(files)
             if relay is not None and relay.came and not relay.given and not relay.num_stored:
                 self._stuck_at = start  # the next try must get on, whatever becomes of the chunk
-        if self.pin.version != version:
-            self._forget(version)
         return relay.given, relay.given < stop - start
 
     def _stream(self, start: int, stop: int, keep: Keep) -> int:

@@ -6,8 +6,8 @@
 In: names of blocks. Out: open files, where the disk gives them. All processes of a node share a folder; nothing of it
 is kept in memory, and it may be deleted at any time.
 Never: an error. A disk that is full or cannot be written costs a warning, and the cache only gives what it has. Never
-a file outside of the folder, or one that is not of this pattern; never more than the budget, which is asked for before
-a byte is written. Removing a file takes nothing from those that have it open.
+a file outside of the folder, or one that is not of this pattern; never more than the budget and what is under way, for
+which it is asked before a byte is written. Removing a file takes nothing from those that have it open.
 """
 
 import contextlib
@@ -59,6 +59,7 @@ class CacheFolder:
     def open(self, name: str, length: int) -> BlockFile | None:
         """The block's file for reading; None: there is none."""
         try:
+            self._check_owner()
             descriptor = os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
             return None
@@ -142,6 +143,8 @@ class CacheFolder:
             with contextlib.suppress(OSError):
                 if self._make_room():
                     return True
+        if error.errno == errno.ENOENT:  # somebody is deleting the folder at this moment
+            return False
         self._off_until = time.monotonic() + _PAUSE_S
         what = "is full" if error.errno in _FULL else "cannot be written"
         self.say_once(

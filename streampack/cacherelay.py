@@ -26,6 +26,8 @@ class Relay:
     ) -> None:
         self.begin, self.end = chunks_around(start, stop, pin.size)
         self.came = self.given = self.num_stored = 0
+        self.is_other = False
+        """Whether the answer is of another version, or of none; nothing of it was handed on."""
         self._pin = pin
         self._version = version
         self._folder = folder
@@ -39,6 +41,9 @@ class Relay:
 
     def __call__(self, piece: bytes) -> None:
         progress.beat()
+        if self._pin.version != self._version:  # the answer's head has said so
+            self.is_other = True
+            raise EnoughError
         at = self.begin + self.came
         self.came += len(piece)
         self._store(piece[: max(self.end - at, 0)])
@@ -65,7 +70,6 @@ class Relay:
 
     def _write(self, at: int, data: bytes) -> None:
         file = self._files[at // BLOCK_BYTES - self.begin // BLOCK_BYTES]
-        self._stores = self._pin.version == self._version
         for is_last in (False, True):
             if not self._stores:
                 return
