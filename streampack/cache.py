@@ -29,6 +29,7 @@ from streampack.clients import Clients
 from streampack.errors import ShardError
 from streampack.objects import Keep, RangeReader
 
+_FIRST_POLL_S = 0.001
 _POLL_S = 0.05
 """The longest pause between two looks at a file that somebody else fills."""
 _NO_VERSION = (
@@ -90,6 +91,7 @@ class CachedObject:
         self._folder = folder
         self._clients = clients
         self._listed = listed
+        self._patience = _Patience(clients.retry.timeout_s)
         self._is_direct = False
         self._stuck_at = -1
 
@@ -97,7 +99,15 @@ class CachedObject:
         self._inner.close()
 
     def fetch(self, start: int, stop: int, keep: Keep) -> None:
-        position, patience = start, _Patience(self._clients.retry.timeout_s)
+        try:
+            self._fetch(start, stop, keep)
+        except ShardError:  # the object is another one now
+            if self.pin.version is not None:
+                self._forget(self.pin.version)
+            raise
+
+    def _fetch(self, start: int, stop: int, keep: Keep) -> None:
+        position = start
         while position < stop:
             version = None if self._is_direct else self._version()
             if version is None or position == self._stuck_at:
@@ -110,7 +120,7 @@ class CachedObject:
             files, end = self._claim(version, position, stop)
             if files is not None:
                 come, is_short = self._fill(version, files, position, end, keep)
-            elif end == position and not patience.is_over((position, self._marks(version, position))):
+            elif end == position and not self._patience.is_over(self._marks(version, position)):
                 continue
             else:
                 end = self._missing_until(version, position, stop)
@@ -141,7 +151,7 @@ class CachedObject:
 
     def _marks(self, version: str, position: int) -> object:
         ((_, name, _),) = self._blocks(version, position, position + 1)
-        return self._folder.marks(name)
+        return name, self._folder.marks(name)
 
     def _read(self, version: str, start: int, stop: int, keep: Keep) -> int:
         """Hand on what is in the cache from `start` on; how many bytes."""
@@ -224,9 +234,6 @@ class CachedObject:
                 self._forget(version)
             self._is_direct = self.pin.version is None or relay.came > relay.end - relay.begin
             return relay.given, False
-        except ShardError:
-            self._forget(version)
-            raise
         finally:
             _close(files)
             if relay is not None and relay.came and not relay.given and not relay.num_stored:
@@ -269,13 +276,18 @@ class _Patience:
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._seen: object = None
-        self._since = self._pause_s = 0.0
+        self._last = self._waited_s = self._pause_s = 0.0
 
     def is_over(self, seen: object) -> bool:
-        """Whether nothing has changed for too long; waits a little where it has not."""
-        if seen != self._seen or not self._since:
-            self._seen, self._since, self._pause_s = seen, time.monotonic(), 0.001
-        if time.monotonic() - self._since > self._timeout_s:
+        """Whether nothing has changed for too long, and from then on until it does; else waits a little."""
+        now = time.monotonic()
+        if seen != self._seen:
+            self._seen, self._waited_s, self._pause_s = seen, 0.0, _FIRST_POLL_S
+        elif self._waited_s <= self._timeout_s:
+            # Looks that lie far apart are of two readings of a block, not of one wait.
+            self._waited_s += min(now - self._last, 1.0)
+        self._last = now
+        if self._waited_s > self._timeout_s:
             return True
         progress.sleep(self._pause_s)
         self._pause_s = min(2 * self._pause_s, _POLL_S)

@@ -36,8 +36,9 @@ _COUNT_S = 3600.0
 """How often the files are counted though nothing is to be removed: a killed process leaves the sum a little wrong."""
 _PAUSE_S = 300.0
 """For which nothing is written after the disk has failed."""
-_PATIENCE_S = 10.0
-"""For which the file with the sum may be somebody else's; a look at 100,000 files takes about a second."""
+_PATIENCE_S = 5.0
+"""For which the file with the sum may be somebody else's, who looks at 100,000 files in about a second; then nothing is
+written for as long."""
 _FOLDER = re.compile(r"[0-9a-f]{2}")
 _BLOCK = re.compile(r"[0-9a-f]{32}")
 _SUM = re.compile(rb"(\d{20}) (\d{12})\n")
@@ -214,6 +215,7 @@ class CacheFolder:
         try:
             while not blockfile.try_lock(descriptor):
                 if time.monotonic() > deadline:
+                    self._off_until = deadline + _PATIENCE_S
                     os.close(descriptor)
                     return None
                 progress.sleep(pause_s)
