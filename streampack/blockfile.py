@@ -55,7 +55,10 @@ class BlockFile:
             if not self.has(chunk):
                 break
             begin = chunk * CHUNK_BYTES
-            data = os.pread(self.descriptor, self._size(chunk), self._head_bytes + begin)
+            try:
+                data = os.pread(self.descriptor, self._size(chunk), self._head_bytes + begin)
+            except OSError:  # a disk that loses what it holds
+                break
             if len(data) != self._size(chunk) or self._digest(chunk, data) != self._digests[chunk]:
                 break
             if begin < start or begin + len(data) > stop:

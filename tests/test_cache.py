@@ -37,7 +37,7 @@ from caches import (
 from fsspec.implementations.memory import MemoryFileSystem
 from proxy import Fault, Proxy, _Handler
 
-from streampack import RetryPolicy, blockfile
+from streampack import RetryPolicy, blockfile, cache
 from streampack.blockfile import BLOCK_BYTES, CHUNK_BYTES
 from streampack.cachefolder import CacheFolder
 from streampack.digests import BlockDigester
@@ -256,7 +256,13 @@ class TestTogether:
         proxy.always = Fault("throttle", seconds=0.02)
         with other_process(proxy, cache_dir) as one:
             wait_for(lambda: held(cache_dir) > MIB)
+            folder, (name,) = CacheFolder(cache_dir, 2**30), cache.names(f"{proxy.url}/a.tar", SIZE, ETAG, 0, 0)
             one.send_signal(signal.SIGSTOP)
+            while (file := folder.claim(name, BLOCK_BYTES)) is not None:  # it was between two requests
+                file.close()
+                one.send_signal(signal.SIGCONT)
+                time.sleep(0.05)
+                one.send_signal(signal.SIGSTOP)
             proxy.always = None
             reader = storage(cache_dir, retry=RetryPolicy(timeout_s=1.0))
             began = time.monotonic()

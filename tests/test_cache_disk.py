@@ -68,6 +68,22 @@ class TestDisk:
             assert read(storage(cache_dir), proxy) == DATA
             assert proxy.gets == []
 
+    def test_a_disk_that_cannot_read_its_files_is_as_good_as_none(
+        self, proxy: Proxy, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert read(storage(cache_dir), proxy) == DATA
+        real = os.pread
+
+        def pread(descriptor: int, size: int, at: int) -> bytes:
+            if at > MIB:
+                raise OSError(errno.EIO, "Input/output error")
+            return real(descriptor, size, at)
+
+        monkeypatch.setattr(os, "pread", pread)
+        reader = storage(cache_dir)
+        assert read(reader, proxy) == DATA
+        assert reader.num_retries == 0
+
     def test_one_altered_byte_costs_one_chunk(self, proxy: Proxy, cache_dir: Path) -> None:
         assert read(storage(cache_dir), proxy) == DATA
         path = block_files(cache_dir)[0]
