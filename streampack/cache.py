@@ -18,20 +18,15 @@ Never: an error of the disk's; a wait that is not bounded; a lock that is held b
 
 import contextlib
 import hashlib
-import time
 from collections.abc import Iterator
 
-from streampack import progress
 from streampack.blockfile import BLOCK_BYTES, CHUNK_BYTES, BlockFile
 from streampack.cachefolder import CacheFolder
-from streampack.cacherelay import EnoughError, Relay, chunks_around, next_chunk
+from streampack.cacherelay import EnoughError, Patience, Relay, chunks_around, next_chunk
 from streampack.clients import Clients
 from streampack.errors import ShardError
 from streampack.objects import Keep, RangeReader
 
-_FIRST_POLL_S = 0.001
-_POLL_S = 0.05
-"""The longest pause between two looks at a file that somebody else fills."""
 _NO_VERSION = (
     "shards of which the storage tells no version with each answer (an ETag, a generation, a time of change) are not "
     "kept in cache_dir; S3, GCS and web servers tell one"
@@ -91,7 +86,7 @@ class CachedObject:
         self._folder = folder
         self._clients = clients
         self._listed = listed
-        self._patience = _Patience(clients.retry.timeout_s)
+        self._patience = Patience(clients.retry.timeout_s)
         self._is_direct = False
         self._stuck_at = -1
 
@@ -215,6 +210,9 @@ class CachedObject:
         except OSError as error:
             self._folder.failed(error)
             end = stop
+        except BaseException:  # a lock that nobody gives back would last as long as the process
+            _close(files)
+            raise
         _close(files)
         return None, end
 
@@ -268,30 +266,6 @@ class CachedObject:
     def _forget(self, version: str) -> None:
         for _, name, _ in self._blocks(version, 0, self._size):
             self._folder.remove(name)
-
-
-class _Patience:
-    """Waits for somebody else, as long as something changes now and then."""
-
-    def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
-        self._seen: object = None
-        self._last = self._waited_s = self._pause_s = 0.0
-
-    def is_over(self, seen: object) -> bool:
-        """Whether nothing has changed for too long, and from then on until it does; else waits a little."""
-        now = time.monotonic()
-        if seen != self._seen:
-            self._seen, self._waited_s, self._pause_s = seen, 0.0, _FIRST_POLL_S
-        elif self._waited_s <= self._timeout_s:
-            # Looks that lie far apart are of two readings of a block, not of one wait.
-            self._waited_s += min(now - self._last, 1.0)
-        self._last = now
-        if self._waited_s > self._timeout_s:
-            return True
-        progress.sleep(self._pause_s)
-        self._pause_s = min(2 * self._pause_s, _POLL_S)
-        return False
 
 
 def _take_one(piece: bytes) -> None:

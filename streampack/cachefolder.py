@@ -49,7 +49,7 @@ class CacheFolder:
 
     def __init__(self, cache_dir: str | os.PathLike[str], max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        self._root = Path(cache_dir).absolute() / _LAYOUT
+        self._root = Path(cache_dir).expanduser().absolute() / _LAYOUT
         self._is_ours = False
         self._off_until = 0.0
         self._said: set[str] = set()

@@ -1,5 +1,7 @@
 """An answer of the storage on its way through the cache: kept in whole chunks, handed on as it comes.
 
+Who finds a block in somebody else's hands waits with `Patience`.
+
     asked for       |  chunk  |  chunk  |  chunk  |       whole chunks around what is wanted
     wanted              ^start                ^stop
     to the files    |=========|=========|=========|       as long as the disk takes them, and the version is right
@@ -8,10 +10,16 @@
 Never: a disk's error to the reader; a chunk of another version than the files are of.
 """
 
+import time
+
 from streampack import progress
 from streampack.blockfile import BLOCK_BYTES, CHUNK_BYTES, CHUNKS, BlockFile
 from streampack.cachefolder import CacheFolder
 from streampack.objects import Keep, Pin
+
+_FIRST_POLL_S = 0.001
+_POLL_S = 0.05
+"""The longest pause between two looks at a file that somebody else fills."""
 
 
 class EnoughError(Exception):
@@ -80,6 +88,30 @@ class Relay:
             else:
                 self.num_stored += 1
                 return
+
+
+class Patience:
+    """Waits for somebody else, as long as something changes now and then."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._seen: object = None
+        self._last = self._waited_s = self._pause_s = 0.0
+
+    def is_over(self, seen: object) -> bool:
+        """Whether nothing has changed for too long, and from then on until it does; else waits a little."""
+        now = time.monotonic()
+        if seen != self._seen:
+            self._seen, self._waited_s, self._pause_s = seen, 0.0, _FIRST_POLL_S
+        elif self._waited_s <= self._timeout_s:
+            # Looks that lie far apart are of two readings of a block, not of one wait.
+            self._waited_s += min(now - self._last, 1.0)
+        self._last = now
+        if self._waited_s > self._timeout_s:
+            return True
+        progress.sleep(self._pause_s)
+        self._pause_s = min(2 * self._pause_s, _POLL_S)
+        return False
 
 
 def next_chunk(file: BlockFile, begin: int, length: int, start: int, stop: int) -> int:

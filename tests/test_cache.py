@@ -331,6 +331,21 @@ class TestTogether:
         assert again.read(0, 1000, found.append) == 1000
         again.close()
 
+    def test_an_interrupt_between_lock_and_request_leaves_no_lock(
+        self, proxy: Proxy, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupted(folder: CacheFolder, num_bytes: int) -> bool:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(CacheFolder, "reserve", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                read(storage(cache_dir), proxy)
+        assert not blockfile._locked
+        reader = storage(cache_dir)
+        assert read(reader, proxy) == DATA
+        assert held(cache_dir) >= SIZE
+
     def test_readings_that_are_given_up_leave_no_lock(self, proxy: Proxy, cache_dir: Path) -> None:
         proxy.always = Fault("throttle", seconds=0.01)
         reader = storage(cache_dir)
