@@ -70,7 +70,7 @@ def draw_bars(title: str, groups: Sequence[Group], *, unit: str, note: str = "",
     for index in range(num_steps + 1):
         x = _LABEL + index * step * scale
         grid.append(_path("grid", f"M{x:.1f} {top}V{bottom}"))
-        grid.append(_text(x, bottom + 16, number(index * step), "note", anchor="middle"))
+        grid.append(_text(x, bottom + 16, f"{index * step:,g}", "note", anchor="middle"))
     if mark is not None and mark <= num_steps * step:
         grid.append(_path("one", f"M{_LABEL + mark * scale:.1f} {top}V{bottom}"))
     height = bottom + 46
