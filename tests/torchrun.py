@@ -22,20 +22,28 @@ PROGRAMS = Path(__file__).parent / "programs"
 needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
 
 
+def launcher(ranks: int) -> list[str | Path]:
+    """`torchrun` as a command to put a program and its arguments behind."""
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+
+
 class Job:
     """`torchrun --nproc-per-node RANKS programs/PROGRAM ARGUMENTS`, running from the start of the `with`."""
 
     def __init__(self, program: str, *arguments: str | Path, ranks: int, log: Path) -> None:
+        self._start([*launcher(ranks), PROGRAMS / program, *arguments], log=log)
+
+    def _start(self, command: list[str | Path], *, log: Path, stdout: int | None = None) -> None:
+        """Run any command as a job; what it writes goes into the log, or its standard output elsewhere."""
         self._log = log
         self._mark = f"STREAMPACK_TEST_JOB={uuid.uuid4().hex}"
         name, value = self._mark.split("=")
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         with log.open("wb") as file:
             self._process = subprocess.Popen(
-                [*launcher, PROGRAMS / program, *arguments],
+                command,
                 stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
+                stdout=file if stdout is None else stdout,
+                stderr=file,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", name: value},
                 start_new_session=True,
             )
