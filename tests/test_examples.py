@@ -99,9 +99,8 @@ def assert_goes_on_exactly(run: Run, name: str, whole: Path, killed: Path, *opti
 COUNTS = (f"--steps={STEPS}", f"--checkpoint-every={CHECKPOINT_EVERY}")
 
 
-@pytest.mark.parametrize("ranks", [2, None], ids=["torchrun", "python"])
-def test_pytorch_with_fsdp2_goes_on_exactly_after_a_kill(run: Run, tmp_path: Path, ranks: int | None) -> None:
-    assert_goes_on_exactly(run, "pytorch_fsdp2", tmp_path / "whole", tmp_path / "killed", *COUNTS, ranks=ranks)
+def test_pytorch_with_fsdp2_goes_on_exactly_after_a_kill(run: Run, tmp_path: Path) -> None:
+    assert_goes_on_exactly(run, "pytorch_fsdp2", tmp_path / "whole", tmp_path / "killed", *COUNTS, ranks=2)
 
 
 def test_pytorch_with_fsdp2_has_the_same_batches_when_it_goes_on_with_fewer_processes(
@@ -114,3 +113,12 @@ def test_pytorch_with_fsdp2_has_the_same_batches_when_it_goes_on_with_fewer_proc
     for step, (loss, batch) in (first | second).items():
         assert batch == whole[step][1]
         assert loss == pytest.approx(whole[step][0], rel=1e-4), "only the order of additions differs"
+
+
+@pytest.mark.parametrize(("batch_format", "ranks"), [("hf", 2), ("hf_flash", None)])
+def test_transformers_trainer_goes_on_exactly_after_a_kill(
+    run: Run, tmp_path: Path, batch_format: str, ranks: int | None
+) -> None:
+    pytest.importorskip("transformers")
+    options = *COUNTS, f"--format={batch_format}"
+    assert_goes_on_exactly(run, "transformers_trainer", tmp_path / "whole", tmp_path / "killed", *options, ranks=ranks)
