@@ -122,3 +122,9 @@ def test_transformers_trainer_goes_on_exactly_after_a_kill(
     pytest.importorskip("transformers")
     options = *COUNTS, f"--format={batch_format}"
     assert_goes_on_exactly(run, "transformers_trainer", tmp_path / "whole", tmp_path / "killed", *options, ranks=ranks)
+
+
+def test_lightning_goes_on_exactly_after_a_kill(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("pytorch_lightning")
+    options = *COUNTS, "--devices=2"
+    assert_goes_on_exactly(run, "lightning_trainer", tmp_path / "whole", tmp_path / "killed", *options)
