@@ -19,7 +19,7 @@ from torchrun import Job, launcher, needs_proc
 
 pytestmark = [pytest.mark.timeout(170), needs_proc]
 
-STEPS, CHECKPOINT_EVERY, KILL_AFTER = 12, 5, 7
+STEPS, CHECKPOINT_EVERY, KILL_AFTER = 15, 5, 7
 """Killed two steps behind a checkpoint, at least two before the next: the steps since the checkpoint come twice."""
 
 Steps = dict[int, tuple[float, str]]
@@ -85,7 +85,9 @@ def run(tmp_path: Path) -> Run:
     return start
 
 
-def assert_goes_on_exactly(run: Run, name: str, whole: Path, killed: Path, *options: str, **how: Any) -> None:
+def assert_goes_on_exactly(
+    run: Run, name: str, whole: str | Path, killed: str | Path, *options: str, **how: Any
+) -> None:
     """Two runs, one with a kill and a second start with the same command, have the same losses and batches."""
     expected = run(name, whole, *options, **how)
     assert list(expected) == list(range(1, STEPS + 1))
@@ -128,3 +130,10 @@ def test_lightning_goes_on_exactly_after_a_kill(run: Run, tmp_path: Path) -> Non
     pytest.importorskip("pytorch_lightning")
     options = *COUNTS, "--devices=2"
     assert_goes_on_exactly(run, "lightning_trainer", tmp_path / "whole", tmp_path / "killed", *options)
+
+
+def test_a_torchtune_recipe_goes_on_exactly_after_a_kill(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("torchtune", exc_type=ImportError)
+    whole, killed = (f"output_dir={tmp_path / name}" for name in ("whole", "killed"))
+    options = f"epochs={STEPS // CHECKPOINT_EVERY}", f"dataset.batches_per_epoch={CHECKPOINT_EVERY}"
+    assert_goes_on_exactly(run, "torchtune_recipe", whole, killed, *options)
