@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torchrun import Job, launcher, needs_proc
+from torchrun import PROGRAMS, Job, launcher, needs_proc
 
 pytestmark = [pytest.mark.timeout(170), needs_proc]
 
@@ -67,14 +67,15 @@ Run = Callable[..., Steps]
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Run an example to its end, or kill all of its processes when it has printed step `kill_after`."""
+    """Run an example, or a program of the tests, to its end; or kill it all when it has printed step `kill_after`."""
     count = 0
 
     def start(name: str, *arguments: str | Path, ranks: int | None = None, kill_after: int | None = None) -> Steps:
         nonlocal count
         count += 1
         python = [sys.executable] if ranks is None else launcher(ranks)
-        command = [*python, "-m", f"streampack.examples.{name}", *arguments]
+        program = [PROGRAMS / name] if name.endswith(".py") else ["-m", f"streampack.examples.{name}"]
+        command = [*python, *program, *arguments]
         with Example(command, log=tmp_path / f"log{count}") as example:
             found = example.steps(until=kill_after, deadline_s=60)
             if kill_after is None:
@@ -137,3 +138,23 @@ def test_a_torchtune_recipe_goes_on_exactly_after_a_kill(run: Run, tmp_path: Pat
     whole, killed = (f"output_dir={tmp_path / name}" for name in ("whole", "killed"))
     options = f"epochs={STEPS // CHECKPOINT_EVERY}", f"dataset.batches_per_epoch={CHECKPOINT_EVERY}"
     assert_goes_on_exactly(run, "torchtune_recipe", whole, killed, *options)
+
+
+@pytest.mark.slow
+def test_torchtitans_trainer_goes_on_exactly_after_a_kill(run: Run, tmp_path: Path) -> None:
+    """Its real trainer and checkpoints, on two ranks."""
+    pytest.importorskip("torchtitan.trainer", exc_type=ImportError)
+    whole, killed = (f"--dump_folder={tmp_path / name}" for name in ("whole", "killed"))
+    options = {
+        "module": "streampack.examples.torchtitan_loader",
+        "config": "llama3_demo",
+        "training.steps": STEPS,
+        "checkpoint.interval": CHECKPOINT_EVERY,
+        "training.local_batch_size": 1,
+        "training.mixed_precision_param": "float32",
+        # gloo cannot do what sharding over ranks asks of NCCL; copies on both ranks it can.
+        "parallelism.spmd_backend": "partial_dtensor",
+        "parallelism.data_parallel_replicate_degree": 2,
+    }
+    arguments = [f"--{name}={value}" for name, value in options.items()]
+    assert_goes_on_exactly(run, "titan.py", whole, killed, *arguments, "--training.disable_cuda_graphs", ranks=2)
