@@ -42,7 +42,7 @@ USERS = {
     "sentencepiece": {"tokenizer", "examples.make_data", "examples.torchtitan_loader"},  # train it, wrap it
     "tokenizers": {"tokenizer"},
     "jinja2": {"chatjinja"},
-    **dict.fromkeys(TRAINERS, {"examples"}),
+    **{name: {"examples"} for name in TRAINERS},
     "webdataset": {"testing", "examples"},  # it writes shards; reading is our own
     "yaml": {"config"},
     "typer": {"cli"},
