@@ -5,16 +5,21 @@ is never more than one line ahead of its test: it is killed where the test says,
 """
 
 import fcntl
+import importlib
 import os
 import re
 import select
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from torch.nn.functional import one_hot
 from torchrun import PROGRAMS, Job, launcher, needs_proc
 
 pytestmark = [pytest.mark.timeout(170), needs_proc]
@@ -138,6 +143,23 @@ def test_a_torchtune_recipe_goes_on_exactly_after_a_kill(run: Run, tmp_path: Pat
     whole, killed = (f"output_dir={tmp_path / name}" for name in ("whole", "killed"))
     options = f"epochs={STEPS // CHECKPOINT_EVERY}", f"dataset.batches_per_epoch={CHECKPOINT_EVERY}"
     assert_goes_on_exactly(run, "torchtune_recipe", whole, killed, *options)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # torchtune's own
+def test_the_torchtune_recipe_trains_each_row_on_the_label_beside_it() -> None:
+    """The stock recipe of 0.6.1 shifts labels, and those of packs are shifted already."""
+    loss = pytest.importorskip("torchtune.modules.loss", exc_type=ImportError).CEWithChunkedOutputLoss()
+    example = importlib.import_module("streampack.examples.torchtune_recipe")
+    labels = torch.tensor([[3, 1, 4, -100, 1, 5, 2, -100], [2, 6, 5, 3, 5, -100, 0, 1]])
+    sure_of_them = 99.0 * one_hot(labels.clamp(min=0), 7).float()
+    recipe = SimpleNamespace(
+        _model=lambda **batch: list(sure_of_them.chunk(loss.num_output_chunks, dim=1)),
+        _loss_fn=loss,
+        activations_handling_ctx=nullcontext(),
+        global_step=0,
+    )
+    batch = {"tokens": torch.zeros_like(labels), "labels": labels}
+    assert example.PackedRecipe._loss_step(recipe, batch).item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.slow

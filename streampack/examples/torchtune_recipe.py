@@ -19,15 +19,18 @@ from typing import Any
 
 import torch
 import torchtune
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 from torchtune import config
 
-from streampack import PackedDataLoader, PackedDataset, Tokenizer
+from streampack import PackedDataLoader, PackedDataset, SentencePieceTokenizer, Tokenizer
 from streampack.consumers import Batch
 from streampack.examples.devil import SHARDS, TOKENIZER, digest_of, print_step
 
-OmegaConf.register_new_resolver("demo", {"shards": SHARDS, "tokenizer": TOKENIZER}.__getitem__, replace=True)
+
+def demo_tokenizer() -> SentencePieceTokenizer:
+    """The component that the configuration names under `tokenizer`; the recipe hands it to the one under `dataset`."""
+    return SentencePieceTokenizer(TOKENIZER)
 
 
 class RecipeLoader(PackedDataLoader):
@@ -55,15 +58,15 @@ class RecipeLoader(PackedDataLoader):
 def packed_loader(
     tokenizer: Tokenizer,
     *,
-    shards: str,
+    shards: str | None,
     seq_len: int,
     num_lanes: int,
     batch_size: int,
     batches_per_epoch: int,
     num_workers: int,
 ) -> RecipeLoader:
-    """The component that the configuration names under `dataset`."""
-    dataset = PackedDataset(shards, tokenizer, seq_len, num_lanes=num_lanes)
+    """The component that the configuration names under `dataset`; without `shards`, on the demo data."""
+    dataset = PackedDataset(shards or SHARDS, tokenizer, seq_len, num_lanes=num_lanes)
     return RecipeLoader(
         dataset,
         batch_size,
