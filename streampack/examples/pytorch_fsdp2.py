@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="loader processes of each rank (default: 2)")
     options = parser.parse_args()
     if dist.is_torchelastic_launched():
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo")  # with GPUs "cpu:gloo,cuda:nccl", and the model and each batch go to the device
     else:
         dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     try:

@@ -1,4 +1,4 @@
-"""torchtitan: its own trainer, with streampack as the data loader that the configuration names.
+r"""torchtitan: its own trainer, with streampack as the data loader that the configuration names.
 
     torchrun --nproc-per-node 2 -m torchtitan.train --module streampack.examples.torchtitan_loader \
         --config llama3_demo --dump_folder RUN
