@@ -29,6 +29,7 @@ STORAGE_PARTS = {
     *("checking", "clients", "faults", "listing", "objects", "ranges", "readahead", "retrying", "s3", "web")
 }
 """The stage "storage" in several files."""
+TRAINERS = {"accelerate", "omegaconf", "pytorch_lightning", "torchtitan", "torchtune", "transformers"}
 
 # Library -> the modules and folders that may import it, anywhere in their code.
 USERS = {
@@ -39,9 +40,10 @@ USERS = {
     "fsspec": {"clients", "listing", "shards", "testing"},
     "botocore": {"s3"},
     "urllib3": {"web"},
-    "sentencepiece": {"tokenizer", "examples.make_data"},  # which trains the demo model
+    "sentencepiece": {"tokenizer", "examples.make_data", "examples.torchtitan_loader"},  # train it, wrap it
     "tokenizers": {"tokenizer"},
     "jinja2": {"chatjinja"},
+    **{name: {"examples"} for name in TRAINERS},
     "webdataset": {"testing", "examples"},  # it writes shards; reading is our own
     "yaml": {"config"},
     "typer": {"cli"},

@@ -23,6 +23,15 @@ PROGRAMS = Path(__file__).parent / "programs"
 needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
 
 
+def launcher(ranks: int, *options: str) -> list[str | Path]:
+    """`torchrun` as a command to put a program and its arguments behind; `options` instead of `--standalone`."""
+    return [
+        *(sys.executable, "-m", "torch.distributed.run"),
+        *(options or ("--standalone",)),
+        f"--nproc-per-node={ranks}",
+    ]
+
+
 class Job:
     """`torchrun --nproc-per-node RANKS programs/PROGRAM ARGUMENTS`, running from the start of the `with`.
 
@@ -35,20 +44,31 @@ class Job:
         *arguments: str | Path,
         ranks: int,
         log: Path,
-        options: Sequence[str] = ("--standalone",),
+        options: Sequence[str] = (),
         inside: Sequence[str] = (),
         environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        command = [*inside, *launcher(ranks, *options), PROGRAMS / program, *arguments]
+        self._start(command, log=log, environment=environment)
+
+    def _start(
+        self,
+        command: Sequence[str | Path],
+        *,
+        log: Path,
+        stdout: int | None = None,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Run any command as a job; what it writes goes into the log, or its standard output elsewhere."""
         self._log = log
         self._mark = f"STREAMPACK_TEST_JOB={uuid.uuid4().hex}"
         name, value = self._mark.split("=")
-        torchrun = [sys.executable, "-m", "torch.distributed.run", *options, f"--nproc-per-node={ranks}"]
         with log.open("wb") as file:
             self._process = subprocess.Popen(
-                [*inside, *torchrun, PROGRAMS / program, *arguments],
+                command,
                 stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
+                stdout=file if stdout is None else stdout,
+                stderr=file,
                 env={**os.environ, **environment, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", name: value},
                 start_new_session=True,
             )
