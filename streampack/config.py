@@ -99,6 +99,7 @@ class LoaderConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     pin_memory: bool | Literal["auto"] | UnsetType = UNSET
     multiprocessing_context: Literal["fork", "spawn", "forkserver"] | UnsetType | None = UNSET
     worker_timeout_s: float | UnsetType = UNSET
+    verify_every: int | UnsetType | None = UNSET
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

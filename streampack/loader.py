@@ -9,6 +9,7 @@ What workers have made ahead is in no state; workers can be ended and started ag
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -31,6 +32,7 @@ from streampack.passes import Pass, PassSettings
 from streampack.rounds import Batch
 from streampack.state import Committed, Row, State, check_fingerprint, check_versions, fingerprint_of
 from streampack.stats import Counts, StorageUse
+from streampack.verifying import Verifier
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -80,6 +82,9 @@ class PackedDataLoader:
             hour. A worker shows life with every pack, sample and block of bytes, and while it waits to try a failing
             storage again; so this must be more than the slowest document needs in the transform and the tokenizer,
             and more than `RetryPolicy.timeout_s`. At least 2 minutes are allowed until the first sign.
+        verify_every: at the first batch and every so many behind it, compare all ranks of `device_mesh` (without one,
+            the data-parallel ones): the same step, different packs on data-parallel ranks, the same packs on peers in
+            other dimensions. What differs is a `LoaderError` on all of them. Every rank must have a loader then.
 
     Raises:
         ConfigError: an argument that cannot work.
@@ -106,6 +111,7 @@ class PackedDataLoader:
         pin_memory: bool | Literal["auto"] = "auto",
         multiprocessing_context: str | None = None,
         worker_timeout_s: float = 300.0,
+        verify_every: int | None = None,
     ) -> None:
         if not isinstance(dataset, PackedDataset):
             raise ConfigError(f"dataset must be a PackedDataset, not {type(dataset).__name__}")
@@ -113,6 +119,7 @@ class PackedDataLoader:
             ("batch_size", batch_size, 1),
             ("num_workers", num_workers, 0),
             ("prefetch_bytes", prefetch_bytes, 1),
+            ("verify_every", 1 if verify_every is None else verify_every, 1),
         ):
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ConfigError(f"{name}={value!r} must be a whole number of at least {least}")
@@ -141,6 +148,16 @@ class PackedDataLoader:
             with_sources=provenance or loss_weights == LossWeights.DOCUMENT,
             drop_last=drop_last,
         )
+        self._verifier: Verifier | None = None
+        if verify_every is not None:
+            if self._topology.by_hand and self._topology.size > 1 and process_group is None:
+                raise ConfigError(
+                    f"verify_every={verify_every} compares ranks, and of ranks given by hand it does not know how to "
+                    "reach them: give process_group too, or device_mesh instead of dp_rank and dp_size"
+                )
+            alone = self._topology.is_alone(process_group)
+            connect = partial(topology.Peers.of_all, self._topology, process_group, purpose="verify")
+            self._verifier = Verifier(verify_every, self._topology, None if alone else connect)
         self._pin_memory = torch.cuda.is_available() if pin_memory == "auto" else pin_memory
         self._peers: topology.Peers | None = None
         self._committed: Committed | None = None
@@ -177,6 +194,8 @@ class PackedDataLoader:
                 return
             try:
                 handed_out = self._hand_out(batch)
+                if self._verifier is not None and self._verifier.is_due(self._batches):
+                    self._verifier.check(batch, self._prepare(), self._batches, self._arguments)
             except BaseException:
                 self._retire()  # the batch is not committed, so it must come again
                 raise
@@ -325,14 +344,22 @@ class PackedDataLoader:
             self.dataset.list_shards()
             return
         peers = topology.Peers(self._topology, self._process_group)
-        in_step = {
+        share_dataset(self.dataset, peers, rank=self._topology.rank, in_step=self._in_step())
+        self._peers = peers  # only now: whoever tries again after an error is to be compared again
+
+    def _in_step(self) -> dict[str, Any]:
+        """Arguments that are in no state, and that all ranks must have been given alike."""
+        return {
             "epochs": self.dataset.epochs,
             "epoch_end": self.dataset.epoch_end,
             "batch_size": self.batch_size,
             "drop_last": self._settings.drop_last,
+            "verify_every": None if self._verifier is None else self._verifier.every,
         }
-        share_dataset(self.dataset, peers, rank=self._topology.rank, in_step=in_step)
-        self._peers = peers  # only now: whoever tries again after an error is to be compared again
+
+    def _arguments(self) -> dict[str, Any]:
+        """All arguments that all ranks must have been given alike."""
+        return {**self.dataset.fingerprint(), "num_lanes": self.num_lanes, **self._in_step()}
 
     def _current_pass(self, *, new: bool) -> Pass:
         """The pass that goes on from the committed rows; `new`: not one that an iterator has been given out for."""

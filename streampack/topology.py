@@ -7,6 +7,7 @@ on: a spawned worker sees neither the process group nor the mesh, a forked one m
 import hashlib
 import os
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -36,10 +37,16 @@ class Topology:
     """Given as numbers: there is no process group to ask."""
     peers: tuple[int, ...] | None = None
     """Global ranks of the data-parallel peers, in data-parallel order, where torch.distributed knows them."""
+    everyone: tuple[int, ...] | None = None
+    """Global ranks of the whole mesh (without one, of the job): peers, and those that have the same packs as one."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.size:
             raise TopologyError(f"dp_rank={self.rank} is not in 0..{self.size - 1} (dp_size={self.size})")
+
+    def is_alone(self, process_group: dist.ProcessGroup | None) -> bool:
+        """Whether no other rank has to do with this loader."""
+        return self.size == 1 and process_group is None and len(self.everyone or ()) <= 1
 
 
 def resolve(
@@ -56,7 +63,7 @@ def resolve(
         return _from_mesh(device_mesh)
     if dist.is_available() and dist.is_initialized():
         size = dist.get_world_size()
-        return Topology(rank=dist.get_rank(), size=size, peers=tuple(range(size)))
+        return Topology(rank=dist.get_rank(), size=size, peers=tuple(range(size)), everyone=tuple(range(size)))
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return Topology(rank=int(os.environ["RANK"]), size=int(os.environ["WORLD_SIZE"]))
     return Topology()
@@ -80,7 +87,8 @@ def _from_mesh(mesh: "DeviceMesh") -> Topology:
         raise TopologyError("this process is not part of the device mesh")
     index = tuple(slice(None) if dim in dims else coordinate[dim] for dim in range(mesh.ndim))
     peers = tuple(int(rank) for rank in mesh.mesh[index].flatten().tolist())
-    return Topology(rank=peers.index(dist.get_rank()), size=len(peers), peers=peers)
+    everyone = tuple(sorted(int(rank) for rank in mesh.mesh.flatten().tolist()))
+    return Topology(rank=peers.index(dist.get_rank()), size=len(peers), peers=peers, everyone=everyone)
 
 
 def has_process_group() -> bool:
@@ -94,7 +102,7 @@ def may_be_distributed() -> bool:
 
 
 class Peers:
-    """The loader's own small exchanges between data-parallel ranks, over gloo, in the main process."""
+    """The loader's own small exchanges between ranks (the data-parallel ones), over gloo, in the main process."""
 
     def __init__(self, topology: Topology, process_group: dist.ProcessGroup | None) -> None:
         ranks = topology.peers if process_group is None else dist.get_process_group_ranks(process_group)
@@ -105,6 +113,33 @@ class Peers:
                 "pass the group of the data-parallel ranks"
             )
         self._group = _gloo_group(tuple(ranks))
+
+    @classmethod
+    def of_all(cls, topology: Topology, process_group: dist.ProcessGroup | None, *, purpose: str) -> "Peers":
+        """Between all ranks of the mesh, and apart from the exchanges of others, in whatever order those come."""
+        ranks = topology.everyone
+        if ranks is None and process_group is not None:
+            ranks = tuple(dist.get_process_group_ranks(process_group))
+        if ranks is None:
+            raise TopologyError(
+                f"{topology.size} ranks cannot be compared without torch.distributed: make the loader behind "
+                "torch.distributed.init_process_group, and give ranks by device_mesh, or with process_group"
+            )
+        peers = object.__new__(cls)
+        peers._group = _gloo_group(ranks, purpose)
+        return peers
+
+    @property
+    def rank(self) -> int:
+        """Of this process, among all of the job."""
+        return dist.get_rank()
+
+    def all_tell_numbers(self, numbers: Sequence[int]) -> list[list[int]]:
+        """As many int64 of every rank, in one exchange."""
+        mine = torch.tensor(numbers, dtype=torch.int64)
+        boxes = [torch.zeros_like(mine) for _ in range(self._group.size())]
+        _keep(self._group.allgather([boxes], [mine])).wait()
+        return [box.tolist() for box in boxes]
 
     def first_tells(self, value: _T) -> _T:
         """Rank 0's value, on every rank; values are what MessagePack knows, and tuples come back as lists."""
@@ -155,12 +190,12 @@ def _keep(work: dist.Work) -> dist.Work:
     return work
 
 
-_groups: dict[tuple[int, ...], list[tuple[dist.ProcessGroup, dist.ProcessGroup]]] = {}
-"""By global ranks: (torch's default group of then, our group). Nothing is taken out: the destructor of a group must not
-run in a forked worker."""
+_groups: dict[tuple[str, tuple[int, ...]], list[tuple[dist.ProcessGroup, dist.ProcessGroup]]] = {}
+"""By purpose and global ranks: (torch's default group of then, our group). Nothing is taken out: the destructor of a
+group must not run in a forked worker."""
 
 
-def _gloo_group(ranks: tuple[int, ...]) -> dist.ProcessGroup:
+def _gloo_group(ranks: tuple[int, ...], purpose: str = "") -> dist.ProcessGroup:
     """This process's group of these ranks, made on first use and shared by all loaders.
 
     It is our own: collectives of the trainer on a common group could come in another order. And it is made without
@@ -169,9 +204,9 @@ def _gloo_group(ranks: tuple[int, ...]) -> dist.ProcessGroup:
     """
     world = dist.group.WORLD
     assert world is not None, "without torch.distributed there are no peers"
-    made = _groups.setdefault(ranks, [])
+    made = _groups.setdefault((purpose, ranks), [])
     if not made or made[-1][0] is not world:
-        name = f"streampack/{'-'.join(map(str, ranks))}/{len(made)}"
+        name = f"streampack/{purpose}{'-'.join(map(str, ranks))}/{len(made)}"
         name = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()  # 4,096 ranks would make a long one
         store = PrefixStore(name, _get_default_store())
         group = dist.ProcessGroupGloo(store, ranks.index(dist.get_rank()), len(ranks), default_pg_timeout)
