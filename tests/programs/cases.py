@@ -21,6 +21,7 @@ from typing import Any
 import fsspec
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from fsspec.implementations.local import LocalFileSystem
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -104,6 +105,8 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
                 outcome["digests"].append(loader.digest())
                 outcome["stats"] = loader.stats()
                 outcome["state"] = to_json(loader.state_dict())
+                if "save" in case:
+                    dcp.save({"loader": loader.state_dict()}, checkpoint_id=case["save"])
                 if number in case.get("close_after_passes", ()):
                     loader.close()
         except streampack.StreampackError as error:
