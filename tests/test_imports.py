@@ -32,7 +32,7 @@ STORAGE_PARTS = {
 # Library -> the modules and folders that may import it, anywhere in their code.
 USERS = {
     "torch": {
-        *("topology", "dataset", "loader", "workers", "formats", "consumers", "state"),
+        *("topology", "dataset", "iteration", "loader", "workers", "formats", "consumers", "state"),
         *("cli", "testing", "examples"),
     },
     "fsspec": {"clients", "listing", "shards", "testing"},
