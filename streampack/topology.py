@@ -48,6 +48,18 @@ class Topology:
         """Whether no other rank has to do with this loader."""
         return self.size == 1 and process_group is None and len(self.everyone or ()) <= 1
 
+    def joined(self) -> "Topology":
+        """The same, with the ranks that can be reached by now, where torchrun's environment told who this is."""
+        if self.by_hand or self.peers is not None or not has_process_group():
+            return self
+        now = resolve()
+        if (now.rank, now.size) != (self.rank, self.size):
+            raise TopologyError(
+                f"the loader was made as rank {self.rank} of {self.size}, and torch.distributed now says rank "
+                f"{now.rank} of {now.size}: make it after init_process_group, or give dp_rank and dp_size"
+            )
+        return now
+
 
 def resolve(
     *, dp_rank: int | None = None, dp_size: int | None = None, device_mesh: "DeviceMesh | None" = None
@@ -101,30 +113,35 @@ def may_be_distributed() -> bool:
     return (has_process_group() and dist.get_world_size() > 1) or int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+_UNREACHABLE = (
+    "this loader does not know how to reach the others of {size} ranks: make it behind "
+    "torch.distributed.init_process_group, without dp_rank and dp_size or with process_group too"
+)
+
+
 class Peers:
     """The loader's own small exchanges between ranks (the data-parallel ones), over gloo, in the main process."""
 
-    def __init__(self, topology: Topology, process_group: dist.ProcessGroup | None) -> None:
+    def __init__(self, topology: Topology, process_group: dist.ProcessGroup | None, *, purpose: str = "") -> None:
+        """`purpose`: exchanges of one purpose are apart from those of others, in whatever order they come."""
         ranks = topology.peers if process_group is None else dist.get_process_group_ranks(process_group)
-        assert ranks is not None, "without torch.distributed there are no peers"
+        if ranks is None:
+            raise TopologyError(_UNREACHABLE.format(size=topology.size))
         if len(ranks) != topology.size:
             raise TopologyError(
                 f"process_group has {len(ranks)} ranks, the loader {topology.size} data-parallel ones: "
                 "pass the group of the data-parallel ranks"
             )
-        self._group = _gloo_group(tuple(ranks))
+        self._group = _gloo_group(tuple(ranks), purpose)
 
     @classmethod
     def of_all(cls, topology: Topology, process_group: dist.ProcessGroup | None, *, purpose: str) -> "Peers":
-        """Between all ranks of the mesh, and apart from the exchanges of others, in whatever order those come."""
+        """Between all ranks of the mesh."""
         ranks = topology.everyone
         if ranks is None and process_group is not None:
             ranks = tuple(dist.get_process_group_ranks(process_group))
         if ranks is None:
-            raise TopologyError(
-                f"{topology.size} ranks cannot be compared without torch.distributed: make the loader behind "
-                "torch.distributed.init_process_group, and give ranks by device_mesh, or with process_group"
-            )
+            raise TopologyError(_UNREACHABLE.format(size=topology.size))
         peers = object.__new__(cls)
         peers._group = _gloo_group(ranks, purpose)
         return peers
