@@ -75,7 +75,7 @@ class DatasetConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     epochs: int | UnsetType | None = UNSET
     epoch_end: Literal["pad", "stop"] | UnsetType = UNSET
     on_error: Literal["raise", "skip"] | UnsetType = UNSET
-    max_skipped: int | UnsetType = UNSET
+    max_skipped: int | float | UnsetType = UNSET
     max_document_bytes: int | UnsetType = UNSET
     max_buffer_bytes: int | UnsetType = UNSET
     storage_options: dict[str, object] | UnsetType = UNSET

@@ -73,8 +73,11 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
             number of ranks that it shall run on. "auto" depends on the bytes of the corpus alone.
         epochs: passes over the corpus that one iteration makes; None: without end.
         epoch_end: a finite run on several ranks ends with its longest lane ("pad") or its shortest ("stop").
-        on_error: "raise" at a bad record, or "skip" it (counted, logged, remembered in the state).
-        max_skipped: bad records that one lane may skip.
+        on_error: "raise" at a bad record or a broken shard, or "skip" the record, or what the lane would read of the
+            shard from where it breaks on (counted, logged, remembered in the state). A missing shard and failing
+            storage always raise.
+        max_skipped: what one lane may skip: a number, or a part of its documents as a fraction below 1 (and 10 in any
+            case).
         max_document_bytes: a larger document is a bad record.
         max_buffer_bytes: memory for the lanes of a rank, divided over its workers.
         storage_options: for fsspec's filesystem.
@@ -118,7 +121,7 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         epochs: int | None = None,
         epoch_end: Literal["pad", "stop"] = "pad",
         on_error: Literal["raise", "skip"] = "raise",
-        max_skipped: int = 1000,
+        max_skipped: float = 1000,
         max_document_bytes: int = 64 * 2**20,
         max_buffer_bytes: int = 512 * 2**20,
         storage_options: Mapping[str, Any] | None = None,
@@ -135,7 +138,7 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
             raise NotBuiltError("cache_dir is not built yet: leave it None")
         for name, value, least in (
             ("epochs", epochs, 1),
-            ("max_skipped", max_skipped, 0),
+            ("max_skipped", None if isinstance(max_skipped, float) else max_skipped, 0),
             ("max_document_bytes", max_document_bytes, 1),
             ("max_buffer_bytes", max_buffer_bytes, 1),
             ("num_lanes", None if num_lanes == "auto" else num_lanes, 1),
@@ -143,6 +146,8 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         ):
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
                 raise ConfigError(f"{name}={value!r} must be a whole number of at least {least}")
+        if isinstance(max_skipped, float) and not 0 < max_skipped < 1:
+            raise ConfigError(f"max_skipped={max_skipped!r} must be a whole number, or a fraction above 0 and below 1")
         if split == "val" and epochs not in (None, 1):
             raise ConfigError(f'split="val" is one epoch, the same at every pass; epochs={epochs} cannot be')
         self.epochs: int | None = 1 if split == "val" else epochs

@@ -8,6 +8,7 @@ StreampackError
 │   ├── ShardNotFoundError (FileNotFoundError)  nothing matches, or a listed shard is not there
 │   ├── TruncatedShardError           the bytes end before the archive does
 │   ├── CorruptShardError             the bytes are not what a tar may hold
+│   │   └── WrongCutError             a range of a shard does not end where the next one begins
 │   └── StorageError                  the storage kept failing until the retry budget was spent
 ├── RecordError (ValueError)          one sample or record inside a good shard; `on_error="skip"` passes over it
 │   ├── MissingFieldError             the member or the key that `field` asks for is not there
@@ -75,6 +76,10 @@ class TruncatedShardError(ShardError):
 
 class CorruptShardError(ShardError):
     """The bytes are not what a tar may hold."""
+
+
+class WrongCutError(CorruptShardError):
+    """A range of a shard does not end where the next one begins: a cut fell into a tar in it. It is never skipped."""
 
 
 class StorageError(ShardError):

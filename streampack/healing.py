@@ -15,6 +15,7 @@ import logging
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,14 +25,19 @@ from streampack.faults import redacted
 from streampack.messages import Message, Share, Slot
 from streampack.progress import Place
 from streampack.records import Cursor
-from streampack.stream import Hole, LaneStart
+from streampack.stats import Counts
+from streampack.stream import LaneStart
 from streampack.workers import LostError, Workers
+
+if TYPE_CHECKING:
+    from streampack.lanereader import Hole
 
 _log = logging.getLogger(__name__)
 
 BUDGET = 3
 """Healings within `PERIOD_S`; what dies more often has a cause that building anew does not remove."""
 PERIOD_S = 3600.0
+_DOCUMENTS = 1 + Counts._fields.index("documents")  # its column in `Message.digest_and_counts`
 
 
 @dataclass(slots=True)
@@ -143,12 +149,15 @@ class _Heard:
         self._slots = 0
         self._cursors: dict[int, list[int]] = {}
         self._holes: dict[int, list[Hole]] = {}
+        self._documents = [start.documents for start in self._begin]
 
     def add(self, message: Message) -> None:
         """A message came whole."""
         packs = np.flatnonzero(message.slots == Slot.PACK)
         columns = ((self._slots + packs) % self._width).tolist()
         self._cursors.update(zip(columns, message.cursors.tolist(), strict=True))  # a lane's last one stays
+        for column, documents in zip(columns, message.digest_and_counts[:, _DOCUMENTS].tolist(), strict=True):
+            self._documents[column] += documents
         for index, hole in message.holes:
             self._holes.setdefault(columns[index], []).append(hole)
         self._slots += len(message.slots)
@@ -163,6 +172,7 @@ class _Heard:
                 LaneStart(
                     cursor=Cursor(*self._cursors.get(column, begin.cursor)),
                     packs=max(begin.packs, self._first_round + rounds),
+                    documents=self._documents[column],
                     holes=begin.holes.union(self._holes.get(column, ())),
                 )
             )

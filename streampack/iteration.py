@@ -18,11 +18,12 @@ import torch
 from streampack.boundary import expand, stack
 from streampack.corpus import Corpus
 from streampack.errors import StateError
+from streampack.lanereader import Hole
 from streampack.pool import LanePool
 from streampack.recipe import Recipe
 from streampack.records import Cursor
 from streampack.state import ORDER_VERSION, check_fingerprint, fingerprint_of
-from streampack.stream import Hole, LaneEnd, LaneStart
+from streampack.stream import LaneEnd, LaneStart
 
 VERSION = 1
 """The layout of an iterator's state."""
@@ -104,7 +105,8 @@ class PackIterator(Iterator[Item]):
             return None
         start = self._starts[lane]
         holes = start.holes.union(pack.holes) if pack.holes else start.holes
-        self._starts[lane] = LaneStart(cursor=pack.cursor, packs=start.packs + 1, holes=holes)
+        documents = start.documents + pack.counts.documents
+        self._starts[lane] = LaneStart(cursor=pack.cursor, packs=start.packs + 1, documents=documents, holes=holes)
         block = stack([pack.rows], seq_len=reading.recipe.seq_len, pad_id=reading.recipe.pad_id)
         return {name: torch.from_numpy(array[0]) for name, array in expand(block).items()}
 
@@ -120,7 +122,9 @@ class PackIterator(Iterator[Item]):
             "turn": self._turn,
             "ended": sorted(self._ended),
             # A key for each lane: torchdata sends those that have changed.
-            "lanes": {f"{lane:06d}": [*start.cursor, start.packs] for lane, start in self._starts.items()},
+            "lanes": {
+                f"{lane:06d}": [*start.cursor, start.packs, start.documents] for lane, start in self._starts.items()
+            },
             "holes": {f"{lane:06d}": json.dumps(sorted(start.holes)) for lane, start in self._starts.items()},
         }
 
@@ -145,14 +149,10 @@ class PackIterator(Iterator[Item]):
                 "StatefulDataLoader fit the same ranks and workers only. Those of streampack.PackedDataLoader go on "
                 "with any number of ranks and workers."
             )
-        self._starts = {
-            lane: LaneStart(
-                cursor=Cursor(*state["lanes"][f"{lane:06d}"][:-1]),
-                packs=state["lanes"][f"{lane:06d}"][-1],
-                holes=frozenset(Hole(*hole) for hole in json.loads(state["holes"][f"{lane:06d}"])),
-            )
-            for lane in reading.lanes
-        }
+        for lane in reading.lanes:
+            *cursor, packs, documents = state["lanes"][f"{lane:06d}"]
+            holes = frozenset(Hole(*hole) for hole in json.loads(state["holes"][f"{lane:06d}"]))
+            self._starts[lane] = LaneStart(cursor=Cursor(*cursor), packs=packs, documents=documents, holes=holes)
         self._ended = set(state["ended"])
         self._epoch, self._turn = state["epoch"], state["turn"]
         self._pool = None

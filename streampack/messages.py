@@ -24,11 +24,12 @@ from numpy.typing import NDArray
 from streampack import progress
 from streampack.boundary import stack
 from streampack.corpus import Corpus
+from streampack.lanereader import Hole
 from streampack.pool import LanePool
 from streampack.recipe import Recipe
 from streampack.records import Cursor, PackBlock
 from streampack.stats import Counts, StorageUse
-from streampack.stream import Hole, LaneEnd, LanePack, LaneStart, Source
+from streampack.stream import LaneEnd, LanePack, LaneStart, Source
 
 
 class Slot(enum.IntEnum):

@@ -162,6 +162,11 @@ class Packer:
         return self._num_bytes
 
     @property
+    def buffered_rows(self) -> int:
+        """Input rows that are held for the packs to come."""
+        return self._rows
+
+    @property
     def counts(self) -> Counts:
         """What became of the documents up to where the next pack begins, sizes in input rows.
 

@@ -81,6 +81,7 @@ class Pass:
         self.tally = Tally()
         num_lanes, first_round = committed.num_lanes, committed.global_pack // committed.num_lanes
         num_workers = _fitting_workers(settings.num_workers, len(committed.lanes))
+        max_slots = _max_slots(dataset.seq_len, num_workers, settings)
         share = Share(
             recipe=dataset.recipe,
             corpus=dataset.corpus(num_lanes),
@@ -88,8 +89,8 @@ class Pass:
             starts=[committed.start(place) for place in range(len(committed.lanes))],
             first_round=first_round,
             end_epoch=None if dataset.epochs is None else committed.first_epoch + dataset.epochs,
-            first_slots=1,
-            max_slots=_max_slots(dataset.seq_len, num_workers, settings),
+            first_slots=1 if num_workers else max_slots,  # without workers the first batch waits for all of it anyway
+            max_slots=max_slots,
             max_buffer_bytes=dataset.max_buffer_bytes,
             with_sources=settings.with_sources,
         )

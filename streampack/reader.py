@@ -14,7 +14,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 
 from streampack.decompression import decompress, is_compressed
-from streampack.errors import CorruptShardError, ShardError, TruncatedShardError
+from streampack.errors import CorruptShardError, ShardError, TruncatedShardError, WrongCutError
 from streampack.records import Sample
 from streampack.tarcuts import CUT_REMEDY, Boundary, find_sample, first_boundary
 from streampack.tarformat import BadEntryError, Chunks, Entry, Kind, read_entry, split_name
@@ -80,7 +80,8 @@ def read_range(
 
     Raises:
         TruncatedShardError: The shard ends before the archive does.
-        CorruptShardError: The shard is damaged, or the headers of this range do not arrive where the next one begins.
+        CorruptShardError: The shard is damaged.
+        WrongCutError: The headers of this range do not arrive where the next one begins.
     """
     if size == 0:
         raise _shard_error(_empty_shard(), url, 0, lambda: None, is_cut=False)
@@ -100,7 +101,7 @@ def read_range(
     if first >= end and first >= right().offset:
         if first > right().offset:
             what = f"this range begins behind byte {right().offset}, where the next one begins"
-            raise _shard_error(BadEntryError(what, first), url, first, right, is_cut=True)
+            raise _shard_error(_WrongCut(what, first), url, first, right, is_cut=True)
         return
 
     def chunks() -> Iterator[bytes]:
@@ -180,7 +181,7 @@ def _check_end(source: Chunks, last: Entry, until: Boundary | None, key: str | N
         if until.offset not in (-1, source.offset):
             raise BadEntryError(f"the range should go on to byte {until.offset}", source.offset, is_short=True)
         if key is not None and key == until.key:
-            raise BadEntryError(f"the next range begins inside sample {key!r}", source.offset)
+            raise _WrongCut(f"the next range begins inside sample {key!r}", source.offset)
     elif last.kind is Kind.ZERO_BLOCK:
         at = source.first_nonzero()
         if at is not None:
@@ -189,6 +190,10 @@ def _check_end(source: Chunks, last: Entry, until: Boundary | None, key: str | N
         raise _empty_shard()
     else:
         raise BadEntryError("the bytes end before the archive does", source.offset, is_short=True)
+
+
+class _WrongCut(BadEntryError):  # noqa: N818 - named by what is wrong
+    """What is wrong is where the next range begins."""
 
 
 def _empty_shard() -> BadEntryError:
@@ -205,6 +210,8 @@ def _shard_error(
         if known is not None or not bad.is_short:
             what = f"not a tar archive: it begins with {bad.block[:16]!r}" + (f", which is {known}" if known else "")
             return CorruptShardError(f"{what} ({bad.what})", url=url, offset=0)
-    kind = TruncatedShardError if bad.is_short and until() is None else CorruptShardError
+    kind: type[ShardError] = TruncatedShardError if bad.is_short else CorruptShardError
+    if isinstance(bad, _WrongCut) or (bad.is_short and until() is not None):
+        kind = WrongCutError  # this range's own headers are right: they lead past where the next one begins
     what = f"{bad.what}; {CUT_REMEDY if is_cut else _REMEDY}"
     return kind(what, url=url, member=bad.member, offset=bad.offset)

@@ -3,7 +3,7 @@
 A recipe knows nothing of lanes, ranks, workers or batches. It holds nothing live: it can be pickled and forked.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,14 +12,17 @@ from numpy.typing import NDArray
 
 from streampack.boundary import BoundaryPolicy, ReplaceBoundary
 from streampack.decompression import decompress, is_compressed
+from streampack.digests import block_bytes_of
 from streampack.documents import DocumentReader
-from streampack.errors import TokenizerError
+from streampack.errors import CorruptShardError, TokenizerError, TruncatedShardError, WrongCutError
 from streampack.lanes import Piece
 from streampack.packer import Packer
 from streampack.reader import read_range, read_samples
 from streampack.records import Document, Mask, Sample, Shard, Tokenizer
 from streampack.storage import Storage
+from streampack.tarcuts import find_sample, first_boundary
 
+_NO_ORDINAL = 2**62  # no shard has so many samples
 _LOOK_BYTES = 128 * 2**10  # a search for a sample reads little more than the headers around a cut
 MAX_MEMBER_BYTES = 2**30
 """A member of JSON lines is read whole; one above this is a bad record."""
@@ -45,7 +48,8 @@ class Recipe:
     token_ids: tuple[int | None, int | None]
     """The tokenizer's (BOS, EOS), for the policies that look at values."""
     on_error: str
-    max_skipped: int
+    max_skipped: int | float
+    """Of one lane: a number, or a part of its documents."""
 
     def samples(
         self, shard: Shard, piece: Piece, *, resume: int, max_range_bytes: int
@@ -82,6 +86,62 @@ class Recipe:
                 resume=None if resume < 0 else resume,
             ):
                 yield sample.offset, sample
+
+    def next_range(self, shard: Shard, piece: Piece, *, damaged_at: int, max_range_bytes: int) -> int:
+        """Where the range behind a damaged piece begins: the end of what is lost with it, in positions.
+
+        A range trusts that the one before it arrives at its first header. The damaged one cannot; so from behind each
+        damage its headers are followed to the cut, without using what they describe.
+
+        Raises:
+            WrongCutError: they do not lead to where the next range begins.
+        """
+        if is_compressed(shard.url):
+            return _NO_ORDINAL
+        if piece.whole or piece.end >= shard.size:
+            return shard.size
+        read = partial(
+            self.storage.chunks, shard.url, size=shard.size, digest=shard.digest, max_bytes=max_range_bytes
+        )
+        look = partial(read, first_bytes=_LOOK_BYTES)
+        step = max(block_bytes_of(shard.digest), _LOOK_BYTES)
+        try:
+            right = find_sample(look, cut=piece.end, size=shard.size, url=shard.url).offset
+        except (CorruptShardError, TruncatedShardError):
+            return piece.end  # the next range is damaged where it begins, and meets this itself
+        at = max(damaged_at, piece.begin)
+        while at < piece.end:
+            try:
+                left = first_boundary(look, begin=at + 1, end=piece.end, size=shard.size, url=shard.url)
+                if left is not None and left.offset < right:
+                    self._follow(shard, piece, read, look, left.offset)
+                break
+            except WrongCutError:
+                raise
+            except (CorruptShardError, TruncatedShardError) as error:
+                at = max(at + step, error.offset or 0)
+        return right
+
+    @staticmethod
+    def _follow(
+        shard: Shard,
+        piece: Piece,
+        read: Callable[[int, int], Iterator[bytes]],
+        look: Callable[[int], Iterator[bytes]],
+        offset: int,
+    ) -> None:
+        for _ in read_range(
+            read,
+            look,
+            begin=piece.begin,
+            end=piece.end,
+            size=shard.size,
+            url=shard.url,
+            wanted=lambda _: False,
+            max_member_bytes=0,
+            resume=offset,
+        ):
+            pass
 
     def encode(self, document: Document) -> tuple[NDArray[np.integer], Mask | None]:
         """The document's tokens, BOS and EOS as asked for (integers [n]), and its loss mask (bool [n] or None)."""

@@ -1,7 +1,7 @@
 """The state of a loader: plain values, one key per lane, versioned, refused loudly where it does not fit.
 
     "lanes.000123"   int64 [len(FIELDS)]: the lane's cursor, packs given, running digest and counts
-    "holes.000123"   JSON string: the bad records that the lane passed over
+    "holes.000123"   JSON string: the bad records and broken shards that the lane passed over
     and, equal on all ranks: "version", "order_version", "fingerprint" (JSON), "global_pack", "first_epoch"
 
 One key per lane is what lets torch.distributed.checkpoint save the state from any ranks and load it on any others.
@@ -18,11 +18,12 @@ import torch
 from numpy.typing import NDArray
 
 from streampack.errors import StateError
+from streampack.lanereader import Hole
 from streampack.lanes import packs_before
 from streampack.records import Cursor
 from streampack.shards import differing_block
 from streampack.stats import Counts
-from streampack.stream import Hole, LaneStart
+from streampack.stream import LaneStart
 
 STATE_VERSION = 1
 """The layout of the state."""
@@ -84,7 +85,12 @@ class Committed:
     def start(self, place: int) -> LaneStart:
         """Where the lane at a place in `lanes` goes on."""
         row = self.rows[place].tolist()
-        return LaneStart(cursor=Cursor(*row[:_PACKS]), packs=row[_PACKS], holes=frozenset(self.holes[place]))
+        return LaneStart(
+            cursor=Cursor(*row[:_PACKS]),
+            packs=row[_PACKS],
+            documents=row[_COUNTS + Counts._fields.index("documents")],
+            holes=frozenset(self.holes[place]),
+        )
 
     def add(self, place: int, row: Row) -> None:
         """Commit one pack of a lane."""

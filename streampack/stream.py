@@ -1,7 +1,7 @@
 """One lane, from a cursor on: bytes -> samples -> documents -> tokens -> packs, each with the position after it.
 
-A stream keeps no state that a
-cursor does not hold: dropping it and starting another one from the cursor of its last pack gives the same packs.
+A stream keeps no state that a cursor does not hold: dropping it and starting another one from the cursor of its last
+pack gives the same packs.
 
     pack k of a lane carries   rows      what labels, positions and segments are made of
                                cursor    where pack k + 1 begins: (epoch, piece, sample, record, part, row)
@@ -12,41 +12,27 @@ cursor does not hold: dropping it and starting another one from the cursor of it
 import logging
 import operator
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from streampack import progress
 from streampack.corpus import Corpus
-from streampack.decompression import is_compressed
-from streampack.digests import block_bytes_of
 from streampack.errors import ConfigError, RecordError, ShardError
-from streampack.lanes import Piece
+from streampack.lanereader import REST_OF_PIECE, EpochStart, Event, Flaw, Found, Hole, LaneReader, hole_of
 from streampack.recipe import Recipe
-from streampack.records import BadRecord, Cursor, Document, PackRows, Sample, Shard
+from streampack.records import Cursor, Mask, PackRows
 from streampack.stats import Counts
 
 _log = logging.getLogger(__name__)
 
-
 START = Cursor()
-WHOLE_MEMBER = -1
-
-
-class Hole(NamedTuple):
-    """A bad record that was passed over: it stays out on every resume and every topology."""
-
-    epoch: int
-    shard: int
-    first: int
-    """The sample's position: byte offset in a plain tar, ordinal in a compressed one."""
-    end: int
-    """Just behind `first`: the positions [first, end) are out."""
-    record: int
-    """-1: the member as a whole, and so all its records."""
+_RATE_FLOOR = 10  # what a lane may pass over by a rate before it has read much
+_TOKENS_PER_CHARACTER = 0.25  # of a text, before the first ones are tokenized
 
 
 class Source(NamedTuple):
@@ -91,6 +77,8 @@ class LaneStart:
     cursor: Cursor = START
     packs: int = 0
     """How many packs it has given before."""
+    documents: int = 0
+    """How many documents these packs have passed."""
     holes: frozenset[Hole] = frozenset()
 
 
@@ -99,12 +87,19 @@ class _Fed(NamedTuple):
 
     cursor: Cursor
     skipped: int
-    """Bad records passed over since the document before it."""
-    shard: int
+    """Flaws passed over since the document before it."""
     url: str
     key: str
     targets: int = 0
     """As `Source.targets`; counted where sources are asked for."""
+
+
+class _Ready(NamedTuple):
+    """A document, read and tokenized, that the packer has not got yet."""
+
+    found: Found
+    tokens: NDArray[np.integer]
+    mask: Mask | None
 
 
 class LaneStream:
@@ -125,6 +120,8 @@ class LaneStream:
         cursor = start.cursor
         self._cursor = cursor
         self._packs = start.packs
+        self._passed = start.documents
+        self._met = start.documents
         self._recipe = recipe
         self._corpus = corpus
         self._lane = lane
@@ -135,65 +132,126 @@ class LaneStream:
         self._max_range_bytes = max_range_bytes
         self._with_sources = with_sources
         self._packer = recipe.packer()
+        self._ahead: deque[_Ready | Flaw | EpochStart | Exception | None] = deque()
+        """What was read and not yet used; the last one is an exception where reading failed, None at the lane's end."""
         self._fed: deque[_Fed] = deque()
         self._first_fed = 0
         self._counted = Counts()
         self._ended = False
-        self._in_compressed = False
-        self._block_bytes = 0  # of the shard's digest: so much is read and checked before it is used
         self._last_pack_epoch = cursor.epoch
-        self._documents = self._read(cursor)
+        self._characters, self._tokens = 1.0, _TOKENS_PER_CHARACTER
+        self._reader = LaneReader(
+            recipe, corpus, lane, cursor, start.holes, end_epoch=end_epoch, max_range_bytes=max_range_bytes
+        )
 
     @property
     def buffered_bytes(self) -> int:
         """About how much memory the stream holds: a range of the shard, and tokens that no pack has taken yet."""
-        return self._max_range_bytes + self._block_bytes + self._packer.buffered_bytes
+        ahead = sum(item.tokens.nbytes for item in self._ahead if isinstance(item, _Ready))
+        return self._max_range_bytes + self._reader.block_bytes + ahead + self._packer.buffered_bytes
 
     @property
     def replays(self) -> bool:
         """Whether going on from the cursor would decompress a shard from its start again."""
-        return self._in_compressed
+        return self._reader.in_compressed
 
     def position(self) -> LaneStart:
         """Where another stream goes on after the last pack of this one."""
-        return LaneStart(cursor=self._cursor, packs=self._packs, holes=frozenset(self._holes))
+        return LaneStart(
+            cursor=self._cursor, packs=self._packs, documents=self._passed, holes=frozenset(self._holes)
+        )
 
     def close(self) -> None:
         """Let go of the shard; the stream gives nothing more."""
-        self._documents.close()
+        self._reader.close()
 
     def next(self) -> LanePack | LaneEnd:
         """The lane's next pack; in a finite run its end, once and for all."""
         while (rows := self._packer.pop()) is None:
             if self._ended:
                 return LaneEnd(self._counts_until(len(self._fed) + self._first_fed))
-            entry = next(self._documents, None)
-            if entry is None:
+            if not self._ahead:
+                self._read_ahead()
+            item = self._ahead[0]
+            if isinstance(item, Exception):
+                raise item
+            self._ahead.popleft()
+            if isinstance(item, _Ready):
+                self._feed(item)
+            elif isinstance(item, Flaw):
+                self._skip(item)
+            elif isinstance(item, EpochStart):
+                self._check_alive(item)
+            else:
                 self._ended = True
                 self._packer.finish()
-                continue
-            fed, document = entry
-            self._feed(fed, document)
         return self._dress(rows)
 
-    def _feed(self, fed: _Fed, document: Document) -> None:
-        tokens, mask = self._recipe.encode(document)
+    def _read_ahead(self) -> None:
+        """Read about as many documents as the next pack lacks, then tokenize them: a stage at a time.
+
+        A tokenizer empties the processor's caches, so that going from stage to stage for every document would cost
+        each of them as much as a stage takes. What fails is kept for when its turn comes.
+        """
+        ahead, reader, recipe, lane = self._ahead, self._reader, self._recipe, self._lane
+        lacking = float(recipe.seq_len + 1 - self._packer.buffered_rows)
+        per_character = self._tokens / self._characters
+        events: list[Event | Exception | None] = []
         try:
-            self._packer.feed(tokens, mask, row=fed.cursor.row, checked=mask is None and document.tokens is not None)
+            for event in reader:
+                events.append(event)
+                lacking -= 1  # an empty document, too, takes its place among what is held
+                if isinstance(event, EpochStart):
+                    break  # a lane without documents would be read for ever
+                if isinstance(event, Found):
+                    document = event.document
+                    if document.tokens is not None:
+                        lacking -= len(document.tokens)
+                    elif document.text is not None:
+                        lacking -= len(document.text) * per_character
+                if lacking <= 0:
+                    break
+            else:
+                events.append(None)
+        except Exception as error:  # noqa: BLE001 - raised when its turn comes
+            events.append(error)
+        for item in events:
+            if not isinstance(item, Found):
+                ahead.append(item)
+                continue
+            progress.begin_sample(lane, item.shard, item.cursor.sample)
+            try:
+                tokens, mask = recipe.encode(item.document)
+            except Exception as error:  # noqa: BLE001 - raised when its turn comes
+                ahead.append(error)
+                return
+            ahead.append(_Ready(item, tokens, mask))
+            if item.document.text is not None:
+                self._characters += len(item.document.text)
+                self._tokens += len(tokens)
+
+    def _feed(self, ready: _Ready) -> None:
+        found, tokens, mask = ready
+        skipped, self._skipped = self._skipped, 0
+        try:
+            checked = mask is None and found.document.tokens is not None
+            self._packer.feed(tokens, mask, row=found.cursor.row, checked=checked)
         except RecordError as error:
-            named = type(error)(error.message, url=fed.url, member=fed.key)
-            if fed.cursor.row:  # earlier packs hold a part of it: to pass over the rest would lose it
+            named = type(error)(error.message, url=found.url, member=found.key)
+            if found.cursor.row:  # earlier packs hold a part of it: to pass over the rest would lose it
                 raise named from error
-            self._skipped += fed.skipped
-            hole = self._hole(fed.shard, fed.cursor, document.record)
-            self._skip(BadRecord(record=document.record, error=named), hole)
-        else:
-            self._fed.append(fed._replace(targets=self._recipe.targets(tokens, mask)) if self._with_sources else fed)
+            self._skipped = skipped
+            self._skip(Flaw(hole_of(found), named))
+            return
+        self._met += 1
+        targets = self._recipe.targets(tokens, mask) if self._with_sources else 0
+        self._fed.append(_Fed(found.cursor, skipped, found.url, found.key, targets))
 
     def _dress(self, rows: PackRows) -> LanePack:
         sources = tuple(self._sources(rows)) if self._with_sources else ()
         last = self._fed[-1].cursor
         counts = self._counts_until(rows.next_document)
+        self._passed += counts.documents
         if self._fed:
             self._cursor = self._fed[0].cursor._replace(row=rows.next_row)
         elif self._ended:
@@ -241,85 +299,35 @@ class LaneStream:
             digest.update(np.packbits(rows.ignored).data)
         return digest.intdigest()
 
-    def _read(self, cursor: Cursor) -> Generator[tuple[_Fed, Document], None, None]:
-        """Every document of the lane from the cursor on, over pieces and epochs."""
-        recipe, corpus = self._recipe, self._corpus
-        epoch, piece_index, resume = cursor.epoch, cursor.piece, cursor.sample
-        while self._end_epoch is None or epoch < self._end_epoch:
-            pieces = corpus.pieces(epoch, self._lane)
-            self._check_alive(epoch, pieces)
-            for index in range(piece_index, len(pieces)):
-                piece = pieces[index]
-                shard = corpus.table[piece.shard]
-                self._in_compressed = is_compressed(shard.url)
-                self._block_bytes = block_bytes_of(shard.digest)
-                for position, sample in recipe.samples(
-                    shard, piece, resume=resume, max_range_bytes=self._max_range_bytes
-                ):
-                    progress.begin_sample(self._lane, piece.shard, position)
-                    here = Cursor(epoch, index, position)
-                    if position == cursor.sample and index == cursor.piece and epoch == cursor.epoch:
-                        here = cursor
-                    yield from self._read_sample(sample, shard, piece.shard, here)
-                resume = -1
-            epoch, piece_index = epoch + 1, 0
-
-    def _read_sample(
-        self, sample: Sample, shard: Shard, shard_index: int, cursor: Cursor
-    ) -> Iterator[tuple[_Fed, Document]]:
-        recipe = self._recipe
-        if self._holes and self._hole(shard_index, cursor, WHOLE_MEMBER) in self._holes:
-            self._skipped += 1
-            return
-        for item in recipe.documents.read(
-            sample,
-            url=shard.url,
-            shard_name=shard.name,
-            shard_index=shard_index,
-            epoch=self._corpus.order_epoch(cursor.epoch),
-            position=cursor.sample,
-            first_record=cursor.record,
-            first_part=cursor.part,
-        ):
-            if isinstance(item, BadRecord):
-                self._skip(item, self._hole(shard_index, cursor, item.record))
-                continue
-            if self._holes and self._hole(shard_index, cursor, item.record) in self._holes:
-                self._skipped += item.part == 0
-                continue
-            record, part = item.record, item.part
-            row = cursor.row if record == cursor.record and part == cursor.part else 0
-            here = Cursor(cursor.epoch, cursor.piece, cursor.sample, record, part, row)
-            skipped, self._skipped = self._skipped, 0
-            yield _Fed(here, skipped, shard_index, shard.url, sample.key), item
-
-    @staticmethod
-    def _hole(shard_index: int, cursor: Cursor, record: int) -> Hole:
-        return Hole(cursor.epoch, shard_index, cursor.sample, cursor.sample + 1, record)
-
-    def _skip(self, bad: BadRecord, hole: Hole) -> None:
-        if hole in self._holes:
-            self._skipped += 1
+    def _skip(self, flaw: Flaw) -> None:
+        self._skipped += 1
+        hole, error = flaw
+        if error is None or hole in self._holes:
             return
         if self._recipe.on_error == "raise":
-            raise bad.error
-        self._skipped += 1
-        if len(self._holes) >= self._recipe.max_skipped:
+            raise error
+        most, allowed = self._recipe.max_skipped, self._recipe.max_skipped
+        if isinstance(most, float):
+            allowed = max(_RATE_FLOOR, int(most * self._met))
+        if len(self._holes) >= allowed:
+            of = f" of {self._met} documents" if isinstance(most, float) else ""
             raise ShardError(
-                f"lane {self._lane} has passed over max_skipped={self._recipe.max_skipped} bad records; the next one "
-                f"is: {bad.error}. Repair the data or raise max_skipped."
-            ) from bad.error
+                f"lane {self._lane} has passed over max_skipped={most} bad records or shards{of}; the next one "
+                f"is: {error}. Repair the data or raise max_skipped."
+            ) from error
         self._holes.add(hole)
         self._new_holes.append(hole)
-        _log.warning("lane %d passes over a bad record: %s", self._lane, bad.error)
+        what = "the rest of a broken shard" if hole.record == REST_OF_PIECE else "a bad record"
+        _log.warning("lane %d passes over %s: %s", self._lane, what, error)
 
-    def _check_alive(self, epoch: int, pieces: list[Piece]) -> None:
+    def _check_alive(self, start: EpochStart) -> None:
         """Refuse an endless run that could loop for ever without a pack."""
         if self._end_epoch is not None:
             return
-        never = not pieces and not self._corpus.shuffle
-        if never or epoch - self._last_pack_epoch >= max(self._corpus.num_lanes, 2):
-            why = "no shard falls into its range" if never else f"in {epoch - self._last_pack_epoch} epochs"
+        never = not start.num_pieces and not self._corpus.shuffle
+        epochs = start.epoch - self._last_pack_epoch
+        if never or epochs >= max(self._corpus.num_lanes, 2):
+            why = "no shard falls into its range" if never else f"in {epochs} epochs"
             raise ConfigError(
                 f"lane {self._lane} of {self._corpus.num_lanes} gives no pack ({why}), and an endless run would wait "
                 f"for it for ever. Use fewer lanes (num_lanes), more or larger shards, or a finite run (epochs=1)."

@@ -87,7 +87,7 @@ ROWS = {
     "Content-Length too small": Row(  # for good, nothing is left of the last thousand bytes
         Fault("length", by=-1000), for_good=(StorageError, AGAIN.format("ended after 0 of|an empty answer"))
     ),
-    "byte flipped": Row(Fault("flip"), FLIPPED, FLIPPED, FLIPPED),  # in a header; TLS guards the others
+    "byte flipped": Row(Fault("flip"), for_good=FLIPPED),  # in a header; digests or TLS guard the others
     "403": Row(
         status(403, "AccessDenied"),
         # At the first request nothing says that the credentials were ever good; later they are renewed once.

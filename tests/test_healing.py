@@ -190,6 +190,23 @@ def test_bad_records_are_holes_once_though_workers_die(tmp_path: Path, monkeypat
         assert to_json(loader.state_dict()) == to_json(quiet.state_dict())
 
 
+def test_a_rate_of_bad_records_counts_documents_through_healings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(healing, "BUDGET", 1000)
+    corpus = write_corpus(tmp_path, [(".tar", make_texts(80, longest=60))])
+    path = corpus.shards[0]
+    for number in range(3, 80, 4):
+        path.write_bytes(path.read_bytes().replace(b"<%d>" % number, b"\xff%d>" % number))
+    data = dataset(corpus, epochs=1, num_lanes=1, on_error="skip", max_skipped=0.4)
+    with loader_of(data, num_workers=1) as loader:
+        for number, _ in enumerate(loader):
+            if number % 2 == 0:
+                hurt(loader)
+        assert loader.stats()["healed"] >= 3
+        assert loader.stats()["skipped"] == 20
+
+
 def test_all_workers_killed_at_once_are_one_healing(corpus: Corpus, wanted: list[Any]) -> None:
     with loader_of(dataset(corpus), num_workers=3) as loader:
         iterator = iter(loader)

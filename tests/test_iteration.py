@@ -56,7 +56,8 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_an_iterator_goes_on_from_its_state_at_every_pack(small: Corpus, name: str) -> None:
     data = dataset(small, **CASES[name])
-    whole = take(iter(data), 40)
+    straight = iter(data)
+    whole = take(straight, 40)
     iterator, got = iter(data), []
     for _ in range(len(whole)):
         got += take(iterator, 1)
@@ -66,6 +67,7 @@ def test_an_iterator_goes_on_from_its_state_at_every_pack(small: Corpus, name: s
     assert_same(got, whole)
     if name != "endless":
         assert next(iterator, None) is None
+    assert iterator.state_dict() == straight.state_dict()
 
 
 def test_a_state_keeps_bad_records_out_that_were_met_before_it(small: Corpus) -> None:
