@@ -256,7 +256,8 @@ class PackedDataLoader:
         """
         committed = self._prepare()
         if self._topology.size > 1 and not self._whole_state:
-            trainers.check_every_rank_saves(self._topology.size)
+            caller = sys._getframe(1)  # noqa: SLF001
+            trainers.check_every_rank_saves(caller, size=self._topology.size)
         ahead = len(self._ahead)
         if batches_back or ahead:
             if not 0 <= batches_back <= len(self._history) - ahead:

@@ -62,17 +62,23 @@ def state_left_unread(loader: object) -> Mapping[str, Any] | None:
     return None
 
 
-def check_every_rank_saves(size: int) -> None:
-    """Raise a `StateError` where the state of one of several ranks is asked for by what saves that of rank 0 only."""
-    for frame in _frames():
-        name, module = frame.f_code.co_name, str(frame.f_globals.get("__name__"))
-        by_lightning = name == "_state_dicts" and _owner(frame, "CombinedLoader") is not None
-        if by_lightning or (name == "save_custom_state" and module.startswith("accelerate.")):
-            raise StateError(
-                f"{module} saves the state of rank 0 only, and this loader's is that of one rank of {size}, so the "
-                "lanes of the others would be lost. Make the loader with PackedDataLoader(whole_state=True): then its "
-                "state is that of all ranks."
-            )
+def check_every_rank_saves(frame: FrameType | None, *, size: int) -> None:
+    """Raise a `StateError` where `frame` asks for the state of one of several ranks, to save that of rank 0 only.
+
+    What a user's own method asks for, to join the states of all ranks, is not looked at.
+    """
+    while frame is not None and frame.f_code.co_name.startswith("<"):  # a comprehension (before Python 3.12)
+        frame = frame.f_back
+    if frame is None:
+        return
+    name, module = frame.f_code.co_name, str(frame.f_globals.get("__name__"))
+    by_lightning = name == "_state_dicts" and _owner(frame, "CombinedLoader") is not None
+    if by_lightning or (name == "save_custom_state" and module.startswith("accelerate.")):
+        raise StateError(
+            f"{module} saves the state of rank 0 only, and this loader's is that of one rank of {size}, so the lanes "
+            "of the others would be lost. Make the loader with PackedDataLoader(whole_state=True): then its state is "
+            "that of all ranks."
+        )
 
 
 def refuse_rebuilding(frame: FrameType) -> None:

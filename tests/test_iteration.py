@@ -1,8 +1,10 @@
 """The state of a dataset's iterator, by hand and in torchdata's StatefulDataLoader: exact, each time, or refused."""
 
 import copy
+import importlib
 import itertools
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -123,6 +125,11 @@ def test_an_iterator_that_has_raised_is_over(tmp_path: Path) -> None:
 
 
 # --- in torchdata's StatefulDataLoader
+
+
+@pytest.mark.skipif("CI" not in os.environ, reason="elsewhere a loader that is not installed is passed over")
+def test_ci_has_torchdata() -> None:
+    importlib.import_module("torchdata.stateful_dataloader")
 
 
 torchdatas = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")

@@ -12,7 +12,7 @@ from torchrun import PROGRAMS, torchrun
 import streampack
 from streampack.testing import ByteTokenizer, write_shards
 
-pytest.importorskip("lightning", reason="the extra `trainers` has it")
+pytest.importorskip("pytorch_lightning", reason="the extra `trainers` has it")
 sys.path.insert(0, str(PROGRAMS))
 from lightninged import fit
 
@@ -133,5 +133,5 @@ def test_one_process_goes_on_from_the_checkpoint_of_two_ranks(
 
 def test_lightning_may_not_save_the_state_of_one_rank_for_all(two: tuple[Path, list[dict[str, Any]]]) -> None:
     for outcome in two[1]:
-        assert outcome["refused"].startswith("StateError: lightning.pytorch.utilities.combined_loader saves the state")
+        assert outcome["refused"].startswith("StateError: pytorch_lightning.utilities.combined_loader saves the state")
         assert "PackedDataLoader(whole_state=True)" in outcome["refused"]

@@ -10,10 +10,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import lightning
+import pytorch_lightning as lightning
 import torch
 import torch.distributed as dist
-from lightning.pytorch.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint
 
 import streampack
 from streampack.testing import ByteTokenizer
