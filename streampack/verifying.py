@@ -9,8 +9,8 @@ Never: a look at tokens; digests of packs have come along from the workers.
     data-parallel ranks                each is there, and none has the packs of another
 
 Arguments that differ between data-parallel ranks are refused before the first batch (`agreement`). What only shows
-here: states that differ or were loaded on some ranks only, `skip` or a prefetching wrapper on some ranks only, peers
-with other arguments, shards of the same names and sizes with other contents, transforms that are no pure functions.
+here: states that differ or were loaded on some ranks only, `skip` on some ranks only, peers with other arguments,
+shards of the same names and sizes with other contents, transforms that are no pure functions.
 """
 
 import json
@@ -94,8 +94,9 @@ class Verifier:
         except RuntimeError as error:  # what torch raises where a connection breaks or time is up
             raise LoaderError(
                 f"verify_every={self.every}: the ranks could not be compared at batch {batches} of this loader: "
-                f"{error}. A rank has died, or takes fewer batches than the others, or has no loader, or one with "
-                "another verify_every: every rank of the device mesh must make the loader and take as many batches."
+                f"{error}. A rank has died, or takes fewer batches than the others (is there a wrapper that prefetches "
+                "on some ranks only?), or has no loader, or one with another verify_every: every rank of the device "
+                "mesh must make the loader and take as many batches."
             ) from error
         if found:
             raise LoaderError(
@@ -125,10 +126,7 @@ class Verifier:
         )
 
 
-_SAME_HISTORY = (
-    "load the same state on all ranks or on none, call skip on all, and let nothing (a wrapper that prefetches) take "
-    "batches on some ranks only"
-)
+_SAME_HISTORY = "load the same state on all ranks or on none, and call skip on all or on none"
 _SAME_DATA = "give every machine shards with the same bytes, and use a transform that draws from its rng only"
 
 

@@ -78,10 +78,14 @@ def refused_by_two(references: References) -> dict[str, tuple[dict[str, Any], li
             {**tp, "per_rank": {"1": {"dataset": {"shards": references.corpora["other bytes"]["shards"]}}}},
             [f"digest of the batch's packs {same}0x", "on rank 0, 0x", "shards with the same bytes"],
         ),
+        "peers with a transform that is no pure function": (
+            {**tp, "restless": True},
+            [f"digest of the batch's packs {same}0x", "a transform that draws from its rng only"],
+        ),
         "peers with histories that differ": (
             # Rank 1 comes to where rank 0 is by going past two batches, not by handing them out.
             {**tp, "per_rank": {"0": {"state": at[0]}, "1": {"skip": 2}}},
-            [f"digest of all packs so far {same}0x", "call skip on all"],
+            [f"digest of all packs so far {same}0x", "call skip on all or on none"],
         ),
     }
 
@@ -148,6 +152,7 @@ NAMES = [
     "peers with other lanes",
     "peers with another label at boundaries",
     "peers with other bytes in shards of one name",
+    "peers with a transform that is no pure function",
     "peers with histories that differ",
 ]
 

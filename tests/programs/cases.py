@@ -5,6 +5,7 @@ Out: FOLDER/rank0.pickle, ...: a list with an outcome per case: {"passes": [{"to
      "errors": [...], "digests": [after each pass], "stats", "state", "open_files", "seconds"}.
 """
 
+import dataclasses
 import faulthandler
 import gc
 import json
@@ -60,6 +61,11 @@ class WatchedFileSystem(LocalFileSystem):
 fsspec.register_implementation("watched", WatchedFileSystem, clobber=True)
 
 
+def restless(document: streampack.Document, rng: Any) -> streampack.Document:
+    """A transform that is no pure function: what it does depends on the process."""
+    return dataclasses.replace(document, text=f"{os.getpid()} {document.text}")
+
+
 def _stack(batches: list[dict[str, torch.Tensor]]) -> dict[str, Any]:
     return {key: torch.stack([batch[key] for batch in batches]).numpy() for key in KEYS} if batches else {}
 
@@ -81,7 +87,9 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
         try:
             if loader is None:
                 dataset = streampack.PackedDataset(
-                    tokenizer=ByteTokenizer(), **case["dataset"] | mine.get("dataset", {})
+                    tokenizer=ByteTokenizer(),
+                    **case["dataset"] | mine.get("dataset", {}),
+                    transform=restless if case.get("restless") else None,
                 )
                 loader = streampack.PackedDataLoader(dataset, **arguments)
             if state := mine.get("state", case.get("state")):
