@@ -81,11 +81,11 @@ class Verifier:
         """
         if self._connect is None:
             return
-        if self._peers is None:
-            self._peers = self._connect()
         given = arguments()
-        mine = self._claim(batch, committed, batches, given, rank=self._peers.rank)
         try:
+            if self._peers is None:
+                self._peers = self._connect()
+            mine = self._claim(batch, committed, batches, given, rank=self._peers.rank)
             claims = [Claim(*numbers) for numbers in self._peers.all_tell_numbers(mine)]
             if len({claim.arguments for claim in claims}) == 1:
                 found = differences(claims)
