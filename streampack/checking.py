@@ -24,12 +24,23 @@ from streampack.faults import redacted
 _log = logging.getLogger(__name__)
 _TRIES = 3
 OpenRange = Callable[[int, int], Iterator[bytes]]
+Forget = Callable[[int, int | None], None]
 
 
 def check_blocks(
-    open_range: OpenRange, digest: Digest, *, start: int, stop: int, size: int, url: str, clients: Clients
+    open_range: OpenRange,
+    forget: Forget,
+    digest: Digest,
+    *,
+    start: int,
+    stop: int,
+    size: int,
+    url: str,
+    clients: Clients,
 ) -> Iterator[bytes]:
     """The bytes from `start` to `stop` of a shard of `size` bytes; a block and what `open_range` holds are in memory.
+
+    `forget` takes a range out of the cache: a block that is not right was kept as it came.
 
     Raises:
         CorruptShardError: a block is not what the digest says, however often it is asked for.
@@ -48,6 +59,7 @@ def check_blocks(
                 parts, found = source.take(end - begin, digest)
                 if found == digest.expected(index):
                     break
+                forget(begin, end)
                 if tries == _TRIES:
                     raise _error(digest, index, found, url, begin, f"asked for {_TRIES} times")
                 _log.warning(
@@ -66,7 +78,7 @@ def check_blocks(
         source.close()
 
 
-def check_whole(chunks: Iterator[bytes], digest: Digest, *, url: str) -> Iterator[bytes]:
+def check_whole(chunks: Iterator[bytes], forget: Forget, digest: Digest, *, url: str) -> Iterator[bytes]:
     """All bytes of a shard; the last ones only if the digest is right."""
     hasher, held = digest.hasher(), b""
     for chunk in chunks:
@@ -75,6 +87,7 @@ def check_whole(chunks: Iterator[bytes], digest: Digest, *, url: str) -> Iterato
         hasher.update(chunk)
         held = chunk
     if hasher.hexdigest() != digest.expected(0):
+        forget(0, None)
         raise _error(digest, 0, hasher.hexdigest(), url, 0, "and nothing says where it differs")
     yield held
 

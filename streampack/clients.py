@@ -61,6 +61,12 @@ class Clients:
         self.num_requests = 0
         self.num_bytes = 0
         self.waited_s = 0.0
+        self.num_thread_requests = 0
+        """By readings through the cache, on top of `num_requests`: here threads add, there the consumer does."""
+        self.num_thread_bytes = 0
+        self.num_cache_hits = 0
+        """Blocks read from the cache."""
+        self.num_cached_bytes = 0
         self._live: dict[int, _Live] = {}
 
     @property
@@ -144,6 +150,22 @@ class Clients:
             live.has_waited = True
             if self.retry.max_wait_s > 0:
                 progress.sleep(random.SystemRandom().random() * self.num_lanes / 1000)
+
+    def count_asked(self, num_bytes: int) -> None:
+        """Count a request that a thread may have made, and the bytes that came."""
+        with self.here.lock:
+            self.num_thread_requests += 1
+            self.num_thread_bytes += num_bytes
+
+    def count_cached(self, *, num_hits: int, num_bytes: int) -> None:
+        """Count what was read from the cache, by whatever thread."""
+        with self.here.lock:
+            self.num_cache_hits += num_hits
+            self.num_cached_bytes += num_bytes
+
+    def seen_version(self, url: str) -> str | None:
+        """What this process was told last of the version of a URL's content; None: nothing, or it is long ago."""
+        return self.here.versions.get(hash(url))
 
     def note_version(self, url: str, version: str) -> None:
         """Warn where a shard is another one than at an earlier reading, though of the same size."""

@@ -81,6 +81,7 @@ class DatasetConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     storage_options: dict[str, object] | UnsetType = UNSET
     retry: RetryPolicy | UnsetType = UNSET
     cache_dir: str | UnsetType | None = UNSET
+    cache_bytes: int | UnsetType = UNSET
     engine: str | UnsetType = UNSET
 
 

@@ -17,12 +17,13 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from streampack import topology
 from streampack.boundary import BoundaryPolicy, Overflow, Packing, ReplaceBoundary, as_boundary
+from streampack.cachefolder import MIN_CACHE_BYTES, CacheFolder
 from streampack.chat import Chat, make_chat
 from streampack.chattemplates import ChatFunction, TrainOn
 from streampack.corpus import Corpus
 from streampack.documents import DocumentReader, Transform, parse_field
 from streampack.engines import choose_engine
-from streampack.errors import ConfigError, LoaderError, NotBuiltError, TopologyError
+from streampack.errors import ConfigError, LoaderError, TopologyError
 from streampack.iteration import PackIterator, Place, Reading
 from streampack.lanes import auto_num_lanes, check_ranks, rank_lanes, worker_lanes
 from streampack.recipe import Recipe
@@ -82,7 +83,9 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         max_buffer_bytes: memory for the lanes of a rank, divided over its workers.
         storage_options: for fsspec's filesystem.
         retry: how long and how often to try again when storage fails.
-        cache_dir: not built yet.
+        cache_dir: a folder on a disk of this node, where the bytes of remote shards are kept and shared by all ranks
+            and workers; made if it is not there. None: nothing is kept.
+        cache_bytes: what the folder may hold; the blocks that were not read for longest are removed first.
         engine: which library tokenizes for a SentencePiece model; the ids are the same. "auto" takes gigatoken where it
             is installed (extra `fast`) and its ids are proved equal, "sentencepiece" and "gigatoken" insist.
         dp_rank: data-parallel rank, for use without `PackedDataLoader`; None asks torch.distributed or torchrun.
@@ -127,6 +130,7 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         storage_options: Mapping[str, Any] | None = None,
         retry: RetryPolicy | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
+        cache_bytes: int = 64 * 2**30,
         engine: str = "auto",
         dp_rank: int | None = None,
         dp_size: int | None = None,
@@ -134,13 +138,18 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         super().__init__()
         _choose("epoch_end", epoch_end, ("pad", "stop"))
         _choose("on_error", on_error, ("raise", "skip"))
+        folder = None
         if cache_dir is not None:
-            raise NotBuiltError("cache_dir is not built yet: leave it None")
+            name = os.fspath(cache_dir)
+            if not name or "://" in name:
+                raise ConfigError(f"cache_dir={name!r} must be a folder on a disk of this node, or None")
+            folder = CacheFolder(cache_dir, cache_bytes)
         for name, value, least in (
             ("epochs", epochs, 1),
             ("max_skipped", None if isinstance(max_skipped, float) else max_skipped, 0),
             ("max_document_bytes", max_document_bytes, 1),
             ("max_buffer_bytes", max_buffer_bytes, 1),
+            ("cache_bytes", cache_bytes, MIN_CACHE_BYTES),
             ("num_lanes", None if num_lanes == "auto" else num_lanes, 1),
             ("seed", seed, 0),
         ):
@@ -158,7 +167,7 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         self.auto_lanes = num_lanes == "auto"
         """Whether the number of lanes was left to the data."""
         self._specs = _specs(shards)
-        self._storage = Storage(storage_options, RetryPolicy() if retry is None else retry)
+        self._storage = Storage(storage_options, RetryPolicy() if retry is None else retry, folder)
         self._table: ShardTable | None = None
         self._shards_print: dict[str, Any] | None = None
         self._by_hand = dp_rank is not None

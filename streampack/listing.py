@@ -64,8 +64,8 @@ def list_files(url: str, clients: Clients) -> list[tuple[str, int | None]]:
 
 
 def note_etag(url: str, info: Mapping[str, Any], clients: Clients) -> None:
-    """Keep what a filesystem's `info` says of the content's version."""
-    etag = info.get("ETag") or info.get("etag")
+    """Keep what a filesystem's `info` says of the content's version, as answers with its bytes will say it too."""
+    etag = info.get("generation") or info.get("ETag") or info.get("etag") or info.get("Last-Modified")
     if isinstance(etag, str):
         clients.etags[url] = etag
 

@@ -317,8 +317,8 @@ class PackedDataLoader:
         """Counts of this rank's lanes since the start of the run, and of this loader.
 
         Of this loader are: "batches"; "left_out_packs"; "healed", how often its workers were built anew; "retries",
-        "requests", "bytes_read" and "seconds_waited_storage", of the storage in all its workers together, up to the
-        messages that came; "seconds_waited", of this process for batches.
+        "requests", "bytes_read", "seconds_waited_storage", "cache_hits" and "cache_bytes", of the storage and its
+        cache in all its workers together, up to the messages that came; "seconds_waited", of this process for batches.
         """
         counts = self._prepare().counts()
         storage = self._past.storage if self._pass is None else self._past.storage.plus(self._pass.tally.storage)
@@ -331,6 +331,8 @@ class PackedDataLoader:
             "requests": storage.requests,
             "bytes_read": storage.bytes_read,
             "seconds_waited_storage": storage.seconds_waited,
+            "cache_hits": storage.cache_hits,
+            "cache_bytes": storage.cache_bytes,
             "seconds_waited": self._waited_s,
         }
 

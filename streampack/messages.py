@@ -112,11 +112,12 @@ class WorkerStream:
             done, size = done + size, min(2 * size, share.max_slots)
         slots = _slots(pool, lanes, starts, first_round=share.first_round + done // width, width=width)
         slots = itertools.islice(slots, done % width, None)
+        before = recipe.storage.use
         while True:
-            before = recipe.storage.use
             made = [next(slots) for _ in range(size)]
-            use = recipe.storage.use.since(before)
-            yield _message(made, recipe, with_sources=share.with_sources, storage=use)
+            use = recipe.storage.use  # threads read ahead between two messages, too
+            yield _message(made, recipe, with_sources=share.with_sources, storage=use.since(before))
+            before = use
             size = min(2 * size, share.max_slots)
 
 

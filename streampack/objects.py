@@ -29,6 +29,10 @@ class RangeReader(Protocol):
     """Whether ranges may be fetched by another thread than the consumer's."""
     whole_ranges: bool
     """Whether a range is in memory twice as it arrives: as a whole, and in what is handed on."""
+    tells_version: bool
+    """Whether the version comes with each answer, so that bytes can be kept under its name."""
+    is_cached: bool
+    """Whether most ranges need no request; it counts those that it makes."""
 
     def fetch(self, start: int, stop: int, keep: Keep) -> None: ...
     def close(self) -> None: ...
@@ -100,6 +104,8 @@ class LocalFile:
     is_remote = False
     reads_ahead = False  # the kernel does
     whole_ranges = False
+    tells_version = False
+    is_cached = False
 
     def __init__(self, path: str, pin: Pin) -> None:
         self.pin = pin
@@ -132,6 +138,8 @@ class FsspecObject:
 
     is_remote = True
     whole_ranges = True
+    tells_version = False
+    is_cached = False
 
     def __init__(self, url: str, pin: Pin, clients: Clients) -> None:
         self.pin = pin

@@ -60,7 +60,7 @@ def read_ranges(
             clients.waited_s += now - began
             num_ranges += 1
             left = fetch.num_bytes
-            clients.num_bytes += left
+            clients.num_bytes += 0 if reader.is_cached else left
             is_short = left < fetch.stop - fetch.start
             if left:
                 failures.clear()
@@ -99,7 +99,7 @@ def read_ranges(
 
 
 def _fetch(reader: RangeReader, start: int, want: int, stop: int | None, clients: Clients) -> Fetch:
-    clients.num_requests += 1
+    clients.num_requests += not reader.is_cached
     return Fetch(reader, start, start + want if stop is None else min(start + want, stop))
 
 

@@ -58,10 +58,27 @@ class Recipe:
 
         A position is the byte offset of the sample's first header in a plain tar, its ordinal in a compressed one.
         """
-        wanted = self.documents.field.wanted
         size = shard.size if shard.size_known else None
+        read = partial(
+            self.storage.chunks,
+            shard.url,
+            size=size,
+            digest=shard.digest,
+            etag=shard.etag or "",
+            max_bytes=max_range_bytes,
+        )
+        try:
+            yield from self._samples(shard, piece, read, resume=resume)
+        except (CorruptShardError, TruncatedShardError) as error:
+            # What was altered on its way comes again, and not out of the cache.
+            begin, end = (0, shard.size) if piece.whole else (piece.begin, max(piece.end, (error.offset or 0) + 1))
+            self.storage.forget(shard.url, begin, min(end, shard.size), size=size, etag=shard.etag)
+            raise
 
-        read = partial(self.storage.chunks, shard.url, size=size, digest=shard.digest, max_bytes=max_range_bytes)
+    def _samples(
+        self, shard: Shard, piece: Piece, read: Callable[..., Iterator[bytes]], *, resume: int
+    ) -> Iterator[tuple[int, Sample]]:
+        wanted = self.documents.field.wanted
         if is_compressed(shard.url):
             chunks = decompress(read(0), url=shard.url)
             for sample in read_samples(chunks, url=shard.url, wanted=wanted, max_member_bytes=MAX_MEMBER_BYTES):
@@ -101,7 +118,12 @@ class Recipe:
         if piece.whole or piece.end >= shard.size:
             return shard.size
         read = partial(
-            self.storage.chunks, shard.url, size=shard.size, digest=shard.digest, max_bytes=max_range_bytes
+            self.storage.chunks,
+            shard.url,
+            size=shard.size,
+            digest=shard.digest,
+            etag=shard.etag or "",
+            max_bytes=max_range_bytes,
         )
         look = partial(read, first_bytes=_LOOK_BYTES)
         step = max(block_bytes_of(shard.digest), _LOOK_BYTES)

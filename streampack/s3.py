@@ -26,6 +26,8 @@ class S3Object:
     is_remote = True
     reads_ahead = True
     whole_ranges = False
+    tells_version = True
+    is_cached = False
 
     def __init__(self, url: str, pin: Pin, clients: Clients) -> None:
         self.pin = pin

@@ -4,6 +4,7 @@
 same on every topology and through every resume.
 """
 
+import operator
 from typing import NamedTuple
 
 
@@ -45,21 +46,15 @@ class StorageUse(NamedTuple):
     bytes_read: int = 0
     seconds_waited: float = 0.0
     """With nothing to do but wait for the storage."""
+    cache_hits: int = 0
+    """Readings of a block of the cache."""
+    cache_bytes: int = 0
+    """Bytes of shards that came from the cache, and not from the storage."""
 
     def since(self, before: "StorageUse") -> "StorageUse":
         """What came after `before`."""
-        return StorageUse(
-            self.retries - before.retries,
-            self.requests - before.requests,
-            self.bytes_read - before.bytes_read,
-            self.seconds_waited - before.seconds_waited,
-        )
+        return StorageUse(*map(operator.sub, self, before))
 
     def plus(self, more: "StorageUse") -> "StorageUse":
         """Both together."""
-        return StorageUse(
-            self.retries + more.retries,
-            self.requests + more.requests,
-            self.bytes_read + more.bytes_read,
-            self.seconds_waited + more.seconds_waited,
-        )
+        return StorageUse(*map(operator.add, self, more))

@@ -8,6 +8,7 @@ pickle; a secret in a repr, a log or an error.
     storage      what the other stages see
     ranges       the reading: growing ranges, lengths, resuming        readahead   requests ahead of the consumer
     checking     the digests of a manifest
+    cache        what was read before, on this node's disk   cacherelay, cachefolder, blockfile
     retrying     trying again, budget, the final error                 faults      what an error means; RetryPolicy
     objects      an object by ranges: local files, fsspec's way        web, s3     HTTP and GCS, S3
     listing      directories and globs                                 clients     what each process has open
@@ -22,6 +23,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from streampack import cache
+from streampack.cachefolder import CacheFolder
 from streampack.checking import check_blocks, check_whole
 from streampack.clients import Clients, local_path
 from streampack.digests import parse_digest
@@ -40,8 +43,15 @@ __all__ = ["RetryPolicy", "Storage"]
 class Storage:
     """Reads URLs with one set of storage options. It can be pickled and forked: each process makes its own clients."""
 
-    def __init__(self, storage_options: Mapping[str, object] | None = None, retry: RetryPolicy | None = None) -> None:
+    def __init__(
+        self,
+        storage_options: Mapping[str, object] | None = None,
+        retry: RetryPolicy | None = None,
+        folder: CacheFolder | None = None,
+    ) -> None:
+        """`folder`: where bytes of shards are kept; None: nowhere."""
         self.retry = retry or RetryPolicy()
+        self._folder = folder
         self._clients = Clients(storage_options or {}, self.retry)
 
     def __repr__(self) -> str:
@@ -49,7 +59,7 @@ class Storage:
         return f"Storage({{{options}}}, {self.retry!r})"
 
     def __getstate__(self) -> dict[str, object]:
-        return {"storage_options": self._clients.options, "retry": self.retry}
+        return {"storage_options": self._clients.options, "retry": self.retry, "folder": self._folder}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]  # the state is exactly the arguments
@@ -62,12 +72,12 @@ class Storage:
     @property
     def num_requests(self) -> int:
         """Requests to storages, in this process; a redirect or a page of a listing is not counted by itself."""
-        return self._clients.num_requests
+        return self._clients.num_requests + self._clients.num_thread_requests
 
     @property
     def bytes_read(self) -> int:
-        """Bytes of shards that came, in this process."""
-        return self._clients.num_bytes
+        """Bytes of shards that came from the storage, in this process."""
+        return self._clients.num_bytes + self._clients.num_thread_bytes
 
     @property
     def seconds_waited(self) -> float:
@@ -77,7 +87,15 @@ class Storage:
     @property
     def use(self) -> StorageUse:
         """All of these, in this process."""
-        return StorageUse(self.num_retries, self.num_requests, self.bytes_read, self.seconds_waited)
+        clients = self._clients
+        return StorageUse(
+            self.num_retries,
+            self.num_requests,
+            self.bytes_read,
+            self.seconds_waited,
+            clients.num_cache_hits,
+            clients.num_cached_bytes,
+        )
 
     def spread_first_requests(self, num_lanes: int) -> None:
         """Say how many lanes the run has: this process's first request waits a random part of a ms for each.
@@ -94,6 +112,7 @@ class Storage:
         *,
         size: int | None = None,
         digest: str | None = None,
+        etag: str | None = None,
         first_bytes: int = 512 * 1024,
         max_bytes: int = 8 * 2**20,
     ) -> Iterator[bytes]:
@@ -102,33 +121,55 @@ class Storage:
         About `max_bytes` are held at most, with what is read ahead. `size` is what the object should hold: an object
         that ends before it (or before `stop`) is a TruncatedShardError. Without it the reading goes on until the object
         ends, which costs a request or two more. `digest` is a manifest's (see `digests`): blocks are read whole and
-        checked before use; the digest of a whole shard is checked where all of it is read, at its end.
+        checked before use; the digest of a whole shard is checked where all of it is read, at its end. `etag` is the
+        version in the shard list, "" where it has none; None: this is no shard, and nothing of it goes into the cache.
         """
         stop = size if stop is None else stop
         assert 0 <= start <= (start if stop is None else stop), (start, stop)
         assert size is None or stop is None or stop <= size, (stop, size)
+        open_range = partial(self._ranges, url, size=size, etag=etag, first_bytes=first_bytes, max_bytes=max_bytes)
         if digest is None:
-            yield from self._ranges(url, start, stop, size=size, first_bytes=first_bytes, max_bytes=max_bytes)
+            yield from open_range(start, stop)
             return
         known = parse_digest(digest, size=size)
         block_bytes = known.block_bytes or 0
-        first_bytes = max(first_bytes, block_bytes)
-        open_range = partial(self._ranges, url, size=size, first_bytes=first_bytes, max_bytes=max_bytes)
+        open_range = partial(open_range, first_bytes=max(first_bytes, block_bytes))
+        forget = partial(self.forget, url, size=size, etag=etag)
         if block_bytes:
             assert size is not None and stop is not None, "parse_digest demands it"
             yield from check_blocks(
-                open_range, known, start=start, stop=stop, size=size, url=url, clients=self._clients
+                open_range, forget, known, start=start, stop=stop, size=size, url=url, clients=self._clients
             )
         elif start == 0 and stop == size:
-            yield from check_whole(open_range(start, stop), known, url=url)
+            yield from check_whole(open_range(start, stop), forget, known, url=url)
         else:
             yield from open_range(start, stop)
 
+    def forget(self, url: str, start: int, stop: int | None, *, size: int | None, etag: str | None) -> None:
+        """Take what the cache holds of a shard's bytes `start` to `stop` (None: the end) out of it.
+
+        They are not what they should be: if they were altered on their way, they come again, and right.
+        """
+        if self._folder is not None and size is not None:
+            stop = size if stop is None else stop
+            cache.forget(self._folder, url, start, stop, size=size, version=etag, clients=self._clients)
+
     def _ranges(
-        self, url: str, start: int, stop: int | None, *, size: int | None, first_bytes: int, max_bytes: int
+        self,
+        url: str,
+        start: int,
+        stop: int | None,
+        *,
+        size: int | None,
+        etag: str | None,
+        first_bytes: int,
+        max_bytes: int,
     ) -> Iterator[bytes]:
+        reader = self._reader(url, size)
+        if self._folder is not None and etag is not None:
+            reader = cache.through(reader, self._folder, self._clients, etag)
         return read_ranges(
-            self._reader(url, size),
+            reader,
             start=start,
             stop=stop,
             first_bytes=first_bytes,

@@ -63,11 +63,13 @@ class Proxy(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, objects: dict[str, bytes] | None = None, upstream: str | None = None) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(
+        self, objects: dict[str, bytes] | None = None, upstream: str | None = None, host: str = "127.0.0.1"
+    ) -> None:
+        super().__init__((host, 0), _Handler)
         self.objects = objects if objects is not None else {}
         self.upstream = upstream and urllib.parse.urlsplit(upstream).netloc
-        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.url = f"http://{host}:{self.server_port}"
         self.stopping = threading.Event()
         self.lock = threading.Lock()
         self.under_way = self.most_under_way = 0

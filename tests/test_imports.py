@@ -25,6 +25,7 @@ CHAT_PARTS = {"chattemplates", "chatjinja"}
 READER_PARTS = {"decompression", "tarcuts", "tarformat"}
 """The stage "reader" in several files."""
 STORAGE_PARTS = {
+    *("blockfile", "cache", "cachefolder", "cacherelay"),
     *("checking", "clients", "faults", "listing", "objects", "ranges", "readahead", "retrying", "s3", "web")
 }
 """The stage "storage" in several files."""

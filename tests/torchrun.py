@@ -11,8 +11,9 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self
 
 import pytest
@@ -23,20 +24,32 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason=
 
 
 class Job:
-    """`torchrun --nproc-per-node RANKS programs/PROGRAM ARGUMENTS`, running from the start of the `with`."""
+    """`torchrun --nproc-per-node RANKS programs/PROGRAM ARGUMENTS`, running from the start of the `with`.
 
-    def __init__(self, program: str, *arguments: str | Path, ranks: int, log: Path) -> None:
+    `options` are torchrun's, `inside` is a command that runs another one, `environment` comes on top of this process's.
+    """
+
+    def __init__(
+        self,
+        program: str,
+        *arguments: str | Path,
+        ranks: int,
+        log: Path,
+        options: Sequence[str] = ("--standalone",),
+        inside: Sequence[str] = (),
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._log = log
         self._mark = f"STREAMPACK_TEST_JOB={uuid.uuid4().hex}"
         name, value = self._mark.split("=")
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", *options, f"--nproc-per-node={ranks}"]
         with log.open("wb") as file:
             self._process = subprocess.Popen(
-                [*launcher, PROGRAMS / program, *arguments],
+                [*inside, *torchrun, PROGRAMS / program, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", name: value},
+                env={**os.environ, **environment, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", name: value},
                 start_new_session=True,
             )
 

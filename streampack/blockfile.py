@@ -1,0 +1,123 @@
+"""A block of a shard as a file that proves itself, chunk by chunk.
+
+    | a digest for each chunk, 0: not there | chunk | chunk |  (hole)  | chunk | ... |
+      8 bytes each                            256 KiB each, the shard's last one shorter
+
+In: chunks, in any order, from whoever holds the file's lock. Out: chunks that were written, to anyone at any time.
+Never: a byte that is not what was written. A digest (xxh3, seeded by the file's name and the chunk's number) is
+written behind its chunk and checked on every reading, so a chunk that is half written, torn by a crash of the machine,
+altered on the disk or in a file of another name is a chunk that is not there. That is why nothing need be written
+elsewhere and renamed: a rename would show whole blocks only, and promises nothing of what a power cut leaves in them.
+
+The lock is the kernel's (flock), so it ends with its owner, however that ends. A forked child lets go of its copies.
+"""
+
+import contextlib
+import fcntl
+import os
+import struct
+from collections.abc import Callable
+
+import xxhash
+
+CHUNK_BYTES = 256 * 1024
+BLOCK_BYTES = 8 * 2**20
+CHUNKS = BLOCK_BYTES // CHUNK_BYTES
+_MASK = 2**64 - 1
+
+_locked: set[int] = set()  # descriptors with a lock, in this process
+_watching_forks = False
+
+
+class BlockFile:
+    """An open file of one block of `length` bytes. Positions are bytes of the block."""
+
+    def __init__(self, descriptor: int, name: str, length: int) -> None:
+        self.descriptor = descriptor
+        self._seed = int(name[:16], 16)
+        self._length = length
+        self._num_chunks = -(-length // CHUNK_BYTES)
+        self._head_bytes = 8 * self._num_chunks
+        self._digests = self._read_digests()
+
+    def _read_digests(self) -> tuple[int, ...]:
+        head = os.pread(self.descriptor, self._head_bytes, 0).ljust(self._head_bytes, b"\0")
+        return struct.unpack(f"<{self._num_chunks}Q", head)
+
+    def has(self, chunk: int) -> bool:
+        """Whether the chunk was there when the file was opened; that it is right is not said."""
+        return self._digests[chunk] != 0
+
+    def read(self, start: int, stop: int, keep: Callable[[bytes], None]) -> int:
+        """Hand on the bytes from `start` on, up to `stop` or the first chunk that is not there; how many they were."""
+        given = 0
+        for chunk in range(start // CHUNK_BYTES, -(-stop // CHUNK_BYTES)):
+            if not self.has(chunk):
+                break
+            begin = chunk * CHUNK_BYTES
+            try:
+                data = os.pread(self.descriptor, self._size(chunk), self._head_bytes + begin)
+            except OSError:  # a disk that loses what it holds
+                break
+            if len(data) != self._size(chunk) or self._digest(chunk, data) != self._digests[chunk]:
+                break
+            if begin < start or begin + len(data) > stop:
+                data = data[max(start - begin, 0) : stop - begin]
+            keep(data)
+            given += len(data)
+        return given
+
+    def write(self, chunk: int, data: bytes) -> None:
+        """Add a whole chunk; the lock is held."""
+        assert len(data) == self._size(chunk)
+        self._write(data, self._head_bytes + chunk * CHUNK_BYTES)
+        self._write(struct.pack("<Q", self._digest(chunk, data)), 8 * chunk)
+
+    def _write(self, data: bytes, at: int) -> None:
+        while data:
+            done = os.pwrite(self.descriptor, data, at)
+            data, at = data[done:], at + done
+
+    def _size(self, chunk: int) -> int:
+        return min(CHUNK_BYTES, self._length - chunk * CHUNK_BYTES)
+
+    def _digest(self, chunk: int, data: bytes) -> int:
+        return xxhash.xxh3_64_intdigest(data, seed=(self._seed + chunk) & _MASK) or 1
+
+    def close(self) -> None:
+        """Close it, and give the lock back if it was taken."""
+        close(self.descriptor)
+
+
+def try_lock(descriptor: int) -> bool:
+    """Take the lock of an open file if nobody has it."""
+    global _watching_forks  # noqa: PLW0603 - descriptors belong to the process
+    if not _watching_forks:
+        _watching_forks = True
+        os.register_at_fork(after_in_child=_close_copies)
+    _locked.add(descriptor)  # before it is true: another thread may fork at any time
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        _locked.discard(descriptor)
+        if isinstance(error, BlockingIOError):
+            return False
+        raise
+    return True
+
+
+def close(descriptor: int) -> None:
+    """Close an open file; its lock is given back by name, as a child forked meanwhile may hold a copy."""
+    if descriptor in _locked:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        _locked.discard(descriptor)
+    os.close(descriptor)
+
+
+def _close_copies() -> None:
+    """In a forked child: a copy would keep the lock when the parent, which has it, is killed."""
+    for descriptor in _locked:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    _locked.clear()

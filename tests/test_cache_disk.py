@@ -1,0 +1,336 @@
+"""The cache's disk: altered, full, small, read-only, deleted. What is given is what the storage has, whatever happens.
+
+A disk that is full is a small tmpfs where the tests may mount one.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import random
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from caches import (
+    DATA,
+    ETAG,
+    MIB,
+    SIZE,
+    block_files,
+    held,
+    num_bytes,
+    read,
+    storage,
+)
+from proxy import Proxy
+
+from streampack import cachefolder
+from streampack.blockfile import BLOCK_BYTES, CHUNK_BYTES
+from streampack.cachefolder import CacheFolder
+
+
+@pytest.fixture
+def proxy() -> Iterator[Proxy]:
+    running = Proxy(objects={"/a.tar": DATA})
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def cache_dir(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+class TestDisk:
+    """Whatever the disk does, the reading goes on, and nothing is given that is not right."""
+
+    def test_an_altered_file_is_noticed_and_its_bytes_come_again(self, proxy: Proxy, cache_dir: Path) -> None:
+        assert read(storage(cache_dir), proxy) == DATA
+        chooser = random.Random(4)
+        for turn in range(24):
+            path = chooser.choice(block_files(cache_dir))
+            content = bytearray(path.read_bytes())
+            at = chooser.choice([chooser.randrange(64), chooser.randrange(len(content))])
+            if turn % 4 == 3:
+                del content[at:]  # a file cut short
+            elif turn % 4 == 2:
+                content[at : at + 5000] = bytes(len(content[at : at + 5000]))  # pages that never got there
+            else:
+                content[at] ^= 1 << chooser.randrange(8)
+            path.write_bytes(content)
+            assert read(storage(cache_dir), proxy) == DATA
+            proxy.reset()
+            assert read(storage(cache_dir), proxy) == DATA
+            assert proxy.gets == []
+
+    def test_a_disk_that_cannot_read_its_files_is_as_good_as_none(
+        self, proxy: Proxy, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert read(storage(cache_dir), proxy) == DATA
+        real = os.pread
+
+        def pread(descriptor: int, size: int, at: int) -> bytes:
+            if at > MIB:
+                raise OSError(errno.EIO, "Input/output error")
+            return real(descriptor, size, at)
+
+        monkeypatch.setattr(os, "pread", pread)
+        reader = storage(cache_dir)
+        assert read(reader, proxy) == DATA
+        assert reader.num_retries == 0
+
+    def test_one_altered_byte_costs_one_chunk(self, proxy: Proxy, cache_dir: Path) -> None:
+        assert read(storage(cache_dir), proxy) == DATA
+        path = block_files(cache_dir)[0]
+        content = bytearray(path.read_bytes())
+        content[1000] ^= 1
+        path.write_bytes(content)
+        proxy.reset()
+        assert read(storage(cache_dir), proxy) == DATA
+        assert num_bytes(proxy) == CHUNK_BYTES
+
+    def test_a_file_under_another_blocks_name_is_not_that_block(self, proxy: Proxy, cache_dir: Path) -> None:
+        assert read(storage(cache_dir), proxy) == DATA
+        one, two = [path for path in block_files(cache_dir) if path.stat().st_size > BLOCK_BYTES]
+        content = one.read_bytes()
+        one.write_bytes(two.read_bytes())
+        two.write_bytes(content)
+        assert read(storage(cache_dir), proxy) == DATA
+
+    def test_the_folder_may_be_deleted_at_any_time(self, proxy: Proxy, cache_dir: Path) -> None:
+        reader = storage(cache_dir)
+        for count, _ in enumerate(reader.chunks(f"{proxy.url}/a.tar", size=SIZE, etag=ETAG)):
+            if count % 5 == 0:
+                shutil.rmtree(cache_dir, ignore_errors=True)
+        shutil.rmtree(cache_dir, ignore_errors=True)
+        assert read(reader, proxy) == DATA
+        assert held(cache_dir) >= SIZE
+
+    def test_only_the_owner_can_look_into_it_and_names_tell_nothing(self, proxy: Proxy, cache_dir: Path) -> None:
+        read(storage(cache_dir), proxy)
+        root = cache_dir / "streampack-1"
+        assert {path.stat().st_mode & 0o077 for path in [root, *root.rglob("*")]} == {0}
+        assert all(len(path.name) == 32 and int(path.name, 16) >= 0 for path in block_files(cache_dir))
+
+    def test_a_link_in_place_of_a_block_is_not_followed(self, proxy: Proxy, cache_dir: Path, tmp_path: Path) -> None:
+        read(storage(cache_dir), proxy)
+        target = tmp_path / "precious"
+        target.write_bytes(b"not to be touched")
+        for path in block_files(cache_dir):
+            path.unlink()
+            path.symlink_to(target)
+        assert read(storage(cache_dir), proxy) == DATA
+        assert target.read_bytes() == b"not to be touched"
+
+    def test_what_cannot_be_written_is_said_once_and_read_from_the_storage(
+        self, proxy: Proxy, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (tmp_path / "file").write_text("in the way")
+        reader = storage(tmp_path / "file" / "cache")
+        with caplog.at_level(logging.WARNING, logger="streampack"):
+            for _ in range(3):
+                assert read(reader, proxy) == DATA
+        (message,) = caplog.messages
+        assert "the disk of cache_dir cannot be written" in message
+        assert reader.num_retries == 0
+        assert num_bytes(proxy) == 3 * SIZE
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="a folder is given to another user")
+    def test_a_folder_of_another_user_is_not_used(
+        self, proxy: Proxy, cache_dir: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        read(storage(cache_dir), proxy)
+        os.chown(cache_dir / "streampack-1", 12345, 12345)
+        proxy.reset()
+        with caplog.at_level(logging.WARNING, logger="streampack"):
+            assert read(storage(cache_dir), proxy) == DATA
+        assert num_bytes(proxy) == SIZE
+        assert "not a folder of this user" in caplog.text
+
+    def test_a_full_disk_is_made_room_on_once_and_then_left_alone(
+        self,
+        proxy: Proxy,
+        cache_dir: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        real, tried = os.pwrite, []
+
+        def pwrite(descriptor: int, data: bytes, at: int) -> int:
+            if (len(data) > 100 and held(cache_dir) > 4 * MIB) or tried:
+                tried.append(at)
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real(descriptor, data, at)
+
+        monkeypatch.setattr(os, "pwrite", pwrite)
+        reader = storage(cache_dir)
+        with caplog.at_level(logging.WARNING, logger="streampack"):
+            assert read(reader, proxy) == DATA
+            assert read(reader, proxy) == DATA
+        assert reader.num_retries == 0
+        assert len(caplog.messages) == 1
+        assert "the disk of cache_dir is full" in caplog.messages[0]
+        assert 2 <= len(tried) <= 8
+        monkeypatch.setattr(cachefolder, "_PAUSE_S", 0.0)
+        monkeypatch.setattr(os, "pwrite", real)
+        again = storage(cache_dir)
+        assert read(again, proxy) == DATA
+        assert read(again, proxy) == DATA
+        assert held(cache_dir) >= SIZE
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 10 MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=10m", "streampack-test", str(place)]
+    if shutil.which("mount") is None or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("a tmpfs cannot be mounted here")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+class TestSmallDisk:
+    """The same on a real file system that is full or cannot be written."""
+
+    def test_a_disk_that_is_full_costs_a_warning(
+        self, proxy: Proxy, small_disk: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        reader = storage(small_disk / "cache")
+        with caplog.at_level(logging.WARNING, logger="streampack"):
+            for _ in range(2):
+                assert read(reader, proxy) == DATA
+        assert reader.num_retries == 0
+        assert len([message for message in caplog.messages if "is full" in message]) <= 1
+        assert held(small_disk / "cache") > 0
+        assert reader.use.cache_bytes > 0
+
+    def test_a_disk_that_others_have_filled_is_given_room_by_what_is_oldest(
+        self, proxy: Proxy, small_disk: Path
+    ) -> None:
+        cache_dir = small_disk / "cache"
+        assert read(storage(cache_dir), proxy, BLOCK_BYTES, 2 * BLOCK_BYTES) == DATA[BLOCK_BYTES : 2 * BLOCK_BYTES]
+        (old,) = block_files(cache_dir)
+        with (small_disk / "filler").open("wb") as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(65536))
+                file.flush()
+        reader = storage(cache_dir)
+        assert read(reader, proxy, 0, 6 * MIB) == DATA[: 6 * MIB]
+        assert not old.exists()
+        proxy.reset()
+        assert read(reader, proxy, 0, 6 * MIB) == DATA[: 6 * MIB]
+        assert num_bytes(proxy) == 0
+
+    def test_a_disk_that_became_read_only_gives_what_it_has(
+        self, proxy: Proxy, small_disk: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        cache_dir = small_disk / "cache"
+        read(storage(cache_dir), proxy, 0, 6 * MIB)
+        subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+        proxy.reset()
+        reader = storage(cache_dir)
+        with caplog.at_level(logging.WARNING, logger="streampack"):
+            assert read(reader, proxy) == DATA
+            assert read(reader, proxy) == DATA
+        assert len(caplog.messages) == 1
+        assert reader.use.cache_bytes == 12 * MIB
+        assert num_bytes(proxy) == 2 * (SIZE - 6 * MIB)
+
+
+class TestBudget:
+    """Never more than asked for, and what was not read for longest goes first."""
+
+    def test_the_budget_holds_while_blocks_are_read(self, cache_dir: Path) -> None:
+        objects = {f"/{number}.tar": random.Random(number).randbytes(5 * MIB + number) for number in range(12)}
+        proxy = Proxy(objects=objects)
+        budget, most, is_over = 16 * MIB, [0], threading.Event()
+
+        def watch() -> None:
+            while not is_over.is_set():
+                with contextlib.suppress(FileNotFoundError):
+                    most[0] = max(most[0], held(cache_dir))
+                time.sleep(0.002)
+
+        def read_all(seed: int) -> None:
+            order = sorted(objects)
+            reader = storage(cache_dir, cache_bytes=budget)
+            for path in random.Random(seed).sample(order, len(order)) * 2:
+                data = b"".join(reader.chunks(f"{proxy.url}{path}", size=len(objects[path]), etag=""))
+                right.append(data == objects[path])
+
+        right: list[bool] = []
+        threads = [threading.Thread(target=watch)]
+        threads += [threading.Thread(target=read_all, args=(seed,)) for seed in range(4)]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads[1:]:
+                thread.join(100)
+        finally:
+            is_over.set()
+            proxy.close()
+        assert right == [True] * 4 * 24
+        assert 8 * MIB < most[0] <= budget + 4 * BLOCK_BYTES  # what four readers have under way
+        assert held(cache_dir) <= budget
+
+    def test_what_was_not_read_for_longest_goes_first(self, cache_dir: Path) -> None:
+        proxy = Proxy(objects={f"/{number}.tar": DATA[: 5 * MIB] for number in range(4)})
+        reader = storage(cache_dir, cache_bytes=16 * MIB)
+
+        def get(number: int) -> int:
+            """How many bytes the storage was asked for."""
+            proxy.reset()
+            data = b"".join(reader.chunks(f"{proxy.url}/{number}.tar", size=5 * MIB, etag="x"))
+            assert data == DATA[: 5 * MIB]
+            return num_bytes(proxy)
+
+        proxy.objects.update({f"/{number}.tar": DATA[: 5 * MIB] for number in range(4)})
+        ages: dict[int, float] = {}
+        try:
+            for number in range(3):
+                before = set(block_files(cache_dir))
+                assert get(number) >= 5 * MIB
+                (path,) = set(block_files(cache_dir)) - before
+                ages[number] = time.time() - 1000 + 100 * number
+                os.utime(path, (ages[number],) * 2)
+            assert get(0) == 0  # and now it is the youngest
+            assert get(3) >= 5 * MIB
+            assert get(0) == 0
+            assert get(1) >= 5 * MIB  # it was the oldest
+        finally:
+            proxy.close()
+
+    def test_a_sum_that_is_damaged_lost_or_old_is_made_anew(self, proxy: Proxy, cache_dir: Path) -> None:
+        read(storage(cache_dir), proxy)
+        path = cache_dir / "streampack-1" / "usage"
+        real = int(path.read_text().split()[0])
+        assert real == SIZE
+        for content in ("", "nonsense", f"{10**15:020d} {0:012d}\n", f"{5:020d} {int(time.time()) - 4000:012d}\n"):
+            path.write_text(content)
+            assert CacheFolder(cache_dir, 2**30).reserve(0)
+            assert 0 <= int(path.read_text().split()[0]) - real < 65536
+
+    def test_it_fits_into_a_smaller_budget_when_that_is_asked_for(self, proxy: Proxy, cache_dir: Path) -> None:
+        read(storage(cache_dir), proxy)
+        assert CacheFolder(cache_dir, 16 * MIB).reserve(1000)
+        assert held(cache_dir) < 16 * MIB
+        assert read(storage(cache_dir, cache_bytes=16 * MIB), proxy) == DATA
+        assert held(cache_dir) <= 16 * MIB
+
+    def test_files_that_are_not_its_own_are_neither_counted_nor_removed(self, proxy: Proxy, cache_dir: Path) -> None:
+        read(storage(cache_dir), proxy)
+        root = cache_dir / "streampack-1"
+        mine = [cache_dir / "x", root / "00000000000000000000000000000000", block_files(cache_dir)[0].parent / "note"]
+        for path in mine:
+            path.write_bytes(bytes(1000))
+            os.utime(path, (0, 0))
+        assert CacheFolder(cache_dir, 16 * MIB).reserve(16 * MIB)
+        assert block_files(cache_dir) == [mine[2]]
+        assert all(path.exists() for path in mine)
