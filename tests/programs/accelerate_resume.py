@@ -32,6 +32,7 @@ def main(folder: str, place: Path) -> None:
     accelerator.register_for_checkpointing(first)
     outcome: dict[str, Any] = {"first": take(first, 3)}
     accelerator.save_state(place / "saved")
+    accelerator.wait_for_everyone()  # rank 0 writes what all of them will read
     with torch.no_grad():
         before = [parameter.clone() for parameter in model.parameters()]
         for parameter in model.parameters():
@@ -41,6 +42,7 @@ def main(folder: str, place: Path) -> None:
     outcome["model"] = all(torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))
     outcome["second"] = take(first, 2)
     accelerator.save_state(place / "saved again")
+    accelerator.wait_for_everyone()
     first.close()
 
     accelerator._custom_objects.clear()  # as in a new process
