@@ -101,7 +101,8 @@ class Verifier:
         if found:
             raise LoaderError(
                 f"verify_every={self.every}: the ranks do not have what they should have at batch {batches} of this "
-                f"loader, which is not handed out: {'; '.join(found)}"
+                f"loader (up to global pack {claims[0].global_pack} on rank {claims[0].rank}), which is not handed out: "
+                f"{'; '.join(found)}"
             )
 
     def _claim(

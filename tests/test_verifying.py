@@ -60,7 +60,11 @@ def refused_by_two(references: References) -> dict[str, tuple[dict[str, Any], li
         ),
         "peers with another seed": (
             {**tp, "per_rank": {"1": {"dataset": {"seed": 7}}}},
-            ["seed: 0 on rank 0, 7 on rank 1", "the same arguments"],
+            [
+                "at batch 0 of this loader (up to global pack 2 on rank 0)",
+                "seed: 0 on rank 0, 7 on rank 1",
+                "same arguments",
+            ],
         ),
         "peers with another batch size": (
             {**tp, "per_rank": {"1": {"loader": {"batch_size": 3}}}},
