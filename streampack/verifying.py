@@ -99,10 +99,10 @@ class Verifier:
                 "mesh must make the loader and take as many batches."
             ) from error
         if found:
+            step = f"up to global pack {claims[0].global_pack} on rank {claims[0].rank}"
             raise LoaderError(
                 f"verify_every={self.every}: the ranks do not have what they should have at batch {batches} of this "
-                f"loader (up to global pack {claims[0].global_pack} on rank {claims[0].rank}), which is not handed out: "
-                f"{'; '.join(found)}"
+                f"loader ({step}), which is not handed out: {'; '.join(found)}"
             )
 
     def _claim(
