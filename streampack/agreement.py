@@ -1,11 +1,11 @@
-"""What the ranks of a job do together before they start: one listing of the shards, the same arguments everywhere."""
+"""What the ranks of a job do together: one listing of the shards, the same arguments everywhere, one state of all."""
 
 from collections.abc import Mapping
 
 from streampack.dataset import PackedDataset
 from streampack.errors import ConfigError
 from streampack.shards import ShardTable
-from streampack.state import describe_differences
+from streampack.state import State, describe_differences, from_json, merge_state_dicts, to_json
 from streampack.topology import Peers
 
 
@@ -29,6 +29,15 @@ def share_dataset(dataset: PackedDataset, peers: Peers, *, rank: int, in_step: M
         )
         if differences:
             raise ConfigError("the ranks were given different arguments: " + "; ".join(differences))
+
+
+def join_states(state: State, peers: Peers) -> State:
+    """The state with the lanes of all ranks, on every rank; a collective.
+
+    Raises:
+        StateError: on every rank, where they stand at different steps.
+    """
+    return merge_state_dicts(from_json(text) for text in peers.all_tell(to_json(state)))
 
 
 def _list_once(dataset: PackedDataset, peers: Peers, *, rank: int) -> ShardTable:

@@ -100,6 +100,8 @@ class LoaderConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     pin_memory: bool | Literal["auto"] | UnsetType = UNSET
     multiprocessing_context: Literal["fork", "spawn", "forkserver"] | UnsetType | None = UNSET
     worker_timeout_s: float | UnsetType = UNSET
+    verify_every: int | UnsetType | None = UNSET
+    whole_state: bool | UnsetType = UNSET
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

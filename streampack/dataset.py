@@ -8,14 +8,15 @@ import dataclasses
 import hashlib
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from streampack import topology
-from streampack.boundary import BoundaryPolicy, Overflow, Packing, ReplaceBoundary, as_boundary, expand, stack
+from streampack.boundary import BoundaryPolicy, Overflow, Packing, ReplaceBoundary, as_boundary
 from streampack.cachefolder import MIN_CACHE_BYTES, CacheFolder
 from streampack.chat import Chat, make_chat
 from streampack.chattemplates import ChatFunction, TrainOn
@@ -23,14 +24,13 @@ from streampack.corpus import Corpus
 from streampack.documents import DocumentReader, Transform, parse_field
 from streampack.engines import choose_engine
 from streampack.errors import ConfigError, LoaderError, TopologyError
+from streampack.iteration import PackIterator, Place, Reading
 from streampack.lanes import auto_num_lanes, check_ranks, rank_lanes, worker_lanes
-from streampack.pool import LanePool
 from streampack.recipe import Recipe
-from streampack.records import Cursor, Tokenizer
+from streampack.records import Tokenizer
 from streampack.shards import ShardTable
 from streampack.shards import expand as expand_shards
 from streampack.storage import RetryPolicy, Storage
-from streampack.stream import LaneEnd, LaneStart
 from streampack.tokenizer import check_tokenizer, load_tokenizer, special_ids
 from streampack.wrappers import check_not_dealt_again
 
@@ -350,38 +350,34 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
             raise ConfigError(f"epoch={epoch} must be at least 0")
         self._epoch[0] = epoch
 
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+    def __iter__(self) -> PackIterator:
+        """Packs of this rank and worker, from the epoch that was set; see `PackIterator` for its state."""
         info = get_worker_info()
         worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
-        if info is not None and self._table is None:
+        return PackIterator(partial(self._reading, worker, num_workers))
+
+    def _reading(self, worker: int, num_workers: int) -> Reading:
+        """What an iterator of this process reads, once it begins."""
+        if get_worker_info() is not None and self._table is None:
             raise LoaderError(
                 "the shards were not listed before the workers were forked: give dp_rank and dp_size to PackedDataset, "
                 "call dataset.list_shards() in the main process, or use PackedDataLoader"
             )
         self._check_topology()
-        check_not_dealt_again(rank=self._topology.rank, size=self._topology.size)
-        recipe, corpus = self.recipe, self.corpus()
-        check_ranks(num_lanes=corpus.num_lanes, num_ranks=self._topology.size)
-        lanes = worker_lanes(
-            rank_lanes(self._topology.rank, self._topology.size, corpus.num_lanes), worker, num_workers
-        )
-        epoch = int(self._epoch.item())
-        pool = LanePool(
-            recipe,
-            corpus,
-            {lane: LaneStart(cursor=Cursor(epoch=epoch)) for lane in lanes},
+        rank, size = self._topology.rank, self._topology.size
+        check_not_dealt_again(rank=rank, size=size)
+        corpus = self.corpus()
+        check_ranks(num_lanes=corpus.num_lanes, num_ranks=size)
+        return Reading(
+            recipe=self.recipe,
+            corpus=corpus,
+            lanes=worker_lanes(rank_lanes(rank, size, corpus.num_lanes), worker, num_workers),
+            place=Place(rank, size, worker, num_workers),
+            epoch=int(self._epoch.item()),
+            epochs=self.epochs,
             budget_bytes=self.max_buffer_bytes // num_workers,
-            end_epoch=None if self.epochs is None else epoch + self.epochs,
+            fingerprint=self.fingerprint,
         )
-        alive = list(lanes)
-        while alive:
-            for lane in tuple(alive):
-                pack = pool.take(lane)
-                if isinstance(pack, LaneEnd):
-                    alive.remove(lane)
-                    continue
-                block = stack([pack.rows], seq_len=recipe.seq_len, pad_id=recipe.pad_id)
-                yield {name: torch.from_numpy(array[0]) for name, array in expand(block).items()}
 
     def _check_topology(self) -> None:
         """Refuse ranks that were resolved before torch.distributed knew them."""

@@ -6,8 +6,9 @@ A batch is committed when it is handed out: its packs' cursors become the lanes'
 What workers have made ahead is in no state; workers can be ended and started again from the rows at any time.
 """
 
+import sys
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from time import perf_counter
 from types import TracebackType
@@ -16,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 import torch
 
-from streampack import topology
-from streampack.agreement import share_dataset
+from streampack import topology, trainers
+from streampack.agreement import join_states, share_dataset
 from streampack.config import load_config
 from streampack.consumers import Batch as FormattedBatch
 from streampack.consumers import Format, Positions
@@ -31,6 +32,7 @@ from streampack.passes import Pass, PassSettings
 from streampack.rounds import Batch
 from streampack.state import Committed, Row, State, check_fingerprint, check_versions, fingerprint_of
 from streampack.stats import Counts, StorageUse
+from streampack.verifying import Verifier
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -80,6 +82,11 @@ class PackedDataLoader:
             hour. A worker shows life with every pack, sample and block of bytes, and while it waits to try a failing
             storage again; so this must be more than the slowest document needs in the transform and the tokenizer,
             and more than `RetryPolicy.timeout_s`. At least 2 minutes are allowed until the first sign.
+        verify_every: at the first batch and every so many behind it, compare all ranks of `device_mesh` (without one,
+            the data-parallel ones): the same step, different packs on data-parallel ranks, the same packs on peers in
+            other dimensions. What differs is a `LoaderError` on all of them. Every rank must have a loader then.
+        whole_state: `state_dict` gives the lanes of all ranks, on every rank: for trainers that save what rank 0 has,
+            as Lightning and Accelerate do. All data-parallel ranks must call it together.
 
     Raises:
         ConfigError: an argument that cannot work.
@@ -106,6 +113,8 @@ class PackedDataLoader:
         pin_memory: bool | Literal["auto"] = "auto",
         multiprocessing_context: str | None = None,
         worker_timeout_s: float = 300.0,
+        verify_every: int | None = None,
+        whole_state: bool = False,
     ) -> None:
         if not isinstance(dataset, PackedDataset):
             raise ConfigError(f"dataset must be a PackedDataset, not {type(dataset).__name__}")
@@ -113,6 +122,7 @@ class PackedDataLoader:
             ("batch_size", batch_size, 1),
             ("num_workers", num_workers, 0),
             ("prefetch_bytes", prefetch_bytes, 1),
+            ("verify_every", 1 if verify_every is None else verify_every, 1),
         ):
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ConfigError(f"{name}={value!r} must be a whole number of at least {least}")
@@ -125,7 +135,7 @@ class PackedDataLoader:
             raise ConfigError('provenance=True has no place in the pairs of format="torchtitan"; choose another format')
         if self._layout.format in MODEL_SHIFTS:
             dataset = dataset.without_lookahead()
-        self.dataset = dataset
+        self._dataset = dataset
         self._provenance = provenance
         self.batch_size = batch_size
         self._topology = topology.resolve(dp_rank=dp_rank, dp_size=dp_size, device_mesh=device_mesh)
@@ -141,10 +151,23 @@ class PackedDataLoader:
             with_sources=provenance or loss_weights == LossWeights.DOCUMENT,
             drop_last=drop_last,
         )
+        for name, wanted in (("verify_every", verify_every is not None), ("whole_state", whole_state)):
+            if wanted and self._topology.by_hand and self._topology.size > 1 and process_group is None:
+                raise ConfigError(
+                    f"{name} asks the other ranks, and how to reach ranks that were given by hand is not known: give "
+                    "process_group too, or device_mesh instead of dp_rank and dp_size"
+                )
+        self._whole_state = whole_state
+        self._verifier: Verifier | None = None
+        if verify_every is not None:
+            alone = self._topology.is_alone(process_group)
+            self._verifier = Verifier(verify_every, self._topology, None if alone else self._all_ranks)
         self._pin_memory = torch.cuda.is_available() if pin_memory == "auto" else pin_memory
         self._peers: topology.Peers | None = None
         self._committed: Committed | None = None
         self._history: deque[_Undo] = deque(maxlen=BATCHES_BACK)
+        self._ahead: Sized = ()
+        """What a trainer has taken of the current iterator and not used yet."""
         self._pass: Pass | None = None
         self._past = _PastPasses()
         self._healings = Healings()
@@ -157,15 +180,29 @@ class PackedDataLoader:
         config = load_config(path)
         return cls(PackedDataset(**config.dataset_arguments()), **config.loader_arguments())
 
+    @property
+    def dataset(self) -> PackedDataset:
+        """What is loaded; where the model shifts labels, without the label behind a pack's end."""
+        trainers.refuse_rebuilding(sys._getframe(1))  # noqa: SLF001  # the caller
+        return self._dataset
+
     # -- what a trainer does ---------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[FormattedBatch]:
-        """Go on behind the last batch handed out; an older iterator raises from now on."""
+        """Go on behind the last batch handed out; an older iterator raises from now on.
+
+        Batches that Lightning took ahead of the older one and did not use come again.
+        """
+        if (state := trainers.state_left_unread(self)) is not None:
+            self.load_state_dict(state)
+        self._take_back()
         current = self._current_pass(new=True)
         current.taken = True
         return self._iterate(current)
 
     def _iterate(self, current: Pass) -> Iterator[FormattedBatch]:
+        if self._pass is current:
+            self._ahead = trainers.batches_taken_ahead()
         while True:
             if self._pass is not current:
                 raise LoaderError(
@@ -177,6 +214,8 @@ class PackedDataLoader:
                 return
             try:
                 handed_out = self._hand_out(batch)
+                if self._verifier is not None and self._verifier.is_due(self._batches):
+                    self._verifier.check(batch, self._prepare(), self._batches, self._arguments)
             except BaseException:
                 self._retire()  # the batch is not committed, so it must come again
                 raise
@@ -212,19 +251,27 @@ class PackedDataLoader:
         """The state behind the last batch handed out, or up to 8 batches before; copies of everything.
 
         One int64 tensor ("lanes.000123") and one JSON string ("holes.000123") per lane of this rank, and values that
-        are equal on all ranks: it saves and loads on any number of ranks through torch.distributed.checkpoint.
+        are equal on all ranks: it saves and loads on any number of ranks through torch.distributed.checkpoint. With
+        `whole_state` the lanes of all ranks; a collective. Batches that Lightning has taken ahead are not in it.
         """
         committed = self._prepare()
-        if batches_back:
-            if not 0 <= batches_back <= len(self._history):
+        if self._topology.size > 1 and not self._whole_state:
+            caller = sys._getframe(1)  # noqa: SLF001
+            trainers.check_every_rank_saves(caller, size=self._topology.size)
+        ahead = len(self._ahead)
+        if batches_back or ahead:
+            if not 0 <= batches_back <= len(self._history) - ahead:
                 raise StateError(
-                    f"batches_back={batches_back}: this loader can go back {len(self._history)} batches now "
-                    f"(at most {BATCHES_BACK}, and none before the start, a load or the end of a pass)"
+                    f"batches_back={batches_back}: this loader can go back {len(self._history) - ahead} batches "
+                    f"now (at most {BATCHES_BACK}, and none before the start, a load or the end of a pass)"
                 )
             committed = committed.copy()
-            for undo in list(self._history)[::-1][:batches_back]:
+            for undo in list(self._history)[::-1][: batches_back + ahead]:
                 undo.apply(committed)
-        return committed.to_state(self.dataset.fingerprint() | {"num_lanes": committed.num_lanes})
+        state = committed.to_state(self._dataset.fingerprint() | {"num_lanes": committed.num_lanes})
+        if not self._whole_state or self._topology.size == 1:
+            return state
+        return join_states(state, topology.Peers(self._topology, self._process_group, purpose="state"))
 
     def load_state_dict(self, state: Mapping[str, Any], *, allow: Collection[str] = ()) -> None:
         """Go on from a state, of any number of ranks and workers; ends workers and iterators of before.
@@ -240,9 +287,9 @@ class PackedDataLoader:
         check_versions(state)
         saved = fingerprint_of(state)
         self._share_shards()
-        now = self.dataset.fingerprint()
+        now = self._dataset.fingerprint()
         num_lanes = int(saved.get("num_lanes", 0))
-        if self.dataset.auto_lanes:
+        if self._dataset.auto_lanes:
             now["num_lanes"] = num_lanes  # a run keeps its lanes for life, whatever the data say now
         check_fingerprint(saved, now, allow=allow)
         check_ranks(num_lanes=num_lanes, num_ranks=self._topology.size)
@@ -251,6 +298,7 @@ class PackedDataLoader:
         # From here on nothing can fail: a state that is refused leaves the loader as it was.
         self._retire()
         self._history.clear()
+        self._ahead = ()
         self._committed = committed
 
     @property
@@ -306,35 +354,47 @@ class PackedDataLoader:
         """The committed rows; the first call lists shards and compares the ranks."""
         if self._committed is None:
             self._share_shards()
-            num_lanes, ranks = self.dataset.num_lanes, self._topology
+            num_lanes, ranks = self._dataset.num_lanes, self._topology
             check_ranks(num_lanes=num_lanes, num_ranks=ranks.size)
             self._committed = Committed.fresh(rank_lanes(ranks.rank, ranks.size, num_lanes), num_lanes)
         return self._committed
 
     def _share_shards(self) -> None:
         """One listing for all ranks, and the same arguments on all of them. A collective, once."""
+        self._topology = self._topology.joined()
         alone = self._topology.size == 1 or (self._topology.by_hand and self._process_group is None)
         if self._peers is not None or alone:
-            self.dataset.list_shards()
+            self._dataset.list_shards()
             return
         if not topology.has_process_group():
-            if self.dataset.epochs is not None:
+            if self._dataset.epochs is not None:
                 raise TopologyError(
-                    f"a finite run (epochs={self.dataset.epochs}) on {self._topology.size} ranks must agree on its "
+                    f"a finite run (epochs={self._dataset.epochs}) on {self._topology.size} ranks must agree on its "
                     "end: call torch.distributed.init_process_group first, or give dp_rank and dp_size by hand (then "
                     "ranks may end at different batches)"
                 )
-            self.dataset.list_shards()
+            self._dataset.list_shards()
             return
         peers = topology.Peers(self._topology, self._process_group)
-        in_step = {
-            "epochs": self.dataset.epochs,
-            "epoch_end": self.dataset.epoch_end,
+        share_dataset(self._dataset, peers, rank=self._topology.rank, in_step=self._in_step())
+        self._peers = peers  # only now: whoever tries again after an error is to be compared again
+
+    def _all_ranks(self) -> topology.Peers:
+        return topology.Peers.of_all(self._topology, self._process_group, purpose="verify")
+
+    def _in_step(self) -> dict[str, Any]:
+        """Arguments that are in no state, and that all ranks must have been given alike."""
+        return {
+            "epochs": self._dataset.epochs,
+            "epoch_end": self._dataset.epoch_end,
             "batch_size": self.batch_size,
             "drop_last": self._settings.drop_last,
+            "verify_every": None if self._verifier is None else self._verifier.every,
         }
-        share_dataset(self.dataset, peers, rank=self._topology.rank, in_step=in_step)
-        self._peers = peers  # only now: whoever tries again after an error is to be compared again
+
+    def _arguments(self) -> dict[str, Any]:
+        """All arguments that all ranks must have been given alike."""
+        return {**self._dataset.fingerprint(), "num_lanes": self.num_lanes, **self._in_step()}
 
     def _current_pass(self, *, new: bool) -> Pass:
         """The pass that goes on from the committed rows; `new`: not one that an iterator has been given out for."""
@@ -342,7 +402,7 @@ class PackedDataLoader:
         if self._pass is not None and new and self._pass.taken:
             self._retire()
         if self._pass is None:
-            self._pass = Pass(self.dataset, committed, self._settings, self._peers, self._healings)
+            self._pass = Pass(self._dataset, committed, self._settings, self._peers, self._healings)
         return self._pass
 
     def _retire(self) -> None:
@@ -350,6 +410,14 @@ class PackedDataLoader:
             self._pass.close()
             self._past.add(self._pass)
             self._pass = None
+
+    def _take_back(self) -> None:
+        """Go back behind batches that a trainer has taken and will not use any more."""
+        if ahead := len(self._ahead):
+            self._retire()
+            for _ in range(ahead):
+                self._history.pop().apply(self._prepare())
+        self._ahead = ()
 
     # -- commit ----------------------------------------------------------------------------------------------------
 
@@ -374,13 +442,13 @@ class PackedDataLoader:
         for place, (packs, counts) in current.tally.ends.items():
             if committed.packs(place) >= packs:  # else the lane was cut before its last pack
                 committed.count(place, counts)
-        assert self.dataset.epochs is not None, "an endless run has no end"
-        committed.end_pass(committed.first_epoch + self.dataset.epochs)
+        assert self._dataset.epochs is not None, "an endless run has no end"
+        committed.end_pass(committed.first_epoch + self._dataset.epochs)
         self._history.clear()
         self._retire()
 
     def _hand_out(self, batch: Batch) -> FormattedBatch:
-        dataset = self.dataset
+        dataset = self._dataset
         packs = [None if item is None else item.pack for item in batch.items]
         block = gather(packs, seq_len=dataset.seq_len, pad_id=dataset.recipe.pad_id)
         sources = [() if pack is None else pack.sources for pack in packs]

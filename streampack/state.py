@@ -291,3 +291,12 @@ def to_json(state: Mapping[str, Any]) -> str:
     """The state as one JSON text; `load_state_dict(json.loads(text))` takes it back."""
     plain = {key: value.tolist() if isinstance(value, torch.Tensor) else value for key, value in state.items()}
     return json.dumps(plain)
+
+
+def from_json(text: str) -> State:
+    """The state that `to_json` wrote."""
+    plain: dict[str, Any] = json.loads(text)
+    return {
+        key: torch.tensor(value, dtype=torch.int64) if key.startswith("lanes.") else value
+        for key, value in plain.items()
+    }

@@ -7,6 +7,7 @@ on: a spawned worker sees neither the process group nor the mesh, a forked one m
 import hashlib
 import os
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -36,10 +37,28 @@ class Topology:
     """Given as numbers: there is no process group to ask."""
     peers: tuple[int, ...] | None = None
     """Global ranks of the data-parallel peers, in data-parallel order, where torch.distributed knows them."""
+    everyone: tuple[int, ...] | None = None
+    """Global ranks of the whole mesh (without one, of the job): peers, and those that have the same packs as one."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.size:
             raise TopologyError(f"dp_rank={self.rank} is not in 0..{self.size - 1} (dp_size={self.size})")
+
+    def is_alone(self, process_group: dist.ProcessGroup | None) -> bool:
+        """Whether no other rank has to do with this loader."""
+        return self.size == 1 and process_group is None and len(self.everyone or ()) <= 1
+
+    def joined(self) -> "Topology":
+        """The same, with the ranks that can be reached by now, where torchrun's environment told who this is."""
+        if self.by_hand or self.peers is not None or not has_process_group():
+            return self
+        now = resolve()
+        if (now.rank, now.size) != (self.rank, self.size):
+            raise TopologyError(
+                f"the loader was made as rank {self.rank} of {self.size}, and torch.distributed now says rank "
+                f"{now.rank} of {now.size}: make it after init_process_group, or give dp_rank and dp_size"
+            )
+        return now
 
 
 def resolve(
@@ -56,7 +75,7 @@ def resolve(
         return _from_mesh(device_mesh)
     if dist.is_available() and dist.is_initialized():
         size = dist.get_world_size()
-        return Topology(rank=dist.get_rank(), size=size, peers=tuple(range(size)))
+        return Topology(rank=dist.get_rank(), size=size, peers=tuple(range(size)), everyone=tuple(range(size)))
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return Topology(rank=int(os.environ["RANK"]), size=int(os.environ["WORLD_SIZE"]))
     return Topology()
@@ -80,7 +99,8 @@ def _from_mesh(mesh: "DeviceMesh") -> Topology:
         raise TopologyError("this process is not part of the device mesh")
     index = tuple(slice(None) if dim in dims else coordinate[dim] for dim in range(mesh.ndim))
     peers = tuple(int(rank) for rank in mesh.mesh[index].flatten().tolist())
-    return Topology(rank=peers.index(dist.get_rank()), size=len(peers), peers=peers)
+    everyone = tuple(sorted(int(rank) for rank in mesh.mesh.flatten().tolist()))
+    return Topology(rank=peers.index(dist.get_rank()), size=len(peers), peers=peers, everyone=everyone)
 
 
 def has_process_group() -> bool:
@@ -93,18 +113,50 @@ def may_be_distributed() -> bool:
     return (has_process_group() and dist.get_world_size() > 1) or int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-class Peers:
-    """The loader's own small exchanges between data-parallel ranks, over gloo, in the main process."""
+_UNREACHABLE = (
+    "this loader does not know how to reach the others of {size} ranks: make it behind "
+    "torch.distributed.init_process_group, without dp_rank and dp_size or with process_group too"
+)
 
-    def __init__(self, topology: Topology, process_group: dist.ProcessGroup | None) -> None:
+
+class Peers:
+    """The loader's own small exchanges between ranks (the data-parallel ones), over gloo, in the main process."""
+
+    def __init__(self, topology: Topology, process_group: dist.ProcessGroup | None, *, purpose: str = "") -> None:
+        """`purpose`: exchanges of one purpose are apart from those of others, in whatever order they come."""
         ranks = topology.peers if process_group is None else dist.get_process_group_ranks(process_group)
-        assert ranks is not None, "without torch.distributed there are no peers"
+        if ranks is None:
+            raise TopologyError(_UNREACHABLE.format(size=topology.size))
         if len(ranks) != topology.size:
             raise TopologyError(
                 f"process_group has {len(ranks)} ranks, the loader {topology.size} data-parallel ones: "
                 "pass the group of the data-parallel ranks"
             )
-        self._group = _gloo_group(tuple(ranks))
+        self._group = _gloo_group(tuple(ranks), purpose)
+
+    @classmethod
+    def of_all(cls, topology: Topology, process_group: dist.ProcessGroup | None, *, purpose: str) -> "Peers":
+        """Between all ranks of the mesh."""
+        ranks = topology.everyone
+        if ranks is None and process_group is not None:
+            ranks = tuple(dist.get_process_group_ranks(process_group))
+        if ranks is None:
+            raise TopologyError(_UNREACHABLE.format(size=topology.size))
+        peers = object.__new__(cls)
+        peers._group = _gloo_group(ranks, purpose)
+        return peers
+
+    @property
+    def rank(self) -> int:
+        """Of this process, among all of the job."""
+        return dist.get_rank()
+
+    def all_tell_numbers(self, numbers: Sequence[int]) -> list[list[int]]:
+        """As many int64 of every rank, in one exchange."""
+        mine = torch.tensor(numbers, dtype=torch.int64)
+        boxes = [torch.zeros_like(mine) for _ in range(self._group.size())]
+        _keep(self._group.allgather([boxes], [mine])).wait()
+        return [box.tolist() for box in boxes]
 
     def first_tells(self, value: _T) -> _T:
         """Rank 0's value, on every rank; values are what MessagePack knows, and tuples come back as lists."""
@@ -155,12 +207,12 @@ def _keep(work: dist.Work) -> dist.Work:
     return work
 
 
-_groups: dict[tuple[int, ...], list[tuple[dist.ProcessGroup, dist.ProcessGroup]]] = {}
-"""By global ranks: (torch's default group of then, our group). Nothing is taken out: the destructor of a group must not
-run in a forked worker."""
+_groups: dict[tuple[str, tuple[int, ...]], list[tuple[dist.ProcessGroup, dist.ProcessGroup]]] = {}
+"""By purpose and global ranks: (torch's default group of then, our group). Nothing is taken out: the destructor of a
+group must not run in a forked worker."""
 
 
-def _gloo_group(ranks: tuple[int, ...]) -> dist.ProcessGroup:
+def _gloo_group(ranks: tuple[int, ...], purpose: str = "") -> dist.ProcessGroup:
     """This process's group of these ranks, made on first use and shared by all loaders.
 
     It is our own: collectives of the trainer on a common group could come in another order. And it is made without
@@ -169,9 +221,9 @@ def _gloo_group(ranks: tuple[int, ...]) -> dist.ProcessGroup:
     """
     world = dist.group.WORLD
     assert world is not None, "without torch.distributed there are no peers"
-    made = _groups.setdefault(ranks, [])
+    made = _groups.setdefault((purpose, ranks), [])
     if not made or made[-1][0] is not world:
-        name = f"streampack/{'-'.join(map(str, ranks))}/{len(made)}"
+        name = f"streampack/{purpose}{'-'.join(map(str, ranks))}/{len(made)}"
         name = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()  # 4,096 ranks would make a long one
         store = PrefixStore(name, _get_default_store())
         group = dist.ProcessGroupGloo(store, ranks.index(dist.get_rank()), len(ranks), default_pg_timeout)

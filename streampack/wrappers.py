@@ -20,19 +20,38 @@ _DEALERS = ("IterableDatasetShard", "DataLoaderDispatcher")
 def check_not_dealt_again(*, rank: int, size: int) -> None:
     """Raise a TopologyError where one of them is reading the dataset of one rank among several.
 
+    Also where torchdata's StatefulDataLoader reads one that deals to several: its second resume would be at the wrong
+    place, or the first (torchdata 0.11 counts again what it reads again, Accelerate 1.15 corrects counts, not states).
+
     A worker that was forked has its parent's stack; for one that was spawned the dataset is pickled below the wrapper.
     """
-    if size == 1:
-        return
+    dealer, processes, stateful = None, 1, False
     frame = sys._getframe(1)  # noqa: SLF001  # inspect.stack would read every file on the way
     while frame is not None:
         owner = frame.f_locals.get("self") if frame.f_code.co_varnames[:1] == ("self",) else None
         kind = type(owner)
         if kind.__name__ in _DEALERS and kind.__module__.partition(".")[0] in ("accelerate", "transformers"):
-            raise TopologyError(
-                f"{kind.__module__}.{kind.__name__} deals out the packs of a dataset that is rank {rank} of {size} "
-                "already, so packs would be lost. Give PackedDataLoader to the trainer: Accelerate's prepare leaves it "
-                "as it is, and for Transformers' Trainer override get_train_dataloader. Or let the wrapper alone deal: "
-                "PackedDataset(..., dp_rank=0, dp_size=1)"
-            )
+            dealer = dealer or f"{kind.__module__}.{kind.__name__}"
+            processes = max(processes, vars(owner).get("num_processes") or _num_processes())
+        stateful = stateful or str(frame.f_globals.get("__name__")).startswith("torchdata.stateful_dataloader")
         frame = frame.f_back  # type: ignore[assignment]  # None at the bottom
+    if dealer is not None and size > 1:
+        raise TopologyError(
+            f"{dealer} deals out the packs of a dataset that is rank {rank} of {size} "
+            "already, so packs would be lost. Give PackedDataLoader to the trainer: Accelerate's prepare leaves it "
+            "as it is, and for Transformers' Trainer override get_train_dataloader. Or let the wrapper alone deal: "
+            "PackedDataset(..., dp_rank=0, dp_size=1)"
+        )
+    if dealer is not None and stateful and processes > 1:
+        raise TopologyError(
+            f"torchdata's StatefulDataLoader and {dealer} on {processes} processes resume at the wrong place. Use "
+            "PackedDataLoader(whole_state=True): Accelerate's prepare leaves it as it is, and "
+            "Accelerator.register_for_checkpointing saves and loads its state with all the rest."
+        )
+
+
+def _num_processes() -> int:
+    """How many processes Accelerate knows of; several where it does not say."""
+    state = getattr(sys.modules.get("accelerate.state"), "PartialState", None)
+    number: int = getattr(state, "_shared_state", {}).get("num_processes", 2)
+    return number

@@ -51,6 +51,13 @@ def test_fields_are_the_keyword_arguments_of_the_constructors() -> None:
     }
 
 
+def test_the_ranks_of_a_loader_from_a_file_can_be_compared(tmp_path: Path) -> None:
+    assert loaded(tmp_path, MINIMAL + "loader:\n  verify_every: 500\n").loader_arguments() == {"verify_every": 500}
+    assert loaded(tmp_path, MINIMAL + "loader:\n  verify_every: null\n").loader_arguments() == {"verify_every": None}
+    with pytest.raises(ConfigError, match=r"`loader.verify_every`: expected a whole number or null, found 'often'"):
+        loaded(tmp_path, MINIMAL + "loader:\n  verify_every: often\n")
+
+
 def test_only_what_the_file_sets_becomes_an_argument(tmp_path: Path) -> None:
     config = loaded(tmp_path, MINIMAL + "  epochs: null\n  lookahead: false\nloader:\n  batch_size: 3\n")
     assert config.dataset_arguments() == {"shards": "a.tar", "tokenizer": "t.model", "epochs": None, "lookahead": False}

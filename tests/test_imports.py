@@ -34,7 +34,7 @@ TRAINERS = {"accelerate", "omegaconf", "pytorch_lightning", "torchtitan", "torch
 # Library -> the modules and folders that may import it, anywhere in their code.
 USERS = {
     "torch": {
-        *("topology", "dataset", "loader", "workers", "formats", "consumers", "state"),
+        *("topology", "dataset", "iteration", "loader", "workers", "formats", "consumers", "state"),
         *("cli", "testing", "examples"),
     },
     "fsspec": {"clients", "listing", "shards", "testing"},

@@ -8,31 +8,17 @@ Killed and started again it goes on from there. (`lightning.pytorch` is the same
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as lightning
 import torch
-import torch.distributed as dist
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from streampack import PackedDataLoader, PackedDataset, merge_state_dicts
+from streampack import PackedDataLoader, PackedDataset
 from streampack.examples.devil import SEQ_LEN, SHARDS, TOKENIZER, VOCAB_SIZE, digest_of, print_step
 from streampack.examples.train import Transformer
 
 GLOBAL_BATCH = 8
-
-
-class JoinedLoader(PackedDataLoader):
-    """A loader whose state is that of all ranks: Lightning asks every rank for it, and saves the first one's."""
-
-    def state_dict(self, batches_back: int = 0) -> dict[str, Any]:
-        state = super().state_dict(batches_back)
-        if not dist.is_initialized():
-            return state
-        states: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(states, state)
-        return merge_state_dicts(states)
 
 
 class Packs(lightning.LightningDataModule):
@@ -45,7 +31,8 @@ class Packs(lightning.LightningDataModule):
     def train_dataloader(self) -> PackedDataLoader:
         dataset = PackedDataset(SHARDS, TOKENIZER, SEQ_LEN, num_lanes=24)
         batch_size = GLOBAL_BATCH // self.trainer.world_size
-        self.loader = JoinedLoader(dataset, batch_size, num_workers=self.num_workers)
+        # Lightning saves the state that the first rank's loader gives, so it has to be that of all ranks.
+        self.loader = PackedDataLoader(dataset, batch_size, num_workers=self.num_workers, whole_state=True)
         return self.loader
 
     def teardown(self, stage: str) -> None:
@@ -88,10 +75,6 @@ def train(run: Path, *, num_steps: int, checkpoint_every: int, num_workers: int,
     lightning.seed_everything(0, verbose=False)
     trainer = lightning.Trainer(
         max_steps=num_steps,
-        # An epoch of a known length. Without one Lightning takes each batch one step early, to see whether it is the
-        # last: the state in a checkpoint would stand behind a batch that was not trained on, and a resume would leave
-        # it out. (Where no limit fits, return `super().state_dict(batches_back=1)` from the loader's state_dict.)
-        limit_train_batches=num_steps,
         callbacks=[ModelCheckpoint(run, every_n_train_steps=checkpoint_every, save_top_k=0, save_last=True)],
         gradient_clip_val=1.0,
         accelerator="cpu",

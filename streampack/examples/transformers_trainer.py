@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import (
     LlamaConfig,
@@ -24,7 +23,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from streampack import PackedDataLoader, PackedDataset, merge_state_dicts
+from streampack import PackedDataLoader, PackedDataset
 from streampack.examples.devil import SEQ_LEN, SHARDS, TOKENIZER, VOCAB_SIZE, digest_of, print_step
 
 LOADER_FILE = "loader.pt"
@@ -58,12 +57,11 @@ class SaveLoader(TrainerCallback):
         self.loader = loader
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **options: Any) -> None:
-        # Each rank knows its own lanes; joined, the state loads on any number of ranks.
-        states = gather_object([self.loader.state_dict()])
+        loader_state = self.loader.state_dict()  # on all ranks, which make it together (`whole_state`)
         if state.is_world_process_zero:
             path = Path(args.output_dir, f"checkpoint-{state.global_step}", LOADER_FILE)
             unfinished = path.with_suffix(".unfinished")
-            torch.save(merge_state_dicts(states), unfinished)
+            torch.save(loader_state, unfinished)
             # The last file of a checkpoint, there as a whole or not at all: a kill in the middle leaves a folder
             # without it, which is no checkpoint.
             unfinished.rename(path)
@@ -105,7 +103,9 @@ def train(run: Path, *, batch_format: str, num_steps: int, checkpoint_every: int
     )
     dataset = PackedDataset(SHARDS, TOKENIZER, SEQ_LEN, num_lanes=24)
     # Made behind TrainingArguments, which join the process group that the loader takes its rank from.
-    with PackedDataLoader(dataset, batch_size=4, num_workers=num_workers, format=batch_format) as loader:
+    with PackedDataLoader(
+        dataset, batch_size=4, num_workers=num_workers, format=batch_format, whole_state=True
+    ) as loader:
         trainer = PackedTrainer(LlamaForCausalLM(config), arguments, loader=loader)
         checkpoint = newest_checkpoint(run)
         if checkpoint is not None:

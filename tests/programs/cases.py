@@ -5,6 +5,7 @@ Out: FOLDER/rank0.pickle, ...: a list with an outcome per case: {"passes": [{"to
      "errors": [...], "digests": [after each pass], "stats", "state", "open_files", "seconds"}.
 """
 
+import dataclasses
 import faulthandler
 import gc
 import json
@@ -21,10 +22,12 @@ from typing import Any
 import fsspec
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from fsspec.implementations.local import LocalFileSystem
 from torch.distributed.device_mesh import init_device_mesh
 
 import streampack
+from streampack.formats import context_parallel_slice
 from streampack.state import to_json
 from streampack.testing import ByteTokenizer
 
@@ -58,6 +61,11 @@ class WatchedFileSystem(LocalFileSystem):
 fsspec.register_implementation("watched", WatchedFileSystem, clobber=True)
 
 
+def restless(document: streampack.Document, rng: Any) -> streampack.Document:
+    """A transform that is no pure function: what it does depends on the process."""
+    return dataclasses.replace(document, text=f"{os.getpid()} {document.text}")
+
+
 def _stack(batches: list[dict[str, torch.Tensor]]) -> dict[str, Any]:
     return {key: torch.stack([batch[key] for batch in batches]).numpy() for key in KEYS} if batches else {}
 
@@ -67,9 +75,11 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
     mine = case.get("per_rank", {}).get(str(rank), {})
     arguments = case["loader"] | mine.get("loader", {})
     if mesh := case.get("mesh"):
-        arguments["device_mesh"] = init_device_mesh("cpu", tuple(mesh.values()), mesh_dim_names=tuple(mesh))
+        device_mesh = init_device_mesh("cpu", tuple(mesh.values()), mesh_dim_names=tuple(mesh))
+        arguments["device_mesh"] = device_mesh[tuple(given)] if (given := case.get("sub_mesh")) else device_mesh
     if case.get("given_group"):
         arguments |= {"dp_rank": rank, "dp_size": dist.get_world_size(), "process_group": dist.group.WORLD}
+        arguments |= mine.get("loader", {})
     outcome: dict[str, Any] = {"passes": [], "errors": [], "digests": [], "pid": os.getpid()}
     begin = time.monotonic()
     loader = None
@@ -77,15 +87,19 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
         try:
             if loader is None:
                 dataset = streampack.PackedDataset(
-                    tokenizer=ByteTokenizer(), **case["dataset"] | mine.get("dataset", {})
+                    tokenizer=ByteTokenizer(),
+                    **case["dataset"] | mine.get("dataset", {}),
+                    transform=restless if case.get("restless") else None,
                 )
                 loader = streampack.PackedDataLoader(dataset, **arguments)
-            if "state" in case:
-                loader.load_state_dict(json.loads(case["state"]))
+            if state := mine.get("state", case.get("state")):
+                loader.load_state_dict(json.loads(state))
             for number in range(case.get("passes", 1)):
                 batches: list[dict[str, torch.Tensor]] = []
                 # Where to leave off and begin a new iterator, and None: go on to the end (or to so many batches).
-                for leave in (*case.get("leave_after", ()), case.get("batches")):
+                if "skip" in mine:
+                    loader.skip(mine["skip"])
+                for leave in (*case.get("leave_after", ()), mine.get("batches", case.get("batches"))):
                     for batch in _take(loader, None if leave is None else leave - len(batches)):
                         batches.append(batch)
                         if number == 0 and len(batches) in case.get("kill_after", {}).get(str(rank), ()):
@@ -93,9 +107,14 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
                         if rank in case.get("slow_ranks", ()) and len(batches) < 10:
                             time.sleep(0.03)
                 outcome["passes"].append(_stack(batches))
+                if case.get("slices"):
+                    place = {"rank": device_mesh["cp"].get_local_rank(), "size": device_mesh["cp"].size()}
+                    outcome["slices"] = _stack([context_parallel_slice(batch, **place) for batch in batches])
                 outcome["digests"].append(loader.digest())
                 outcome["stats"] = loader.stats()
                 outcome["state"] = to_json(loader.state_dict())
+                if "save" in case:
+                    dcp.save({"loader": loader.state_dict()}, checkpoint_id=case["save"])
                 if number in case.get("close_after_passes", ()):
                     loader.close()
         except streampack.StreampackError as error:
@@ -130,10 +149,12 @@ def main() -> None:
         os.environ["WATCHED"] = case.get("watched", os.devnull)
         sys.stderr.write(f"rank {os.environ['RANK']}: {case['name']}\n")
         outcomes.append(run(case))
-    if dist.is_initialized():
+    if dist.is_initialized() and not cases[-1].get("leave_early"):
         dist.barrier()  # a rank that leaves early would break the connections of the others
         dist.destroy_process_group()
     (Path(sys.argv[2]) / f"rank{os.environ['RANK']}.pickle").write_bytes(pickle.dumps(outcomes))
+    if cases[-1].get("leave_early"):
+        os._exit(0)  # its connections break now, not at some time
 
 
 if __name__ == "__main__":

@@ -1,0 +1,79 @@
+"""Two ranks under Accelerate: a registered loader is saved and goes on; one that saves its own lanes only is refused.
+
+In:  arguments FOLDER (of shards) and PLACE. Out: PLACE/rank0.json, ...: what was handed out, by global numbers.
+"""
+
+import itertools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import torch
+import torch.distributed as dist
+
+import streampack
+from streampack.testing import ByteTokenizer
+
+
+def take(loader: Any, count: int) -> list[list[int]]:
+    return [batch["pack_numbers"].tolist() for batch in itertools.islice(loader, count)]
+
+
+def main(folder: str, place: Path) -> None:
+    accelerator = accelerate.Accelerator(cpu=True)
+
+    def loader(**options: Any) -> streampack.PackedDataLoader:
+        dataset = streampack.PackedDataset(f"{folder}/*.tar", ByteTokenizer(), 32, num_lanes=4)
+        return accelerator.prepare(streampack.PackedDataLoader(dataset, 2, num_workers=1, provenance=True, **options))
+
+    model, first = accelerator.prepare(torch.nn.Linear(2, 2)), loader(whole_state=True)
+    accelerator.register_for_checkpointing(first)
+    outcome: dict[str, Any] = {"first": take(first, 3)}
+    accelerator.save_state(place / "saved")
+    accelerator.wait_for_everyone()  # rank 0 writes what all of them will read
+    with torch.no_grad():
+        before = [parameter.clone() for parameter in model.parameters()]
+        for parameter in model.parameters():
+            parameter.zero_()
+    outcome["lost"] = take(first, 2)
+    accelerator.load_state(place / "saved")
+    outcome["model"] = all(torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))
+    outcome["second"] = take(first, 2)
+    accelerator.save_state(place / "saved again")
+    accelerator.wait_for_everyone()
+    first.close()
+
+    accelerator._custom_objects.clear()  # as in a new process
+    with loader(whole_state=True) as second:
+        accelerator.register_for_checkpointing(second)
+        accelerator.load_state(place / "saved again")
+        outcome["third"] = take(second, 2)
+
+    accelerator._custom_objects.clear()
+    with loader() as alone:
+        accelerator.register_for_checkpointing(alone)
+        take(alone, 1)
+        try:
+            accelerator.save_state(place / "never")
+        except streampack.StreampackError as error:
+            outcome["refused"] = f"{type(error).__name__}: {error}"
+
+    accelerator.dataloader_config.use_stateful_dataloader = True
+    accelerator.dataloader_config.dispatch_batches = False
+    for workers in (0, 1):
+        dataset = streampack.PackedDataset(f"{folder}/*.tar", ByteTokenizer(), 32, num_lanes=4, dp_rank=0, dp_size=1)
+        wrapped = accelerator.prepare(torch.utils.data.DataLoader(dataset, batch_size=2, num_workers=workers))
+        try:
+            next(iter(wrapped))
+        except streampack.StreampackError as error:
+            outcome[f"stateful, {workers} workers"] = f"{type(error).__name__}: {error}"
+    (place / f"rank{accelerator.process_index}.json").write_text(json.dumps(outcome))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(sys.argv[1], Path(sys.argv[2]))
