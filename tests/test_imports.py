@@ -42,7 +42,7 @@ USERS = {
     "tokenizers": {"tokenizer"},
     "jinja2": {"chatjinja"},
     "webdataset": {"testing", "examples"},  # it writes shards; reading is our own
-    "yaml": {"config"},
+    "yaml": {"config", "yamltree"},
     "typer": {"cli"},
     "rich": {"cli", "examples"},
 }
