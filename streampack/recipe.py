@@ -24,8 +24,6 @@ from streampack.tarcuts import find_sample, first_boundary
 
 _NO_ORDINAL = 2**62  # no shard has so many samples
 _LOOK_BYTES = 128 * 2**10  # a search for a sample reads little more than the headers around a cut
-MAX_MEMBER_BYTES = 2**30
-"""A member of JSON lines is read whole; one above this is a bad record."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,18 +57,19 @@ class Recipe:
         A position is the byte offset of the sample's first header in a plain tar, its ordinal in a compressed one.
         """
         wanted = self.documents.field.wanted
+        limit = self.documents.member_bytes
         size = shard.size if shard.size_known else None
 
         read = partial(self.storage.chunks, shard.url, size=size, digest=shard.digest, max_bytes=max_range_bytes)
         if is_compressed(shard.url):
             chunks = decompress(read(0), url=shard.url)
-            for sample in read_samples(chunks, url=shard.url, wanted=wanted, max_member_bytes=MAX_MEMBER_BYTES):
+            for sample in read_samples(chunks, url=shard.url, wanted=wanted, max_member_bytes=limit):
                 if sample.ordinal >= resume:
                     yield sample.ordinal, sample
         elif piece.whole:
             start = max(resume, 0)
             for sample in read_samples(
-                read(start), url=shard.url, wanted=wanted, start=start, max_member_bytes=MAX_MEMBER_BYTES
+                read(start), url=shard.url, wanted=wanted, start=start, max_member_bytes=limit
             ):
                 yield sample.offset, sample
         else:
@@ -82,7 +81,7 @@ class Recipe:
                 size=shard.size,
                 url=shard.url,
                 wanted=wanted,
-                max_member_bytes=MAX_MEMBER_BYTES,
+                max_member_bytes=limit,
                 resume=None if resume < 0 else resume,
             ):
                 yield sample.offset, sample

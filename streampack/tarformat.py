@@ -22,6 +22,8 @@ BLOCK = 512
 ZERO_BLOCK = bytes(BLOCK)
 MAX_PREFIX_BYTES = 1 << 16
 """The most that the prefix headers of one entry may take together; looking back this far finds where it begins."""
+MAX_NAME_LENGTH = 4096
+"""No file system has a longer path."""
 MAX_ENTRY_BYTES = 1 << 50
 """No storage holds a member of a pebibyte: a size above is damage, not a size."""
 
@@ -256,6 +258,9 @@ def read_entry(source: Source) -> Entry:
             raise BadEntryError(str(error), at, member=name, block=block) from None
     if name is None:
         name = header.name
+    elif len(name) > MAX_NAME_LENGTH:
+        what = f"a name of {len(name)} characters, more than {MAX_NAME_LENGTH}"
+        raise BadEntryError(what, offset, member=f"{name[:60]}...")
     if kind in _BARE_KINDS:
         return Entry(Kind.OTHER, offset, name, 0, at + BLOCK)
     if size is None:
