@@ -14,6 +14,12 @@ from streampack.reader import read_samples
 
 Change = Callable[[bytes], bytes]
 
+
+def examples(count: int) -> settings:
+    """So many in CI, and as many more as the profile has."""
+    return settings(max_examples=count * settings.default.max_examples // settings.get_profile("ci").max_examples)
+
+
 NUMBERS = [
     b"0" * 11 + b"\0",
     b"7" * 12,
@@ -88,25 +94,24 @@ def changed(seeds: list[bytes], change: st.SearchStrategy[Change], at_most: int 
     return st.builds(apply, st.sampled_from(seeds), st.lists(change, min_size=1, max_size=at_most))
 
 
-@settings(max_examples=1000)
+@examples(1000)
 @given(changed(TARS, changes() | headers()))
 def test_a_changed_tar_is_samples_or_a_shard_error_however_it_is_read(data: bytes) -> None:
     TARGETS["tar"](data)
 
 
-@settings(max_examples=500)
+@examples(500)
 @given(st.sampled_from(TARS), changes() | headers())
 def test_samples_before_the_first_change_are_those_of_the_whole_shard(good: bytes, change: Change) -> None:
     data = change(good)
     first = next((at for at, (old, new) in enumerate(zip(good, data)) if old != new), min(len(good), len(data)))
     whole = list(read_samples([good], url="a.tar", wanted=lambda _: True, max_member_bytes=1 << 20))
     found, _ = read_whole(data)
-    behind = [*(sample.offset for sample in whole[2:]), len(good), len(good)][: len(whole)]
-    safe = sum(end <= first for end in behind)  # the sample behind them is whole, too
+    safe = sum(sample.offset <= first for sample in whole[2:])  # the sample behind each of them is whole, too
     assert found[:safe] == whole[:safe]
 
 
-@settings(max_examples=500)
+@examples(500)
 @given(changed(SEEDS["compressed"], changes()))
 def test_changed_compressed_bytes_are_chunks_or_a_shard_error(data: bytes) -> None:
     TARGETS["compressed"](data)
@@ -116,7 +121,7 @@ RECORDS = ["text", "json", "messages", "lines", "lines.gz", "lines.zst", "npy"]
 
 
 @pytest.mark.parametrize("name", RECORDS)
-@settings(max_examples=250)
+@examples(250)
 @given(data=st.data())
 def test_a_changed_member_is_documents_or_bad_records(name: str, data: st.DataObject) -> None:
     TARGETS[name](data.draw(changed(SEEDS[name], changes()) | st.binary(max_size=200)))
@@ -131,14 +136,14 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=400)
+@examples(400)
 @given(st.sampled_from(["url", "size", "etag", "digest", "num_samples", "count", "whole", "x"]), JSON, st.booleans())
 def test_any_value_of_a_manifest_is_a_shard_or_an_error(key: str, value: object, last: bool) -> None:
     line = {"url": "a.tar", "size": 3, key: value}
     TARGETS["manifest"](b'{"url": "b.tar", "size": 4}\n' * last + json.dumps(line).encode() + b"\n")
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(changed(SEEDS["manifest"], changes()))
 @example(b'{"url": "a.tar", "size": 1, "num_samples": 9223372036854775808}')
 @example(b'{"url": ' + b"[" * 100_000)
@@ -147,7 +152,7 @@ def test_a_changed_manifest_is_shards_or_an_error(data: bytes) -> None:
     TARGETS["manifest"](data)
 
 
-@settings(max_examples=400)
+@examples(400)
 @given(st.text(alphabet="{},.\\1a09-z", max_size=25))
 def test_any_braces_are_urls_or_an_error(text: str) -> None:
     TARGETS["braces"](text.encode())
@@ -187,7 +192,7 @@ VALUES = [
 ]
 
 
-@settings(max_examples=700)
+@examples(700)
 @given(
     st.lists(
         st.builds(
@@ -201,7 +206,7 @@ def test_any_yaml_is_a_config_or_an_error_that_names_the_file(text: str) -> None
     TARGETS["config"](text.encode())
 
 
-@settings(max_examples=500)
+@examples(500)
 @given(changed(SEEDS["config"], changes()))
 def test_a_changed_config_is_a_config_or_an_error_that_names_the_file(data: bytes) -> None:
     TARGETS["config"](data)
