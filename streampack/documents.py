@@ -55,6 +55,8 @@ _FREE_BYTES = 64 * 2**20
 _NPY_HEADER_BYTES = 2**16 + 10
 _EXPLAIN_BYTES = 16 * 2**20
 """Python objects of JSON take up to thirty times its bytes; those of a larger record are not made to say what it is."""
+_MAX_STREAMS = 2**20
+"""In a row, in one member: each costs a decompressor of its own, and may hold nothing."""
 _MAX_WINDOW_BYTES = 2**27
 """Of zstd: what `zstd --long` writes and reads without being asked for more."""
 
@@ -336,13 +338,16 @@ def _decompressed(data: bytes, extension: str, limit: int) -> bytes:
     if not extension.endswith((".gz", ".zst")):
         return data
     gzip = extension.endswith(".gz")
-    output, consumed = io.BytesIO(), 0
+    output, consumed, num_streams = io.BytesIO(), 0, 0
     zstd = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
     stream: Any = None
     while consumed < len(data):
         if stream is None or stream.eof:
-            if gzip and stream is not None and not data[consumed:].strip(b"\0"):
+            if gzip and stream is not None and not data[consumed] and not data[consumed:].strip(b"\0"):
                 break  # zeros may pad a .gz
+            num_streams += 1
+            if num_streams > _MAX_STREAMS:
+                raise _BadError(f"cannot be decompressed: more than {_MAX_STREAMS:,} streams in a row; join them")
             stream = zlib.decompressobj(31) if gzip else zstd.decompressobj()
         chunk = data[consumed : consumed + _CHUNK_BYTES]
         try:

@@ -247,6 +247,23 @@ def test_a_member_that_is_a_bomb_is_a_bad_record(kind: str) -> None:
     assert "more than 200 times as many" in str(bad.error)
 
 
+@pytest.mark.parametrize("kind", ["gz", "zst"])
+def test_a_member_of_countless_empty_streams_is_a_bad_record_in_time(kind: str) -> None:
+    compress: Callable[[bytes], bytes] = gzip.compress if kind == "gz" else zstandard.compress
+    reader = DocumentReader(field=parse_field("jsonl:text"))
+
+    def first(count: int) -> object:
+        data = compress(b"") * count + compress(b'{"text": "t"}') + bytes(5 if kind == "gz" else 0)
+        return documents(reader, Sample("k", 0, 0, {f"jsonl.{kind}": data}))[0]
+
+    began = time.process_time()
+    assert not isinstance(first(50_000), BadRecord)
+    bad = first(2**20)
+    assert isinstance(bad, BadRecord)
+    assert "more than 1,048,576 streams in a row" in str(bad.error)
+    assert time.process_time() - began < 30
+
+
 # records
 
 
