@@ -1,16 +1,21 @@
 """Input that was changed at random: what goes out is data or an error of the tree, never anything else, and in time."""
 
+import gzip
 import json
 from collections.abc import Callable
 
 import pytest
+import zstandard
 from fuzzing import TARGETS, read_whole
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from seeds import SEEDS, TARS
 from tars import with_checksum
 
+import streampack
+from streampack.errors import StreampackError
 from streampack.reader import read_samples
+from streampack.testing import ByteTokenizer
 
 Change = Callable[[bytes], bytes]
 
@@ -109,6 +114,40 @@ def test_samples_before_the_first_change_are_those_of_the_whole_shard(good: byte
     found, _ = read_whole(data)
     safe = sum(sample.offset <= first for sample in whole[2:])  # the sample behind each of them is whole, too
     assert found[:safe] == whole[:safe]
+
+
+@examples(100)
+@given(
+    changed(TARS, changes() | headers()),
+    st.sampled_from(["tar", "tar.gz", "tar.zst"]),
+    st.sampled_from(["txt", "json:n", "npy"]),
+)
+def test_a_run_over_a_changed_shard_ends_with_packs_or_with_an_error_of_the_tree(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes, suffix: str, field: str
+) -> None:
+    compress = {"tar": bytes, "tar.gz": gzip.compress, "tar.zst": zstandard.compress}[suffix]
+    path = tmp_path_factory.getbasetemp() / f"changed.{suffix}"
+    path.write_bytes(compress(data))
+    packs: dict[str, int | str] = {}
+    for on_error in ("skip", "raise"):
+        dataset = streampack.PackedDataset(
+            str(path),
+            None if field == "npy" else ByteTokenizer(),
+            16,
+            field=field,
+            num_lanes=3,
+            epochs=1,
+            on_error=on_error,
+            max_skipped=3,
+            retry=streampack.RetryPolicy.immediate(),
+            **({"add_bos": False, "add_eos": False} if field == "npy" else {}),
+        )
+        try:
+            packs[on_error] = sum(1 for _ in dataset)
+        except StreampackError as error:
+            packs[on_error] = type(error).__name__
+    # What is no error when errors are raised is none when they are passed over, and all of it is there.
+    assert isinstance(packs["raise"], str) or packs["raise"] == packs["skip"]
 
 
 @examples(500)
