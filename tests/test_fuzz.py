@@ -130,19 +130,19 @@ def test_a_run_over_a_changed_shard_ends_with_packs_or_with_an_error_of_the_tree
     path.write_bytes(compress(data))
     packs: dict[str, int | str] = {}
     for on_error in ("skip", "raise"):
-        dataset = streampack.PackedDataset(
-            str(path),
-            None if field == "npy" else ByteTokenizer(),
-            16,
-            field=field,
-            num_lanes=3,
-            epochs=1,
-            on_error=on_error,
-            max_skipped=3,
-            retry=streampack.RetryPolicy.immediate(),
-            **({"add_bos": False, "add_eos": False} if field == "npy" else {}),
-        )
         try:
+            dataset = streampack.PackedDataset(
+                str(path),
+                None if field == "npy" else ByteTokenizer(),
+                16,
+                field=field,
+                num_lanes=3,
+                epochs=1,
+                on_error=on_error,
+                max_skipped=3,
+                retry=streampack.RetryPolicy.immediate(),
+                **({"add_bos": False, "add_eos": False} if field == "npy" else {}),
+            )
             packs[on_error] = sum(1 for _ in dataset)
         except StreampackError as error:
             packs[on_error] = type(error).__name__
