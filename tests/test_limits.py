@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zstandard
-from tars import END, URL, entry, header, pax, read
+from tars import END, URL, entry, header, pax, read, with_checksum
 
 import streampack
 from streampack.decompression import MAX_CHUNK_BYTES, decompress
@@ -146,6 +146,19 @@ def test_an_endless_chain_of_prefix_headers_is_an_error_in_little_memory(prefix:
         pytest.raises(CorruptShardError, match="the prefix headers of an entry are too large: above 65536 bytes"),
     ):
         read_all(itertools.chain([entry("a.txt", b"1")], itertools.repeat(chunk)))
+
+
+def test_an_endless_map_of_holes_is_an_error() -> None:
+    def sparse(num_blocks: int) -> Iterator[bytes]:
+        first = bytearray(header("hole.txt", 512, b"S", magic=b"ustar  \0"))
+        first[482] = 1
+        yield with_checksum(first)
+        yield from itertools.repeat(bytes(504) + b"\1" + bytes(7), num_blocks - 1)
+        yield bytes(512) + bytes(512) + entry("b.txt", b"2") + END
+
+    read_all(sparse(2000))
+    with pytest.raises(CorruptShardError, match="'hole.txt', byte 0: the map of a sparse file's holes is too large"):
+        read_all(sparse(10**9))
 
 
 def read_all(chunks: Iterator[bytes]) -> None:
