@@ -34,6 +34,7 @@ from msgspec import UNSET, UnsetType
 from streampack.boundary import BoundaryPolicy, Overflow, Packing, ReplaceBoundary, Tail
 from streampack.errors import ConfigError
 from streampack.storage import RetryPolicy
+from streampack.yamltree import LimitError, compose, construct
 
 
 class Replace(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -137,10 +138,13 @@ def load_config(path: str | os.PathLike[str]) -> Config:
     path = Path(path)
     try:
         text = path.read_text("utf-8")
-        lines = _Lines(path, yaml.compose(text, Loader=yaml.SafeLoader))
-        data: object = yaml.safe_load(text)
+        lines = _Lines(path, compose(text))
+        data = construct(text)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the config file cannot be read: {error}", url=str(path)) from error
+    except LimitError as error:
+        where = str(path) if error.line is None else f"{path}:{error.line}"
+        raise ConfigError(f"the config file is too large: {error}", url=where) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"the config file is not YAML: {error}", url=str(path)) from error
     data = _checked_mapping(data, (), tuple(_SECTIONS), lines)
@@ -168,8 +172,6 @@ class _Lines:
             self._collect(root, ())
 
     def _collect(self, node: yaml.Node, keys: tuple[str, ...]) -> None:
-        if len(keys) > 8:  # no config is deeper, but an alias can be endless
-            return
         if isinstance(node, yaml.SequenceNode):
             for index, item in enumerate(node.value):
                 self._collect(item, (*keys, str(index)))

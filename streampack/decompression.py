@@ -1,8 +1,9 @@
 """A shard's bytes as they are stored in, the bytes of its tar out. The URL's suffix says how: nothing is guessed.
 
-Chunks may have any size; what goes out has at most 1 MiB a chunk, however well it was compressed. Never true here: that
-a stream cut short, damaged, or with other bytes behind it ends without an error. (Cut between two gzip members or two
-zstd frames it is a right stream: then the tar in it lacks its end, which the reader sees.)
+Chunks may have any size; what goes out has at most 1 MiB a chunk, however well it was compressed, and what is held
+beside it is a window of at most 128 MiB. Never true here: that a bomb, a few bytes that become very many, is read to
+its end; that a stream cut short, damaged, or with other bytes behind it ends without an error. (Cut between two gzip
+members or two zstd frames it is a right stream: then the tar in it lacks its end, which the reader sees.)
 """
 
 import zlib
@@ -13,6 +14,12 @@ from streampack.errors import ConfigError, CorruptShardError, TruncatedShardErro
 from streampack.tarformat import Chunks
 
 MAX_CHUNK_BYTES = 1 << 20
+MAX_RATIO = 200
+"""Bytes out for one byte in, above the free ones. Text comes to 3 or 4, token ids to about 2, the same line for ever to
+thousands."""
+FREE_BYTES = 1 << 26
+MAX_WINDOW_BYTES = 1 << 27
+"""Of zstd: what `zstd --long` writes, and reads without being asked for more."""
 _INPUT_BYTES = 1 << 16
 """zlib copies what it has not consumed at each step; so it gets little."""
 _GZIP = (".tar.gz", ".tgz")
@@ -57,7 +64,7 @@ def _gunzip(chunks: Iterable[bytes], url: str) -> Iterator[bytes]:
         codec = zlib
     member: Any = None  # the decompressor of the gzip member at hand, None between members
     first = True
-    offset = 0
+    offset = given = 0
     for chunk in chunks:
         for begin in range(0, len(chunk), _INPUT_BYTES):
             data = chunk[begin : begin + _INPUT_BYTES]
@@ -76,6 +83,9 @@ def _gunzip(chunks: Iterable[bytes], url: str) -> Iterator[bytes]:
                 except codec.error as error:
                     raise _corrupt(f"damaged gzip data: {error}", url, offset - len(data)) from None
                 if out:
+                    given += len(out)
+                    if given > FREE_BYTES and given > MAX_RATIO * offset:
+                        raise _bomb(given, url, offset)
                     yield out
                 data = member.unused_data if member.eof else member.unconsumed_tail
                 member = None if member.eof else member
@@ -88,8 +98,9 @@ def _unzstd(chunks: Iterable[bytes], url: str) -> Iterator[bytes]:
     # block gives at most 128 KiB. So the frames are taken apart here (RFC 8878, section 3.1) and fed block by block.
     import zstandard
 
-    decompressor = zstandard.ZstdDecompressor()
+    decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES)
     source = Chunks(chunks)
+    given = 0
     while magic := source.take(4):
         if magic[0] >> 4 == 5 and magic[1:] == b"\x2a\x4d\x18"[: len(magic) - 1]:  # a frame to be skipped
             left = int.from_bytes(_exactly(source, 4, url), "little")
@@ -102,6 +113,9 @@ def _unzstd(chunks: Iterable[bytes], url: str) -> Iterator[bytes]:
         is_single = descriptor[0] >> 5 & 1
         size_bytes = (is_single, 2, 4, 8)[descriptor[0] >> 6]
         rest = _exactly(source, 1 - is_single + (0, 1, 2, 4)[descriptor[0] & 3] + size_bytes, url)
+        if (window := _window(rest, size_bytes, is_single=bool(is_single))) > MAX_WINDOW_BYTES:
+            what = f"the zstd frame needs a window of {window:,} bytes, more than {MAX_WINDOW_BYTES:,}"
+            raise CorruptShardError(f"{what}; compress it again without --ultra --long", url=url, offset=source.offset)
         frame = decompressor.decompressobj()
         data = magic + descriptor + rest
         is_last = 0
@@ -114,10 +128,21 @@ def _unzstd(chunks: Iterable[bytes], url: str) -> Iterator[bytes]:
                 size = 1 if word >> 1 & 3 == 1 else word >> 3  # kind 1 is one byte, repeated
                 check_bytes = 4 if is_last and descriptor[0] & 4 else 0
                 if out := frame.decompress(head + _exactly(source, size + check_bytes, url)):
+                    given += len(out)
+                    if given > FREE_BYTES and given > MAX_RATIO * source.offset:
+                        raise _bomb(given, url, source.offset)
                     yield out
         except zstandard.ZstdError as error:
             raise _corrupt(f"damaged zstd data: {error}", url, source.offset) from None
         assert frame.eof
+
+
+def _window(rest: bytes, size_bytes: int, *, is_single: bool) -> int:
+    """What must be held of a frame, by what follows its descriptor; 0 where it does not matter."""
+    if is_single:  # all of it
+        return int.from_bytes(rest[-size_bytes:], "little")
+    base = 1 << 10 + (rest[0] >> 3)
+    return base + (base >> 3) * (rest[0] & 7)
 
 
 def _exactly(source: Chunks, size: int, url: str) -> bytes:
@@ -125,6 +150,11 @@ def _exactly(source: Chunks, size: int, url: str) -> bytes:
     if len(data) < size:
         raise _truncated("a zstd frame", url, source.offset)
     return data
+
+
+def _bomb(given: int, url: str, offset: int) -> CorruptShardError:
+    what = f"decompresses to {given:,} bytes so far, more than {MAX_RATIO} times those read"
+    return CorruptShardError(f"{what}; if it is meant so, store it as a plain .tar", url=url, offset=offset)
 
 
 def _corrupt(what: str, url: str, offset: int) -> CorruptShardError:

@@ -44,11 +44,21 @@ _EXTENSIONS = {"txt": ("txt",), "json": ("json",), "jsonl": ("jsonl", "jsonl.gz"
 # What numpy.save writes for a 1-D array of integers; any other header goes the slow way.
 _NPY_HEADER = re.compile(
     rb"\x93NUMPY\x01\x00(..)"
-    rb"\{'descr': '([<>|][iu][1248])', 'fortran_order': (?:False|True), 'shape': \((\d+),\), \} *\n",
+    rb"\{'descr': '([<>|][iu][1248])', 'fortran_order': (?:False|True), 'shape': \((\d{1,18}),\), \} *\n",
     re.DOTALL,
 )
 # A step of decompression: 4 KiB of zstd can become 128 MiB, which is how far above its limit a bomb gets.
 _CHUNK_BYTES = 4096
+_MAX_RATIO = 200
+"""What decompresses to more than so many times its size is no text, once it is above the free bytes."""
+_FREE_BYTES = 64 * 2**20
+_NPY_HEADER_BYTES = 2**16 + 10
+_EXPLAIN_BYTES = 16 * 2**20
+"""Python objects of JSON take up to thirty times its bytes; those of a larger record are not made to say what it is."""
+_MAX_STREAMS = 2**20
+"""In a row, in one member: each costs a decompressor of its own, and may hold nothing."""
+_MAX_WINDOW_BYTES = 2**27
+"""Of zstd: what `zstd --long` writes and reads without being asked for more."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -109,6 +119,13 @@ class DocumentReader:
     """What a compressed member may decompress to."""
     chat: Callable[[Sequence[Message]], tuple[Tokens, Mask]] | None = None
     """Makes ids and a loss mask of a conversation; its RecordError is a bad record."""
+
+    @property
+    def member_bytes(self) -> int:
+        """The most that is read of one member: of a larger one the size in its header says that it is too long."""
+        limit = self.max_document_bytes
+        by_kind = {"txt": limit, "npy": 2 * limit + _NPY_HEADER_BYTES, "json": max(8 * limit, _FREE_BYTES)}
+        return min(by_kind.get(self.field.kind, self.max_member_bytes), self.max_member_bytes)
 
     def __post_init__(self) -> None:
         if self.split not in (None, "train", "val"):
@@ -216,7 +233,8 @@ class DocumentReader:
             else:
                 text = _utf8_text(data, self.max_document_bytes)
         except _BadError as bad:
-            return bad.record(0, url, sample.key if extension is None else f"{sample.key}.{extension}")
+            extension = extension or bad.extension
+            return bad.record(0, url, f"{sample.key}.{extension}" if extension else sample.key)
         return Document(text=text, tokens=tokens, messages=messages, key=sample.key, url=url, sample=position)
 
     def _read_many(
@@ -229,7 +247,7 @@ class DocumentReader:
             member = f"{member}.{extension}"
             data = _decompressed(data, extension, self.max_member_bytes)
         except _BadError as bad:
-            yield bad.record(-1, url, member)
+            yield bad.record(-1, url, f"{key}.{bad.extension}" if bad.extension else member)
             return
         record, line_number, start = -1, 0, 0
         while start < len(data):
@@ -268,18 +286,36 @@ class DocumentReader:
         if len(found) > 1:
             raise _BadError(f"more than one member for field={str(self.field)!r}: {', '.join(sorted(found))}; keep one")
         if found[0] not in sample.members:
-            message = f"{sample.sizes[found[0]]:,} bytes in .{found[0]}, more than is read of one member"
-            raise _BadError(f"{message} (max_document_bytes={self.max_document_bytes:,})", kind=DocumentTooLongError)
+            raise self._not_read(found[0], sample.sizes[found[0]])
         return found[0], sample.members[found[0]]
+
+    def _not_read(self, extension: str, size: int) -> "_BadError":
+        """Why the reader has not read a member of the sample."""
+        limit = self.max_document_bytes
+        if size <= self.member_bytes:
+            message = f".{extension} is a sparse file, or the sample has too much in other members that may be the one"
+            return _BadError(f"{message}; write it again with one, as an ordinary file", extension=extension)
+        message = f"{size:,} bytes in .{extension}, more than is read of one member ({self.member_bytes:,})"
+        if self.field.kind == "txt":
+            message = f"a document of {size:,} bytes, above max_document_bytes={limit:,}"
+        return _BadError(message, kind=DocumentTooLongError, extension=extension)
 
 
 class _BadError(Exception):
     """Why a record is bad; `record` adds where."""
 
-    def __init__(self, message: str, *, offset: int | None = None, kind: type[RecordError] = RecordError) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        offset: int | None = None,
+        kind: type[RecordError] = RecordError,
+        extension: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.offset = offset
         self.kind = kind
+        self.extension = extension
 
     def record(self, record: int, url: str, member: str, *, line_number: int = 0, start: int = 0) -> BadRecord:
         message = f"line {line_number}: {self}" if line_number else str(self)
@@ -302,12 +338,17 @@ def _decompressed(data: bytes, extension: str, limit: int) -> bytes:
     if not extension.endswith((".gz", ".zst")):
         return data
     gzip = extension.endswith(".gz")
-    output, consumed, stream = io.BytesIO(), 0, None
+    output, consumed, num_streams = io.BytesIO(), 0, 0
+    zstd = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
+    stream: Any = None
     while consumed < len(data):
         if stream is None or stream.eof:
-            if gzip and stream is not None and not data[consumed:].strip(b"\0"):
+            if gzip and stream is not None and not data[consumed] and not data[consumed:].strip(b"\0"):
                 break  # zeros may pad a .gz
-            stream = zlib.decompressobj(31) if gzip else zstandard.ZstdDecompressor().decompressobj()
+            num_streams += 1
+            if num_streams > _MAX_STREAMS:
+                raise _BadError(f"cannot be decompressed: more than {_MAX_STREAMS:,} streams in a row; join them")
+            stream = zlib.decompressobj(31) if gzip else zstd.decompressobj()
         chunk = data[consumed : consumed + _CHUNK_BYTES]
         try:
             output.write(stream.decompress(chunk))
@@ -316,6 +357,9 @@ def _decompressed(data: bytes, extension: str, limit: int) -> bytes:
         consumed += len(chunk) - len(stream.unused_data)
         if output.tell() > limit:
             raise _BadError(f"decompresses to more than {limit:,} bytes (max_member_bytes); split the member")
+        if output.tell() > max(_FREE_BYTES, _MAX_RATIO * consumed):
+            what = f"decompresses to {output.tell():,} bytes from {consumed:,}, more than {_MAX_RATIO} times as many"
+            raise _BadError(f"{what}; if it is meant so, store it without compression")
     if stream is None or not stream.eof:
         raise _BadError(f"cannot be decompressed: cut after {len(data):,} compressed bytes")
     return output.getvalue()
@@ -331,9 +375,9 @@ def _utf8_text(data: bytes, limit: int) -> str:
 
 
 @functools.lru_cache(maxsize=16)
-def _json_decoder(keys: tuple[str, ...]) -> msgspec.json.Decoder[Any]:
-    """Makes a Python object of the string under `keys` only, not of what stands beside it."""
-    wanted: Any = str
+def _json_decoder(keys: tuple[str, ...], kind: type = str) -> msgspec.json.Decoder[Any]:
+    """Makes a Python object of the string (or another kind) under `keys` only, not of what stands beside it."""
+    wanted: Any = kind
     for key in reversed(keys):
         fields = [("value", wanted | msgspec.UnsetType, msgspec.UNSET)]
         wanted = msgspec.defstruct("Record", fields, rename={"value": key}, gc=False)
@@ -356,14 +400,39 @@ def _json_text(data: bytes, keys: tuple[str, ...], limit: int) -> str:
 
 def _json_text_or_reason(data: bytes, keys: tuple[str, ...]) -> str:
     """The slow way to the same string, which knows why there is none."""
-    value = _json_value(data, keys)
+    value = _json_value(data, keys) if len(data) <= _EXPLAIN_BYTES else msgspec.json.decode(_json_raw(data, keys, str))
     if not isinstance(value, str):
         raise _BadError(f"the value under {'.'.join(keys)!r} is {_json_kind(value)} and not a string")
     return value
 
 
 def _json_messages(data: bytes, keys: tuple[str, ...], limit: int) -> tuple[Message, ...]:
-    return _messages(_json_value(data, keys), limit)
+    if len(data) <= _EXPLAIN_BYTES:
+        return _messages(_json_value(data, keys), limit)
+    raw = _json_raw(data, keys, list)
+    if len(raw) > 3 * limit:  # a letter of two bytes is six as an escape
+        what = f"a conversation of {len(raw):,} bytes of JSON, above three times max_document_bytes={limit:,}"
+        raise _BadError(what, kind=DocumentTooLongError)
+    return _messages(msgspec.json.decode(raw), limit)
+
+
+def _json_raw(data: bytes, keys: tuple[str, ...], kind: type[str] | type[list[Any]]) -> bytes:
+    """The JSON of the string or list under the keys of a large record, of which no objects are made."""
+    value: Any
+    try:
+        value = _json_decoder(keys, msgspec.Raw).decode(data)
+        for _ in keys:
+            value = value.value
+    except (ValueError, RecursionError) as error:
+        raise _BadError(f"broken JSON, or not an object where one must be: {error}") from None
+    except AttributeError:
+        value = msgspec.UNSET
+    if value is msgspec.UNSET:
+        raise _BadError(f"no key {'.'.join(keys)!r}", kind=MissingFieldError)
+    raw = bytes(value).lstrip()
+    if not raw.startswith(b'"' if kind is str else b"["):
+        raise _BadError(f"the value under {'.'.join(keys)!r} is not {_json_kind(kind())}")
+    return raw
 
 
 def _messages(value: object, limit: int) -> tuple[Message, ...]:
@@ -448,6 +517,8 @@ def _npy_header(data: bytes) -> tuple[np.dtype[Any], int, int]:
         shape, _, dtype = read(stream, max_header_size=10_000)
     except Exception as error:  # noqa: BLE001 - numpy parses it as Python: broken bytes can raise nearly anything
         raise _BadError(f"not a .npy array ({error})") from None
+    if not all(0 <= size < 2**60 for size in shape):  # of more digits than Python prints, perhaps
+        raise _BadError("not a .npy array (a size in its shape is absurd)")
     if len(shape) != 1 or dtype.kind not in "iu":
         raise _BadError(f"a .npy of {dtype} {list(shape)}; token ids are a 1-D array of integers")
     return dtype, shape[0], stream.tell()

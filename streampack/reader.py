@@ -21,6 +21,9 @@ from streampack.tarformat import BadEntryError, Chunks, Entry, Kind, read_entry,
 
 __all__ = ["Boundary", "decompress", "find_sample", "is_compressed", "read_range", "read_samples", "split_name"]
 
+MAX_MEMBERS = 1024
+"""Of one sample: more are no sample, but a shard whose names all have the same beginning."""
+
 _ANYWHERE = Boundary(-1, None)
 _REMEDY = "the shard is cut short or damaged; copy or write it again"
 _OTHER_FORMATS = {
@@ -46,7 +49,8 @@ def read_samples(
     """The samples in the bytes of a tar from offset `start`, where an entry begins.
 
     Members whose extension `wanted` refuses, those above `max_member_bytes`, and sparse files (their stored bytes are
-    not their content) are passed over without a copy; they stand in `Sample.sizes` only.
+    not their content) are passed over without a copy; they stand in `Sample.sizes` only. So does what would bring the
+    members of one sample above twice `max_member_bytes` together.
 
     `whole`: the bytes run to the shard's end, which must be an archive's end: a zero block, and only zeros behind it.
     Otherwise they end between two samples.
@@ -138,6 +142,7 @@ def _read(
     members: dict[str, bytes] = {}
     sizes: dict[str, int] = {}
     file, sparse = Kind.FILE, Kind.SPARSE
+    held, most_held = 0, 2 * max_member_bytes  # bytes in `members`
     try:
         while True:
             entry = source.common_entry() or read_entry(source)
@@ -153,12 +158,18 @@ def _read(
                         offset = begin
                         members = {}
                         sizes = {}
+                        held = 0
+                    elif len(sizes) >= MAX_MEMBERS:
+                        what = f"sample {key!r} has more than {MAX_MEMBERS} members"
+                        remedy = "a sample's name goes up to the first dot of its files, so put the number before it"
+                        raise BadEntryError(f"{what}; {remedy}", begin, member=name)
                     extension = names[1]
                     if extension in sizes:
                         what = f"sample {key!r} has two members {extension!r}; rename one, or it would be lost"
                         raise BadEntryError(what, begin, member=name)
                     sizes[extension] = size
-                    if kind is file and size <= max_member_bytes and wanted(extension):
+                    if kind is file and size <= max_member_bytes and wanted(extension) and held + size <= most_held:
+                        held += size
                         members[extension] = payload = source.take(size)
                         if len(payload) < size:
                             what = f"the bytes end inside a member, after {len(payload)} of {size}"

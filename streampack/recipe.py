@@ -24,8 +24,6 @@ from streampack.tarcuts import find_sample, first_boundary
 
 _NO_ORDINAL = 2**62  # no shard has so many samples
 _LOOK_BYTES = 128 * 2**10  # a search for a sample reads little more than the headers around a cut
-MAX_MEMBER_BYTES = 2**30
-"""A member of JSON lines is read whole; one above this is a bad record."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,36 +56,41 @@ class Recipe:
 
         A position is the byte offset of the sample's first header in a plain tar, its ordinal in a compressed one.
         """
-        size = shard.size if shard.size_known else None
-        read = partial(
-            self.storage.chunks,
-            shard.url,
-            size=size,
-            digest=shard.digest,
-            etag=shard.etag or "",
-            max_bytes=max_range_bytes,
-        )
+        read = self._reading(shard, max_range_bytes)
         try:
             yield from self._samples(shard, piece, read, resume=resume)
         except (CorruptShardError, TruncatedShardError) as error:
             # What was altered on its way comes again, and not out of the cache.
             begin, end = (0, shard.size) if piece.whole else (piece.begin, max(piece.end, (error.offset or 0) + 1))
-            self.storage.forget(shard.url, begin, min(end, shard.size), size=size, etag=shard.etag)
+            self.storage.forget(
+                shard.url, begin, min(end, shard.size), size=_known_size(shard), etag=shard.etag
+            )
             raise
+
+    def _reading(self, shard: Shard, max_range_bytes: int) -> Callable[..., Iterator[bytes]]:
+        """What opens a range of the shard."""
+        return partial(
+            self.storage.chunks,
+            shard.url,
+            size=_known_size(shard),
+            digest=shard.digest,
+            etag=shard.etag or "",
+            max_bytes=max_range_bytes,
+        )
 
     def _samples(
         self, shard: Shard, piece: Piece, read: Callable[..., Iterator[bytes]], *, resume: int
     ) -> Iterator[tuple[int, Sample]]:
-        wanted = self.documents.field.wanted
+        wanted, limit = self.documents.field.wanted, self.documents.member_bytes
         if is_compressed(shard.url):
             chunks = decompress(read(0), url=shard.url)
-            for sample in read_samples(chunks, url=shard.url, wanted=wanted, max_member_bytes=MAX_MEMBER_BYTES):
+            for sample in read_samples(chunks, url=shard.url, wanted=wanted, max_member_bytes=limit):
                 if sample.ordinal >= resume:
                     yield sample.ordinal, sample
         elif piece.whole:
             start = max(resume, 0)
             for sample in read_samples(
-                read(start), url=shard.url, wanted=wanted, start=start, max_member_bytes=MAX_MEMBER_BYTES
+                read(start), url=shard.url, wanted=wanted, start=start, max_member_bytes=limit
             ):
                 yield sample.offset, sample
         else:
@@ -99,7 +102,7 @@ class Recipe:
                 size=shard.size,
                 url=shard.url,
                 wanted=wanted,
-                max_member_bytes=MAX_MEMBER_BYTES,
+                max_member_bytes=limit,
                 resume=None if resume < 0 else resume,
             ):
                 yield sample.offset, sample
@@ -117,14 +120,7 @@ class Recipe:
             return _NO_ORDINAL
         if piece.whole or piece.end >= shard.size:
             return shard.size
-        read = partial(
-            self.storage.chunks,
-            shard.url,
-            size=shard.size,
-            digest=shard.digest,
-            etag=shard.etag or "",
-            max_bytes=max_range_bytes,
-        )
+        read = self._reading(shard, max_range_bytes)
         look = partial(read, first_bytes=_LOOK_BYTES)
         step = max(block_bytes_of(shard.digest), _LOOK_BYTES)
         try:
@@ -213,3 +209,7 @@ class Recipe:
             eos_id=self.token_ids[1],
             lookahead=self.lookahead,
         )
+
+
+def _known_size(shard: Shard) -> int | None:
+    return shard.size if shard.size_known else None

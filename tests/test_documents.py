@@ -483,11 +483,20 @@ def test_what_stands_beside_the_text_does_not_count() -> None:
     assert texts(read(data, "json:text", max_document_bytes=5)) == ["short"]
 
 
-@pytest.mark.parametrize(("field", "extension"), [("txt", "txt"), ("npy", "a.npy"), ("jsonl:text", "jsonl.gz")])
-def test_a_member_that_was_too_large_to_read_is_a_document_too_long(field: str, extension: str) -> None:
-    error = the_error(read(sample({}, **{extension: 10**9}), field), record=-1 if "jsonl" in field else 0)
+@pytest.mark.parametrize(
+    ("field", "extension", "message"),
+    [
+        ("txt", "txt", "a document of 2,000,000,000 bytes, above max_document_bytes=67,108,864"),
+        ("npy", "a.npy", "2,000,000,000 bytes in .a.npy, more than is read of one member (134,283,274)"),
+        ("json:text", "json", "2,000,000,000 bytes in .json, more than is read of one member (536,870,912)"),
+        ("jsonl:text", "jsonl.gz", "2,000,000,000 bytes in .jsonl.gz, more than is read of one member (1,073,741,824)"),
+    ],
+)
+def test_a_member_that_was_too_large_to_read_is_a_document_too_long(field: str, extension: str, message: str) -> None:
+    error = the_error(read(sample({}, **{extension: 2 * 10**9}), field), record=-1 if "jsonl" in field else 0)
     assert isinstance(error, DocumentTooLongError)
-    assert f"1,000,000,000 bytes in .{extension}, more than is read of one member (max_document_bytes=" in str(error)
+    assert message in str(error)
+    assert f"member 'dir/k7.{extension}'" in str(error)
 
 
 # split

@@ -45,7 +45,7 @@ USERS = {
     "jinja2": {"chatjinja"},
     **{name: {"examples"} for name in TRAINERS},
     "webdataset": {"testing", "examples"},  # it writes shards; reading is our own
-    "yaml": {"config"},
+    "yaml": {"config", "yamltree"},
     "typer": {"cli"},
     "rich": {"cli", "examples"},
 }

@@ -2,6 +2,8 @@
 
 import dataclasses
 import gc
+import multiprocessing
+import os
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +13,10 @@ import numpy as np
 import pytest
 from jobs import Corpus, Job, assert_equal, dataset, texts, uneven, write_corpus, write_lanes
 
+from streampack.cli.clocks import own_memory_mb
 from streampack.errors import ConfigError
 from streampack.pool import LanePool, check_budget
+from streampack.records import Document
 from streampack.storage import Storage
 from streampack.stream import LaneEnd, LanePack, LaneStart
 from streampack.testing import ByteTokenizer
@@ -236,3 +240,18 @@ def test_check_budget_says_what_would_be_enough() -> None:
         check_budget(budget_bytes=10 * SHARE - 1, num_lanes=10, max_document_bytes=1)
     with pytest.raises(ConfigError, match="Raise max_buffer_bytes, lower max_document_bytes, or use fewer workers"):
         check_budget(budget_bytes=10 * SHARE, num_lanes=10, max_document_bytes=10 * SHARE + 1)
+
+
+def collecting(document: Document, _: np.random.Generator) -> Document:
+    """A transform that lets the collector look at everything, as it does by itself every some minutes."""
+    before = own_memory_mb(os.getpid())
+    gc.collect()
+    grown = own_memory_mb(os.getpid()) - before
+    assert grown < 10, f"{grown:.1f} MB that were shared with the parent are the worker's own now"
+    return document
+
+
+@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="nothing is shared")
+def test_what_a_worker_shares_with_its_parent_stays_shared_when_the_collector_runs(small: Corpus) -> None:
+    with Job(dataset(small, transform=collecting), 1, 2) as job:
+        assert job.step(1)

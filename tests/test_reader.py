@@ -247,6 +247,16 @@ def test_a_size_may_stand_in_a_pax_header_or_in_base_256() -> None:
     assert contents(read(data)) == [("a", {"txt": b"x" * 700}), ("b", {"txt": b"y" * 700})]
 
 
+@pytest.mark.parametrize("chunk", [512, 1 << 20])
+def test_a_number_may_fill_its_field_however_the_bytes_are_chunked(chunk: int) -> None:
+    data = header("a.txt", b"000000001274") + body(b"x" * 700) + entry("b.txt", b"2") + END
+    assert contents(read(data, chunk=chunk)) == [("a", {"txt": b"x" * 700}), ("b", {"txt": b"2"})]
+    block = bytearray(header("a.txt", 1))
+    block[154] = 5
+    with pytest.raises(CorruptShardError, match=r"a number in a header is not octal: b'00\d+\\x05 '"):
+        read(entry("0.txt") + bytes(block) + body(b"1") + END, chunk=chunk)
+
+
 @given(st.integers(-(2**60), 2**60))
 def test_base_256_numbers_are_what_tarfile_writes(number: int) -> None:
     assert parse_number(tarfile.itn(number, 12, tarfile.GNU_FORMAT)) == number

@@ -21,7 +21,6 @@ from streampack.decompression import decompress, is_compressed
 from streampack.errors import TokenizerError
 from streampack.loader import PackedDataLoader
 from streampack.reader import read_samples
-from streampack.recipe import MAX_MEMBER_BYTES
 from streampack.records import BadRecord, Document, PackRows, Sample, Tokenizer
 
 BATCH_SIZE = 8
@@ -88,7 +87,7 @@ def samples_of(dataset: PackedDataset) -> list[tuple[str, Sample]]:
             decompress(recipe.storage.chunks(shard.url, size=shard.size), url=shard.url),
             url=shard.url,
             wanted=recipe.documents.field.wanted,
-            max_member_bytes=MAX_MEMBER_BYTES,
+            max_member_bytes=recipe.documents.member_bytes,
         )
     ]
 
@@ -322,12 +321,13 @@ class _Round:
 
     def tar(self) -> Work:
         self._fill()
-        wanted = self._dataset.recipe.documents.field.wanted
+        documents = self._dataset.recipe.documents
+        wanted, limit = documents.field.wanted, documents.member_bytes
         tars = [(url, list(decompress(chunks, url=url))) for url, chunks in self._stored()]
 
         def work() -> int:
             for url, chunks in tars:
-                for _ in read_samples(chunks, url=url, wanted=wanted, max_member_bytes=MAX_MEMBER_BYTES):
+                for _ in read_samples(chunks, url=url, wanted=wanted, max_member_bytes=limit):
                     pass
             return self._num_tokens
 

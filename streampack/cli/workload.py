@@ -26,7 +26,6 @@ from streampack.decompression import decompress
 from streampack.errors import ConfigError
 from streampack.examples.make_data import DATA, read_shards
 from streampack.reader import read_samples
-from streampack.recipe import MAX_MEMBER_BYTES
 from streampack.tarformat import ZERO_BLOCK
 from streampack.testing import write_shards
 
@@ -93,7 +92,7 @@ def _parts(dataset: PackedDataset, part_bytes: int) -> Iterator[tuple[bytes, str
             keep(decompress(stored, url=shard.url)),
             url=shard.url,
             wanted=recipe.documents.field.wanted,
-            max_member_bytes=MAX_MEMBER_BYTES,
+            max_member_bytes=recipe.documents.member_bytes,
         ):
             if sample.offset - begin >= part_bytes:
                 yield bytes(held[: sample.offset - begin]), suffix
