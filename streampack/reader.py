@@ -142,7 +142,6 @@ def _read(
     members: dict[str, bytes] = {}
     sizes: dict[str, int] = {}
     file, sparse = Kind.FILE, Kind.SPARSE
-    held, most_held = 0, 2 * max_member_bytes  # bytes in `members`
     try:
         while True:
             entry = source.common_entry() or read_entry(source)
@@ -158,7 +157,6 @@ def _read(
                         offset = begin
                         members = {}
                         sizes = {}
-                        held = 0
                     elif len(sizes) >= MAX_MEMBERS:
                         what = f"sample {key!r} has more than {MAX_MEMBERS} members"
                         remedy = "a sample's name goes up to the first dot of its files, so put the number before it"
@@ -168,8 +166,9 @@ def _read(
                         what = f"sample {key!r} has two members {extension!r}; rename one, or it would be lost"
                         raise BadEntryError(what, begin, member=name)
                     sizes[extension] = size
-                    if kind is file and size <= max_member_bytes and wanted(extension) and held + size <= most_held:
-                        held += size
+                    if (kind is file and size <= max_member_bytes and wanted(extension)) and (
+                        not members or size + _held(members) <= 2 * max_member_bytes
+                    ):
                         members[extension] = payload = source.take(size)
                         if len(payload) < size:
                             what = f"the bytes end inside a member, after {len(payload)} of {size}"
@@ -182,6 +181,11 @@ def _read(
         raise _shard_error(bad, url, start, until, is_cut=is_cut) from None
     if key is not None:
         yield Sample(key, offset, ordinal, members, sizes)
+
+
+def _held(members: dict[str, bytes]) -> int:
+    """Bytes; counted anew for each member but a sample's first, as most samples have one that is wanted."""
+    return sum(map(len, members.values()))
 
 
 def _check_end(source: Chunks, last: Entry, until: Boundary | None, key: str | None) -> None:

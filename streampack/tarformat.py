@@ -38,8 +38,9 @@ _FILE_KINDS = frozenset(b"07S\0")  # file, contiguous file, GNU sparse file, V7 
 _BARE_KINDS = frozenset(b"123456")  # links, devices, directories, pipes: no payload, whatever the size field says
 KNOWN_KINDS = PREFIX_KINDS | _FILE_KINDS | _BARE_KINDS | frozenset(b"ABCDEFGHIJMNOPQRTUVWYZ")
 _SPARSE_RECORDS = (b"GNU.sparse.major", b"GNU.sparse.map", b"GNU.sparse.size")
-_FILE_FIELDS = Struct("100s24x11sc12x6scxc100x8s80xB").unpack_from
-"""Of a header: name, size and checksum, each with what ends it, kind, magic and version, the name's prefix's first."""
+_FILE_FIELDS = Struct("100s24x11sc12x6s3s100x8s80xB").unpack_from
+"""Of a header: name, size and what ends it, checksum, what ends it and kind, magic and version, prefix's first."""
+_FILE_BEHIND_SUM = b"\0 0"
 _PAX_NAME = b"././@PaxHeader".ljust(100, b"\0")
 _PAX_TIME = re.compile(rb"(\d\d) mtime=\d{1,20}(?:\.\d{1,20})?\n")
 
@@ -144,10 +145,10 @@ class Chunks:
         end = at + BLOCK
         if end > len(chunk):
             return None
-        name, size, blank, stored, nul, kind, magic, prefix = _FILE_FIELDS(chunk, at)
-        if kind != b"0" or magic != b"ustar\x0000" or prefix or not (size.isdigit() and stored.isdigit()):
+        name, size, blank, stored, kind, magic, prefix = _FILE_FIELDS(chunk, at)
+        if kind != _FILE_BEHIND_SUM or magic != b"ustar\x0000" or prefix or not (size.isdigit() and stored.isdigit()):
             return None
-        if nul != b"\0" or blank not in b"\0 ":  # more digits, or damage that no checksum covers
+        if blank not in b"\0 ":  # a twelfth digit
             return None
         middle = at + BLOCK // 2
         sums = (adler32(chunk[at:middle]) & 0xFFFF) + (adler32(chunk[middle:end]) & 0xFFFF)  # as in parse_header
