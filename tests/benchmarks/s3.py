@@ -1,6 +1,6 @@
 """Shards to packs from an S3 server, beside plain streaming of the same objects by botocore, which boto3 is made of.
 
-    python tests/benchmarks/s3.py [corpus.jsonl.zst ...] [--megabytes 64] [--rounds 5] [--json results.json]
+    python tests/benchmarks/s3.py [corpus.jsonl.zst ...] [--megabytes 256] [--rounds 5] [--json results.json]
 
 In:  files of JSON lines (zstd) with "text"; without any, made-up text. A SeaweedFS of its own, on the loopback.
 Out: for text and for token ids: stored bytes per second of the clock, as a multiple of what
@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", nargs="*")
     parser.add_argument("--model", help="a SentencePiece model; by default Mistral's")
-    parser.add_argument("--megabytes", type=float, default=64, help="of each kind of shards")
+    parser.add_argument("--megabytes", type=float, default=256, help="of each kind of shards, four of them")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
