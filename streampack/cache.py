@@ -145,8 +145,13 @@ class CachedObject:
             yield begin, name, min(BLOCK_BYTES, self._size - begin)
 
     def _marks(self, version: str, position: int) -> object:
-        ((_, name, _),) = self._blocks(version, position, position + 1)
-        return name, self._folder.marks(name)
+        """What changes when somebody adds to the block of `position`, and not when somebody reads it."""
+        ((_, name, length),) = self._blocks(version, position, position + 1)
+        file = self._folder.open(name, length)
+        if file is None:
+            return name, None
+        file.close()
+        return name, file.digests
 
     def _read(self, version: str, start: int, stop: int, keep: Keep) -> int:
         """Hand on what is in the cache from `start` on; how many bytes."""

@@ -115,14 +115,6 @@ class CacheFolder:
                 raise PermissionError(errno.EPERM, "it is not a folder of this user", str(self._root))
             self._is_ours = True
 
-    def marks(self, name: str) -> tuple[int, int] | None:
-        """What changes when somebody writes the block; None: it is not there."""
-        try:
-            found = self._path(name).stat()
-        except OSError:
-            return None
-        return found.st_ino, found.st_mtime_ns
-
     def remove(self, name: str) -> None:
         """Take a block out, if it is there; who reads it goes on."""
         with contextlib.suppress(OSError):

@@ -37,7 +37,7 @@ from caches import (
 from fsspec.implementations.memory import MemoryFileSystem
 from proxy import Fault, Proxy, _Handler
 
-from streampack import RetryPolicy, blockfile, cache
+from streampack import RetryPolicy, blockfile, cache, cachefolder
 from streampack.blockfile import BLOCK_BYTES, CHUNK_BYTES
 from streampack.cachefolder import CacheFolder
 from streampack.digests import BlockDigester
@@ -270,6 +270,21 @@ class TestTogether:
             assert 1.0 < time.monotonic() - began < 12
             one.send_signal(signal.SIGCONT)
             assert one.communicate(timeout=60)[0].strip() == ETAG
+
+    def test_those_who_wait_do_not_take_each_others_looks_for_progress(
+        self, proxy: Proxy, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(cachefolder, "_TOUCH_S", 0.0)  # as where a request may be silent for more than a minute
+        (name,) = cache.names(f"{proxy.url}/a.tar", SIZE, ETAG, 0, 0)
+        stuck = CacheFolder(cache_dir, 2**30).claim(name, BLOCK_BYTES)
+        assert stuck is not None
+        found: list[bytes] = []
+        reader = storage(cache_dir, retry=RetryPolicy(timeout_s=0.5))
+        thread = threading.Thread(target=lambda: found.append(read(reader, proxy, 0, MIB)), daemon=True)
+        thread.start()
+        thread.join(10)
+        stuck.close()
+        assert found == [DATA[:MIB]]
 
     def test_a_forked_child_does_not_keep_the_lock_of_a_parent_that_is_killed(self, cache_dir: Path) -> None:
         program = (
