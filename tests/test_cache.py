@@ -147,6 +147,24 @@ class TestReading:
             assert len(proxy.gets) <= 2
         assert read(storage(cache_dir), proxy, etag="") == DATA
 
+    def test_a_server_whose_answers_are_smaller_than_a_chunk_costs_no_empty_ones(
+        self, proxy: Proxy, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real = _Handler._own
+
+        def own(handler: _Handler) -> tuple[int, dict[str, str], bytes]:
+            status, headers, body = real(handler)
+            first = int(headers["Content-Range"].split()[1].split("-")[0])
+            body = body[:100_000]
+            return status, {**headers, "Content-Range": f"bytes {first}-{first + len(body) - 1}/{SIZE}"}, body
+
+        monkeypatch.setattr(_Handler, "_own", own)
+        for reader in (Storage(retry=RETRY), storage(cache_dir)):
+            proxy.reset()
+            assert read(reader, proxy, 0, MIB) == DATA[:MIB]
+            assert len(proxy.gets) <= 12
+            assert reader.num_retries <= 11  # short answers; none of them is waited for
+
     def test_what_has_no_version_or_size_or_is_here_already_is_not_kept(
         self, cache_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
