@@ -65,7 +65,7 @@ class CacheFolder:
         except OSError:
             return None
         try:
-            if time.time() - os.fstat(descriptor).st_mtime > _TOUCH_S:
+            if abs(time.time() - os.fstat(descriptor).st_mtime) > _TOUCH_S:
                 with contextlib.suppress(OSError):  # a read-only disk
                     os.utime(descriptor)
             return BlockFile(descriptor, name, length)
@@ -218,7 +218,11 @@ class CacheFolder:
         return descriptor
 
     def _files(self) -> Iterator[tuple[float, int, str]]:
-        """Of each block: when it was last read or written, its bytes on the disk, its path."""
+        """Of each block: when it was last read or written, its bytes on the disk, its path.
+
+        A time to come is none: a clock that was wrong once must not keep what it stamped for ever.
+        """
+        latest = time.time() + _TOUCH_S
         with os.scandir(self._root) as folders:
             names = [entry.path for entry in folders if _FOLDER.fullmatch(entry.name)]
         for folder in names:
@@ -228,7 +232,8 @@ class CacheFolder:
                     if _BLOCK.fullmatch(entry.name):
                         with contextlib.suppress(FileNotFoundError):
                             found = entry.stat(follow_symlinks=False)
-                            yield found.st_mtime, found.st_blocks * 512, entry.path
+                            when = found.st_mtime if found.st_mtime <= latest else 0.0
+                            yield when, found.st_blocks * 512, entry.path
 
 
 def _is_there(descriptor: int, path: Path) -> bool:

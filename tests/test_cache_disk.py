@@ -307,6 +307,23 @@ class TestBudget:
         finally:
             proxy.close()
 
+    def test_blocks_stamped_by_a_clock_that_ran_ahead_go_first_unless_they_are_read(self, cache_dir: Path) -> None:
+        folder = CacheFolder(cache_dir, 16 * MIB)
+        names = [f"{number:032x}" for number in range(3)]
+        for name in names:
+            file = folder.claim(name, 5 * MIB)
+            assert file is not None
+            os.posix_fallocate(file.descriptor, 0, 5 * MIB)
+            file.close()
+        paths = {path.name: path for path in block_files(cache_dir)}
+        for name in names[:2]:
+            os.utime(paths[name], (time.time() + 10**7,) * 2)
+        file = folder.open(names[0], 5 * MIB)
+        assert file is not None
+        file.close()
+        assert folder.reserve(5 * MIB)
+        assert [name for name in names if paths[name].exists()] == [names[0], names[2]]
+
     def test_a_sum_that_is_damaged_lost_or_old_is_made_anew(self, proxy: Proxy, cache_dir: Path) -> None:
         read(storage(cache_dir), proxy)
         path = cache_dir / "streampack-1" / "usage"
