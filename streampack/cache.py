@@ -190,7 +190,9 @@ class CachedObject:
                     return end
         return stop
 
-    def _claim(self, version: str, start: int, stop: int) -> tuple[list[BlockFile] | None, int]:
+    def _claim(
+        self, version: str, start: int, stop: int, *, is_last: bool = False
+    ) -> tuple[list[BlockFile] | None, int]:
         """The locked files for the bytes from `start` to the end that is given besides.
 
         None: nothing can be kept now; with an end at `start`: somebody else is at it.
@@ -213,8 +215,10 @@ class CachedObject:
             if files and self._folder.reserve(last - first):
                 return files, end
         except OSError as error:
-            self._folder.failed(error)
-            end = stop
+            _close(files)
+            if self._folder.failed(error, is_last=is_last):
+                return self._claim(version, start, stop, is_last=True)
+            return None, stop
         except BaseException:  # a lock that nobody gives back would last as long as the process
             _close(files)
             raise

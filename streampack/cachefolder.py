@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from streampack import blockfile, progress
-from streampack.blockfile import BlockFile
+from streampack.blockfile import BLOCK_BYTES, BlockFile
 
 _log = logging.getLogger(__name__)
 MIN_CACHE_BYTES = 16 * 2**20
@@ -36,6 +36,8 @@ _COUNT_S = 3600.0
 """How often the files are counted though nothing is to be removed: a killed process leaves the sum a little wrong."""
 _PAUSE_S = 300.0
 """For which nothing is written after the disk has failed."""
+_ROOM_S = 10.0
+"""For which somebody else's eviction counts as one's own, if the disk has room now."""
 _PATIENCE_S = 5.0
 """For which the file with the sum may be somebody else's, who looks at 100,000 files in about a second; then nothing is
 written for as long."""
@@ -175,11 +177,17 @@ class CacheFolder:
         return fits
 
     def _make_room(self) -> bool:
-        """Remove a part of what is held, as the disk has less than the budget; whether there was something."""
+        """Remove a part of what is held, as the disk has less than the budget; whether there may be room now.
+
+        All processes of a node meet a full disk at once, and one tenth is enough for them all.
+        """
         descriptor = self._lock_usage()
         if descriptor is None:
             return False
         try:
+            _, counted = _sum_in(descriptor)
+            if 0 <= time.time() - counted < _ROOM_S and _has_room(self._root):
+                return True
             before = self._count(most=self.max_bytes)
             held = self._count(most=int(before * _KEPT))
             _write_sum(descriptor, held, int(time.time()))
@@ -241,6 +249,12 @@ def _is_there(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), path.lstat())
     except FileNotFoundError:
         return False
+
+
+def _has_room(folder: Path) -> bool:
+    """Whether the disk says so; quotas are not in it."""
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize >= BLOCK_BYTES and (found.f_favail > 0 or not found.f_files)
 
 
 def _sum_in(descriptor: int) -> tuple[int, int]:

@@ -29,7 +29,7 @@ from caches import (
 )
 from proxy import Proxy
 
-from streampack import cachefolder
+from streampack import cache, cachefolder
 from streampack.blockfile import BLOCK_BYTES, CHUNK_BYTES
 from streampack.cachefolder import CacheFolder
 
@@ -184,12 +184,28 @@ class TestDisk:
         assert held(cache_dir) >= SIZE
 
 
+class TestFullDisk:
+    """Who meets a full disk."""
+
+    def test_one_tenth_is_enough_for_all_who_meet_a_full_disk_at_once(self, cache_dir: Path) -> None:
+        folder = CacheFolder(cache_dir, 2**30)
+        for number in range(20):
+            file = folder.claim(f"{number:032x}", 100_000)
+            assert file is not None
+            file.write(0, bytes(100_000))
+            file.close()
+        for _ in range(8):
+            another = CacheFolder(cache_dir, 2**30)
+            assert another.failed(OSError(errno.ENOSPC, "No space left on device"), is_last=False)
+        assert len(block_files(cache_dir)) == 18
+
+
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 10 MiB."""
+def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A file system of 10 MiB, or as the parameter says."""
     place = tmp_path / "disk"
     place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=10m", "streampack-test", str(place)]
+    mount = ["mount", "-t", "tmpfs", "-o", getattr(request, "param", "size=10m"), "streampack-test", str(place)]
     if shutil.which("mount") is None or subprocess.run(mount, check=False, capture_output=True).returncode:
         pytest.skip("a tmpfs cannot be mounted here")
     yield place
@@ -227,6 +243,23 @@ class TestSmallDisk:
         proxy.reset()
         assert read(reader, proxy, 0, 6 * MIB) == DATA[: 6 * MIB]
         assert num_bytes(proxy) == 0
+
+    @pytest.mark.parametrize("small_disk", ["size=40m,nr_inodes=9"], indirect=True)
+    def test_a_disk_that_has_no_more_inodes_is_given_room_too(
+        self, proxy: Proxy, small_disk: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        cache_dir = small_disk / "cache"
+        reader = storage(cache_dir)
+        names = cache.names(f"{proxy.url}/a.tar", SIZE, ETAG, 0, 2)
+        for number in range(3 - len({name[:2] for name in names})):  # folders that are not needed
+            (small_disk / f"{number}").touch()
+        with caplog.at_level(logging.WARNING, logger="streampack"):
+            assert read(reader, proxy) == DATA  # three blocks in three folders, of which the last file has no inode
+        assert caplog.messages == []
+        assert len(block_files(cache_dir)) == 2
+        proxy.reset()
+        assert read(reader, proxy, BLOCK_BYTES) == DATA[BLOCK_BYTES:]
+        assert proxy.gets == []
 
     def test_a_disk_that_became_read_only_gives_what_it_has(
         self, proxy: Proxy, small_disk: Path, caplog: pytest.LogCaptureFixture
