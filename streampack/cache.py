@@ -10,18 +10,18 @@ So with the cache no byte waits for more than the chunk that it is in, and reque
 else who wants the same bytes meanwhile waits for the lock and reads behind the one who fetches, chunk by chunk; if that
 one dies the kernel gives the lock to the next, and if it only stands still the bytes are read without the cache.
 
-Blocks are named by URL, size and version, so bytes of two versions never meet. The version is the one that the storage
-has told this process, else the one of the shard list, else it is asked for, once. Where the storage then answers with
-another one, nothing of the old one is left to be used.
+Blocks are named by object, size and version (`cachenames`), so bytes of two versions never meet. The version is the one
+that the storage has told this process, else the one of the shard list, else it is asked for, once. Where the storage
+then answers with another one, nothing of the old one is left to be used.
 Never: an error of the disk's; a wait that is not bounded; a lock that is held but while one request is under way.
 """
 
 import contextlib
-import hashlib
 from collections.abc import Iterator
 
-from streampack.blockfile import BLOCK_BYTES, CHUNK_BYTES, BlockFile
+from streampack.blockfile import BLOCK_BYTES, BlockFile
 from streampack.cachefolder import CacheFolder
+from streampack.cachenames import names, place
 from streampack.cacherelay import EnoughError, Patience, Relay, chunks_around, next_chunk
 from streampack.clients import Clients
 from streampack.errors import ShardError
@@ -33,25 +33,13 @@ _NO_VERSION = (
 )
 
 
-def names(url: str, size: int, version: str, first: int, last: int) -> list[str]:
-    """The names of the blocks `first` to `last` of one version of an object: 32 hex digits each."""
-    whole = hashlib.blake2b(f"{BLOCK_BYTES} {CHUNK_BYTES} {size} {len(version)} {version} ".encode(), digest_size=16)
-    whole.update(url.encode("utf-8", "surrogatepass"))
-    made = []
-    for index in range(first, last + 1):
-        one = whole.copy()
-        one.update(f" {index}".encode())
-        made.append(one.hexdigest())
-    return made
-
-
 def forget(
     folder: CacheFolder, url: str, start: int, stop: int, *, size: int, version: str | None, clients: Clients
 ) -> None:
     """Take the blocks with the bytes `start` to `stop` out of the cache: something in them is not as it should be."""
     for known in {version, clients.seen_version(url)} - {None, ""}:
         assert known is not None
-        for name in names(url, size, known, start // BLOCK_BYTES, max(stop - 1, start) // BLOCK_BYTES):
+        for name in names(place(url, clients), size, known, start // BLOCK_BYTES, max(stop - 1, start) // BLOCK_BYTES):
             folder.remove(name)
 
 
@@ -82,6 +70,7 @@ class CachedObject:
         self.pin = inner.pin
         self.reads_ahead = inner.reads_ahead
         self._size: int = inner.pin.size
+        self._place = place(inner.pin.url, clients)
         self._inner = inner
         self._folder = folder
         self._clients = clients
@@ -140,7 +129,7 @@ class CachedObject:
     def _blocks(self, version: str, start: int, stop: int) -> Iterator[tuple[int, str, int]]:
         """Of each block with bytes from `start` to `stop`: where it begins, its name and length."""
         first, last = start // BLOCK_BYTES, (stop - 1) // BLOCK_BYTES
-        for index, name in enumerate(names(self.pin.url, self._size, version, first, last), first):
+        for index, name in enumerate(names(self._place, self._size, version, first, last), first):
             begin = index * BLOCK_BYTES
             yield begin, name, min(BLOCK_BYTES, self._size - begin)
 

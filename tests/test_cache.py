@@ -37,12 +37,21 @@ from caches import (
 from fsspec.implementations.memory import MemoryFileSystem
 from proxy import Fault, Proxy, _Handler
 
-from streampack import RetryPolicy, blockfile, cache, cachefolder
+from streampack import RetryPolicy, blockfile, cachefolder, cachenames
 from streampack.blockfile import BLOCK_BYTES, CHUNK_BYTES
 from streampack.cachefolder import CacheFolder
+from streampack.clients import Clients
 from streampack.digests import BlockDigester
 from streampack.errors import CorruptShardError, ShardError
 from streampack.storage import Storage
+
+
+class _OneEtag(_Handler):
+    """Says one ETag of all objects."""
+
+    def _own(self) -> tuple[int, dict[str, str], bytes]:
+        status, headers, body = super()._own()
+        return status, {**headers, "ETag": '"same"'}, body
 
 
 @pytest.fixture
@@ -274,7 +283,7 @@ class TestTogether:
         proxy.always = Fault("throttle", seconds=0.02)
         with other_process(proxy, cache_dir) as one:
             wait_for(lambda: held(cache_dir) > MIB)
-            folder, (name,) = CacheFolder(cache_dir, 2**30), cache.names(f"{proxy.url}/a.tar", SIZE, ETAG, 0, 0)
+            folder, (name,) = CacheFolder(cache_dir, 2**30), cachenames.names(f"{proxy.url}/a.tar", SIZE, ETAG, 0, 0)
             one.send_signal(signal.SIGSTOP)
             while (file := folder.claim(name, BLOCK_BYTES)) is not None:  # it was between two requests
                 file.close()
@@ -293,7 +302,7 @@ class TestTogether:
         self, proxy: Proxy, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(cachefolder, "_TOUCH_S", 0.0)  # as where a request may be silent for more than a minute
-        (name,) = cache.names(f"{proxy.url}/a.tar", SIZE, ETAG, 0, 0)
+        (name,) = cachenames.names(f"{proxy.url}/a.tar", SIZE, ETAG, 0, 0)
         stuck = CacheFolder(cache_dir, 2**30).claim(name, BLOCK_BYTES)
         assert stuck is not None
         found: list[bytes] = []
@@ -434,6 +443,58 @@ class TestVersions:
             read(storage(cache_dir), proxy)
         for _ in range(2):
             assert read(storage(cache_dir), proxy) == OTHER
+
+    @pytest.mark.parametrize(
+        ("first", "second"),
+        [
+            ("X-Amz-Date=20261101&X-Amz-Signature=aa", "X-Amz-Date=20261102&X-Amz-Expires=60&X-Amz-Signature=bb"),
+            ("X-Goog-Credential=me&X-Goog-Signature=aa", "X-Goog-Credential=you&X-Goog-Signature=bb"),
+            ("Expires=1&Signature=aa&Key-Pair-Id=k", "Expires=2&Signature=bb&Key-Pair-Id=k2"),
+            ("sv=2026&se=1&sr=b&sp=r&sig=aa", "sv=2026&se=2&sr=b&sp=r&sig=bb"),
+        ],
+    )
+    def test_another_signature_or_password_opens_the_same_object(
+        self, proxy: Proxy, cache_dir: Path, first: str, second: str
+    ) -> None:
+        host = proxy.url.removeprefix("http://")
+        first, second = f"{proxy.url}/a.tar?v=1&{first}", f"http://me:password@{host}/a.tar?v=1&{second}#x"
+        for url, num_gets in ((first, 1), (second, 0), (second.replace("v=1", "v=2"), 1)):
+            proxy.reset()
+            data = b"".join(storage(cache_dir).chunks(url, 0, MIB, size=SIZE, etag=ETAG, first_bytes=MIB))
+            assert data == DATA[:MIB]
+            assert len(proxy.gets) == num_gets
+
+    def test_what_is_no_signature_tells_objects_apart(self) -> None:
+        clients = Clients({}, RETRY)
+        urls = [
+            *(f"https://h/get?{query}" for query in ("se=1", "se=2", "Expires=1", "Policy=2", "X-Amz-Date=3", "key=4")),
+            *("https://h/get", "https://h/get?x", "https://g/get"),
+        ]
+        assert [cachenames.place(url, clients) for url in urls] == urls
+
+    def test_one_url_at_two_endpoints_is_two_objects(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        options: list[dict[str, object]] = [
+            *({}, {"endpoint_url": "http://a:1"}, {"endpoint_url": "http://b:1"}),
+            {"client_kwargs": {"endpoint_url": "http://c:1"}},
+        ]
+        found = [cachenames.place("s3://bucket/a.tar", Clients(one, RETRY)) for one in options]
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://d:1")
+        found.append(cachenames.place("s3://bucket/a.tar", Clients({}, RETRY)))
+        assert len(set(found)) == 5
+        assert found[1] == cachenames.place("s3://bucket/a.tar", Clients({"endpoint_url": "http://a:1/"}, RETRY))
+
+    def test_two_s3_servers_with_one_url_and_etag_do_not_share_blocks(self, cache_dir: Path) -> None:
+        found = []
+        for data in (DATA, OTHER):  # of which both say the same ETag
+            proxy = Proxy(objects={"/bucket/a.tar": data})
+            proxy.RequestHandlerClass = _OneEtag
+            options = {"endpoint_url": proxy.url, "key": "k", "secret": "s", "client_kwargs": {"region_name": "x"}}
+            reader = Storage(options, RETRY, CacheFolder(cache_dir, 2**30))
+            try:
+                found.append(b"".join(reader.chunks("s3://bucket/a.tar", size=SIZE, etag='"same"')))
+            finally:
+                proxy.close()
+        assert found == [DATA, OTHER]
 
     def test_sizes_and_urls_have_blocks_of_their_own(self, proxy: Proxy, cache_dir: Path) -> None:
         proxy.objects["/b.tar"] = OTHER

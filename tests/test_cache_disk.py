@@ -29,7 +29,7 @@ from caches import (
 )
 from proxy import Proxy
 
-from streampack import cache, cachefolder
+from streampack import cachefolder, cachenames
 from streampack.blockfile import BLOCK_BYTES, CHUNK_BYTES
 from streampack.cachefolder import CacheFolder
 
@@ -250,7 +250,7 @@ class TestSmallDisk:
     ) -> None:
         cache_dir = small_disk / "cache"
         reader = storage(cache_dir)
-        names = cache.names(f"{proxy.url}/a.tar", SIZE, ETAG, 0, 2)
+        names = cachenames.names(f"{proxy.url}/a.tar", SIZE, ETAG, 0, 2)
         for number in range(3 - len({name[:2] for name in names})):  # folders that are not needed
             (small_disk / f"{number}").touch()
         with caplog.at_level(logging.WARNING, logger="streampack"):
