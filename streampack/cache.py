@@ -16,7 +16,6 @@ then answers with another one, nothing of the old one is left to be used.
 Never: an error of the disk's; a wait that is not bounded; a lock that is held but while one request is under way.
 """
 
-import contextlib
 from collections.abc import Iterator
 
 from streampack.blockfile import BLOCK_BYTES, BlockFile
@@ -30,6 +29,10 @@ from streampack.objects import Keep, RangeReader
 _NO_VERSION = (
     "shards of which the storage tells no version with each answer (an ETag, a generation, a time of change) are not "
     "kept in cache_dir; S3, GCS and web servers tell one"
+)
+_NO_RANGES = (
+    "shards of servers that ignore ranges and send whole objects are not kept in cache_dir; use a server that serves "
+    "ranges, or copy the shards to a disk"
 )
 
 
@@ -118,13 +121,20 @@ class CachedObject:
         """The version whose blocks are used; None: the storage does not say, so nothing can be kept."""
         version = self.pin.version or self._clients.seen_version(self.pin.url) or self._listed
         if version is None:
-            with contextlib.suppress(EnoughError):
+            try:
                 self._ask(0, 1, _take_one)
+            except EnoughError:
+                self._give_up("ranges", _NO_RANGES)
+                return None
             version = self.pin.version
         if version is None:
-            self._is_direct = True
-            self._folder.say_once("version", _NO_VERSION)
+            self._give_up("version", _NO_VERSION)
         return version
+
+    def _give_up(self, what: str, why: str) -> None:
+        """Read the rest without the cache."""
+        self._is_direct = True
+        self._folder.say_once(what, why)
 
     def _blocks(self, version: str, start: int, stop: int) -> Iterator[tuple[int, str, int]]:
         """Of each block with bytes from `start` to `stop`: where it begins, its name and length."""
@@ -231,7 +241,10 @@ class CachedObject:
             assert relay is not None
             if relay.is_other:
                 self._forget(version)
-            self._is_direct = self.pin.version is None or relay.came > relay.end - relay.begin
+            if self.pin.version is None:
+                self._give_up("version", _NO_VERSION)
+            elif relay.came > relay.end - relay.begin:
+                self._give_up("ranges", _NO_RANGES)
             return relay.given, False
         finally:
             _close(files)

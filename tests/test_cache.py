@@ -146,6 +146,35 @@ class TestReading:
         proxy.always = Fault("reset", 100_000)
         assert read(storage(cache_dir), proxy, 0, MIB) == DATA[:MIB]
 
+    @pytest.mark.parametrize("etag", [ETAG, ""])
+    def test_that_a_server_ignores_ranges_is_said_once(
+        self, proxy: Proxy, cache_dir: Path, etag: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        proxy.always = Fault("whole")
+        proxy.objects["/b.tar"] = DATA
+        reader = storage(cache_dir)
+        with caplog.at_level(logging.WARNING, logger="streampack"):
+            for path in ("/a.tar", "/b.tar", "/a.tar"):
+                assert b"".join(reader.chunks(f"{proxy.url}{path}", size=SIZE, etag=etag)) == DATA
+        (message,) = caplog.messages
+        assert "servers that ignore ranges" in message
+        assert "use a server that serves ranges" in message
+
+    def test_that_answers_tell_no_version_is_said_though_the_list_has_one(
+        self, proxy: Proxy, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        real = _Handler._own
+
+        def own(handler: _Handler) -> tuple[int, dict[str, str], bytes]:
+            status, headers, body = real(handler)
+            return status, {name: value for name, value in headers.items() if name != "ETag"}, body
+
+        monkeypatch.setattr(_Handler, "_own", own)
+        with caplog.at_level(logging.WARNING, logger="streampack"):
+            assert read(storage(cache_dir), proxy) == DATA
+        (message,) = caplog.messages
+        assert "tells no version" in message
+
     def test_a_server_that_ignores_ranges_is_read_without_the_cache(self, proxy: Proxy, cache_dir: Path) -> None:
         proxy.always = Fault("whole")
         reader = storage(cache_dir)
