@@ -28,6 +28,11 @@ MIN_CACHE_BYTES = 16 * 2**20
 """Less would keep nothing for long: ranges have up to 8 MiB."""
 _LAYOUT = "streampack-1"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_IS_FULL = ("is full", "make room, give a smaller cache_bytes, or another cache_dir")
+_CANNOT_BE_WRITTEN = (
+    "cannot be written",
+    "give a cache_dir that this user may write, on a disk with flock; two users need a folder each",
+)
 _KEPT = 0.9
 """Of the budget, after an eviction: each looks at all files, so it makes room for many blocks."""
 _TOUCH_S = 60.0
@@ -54,7 +59,7 @@ class CacheFolder:
         self._root = Path(cache_dir).expanduser().absolute() / _LAYOUT
         self._is_ours = False
         self._off_until = 0.0
-        self._said: set[str] = set()
+        self._said: dict[str, object] = {}
 
     def __reduce__(self) -> tuple[type["CacheFolder"], tuple[str, int]]:
         return type(self), (str(self._root.parent), self.max_bytes)
@@ -141,18 +146,20 @@ class CacheFolder:
         if error.errno == errno.ENOENT:  # somebody is deleting the folder at this moment
             return False
         self._off_until = time.monotonic() + _PAUSE_S
-        what = "is full" if error.errno in _FULL else "cannot be written"
+        what, remedy = _CANNOT_BE_WRITTEN
+        if error.errno in _FULL:
+            what, remedy = _IS_FULL
         self.say_once(
             what,
-            f"the disk of cache_dir {what} ({error}); shards are read from the storage without it, and it is tried "
-            f"again every {_PAUSE_S:.0f} s: make room, give a smaller cache_bytes, or another cache_dir",
+            f"the disk of cache_dir {what} ({error}); what is not there is read from the storage and not kept, and "
+            f"writing is tried again every {_PAUSE_S:.0f} s: {remedy}",
         )
         return False
 
     def say_once(self, what: str, message: str) -> None:
         """Warn, the first time in this process."""
-        if what not in self._said:
-            self._said.add(what)
+        mine = object()
+        if self._said.setdefault(what, mine) is mine:  # of threads that come at once too, only one
             _log.warning("%s (%s)", message, self._root)
 
     # -- the budget ------------------------------------------------------------------------------------------------

@@ -137,8 +137,27 @@ class TestDisk:
                 assert read(reader, proxy) == DATA
         (message,) = caplog.messages
         assert "the disk of cache_dir cannot be written" in message
+        assert "give a cache_dir that this user may write" in message
+        assert "make room" not in message
         assert reader.num_retries == 0
         assert num_bytes(proxy) == 3 * SIZE
+
+    def test_threads_that_come_at_once_say_it_once(self, cache_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+        class Slow(str):
+            __slots__ = ()
+
+            def __hash__(self) -> int:
+                time.sleep(0.1)  # as if another thread had its turn here
+                return 7
+
+        folder = CacheFolder(cache_dir, 2**30)
+        threads = [threading.Thread(target=folder.say_once, args=(Slow("what"), "message")) for _ in range(3)]
+        with caplog.at_level(logging.WARNING, logger="streampack"):
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(20)
+        assert len(caplog.messages) == 1
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="a folder is given to another user")
     def test_a_folder_of_another_user_is_not_used(
@@ -175,6 +194,7 @@ class TestDisk:
         assert reader.num_retries == 0
         assert len(caplog.messages) == 1
         assert "the disk of cache_dir is full" in caplog.messages[0]
+        assert "make room, give a smaller cache_bytes, or another cache_dir" in caplog.messages[0]
         assert 2 <= len(tried) <= 8
         monkeypatch.setattr(cachefolder, "_PAUSE_S", 0.0)
         monkeypatch.setattr(os, "pwrite", real)
