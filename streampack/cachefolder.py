@@ -57,7 +57,6 @@ class CacheFolder:
     def __init__(self, cache_dir: str | os.PathLike[str], max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self._root = Path(cache_dir).expanduser().absolute() / _LAYOUT
-        self._is_ours = False
         self._off_until = 0.0
         self._said: dict[str, object] = {}
 
@@ -110,17 +109,15 @@ class CacheFolder:
             self._root.parent.mkdir(parents=True, exist_ok=True)
             for folder in (self._root, path.parent):
                 folder.mkdir(0o700, exist_ok=True)
+            self._check_owner()
             return os.open(path, flags, 0o600)
 
     def _check_owner(self) -> None:
-        """What another user can write could be made to hold anything."""
-        if self._is_ours:
-            return
+        """What another user can write could be made to hold anything. A folder that was deleted may be theirs next time."""
         with contextlib.suppress(FileNotFoundError):
             found = self._root.lstat()
             if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
                 raise PermissionError(errno.EPERM, "it is not a folder of this user", str(self._root))
-            self._is_ours = True
 
     def remove(self, name: str) -> None:
         """Take a block out, if it is there; who reads it goes on."""

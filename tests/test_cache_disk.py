@@ -163,13 +163,16 @@ class TestDisk:
     def test_a_folder_of_another_user_is_not_used(
         self, proxy: Proxy, cache_dir: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        read(storage(cache_dir), proxy)
+        reader = storage(cache_dir)
+        read(reader, proxy)
         os.chown(cache_dir / "streampack-1", 12345, 12345)
-        proxy.reset()
-        with caplog.at_level(logging.WARNING, logger="streampack"):
-            assert read(storage(cache_dir), proxy) == DATA
-        assert num_bytes(proxy) == SIZE
-        assert "not a folder of this user" in caplog.text
+        for one in (storage(cache_dir), reader):
+            proxy.reset()
+            caplog.clear()
+            with caplog.at_level(logging.WARNING, logger="streampack"):
+                assert read(one, proxy) == DATA
+            assert num_bytes(proxy) == SIZE
+            assert "not a folder of this user" in caplog.text
 
     def test_a_full_disk_is_made_room_on_once_and_then_left_alone(
         self,
