@@ -211,7 +211,7 @@ class CachedObject:
                 if end < min(stop, begin + length):
                     break
             first, last = chunks_around(start, end, self._size)
-            if files and self._folder.reserve(last - first):
+            if files and self._folder.reserve(last - first, num_files=len(files)):
                 return files, end
         except OSError as error:
             _close(files)

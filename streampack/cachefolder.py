@@ -37,6 +37,10 @@ _KEPT = 0.9
 """Of the budget, after an eviction: each looks at all files, so it makes room for many blocks."""
 _TOUCH_S = 60.0
 """How exactly it is known when a block was last read."""
+_SKEW_S = 3600.0
+"""By which the clocks of this machine and of its disks may differ."""
+_FILE_BYTES = 4096
+"""What a file takes on the disk besides its chunks: its head, and the rest of its last page."""
 _COUNT_S = 3600.0
 """How often the files are counted though nothing is to be removed: a killed process leaves the sum a little wrong."""
 _PAUSE_S = 300.0
@@ -113,7 +117,7 @@ class CacheFolder:
             return os.open(path, flags, 0o600)
 
     def _check_owner(self) -> None:
-        """What another user can write could be made to hold anything. A folder that was deleted may be theirs next time."""
+        """What another user can write could be made to hold anything. A deleted folder may be theirs the next time."""
         with contextlib.suppress(FileNotFoundError):
             found = self._root.lstat()
             if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
@@ -161,8 +165,12 @@ class CacheFolder:
 
     # -- the budget ------------------------------------------------------------------------------------------------
 
-    def reserve(self, num_bytes: int) -> bool:
-        """Ask for so much of the budget, by removing what was not read for longest; False: it is not to be had."""
+    def reserve(self, num_bytes: int, *, num_files: int = 0) -> bool:
+        """Ask for the budget of so many bytes in so many files, by removing what was not read for longest.
+
+        False: it is not to be had.
+        """
+        num_bytes += num_files * _FILE_BYTES
         try:
             descriptor = self._lock_usage()
             if descriptor is None:
@@ -234,7 +242,7 @@ class CacheFolder:
 
         A time to come is none: a clock that was wrong once must not keep what it stamped for ever.
         """
-        latest = time.time() + _TOUCH_S
+        latest = time.time() + _SKEW_S
         with os.scandir(self._root) as folders:
             names = [entry.path for entry in folders if _FOLDER.fullmatch(entry.name)]
         for folder in names:
