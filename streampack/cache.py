@@ -99,7 +99,7 @@ class CachedObject:
             version = None if self._is_direct else self._version()
             if version is None or position == self._stuck_at:
                 self._stuck_at = -1
-                self._stream(position, stop, keep)
+                self._ask(position, stop, keep)
                 return
             position += self._read(version, position, stop, keep)
             if position == stop:
@@ -111,7 +111,7 @@ class CachedObject:
                 continue
             else:
                 end = self._missing_until(version, position, stop)
-                come = self._stream(position, end, keep)
+                come = self._ask(position, end, keep)
                 is_short = come < end - position
             position += come
             if is_short:  # the object ends here, or the server likes small answers
@@ -252,19 +252,8 @@ class CachedObject:
                 self._stuck_at = start  # the next try must get on, whatever becomes of the chunk
         return relay.given, relay.given < stop - start
 
-    def _stream(self, start: int, stop: int, keep: Keep) -> int:
+    def _ask(self, start: int, stop: int, keep: Keep) -> int:
         """Ask the storage for the bytes and hand them on; how many came."""
-        come = 0
-
-        def keep_counted(piece: bytes) -> None:
-            nonlocal come
-            come += len(piece)
-            keep(piece)
-
-        self._ask(start, stop, keep_counted)
-        return come
-
-    def _ask(self, start: int, stop: int, keep: Keep) -> None:
         num_bytes = 0
 
         def keep_counted(piece: bytes) -> None:
@@ -276,6 +265,7 @@ class CachedObject:
             self._inner.fetch(start, stop, keep_counted)
         finally:
             self._clients.count_asked(num_bytes)
+        return num_bytes
 
     def _forget(self, version: str) -> None:
         for _, name, _ in self._blocks(version, 0, self._size):
