@@ -229,6 +229,11 @@ class CacheFolder:
                 if time.monotonic() > deadline:
                     self._off_until = deadline + _PATIENCE_S
                     os.close(descriptor)
+                    self.say_once(
+                        "is locked",
+                        f"the sum of cache_dir was locked by another process for {_PATIENCE_S:.0f} s, and nothing is "
+                        "kept meanwhile: one that uses the folder stands still (end it), or the disk is slow",
+                    )
                     return None
                 progress.sleep(pause_s)
                 pause_s = min(2 * pause_s, 0.05)

@@ -29,7 +29,7 @@ from caches import (
 )
 from proxy import Proxy
 
-from streampack import cachefolder, cachenames
+from streampack import blockfile, cachefolder, cachenames
 from streampack.blockfile import BLOCK_BYTES, CHUNK_BYTES
 from streampack.cachefolder import CacheFolder
 
@@ -379,6 +379,31 @@ class TestBudget:
         file.close()
         assert folder.reserve(5 * MIB)
         assert [name for name in names if paths[name].exists()] == [names[0], names[2]]
+
+    def test_one_that_stands_still_with_the_sum_is_passed_by_and_that_is_said_once(
+        self,
+        proxy: Proxy,
+        cache_dir: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        monkeypatch.setattr(cachefolder, "_PATIENCE_S", 0.1)
+        read(storage(cache_dir), proxy, 0, MIB)
+        descriptor = os.open(cache_dir / "streampack-1" / "usage", os.O_RDWR)
+        try:
+            assert blockfile.try_lock(descriptor)
+            reader = storage(cache_dir)
+            with caplog.at_level(logging.WARNING, logger="streampack"):
+                assert read(reader, proxy) == DATA
+                time.sleep(0.3)
+                assert read(reader, proxy) == DATA
+        finally:
+            blockfile.close(descriptor)
+        (message,) = caplog.messages
+        assert "was locked by another process" in message
+        time.sleep(0.3)
+        assert read(reader, proxy) == DATA
+        assert held(cache_dir) >= SIZE
 
     def test_small_shards_are_counted_as_what_they_take_on_the_disk(self, cache_dir: Path) -> None:
         proxy = Proxy(objects={f"/{number}.tar": DATA[:300] for number in range(40)})
