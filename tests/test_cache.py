@@ -37,7 +37,7 @@ from caches import (
 from fsspec.implementations.memory import MemoryFileSystem
 from proxy import Fault, Proxy, _Handler
 
-from streampack import RetryPolicy, blockfile, cachefolder, cachenames
+from streampack import RetryPolicy, blockfile, cachefolder, cachenames, clients
 from streampack.blockfile import BLOCK_BYTES, CHUNK_BYTES
 from streampack.cachefolder import CacheFolder
 from streampack.clients import Clients
@@ -465,6 +465,20 @@ class TestVersions:
         assert len(proxy.gets) == 1
         assert reader.num_retries == 0
 
+    def test_a_process_that_remembers_no_more_versions_still_corrects_those_that_it_has(
+        self, proxy: Proxy, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(clients, "_MOST_VERSIONS", 1)
+        reader = storage(cache_dir)
+        assert read(reader, proxy, 0, MIB) == DATA[:MIB]
+        proxy.objects["/a.tar"] = OTHER
+        reader.forget(f"{proxy.url}/a.tar", 0, SIZE, size=SIZE, etag=ETAG)
+        with caplog.at_level(logging.WARNING, logger="streampack"):
+            for _ in range(3):
+                assert read(reader, proxy) == OTHER
+        assert len(caplog.messages) == 1
+        assert "another version than before" in caplog.messages[0]
+
     def test_blocks_of_an_older_version_are_not_in_the_way_of_the_next_run(self, proxy: Proxy, cache_dir: Path) -> None:
         read(storage(cache_dir), proxy, 0, MIB)
         proxy.objects["/a.tar"] = OTHER
@@ -494,12 +508,12 @@ class TestVersions:
             assert len(proxy.gets) == num_gets
 
     def test_what_is_no_signature_tells_objects_apart(self) -> None:
-        clients = Clients({}, RETRY)
+        nobody = Clients({}, RETRY)
         urls = [
             *(f"https://h/get?{query}" for query in ("se=1", "se=2", "Expires=1", "Policy=2", "X-Amz-Date=3", "key=4")),
             *("https://h/get", "https://h/get?x", "https://g/get"),
         ]
-        assert [cachenames.place(url, clients) for url in urls] == urls
+        assert [cachenames.place(url, nobody) for url in urls] == urls
 
     def test_one_url_at_two_endpoints_is_two_objects(self, monkeypatch: pytest.MonkeyPatch) -> None:
         options: list[dict[str, object]] = [
