@@ -189,9 +189,7 @@ class CachedObject:
                     return end
         return stop
 
-    def _claim(
-        self, version: str, start: int, stop: int, *, is_last: bool = False
-    ) -> tuple[list[BlockFile] | None, int]:
+    def _claim(self, version: str, start: int, stop: int, *, tries: int = 1) -> tuple[list[BlockFile] | None, int]:
         """The locked files for the bytes from `start` to the end that is given besides.
 
         None: nothing can be kept now; with an end at `start`: somebody else is at it.
@@ -215,8 +213,8 @@ class CachedObject:
                 return files, end
         except OSError as error:
             _close(files)
-            if self._folder.failed(error, is_last=is_last):
-                return self._claim(version, start, stop, is_last=True)
+            if self._folder.failed(error, tries=tries):
+                return self._claim(version, start, stop, tries=tries + 1)
             return None, stop
         except BaseException:  # a lock that nobody gives back would last as long as the process
             _close(files)

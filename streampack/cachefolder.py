@@ -33,6 +33,8 @@ _CANNOT_BE_WRITTEN = (
     "cannot be written",
     "give a cache_dir that this user may write, on a disk with flock; two users need a folder each",
 )
+MOST_TRIES = 3
+"""To write something on a disk that is full."""
 _KEPT = 0.9
 """Of the budget, after an eviction: each looks at all files, so it makes room for many blocks."""
 _TOUCH_S = 60.0
@@ -138,11 +140,14 @@ class CacheFolder:
         """Whether nothing is written, because the disk has failed not long ago."""
         return time.monotonic() < self._off_until
 
-    def failed(self, error: OSError, *, is_last: bool = True) -> bool:
-        """The disk said no: whether it is worth another try, as room was made; else nothing is written for a time."""
-        if error.errno in _FULL and not is_last:
+    def failed(self, error: OSError, *, tries: int = MOST_TRIES) -> bool:
+        """The disk said no: whether it is worth another try, as room was made; else nothing is written for a time.
+
+        `tries`: how often it has said so.
+        """
+        if error.errno in _FULL and tries < MOST_TRIES:
             with contextlib.suppress(OSError):
-                if self._make_room():
+                if self._make_room(is_first=tries == 1):
                     return True
         if error.errno == errno.ENOENT:  # somebody is deleting the folder at this moment
             return False
@@ -188,18 +193,22 @@ class CacheFolder:
             return False
         return fits
 
-    def _make_room(self) -> bool:
+    def _make_room(self, *, is_first: bool) -> bool:
         """Remove a part of what is held, as the disk has less than the budget; whether there may be room now.
 
-        All processes of a node meet a full disk at once, and one tenth is enough for them all.
+        All processes of a node meet a full disk at once, and one tenth is enough for them all. So at first the disk is
+        believed if it says that there is room again; a quota knows better.
         """
         descriptor = self._lock_usage()
         if descriptor is None:
             return False
         try:
             _, counted = _sum_in(descriptor)
-            if 0 <= time.time() - counted < _ROOM_S and _has_room(self._root):
+            has_room = _has_room(self._root)
+            if is_first and has_room and 0 <= time.time() - counted < _ROOM_S:
                 return True
+            if not (is_first or has_room):  # so room was made the first time
+                return False
             before = self._count(most=self.max_bytes)
             held = self._count(most=int(before * _KEPT))
             _write_sum(descriptor, held, int(time.time()))

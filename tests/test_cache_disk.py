@@ -219,8 +219,27 @@ class TestFullDisk:
             file.close()
         for _ in range(8):
             another = CacheFolder(cache_dir, 2**30)
-            assert another.failed(OSError(errno.ENOSPC, "No space left on device"), is_last=False)
+            assert another.failed(OSError(errno.ENOSPC, "No space left on device"), tries=1)
         assert len(block_files(cache_dir)) == 18
+
+    def test_a_quota_of_which_the_disk_knows_nothing_is_made_room_under(
+        self, proxy: Proxy, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        real = os.pwrite
+
+        def pwrite(descriptor: int, data: bytes, at: int) -> int:
+            if len(data) > 100 and held(cache_dir) > BLOCK_BYTES:
+                raise OSError(errno.EDQUOT, "Disk quota exceeded")
+            return real(descriptor, data, at)
+
+        read(storage(cache_dir), proxy, BLOCK_BYTES)
+        os.utime(max(block_files(cache_dir), key=lambda path: path.stat().st_size), (0, 0))  # it goes first
+        (cache_dir / "streampack-1" / "usage").write_text(f"{SIZE - BLOCK_BYTES:020d} {int(time.time()):012d}\n")
+        monkeypatch.setattr(os, "pwrite", pwrite)
+        with caplog.at_level(logging.WARNING, logger="streampack"):
+            assert read(storage(cache_dir), proxy, 0, 4 * MIB) == DATA[: 4 * MIB]
+        assert caplog.messages == []
+        assert 4 * MIB <= held(cache_dir) <= BLOCK_BYTES + MIB
 
 
 @pytest.fixture
