@@ -38,7 +38,8 @@ class BlockFile:
         self._length = length
         self._num_chunks = -(-length // CHUNK_BYTES)
         self._head_bytes = 8 * self._num_chunks
-        self._digests = self._read_digests()
+        self.digests = self._read_digests()
+        """Of its chunks, as they were when it was opened; 0: not there."""
 
     def _read_digests(self) -> tuple[int, ...]:
         head = os.pread(self.descriptor, self._head_bytes, 0).ljust(self._head_bytes, b"\0")
@@ -46,7 +47,7 @@ class BlockFile:
 
     def has(self, chunk: int) -> bool:
         """Whether the chunk was there when the file was opened; that it is right is not said."""
-        return self._digests[chunk] != 0
+        return self.digests[chunk] != 0
 
     def read(self, start: int, stop: int, keep: Callable[[bytes], None]) -> int:
         """Hand on the bytes from `start` on, up to `stop` or the first chunk that is not there; how many they were."""
@@ -59,7 +60,7 @@ class BlockFile:
                 data = os.pread(self.descriptor, self._size(chunk), self._head_bytes + begin)
             except OSError:  # a disk that loses what it holds
                 break
-            if len(data) != self._size(chunk) or self._digest(chunk, data) != self._digests[chunk]:
+            if len(data) != self._size(chunk) or self._digest(chunk, data) != self.digests[chunk]:
                 break
             if begin < start or begin + len(data) > stop:
                 data = data[max(start - begin, 0) : stop - begin]

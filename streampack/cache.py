@@ -10,18 +10,17 @@ So with the cache no byte waits for more than the chunk that it is in, and reque
 else who wants the same bytes meanwhile waits for the lock and reads behind the one who fetches, chunk by chunk; if that
 one dies the kernel gives the lock to the next, and if it only stands still the bytes are read without the cache.
 
-Blocks are named by URL, size and version, so bytes of two versions never meet. The version is the one that the storage
-has told this process, else the one of the shard list, else it is asked for, once. Where the storage then answers with
-another one, nothing of the old one is left to be used.
+Blocks are named by object, size and version (`cachenames`), so bytes of two versions never meet. The version is the one
+that the storage has told this process, else the one of the shard list, else it is asked for, once. Where the storage
+then answers with another one, nothing of the old one is left to be used.
 Never: an error of the disk's; a wait that is not bounded; a lock that is held but while one request is under way.
 """
 
-import contextlib
-import hashlib
 from collections.abc import Iterator
 
-from streampack.blockfile import BLOCK_BYTES, CHUNK_BYTES, BlockFile
+from streampack.blockfile import BLOCK_BYTES, BlockFile
 from streampack.cachefolder import CacheFolder
+from streampack.cachenames import names, place
 from streampack.cacherelay import EnoughError, Patience, Relay, chunks_around, next_chunk
 from streampack.clients import Clients
 from streampack.errors import ShardError
@@ -31,18 +30,10 @@ _NO_VERSION = (
     "shards of which the storage tells no version with each answer (an ETag, a generation, a time of change) are not "
     "kept in cache_dir; S3, GCS and web servers tell one"
 )
-
-
-def names(url: str, size: int, version: str, first: int, last: int) -> list[str]:
-    """The names of the blocks `first` to `last` of one version of an object: 32 hex digits each."""
-    whole = hashlib.blake2b(f"{BLOCK_BYTES} {CHUNK_BYTES} {size} {len(version)} {version} ".encode(), digest_size=16)
-    whole.update(url.encode("utf-8", "surrogatepass"))
-    made = []
-    for index in range(first, last + 1):
-        one = whole.copy()
-        one.update(f" {index}".encode())
-        made.append(one.hexdigest())
-    return made
+_NO_RANGES = (
+    "shards of servers that ignore ranges and send whole objects are not kept in cache_dir; use a server that serves "
+    "ranges, or copy the shards to a disk"
+)
 
 
 def forget(
@@ -51,7 +42,7 @@ def forget(
     """Take the blocks with the bytes `start` to `stop` out of the cache: something in them is not as it should be."""
     for known in {version, clients.seen_version(url)} - {None, ""}:
         assert known is not None
-        for name in names(url, size, known, start // BLOCK_BYTES, max(stop - 1, start) // BLOCK_BYTES):
+        for name in names(place(url, clients), size, known, start // BLOCK_BYTES, max(stop - 1, start) // BLOCK_BYTES):
             folder.remove(name)
 
 
@@ -82,6 +73,7 @@ class CachedObject:
         self.pin = inner.pin
         self.reads_ahead = inner.reads_ahead
         self._size: int = inner.pin.size
+        self._place = place(inner.pin.url, clients)
         self._inner = inner
         self._folder = folder
         self._clients = clients
@@ -107,7 +99,7 @@ class CachedObject:
             version = None if self._is_direct else self._version()
             if version is None or position == self._stuck_at:
                 self._stuck_at = -1
-                self._stream(position, stop, keep)
+                self._ask(position, stop, keep)
                 return
             position += self._read(version, position, stop, keep)
             if position == stop:
@@ -119,7 +111,7 @@ class CachedObject:
                 continue
             else:
                 end = self._missing_until(version, position, stop)
-                come = self._stream(position, end, keep)
+                come = self._ask(position, end, keep)
                 is_short = come < end - position
             position += come
             if is_short:  # the object ends here, or the server likes small answers
@@ -129,24 +121,36 @@ class CachedObject:
         """The version whose blocks are used; None: the storage does not say, so nothing can be kept."""
         version = self.pin.version or self._clients.seen_version(self.pin.url) or self._listed
         if version is None:
-            with contextlib.suppress(EnoughError):
+            try:
                 self._ask(0, 1, _take_one)
+            except EnoughError:
+                self._give_up("ranges", _NO_RANGES)
+                return None
             version = self.pin.version
         if version is None:
-            self._is_direct = True
-            self._folder.say_once("version", _NO_VERSION)
+            self._give_up("version", _NO_VERSION)
         return version
+
+    def _give_up(self, what: str, why: str) -> None:
+        """Read the rest without the cache."""
+        self._is_direct = True
+        self._folder.say_once(what, why)
 
     def _blocks(self, version: str, start: int, stop: int) -> Iterator[tuple[int, str, int]]:
         """Of each block with bytes from `start` to `stop`: where it begins, its name and length."""
         first, last = start // BLOCK_BYTES, (stop - 1) // BLOCK_BYTES
-        for index, name in enumerate(names(self.pin.url, self._size, version, first, last), first):
+        for index, name in enumerate(names(self._place, self._size, version, first, last), first):
             begin = index * BLOCK_BYTES
             yield begin, name, min(BLOCK_BYTES, self._size - begin)
 
     def _marks(self, version: str, position: int) -> object:
-        ((_, name, _),) = self._blocks(version, position, position + 1)
-        return name, self._folder.marks(name)
+        """What changes when somebody adds to the block of `position`, and not when somebody reads it."""
+        ((_, name, length),) = self._blocks(version, position, position + 1)
+        file = self._folder.open(name, length)
+        if file is None:
+            return name, None
+        file.close()
+        return name, file.digests
 
     def _read(self, version: str, start: int, stop: int, keep: Keep) -> int:
         """Hand on what is in the cache from `start` on; how many bytes."""
@@ -185,7 +189,7 @@ class CachedObject:
                     return end
         return stop
 
-    def _claim(self, version: str, start: int, stop: int) -> tuple[list[BlockFile] | None, int]:
+    def _claim(self, version: str, start: int, stop: int, *, tries: int = 1) -> tuple[list[BlockFile] | None, int]:
         """The locked files for the bytes from `start` to the end that is given besides.
 
         None: nothing can be kept now; with an end at `start`: somebody else is at it.
@@ -205,11 +209,13 @@ class CachedObject:
                 if end < min(stop, begin + length):
                     break
             first, last = chunks_around(start, end, self._size)
-            if files and self._folder.reserve(last - first):
+            if files and self._folder.reserve(last - first, num_files=len(files)):
                 return files, end
         except OSError as error:
-            self._folder.failed(error)
-            end = stop
+            _close(files)
+            if self._folder.failed(error, tries=tries):
+                return self._claim(version, start, stop, tries=tries + 1)
+            return None, stop
         except BaseException:  # a lock that nobody gives back would last as long as the process
             _close(files)
             raise
@@ -226,11 +232,17 @@ class CachedObject:
                 return got, False
             relay = Relay(self.pin, version, self._folder, files, start, stop, keep)
             self._ask(relay.begin, relay.end, relay)
+            if relay.came and not relay.num_stored and relay.came < relay.end - relay.begin:
+                self._is_direct = True  # the server's answers are smaller than a chunk
+                return relay.given, False
         except EnoughError:
             assert relay is not None
             if relay.is_other:
                 self._forget(version)
-            self._is_direct = self.pin.version is None or relay.came > relay.end - relay.begin
+            if self.pin.version is None:
+                self._give_up("version", _NO_VERSION)
+            elif relay.came > relay.end - relay.begin:
+                self._give_up("ranges", _NO_RANGES)
             return relay.given, False
         finally:
             _close(files)
@@ -238,19 +250,8 @@ class CachedObject:
                 self._stuck_at = start  # the next try must get on, whatever becomes of the chunk
         return relay.given, relay.given < stop - start
 
-    def _stream(self, start: int, stop: int, keep: Keep) -> int:
+    def _ask(self, start: int, stop: int, keep: Keep) -> int:
         """Ask the storage for the bytes and hand them on; how many came."""
-        come = 0
-
-        def keep_counted(piece: bytes) -> None:
-            nonlocal come
-            come += len(piece)
-            keep(piece)
-
-        self._ask(start, stop, keep_counted)
-        return come
-
-    def _ask(self, start: int, stop: int, keep: Keep) -> None:
         num_bytes = 0
 
         def keep_counted(piece: bytes) -> None:
@@ -262,6 +263,7 @@ class CachedObject:
             self._inner.fetch(start, stop, keep_counted)
         finally:
             self._clients.count_asked(num_bytes)
+        return num_bytes
 
     def _forget(self, version: str) -> None:
         for _, name, _ in self._blocks(version, 0, self._size):

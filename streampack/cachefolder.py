@@ -21,21 +21,34 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from streampack import blockfile, progress
-from streampack.blockfile import BlockFile
+from streampack.blockfile import BLOCK_BYTES, BlockFile
 
 _log = logging.getLogger(__name__)
 MIN_CACHE_BYTES = 16 * 2**20
 """Less would keep nothing for long: ranges have up to 8 MiB."""
 _LAYOUT = "streampack-1"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_IS_FULL = ("is full", "make room, give a smaller cache_bytes, or another cache_dir")
+_CANNOT_BE_WRITTEN = (
+    "cannot be written",
+    "give a cache_dir that this user may write, on a disk with flock; two users need a folder each",
+)
+MOST_TRIES = 3
+"""To write something on a disk that is full."""
 _KEPT = 0.9
 """Of the budget, after an eviction: each looks at all files, so it makes room for many blocks."""
 _TOUCH_S = 60.0
 """How exactly it is known when a block was last read."""
+_SKEW_S = 3600.0
+"""By which the clocks of this machine and of its disks may differ."""
+_FILE_BYTES = 4096
+"""What a file takes on the disk besides its chunks: its head, and the rest of its last page."""
 _COUNT_S = 3600.0
 """How often the files are counted though nothing is to be removed: a killed process leaves the sum a little wrong."""
 _PAUSE_S = 300.0
 """For which nothing is written after the disk has failed."""
+_ROOM_S = 10.0
+"""For which somebody else's eviction counts as one's own, if the disk has room now."""
 _PATIENCE_S = 5.0
 """For which the file with the sum may be somebody else's, who looks at 100,000 files in about a second; then nothing is
 written for as long."""
@@ -50,9 +63,8 @@ class CacheFolder:
     def __init__(self, cache_dir: str | os.PathLike[str], max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self._root = Path(cache_dir).expanduser().absolute() / _LAYOUT
-        self._is_ours = False
         self._off_until = 0.0
-        self._said: set[str] = set()
+        self._said: dict[str, object] = {}
 
     def __reduce__(self) -> tuple[type["CacheFolder"], tuple[str, int]]:
         return type(self), (str(self._root.parent), self.max_bytes)
@@ -65,7 +77,7 @@ class CacheFolder:
         except OSError:
             return None
         try:
-            if time.time() - os.fstat(descriptor).st_mtime > _TOUCH_S:
+            if abs(time.time() - os.fstat(descriptor).st_mtime) > _TOUCH_S:
                 with contextlib.suppress(OSError):  # a read-only disk
                     os.utime(descriptor)
             return BlockFile(descriptor, name, length)
@@ -103,25 +115,15 @@ class CacheFolder:
             self._root.parent.mkdir(parents=True, exist_ok=True)
             for folder in (self._root, path.parent):
                 folder.mkdir(0o700, exist_ok=True)
+            self._check_owner()
             return os.open(path, flags, 0o600)
 
     def _check_owner(self) -> None:
-        """What another user can write could be made to hold anything."""
-        if self._is_ours:
-            return
+        """What another user can write could be made to hold anything. A deleted folder may be theirs the next time."""
         with contextlib.suppress(FileNotFoundError):
             found = self._root.lstat()
             if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
                 raise PermissionError(errno.EPERM, "it is not a folder of this user", str(self._root))
-            self._is_ours = True
-
-    def marks(self, name: str) -> tuple[int, int] | None:
-        """What changes when somebody writes the block; None: it is not there."""
-        try:
-            found = self._path(name).stat()
-        except OSError:
-            return None
-        return found.st_ino, found.st_mtime_ns
 
     def remove(self, name: str) -> None:
         """Take a block out, if it is there; who reads it goes on."""
@@ -138,33 +140,42 @@ class CacheFolder:
         """Whether nothing is written, because the disk has failed not long ago."""
         return time.monotonic() < self._off_until
 
-    def failed(self, error: OSError, *, is_last: bool = True) -> bool:
-        """The disk said no: whether it is worth another try, as room was made; else nothing is written for a time."""
-        if error.errno in _FULL and not is_last:
+    def failed(self, error: OSError, *, tries: int = MOST_TRIES) -> bool:
+        """The disk said no: whether it is worth another try, as room was made; else nothing is written for a time.
+
+        `tries`: how often it has said so.
+        """
+        if error.errno in _FULL and tries < MOST_TRIES:
             with contextlib.suppress(OSError):
-                if self._make_room():
+                if self._make_room(is_first=tries == 1):
                     return True
         if error.errno == errno.ENOENT:  # somebody is deleting the folder at this moment
             return False
         self._off_until = time.monotonic() + _PAUSE_S
-        what = "is full" if error.errno in _FULL else "cannot be written"
+        what, remedy = _CANNOT_BE_WRITTEN
+        if error.errno in _FULL:
+            what, remedy = _IS_FULL
         self.say_once(
             what,
-            f"the disk of cache_dir {what} ({error}); shards are read from the storage without it, and it is tried "
-            f"again every {_PAUSE_S:.0f} s: make room, give a smaller cache_bytes, or another cache_dir",
+            f"the disk of cache_dir {what} ({error}); what is not there is read from the storage and not kept, and "
+            f"writing is tried again every {_PAUSE_S:.0f} s: {remedy}",
         )
         return False
 
     def say_once(self, what: str, message: str) -> None:
         """Warn, the first time in this process."""
-        if what not in self._said:
-            self._said.add(what)
+        mine = object()
+        if self._said.setdefault(what, mine) is mine:  # of threads that come at once too, only one
             _log.warning("%s (%s)", message, self._root)
 
     # -- the budget ------------------------------------------------------------------------------------------------
 
-    def reserve(self, num_bytes: int) -> bool:
-        """Ask for so much of the budget, by removing what was not read for longest; False: it is not to be had."""
+    def reserve(self, num_bytes: int, *, num_files: int = 0) -> bool:
+        """Ask for the budget of so many bytes in so many files, by removing what was not read for longest.
+
+        False: it is not to be had.
+        """
+        num_bytes += num_files * _FILE_BYTES
         try:
             descriptor = self._lock_usage()
             if descriptor is None:
@@ -182,12 +193,22 @@ class CacheFolder:
             return False
         return fits
 
-    def _make_room(self) -> bool:
-        """Remove a part of what is held, as the disk has less than the budget; whether there was something."""
+    def _make_room(self, *, is_first: bool) -> bool:
+        """Remove a part of what is held, as the disk has less than the budget; whether there may be room now.
+
+        All processes of a node meet a full disk at once, and one tenth is enough for them all. So at first the disk is
+        believed if it says that there is room again; a quota knows better.
+        """
         descriptor = self._lock_usage()
         if descriptor is None:
             return False
         try:
+            _, counted = _sum_in(descriptor)
+            has_room = _has_room(self._root)
+            if is_first and has_room and 0 <= time.time() - counted < _ROOM_S:
+                return True
+            if not (is_first or has_room):  # so room was made the first time
+                return False
             before = self._count(most=self.max_bytes)
             held = self._count(most=int(before * _KEPT))
             _write_sum(descriptor, held, int(time.time()))
@@ -217,6 +238,11 @@ class CacheFolder:
                 if time.monotonic() > deadline:
                     self._off_until = deadline + _PATIENCE_S
                     os.close(descriptor)
+                    self.say_once(
+                        "is locked",
+                        f"the sum of cache_dir was locked by another process for {_PATIENCE_S:.0f} s, and nothing is "
+                        "kept meanwhile: one that uses the folder stands still (end it), or the disk is slow",
+                    )
                     return None
                 progress.sleep(pause_s)
                 pause_s = min(2 * pause_s, 0.05)
@@ -226,7 +252,11 @@ class CacheFolder:
         return descriptor
 
     def _files(self) -> Iterator[tuple[float, int, str]]:
-        """Of each block: when it was last read or written, its bytes on the disk, its path."""
+        """Of each block: when it was last read or written, its bytes on the disk, its path.
+
+        A time to come is none: a clock that was wrong once must not keep what it stamped for ever.
+        """
+        latest = time.time() + _SKEW_S
         with os.scandir(self._root) as folders:
             names = [entry.path for entry in folders if _FOLDER.fullmatch(entry.name)]
         for folder in names:
@@ -236,7 +266,8 @@ class CacheFolder:
                     if _BLOCK.fullmatch(entry.name):
                         with contextlib.suppress(FileNotFoundError):
                             found = entry.stat(follow_symlinks=False)
-                            yield found.st_mtime, found.st_blocks * 512, entry.path
+                            when = found.st_mtime if found.st_mtime <= latest else 0.0
+                            yield when, found.st_blocks * 512, entry.path
 
 
 def _is_there(descriptor: int, path: Path) -> bool:
@@ -244,6 +275,12 @@ def _is_there(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), path.lstat())
     except FileNotFoundError:
         return False
+
+
+def _has_room(folder: Path) -> bool:
+    """Whether the disk says so; quotas are not in it."""
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize >= BLOCK_BYTES and (found.f_favail > 0 or not found.f_files)
 
 
 def _sum_in(descriptor: int) -> tuple[int, int]:

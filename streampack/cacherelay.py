@@ -14,7 +14,7 @@ import time
 
 from streampack import progress
 from streampack.blockfile import BLOCK_BYTES, CHUNK_BYTES, CHUNKS, BlockFile
-from streampack.cachefolder import CacheFolder
+from streampack.cachefolder import MOST_TRIES, CacheFolder
 from streampack.objects import Keep, Pin
 
 _FIRST_POLL_S = 0.001
@@ -78,13 +78,13 @@ class Relay:
 
     def _write(self, at: int, data: bytes) -> None:
         file = self._files[at // BLOCK_BYTES - self.begin // BLOCK_BYTES]
-        for is_last in (False, True):
+        for tries in range(1, MOST_TRIES + 1):
             if not self._stores:
                 return
             try:
                 file.write(at // CHUNK_BYTES % CHUNKS, data)
             except OSError as error:
-                self._stores = self._folder.failed(error, is_last=is_last)
+                self._stores = self._folder.failed(error, tries=tries)
             else:
                 self.num_stored += 1
                 return

@@ -175,7 +175,7 @@ class Clients:
             _log.warning(
                 "%s: another version than before, with the same size (%s, then %s)", redacted(url), before, version
             )
-        if len(versions) < _MOST_VERSIONS:
+        if key in versions or len(versions) < _MOST_VERSIONS:
             versions[key] = version
 
 

@@ -8,7 +8,7 @@ pickle; a secret in a repr, a log or an error.
     storage      what the other stages see
     ranges       the reading: growing ranges, lengths, resuming        readahead   requests ahead of the consumer
     checking     the digests of a manifest
-    cache        what was read before, on this node's disk   cacherelay, cachefolder, blockfile
+    cache        what was read before, on this node's disk   cacherelay, cachefolder, cachenames, blockfile
     retrying     trying again, budget, the final error                 faults      what an error means; RetryPolicy
     objects      an object by ranges: local files, fsspec's way        web, s3     HTTP and GCS, S3
     listing      directories and globs                                 clients     what each process has open

@@ -37,12 +37,21 @@ from caches import (
 from fsspec.implementations.memory import MemoryFileSystem
 from proxy import Fault, Proxy, _Handler
 
-from streampack import RetryPolicy, blockfile, cache
+from streampack import RetryPolicy, blockfile, cachefolder, cachenames, clients
 from streampack.blockfile import BLOCK_BYTES, CHUNK_BYTES
 from streampack.cachefolder import CacheFolder
+from streampack.clients import Clients
 from streampack.digests import BlockDigester
 from streampack.errors import CorruptShardError, ShardError
 from streampack.storage import Storage
+
+
+class _OneEtag(_Handler):
+    """Says one ETag of all objects."""
+
+    def _own(self) -> tuple[int, dict[str, str], bytes]:
+        status, headers, body = super()._own()
+        return status, {**headers, "ETag": '"same"'}, body
 
 
 @pytest.fixture
@@ -137,6 +146,35 @@ class TestReading:
         proxy.always = Fault("reset", 100_000)
         assert read(storage(cache_dir), proxy, 0, MIB) == DATA[:MIB]
 
+    @pytest.mark.parametrize("etag", [ETAG, ""])
+    def test_that_a_server_ignores_ranges_is_said_once(
+        self, proxy: Proxy, cache_dir: Path, etag: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        proxy.always = Fault("whole")
+        proxy.objects["/b.tar"] = DATA
+        reader = storage(cache_dir)
+        with caplog.at_level(logging.WARNING, logger="streampack"):
+            for path in ("/a.tar", "/b.tar", "/a.tar"):
+                assert b"".join(reader.chunks(f"{proxy.url}{path}", size=SIZE, etag=etag)) == DATA
+        (message,) = caplog.messages
+        assert "servers that ignore ranges" in message
+        assert "use a server that serves ranges" in message
+
+    def test_that_answers_tell_no_version_is_said_though_the_list_has_one(
+        self, proxy: Proxy, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        real = _Handler._own
+
+        def own(handler: _Handler) -> tuple[int, dict[str, str], bytes]:
+            status, headers, body = real(handler)
+            return status, {name: value for name, value in headers.items() if name != "ETag"}, body
+
+        monkeypatch.setattr(_Handler, "_own", own)
+        with caplog.at_level(logging.WARNING, logger="streampack"):
+            assert read(storage(cache_dir), proxy) == DATA
+        (message,) = caplog.messages
+        assert "tells no version" in message
+
     def test_a_server_that_ignores_ranges_is_read_without_the_cache(self, proxy: Proxy, cache_dir: Path) -> None:
         proxy.always = Fault("whole")
         reader = storage(cache_dir)
@@ -146,6 +184,24 @@ class TestReading:
             assert read(reader, proxy, start, stop, etag=etag) == DATA[start:stop]
             assert len(proxy.gets) <= 2
         assert read(storage(cache_dir), proxy, etag="") == DATA
+
+    def test_a_server_whose_answers_are_smaller_than_a_chunk_costs_no_empty_ones(
+        self, proxy: Proxy, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real = _Handler._own
+
+        def own(handler: _Handler) -> tuple[int, dict[str, str], bytes]:
+            status, headers, body = real(handler)
+            first = int(headers["Content-Range"].split()[1].split("-")[0])
+            body = body[:100_000]
+            return status, {**headers, "Content-Range": f"bytes {first}-{first + len(body) - 1}/{SIZE}"}, body
+
+        monkeypatch.setattr(_Handler, "_own", own)
+        for reader in (Storage(retry=RETRY), storage(cache_dir)):
+            proxy.reset()
+            assert read(reader, proxy, 0, MIB) == DATA[:MIB]
+            assert len(proxy.gets) <= 12
+            assert reader.num_retries <= 11  # short answers; none of them is waited for
 
     def test_what_has_no_version_or_size_or_is_here_already_is_not_kept(
         self, cache_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -256,7 +312,7 @@ class TestTogether:
         proxy.always = Fault("throttle", seconds=0.02)
         with other_process(proxy, cache_dir) as one:
             wait_for(lambda: held(cache_dir) > MIB)
-            folder, (name,) = CacheFolder(cache_dir, 2**30), cache.names(f"{proxy.url}/a.tar", SIZE, ETAG, 0, 0)
+            folder, (name,) = CacheFolder(cache_dir, 2**30), cachenames.names(f"{proxy.url}/a.tar", SIZE, ETAG, 0, 0)
             one.send_signal(signal.SIGSTOP)
             while (file := folder.claim(name, BLOCK_BYTES)) is not None:  # it was between two requests
                 file.close()
@@ -270,6 +326,21 @@ class TestTogether:
             assert 1.0 < time.monotonic() - began < 12
             one.send_signal(signal.SIGCONT)
             assert one.communicate(timeout=60)[0].strip() == ETAG
+
+    def test_those_who_wait_do_not_take_each_others_looks_for_progress(
+        self, proxy: Proxy, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(cachefolder, "_TOUCH_S", 0.0)  # as where a request may be silent for more than a minute
+        (name,) = cachenames.names(f"{proxy.url}/a.tar", SIZE, ETAG, 0, 0)
+        stuck = CacheFolder(cache_dir, 2**30).claim(name, BLOCK_BYTES)
+        assert stuck is not None
+        found: list[bytes] = []
+        reader = storage(cache_dir, retry=RetryPolicy(timeout_s=0.5))
+        thread = threading.Thread(target=lambda: found.append(read(reader, proxy, 0, MIB)), daemon=True)
+        thread.start()
+        thread.join(10)
+        stuck.close()
+        assert found == [DATA[:MIB]]
 
     def test_a_forked_child_does_not_keep_the_lock_of_a_parent_that_is_killed(self, cache_dir: Path) -> None:
         program = (
@@ -334,7 +405,7 @@ class TestTogether:
     def test_an_interrupt_between_lock_and_request_leaves_no_lock(
         self, proxy: Proxy, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def interrupted(folder: CacheFolder, num_bytes: int) -> bool:
+        def interrupted(folder: CacheFolder, num_bytes: int, *, num_files: int) -> bool:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
@@ -394,6 +465,20 @@ class TestVersions:
         assert len(proxy.gets) == 1
         assert reader.num_retries == 0
 
+    def test_a_process_that_remembers_no_more_versions_still_corrects_those_that_it_has(
+        self, proxy: Proxy, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(clients, "_MOST_VERSIONS", 1)
+        reader = storage(cache_dir)
+        assert read(reader, proxy, 0, MIB) == DATA[:MIB]
+        proxy.objects["/a.tar"] = OTHER
+        reader.forget(f"{proxy.url}/a.tar", 0, SIZE, size=SIZE, etag=ETAG)
+        with caplog.at_level(logging.WARNING, logger="streampack"):
+            for _ in range(3):
+                assert read(reader, proxy) == OTHER
+        assert len(caplog.messages) == 1
+        assert "another version than before" in caplog.messages[0]
+
     def test_blocks_of_an_older_version_are_not_in_the_way_of_the_next_run(self, proxy: Proxy, cache_dir: Path) -> None:
         read(storage(cache_dir), proxy, 0, MIB)
         proxy.objects["/a.tar"] = OTHER
@@ -401,6 +486,58 @@ class TestVersions:
             read(storage(cache_dir), proxy)
         for _ in range(2):
             assert read(storage(cache_dir), proxy) == OTHER
+
+    @pytest.mark.parametrize(
+        ("first", "second"),
+        [
+            ("X-Amz-Date=20261101&X-Amz-Signature=aa", "X-Amz-Date=20261102&X-Amz-Expires=60&X-Amz-Signature=bb"),
+            ("X-Goog-Credential=me&X-Goog-Signature=aa", "X-Goog-Credential=you&X-Goog-Signature=bb"),
+            ("Expires=1&Signature=aa&Key-Pair-Id=k", "Expires=2&Signature=bb&Key-Pair-Id=k2"),
+            ("sv=2026&se=1&sr=b&sp=r&sig=aa", "sv=2026&se=2&sr=b&sp=r&sig=bb"),
+        ],
+    )
+    def test_another_signature_or_password_opens_the_same_object(
+        self, proxy: Proxy, cache_dir: Path, first: str, second: str
+    ) -> None:
+        host = proxy.url.removeprefix("http://")
+        first, second = f"{proxy.url}/a.tar?v=1&{first}", f"http://me:password@{host}/a.tar?v=1&{second}#x"
+        for url, num_gets in ((first, 1), (second, 0), (second.replace("v=1", "v=2"), 1)):
+            proxy.reset()
+            data = b"".join(storage(cache_dir).chunks(url, 0, MIB, size=SIZE, etag=ETAG, first_bytes=MIB))
+            assert data == DATA[:MIB]
+            assert len(proxy.gets) == num_gets
+
+    def test_what_is_no_signature_tells_objects_apart(self) -> None:
+        nobody = Clients({}, RETRY)
+        urls = [
+            *(f"https://h/get?{query}" for query in ("se=1", "se=2", "Expires=1", "Policy=2", "X-Amz-Date=3", "key=4")),
+            *("https://h/get", "https://h/get?x", "https://g/get"),
+        ]
+        assert [cachenames.place(url, nobody) for url in urls] == urls
+
+    def test_one_url_at_two_endpoints_is_two_objects(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        options: list[dict[str, object]] = [
+            *({}, {"endpoint_url": "http://a:1"}, {"endpoint_url": "http://b:1"}),
+            {"client_kwargs": {"endpoint_url": "http://c:1"}},
+        ]
+        found = [cachenames.place("s3://bucket/a.tar", Clients(one, RETRY)) for one in options]
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://d:1")
+        found.append(cachenames.place("s3://bucket/a.tar", Clients({}, RETRY)))
+        assert len(set(found)) == 5
+        assert found[1] == cachenames.place("s3://bucket/a.tar", Clients({"endpoint_url": "http://a:1/"}, RETRY))
+
+    def test_two_s3_servers_with_one_url_and_etag_do_not_share_blocks(self, cache_dir: Path) -> None:
+        found = []
+        for data in (DATA, OTHER):  # of which both say the same ETag
+            proxy = Proxy(objects={"/bucket/a.tar": data})
+            proxy.RequestHandlerClass = _OneEtag
+            options = {"endpoint_url": proxy.url, "key": "k", "secret": "s", "client_kwargs": {"region_name": "x"}}
+            reader = Storage(options, RETRY, CacheFolder(cache_dir, 2**30))
+            try:
+                found.append(b"".join(reader.chunks("s3://bucket/a.tar", size=SIZE, etag='"same"')))
+            finally:
+                proxy.close()
+        assert found == [DATA, OTHER]
 
     def test_sizes_and_urls_have_blocks_of_their_own(self, proxy: Proxy, cache_dir: Path) -> None:
         proxy.objects["/b.tar"] = OTHER

@@ -25,7 +25,7 @@ CHAT_PARTS = {"chattemplates", "chatjinja"}
 READER_PARTS = {"decompression", "tarcuts", "tarformat"}
 """The stage "reader" in several files."""
 STORAGE_PARTS = {
-    *("blockfile", "cache", "cachefolder", "cacherelay"),
+    *("blockfile", "cache", "cachefolder", "cachenames", "cacherelay"),
     *("checking", "clients", "faults", "listing", "objects", "ranges", "readahead", "retrying", "s3", "web")
 }
 """The stage "storage" in several files."""
