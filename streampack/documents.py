@@ -190,7 +190,7 @@ class DocumentReader:
             tokens, mask = self.chat(item.messages)
         except RecordError as error:
             named = type(error)(error.message, url=item.url, member=item.key)
-            return BadRecord(record=item.record, error=named)
+            return BadRecord(record=item.record, error=named, part=item.part)
         return dataclasses.replace(item, messages=None, tokens=tokens, loss_mask=mask)
 
     def _chosen(self, shard_name: str, key: str, record: int) -> bool:

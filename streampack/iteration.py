@@ -18,11 +18,10 @@ import torch
 from streampack.boundary import expand, stack
 from streampack.corpus import Corpus
 from streampack.errors import StateError
-from streampack.lanereader import Hole
 from streampack.pool import LanePool
 from streampack.recipe import Recipe
 from streampack.records import Cursor
-from streampack.state import ORDER_VERSION, check_fingerprint, fingerprint_of
+from streampack.state import ORDER_VERSION, check_fingerprint, fingerprint_of, holes_from_json, holes_to_json
 from streampack.stream import LaneEnd, LaneStart
 
 VERSION = 1
@@ -125,7 +124,7 @@ class PackIterator(Iterator[Item]):
             "lanes": {
                 f"{lane:06d}": [*start.cursor, start.packs, start.documents] for lane, start in self._starts.items()
             },
-            "holes": {f"{lane:06d}": json.dumps(sorted(start.holes)) for lane, start in self._starts.items()},
+            "holes": {f"{lane:06d}": holes_to_json(sorted(start.holes)) for lane, start in self._starts.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -151,7 +150,7 @@ class PackIterator(Iterator[Item]):
             )
         for lane in reading.lanes:
             *cursor, packs, documents = state["lanes"][f"{lane:06d}"]
-            holes = frozenset(Hole(*hole) for hole in json.loads(state["holes"][f"{lane:06d}"]))
+            holes = frozenset(holes_from_json(state["holes"][f"{lane:06d}"], f"holes.{lane:06d}"))
             self._starts[lane] = LaneStart(cursor=Cursor(*cursor), packs=packs, documents=documents, holes=holes)
         self._ended = set(state["ended"])
         self._epoch, self._turn = state["epoch"], state["turn"]
