@@ -66,20 +66,22 @@ class PackIterator(Iterator[Item]):
         self._starts: dict[int, LaneStart] = {}
         """Where each lane stands behind the packs that were given."""
         self._ended: set[int] = set()
+        self._has_raised = False
         self._epoch = 0
         self._turn = 0
 
     def __next__(self) -> Item:
         reading = self._read()
-        try:
-            while len(self._ended) < len(reading.lanes):
-                lane = reading.lanes[self._turn]
-                self._turn = (self._turn + 1) % len(reading.lanes)
-                if lane not in self._ended and (item := self._take(reading, lane)) is not None:
-                    return item
-        except BaseException:
-            self._ended = set(reading.lanes)  # an iterator that has raised is over
-            raise
+        while not self._has_raised and len(self._ended) < len(reading.lanes):
+            lane = reading.lanes[self._turn]
+            try:
+                item = None if lane in self._ended else self._take(reading, lane)
+            except BaseException:
+                self._has_raised = True  # an iterator that has raised is over; its state is that of before
+                raise
+            self._turn = (self._turn + 1) % len(reading.lanes)
+            if item is not None:
+                return item
         raise StopIteration
 
     def _read(self) -> Reading:
@@ -152,6 +154,6 @@ class PackIterator(Iterator[Item]):
             *cursor, packs, documents = state["lanes"][f"{lane:06d}"]
             holes = frozenset(holes_from_json(state["holes"][f"{lane:06d}"], f"holes.{lane:06d}"))
             self._starts[lane] = LaneStart(cursor=Cursor(*cursor), packs=packs, documents=documents, holes=holes)
-        self._ended = set(state["ended"])
+        self._ended, self._has_raised = set(state["ended"]), False
         self._epoch, self._turn = state["epoch"], state["turn"]
         self._pool = None
