@@ -23,6 +23,7 @@ _FILLER = np.zeros(1 + len(Counts._fields), dtype=np.int64)
 _FILLER[1 + Counts._fields.index("fillers")] = 1
 _PASSED_OVER = np.zeros_like(_FILLER)
 _PASSED_OVER[1 + Counts._fields.index("passed_over")] = 1
+_DOCUMENTS = 1 + Counts._fields.index("documents")
 
 
 class Commits:
@@ -33,7 +34,10 @@ class Commits:
         self._undos: deque[_Undo] = deque(maxlen=BATCHES_BACK)
 
     def add(self, batch: Batch, *, passed_over: bool = False) -> None:
-        """Commit a batch that is handed out; `passed_over`: gone past, in no digest and in no other count."""
+        """Commit a batch that is handed out; `passed_over`: gone past, in no digest and no other count.
+
+        But documents count in any case: a rate of bad records (`max_skipped`) is one of all that a lane has met.
+        """
         rows = self.rows
         items = [item for item in batch.items if item is not None]
         self._undos.append(_Undo(rows, sorted({item.place for item in items})))
@@ -42,7 +46,10 @@ class Commits:
                 rows.add(item.place, Row(None, _FILLER))
                 continue
             message, index, _ = item.pack
-            counts = _PASSED_OVER if passed_over else message.digest_and_counts[index]
+            counts = message.digest_and_counts[index]
+            if passed_over:
+                documents, counts = counts[_DOCUMENTS], _PASSED_OVER.copy()
+                counts[_DOCUMENTS] = documents
             rows.add(item.place, Row(message.cursors[index], counts))
             if message.holes:
                 rows.holes[item.place].extend(item.pack.holes)

@@ -226,8 +226,8 @@ class PackedDataLoader:
     def skip(self, num_batches: int) -> int:
         """Go past up to `num_batches` batches on this rank without handing them out; call it on every rank.
 
-        Their positions are committed and their packs counted as passed over; they are in no digest. Returns how many
-        there were before the pass ended.
+        Their positions are committed, and their packs counted as passed over, their documents as documents; they are in
+        no digest. Returns how many there were before the pass ended.
         """
         current = self._current_pass(new=False)
         for done in range(num_batches):
