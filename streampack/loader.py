@@ -70,9 +70,9 @@ class PackedDataLoader:
         multiprocessing_context: "fork", "spawn" or "forkserver"; None takes Python's default.
         worker_timeout_s: a worker that is waited for and shows no sign of life for so many seconds is ended, as one
             that died is noticed at once; the workers are built anew and go on with the same bits, up to 3 times an
-            hour. A worker shows life with every pack, sample and block of bytes, and while it waits to try a failing
-            storage again; so this must be more than the slowest document needs in the transform and the tokenizer,
-            and more than `RetryPolicy.timeout_s`. At least 2 minutes are allowed until the first sign.
+            hour. A worker shows life with every pack, sample, record and block of bytes, and while it waits to try
+            a failing storage again; so this must be more than the slowest document needs in the transform and the
+            tokenizer, and more than `RetryPolicy.timeout_s`. At least 2 minutes are allowed until the first sign.
         verify_every: at the first batch and every so many behind it, compare all ranks of `device_mesh` (without one,
             the data-parallel ones): the same step, different packs on data-parallel ranks, the same packs on peers in
             other dimensions. What differs is a `LoaderError` on all of them. Every rank must have a loader then.
