@@ -65,30 +65,29 @@ def _gunzip(chunks: Iterable[bytes], url: str) -> Iterator[bytes]:
     member: Any = None  # the decompressor of the gzip member at hand, None between members
     first = True
     offset = given = 0
-    for chunk in chunks:
-        for begin in range(0, len(chunk), _INPUT_BYTES):
-            data = chunk[begin : begin + _INPUT_BYTES]
-            offset += len(data)
-            while data:
-                if member is None:
-                    data = data if first else data.lstrip(b"\0")  # as gzip does: padding behind a member is no damage
-                    if not data:
-                        break
-                    if data[:2] != b"\x1f\x8b"[: len(data)]:
-                        raise _corrupt(f"no gzip member begins here, but {data[:4]!r}", url, offset - len(data))
-                    member = codec.decompressobj(wbits=31)
-                    first = False
-                try:
-                    out = member.decompress(data, MAX_CHUNK_BYTES)
-                except codec.error as error:
-                    raise _corrupt(f"damaged gzip data: {error}", url, offset - len(data)) from None
-                if out:
-                    given += len(out)
-                    if given > FREE_BYTES and given > MAX_RATIO * offset:
-                        raise _bomb(given, url, offset)
-                    yield out
-                data = member.unused_data if member.eof else member.unconsumed_tail
-                member = None if member.eof else member
+    source = Chunks(chunks)
+    while data := source.take(_INPUT_BYTES):  # how much comes before a damage must not depend on how the bytes come
+        offset += len(data)
+        while data:
+            if member is None:
+                data = data if first else data.lstrip(b"\0")  # as gzip does: padding behind a member is no damage
+                if not data:
+                    break
+                if data[:2] != b"\x1f\x8b"[: len(data)]:
+                    raise _corrupt(f"no gzip member begins here, but {data[:4]!r}", url, offset - len(data))
+                member = codec.decompressobj(wbits=31)
+                first = False
+            try:
+                out = member.decompress(data, MAX_CHUNK_BYTES)
+            except codec.error as error:
+                raise _corrupt(f"damaged gzip data: {error}", url, offset - len(data)) from None
+            if out:
+                given += len(out)
+                if given > FREE_BYTES and given > MAX_RATIO * offset:
+                    raise _bomb(given, url, offset)
+                yield out
+            data = member.unused_data if member.eof else member.unconsumed_tail
+            member = None if member.eof else member
     if member is not None:
         raise _truncated("a gzip member", url, offset)
 

@@ -34,7 +34,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from streampack import hashing
+from streampack import hashing, progress
 from streampack.errors import ConfigError, DocumentTooLongError, MissingFieldError, RecordError
 from streampack.records import BadRecord, Document, Mask, Message, Sample, Tokens
 
@@ -185,6 +185,7 @@ class DocumentReader:
     ) -> Iterator[Document | BadRecord]:
         """What becomes of the records, from part `first_part` of record `first_record` on."""
         for item in items:
+            progress.beat()  # many records may go by without giving a document
             first = first_part if item.record == first_record else 0
             if self.transform is None or isinstance(item, BadRecord):
                 if first == 0:
@@ -207,7 +208,7 @@ class DocumentReader:
             tokens, mask = self.chat(item.messages)
         except RecordError as error:
             named = type(error)(error.message, url=item.url, member=item.key)
-            return BadRecord(record=item.record, error=named)
+            return BadRecord(record=item.record, error=named, part=item.part)
         return dataclasses.replace(item, messages=None, tokens=tokens, loss_mask=mask)
 
     def _chosen(self, shard_name: str, key: str, record: int) -> bool:

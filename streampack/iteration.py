@@ -18,11 +18,10 @@ import torch
 from streampack.boundary import expand, stack
 from streampack.corpus import Corpus
 from streampack.errors import StateError
-from streampack.lanereader import Hole
 from streampack.pool import LanePool
 from streampack.recipe import Recipe
 from streampack.records import Cursor
-from streampack.state import ORDER_VERSION, check_fingerprint, fingerprint_of
+from streampack.state import ORDER_VERSION, check_fingerprint, fingerprint_of, holes_from_json, holes_to_json
 from streampack.stream import LaneEnd, LaneStart
 
 VERSION = 1
@@ -67,20 +66,22 @@ class PackIterator(Iterator[Item]):
         self._starts: dict[int, LaneStart] = {}
         """Where each lane stands behind the packs that were given."""
         self._ended: set[int] = set()
+        self._has_raised = False
         self._epoch = 0
         self._turn = 0
 
     def __next__(self) -> Item:
         reading = self._read()
-        try:
-            while len(self._ended) < len(reading.lanes):
-                lane = reading.lanes[self._turn]
-                self._turn = (self._turn + 1) % len(reading.lanes)
-                if lane not in self._ended and (item := self._take(reading, lane)) is not None:
-                    return item
-        except BaseException:
-            self._ended = set(reading.lanes)  # an iterator that has raised is over
-            raise
+        while not self._has_raised and len(self._ended) < len(reading.lanes):
+            lane = reading.lanes[self._turn]
+            try:
+                item = None if lane in self._ended else self._take(reading, lane)
+            except BaseException:
+                self._has_raised = True  # an iterator that has raised is over; its state is that of before
+                raise
+            self._turn = (self._turn + 1) % len(reading.lanes)
+            if item is not None:
+                return item
         raise StopIteration
 
     def _read(self) -> Reading:
@@ -125,7 +126,7 @@ class PackIterator(Iterator[Item]):
             "lanes": {
                 f"{lane:06d}": [*start.cursor, start.packs, start.documents] for lane, start in self._starts.items()
             },
-            "holes": {f"{lane:06d}": json.dumps(sorted(start.holes)) for lane, start in self._starts.items()},
+            "holes": {f"{lane:06d}": holes_to_json(sorted(start.holes)) for lane, start in self._starts.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -151,8 +152,8 @@ class PackIterator(Iterator[Item]):
             )
         for lane in reading.lanes:
             *cursor, packs, documents = state["lanes"][f"{lane:06d}"]
-            holes = frozenset(Hole(*hole) for hole in json.loads(state["holes"][f"{lane:06d}"]))
+            holes = frozenset(holes_from_json(state["holes"][f"{lane:06d}"], f"holes.{lane:06d}"))
             self._starts[lane] = LaneStart(cursor=Cursor(*cursor), packs=packs, documents=documents, holes=holes)
-        self._ended = set(state["ended"])
+        self._ended, self._has_raised = set(state["ended"]), False
         self._epoch, self._turn = state["epoch"], state["turn"]
         self._pool = None

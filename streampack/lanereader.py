@@ -36,6 +36,8 @@ class Hole(NamedTuple):
     """The positions [first, end) are out."""
     record: int
     """-1: the member as a whole, and so all its records; -2: all samples of the piece from `first` on."""
+    part: int = -1
+    """Of what the transform made of the record; -1: the record as a whole."""
 
 
 class Found(NamedTuple):
@@ -189,12 +191,16 @@ class LaneReader:
         ):
             record = item.record
             if isinstance(item, BadRecord):
-                yield Flaw(_hole_at(here, shard_index, record), item.error)
+                yield Flaw(_hole_at(here, shard_index, record, item.part), item.error)
                 continue
-            if holes and (hole := _hole_at(here, shard_index, record)) in holes:
-                if item.part == 0:
+            if holes:
+                if (hole := _hole_at(here, shard_index, record)) in holes:
+                    if item.part == 0:
+                        yield Flaw(hole, None)
+                    continue
+                if (hole := _hole_at(here, shard_index, record, item.part)) in holes:
                     yield Flaw(hole, None)
-                continue
+                    continue
             if record == first_record and item.part == first_part:
                 yield Found(here, shard_index, url, sample.key, item)
             else:
@@ -206,10 +212,10 @@ def _is_rest_of(hole: Hole, epoch: int, shard: int) -> bool:
     return hole.record == REST_OF_PIECE and hole.epoch == epoch and hole.shard == shard
 
 
-def _hole_at(cursor: Cursor, shard: int, record: int) -> Hole:
-    return Hole(cursor.epoch, shard, cursor.sample, cursor.sample + 1, record)
+def _hole_at(cursor: Cursor, shard: int, record: int, part: int = -1) -> Hole:
+    return Hole(cursor.epoch, shard, cursor.sample, cursor.sample + 1, record, part)
 
 
 def hole_of(found: Found) -> Hole:
-    """The hole that a document is if it is passed over."""
-    return _hole_at(found.cursor, found.shard, found.document.record)
+    """The hole that a document is if it is passed over; other parts of its record are not."""
+    return _hole_at(found.cursor, found.shard, found.document.record, found.document.part)

@@ -7,44 +7,35 @@ What workers have made ahead is in no state; workers can be ended and started ag
 """
 
 import sys
-from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-import numpy as np
 import torch
 
 from streampack import topology, trainers
 from streampack.agreement import join_states, share_dataset
+from streampack.commits import Commits
 from streampack.config import load_config
 from streampack.consumers import Batch as FormattedBatch
 from streampack.consumers import Format, Positions
 from streampack.dataset import PackedDataset
-from streampack.errors import ConfigError, LoaderError, StateError, TopologyError
+from streampack.errors import ConfigError, LoaderError, TopologyError
 from streampack.formats import MODEL_SHIFTS, LossWeights, as_layout, pinned
 from streampack.healing import Healings
 from streampack.lanes import check_ranks, rank_lanes
 from streampack.messages import gather
 from streampack.passes import Pass, PassSettings
 from streampack.rounds import Batch
-from streampack.state import Committed, Row, State, check_fingerprint, check_versions, fingerprint_of
-from streampack.stats import Counts, StorageUse
+from streampack.state import Committed, State, check_fingerprint, check_versions, fingerprint_of
+from streampack.stats import StorageUse
 from streampack.verifying import Verifier
 
 if TYPE_CHECKING:
     import torch.distributed as dist
     from torch.distributed.device_mesh import DeviceMesh
-
-BATCHES_BACK = 8
-"""How many batches back `state_dict` can go."""
-
-_FILLER = np.zeros(1 + len(Counts._fields), dtype=np.int64)
-_FILLER[1 + Counts._fields.index("fillers")] = 1
-_PASSED_OVER = np.zeros_like(_FILLER)
-_PASSED_OVER[1 + Counts._fields.index("passed_over")] = 1
 
 
 class PackedDataLoader:
@@ -79,9 +70,9 @@ class PackedDataLoader:
         multiprocessing_context: "fork", "spawn" or "forkserver"; None takes Python's default.
         worker_timeout_s: a worker that is waited for and shows no sign of life for so many seconds is ended, as one
             that died is noticed at once; the workers are built anew and go on with the same bits, up to 3 times an
-            hour. A worker shows life with every pack, sample and block of bytes, and while it waits to try a failing
-            storage again; so this must be more than the slowest document needs in the transform and the tokenizer,
-            and more than `RetryPolicy.timeout_s`. At least 2 minutes are allowed until the first sign.
+            hour. A worker shows life with every pack, sample, record and block of bytes, and while it waits to try
+            a failing storage again; so this must be more than the slowest document needs in the transform and the
+            tokenizer, and more than `RetryPolicy.timeout_s`. At least 2 minutes are allowed until the first sign.
         verify_every: at the first batch and every so many behind it, compare all ranks of `device_mesh` (without one,
             the data-parallel ones): the same step, different packs on data-parallel ranks, the same packs on peers in
             other dimensions. What differs is a `LoaderError` on all of them. Every rank must have a loader then.
@@ -164,8 +155,7 @@ class PackedDataLoader:
             self._verifier = Verifier(verify_every, self._topology, None if alone else self._all_ranks)
         self._pin_memory = torch.cuda.is_available() if pin_memory == "auto" else pin_memory
         self._peers: topology.Peers | None = None
-        self._committed: Committed | None = None
-        self._history: deque[_Undo] = deque(maxlen=BATCHES_BACK)
+        self._commits: Commits | None = None
         self._ahead: Sized = ()
         """What a trainer has taken of the current iterator and not used yet."""
         self._pass: Pass | None = None
@@ -215,11 +205,11 @@ class PackedDataLoader:
             try:
                 handed_out = self._hand_out(batch)
                 if self._verifier is not None and self._verifier.is_due(self._batches):
-                    self._verifier.check(batch, self._prepare(), self._batches, self._arguments)
+                    self._verifier.check(batch, self._prepare().rows, self._batches, self._arguments)
             except BaseException:
                 self._retire()  # the batch is not committed, so it must come again
                 raise
-            self._commit(batch)
+            self._prepare().add(batch)
             self._batches += 1
             yield handed_out
 
@@ -236,15 +226,15 @@ class PackedDataLoader:
     def skip(self, num_batches: int) -> int:
         """Go past up to `num_batches` batches on this rank without handing them out; call it on every rank.
 
-        Their positions are committed and their packs counted as passed over; they are in no digest. Returns how many
-        there were before the pass ended.
+        Their positions are committed, and their packs counted as passed over, their documents as documents; they are in
+        no digest. Returns how many there were before the pass ended.
         """
         current = self._current_pass(new=False)
         for done in range(num_batches):
             batch = self._next_batch(current)
             if batch is None:
                 return done
-            self._commit(batch, passed_over=True)
+            self._prepare().add(batch, passed_over=True)
         return num_batches
 
     def state_dict(self, batches_back: int = 0) -> State:
@@ -254,20 +244,11 @@ class PackedDataLoader:
         are equal on all ranks: it saves and loads on any number of ranks through torch.distributed.checkpoint. With
         `whole_state` the lanes of all ranks; a collective. Batches that Lightning has taken ahead are not in it.
         """
-        committed = self._prepare()
+        commits = self._prepare()
         if self._topology.size > 1 and not self._whole_state:
             caller = sys._getframe(1)  # noqa: SLF001
             trainers.check_every_rank_saves(caller, size=self._topology.size)
-        ahead = len(self._ahead)
-        if batches_back or ahead:
-            if not 0 <= batches_back <= len(self._history) - ahead:
-                raise StateError(
-                    f"batches_back={batches_back}: this loader can go back {len(self._history) - ahead} batches "
-                    f"now (at most {BATCHES_BACK}, and none before the start, a load or the end of a pass)"
-                )
-            committed = committed.copy()
-            for undo in list(self._history)[::-1][: batches_back + ahead]:
-                undo.apply(committed)
+        committed = commits.before(batches_back, ahead=len(self._ahead))
         state = committed.to_state(self._dataset.fingerprint() | {"num_lanes": committed.num_lanes})
         if not self._whole_state or self._topology.size == 1:
             return state
@@ -297,21 +278,20 @@ class PackedDataLoader:
         committed = Committed.from_state(state, lanes, num_lanes)
         # From here on nothing can fail: a state that is refused leaves the loader as it was.
         self._retire()
-        self._history.clear()
         self._ahead = ()
-        self._committed = committed
+        self._commits = Commits(committed)
 
     @property
     def num_lanes(self) -> int:
         """Lanes of the run: a loaded state's where the dataset leaves them to the data, else the dataset's."""
-        return self._prepare().num_lanes
+        return self._prepare().rows.num_lanes
 
     def digest(self) -> int:
         """A 64-bit digest of (global number, content) of every pack handed out on this rank's lanes since the start.
 
         Ranks' digests add up, modulo 2**64, to the same number on every topology.
         """
-        return self._prepare().digest()
+        return self._prepare().rows.digest()
 
     def stats(self) -> dict[str, float]:
         """Counts of this rank's lanes since the start of the run, and of this loader.
@@ -320,7 +300,7 @@ class PackedDataLoader:
         "requests", "bytes_read", "seconds_waited_storage", "cache_hits" and "cache_bytes", of the storage and its
         cache in all its workers together, up to the messages that came; "seconds_waited", of this process for batches.
         """
-        counts = self._prepare().counts()
+        counts = self._prepare().rows.counts()
         storage = self._past.storage if self._pass is None else self._past.storage.plus(self._pass.tally.storage)
         return {
             **counts._asdict(),
@@ -350,14 +330,14 @@ class PackedDataLoader:
 
     # -- start -----------------------------------------------------------------------------------------------------
 
-    def _prepare(self) -> Committed:
-        """The committed rows; the first call lists shards and compares the ranks."""
-        if self._committed is None:
+    def _prepare(self) -> Commits:
+        """What is committed; the first call lists shards and compares the ranks."""
+        if self._commits is None:
             self._share_shards()
             num_lanes, ranks = self._dataset.num_lanes, self._topology
             check_ranks(num_lanes=num_lanes, num_ranks=ranks.size)
-            self._committed = Committed.fresh(rank_lanes(ranks.rank, ranks.size, num_lanes), num_lanes)
-        return self._committed
+            self._commits = Commits(Committed.fresh(rank_lanes(ranks.rank, ranks.size, num_lanes), num_lanes))
+        return self._commits
 
     def _share_shards(self) -> None:
         """One listing for all ranks, and the same arguments on all of them. A collective, once."""
@@ -398,7 +378,7 @@ class PackedDataLoader:
 
     def _current_pass(self, *, new: bool) -> Pass:
         """The pass that goes on from the committed rows; `new`: not one that an iterator has been given out for."""
-        committed = self._prepare()
+        committed = self._prepare().rows
         if self._pass is not None and new and self._pass.taken:
             self._retire()
         if self._pass is None:
@@ -415,36 +395,14 @@ class PackedDataLoader:
         """Go back behind batches that a trainer has taken and will not use any more."""
         if ahead := len(self._ahead):
             self._retire()
-            for _ in range(ahead):
-                self._history.pop().apply(self._prepare())
+            self._prepare().take_back(ahead)
         self._ahead = ()
 
-    # -- commit ----------------------------------------------------------------------------------------------------
-
-    def _commit(self, batch: Batch, *, passed_over: bool = False) -> None:
-        committed = self._prepare()
-        items = [item for item in batch.items if item is not None]
-        self._history.append(_Undo(committed, sorted({item.place for item in items})))
-        for item in items:
-            if item.pack is None:
-                committed.add(item.place, Row(None, _FILLER))
-                continue
-            message, index, _ = item.pack
-            counts = _PASSED_OVER if passed_over else message.digest_and_counts[index]
-            committed.add(item.place, Row(message.cursors[index], counts))
-            if message.holes:
-                committed.holes[item.place].extend(item.pack.holes)
-        committed.global_pack = batch.global_pack
+    # -- batches ---------------------------------------------------------------------------------------------------
 
     def _end_pass(self, current: Pass) -> None:
-        """All ranks are at the end: what came after the lanes' last packs counts, and the next epoch begins."""
-        committed = self._prepare()
-        for place, (packs, counts) in current.tally.ends.items():
-            if committed.packs(place) >= packs:  # else the lane was cut before its last pack
-                committed.count(place, counts)
         assert self._dataset.epochs is not None, "an endless run has no end"
-        committed.end_pass(committed.first_epoch + self._dataset.epochs)
-        self._history.clear()
+        self._prepare().end_pass(current.tally.ends, epochs=self._dataset.epochs)
         self._retire()
 
     def _hand_out(self, batch: Batch) -> FormattedBatch:
@@ -457,7 +415,7 @@ class PackedDataLoader:
             result = pinned(result)
         if self._provenance:
             result["provenance"] = sources
-            committed = self._prepare()
+            committed = self._prepare().rows
             result["pack_numbers"] = torch.tensor(
                 [
                     -1 if item is None else item.round * committed.num_lanes + committed.lanes[item.place]
@@ -477,19 +435,3 @@ class _PastPasses:
     def add(self, ended: Pass) -> None:
         self.left_out_packs += ended.tally.left_out.packs
         self.storage = self.storage.plus(ended.tally.storage)
-
-
-class _Undo:
-    """What a batch changed, to go back behind it."""
-
-    def __init__(self, committed: Committed, places: list[int]) -> None:
-        self._places = places
-        self._rows = committed.rows[places].copy()
-        self._num_holes = [len(committed.holes[place]) for place in places]
-        self._global_pack = committed.global_pack
-
-    def apply(self, committed: Committed) -> None:
-        committed.rows[self._places] = self._rows
-        for place, count in zip(self._places, self._num_holes, strict=True):
-            del committed.holes[place][count:]
-        committed.global_pack = self._global_pack

@@ -9,7 +9,9 @@ empty. Every worker sends the same number of slots in its t-th message, so that 
                                               worker 1:  [s1 s3] [s5 s1'] [s3' s5'] ...
     wave by wave, dealt slot by slot          s0 s1 s2 s3 | s4 s5 s0' s1' | s2' s3' s4' s5' ...
 
-Workers never end by themselves: a lane that has ended says so in each of its slots, for as long as anyone asks.
+Workers never end by themselves: a lane that has ended says so in each of its slots, for as long as anyone asks. Where
+a lane fails, the message ends with the slot before, and carries the error: it takes its place in the rank's order, and
+all that comes before it is given.
 """
 
 import enum
@@ -61,6 +63,8 @@ class Message:
     """One tuple per pack, one entry per segment."""
     storage: StorageUse
     """What the storage was asked for while the message was made."""
+    error: Exception | None = None
+    """What stands in the place of the slot behind the last one; no message follows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,9 +118,16 @@ class WorkerStream:
         slots = itertools.islice(slots, done % width, None)
         before = recipe.storage.use
         while True:
-            made = [next(slots) for _ in range(size)]
+            made, error = list[LanePack | LaneEnd | None](), None
+            try:
+                for _ in range(size):
+                    made.append(next(slots))
+            except Exception as failure:  # noqa: BLE001 (it is raised in its place)
+                error = failure
             use = recipe.storage.use  # threads read ahead between two messages, too
-            yield _message(made, recipe, with_sources=share.with_sources, storage=use.since(before))
+            yield _message(made, recipe, with_sources=share.with_sources, storage=use.since(before), error=error)
+            if error is not None:
+                return
             before = use
             size = min(2 * size, share.max_slots)
 
@@ -136,7 +147,12 @@ def _slots(
 
 
 def _message(
-    slots: Sequence[LanePack | LaneEnd | None], recipe: Recipe, *, with_sources: bool, storage: StorageUse
+    slots: Sequence[LanePack | LaneEnd | None],
+    recipe: Recipe,
+    *,
+    with_sources: bool,
+    storage: StorageUse,
+    error: Exception | None,
 ) -> Message:
     packs = [slot for slot in slots if isinstance(slot, LanePack)]
     digests = np.array([pack.digest for pack in packs], dtype=np.uint64).view(np.int64)
@@ -151,11 +167,12 @@ def _message(
         holes=tuple((index, hole) for index, pack in enumerate(packs) for hole in pack.holes),
         sources=tuple(pack.sources for pack in packs) if with_sources else None,
         storage=storage,
+        error=error,
     )
 
 
 class Item(NamedTuple):
-    """One slot of the rank's order: a pack somewhere in a message, or that its lane has ended."""
+    """One slot of the rank's order: a pack somewhere in a message, or that its lane has ended, or an error."""
 
     round: int
     place: int
@@ -163,6 +180,8 @@ class Item(NamedTuple):
     pack: "PackRef | None"
     end: Counts | None
     """For an ended lane: what it counted after its last pack, the first time it says so."""
+    error: Exception | None = None
+    """What was raised in the pack's place, for whoever needs the pack; it is the last item."""
 
 
 class PackRef(NamedTuple):
@@ -189,12 +208,14 @@ def deal(messages: Iterator[Message], *, num_lanes: int, num_workers: int, first
     step = 0
     while True:
         wave = [_Opened(next(messages)) for _ in range(num_workers)]
-        for index in range(len(wave[0].message.slots)):
+        for index in range(max(opened.num_slots for opened in wave)):
             number, column = divmod(step, width)
             for worker, opened in enumerate(wave):
                 item = opened.item(index, first_round + number, column * num_workers + worker)
                 if item is not None:
                     yield item
+                    if item.error is not None:
+                        return
             step += 1
 
 
@@ -208,7 +229,13 @@ class _Opened:
         self._segments = [0, *np.cumsum(message.block.num_segments).tolist()]
         self._ends = dict(message.ends)
 
+    @property
+    def num_slots(self) -> int:
+        return len(self._kinds) + (self.message.error is not None)
+
     def item(self, index: int, number: int, place: int) -> Item | None:
+        if index == len(self._kinds):
+            return Item(number, place, None, None, self.message.error)
         kind = self._kinds[index]
         if kind == Slot.NOTHING:
             return None

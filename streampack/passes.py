@@ -152,7 +152,7 @@ def _refuse_empty_lanes(items: Iterator[Item], committed: Committed) -> Iterator
         if committed.start(place).cursor == Cursor(epoch=committed.first_epoch)
     }
     for item in items:
-        if item.pack is None and item.place in untouched:
+        if item.pack is None and item.error is None and item.place in untouched:
             raise ConfigError(
                 f'epoch_end="stop" ends the pass with its shortest lane, and lane {committed.lanes[item.place]} gives '
                 'no pack at all. Use epoch_end="pad", fewer lanes (num_lanes), or more or larger shards.'

@@ -8,7 +8,7 @@ decompress the shard from its start to wake.
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from streampack.corpus import Corpus
@@ -24,7 +24,8 @@ MAX_RANGE_BYTES = 8 * 2**20
 class _Lane:
     start: LaneStart
     stream: LaneStream | None = None
-    run: deque[LanePack | LaneEnd] = field(default_factory=deque)
+    run: deque[LanePack | LaneEnd | Exception] = field(default_factory=deque)
+    """Made and not taken; the last one may be the lane's end, or what was raised in a pack's place."""
     held_bytes: int = 0
 
 
@@ -58,13 +59,21 @@ class LanePool:
         """Lanes that are awake, the one served last at the end."""
 
     def take(self, lane: int) -> LanePack | LaneEnd:
-        """The lane's next pack, or in a finite run its end (every time from there on)."""
+        """The lane's next pack, or in a finite run its end (every time from there on).
+
+        What another lane raises while it is parked is raised when that one's turn has come.
+        """
         state = self._lanes[lane]
         if not state.run:
             state.run.append(self._awake(lane, state).next())
             self._weigh(state)
             self._make_room()
-        return state.run[0] if isinstance(state.run[0], LaneEnd) else state.run.popleft()
+        first = state.run[0]
+        if isinstance(first, Exception):
+            raise first
+        if not isinstance(first, LaneEnd):
+            state.run.popleft()
+        return first
 
     @property
     def parked(self) -> int:
@@ -107,18 +116,25 @@ class LanePool:
         stream = state.stream
         assert stream is not None, "only a lane that is awake is parked"
         run_bytes = sum(_pack_bytes(pack) for pack in state.run)
-        while run_bytes < self._share_bytes and not (state.run and isinstance(state.run[-1], LaneEnd)):
-            state.run.append(pack := stream.next())
-            run_bytes += _pack_bytes(pack)
-        if not (state.run and isinstance(state.run[-1], LaneEnd)):
+        while run_bytes < self._share_bytes and not _is_over(state.run):
+            try:
+                state.run.append(stream.next())
+            except Exception as error:  # noqa: BLE001 - raised when its turn comes
+                state.run.append(error)
+            run_bytes += _pack_bytes(state.run[-1])
+        if not _is_over(state.run):
             state.start = stream.position()
             stream.close()
             state.stream = None
         self._weigh(state)
 
 
-def _pack_bytes(pack: LanePack | LaneEnd) -> int:
-    return 0 if isinstance(pack, LaneEnd) else pack.rows.tokens.nbytes + 256
+def _is_over(run: Sequence[LanePack | LaneEnd | Exception]) -> bool:
+    return bool(run) and not isinstance(run[-1], LanePack)
+
+
+def _pack_bytes(pack: LanePack | LaneEnd | Exception) -> int:
+    return pack.rows.tokens.nbytes + 256 if isinstance(pack, LanePack) else 0
 
 
 def check_budget(*, budget_bytes: int, num_lanes: int, max_document_bytes: int) -> None:

@@ -86,6 +86,8 @@ class BadRecord:
     record: int
     """Index of the record in its member; -1: a member of many records is bad as a whole, and so the sample."""
     error: RecordError
+    part: int = -1
+    """Of what the transform made of the record, the part that is bad; -1: the record as a whole."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ def endless(
     """Batch after batch, for ever."""
     while True:
         global_pack += batch_size * num_ranks
-        yield Batch([next(items) for _ in range(batch_size)], global_pack)
+        yield Batch([_whole(next(items)) for _ in range(batch_size)], global_pack)
 
 
 def finite(
@@ -95,11 +95,18 @@ def finite(
         if final and batches >= num_batches(
             agreed_packs - start, num_ranks=num_ranks, batch_size=batch_size, drop_last=drop_last
         ):
-            left_out.packs += sum(item.pack is not None for item in pending)
+            left_out.packs += sum(_whole(item).pack is not None for item in pending)
             return
         global_pack = min(target, agreed_packs)
         batches += 1
-        yield Batch([pending.popleft() if pending else None for _ in range(batch_size)], global_pack)
+        yield Batch([_whole(pending.popleft()) if pending else None for _ in range(batch_size)], global_pack)
+
+
+def _whole(item: Item) -> Item:
+    """The item; raises the error that stands in its place, now that it is needed."""
+    if item.error is not None:
+        raise item.error
+    return item
 
 
 def num_batches(packs: int, *, num_ranks: int, batch_size: int, drop_last: bool) -> int:
@@ -157,6 +164,8 @@ def _windows(
 
 
 def _rounds_to_give(window: list[Item], *, start: int, rounds: int, pad: bool) -> int:
+    if window and window[-1].error is not None:  # what comes behind it is not known; nobody gets past it
+        return min((item.round - start for item in window[:-1] if item.pack is None and not pad), default=rounds)
     if pad:
         return max((item.round + 1 - start for item in window if item.pack is not None), default=0)
     return min((item.round - start for item in window if item.pack is None), default=rounds)

@@ -132,7 +132,7 @@ class Committed:
         }
         for place, lane in enumerate(self.lanes):
             state[f"lanes.{lane:06d}"] = torch.tensor(self.rows[place].tolist(), dtype=torch.int64)
-            state[f"holes.{lane:06d}"] = json.dumps(self.holes[place])
+            state[f"holes.{lane:06d}"] = holes_to_json(self.holes[place])
         return state
 
     @classmethod
@@ -152,7 +152,7 @@ class Committed:
                     "streampack.merge_state_dicts, or save and load them with torch.distributed.checkpoint."
                 )
             committed.rows[place] = _row_of(state[key], key)
-            committed.holes[place] = _holes_of(state[f"holes.{lane:06d}"], f"holes.{lane:06d}")
+            committed.holes[place] = holes_from_json(state[f"holes.{lane:06d}"], f"holes.{lane:06d}")
             packs, due = int(committed.rows[place, _PACKS]), packs_before(committed.global_pack, lane, num_lanes)
             if packs != due:
                 raise StateError(
@@ -173,8 +173,13 @@ def _row_of(value: Any, key: str) -> NDArray[np.int64]:
     return row.numpy()
 
 
-def _holes_of(value: Any, key: str) -> list[Hole]:
-    """A lane's holes from their JSON."""
+def holes_to_json(holes: Iterable[Hole]) -> str:
+    """A row of integers for each hole, of which one that is a record as a whole or more has no part."""
+    return json.dumps([hole if hole.part >= 0 else hole[:-1] for hole in holes])
+
+
+def holes_from_json(value: Any, key: str) -> list[Hole]:
+    """A lane's holes; `key` is where they stand, for the `StateError` of what is none."""
     try:
         return [Hole(*(operator.index(number) for number in hole)) for hole in json.loads(value)]
     except (TypeError, ValueError) as error:

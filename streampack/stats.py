@@ -12,7 +12,7 @@ class Counts(NamedTuple):
     """What one pack, or one lane since the start of the run, stands for."""
 
     documents: int = 0
-    """Documents whose last row has been given (or that left no row)."""
+    """Documents whose last row has been given or passed over (or that left no row)."""
     tokens: int = 0
     """Input rows that are not padding."""
     targets: int = 0

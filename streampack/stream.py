@@ -33,6 +33,7 @@ _log = logging.getLogger(__name__)
 START = Cursor()
 _RATE_FLOOR = 10  # what a lane may pass over by a rate before it has read much
 _TOKENS_PER_CHARACTER = 0.25  # of a text, before the first ones are tokenized
+_MOST_CHARACTERS_PER_TOKEN = 32  # of texts that are held at once, however few tokens others before them gave
 
 
 class Source(NamedTuple):
@@ -147,8 +148,9 @@ class LaneStream:
     @property
     def buffered_bytes(self) -> int:
         """About how much memory the stream holds: a range of the shard, and tokens that no pack has taken yet."""
-        ahead = sum(item.tokens.nbytes for item in self._ahead if isinstance(item, _Ready))
-        return self._max_range_bytes + self._reader.block_bytes + ahead + self._packer.buffered_bytes
+        ahead = [item for item in self._ahead if isinstance(item, _Ready)]
+        held = sum(item.tokens.nbytes + len(item.found.document.text or "") for item in ahead)
+        return self._max_range_bytes + self._reader.block_bytes + held + self._packer.buffered_bytes
 
     @property
     def replays(self) -> bool:
@@ -195,7 +197,7 @@ class LaneStream:
         """
         ahead, reader, recipe, lane = self._ahead, self._reader, self._recipe, self._lane
         lacking = float(recipe.seq_len + 1 - self._packer.buffered_rows)
-        per_character = self._tokens / self._characters
+        per_character = max(self._tokens / self._characters, 1 / _MOST_CHARACTERS_PER_TOKEN)
         events: list[Event | Exception | None] = []
         try:
             for event in reader:

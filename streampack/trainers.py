@@ -102,5 +102,5 @@ def _frames() -> Iterator[FrameType]:
 def _owner(frame: FrameType, kind: str) -> object:
     """The object of Lightning's class `kind` whose method the frame is, else None."""
     owner: object = frame.f_locals.get("self") if frame.f_code.co_varnames[:1] == ("self",) else None
-    names = [base.__name__ for base in type(owner).__mro__ if base.__module__.partition(".")[0] in _LIGHTNING]
+    names = [base.__name__ for base in type(owner).__mro__ if str(base.__module__).partition(".")[0] in _LIGHTNING]
     return owner if kind in names else None

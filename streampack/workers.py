@@ -1,7 +1,7 @@
 """The processes of a rank: started, listened to, ended.
 
-In: what to do, and how many do it. Out: their messages, each worker's in its order; what went wrong in a worker's own
-code, as that error; or `LostError` where a worker has died, or is silent while it is waited for.
+In: what to do, and how many do it. Out: their messages, each worker's in its order, with what went wrong in a worker's
+own code as that error; or `LostError` where a worker has died, or is silent while it is waited for.
 Never: a wait without an end; a signal handler in the trainer's process; a process left behind.
 
 Each worker has a socket of its own, so whatever happens to one in the middle of a message concerns no other:
@@ -12,9 +12,11 @@ Each worker has a socket of its own, so whatever happens to one in the middle of
 What a worker has sent before it died is still good, and is read before its death is noticed.
 """
 
+import dataclasses
 import gc
 import multiprocessing
 import os
+import pickle
 import random
 import signal
 import socket
@@ -98,11 +100,11 @@ class Workers:
                 silent_s += min(waited_s, 2 * _LOOK_S)
         with suppress(OSError):  # it has died since
             ours.send(b"+")
-        message = parcels.unwrap(descriptor)
-        if isinstance(message, ExceptionWrapper):
-            message.reraise()  # type: ignore[no-untyped-call]
+        message, failure = parcels.unwrap(descriptor)
+        if message is None:
+            failure.reraise()
         assert isinstance(message, Message)
-        return message
+        return message if failure is None else dataclasses.replace(message, error=_raised(failure))
 
     def _lost(self, worker: int, silent_s: float) -> LostError:
         process, _, row = self._workers[worker]
@@ -220,24 +222,39 @@ def _work(share: Share, worker: int, num_workers: int, theirs: socket.socket, ro
         while theirs.recv(1):
             if has_failed:
                 continue
+            message, failure = None, None
             try:
-                parcel = parcels.wrap(next(messages))
-            except Exception:  # noqa: BLE001 (it is raised in the main process)
-                parcel, has_failed = _wrapped_error(worker), True
+                message = next(messages)
+                if message.error is not None:
+                    failure, message = _wrapped(message.error, worker), dataclasses.replace(message, error=None)
+            except Exception as error:  # noqa: BLE001 (it is raised in the main process)
+                failure = _wrapped(error, worker)
+            has_failed = failure is not None
+            parcel = parcels.wrap((message, failure))
             try:
                 socket.send_fds(theirs, [b"+"], [parcel])
             finally:
                 os.close(parcel)
 
 
-def _wrapped_error(worker: int) -> int:
-    """The exception that is being handled, as torch takes one from process to process."""
-    wrapper = ExceptionWrapper(where=f"in worker process {worker}")  # type: ignore[no-untyped-call]
+def _wrapped(error: Exception, worker: int) -> ExceptionWrapper:
+    """The error as torch takes one from process to process."""
+    raised = (type(error), error, error.__traceback__)
+    wrapper = ExceptionWrapper(raised, where=f"in worker process {worker}")  # type: ignore[no-untyped-call]
     try:
-        return parcels.wrap(wrapper)
+        pickle.dumps(wrapper)
     except Exception:  # noqa: BLE001 (a class that cannot be pickled)
         wrapper.exc_type = RuntimeError
-        return parcels.wrap(wrapper)
+    return wrapper
+
+
+def _raised(failure: ExceptionWrapper) -> Exception:
+    """What torch makes of it here."""
+    try:
+        failure.reraise()  # type: ignore[no-untyped-call]
+    except Exception as error:  # noqa: BLE001 (it is raised in its place)
+        return error
+    raise AssertionError("what was wrapped is raised")
 
 
 def _end_with_parent() -> None:

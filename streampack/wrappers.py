@@ -30,7 +30,7 @@ def check_not_dealt_again(*, rank: int, size: int) -> None:
     while frame is not None:
         owner = frame.f_locals.get("self") if frame.f_code.co_varnames[:1] == ("self",) else None
         kind = type(owner)
-        if kind.__name__ in _DEALERS and kind.__module__.partition(".")[0] in ("accelerate", "transformers"):
+        if kind.__name__ in _DEALERS and str(kind.__module__).partition(".")[0] in ("accelerate", "transformers"):
             dealer = dealer or f"{kind.__module__}.{kind.__name__}"
             processes = max(processes, vars(owner).get("num_processes") or _num_processes())
         stateful = stateful or str(frame.f_globals.get("__name__")).startswith("torchdata.stateful_dataloader")

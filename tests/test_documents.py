@@ -15,7 +15,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streampack import hashing
+from streampack import hashing, progress
 from streampack.documents import DocumentReader, Field, parse_field
 from streampack.errors import ConfigError, DocumentTooLongError, MissingFieldError, RecordError
 from streampack.records import BadRecord, Document, Sample
@@ -710,6 +710,23 @@ def test_what_a_transform_raises_passes_with_a_note_of_the_place() -> None:
     assert caught.value.args == ("b",)
     name = "test_what_a_transform_raises_passes_with_a_note_of_the_place.<locals>.faulty"
     assert caught.value.__notes__ == [f"raised by transform {name}, called with {URL}, key 'dir/k7', record 1"]
+
+
+def test_every_record_is_a_sign_of_life_also_where_a_transform_drops_all_of_them() -> None:
+    """A worker that reads a large member without finding anything in it is no silent one."""
+    row = [0] * progress.NUM_FIELDS
+    signs: list[int] = []
+
+    def drop(document: Document, rng: np.random.Generator) -> None:
+        signs.append(row[0])
+
+    progress.report_to(row)
+    try:
+        assert read({"jsonl": b'{"text": "a"}\n' * 20}, "jsonl:text", transform=drop) == []
+    finally:
+        progress.report_to(None)
+    assert signs == sorted(set(signs))
+    assert len(signs) == 20
 
 
 def test_a_callable_without_a_name_is_called_by_its_type() -> None:

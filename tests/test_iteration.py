@@ -124,6 +124,26 @@ def test_an_iterator_that_has_raised_is_over(tmp_path: Path) -> None:
     assert list(iterator) == []
 
 
+def test_the_state_of_an_iterator_that_has_raised_is_that_of_before(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "bad", [(".tar", make_texts(30, seed=number)) for number in range(3)])
+    spoilt = [path for path in corpus.shards if b"<20>" in path.read_bytes()]
+    good = spoilt[1].read_bytes()
+    data = dataset(corpus, num_lanes=3, epochs=1, shuffle=False)
+    wanted = take(iter(data), 1000)
+    spoilt[1].write_bytes(good.replace(b"<20>", b"\xff\xff\xff\xff"))
+    iterator, got = iter(data), list[Array]()
+    with pytest.raises(streampack.StreampackError, match="UTF-8"):
+        got.extend(map(item, iterator))
+    assert 0 < len(got) < len(wanted)
+    state = iterator.state_dict()
+    spoilt[1].write_bytes(good)
+    other = iter(data)
+    other.load_state_dict(state)
+    assert_same(got + take(other, 1000), wanted)
+    iterator.load_state_dict(state)
+    assert_same(got + take(iterator, 1000), wanted)
+
+
 # --- in torchdata's StatefulDataLoader
 
 

@@ -153,6 +153,30 @@ def test_lanes_that_come_later_do_not_add_to_a_budget_that_is_spent(tmp_path: Pa
     assert measured(run, 2, collect=True) <= allowed(lanes * SHARE, longest)
 
 
+class FewTokens(ByteTokenizer):
+    """A token for each text, however long it is."""
+
+    def encode(self, text: str) -> Any:
+        return np.full(1, 3 + len(text) % 7, dtype=np.int32)
+
+
+def test_texts_of_few_tokens_do_not_pile_up_while_a_pack_is_made(tmp_path: Path) -> None:
+    """What is read ahead is bounded in characters too; by tokens alone it would be 5 MB here."""
+    corpus = write_corpus(tmp_path, [(".tar", ["long " * 2000] * 1200)], alike=True)
+    arguments: dict[str, Any] = {"add_bos": False, "add_eos": False, "boundary": "keep", "max_document_bytes": SHARE}
+    data = dataset(corpus, tokenizer=FewTokens(), seq_len=512, num_lanes=1, **arguments)
+    pool = LanePool(data.recipe, data.corpus(), {0: LaneStart()}, budget_bytes=4 * SHARE, end_epoch=None)
+    pool.take(0)  # the first pack teaches what a character gives
+    gc.collect()
+    tracemalloc.start()
+    try:
+        pool.take(0)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 2**20
+
+
 def test_a_finite_run_ends_the_same_when_lanes_are_parked(corpus: Corpus) -> None:
     ends = []
     for budget in (LANES * SHARE, 10**9):

@@ -150,6 +150,23 @@ def test_a_flipped_bit_in_a_compressed_tar_never_gives_a_wrong_sample(name: str)
 
 
 @pytest.mark.usefixtures("gzip_codec")
+@pytest.mark.usefixtures("gzip_codec")
+@pytest.mark.parametrize("url", [GZIP_URL, ZSTD_URL])
+def test_how_much_comes_before_a_damage_does_not_depend_on_how_the_bytes_come(url: str) -> None:
+    """Ranges are as large as a lane's share of the memory; what is lost must be the same on every topology."""
+    data = bytes(Random(7).choices(b"abcdefgh", k=700_000))
+    stored = bytearray(gzip.compress(data) if url is GZIP_URL else zstandard.compress(data))
+    stored[len(stored) // 2 : len(stored) // 2 + 60] = b"\xff" * 60
+    found = []
+    for size in (5000, 32_768, 100_001, len(stored)):
+        came = []
+        with pytest.raises(CorruptShardError) as caught:
+            came.extend(decompress(chunked(bytes(stored), size), url=url))
+        found.append((b"".join(came), caught.value.offset))
+    assert 0 < len(found[0][0]) < len(data)
+    assert all(each == found[0] for each in found)
+
+
 def test_other_bytes_behind_a_compressed_stream_are_an_error() -> None:
     for name, (url, compress) in COMPRESSIONS.items():
         packed = compress(TARS["gnu"])

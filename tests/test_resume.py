@@ -439,6 +439,42 @@ def behind_the_last_pack(data: streampack.PackedDataset) -> tuple[dict[str, Any]
         return job.state(), counts[0]
 
 
+@pytest.mark.parametrize("field", ["txt", "jsonl:text"])
+def test_a_part_of_a_record_that_is_passed_over_takes_no_other_part_along(tmp_path: Path, field: str) -> None:
+    """The middle part of every third record is longer than a pack."""
+
+    def in_parts(document: streampack.Document, rng: np.random.Generator) -> Any:
+        number = int((document.text or "").partition(">")[0][1:])
+        sizes = (5, 30 if number % 3 == 0 else 6, 1, 9)
+        return [dataclasses.replace(document, text=f"{number:04d}"[:size].ljust(size, "x")) for size in sizes]
+
+    corpus = write_corpus(tmp_path, [(".tar", texts(30)), (".tar.gz", texts(10, first=30))], field=field)
+    data = dataset(
+        corpus,
+        field=field,
+        transform=in_parts,
+        transform_version="1",
+        num_lanes=2,
+        seq_len=16,
+        packing="next_fit",
+        overflow="error",
+        on_error="skip",
+        shuffle=False,
+    )
+    with Job(data) as job:
+        wanted, states = [], []
+        for _ in range(80):
+            states.append((job.state(), job.stats(), job.digest()))
+            wanted += job.step().values()
+        assert job.stats()["skipped"] > 10
+    for begin, (state, _, _) in enumerate(states[:60]):
+        ranks, workers, batch_size = ((1, 0, 2), (2, 0, 3), (1, 2, 1) if begin % 10 == 0 else (1, 0, 1))[begin % 3]
+        with Job(data, ranks, workers, batch_size, state=state) as job:
+            assert_equal(job.step(3), wanted, begin=begin)
+            reached = job.global_pack
+            assert (job.state(), job.stats(), job.digest()) == states[reached]
+
+
 def test_a_bad_record_behind_the_last_pack_is_counted_once(tmp_path: Path) -> None:
     data = dataset(last_is_bad(tmp_path), num_lanes=1, seq_len=16, epochs=1, on_error="skip")
     with Job(data) as job:

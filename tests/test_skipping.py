@@ -341,6 +341,16 @@ def test_a_rate_counts_the_lanes_documents_also_through_a_resume(tmp_path: Path,
     assert "lane 0 has passed over max_skipped=0.3 bad records or shards of 33 documents; the next one is: " in said
 
 
+@pytest.mark.parametrize("begin", [5, 17])
+def test_a_rate_counts_the_documents_that_skip_went_past_also_through_a_resume(tmp_path: Path, begin: int) -> None:
+    data = dataset(partly_bad(tmp_path), **arguments(epochs=1, num_lanes=1, max_skipped=0.3))
+    with Job(data) as job:
+        job.loaders[0].skip(begin)
+        state = job.state()
+    with Job(data, state=state) as job, pytest.raises(ShardError, match="bad records or shards of 33 documents"):
+        job.run_out()
+
+
 def test_a_rate_that_is_kept_lets_the_run_go_on_and_the_first_record_trips_none(tmp_path: Path) -> None:
     corpus = partly_bad(tmp_path)
     with Job(dataset(corpus, **arguments(epochs=1, num_lanes=1, max_skipped=0.4))) as job:

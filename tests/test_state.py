@@ -404,7 +404,9 @@ def test_skip_lands_where_so_many_batches_would(
         assert positions[0] == positions[1]
 
 
-def test_what_was_skipped_is_in_no_digest_and_in_no_count_but_its_own(data: streampack.PackedDataset) -> None:
+def test_what_was_skipped_is_in_no_digest_and_in_no_count_but_its_own_and_documents(
+    data: streampack.PackedDataset,
+) -> None:
     def run(ranks: int, batch_size: int, *, skip: int) -> Job:
         job = Job(data, ranks, 0, batch_size)
         job.step(24 // ranks // batch_size)
@@ -415,7 +417,10 @@ def test_what_was_skipped_is_in_no_digest_and_in_no_count_but_its_own(data: stre
 
     plain, skipped, elsewhere = run(1, 2, skip=0), run(1, 2, skip=48), run(4, 3, skip=48)
     assert plain.digest() == skipped.digest() == elsewhere.digest()
-    assert {**plain.stats(), "passed_over": 48} == skipped.stats() == elsewhere.stats()
+    whole = Job(data, 1, 0, 1)
+    whole.step(72)
+    wanted = {**plain.stats(), "passed_over": 48, "documents": whole.stats()["documents"]}
+    assert wanted == skipped.stats() == elsewhere.stats()
     assert skipped.state() == elsewhere.state()
     skipped.step(24)
     elsewhere.step(4)

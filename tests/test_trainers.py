@@ -37,6 +37,12 @@ def test_a_prefetcher_that_does_not_tell_what_it_holds_is_refused(dataset: strea
             next(unknown(iter(loader)))
 
 
+def test_classes_on_the_way_may_say_anything_of_their_module(dataset: streampack.PackedDataset) -> None:
+    odd = type("Odd", (Fetcher,), {"__module__": property(lambda self: "of its instance")})
+    with streampack.PackedDataLoader(dataset, num_workers=0) as loader:
+        assert next(odd(iter(loader)))["tokens"].shape == (1, 32)
+
+
 def test_a_state_that_is_asked_for_in_order_to_join_it_is_given(dataset: streampack.PackedDataset) -> None:
     """Only what saves one rank's state is refused, not what lies between it and the loader."""
     scope: dict[str, Any] = {"__name__": "accelerate.checkpointing"}
