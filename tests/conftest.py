@@ -1,9 +1,13 @@
-"""What every test has in common: hypothesis profiles and an environment without a launcher's variables."""
+"""What tests have in common: hypothesis profiles, an environment without a launcher's variables, a server to cache."""
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from caches import DATA
 from hypothesis import HealthCheck, settings
+from proxy import Proxy
 
 # "ci": the same examples on every run, so that a red build is red for everyone; HYPOTHESIS_PROFILE=search looks further
 settings.register_profile(
@@ -23,3 +27,17 @@ def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test takes its rank from the job that happens to run the tests."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def proxy() -> Iterator[Proxy]:
+    """A web server with one object, /a.tar (`caches.DATA`), that does as it is told and counts its requests."""
+    running = Proxy(objects={"/a.tar": DATA})
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def cache_dir(tmp_path: Path) -> Path:
+    """A folder for a cache, which is to make it."""
+    return tmp_path / "cache"

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,18 +51,6 @@ class _OneEtag(_Handler):
     def _own(self) -> tuple[int, dict[str, str], bytes]:
         status, headers, body = super()._own()
         return status, {**headers, "ETag": '"same"'}, body
-
-
-@pytest.fixture
-def proxy() -> Iterator[Proxy]:
-    running = Proxy(objects={"/a.tar": DATA})
-    yield running
-    running.close()
-
-
-@pytest.fixture
-def cache_dir(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
 
 
 class TestReading:

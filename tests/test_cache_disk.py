@@ -34,18 +34,6 @@ from streampack.blockfile import BLOCK_BYTES, CHUNK_BYTES
 from streampack.cachefolder import CacheFolder
 
 
-@pytest.fixture
-def proxy() -> Iterator[Proxy]:
-    running = Proxy(objects={"/a.tar": DATA})
-    yield running
-    running.close()
-
-
-@pytest.fixture
-def cache_dir(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
 class TestDisk:
     """Whatever the disk does, the reading goes on, and nothing is given that is not right."""
 

@@ -12,23 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from caches import DATA, MIB, RETRY, held, num_bytes, storage
+from caches import MIB, RETRY, held, num_bytes, storage
 from proxy import Fault, Proxy, _Handler
 
 import streampack
 from streampack.testing import ByteTokenizer, write_shards
-
-
-@pytest.fixture
-def proxy() -> Iterator[Proxy]:
-    running = Proxy(objects={"/a.tar": DATA})
-    yield running
-    running.close()
-
-
-@pytest.fixture
-def cache_dir(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
 
 
 @pytest.fixture(scope="module")
