@@ -11,15 +11,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from streampack.errors import ConfigError, CorruptShardError, TruncatedShardError
+from streampack.limits import FREE_BYTES, MAX_RATIO, MAX_WINDOW_BYTES
 from streampack.tarformat import Chunks
 
 MAX_CHUNK_BYTES = 1 << 20
-MAX_RATIO = 200
-"""Bytes out for one byte in, above the free ones. Text comes to 3 or 4, token ids to about 2, the same line for ever to
-thousands."""
-FREE_BYTES = 1 << 26
-MAX_WINDOW_BYTES = 1 << 27
-"""Of zstd: what `zstd --long` writes, and reads without being asked for more."""
 _INPUT_BYTES = 1 << 16
 """zlib copies what it has not consumed at each step; so it gets little."""
 _GZIP = (".tar.gz", ".tgz")

@@ -18,7 +18,7 @@ MODULES = {
 }
 """Dotted name without `streampack.`: "packer", "cli.plan"; the package itself is ""."""
 
-FOUNDATION = {"digests", "errors", "hashing", "progress", "records", "stats"}
+FOUNDATION = {"digests", "errors", "hashing", "limits", "progress", "records", "stats"}
 STAGES = {"shards", "lanes", "storage", "reader", "documents", "tokenizer", "boundary", "packer", "formats", "chat"}
 CHAT_PARTS = {"chattemplates", "chatjinja"}
 """The stage "chat" in several files."""
@@ -54,11 +54,14 @@ MAY_IMPORT = {
     "digests": {"errors"},
     "errors": set(),
     "hashing": set(),
+    "limits": set(),
     "progress": set(),
     "records": {"errors"},
     "stats": {"errors", "records"},
     **dict.fromkeys(STAGES, FOUNDATION),
     "packer": FOUNDATION | {"boundary"},
+    "documents": FOUNDATION | {"contents"},
+    "contents": FOUNDATION,
     "formats": FOUNDATION | {"boundary", "consumers"},
     "consumers": FOUNDATION,
     "chat": FOUNDATION | CHAT_PARTS | {"boundary"},
