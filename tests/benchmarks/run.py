@@ -34,15 +34,24 @@ def main() -> None:
     parser.add_argument("corpus", nargs="*")
     parser.add_argument("--draw", action="store_true", help="draw only")
     parser.add_argument("--quick", action="store_true", help="small inputs: whether it all runs")
+    parser.add_argument("--megabytes", type=float, help="of each file, for less or more than 20 minutes")
+    parser.add_argument("--rounds", type=int, help="of each comparison, likewise")
     parser.add_argument("--docs", type=Path, default=DOCS)
     arguments = parser.parse_args()
     results = arguments.docs / "benchmarks.json"
     if not arguments.draw:
-        results.write_text(json.dumps(measure(arguments.corpus, quick=arguments.quick), indent=1) + "\n", "utf-8")
+        sizes = [
+            word
+            for name in ("megabytes", "rounds")
+            if (value := getattr(arguments, name)) is not None
+            for word in (f"--{name}", str(value))
+        ]
+        found = measure(arguments.corpus, sizes, quick=arguments.quick)
+        results.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     write(json.loads(results.read_text("utf-8")), arguments.docs)
 
 
-def measure(corpus: list[str], *, quick: bool) -> dict[str, Any]:
+def measure(corpus: list[str], sizes: list[str], *, quick: bool) -> dict[str, Any]:
     small = {
         "line": ["--megabytes", "2", "--rounds", "2", "--multiple", "1"],
         "peers": ["--megabytes", "2", "--rounds", "2"],
@@ -61,7 +70,8 @@ def measure(corpus: list[str], *, quick: bool) -> dict[str, Any]:
         for name in ("line", "peers", "memory"):
             path = Path(folder, name)
             command = [sys.executable, str(HERE / f"{name}.py"), *corpus, "--json", str(path)]
-            subprocess.run([*command, *(small[name] if quick else [])], check=True)
+            chosen = small[name] if quick else [] if name == "memory" else sizes
+            subprocess.run([*command, *chosen], check=True)
             found[name] = json.loads(path.read_text("utf-8"))
     return found
 
