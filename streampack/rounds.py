@@ -8,11 +8,15 @@ still to be handed out ("pad": the most that any rank has packs for; "stop": the
     K = 2, pad      rank 0: A0 B0 | A1 -- | -- --        -- : the lane has ended, a filler stands there
                     rank 1: C0 D0 | C1 D1 | -- D2        window 0: 2 rounds; window 1 (rounds 2, 3): max(0, 1) = 1
                                                          the pass has M = 3 rounds on both ranks
+
+An error is raised when its item's turn has come. A rank that has met one takes part in no agreement behind it, so that
+no other rank takes the pass for ended.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from streampack.messages import Item
@@ -135,8 +139,11 @@ def _windows(
 ) -> Iterator[_Window]:
     """Windows of rounds that all ranks have agreed on; the last one is final."""
     held: list[Item] = []
+    failures: list[Exception] = []
 
     def make(start: int) -> tuple[list[Item], Waiter]:
+        if failures:  # other ranks must not come to an end without this one: they wait for it until its job ends
+            return [], partial(_fail, failures[0])
         window = list(held)
         held.clear()
         for item in items:
@@ -144,6 +151,7 @@ def _windows(
                 held.append(item)
                 break
             window.append(item)
+        failures.extend(item.error for item in window[-1:] if item.error is not None)
         local = _rounds_to_give(window, start=start, rounds=rounds, pad=pad)
         if begun and start == first_round:
             local = max(local, 1)  # a round that has been begun is handed out to its end
@@ -161,6 +169,10 @@ def _windows(
         yield _Window(window, start + rounds, final=False)
         start += rounds
         window, wait = make(start) if ahead is None else ahead
+
+
+def _fail(error: Exception) -> int:
+    raise error
 
 
 def _rounds_to_give(window: list[Item], *, start: int, rounds: int, pad: bool) -> int:
