@@ -29,4 +29,5 @@ def digest_of(*fields: Tensor) -> int:
 
 def print_step(step: int, loss: float, digest: int) -> None:
     """One line, with all digits of the loss: two runs are the same run if their lines are."""
-    print(f"step {step} loss {loss!r} batch {digest % 2**32:08x}", flush=True)
+    # The line and its end at once: torchrun's processes write unbuffered, and another one's line could come between.
+    print(f"step {step} loss {loss!r} batch {digest % 2**32:08x}\n", end="", flush=True)
