@@ -101,7 +101,7 @@ class CacheFolder:
                 if _is_there(descriptor, path):
                     os.utime(descriptor)  # it is the last one to be removed now
                     return BlockFile(descriptor, name, length)
-            except BaseException:
+            except BaseException:  # an interrupt too: the lock would last as long as the process
                 blockfile.close(descriptor)
                 raise
             blockfile.close(descriptor)  # it was removed before it was locked
@@ -246,7 +246,7 @@ class CacheFolder:
                     return None
                 progress.sleep(pause_s)
                 pause_s = min(2 * pause_s, 0.05)
-        except BaseException:
+        except BaseException:  # the same
             blockfile.close(descriptor)
             raise
         return descriptor

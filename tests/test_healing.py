@@ -170,13 +170,18 @@ def test_a_finite_pass_is_the_same_though_a_worker_dies_before_every_batch(
         assert counts["left_out_packs"] == calm_counts["left_out_packs"]
 
 
+def partly_bad(folder: Path, bad: range, *, count: int) -> Corpus:
+    """One shard of so many documents, of which those in `bad` are no UTF-8."""
+    corpus = write_corpus(folder, [(".tar", make_texts(count, longest=60))])
+    path = corpus.shards[0]
+    for number in bad:
+        path.write_bytes(path.read_bytes().replace(b"<%d>" % number, b"\xff%d>" % number))
+    return corpus
+
+
 def test_bad_records_are_holes_once_though_workers_die(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(healing, "BUDGET", 1000)
-    corpus = write_corpus(tmp_path, [(".tar", make_texts(60, longest=60))])
-    path = corpus.shards[0]
-    for number in range(0, 60, 4):
-        path.write_bytes(path.read_bytes().replace(b"<%d>" % number, b"\xff%d>" % number))
-    data = dataset(corpus, epochs=1, num_lanes=4, on_error="skip")
+    data = dataset(partly_bad(tmp_path, range(0, 60, 4), count=60), epochs=1, num_lanes=4, on_error="skip")
     with loader_of(data, num_workers=0) as quiet:
         calm = [row for batch in quiet for row in rows(batch)]
     with loader_of(data, num_workers=2) as loader:
@@ -194,10 +199,7 @@ def test_a_rate_of_bad_records_counts_documents_through_healings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(healing, "BUDGET", 1000)
-    corpus = write_corpus(tmp_path, [(".tar", make_texts(80, longest=60))])
-    path = corpus.shards[0]
-    for number in range(3, 80, 4):
-        path.write_bytes(path.read_bytes().replace(b"<%d>" % number, b"\xff%d>" % number))
+    corpus = partly_bad(tmp_path, range(3, 80, 4), count=80)
     data = dataset(corpus, epochs=1, num_lanes=1, on_error="skip", max_skipped=0.4)
     with loader_of(data, num_workers=1) as loader:
         for number, _ in enumerate(loader):
