@@ -168,21 +168,30 @@ def ignored_rows(
     return ignored if ignored is not None and np.count_nonzero(ignored) else None
 
 
-def document_edge(
-    last: int, following: int, may_be_target: bool, boundary: Boundary, *, bos_id: int | None, eos_id: int | None
-) -> int:
-    """Return the label of a document's last row: `last` is its input, `following` the next document's first token.
+def document_edges(
+    last: NDArray[np.integer],
+    following: NDArray[np.integer],
+    may_be_target: Mask,
+    boundary: Boundary,
+    *,
+    bos_id: int | None,
+    eos_id: int | None,
+) -> NDArray[np.int64]:
+    """Return the labels of documents' last rows, under a policy that looks ahead; all arrays are [n].
 
-    Not for `trim`, which has no such row, and not where nothing follows: that label is -100 under every policy.
+    `last` are their inputs, `following` the first tokens of the documents behind them, each a target or not. Where
+    nothing follows, the label is -100 under every policy.
     """
-    if (
-        boundary is BoundaryPolicy.MASK
-        or not may_be_target
-        or (boundary is BoundaryPolicy.MASK_BOS_TARGET and following == bos_id)
-        or (boundary is BoundaryPolicy.MASK_EOS_INPUT and last == eos_id)
-    ):
-        return IGNORE_INDEX
-    return boundary.token_id if isinstance(boundary, ReplaceBoundary) else following
+    labels = following.astype(np.int64)
+    if isinstance(boundary, ReplaceBoundary):
+        labels[:] = boundary.token_id
+    ignored = ~may_be_target
+    if boundary is BoundaryPolicy.MASK_BOS_TARGET:
+        ignored |= following == bos_id
+    elif boundary is BoundaryPolicy.MASK_EOS_INPUT:
+        ignored |= last == eos_id
+    labels[ignored] = IGNORE_INDEX
+    return labels
 
 
 def stack(rows: Sequence[PackRows], *, seq_len: int, pad_id: int) -> PackBlock:

@@ -50,8 +50,10 @@ the first pack reads on to token 24, whose label is 2.
 """
 
 import warnings
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, compress, dropwhile, takewhile
 from typing import NamedTuple
 
 import numpy as np
@@ -69,25 +71,28 @@ from streampack.boundary import (
     as_integer,
     as_packing,
     check_ids,
-    document_edge,
+    document_edges,
     ignored_rows,
     looks_ahead,
     spell_out,
 )
 from streampack.errors import ConfigError, DocumentTooLongError, RecordError
-from streampack.records import IGNORE_INDEX, Mask, Pack, PackRows, Span, TokenizedDocument
+from streampack.records import IGNORE_INDEX, Mask, Pack, PackRows, Span, TokenizedDocument, Tokens
 from streampack.stats import Counts
 
+_AT_ONCE = 16
+"""Packs that are made together at most: a step of numpy costs the same for many as for one."""
+_NOTHING = Counts()
 
-class _Held(NamedTuple):
-    """A document in the buffer; at least one row of it is to come."""
 
-    ordinal: int
-    tokens: NDArray[np.integer]
+class _Run(NamedTuple):
+    """Documents side by side as they were fed; held until the last of their rows is in a pack."""
+
+    rows: NDArray[np.integer]
     ignored: Mask | None
-    rows: int
-    starts_as_target: bool
-    """Whether the first token may be the target of the row before it."""
+    begin: int
+    """Of the first row, counted from the first row that was ever fed."""
+    end: int
     num_bytes: int
 
 
@@ -134,37 +139,49 @@ class Packer:
                 UserWarning,
                 stacklevel=2,
             )
-        self._counts = dict.fromkeys(Counts._fields, 0)
         self._trims = self.boundary is BoundaryPolicy.TRIM
         self._edges_look_ahead = looks_ahead(self.boundary)
-        self._documents: deque[_Held] = deque()
-        self._losses: deque[_Loss] = deque()
-        self._row = 0  # of the first held document: where the next pack begins
-        self._rows = 0  # in the buffer
-        self._open_rows = 0  # whole documents: those of `_rows` that are in no full or closed pack yet
+        self._runs: deque[_Run] = deque()
         self._num_bytes = 0
+        # Of each held document: the row behind its last one, its number, and the label of its last row.
+        self._ends: list[int] = []
+        self._ordinals: list[int] = []
+        self._labels: list[int] = []
+        self._decided: list[bool] = []  # whether that label is the same whatever follows
+        self._start = 0  # the row with which the first of them begins
+        self._last_token = 0  # of the last document, whose label may depend on the first token of the next
+        self._closed: deque[int] = deque()  # whole documents: where packs end that can take no other one
+        self._open_rows = 0  # and the rows behind the last of these
+        self._losses: deque[_Loss] = deque()
         self._num_fed = 0
-        self._num_passed = 0  # documents that count already
+        self._num_rows = 0  # fed
+        self._built = 0  # rows that are in packs, given or not
+        self._num_passed = 0  # documents before that place
+        self._begin = 0  # rows before the pack that is given next
+        self._made: deque[tuple[PackRows, int]] = deque()  # packs to give, each with the row behind it
+        self._given = Counts()
+        self._behind = _NOTHING  # what came behind the last pack that was made
         self._finished = False
 
     def __repr__(self) -> str:
         # The beginning of the buffer, for people: some documents, some tokens of each.
-        starts = [self._row, *[0] * 7]
-        shown = [
-            " ".join(map(str, held.tokens[start : min(start + 16, held.rows)].tolist()))
-            for start, held in zip(starts, self._documents, strict=False)
-        ]
-        return f"<Packer, {self._rows} rows: {' | '.join(shown)}>"
+        first = bisect_right(self._ends, self._begin)
+        starts = [self._start, *self._ends][first:]
+        shown = []
+        for start, end in zip(starts, self._ends[first : first + 8], strict=False):
+            begin = max(start, self._begin)
+            shown.append(" ".join(map(str, self._rows(begin, min(begin + 16, end)).tolist())))
+        return f"<Packer, {self.buffered_rows} rows: {' | '.join(shown)}>"
 
     @property
     def buffered_bytes(self) -> int:
-        """Bytes of the documents that are held, each counted whole until its last row is in a pack."""
+        """Bytes of what was fed and is held, each feeding counted whole until its last row is in a pack."""
         return self._num_bytes
 
     @property
     def buffered_rows(self) -> int:
         """Input rows that are held for the packs to come."""
-        return self._rows
+        return self._num_rows - self._begin
 
     @property
     def counts(self) -> Counts:
@@ -172,9 +189,14 @@ class Packer:
 
         Documents that are fed but not passed do not count yet, and those before a restart do not count again: when
         `pop` has given a pack, the counts are a function of the pack's place in the stream, and the difference from
-        the pack before is that pack's own.
+        the pack before is that pack's own (`PackRows.counts`).
         """
-        return Counts(*self._counts.values())
+        return self._given.plus(self.counts_behind)
+
+    @property
+    def counts_behind(self) -> Counts:
+        """Of these, what came behind the last pack; complete when `pop` has given None after `finish`."""
+        return self._behind if self._begin == self._built else _NOTHING
 
     def feed(
         self,
@@ -182,7 +204,6 @@ class Packer:
         loss_mask: NDArray[np.bool_] | Sequence[bool] | None = None,
         *,
         row: int = 0,
-        checked: bool = False,
     ) -> None:
         """Take the next document; the array is held, not copied, so leave it unchanged.
 
@@ -192,7 +213,6 @@ class Packer:
             tokens: Token ids, BOS and EOS already in: any integer type [n], each fits int32.
             loss_mask: True (or 1) where a token may be a target; [n].
             row: Input rows that earlier packs hold; only for the first document, at a restart.
-            checked: The tokens are known to be int32 [n], none negative.
 
         Raises:
             RecordError: Not token ids, a loss mask that does not fit, or fewer rows than `row`.
@@ -200,7 +220,7 @@ class Packer:
         """
         assert not self._finished, "a document was fed after finish()"
         ordinal = self._num_fed
-        ids = tokens if checked and isinstance(tokens, np.ndarray) else _token_ids(tokens, ordinal)
+        ids = _token_ids(tokens, ordinal)
         mask = None if loss_mask is None else _loss_mask(loss_mask, ids.size, ordinal)
         rows = ids.size if not self._trims else max(ids.size - 1, 0)
         assert ordinal == 0 or row == 0, "only the first document can begin in the middle"
@@ -214,21 +234,29 @@ class Packer:
         self._num_fed += 1
         if rows == row:
             return
-        ignored, num_bytes = None, ids.nbytes
-        if mask is not None or self._edges_look_ahead:
-            mask = None if mask is None else mask[: ids.size]
-            ignored = ignored_rows(ids, mask, self.boundary, bos_id=self.bos_id, eos_id=self.eos_id)
-            num_bytes += 0 if ignored is None else ignored.nbytes
-        self._documents.append(_Held(ordinal, ids, ignored, rows, mask is None or bool(mask[0]), num_bytes))
-        self._num_bytes += num_bytes
         if row:
-            self._row = row
-        self._rows += rows - row
-        if self._whole:
-            open_rows = self._open_rows + rows - row
-            if open_rows > self.seq_len:  # it does not fit: a pack of its own, or several full ones
-                open_rows = rows - row
-            self._open_rows = open_rows % self.seq_len
+            self._begin = self._built = row
+        mask = None if mask is None else mask[: ids.size]
+        self._hold(ids, [ids.size], mask, ordinal, last_is_label=rows < ids.size)
+
+    def feed_all(self, tokens: Tokens, lengths: Sequence[int], loss_mask: Mask | None = None) -> None:
+        """Take documents that lie side by side, as `feed` takes them one by one, but fast.
+
+        Args:
+            tokens: int32 [n], all known to be token ids; held, not copied.
+            lengths: Tokens of each document; their sum is n.
+            loss_mask: bool [n].
+        """
+        assert not self._finished, "a document was fed after finish()"
+        if self._whole and max(lengths, default=0) > self.seq_len:
+            stop = 0
+            for length in lengths:
+                start, stop = stop, stop + length
+                self.feed(tokens[start:stop], None if loss_mask is None else loss_mask[start:stop])
+            return
+        first, self._num_fed = self._num_fed, self._num_fed + len(lengths)
+        if tokens.size:
+            self._hold(tokens, lengths, loss_mask, first, last_is_label=self._trims)
 
     def finish(self) -> None:
         """Say that no document follows; `pop` then gives what is left."""
@@ -236,19 +264,16 @@ class Packer:
 
     def pop(self) -> PackRows | None:
         """Return the next pack, or None: more documents are needed, or nothing is left after `finish`."""
-        while self._has_pack():
-            pack = self._take()
-            size = pack.tokens.size
-            if pack.num_targets:
-                self._counts["tokens"] += size
-                self._counts["targets"] += pack.num_targets
-                self._counts["padding"] += self.seq_len - size
-                return pack
-            # Its loss would be 0/0.
-            self._counts["targetless_packs"] += 1
-        if self._finished:
-            self._pass(self._num_fed)
-        return None
+        while not self._made:
+            ends = self._next_ends()
+            if not ends:
+                self._let_go(self._built)
+                return None
+            self._build(ends)
+        pack, end = self._made.popleft()
+        self._given = self._given.plus(pack.counts)
+        self._let_go(end)
+        return pack
 
     def _overflow(self, ids: NDArray[np.integer], row: int, rows: int) -> tuple[NDArray[np.integer], int]:
         """Return the tokens and rows that are left of a document that is too long for a pack."""
@@ -264,100 +289,207 @@ class Packer:
         # One token more than rows: the last row's label. A copy, so that the rest can go.
         return ids[: kept + 1].copy(), kept
 
-    def _has_pack(self) -> bool:
-        """Say whether `_take` can build the next pack; let the tail go where it is to be dropped."""
+    def _hold(
+        self, ids: NDArray[np.integer], lengths: Sequence[int], mask: Mask | None, first: int, *, last_is_label: bool
+    ) -> None:
+        """Put documents into the buffer, from number `first` on.
+
+        `last_is_label`: the last token of each is no row, but the label of the one before.
+        """
+        ignored: Mask | None = None
+        if mask is not None or self._edges_look_ahead:
+            ignored = ignored_rows(ids, mask, self.boundary, bos_id=self.bos_id, eos_id=self.eos_id)
+        num_bytes = ids.nbytes + (0 if ignored is None else ignored.nbytes)
+        stops = list(accumulate(lengths))
+        ordinals: Sequence[int] = range(first, first + len(lengths))
+        gone = [stop - 1 for stop, length in zip(stops, lengths, strict=True) if length] if last_is_label else []
+        if min(lengths) <= last_is_label:  # a document without a row is not what follows another one
+            has_rows = [length > last_is_label for length in lengths]
+            ordinals, stops, lengths = (list(compress(column, has_rows)) for column in (ordinals, stops, lengths))
+            if not ordinals:
+                return
+        self._decide_labels(ids, stops, lengths, mask, ignored, last_is_label=last_is_label)
+        rows = ids
+        if last_is_label:
+            rows = ids[:-1] if len(gone) == 1 else np.delete(ids, gone)
+            ignored = ignored if ignored is None or len(gone) == 1 else np.delete(ignored, gone[:-1])
+            lengths = [length - 1 for length in lengths]
+        begin = self._num_rows
+        ends = list(accumulate(lengths, initial=begin))[1:]
+        self._num_rows = ends[-1]
+        self._runs.append(_Run(rows, ignored, begin, self._num_rows, num_bytes))
+        self._num_bytes += num_bytes
+        self._ordinals += ordinals
+        self._ends += ends
         if self._whole:
-            if self._rows > self._open_rows:
-                return True
-        elif self._rows >= self.seq_len:
-            # Where the buffer's last document ends with the pack, the one after it decides the last label.
-            waits = self._edges_look_ahead and self.lookahead
-            if self._rows > self.seq_len or not waits:
-                return True
-        if not self._finished or not self._rows:
-            return False
-        if self._rows == self.seq_len or self.tail is Tail.PAD:
-            return True
-        self._counts["tail_tokens"] += self._rows
-        self._documents.clear()
-        self._row = self._rows = self._open_rows = self._num_bytes = 0
-        return False
+            self._close(max(begin, self._begin), ends)
 
-    def _take(self) -> PackRows:
-        """Build the next pack from the first rows of the buffer."""
-        documents, start, room, looks_ahead = self._documents, self._row, self.seq_len, self._edges_look_ahead
-        parts: list[NDArray[np.integer]] = []
-        masks: list[tuple[int, Mask]] = []  # each with the row of the pack where it begins
-        spans: list[Span] = []
-        lengths: list[int] = []
-        edges: list[int] = []
-        ended: _Held | None = None  # the document that ends with the last segment, where what follows matters
-        while room and documents:
-            document = documents[0]
-            _, tokens, ignored, rows, _, num_bytes = document
-            stop = rows
-            if rows - start > room:
-                if parts and self._whole:
-                    break  # a whole document, or the first piece of one, begins a pack
-                stop = start + room
-            if ended is not None:
-                edges[-1] = self._edge(ended, document)
-                ended = None
-            length = stop - start
-            parts.append(tokens[start:stop])
-            spans.append(Span(document.ordinal, start, length))
-            lengths.append(length)
-            if ignored is not None:
-                masks.append((self.seq_len - room, ignored[start : stop - 1]))
-            if stop == tokens.size:
-                edges.append(IGNORE_INDEX)
-                ended = document if looks_ahead else None
-            elif ignored is not None and ignored[stop - 1]:
-                edges.append(IGNORE_INDEX)
-            else:
-                edges.append(tokens.item(stop))
-            room -= length
-            if stop < rows:
-                self._counts["split_documents"] += start == 0
-                start = stop
-            else:
-                documents.popleft()
-                self._num_bytes -= num_bytes
-                start = 0
-        if ended is not None and documents and not self._whole:
-            edges[-1] = self._edge(ended, documents[0])
-        if not (room or self.lookahead):
-            edges[-1] = IGNORE_INDEX
-        size = self.seq_len - room
-        self._row = start
-        self._rows -= size
-        next_document = spans[-1].document + (start == 0)
-        self._pass(next_document)
-        ignored, num_ignored = _join_masks(masks, size)
-        return PackRows(
-            tokens=np.concatenate(parts, dtype=np.int32),
-            seq_lens=np.array(lengths, np.int32),
-            edge_labels=np.array(edges, np.int32),
-            ignored=ignored,
-            num_targets=size - num_ignored - edges.count(IGNORE_INDEX),
-            spans=tuple(spans),
-            next_document=next_document,
-            next_row=start,
-        )
+    def _decide_labels(
+        self,
+        ids: NDArray[np.integer],
+        stops: Sequence[int],
+        lengths: Sequence[int],
+        mask: Mask | None,
+        ignored: Mask | None,
+        *,
+        last_is_label: bool,
+    ) -> None:
+        """Find the label of each document's last row, and of the one before them where it depends on the first.
 
-    def _edge(self, ended: _Held, following: _Held) -> int:
-        last, first = ended.tokens.item(-1), following.tokens.item(0)
-        may_be_target = following.starts_as_target
-        return document_edge(last, first, may_be_target, self.boundary, bos_id=self.bos_id, eos_id=self.eos_id)
+        `stops`: the token behind each of them.
+        """
+        labels = [IGNORE_INDEX] * len(stops)
+        if self._edges_look_ahead:
+            firsts, lasts = np.subtract(stops, lengths), np.subtract(stops, 1)
+            before = np.concatenate(([self._last_token], ids[lasts[:-1]]))
+            may_be_target = np.ones(len(stops), np.bool_) if mask is None else mask[firsts]
+            found = document_edges(
+                before, ids[firsts], may_be_target, self.boundary, bos_id=self.bos_id, eos_id=self.eos_id
+            ).tolist()
+            if self._labels and not self._decided[-1]:
+                self._labels[-1] = found[0]
+            labels[:-1] = found[1:]
+            self._last_token = ids.item(stops[-1] - 1)
+        if last_is_label:
+            labels = [
+                IGNORE_INDEX if ignored is not None and ignored[stop - 2] else ids.item(stop - 1) for stop in stops
+            ]
+        self._labels += labels
+        self._decided += [last_is_label] * len(labels)
 
-    def _pass(self, document: int) -> None:
-        """Count the documents before number `document`, and what overflow took from them."""
-        self._counts["documents"] += document - self._num_passed
+    def _close(self, begin: int, ends: list[int]) -> None:
+        """Note where packs of whole documents end: documents from row `begin` to each of `ends` have come."""
+        for end in ends:
+            if self._open_rows + end - begin <= self.seq_len:
+                self._open_rows += end - begin
+                if self._open_rows == self.seq_len:
+                    self._closed.append(end)
+            else:  # it does not fit: a pack of its own, or several full ones and what is left
+                if self._open_rows:
+                    self._closed.append(begin)
+                self._closed.extend(range(begin + self.seq_len, end + 1, self.seq_len))
+                self._open_rows = end - begin
+            self._open_rows %= self.seq_len
+            begin = end
+
+    def _next_ends(self) -> list[int]:
+        """The rows behind the next packs, a few at once; at the very end, let the tail go where it is to be dropped."""
+        begin, size = self._built, self.seq_len
+        left = self._num_rows - begin
+        if self._whole:
+            ends = [self._closed.popleft() for _ in range(min(len(self._closed), _AT_ONCE))]
+        else:
+            # Where the buffer's last document ends with a pack, the one after it decides the last label.
+            waits = self._edges_look_ahead and self.lookahead and not self._finished
+            ends = [begin + size * number for number in range(1, 1 + min((left - waits) // size, _AT_ONCE))]
+        if ends or not self._finished:
+            return ends
+        if left and self.tail is Tail.PAD:
+            return [self._num_rows]
+        self._built = self._num_rows
+        self._behind = self._behind.plus(self._pass(self._num_fed)._replace(tail_tokens=left))
+        return []
+
+    def _build(self, ends: list[int]) -> None:
+        """Make the packs that end before the rows `ends`."""
+        begin, end, self._built = self._built, ends[-1], ends[-1]
+        if passed := bisect_right(self._ends, begin):
+            self._start = self._ends[passed - 1]
+            for column in (self._ends, self._ordinals, self._labels, self._decided):
+                del column[:passed]
+        tokens, ignored = self._rows(begin, min(end + 1, self._num_rows)), self._ignored(begin, end)
+        start, document, document_start = begin, 0, self._start
+        behind = self._behind
+        for end in ends:
+            spans: list[Span] = []
+            lengths: list[int] = []
+            edges: list[int] = []
+            row, split = start, 0
+            while row < end:
+                stop = document_end = self._ends[document]
+                label = self._labels[document]
+                if document_end > end:
+                    stop, label = end, tokens.item(end - begin)
+                    if ignored is not None and ignored[end - begin - 1]:
+                        label = IGNORE_INDEX
+                    split = int(row == document_start)
+                elif self._whole and stop == end and not self._decided[document]:
+                    label = IGNORE_INDEX  # what follows is in another pack
+                spans.append(Span(self._ordinals[document], row - document_start, stop - row))
+                lengths.append(stop - row)
+                edges.append(label)
+                if ignored is not None:
+                    ignored[stop - begin - 1] = False
+                row = stop
+                if stop == document_end:
+                    document, document_start = document + 1, document_end
+            size = end - start
+            if size == self.seq_len and not self.lookahead:
+                edges[-1] = IGNORE_INDEX
+            next_document = spans[-1].document + (row == document_start)
+            counts = self._pass(next_document)
+            masked = None if ignored is None else ignored[start - begin : end - begin]
+            num_masked = 0 if masked is None else int(np.count_nonzero(masked))
+            num_targets = size - num_masked - edges.count(IGNORE_INDEX)
+            if num_targets:
+                own = {"tokens": size, "targets": num_targets, "padding": self.seq_len - size}
+            else:  # its loss would be 0/0
+                own = {"targetless_packs": 1, "targetless_tokens": size}
+            counts = counts._replace(split_documents=split, **own)
+            behind = counts if behind is _NOTHING else behind.plus(counts)
+            if num_targets:
+                pack = PackRows(
+                    tokens=tokens[start - begin : end - begin],
+                    seq_lens=np.array(lengths, np.int32),
+                    edge_labels=np.array(edges, np.int32),
+                    ignored=masked if num_masked else None,
+                    num_targets=num_targets,
+                    spans=tuple(spans),
+                    next_document=next_document,
+                    next_row=0 if row == document_start else row - document_start,
+                    counts=behind,
+                )
+                self._made.append((pack, end))
+                behind = _NOTHING
+            start = end
+        self._behind = behind
+
+    def _rows(self, begin: int, end: int) -> Tokens:
+        """Rows of the buffer, a copy."""
+        parts = [run.rows[max(begin - run.begin, 0) : end - run.begin] for run in self._runs_of(begin, end)]
+        return np.concatenate(parts, dtype=np.int32)
+
+    def _ignored(self, begin: int, end: int) -> Mask | None:
+        """Which of the rows are ignored, where they are not a document's last; None where none is."""
+        runs = [run for run in self._runs_of(begin, end) if run.ignored is not None]
+        if not runs:
+            return None
+        ignored = np.zeros(end - begin, np.bool_)
+        for run in runs:
+            assert run.ignored is not None
+            part = run.ignored[max(begin - run.begin, 0) : end - run.begin]
+            at = max(run.begin - begin, 0)
+            ignored[at : at + part.size] = part
+        return ignored
+
+    def _runs_of(self, begin: int, end: int) -> Iterator[_Run]:
+        return takewhile(lambda run: run.begin < end, dropwhile(lambda run: run.end <= begin, self._runs))
+
+    def _let_go(self, row: int) -> None:
+        """Give back what lies before `row`, where the next pack begins."""
+        self._begin = row
+        while self._runs and self._runs[0].end <= row:
+            self._num_bytes -= self._runs.popleft().num_bytes
+
+    def _pass(self, document: int) -> Counts:
+        """The documents before number `document` that were not passed before, and what overflow took from them."""
+        counts = Counts(documents=document - self._num_passed)
         self._num_passed = document
         while self._losses and self._losses[0].ordinal < document:
             loss = self._losses.popleft()
-            self._counts["dropped_documents" if loss.dropped else "truncated_documents"] += 1
-            self._counts["dropped_tokens" if loss.dropped else "truncated_tokens"] += loss.rows
+            kind = "dropped" if loss.dropped else "truncated"
+            counts = counts.plus(Counts(**{f"{kind}_documents": 1, f"{kind}_tokens": loss.rows}))
+        return counts
 
 
 def pack(
@@ -420,17 +552,6 @@ def _packs(
     packer.finish()
     for rows in iter(packer.pop, None):
         yield spell_out(rows, seq_len=packer.seq_len, pad_id=packer.pad_id)
-
-
-def _join_masks(masks: list[tuple[int, Mask]], size: int) -> tuple[Mask | None, int]:
-    """Return the rows of a pack that are ignored, None if there are none, and how many they are."""
-    if not masks:
-        return None, 0
-    ignored = np.zeros(size, np.bool_)
-    for start, mask in masks:
-        ignored[start : start + mask.size] = mask
-    count = int(np.count_nonzero(ignored))
-    return (ignored, count) if count else (None, 0)
 
 
 def _token_ids(tokens: NDArray[np.integer] | Sequence[int], ordinal: int) -> NDArray[np.integer]:

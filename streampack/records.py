@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streampack.errors import RecordError
+from streampack.stats import Counts
 
 IGNORE_INDEX = -100
 """The label of a row that is not trained: `torch.nn.functional.cross_entropy` ignores it by default."""
@@ -154,8 +155,7 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> NDArray[np.integer]: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PackRows:
+class PackRows(NamedTuple):
     """One pack as the packer makes it: only what labels, positions and segments cannot be derived from.
 
     Row i of segment s has the label `tokens[i + 1]`, but for the segment's last row, whose label is `edge_labels[s]`,
@@ -176,6 +176,8 @@ class PackRows:
     next_document: int
     """With `next_row`: where the following pack begins. The document may not have been fed yet."""
     next_row: int
+    counts: Counts = Counts()
+    """What it stands for, and what came between the pack before and it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,10 @@ class Counts(NamedTuple):
     passed_over: int = 0
     """Packs that `loader.skip` went past."""
 
+    def plus(self, more: "Counts") -> "Counts":
+        """Both together."""
+        return Counts(*map(operator.add, self, more))
+
 
 class StorageUse(NamedTuple):
     """What one process asked of the storage; never part of a state, as it depends on the topology and on chance."""
