@@ -9,6 +9,7 @@ import functools
 import io
 import re
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from streampack.errors import DocumentTooLongError, MissingFieldError, RecordError
 from streampack.limits import FREE_BYTES, MAX_RATIO, MAX_WINDOW_BYTES
-from streampack.records import BadRecord, Message, Tokens
+from streampack.records import BadRecord, Joined, Message, Tokens
 
 # What numpy.save writes for a 1-D array of integers; any other header goes the slow way.
 _NPY_HEADER = re.compile(
@@ -241,6 +242,30 @@ def npy_tokens(data: bytes, limit: int) -> Tokens:
         return int32_tokens(np.frombuffer(data, dtype, count, offset))
     except ValueError as error:
         raise BadContentError(f"a .npy with {error}") from None
+
+
+def joined_npy(members: Sequence[bytes], limit: int) -> Joined | None:
+    """What `npy_tokens` gives of each, side by side, many times as fast.
+
+    None: they are not all of one dtype and with the header that `numpy.save` writes, or one of them is bad.
+    """
+    header = _NPY_HEADER.match(members[0])
+    if header is None or int.from_bytes(header[1], "little") + 10 != header.end():
+        return None
+    dtype, size = _dtype(header[2]), header.end()
+    before_count = members[0][: header.start(3)]
+    lengths = []
+    for data in members:
+        count, rest = divmod(len(data) - size, dtype.itemsize)
+        if rest or data[:size] != (before_count + b"%d,), }" % count).ljust(size - 1) + b"\n":
+            return None
+        lengths.append(count)
+    if 4 * max(lengths) > limit:
+        return None
+    try:
+        return Joined(int32_tokens(np.frombuffer(b"".join([data[size:] for data in members]), dtype)), lengths)
+    except ValueError:
+        return None
 
 
 @functools.lru_cache(maxsize=16)

@@ -35,6 +35,7 @@ from streampack.contents import (
     check_text_size,
     decompressed,
     int32_tokens,
+    joined_npy,
     json_messages,
     json_text,
     npy_tokens,
@@ -42,7 +43,7 @@ from streampack.contents import (
 )
 from streampack.errors import ConfigError, DocumentTooLongError, MissingFieldError, RecordError
 from streampack.limits import FREE_BYTES
-from streampack.records import BadRecord, Document, Mask, Message, Sample, Tokens
+from streampack.records import BadRecord, Document, Joined, Mask, Message, Sample, Tokens
 
 Transform = Callable[[Document, np.random.Generator], Document | list[Document] | None]
 
@@ -161,6 +162,25 @@ class DocumentReader:
         if self.transform is None and self.chat is None and not first_part:
             return items
         return self._parts(items, url, shard_index, epoch, position, first_record, first_part)
+
+    def contents(self, samples: Sequence[Sample]) -> list[str] | Joined | None:
+        """The texts, or the token ids, of samples that are a document each: what `read` gives of them, at once.
+
+        None: they are not that simple, or one of them is bad; `read` them one by one.
+        """
+        kind, limit = self.field.kind, self.max_document_bytes
+        names = _EXTENSIONS[kind]
+        if len(names) > 1 or self.transform is not None or self.chat is not None or self.split is not None:
+            return None
+        try:
+            members = [sample.members[names[0]] for sample in samples]
+            if kind == "npy":
+                return joined_npy(members, limit)
+            if kind == "txt":
+                return [utf8_text(data, limit) for data in members]
+            return [json_text(data, self.field.keys, limit) for data in members]
+        except (KeyError, BadContentError):
+            return None
 
     def _parts(
         self,

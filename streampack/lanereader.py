@@ -1,6 +1,6 @@
 """The documents of one lane from a cursor on, over its pieces and epochs, each with its place.
 
-In: the lane's pieces of each epoch. Out: what it meets, in order: a document, a flaw, the beginning of an epoch.
+In: the lane's pieces of each epoch. Out: what it meets, in order: documents, a flaw, the beginning of an epoch.
 Never: a choice about a flaw. Whether a bad record or a broken shard ends the run is the caller's to say, at its place
 in the order; so it makes no difference how far ahead of its use something is read.
 """
@@ -16,12 +16,14 @@ from streampack.digests import block_bytes_of
 from streampack.errors import CorruptShardError, StreampackError, TruncatedShardError, WrongCutError
 from streampack.lanes import Piece
 from streampack.recipe import Recipe
-from streampack.records import BadRecord, Cursor, Document, Sample, Shard
+from streampack.records import BadRecord, Cursor, Document, Joined, Sample, Shard, join
 
 _log = logging.getLogger(__name__)
 
 WHOLE_MEMBER = -1
 REST_OF_PIECE = -2
+_SAMPLE_BYTES = 64
+_NO_POSITION = 2**62
 _READINGS = 3  # of a shard at a place where it breaks: what was altered on its way is right the next time
 
 
@@ -40,16 +42,43 @@ class Hole(NamedTuple):
     """Of what the transform made of the record; -1: the record as a whole."""
 
 
-class Found(NamedTuple):
-    """A document of the lane."""
+class Run(NamedTuple):
+    """Documents of one piece that follow each other, as columns of n."""
 
-    cursor: Cursor
-    """Where it begins; `row` is not 0 only in the document of the cursor that the reading began with."""
+    epoch: int
+    piece: int
+    """Index into the lane's pieces of the epoch."""
     shard: int
     """As listed."""
     url: str
-    key: str
-    document: Document
+    places: list[tuple[int, int, int]]
+    """(sample, record, part) of each, as in `Cursor`."""
+    keys: list[str]
+    contents: list[str] | Joined
+    num_bytes: int
+    """Of the members, or of the records, that they were made of."""
+    row: int = 0
+    """Of the first document: the rows that earlier packs hold; not 0 only where the reading began."""
+
+    def part(self, start: int, stop: int) -> "Run":
+        """The documents `start` to `stop`; bytes are not counted again."""
+        contents = self.contents.part(start, stop) if isinstance(self.contents, Joined) else self.contents[start:stop]
+        return self._replace(
+            places=self.places[start:stop],
+            keys=self.keys[start:stop],
+            contents=contents,
+            num_bytes=0,
+            row=0 if start else self.row,
+        )
+
+    def cursor(self, index: int, row: int) -> Cursor:
+        """Row `row` of a document."""
+        return Cursor(self.epoch, self.piece, *self.places[index], row)
+
+    def hole(self, index: int) -> Hole:
+        """The hole that a document is if it is passed over; other parts of its record are not."""
+        sample, record, part = self.places[index]
+        return Hole(self.epoch, self.shard, sample, sample + 1, record, part)
 
 
 class Flaw(NamedTuple):
@@ -68,7 +97,7 @@ class EpochStart(NamedTuple):
     num_pieces: int
 
 
-Event: TypeAlias = Found | Flaw | EpochStart
+Event: TypeAlias = Run | Flaw | EpochStart
 
 
 class LaneReader:
@@ -94,12 +123,15 @@ class LaneReader:
         self._max_range_bytes = max_range_bytes
         self.in_compressed = False
         """Whether the shard can only be read from its start."""
+        self.wanted_bytes = 1
+        """About so many bytes of members or records make a run; the last sample or record comes whole."""
         self.block_bytes = 0
         """Of the shard's digest: so much is read and checked before it is used."""
         self._events = self._read(cursor)
 
-    def __iter__(self) -> Iterator[Event]:
-        return self._events
+    def next(self) -> Event | None:
+        """What comes next; None at the end of the last epoch."""
+        return next(self._events, None)
 
     def close(self) -> None:
         """Let go of the shard."""
@@ -119,40 +151,48 @@ class LaneReader:
                 for item in self._samples(shard, piece, epoch=epoch, resume=resume):
                     if isinstance(item, Flaw):
                         yield item
-                        continue
-                    position, sample = item
-                    progress.begin_sample(self._lane, piece.shard, position)
-                    here = Cursor(epoch, index, position)
-                    if position == cursor.sample and index == cursor.piece and epoch == cursor.epoch:
-                        here = cursor
-                    yield from self._documents(sample, shard, piece.shard, here)
+                    else:
+                        yield from self._runs(item, shard, Cursor(epoch, index), piece.shard, cursor)
                 resume = -1
             epoch, piece_index = epoch + 1, 0
 
-    def _samples(
-        self, shard: Shard, piece: Piece, *, epoch: int, resume: int
-    ) -> Iterator[tuple[int, Sample] | Flaw]:
-        """The samples of a piece with their positions, up to its end or to where the shard breaks."""
+    def _samples(self, shard: Shard, piece: Piece, *, epoch: int, resume: int) -> Iterator[list[Sample] | Flaw]:
+        """The samples of a piece, some at a time, up to its end or to where the shard breaks."""
         broken_before = next((hole for hole in self._holes if _is_rest_of(hole, epoch, piece.shard)), None)
-        end = None if broken_before is None else broken_before.first
+        end = _NO_POSITION if broken_before is None else broken_before.first
         begin = last = max(resume, 0 if piece.whole else piece.begin) - 1
         errors: list[StreampackError] = []  # what the readings met since the last sample
-        while end is None or last + 1 < end:
+        while last + 1 < end:
+            some: list[Sample] = []
+            num_bytes, is_whole = 0, True
             try:
-                for item in self._recipe.samples(
+                for sample in self._recipe.samples(
                     shard, piece, resume=resume if last == begin else last, max_range_bytes=self._max_range_bytes
                 ):
-                    position = item[0]
-                    if end is not None and position >= end:
+                    position = self._position(sample)
+                    if position >= end:
+                        is_whole = False
                         break
-                    if position > last:
-                        last = position
+                    if position <= last:
+                        continue
+                    last = position
+                    some.append(sample)
+                    num_bytes += _size(sample)
+                    if num_bytes >= self.wanted_bytes:
                         errors.clear()
-                        yield item
-                else:
+                        yield some
+                        some, num_bytes = [], 0
+                if some:
+                    yield some
+                if is_whole:
                     return
                 break
-            except (CorruptShardError, TruncatedShardError) as error:
+            except Exception as error:
+                if some:
+                    errors.clear()
+                    yield some
+                if not isinstance(error, CorruptShardError | TruncatedShardError):
+                    raise
                 errors.append(error)
                 if len(errors) < _READINGS:
                     _log.warning("reading again from where a shard broke: %s", error)
@@ -171,41 +211,112 @@ class LaneReader:
         if broken_before is not None:
             yield Flaw(broken_before, None)
 
+    def _runs(
+        self, samples: list[Sample], shard: Shard, place: Cursor, shard_index: int, start: Cursor
+    ) -> Iterator[Run | Flaw]:
+        """What is in the samples of a piece; `place`: its epoch and number; `start`: where the reading began."""
+        here = place._replace(sample=self._position(samples[0]))
+        begun = start if start[:3] == here[:3] else here  # with a record, part and row
+        has_holes = any(hole.shard == shard_index and hole.epoch == place.epoch for hole in self._holes)
+        if not (has_holes or begun.record or begun.part):
+            progress.begin_sample(self._lane, shard_index, here.sample)
+            contents = self._recipe.documents.contents(samples)
+            if contents is not None:
+                places = [(self._position(sample), 0, 0) for sample in samples]
+                keys = [sample.key for sample in samples]
+                head = place.epoch, place.piece, shard_index, shard.url
+                yield Run(*head, places, keys, contents, sum(map(_size, samples)), begun.row)
+                return
+        found = _Documents(place, shard_index, shard.url)
+        try:
+            for sample in samples:
+                here = here._replace(sample=self._position(sample))
+                for item in self._documents(sample, shard, shard_index, begun if begun.sample == here.sample else here):
+                    if isinstance(item, Flaw) or not found.fits(item) or found.num_bytes >= self.wanted_bytes:
+                        yield from found.take()
+                    if isinstance(item, Flaw):
+                        yield item
+                    else:
+                        found.add(item, begun)
+        except Exception:
+            yield from found.take()
+            raise
+        yield from found.take()
+
+    def _position(self, sample: Sample) -> int:
+        return sample.ordinal if self.in_compressed else sample.offset
+
     def _documents(
         self, sample: Sample, shard: Shard, shard_index: int, here: Cursor
-    ) -> Iterator[Found | Flaw]:
+    ) -> Iterator[Document | Flaw]:
+        """The documents of one sample, from a record and part of it on."""
+        progress.begin_sample(self._lane, shard_index, here.sample)
         holes = self._holes
         if holes and (hole := _hole_at(here, shard_index, WHOLE_MEMBER)) in holes:
             yield Flaw(hole, None)
             return
-        url, first_record, first_part = shard.url, here.record, here.part
         for item in self._recipe.documents.read(
             sample,
-            url=url,
+            url=shard.url,
             shard_name=shard.name,
             shard_index=shard_index,
             epoch=self._corpus.order_epoch(here.epoch),
             position=here.sample,
-            first_record=first_record,
-            first_part=first_part,
+            first_record=here.record,
+            first_part=here.part,
         ):
             record = item.record
             if isinstance(item, BadRecord):
                 yield Flaw(_hole_at(here, shard_index, record, item.part), item.error)
-                continue
-            if holes:
-                if (hole := _hole_at(here, shard_index, record)) in holes:
-                    if item.part == 0:
-                        yield Flaw(hole, None)
-                    continue
-                if (hole := _hole_at(here, shard_index, record, item.part)) in holes:
+            elif holes and (hole := _hole_at(here, shard_index, record)) in holes:
+                if item.part == 0:
                     yield Flaw(hole, None)
-                    continue
-            if record == first_record and item.part == first_part:
-                yield Found(here, shard_index, url, sample.key, item)
+            elif holes and (hole := _hole_at(here, shard_index, record, item.part)) in holes:
+                yield Flaw(hole, None)
             else:
-                cursor = Cursor(here.epoch, here.piece, here.sample, record, item.part)
-                yield Found(cursor, shard_index, url, sample.key, item)
+                yield item
+
+
+class _Documents:
+    """Documents of one piece that follow each other, until a run is made of them."""
+
+    def __init__(self, place: Cursor, shard: int, url: str) -> None:
+        self.num_bytes = 0
+        self._head = place.epoch, place.piece, shard, url
+        self._found: list[Document] = []
+        self._row = 0
+
+    def fits(self, document: Document) -> bool:
+        """Whether they would all be texts, or all be tokens."""
+        return not self._found or (self._found[0].text is None) == (document.text is None)
+
+    def add(self, document: Document, start: Cursor) -> None:
+        """Take one more; `start`: where the reading began."""
+        if start[2:5] == (document.sample, document.record, document.part):
+            self._row = start.row
+        self._found.append(document)
+        size = 0 if document.tokens is None else document.tokens.nbytes
+        self.num_bytes += size if document.text is None else len(document.text) + _SAMPLE_BYTES
+
+    def take(self) -> Iterator[Run]:
+        """All of them as a run, if there are any."""
+        if not self._found:
+            return
+        found, row, num_bytes = self._found, self._row, self.num_bytes
+        self._found, self._row, self.num_bytes = [], 0, 0
+        places = [(document.sample, document.record, document.part) for document in found]
+        texts = [document.text for document in found if document.text is not None]
+        tokens = [document.tokens for document in found if document.tokens is not None]
+        contents = texts or join(tokens, [document.loss_mask for document in found])
+        yield Run(*self._head, places, [document.key for document in found], contents, num_bytes, row)
+
+
+def _size(sample: Sample) -> int:
+    """Bytes that it stands for; an empty one takes memory, too."""
+    size = _SAMPLE_BYTES
+    for member in sample.members.values():
+        size += len(member)
+    return size
 
 
 def _is_rest_of(hole: Hole, epoch: int, shard: int) -> bool:
@@ -214,8 +325,3 @@ def _is_rest_of(hole: Hole, epoch: int, shard: int) -> bool:
 
 def _hole_at(cursor: Cursor, shard: int, record: int, part: int = -1) -> Hole:
     return Hole(cursor.epoch, shard, cursor.sample, cursor.sample + 1, record, part)
-
-
-def hole_of(found: Found) -> Hole:
-    """The hole that a document is if it is passed over; other parts of its record are not."""
-    return _hole_at(found.cursor, found.shard, found.document.record, found.document.part)

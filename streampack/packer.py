@@ -179,6 +179,16 @@ class Packer:
         return self._num_bytes
 
     @property
+    def has_pack(self) -> bool:
+        """Whether a pack is made, or can be, so that `pop` gives one (if it has a target)."""
+        return bool(self._made) or bool(self._closed) or self.buffered_rows - self.waits >= self.seq_len
+
+    @property
+    def waits(self) -> bool:
+        """Whether a pack that is full with a document's last row waits for the next one, which decides its label."""
+        return self._edges_look_ahead and self.lookahead and not self._whole
+
+    @property
     def buffered_rows(self) -> int:
         """Input rows that are held for the packs to come."""
         return self._num_rows - self._begin
@@ -379,8 +389,7 @@ class Packer:
         if self._whole:
             ends = [self._closed.popleft() for _ in range(min(len(self._closed), _AT_ONCE))]
         else:
-            # Where the buffer's last document ends with a pack, the one after it decides the last label.
-            waits = self._edges_look_ahead and self.lookahead and not self._finished
+            waits = self.waits and not self._finished
             ends = [begin + size * number for number in range(1, 1 + min((left - waits) // size, _AT_ONCE))]
         if ends or not self._finished:
             return ends

@@ -116,7 +116,7 @@ class LanePool:
         stream = state.stream
         assert stream is not None, "only a lane that is awake is parked"
         run_bytes = sum(_pack_bytes(pack) for pack in state.run)
-        while run_bytes < self._share_bytes and not _is_over(state.run):
+        while (run_bytes < self._share_bytes or stream.has_pack) and not _is_over(state.run):
             try:
                 state.run.append(stream.next())
             except Exception as error:  # noqa: BLE001 - raised when its turn comes

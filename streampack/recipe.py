@@ -3,9 +3,10 @@
 A recipe knows nothing of lanes, ranks, workers or batches. It holds nothing live: it can be pickled and forked.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate, dropwhile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from streampack.errors import CorruptShardError, TokenizerError, TruncatedShardE
 from streampack.lanes import Piece
 from streampack.packer import Packer
 from streampack.reader import read_range, read_samples
-from streampack.records import Document, Mask, Sample, Shard, Tokenizer
+from streampack.records import IGNORE_INDEX, Document, Joined, Mask, Sample, Shard, Tokenizer, Tokens, join
 from streampack.storage import Storage
 from streampack.tarcuts import find_sample, first_boundary
 
@@ -51,11 +52,8 @@ class Recipe:
 
     def samples(
         self, shard: Shard, piece: Piece, *, resume: int, max_range_bytes: int
-    ) -> Iterator[tuple[int, Sample]]:
-        """The samples of a piece of the shard with their positions, from `resume` on (-1: from the piece's start).
-
-        A position is the byte offset of the sample's first header in a plain tar, its ordinal in a compressed one.
-        """
+    ) -> Iterator[Sample]:
+        """The samples of a piece of the shard, from the position `resume` on (-1: from the piece's start)."""
         read = self._reading(shard, max_range_bytes)
         try:
             yield from self._samples(shard, piece, read, resume=resume)
@@ -80,21 +78,19 @@ class Recipe:
 
     def _samples(
         self, shard: Shard, piece: Piece, read: Callable[..., Iterator[bytes]], *, resume: int
-    ) -> Iterator[tuple[int, Sample]]:
+    ) -> Iterator[Sample]:
         wanted, limit = self.documents.field.wanted, self.documents.member_bytes
         if is_compressed(shard.url):
             chunks = decompress(read(0), url=shard.url)
-            for sample in read_samples(chunks, url=shard.url, wanted=wanted, max_member_bytes=limit):
-                if sample.ordinal >= resume:
-                    yield sample.ordinal, sample
+            samples = read_samples(chunks, url=shard.url, wanted=wanted, max_member_bytes=limit)
+            yield from dropwhile(lambda sample: sample.ordinal < resume, samples)
         elif piece.whole:
             start = max(resume, 0)
-            for sample in read_samples(
+            yield from read_samples(
                 read(start), url=shard.url, wanted=wanted, start=start, max_member_bytes=limit
-            ):
-                yield sample.offset, sample
+            )
         else:
-            for sample in read_range(
+            yield from read_range(
                 read,
                 partial(read, first_bytes=_LOOK_BYTES),
                 begin=piece.begin,
@@ -104,8 +100,7 @@ class Recipe:
                 wanted=wanted,
                 max_member_bytes=limit,
                 resume=None if resume < 0 else resume,
-            ):
-                yield sample.offset, sample
+            )
 
     def next_range(self, shard: Shard, piece: Piece, *, damaged_at: int, max_range_bytes: int) -> int:
         """Where the range behind a damaged piece begins: the end of what is lost with it, in positions.
@@ -164,31 +159,62 @@ class Recipe:
     def encode(self, document: Document) -> tuple[NDArray[np.integer], Mask | None]:
         """The document's tokens, BOS and EOS as asked for (integers [n]), and its loss mask (bool [n] or None)."""
         if document.tokens is not None:
-            ids: NDArray[np.integer] = document.tokens
-        else:
-            assert self.tokenizer is not None and document.text is not None, "the dataset demands a tokenizer for text"
-            try:
-                ids = np.asarray(self.tokenizer.encode(document.text))
-            except TokenizerError as error:
-                raise TokenizerError(error.message, url=document.url, member=document.key) from error
-            except Exception as error:
-                error.add_note(f"while tokenizing {document.url}, sample {document.key!r}, record {document.record}")
-                raise
-        if self.bos_id is None and self.eos_id is None:
-            return ids, document.loss_mask
-        front, back = int(self.bos_id is not None), int(self.eos_id is not None)
+            return self.with_ends(document.tokens, document.loss_mask)
+        assert document.text is not None, "messages are tokens behind the chat template"
+        ids = self.tokenize(document.text, url=document.url, key=document.key, record=document.record)
+        return self.with_ends(ids, None)
+
+    def tokenize(self, text: str, *, url: str, key: str, record: int) -> NDArray[np.integer]:
+        """The ids of a text alone; an error says of which one."""
+        assert self.tokenizer is not None, "the dataset demands a tokenizer for text"
+        try:
+            return np.asarray(self.tokenizer.encode(text))
+        except TokenizerError as error:
+            raise TokenizerError(error.message, url=url, member=key) from error
+        except Exception as error:
+            error.add_note(f"while tokenizing {url}, sample {key!r}, record {record}")
+            raise
+
+    def with_ends(
+        self, ids: NDArray[np.integer], mask: Mask | None
+    ) -> tuple[NDArray[np.integer], Mask | None]:
+        """A document's ids [n] and loss mask with BOS and EOS as asked for."""
+        front, back = self._ends
+        if not len(front) + len(back):
+            return ids, mask
         wide = ids.dtype.itemsize > 4 or ids.dtype == np.uint32
-        tokens: NDArray[np.integer] = np.empty(front + len(ids) + back, dtype=np.int64 if wide else np.int32)
-        tokens[front : front + len(ids)] = ids
-        if self.bos_id is not None:
-            tokens[0] = self.bos_id
-        if self.eos_id is not None:
-            tokens[-1] = self.eos_id
-        mask = document.loss_mask
+        tokens: NDArray[np.integer] = np.concatenate((front, ids, back), dtype=np.int64 if wide else np.int32)
         if mask is not None:
             # BOS and EOS are targets where their neighbour in the document is one.
-            mask = np.pad(mask, (front, back), mode="edge") if len(mask) else np.ones(front + back, dtype=np.bool_)
+            ends = len(front), len(back)
+            mask = np.pad(mask, ends, mode="edge") if len(mask) else np.ones(sum(ends), dtype=np.bool_)
         return tokens, mask
+
+    def joined(self, ids: Sequence[NDArray[np.integer]]) -> Joined | None:
+        """Documents' ids side by side, BOS and EOS as asked for; None: the packer must look at each."""
+        if not ids or any(each.dtype != np.int32 or each.ndim != 1 for each in ids):
+            return None
+        front, back = self._ends
+        ends = len(front) + len(back)
+        tokens = np.concatenate([part for each in ids for part in (front, each, back)])
+        if np.minimum.reduce(tokens, initial=0) <= IGNORE_INDEX:
+            return None
+        return Joined(tokens, [len(each) + ends for each in ids])
+
+    def joined_with_ends(self, joined: Joined) -> Joined:
+        """Documents that are tokens, BOS and EOS as asked for."""
+        if self.bos_id is None and self.eos_id is None:
+            return joined
+        stops = list(accumulate(joined.lengths))[:-1]
+        ids = np.split(joined.tokens, stops)
+        masks = [None] * len(ids) if joined.loss_mask is None else np.split(joined.loss_mask, stops)
+        return join(*zip(*map(self.with_ends, ids, masks), strict=True))
+
+    @property
+    def _ends(self) -> tuple[Tokens, Tokens]:
+        """BOS and EOS, each int32 [1] or [0]."""
+        front, back = ([] if token is None else [token] for token in (self.bos_id, self.eos_id))
+        return np.array(front, np.int32), np.array(back, np.int32)
 
     def targets(self, tokens: NDArray[np.integer], mask: Mask | None) -> int:
         """How many of a document's tokens its own rows train, but for what `overflow` takes from it."""

@@ -5,7 +5,7 @@
 Stages do not import each other; they share these, the errors and the counters.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
@@ -89,6 +89,33 @@ class BadRecord:
     error: RecordError
     part: int = -1
     """Of what the transform made of the record, the part that is bad; -1: the record as a whole."""
+
+
+class Joined(NamedTuple):
+    """Token ids of documents, side by side."""
+
+    tokens: Tokens
+    """int32 [n]."""
+    lengths: list[int]
+    """Of each document; their sum is n."""
+    loss_mask: Mask | None = None
+    """bool [n]: which of the tokens may be a target; None: all."""
+
+    def part(self, start: int, stop: int) -> "Joined":
+        """The documents `start` to `stop`."""
+        begin, end = sum(self.lengths[:start]), sum(self.lengths[:stop])
+        mask = None if self.loss_mask is None else self.loss_mask[begin:end]
+        return Joined(self.tokens[begin:end], self.lengths[start:stop], mask)
+
+
+def join(tokens: Sequence[NDArray[np.integer]], masks: Sequence[Mask | None] = ()) -> Joined:
+    """Each document's tokens [n] (ids that fit int32) and its loss mask, side by side; no masks: all are None."""
+    lengths = [len(ids) for ids in tokens]
+    mask: Mask | None = None
+    if any(each is not None for each in masks):
+        parts = [np.ones(n, np.bool_) if each is None else each for n, each in zip(lengths, masks, strict=True)]
+        mask = np.concatenate(parts)
+    return Joined(np.concatenate(tokens, dtype=np.int32), lengths, mask)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,30 +10,35 @@ pack gives the same packs.
 """
 
 import logging
-import operator
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import repeat
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
 from streampack import progress
 from streampack.corpus import Corpus
 from streampack.errors import ConfigError, RecordError, ShardError
-from streampack.lanereader import REST_OF_PIECE, EpochStart, Event, Flaw, Found, Hole, LaneReader, hole_of
+from streampack.lanereader import REST_OF_PIECE, EpochStart, Flaw, Hole, LaneReader, Run
 from streampack.recipe import Recipe
-from streampack.records import Cursor, Mask, PackRows
+from streampack.records import Cursor, Joined, PackRows
 from streampack.stats import Counts
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from streampack.records import Tokens
 
 _log = logging.getLogger(__name__)
 
 START = Cursor()
 _RATE_FLOOR = 10  # what a lane may pass over by a rate before it has read much
-_TOKENS_PER_CHARACTER = 0.25  # of a text, before the first ones are tokenized
-_MOST_CHARACTERS_PER_TOKEN = 32  # of texts that are held at once, however few tokens others before them gave
+_TOKENS_PER_BYTE = 0.25  # of what documents are made of, before the first ones are known
+_MOST_BYTES_PER_TOKEN = 32  # of what is held at once, however few tokens others before it gave
+_MOST_PACKS_AHEAD = 16
 
 
 class Source(NamedTuple):
@@ -83,24 +88,31 @@ class LaneStart:
     holes: frozenset[Hole] = frozenset()
 
 
+class _Ready(NamedTuple):
+    """Documents, read and tokenized, that the packer has not got yet."""
+
+    run: Run
+    """Without its contents."""
+    joined: Joined
+    is_checked: bool
+    """Otherwise it is one document, and the packer must look at its ids."""
+
+    def singles(self) -> "Iterator[_Ready]":
+        """The same, document by document."""
+        (tokens, lengths, mask), stop = self.joined, 0
+        for index, length in enumerate(lengths):
+            start, stop = stop, stop + length
+            joined = Joined(tokens[start:stop], [length], None if mask is None else mask[start:stop])
+            yield self._replace(run=self.run.part(index, index + 1), joined=joined)
+
+
 class _Fed(NamedTuple):
     """A document in the packer, not yet passed."""
 
-    cursor: Cursor
-    skipped: int
-    """Flaws passed over since the document before it."""
-    url: str
-    key: str
-    targets: int = 0
+    run: Run
+    number: int
+    targets: int
     """As `Source.targets`; counted where sources are asked for."""
-
-
-class _Ready(NamedTuple):
-    """A document, read and tokenized, that the packer has not got yet."""
-
-    found: Found
-    tokens: NDArray[np.integer]
-    mask: Mask | None
 
 
 class LaneStream:
@@ -135,12 +147,17 @@ class LaneStream:
         self._packer = recipe.packer()
         self._ahead: deque[_Ready | Flaw | EpochStart | Exception | None] = deque()
         """What was read and not yet used; the last one is an exception where reading failed, None at the lane's end."""
+        self._packs_ahead = 1
+        self._most_ahead = max(1, min(_MOST_PACKS_AHEAD, max_range_bytes // (16 * recipe.seq_len)))
         self._fed: deque[_Fed] = deque()
-        self._first_fed = 0
-        self._counted = Counts()
+        self._first_fed = self._num_fed = 0
+        self._flaws: deque[tuple[int, int]] = deque()
+        """(document, how many were passed over before it), for those that were fed and not passed."""
+        self._may_refuse = recipe.packing != "wrap" and recipe.overflow == "error"
+        self._end: LaneEnd | None = None
         self._ended = False
         self._last_pack_epoch = cursor.epoch
-        self._characters, self._tokens = 1.0, _TOKENS_PER_CHARACTER
+        self._bytes, self._tokens = 1.0, _TOKENS_PER_BYTE
         self._reader = LaneReader(
             recipe, corpus, lane, cursor, start.holes, end_epoch=end_epoch, max_range_bytes=max_range_bytes
         )
@@ -148,9 +165,16 @@ class LaneStream:
     @property
     def buffered_bytes(self) -> int:
         """About how much memory the stream holds: a range of the shard, and tokens that no pack has taken yet."""
-        ahead = [item for item in self._ahead if isinstance(item, _Ready)]
-        held = sum(item.tokens.nbytes + len(item.found.document.text or "") for item in ahead)
-        return self._max_range_bytes + self._reader.block_bytes + held + self._packer.buffered_bytes
+        held = self._packer.buffered_bytes
+        for item in self._ahead:
+            if isinstance(item, _Ready):
+                held += item.joined.tokens.nbytes
+        return self._max_range_bytes + self._reader.block_bytes + held
+
+    @property
+    def has_pack(self) -> bool:
+        """Whether the next pack is there, with nothing to read for it."""
+        return self._packer.has_pack
 
     @property
     def replays(self) -> bool:
@@ -168,10 +192,12 @@ class LaneStream:
         self._reader.close()
 
     def next(self) -> LanePack | LaneEnd:
-        """The lane's next pack; in a finite run its end, once and for all."""
+        """The lane's next pack; in a finite run its end, every time from there on."""
         while (rows := self._packer.pop()) is None:
             if self._ended:
-                return LaneEnd(self._counts_until(len(self._fed) + self._first_fed))
+                if self._end is None:
+                    self._end = LaneEnd(self._with_flaws(self._packer.counts_behind, self._num_fed))
+                return self._end
             if not self._ahead:
                 self._read_ahead()
             item = self._ahead[0]
@@ -190,106 +216,125 @@ class LaneStream:
         return self._dress(rows)
 
     def _read_ahead(self) -> None:
-        """Read about as many documents as the next pack lacks, then tokenize them: a stage at a time.
+        """Read about as many documents as the next packs lack, then tokenize them: a stage at a time.
 
-        A tokenizer empties the processor's caches, so that going from stage to stage for every document would cost
-        each of them as much as a stage takes. What fails is kept for when its turn comes.
+        Python that runs after a tokenizer has emptied the processor's caches takes several times as long, and a step
+        for many documents costs little more than for one. The first packs are not kept waiting for others: their
+        number doubles each time. What fails is kept for when its turn comes.
         """
-        ahead, reader, recipe, lane = self._ahead, self._reader, self._recipe, self._lane
-        lacking = float(recipe.seq_len + 1 - self._packer.buffered_rows)
-        per_character = max(self._tokens / self._characters, 1 / _MOST_CHARACTERS_PER_TOKEN)
-        events: list[Event | Exception | None] = []
+        per_byte = max(self._tokens / self._bytes, 1 / _MOST_BYTES_PER_TOKEN)
+        lacking = self._recipe.seq_len * self._packs_ahead + 1 - self._packer.buffered_rows
+        self._reader.wanted_bytes = max(int(lacking / per_byte), 1)
+        self._packs_ahead = min(2 * self._packs_ahead, self._most_ahead)
         try:
-            for event in reader:
-                events.append(event)
-                lacking -= 1  # an empty document, too, takes its place among what is held
-                if isinstance(event, EpochStart):
-                    break  # a lane without documents would be read for ever
-                if isinstance(event, Found):
-                    document = event.document
-                    if document.tokens is not None:
-                        lacking -= len(document.tokens)
-                    elif document.text is not None:
-                        lacking -= len(document.text) * per_character
-                if lacking <= 0:
-                    break
-            else:
-                events.append(None)
+            event = self._reader.next()
         except Exception as error:  # noqa: BLE001 - raised when its turn comes
-            events.append(error)
-        for item in events:
-            if not isinstance(item, Found):
-                ahead.append(item)
-                continue
-            progress.begin_sample(lane, item.shard, item.cursor.sample)
+            self._ahead.append(error)
+            return
+        if isinstance(event, Run):
+            self._ahead.extend(self._tokenized(event))
+        else:
+            self._ahead.append(event)
+
+    def _tokenized(self, run: Run) -> Iterator[_Ready | Exception]:
+        """The documents as tokens, together where that can be; an exception in the place of one that fails."""
+        recipe, contents, where = self._recipe, run.contents, run._replace(contents=[])
+        self._bytes += run.num_bytes
+        if isinstance(contents, Joined):
+            self._tokens += len(contents.tokens)
+            yield _Ready(where, recipe.joined_with_ends(contents), True)
+            return
+        ids: list[NDArray[np.integer]] = []
+        failure: Exception | None = None
+        for text, key, (sample, record, _) in zip(contents, run.keys, run.places, strict=True):
+            progress.begin_sample(self._lane, run.shard, sample)
             try:
-                tokens, mask = recipe.encode(item.document)
+                ids.append(recipe.tokenize(text, url=run.url, key=key, record=record))
             except Exception as error:  # noqa: BLE001 - raised when its turn comes
-                ahead.append(error)
-                return
-            ahead.append(_Ready(item, tokens, mask))
-            if item.document.text is not None:
-                self._characters += len(item.document.text)
+                failure = error
+                break
+        joined = recipe.joined(ids)
+        if joined is not None:
+            self._tokens += len(joined.tokens)
+            yield _Ready(where if failure is None else where.part(0, len(ids)), joined, True)
+        else:
+            for index, each in enumerate(ids):
+                try:
+                    tokens, _ = recipe.with_ends(each, None)
+                except Exception as error:  # noqa: BLE001 - raised when its turn comes
+                    failure = error
+                    break
                 self._tokens += len(tokens)
+                yield _Ready(where.part(index, index + 1), Joined(cast("Tokens", tokens), [len(tokens)]), False)
+        if failure is not None:
+            yield failure
 
     def _feed(self, ready: _Ready) -> None:
-        found, tokens, mask = ready
-        skipped, self._skipped = self._skipped, 0
-        try:
-            checked = mask is None and found.document.tokens is not None
-            self._packer.feed(tokens, mask, row=found.cursor.row, checked=checked)
-        except RecordError as error:
-            named = type(error)(error.message, url=found.url, member=found.key)
-            if found.cursor.row:  # earlier packs hold a part of it: to pass over the rest would lose it
-                raise named from error
-            self._skipped = skipped
-            self._skip(Flaw(hole_of(found), named))
+        run, (tokens, lengths, mask), is_checked = ready
+        in_bulk = not (run.row or self._may_refuse)
+        if len(lengths) > 1 and not in_bulk:
+            self._ahead.extendleft(reversed(list(ready.singles())))
             return
-        self._met += 1
-        targets = self._recipe.targets(tokens, mask) if self._with_sources else 0
-        self._fed.append(_Fed(found.cursor, skipped, found.url, found.key, targets))
+        if is_checked and in_bulk:
+            self._packer.feed_all(tokens, lengths, mask)
+        else:
+            try:
+                self._packer.feed(tokens, mask, row=run.row)
+            except RecordError as error:
+                named = type(error)(error.message, url=run.url, member=run.keys[0])
+                if run.row:  # earlier packs hold a part of it: to pass over the rest would lose it
+                    raise named from error
+                self._skip(Flaw(run.hole(0), named))
+                return
+        if self._skipped:
+            self._flaws.append((self._num_fed, self._skipped))
+            self._skipped = 0
+        targets: Iterable[int] = repeat(0)
+        if self._with_sources:
+            targets = [self._recipe.targets(each.joined.tokens, each.joined.loss_mask) for each in ready.singles()]
+        self._fed.extend(map(_Fed, repeat(run), range(len(lengths)), targets))
+        self._num_fed += len(lengths)
+        self._met += len(lengths)
 
     def _dress(self, rows: PackRows) -> LanePack:
         sources = tuple(self._sources(rows)) if self._with_sources else ()
-        last = self._fed[-1].cursor
-        counts = self._counts_until(rows.next_document)
+        last = self._fed[rows.next_document - (rows.next_row == 0) - self._first_fed]
+        counts = self._with_flaws(rows.counts, rows.next_document)
         self._passed += counts.documents
-        if self._fed:
-            self._cursor = self._fed[0].cursor._replace(row=rows.next_row)
-        elif self._ended:
+        is_exact = rows.next_row == 0 and rows.tokens.size == self._recipe.seq_len and not self._packer.waits
+        if is_exact:  # the pack was full before the next document came, however many have come by now
+            self._cursor = last.run.cursor(last.number, 0)
+            self._cursor = self._cursor._replace(part=self._cursor.part + 1)
+        elif self._fed:
+            first = self._fed[0]
+            self._cursor = first.run.cursor(first.number, rows.next_row)
+        else:
+            assert self._ended, "only a pack that waits for nothing is made before what follows it is known"
             assert self._end_epoch is not None, "an endless lane does not end"
             self._cursor = Cursor(epoch=self._end_epoch)
-        else:
-            self._cursor = last._replace(part=last.part + 1, row=0)
         holes, self._new_holes = tuple(self._new_holes), []
         pack = LanePack(rows, self._cursor, counts, self._digest(rows), holes, sources)
         self._packs += 1
         self._last_pack_epoch = self._cursor.epoch
         return pack
 
-    def _counts_until(self, document: int) -> Counts:
-        """What came between the pack before and the point where `document` begins or goes on; drops what is passed."""
-        skipped = 0
+    def _with_flaws(self, counts: Counts, document: int) -> Counts:
+        """The counts, and what was passed over before `document`; drops what packing has passed."""
         while self._first_fed < document and self._fed:
-            skipped += self._fed.popleft().skipped
+            self._fed.popleft()
             self._first_fed += 1
-        if self._fed:
-            skipped += self._fed[0].skipped
-            self._fed[0] = self._fed[0]._replace(skipped=0)
-        elif self._ended:
+        skipped = 0
+        while self._flaws and self._flaws[0][0] <= document:
+            skipped += self._flaws.popleft()[1]
+        if self._ended and not self._fed:
             skipped += self._skipped
             self._skipped = 0
-        now, before = self._packer.counts, self._counted
-        self._counted = now
-        counts = Counts(*map(operator.sub, now, before))
         return counts._replace(skipped=skipped) if skipped else counts  # the packer knows of none
 
     def _sources(self, rows: PackRows) -> Iterator[Source]:
         for span in rows.spans:
-            fed = self._fed[span.document - self._first_fed]
-            cursor = fed.cursor
-            place = (cursor.sample, cursor.record, cursor.part, span.offset, span.length)
-            yield Source(fed.url, fed.key, *place, fed.targets)
+            run, number, targets = self._fed[span.document - self._first_fed]
+            yield Source(run.url, run.keys[number], *run.places[number], span.offset, span.length, targets)
 
     def _digest(self, rows: PackRows) -> int:
         number = self._lane + self._corpus.num_lanes * self._packs

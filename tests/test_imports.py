@@ -56,7 +56,7 @@ MAY_IMPORT = {
     "hashing": set(),
     "limits": set(),
     "progress": set(),
-    "records": {"errors"},
+    "records": {"errors", "stats"},
     "stats": {"errors", "records"},
     **dict.fromkeys(STAGES, FOUNDATION),
     "packer": FOUNDATION | {"boundary"},

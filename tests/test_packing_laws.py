@@ -371,9 +371,8 @@ def test_law_8_packs_do_not_depend_on_how_documents_are_fed(
         else:
             doc = waiting.pop(0)
             dtype = data.draw(st.sampled_from([np.int8, np.int16, np.int32, np.int64]))
-            by_chance.feed(
-                np.array(doc.tokens, dtype), doc.loss_mask if doc.loss_mask is None else np.array(doc.loss_mask, np.int8)
-            )
+            mask = doc.loss_mask if doc.loss_mask is None else np.array(doc.loss_mask, np.int8)
+            by_chance.feed(np.array(doc.tokens, dtype), mask)
         rows += [by_chance.pop() for _ in range(data.draw(st.integers(0, 2)))]
     by_chance.finish()
     rows += iter(by_chance.pop, None)

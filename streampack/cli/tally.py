@@ -167,8 +167,9 @@ def tally_shard(recipe: Recipe, index: int, shard: Shard, *, has_tokens: bool, t
     packers = {packing: _packer(recipe, packing) for packing in Packing} if has_tokens else {}
     full = dict.fromkeys(packers, 0)
     piece = Piece(index, 0, shard.size, whole=True)
-    for position, sample in recipe.samples(shard, piece, resume=-1, max_range_bytes=_RANGE_BYTES):
+    for sample in recipe.samples(shard, piece, resume=-1, max_range_bytes=_RANGE_BYTES):
         tally.samples += 1
+        position = sample.ordinal if jumps else sample.offset
         unheard += sum(sample.sizes.values())
         if unheard >= _STEP_BYTES:
             reached = told if jumps else position

@@ -92,10 +92,11 @@ def verify_shard(recipe: Recipe, index: int, shard: Shard, *, tell: Callable[[in
     num_problems = 0
     jumps = is_compressed(shard.url)  # positions are ordinals there
     try:
-        for position, sample in recipe.samples(
+        for sample in recipe.samples(
             shard, Piece(index, 0, shard.size, whole=True), resume=-1, max_range_bytes=_RANGE_BYTES
         ):
             samples += 1
+            position = sample.ordinal if jumps else sample.offset
             unheard += sum(sample.sizes.values())
             if unheard >= _STEP_BYTES:
                 reached = told if jumps else position
