@@ -80,8 +80,6 @@ from streampack.errors import ConfigError, DocumentTooLongError, RecordError
 from streampack.records import IGNORE_INDEX, Mask, Pack, PackRows, Span, TokenizedDocument, Tokens
 from streampack.stats import Counts
 
-_AT_ONCE = 16
-"""Packs that are made together at most: a step of numpy costs the same for many as for one."""
 _NOTHING = Counts()
 
 
@@ -119,7 +117,9 @@ class Packer:
         bos_id: int | None = None,
         eos_id: int | None = None,
         lookahead: bool = True,
+        at_once: int = 16,
     ) -> None:
+        """`at_once`: packs that are made together at most; a few cost less each, and are held until they are given."""
         self.seq_len = as_integer(seq_len, "seq_len", low=2)
         self.boundary = as_boundary(boundary)
         self.packing = as_packing(packing)
@@ -129,6 +129,7 @@ class Packer:
         self.bos_id = None if bos_id is None else as_integer(bos_id, "bos_id", low=INT32.min)
         self.eos_id = None if eos_id is None else as_integer(eos_id, "eos_id", low=INT32.min)
         self.lookahead = bool(lookahead)
+        self._at_once = at_once
         check_ids(self.boundary, bos_id=self.bos_id, eos_id=self.eos_id)
         self._whole = self.packing is not Packing.WRAP
         if self._whole and not self.lookahead:
@@ -152,13 +153,13 @@ class Packer:
         self._last_token = 0  # of the last document, whose label may depend on the first token of the next
         self._closed: deque[int] = deque()  # whole documents: where packs end that can take no other one
         self._open_rows = 0  # and the rows behind the last of these
-        self._losses: deque[_Loss] = deque()
+        self._losses: list[_Loss] = []
         self._num_fed = 0
         self._num_rows = 0  # fed
         self._built = 0  # rows that are in packs, given or not
         self._num_passed = 0  # documents before that place
         self._begin = 0  # rows before the pack that is given next
-        self._made: deque[tuple[PackRows, int]] = deque()  # packs to give, each with the row behind it
+        self._made: list[tuple[PackRows, int]] = []  # packs to give, each with the row behind it
         self._given = Counts()
         self._behind = _NOTHING  # what came behind the last pack that was made
         self._finished = False
@@ -175,13 +176,16 @@ class Packer:
 
     @property
     def buffered_bytes(self) -> int:
-        """Bytes of what was fed and is held, each feeding counted whole until its last row is in a pack."""
+        """Bytes of what was fed and is held, each feeding counted whole until its last row is in a pack.
+
+        Packs that are made and not given are copies, and not counted: `at_once` bounds them.
+        """
         return self._num_bytes
 
     @property
     def has_pack(self) -> bool:
-        """Whether a pack is made, or can be, so that `pop` gives one (if it has a target)."""
-        return bool(self._made) or bool(self._closed) or self.buffered_rows - self.waits >= self.seq_len
+        """Whether the next pack is made already."""
+        return bool(self._made)
 
     @property
     def waits(self) -> bool:
@@ -280,7 +284,7 @@ class Packer:
                 self._let_go(self._built)
                 return None
             self._build(ends)
-        pack, end = self._made.popleft()
+        pack, end = self._made.pop(0)
         self._given = self._given.plus(pack.counts)
         self._let_go(end)
         return pack
@@ -387,10 +391,10 @@ class Packer:
         begin, size = self._built, self.seq_len
         left = self._num_rows - begin
         if self._whole:
-            ends = [self._closed.popleft() for _ in range(min(len(self._closed), _AT_ONCE))]
+            ends = [self._closed.popleft() for _ in range(min(len(self._closed), self._at_once))]
         else:
             waits = self.waits and not self._finished
-            ends = [begin + size * number for number in range(1, 1 + min((left - waits) // size, _AT_ONCE))]
+            ends = [begin + size * number for number in range(1, 1 + min((left - waits) // size, self._at_once))]
         if ends or not self._finished:
             return ends
         if left and self.tail is Tail.PAD:
@@ -495,7 +499,7 @@ class Packer:
         counts = Counts(documents=document - self._num_passed)
         self._num_passed = document
         while self._losses and self._losses[0].ordinal < document:
-            loss = self._losses.popleft()
+            loss = self._losses.pop(0)
             kind = "dropped" if loss.dropped else "truncated"
             counts = counts.plus(Counts(**{f"{kind}_documents": 1, f"{kind}_tokens": loss.rows}))
         return counts

@@ -223,8 +223,9 @@ class Recipe:
             kept = min(kept, self.seq_len + 1)
         return max(kept - 1, 0) if mask is None else int(np.count_nonzero(mask[1:kept]))
 
-    def packer(self) -> Packer:
+    def packer(self, *, at_once: int = 1) -> Packer:
         return Packer(
+            at_once=at_once,
             seq_len=self.seq_len,
             boundary=self.boundary,
             packing=self.packing,

@@ -144,14 +144,14 @@ class LaneStream:
         self._skipped = 0
         self._max_range_bytes = max_range_bytes
         self._with_sources = with_sources
-        self._packer = recipe.packer()
         self._ahead: deque[_Ready | Flaw | EpochStart | Exception | None] = deque()
         """What was read and not yet used; the last one is an exception where reading failed, None at the lane's end."""
         self._packs_ahead = 1
         self._most_ahead = max(1, min(_MOST_PACKS_AHEAD, max_range_bytes // (16 * recipe.seq_len)))
+        self._packer = recipe.packer(at_once=self._most_ahead)
         self._fed: deque[_Fed] = deque()
         self._first_fed = self._num_fed = 0
-        self._flaws: deque[tuple[int, int]] = deque()
+        self._flaws: list[tuple[int, int]] = []
         """(document, how many were passed over before it), for those that were fed and not passed."""
         self._may_refuse = recipe.packing != "wrap" and recipe.overflow == "error"
         self._end: LaneEnd | None = None
@@ -169,11 +169,12 @@ class LaneStream:
         for item in self._ahead:
             if isinstance(item, _Ready):
                 held += item.joined.tokens.nbytes
-        return self._max_range_bytes + self._reader.block_bytes + held
+        made = 4 * self._recipe.seq_len * self._most_ahead if self._most_ahead > 1 else 0
+        return self._max_range_bytes + self._reader.block_bytes + held + made
 
     @property
     def has_pack(self) -> bool:
-        """Whether the next pack is there, with nothing to read for it."""
+        """Whether the next pack is made already."""
         return self._packer.has_pack
 
     @property
@@ -325,7 +326,7 @@ class LaneStream:
             self._first_fed += 1
         skipped = 0
         while self._flaws and self._flaws[0][0] <= document:
-            skipped += self._flaws.popleft()[1]
+            skipped += self._flaws.pop(0)[1]
         if self._ended and not self._fed:
             skipped += self._skipped
             self._skipped = 0
