@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 WHOLE_MEMBER = -1
 REST_OF_PIECE = -2
-_SAMPLE_BYTES = 64
+_SAMPLE_BYTES = 64  # what one counts besides its members: an empty one takes memory, too
 _NO_POSITION = 2**62
 _READINGS = 3  # of a shard at a place where it breaks: what was altered on its way is right the next time
 
@@ -100,6 +100,13 @@ class EpochStart(NamedTuple):
 Event: TypeAlias = Run | Flaw | EpochStart
 
 
+class _Some(NamedTuple):
+    """Samples of one piece that follow each other."""
+
+    samples: list[Sample]
+    num_bytes: int
+
+
 class LaneReader:
     """What a lane meets from `cursor` on; `holes` are those known before."""
 
@@ -156,7 +163,7 @@ class LaneReader:
                 resume = -1
             epoch, piece_index = epoch + 1, 0
 
-    def _samples(self, shard: Shard, piece: Piece, *, epoch: int, resume: int) -> Iterator[list[Sample] | Flaw]:
+    def _samples(self, shard: Shard, piece: Piece, *, epoch: int, resume: int) -> Iterator[_Some | Flaw]:
         """The samples of a piece, some at a time, up to its end or to where the shard breaks."""
         broken_before = next((hole for hole in self._holes if _is_rest_of(hole, epoch, piece.shard)), None)
         end = _NO_POSITION if broken_before is None else broken_before.first
@@ -177,20 +184,22 @@ class LaneReader:
                         continue
                     last = position
                     some.append(sample)
-                    num_bytes += _size(sample)
+                    num_bytes += _SAMPLE_BYTES
+                    for member in sample.members.values():
+                        num_bytes += len(member)
                     if num_bytes >= self.wanted_bytes:
                         errors.clear()
-                        yield some
+                        yield _Some(some, num_bytes)
                         some, num_bytes = [], 0
                 if some:
-                    yield some
+                    yield _Some(some, num_bytes)
                 if is_whole:
                     return
                 break
             except Exception as error:
                 if some:
                     errors.clear()
-                    yield some
+                    yield _Some(some, num_bytes)
                 if not isinstance(error, CorruptShardError | TruncatedShardError):
                     raise
                 errors.append(error)
@@ -212,9 +221,10 @@ class LaneReader:
             yield Flaw(broken_before, None)
 
     def _runs(
-        self, samples: list[Sample], shard: Shard, place: Cursor, shard_index: int, start: Cursor
+        self, some: _Some, shard: Shard, place: Cursor, shard_index: int, start: Cursor
     ) -> Iterator[Run | Flaw]:
         """What is in the samples of a piece; `place`: its epoch and number; `start`: where the reading began."""
+        samples, num_bytes = some
         here = place._replace(sample=self._position(samples[0]))
         begun = start if start[:3] == here[:3] else here  # with a record, part and row
         has_holes = any(hole.shard == shard_index and hole.epoch == place.epoch for hole in self._holes)
@@ -225,7 +235,7 @@ class LaneReader:
                 places = [(self._position(sample), 0, 0) for sample in samples]
                 keys = [sample.key for sample in samples]
                 head = place.epoch, place.piece, shard_index, shard.url
-                yield Run(*head, places, keys, contents, sum(map(_size, samples)), begun.row)
+                yield Run(*head, places, keys, contents, num_bytes, begun.row)
                 return
         found = _Documents(place, shard_index, shard.url)
         try:
@@ -309,14 +319,6 @@ class _Documents:
         tokens = [document.tokens for document in found if document.tokens is not None]
         contents = texts or join(tokens, [document.loss_mask for document in found])
         yield Run(*self._head, places, [document.key for document in found], contents, num_bytes, row)
-
-
-def _size(sample: Sample) -> int:
-    """Bytes that it stands for; an empty one takes memory, too."""
-    size = _SAMPLE_BYTES
-    for member in sample.members.values():
-        size += len(member)
-    return size
 
 
 def _is_rest_of(hole: Hole, epoch: int, shard: int) -> bool:

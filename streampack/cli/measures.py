@@ -21,9 +21,11 @@ from streampack.decompression import decompress, is_compressed
 from streampack.errors import TokenizerError
 from streampack.loader import PackedDataLoader
 from streampack.reader import read_samples
-from streampack.records import BadRecord, Document, PackRows, Sample, Tokenizer
+from streampack.records import BadRecord, Document, PackRows, Sample, Tokenizer, join
 
 BATCH_SIZE = 8
+RUN = 32
+"""Documents that go through a stage together, about as many as in a lane."""
 WITHOUT_TOKENIZER = "line without its tokenizer"
 
 
@@ -104,16 +106,14 @@ def documents_of(dataset: PackedDataset, samples: Sequence[tuple[str, Sample]]) 
 
 def pack_rows(dataset: PackedDataset, tokens: Sequence[NDArray[np.integer]]) -> list[PackRows]:
     """The packs of documents that are tokens already."""
-    packer = dataset.recipe.packer()
+    packer = dataset.recipe.packer(at_once=RUN)
     packs: list[PackRows] = []
-    for ids in tokens:
-        packer.feed(ids)
-        while (pack := packer.pop()) is not None:
-            packs.append(pack)
+    for first in range(0, len(tokens), RUN):
+        some = join(tokens[first : first + RUN])
+        packer.feed_all(some.tokens, some.lengths)
+        packs += iter(packer.pop, None)
     packer.finish()
-    while (pack := packer.pop()) is not None:
-        packs.append(pack)
-    return packs
+    return packs + list(iter(packer.pop, None))
 
 
 def check_ids(make: MakeDataset, part: Slice, tokenizer: Tokenizer | None, plain: Tokenizer | None) -> None:
@@ -336,8 +336,13 @@ class _Round:
     def documents(self) -> Work:
         self._fill()
 
+        contents = self._dataset.recipe.documents.contents
+        samples = [sample for _, sample in self._samples]
+
         def work() -> int:
-            documents_of(self._dataset, self._samples)
+            for first in range(0, len(samples), RUN):
+                if contents(samples[first : first + RUN]) is None:  # JSON lines, a transform: one by one in a lane, too
+                    documents_of(self._dataset, self._samples[first : first + RUN])
             return self._num_tokens
 
         return work
