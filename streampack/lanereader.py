@@ -235,6 +235,7 @@ class LaneReader:
                 places = [(self._position(sample), 0, 0) for sample in samples]
                 keys = [sample.key for sample in samples]
                 head = place.epoch, place.piece, shard_index, shard.url
+                samples.clear()  # whoever has given them holds them no longer than this
                 yield Run(*head, places, keys, contents, num_bytes, begun.row)
                 return
         found = _Documents(place, shard_index, shard.url)

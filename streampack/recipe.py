@@ -11,7 +11,7 @@ from itertools import accumulate, dropwhile
 import numpy as np
 from numpy.typing import NDArray
 
-from streampack.boundary import BoundaryPolicy, ReplaceBoundary
+from streampack.boundary import INT32, BoundaryPolicy, ReplaceBoundary
 from streampack.decompression import decompress, is_compressed
 from streampack.digests import block_bytes_of
 from streampack.documents import DocumentReader
@@ -192,14 +192,16 @@ class Recipe:
 
     def joined(self, ids: Sequence[NDArray[np.integer]]) -> Joined | None:
         """Documents' ids side by side, BOS and EOS as asked for; None: the packer must look at each."""
-        if not ids or any(each.dtype != np.int32 or each.ndim != 1 for each in ids):
+        if not ids or any(each.dtype.kind not in "iu" or each.ndim != 1 for each in ids):
             return None
         front, back = self._ends
-        ends = len(front) + len(back)
         tokens = np.concatenate([part for each in ids for part in (front, each, back)])
-        if np.minimum.reduce(tokens, initial=0) <= IGNORE_INDEX:
+        if tokens.dtype.kind not in "iu" or (
+            tokens.size and not (tokens.min() > IGNORE_INDEX and tokens.max() <= INT32.max)
+        ):
             return None
-        return Joined(tokens, [len(each) + ends for each in ids])
+        ends = len(front) + len(back)
+        return Joined(tokens.astype(np.int32, copy=False), [len(each) + ends for each in ids])
 
     def joined_with_ends(self, joined: Joined) -> Joined:
         """Documents that are tokens, BOS and EOS as asked for."""

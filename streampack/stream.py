@@ -38,7 +38,8 @@ START = Cursor()
 _RATE_FLOOR = 10  # what a lane may pass over by a rate before it has read much
 _TOKENS_PER_BYTE = 0.25  # of what documents are made of, before the first ones are known
 _MOST_BYTES_PER_TOKEN = 32  # of what is held at once, however few tokens others before it gave
-_MOST_PACKS_AHEAD = 16
+_ROWS_AHEAD = 64 * 2**10  # what is read, tokenized and packed together at most: more gains nothing
+_PACKS_AHEAD = 64
 
 
 class Source(NamedTuple):
@@ -147,7 +148,8 @@ class LaneStream:
         self._ahead: deque[_Ready | Flaw | EpochStart | Exception | None] = deque()
         """What was read and not yet used; the last one is an exception where reading failed, None at the lane's end."""
         self._packs_ahead = 1
-        self._most_ahead = max(1, min(_MOST_PACKS_AHEAD, max_range_bytes // (16 * recipe.seq_len)))
+        rows_ahead = min(_ROWS_AHEAD, max_range_bytes // 16)
+        self._most_ahead = max(1, min(rows_ahead // recipe.seq_len, _PACKS_AHEAD))
         self._packer = recipe.packer(at_once=self._most_ahead)
         self._fed: deque[_Fed] = deque()
         self._first_fed = self._num_fed = 0
