@@ -28,7 +28,7 @@ _FIELDS = "100s24x11sB12xQ356s"
 _ALONE = Struct(f"<{_FIELDS}").unpack_from
 """Of a header: name, size's digits and the byte that ends them, checksum, and all from the kind on."""
 _PREFIXED = Struct(f"<521s503x{_FIELDS}").unpack_from
-"""The same behind a PAX header, of which the whole block comes first, with the begin of its record."""
+"""The same behind a PAX header, of which the whole block comes first, with the nine bytes of "NN mtime=" behind it."""
 _FILE_KIND, _PAX_KIND = b"0", ord("x")
 _MAGICS = (b"ustar\x0000", b"ustar  \0")  # with their versions: POSIX, GNU
 _WINDOW = 1 << 18
@@ -101,7 +101,7 @@ class Scanner:
                 header = parse_header(front[:BLOCK])
             except ValueError:  # `read_entry` says so
                 return end
-            if header.kind == _PAX_KIND and 10 <= header.size <= 99 and front[BLOCK:] == b"%d mtime=" % header.size:
+            if front[BLOCK:] == b"%d mtime=" % header.size:
                 end = BLOCK + header.size - 1
             if len(self._fronts) < _MOST_HEADERS:
                 self._fronts[front] = end

@@ -62,7 +62,14 @@ def altered(at: int, new: bytes, block: bytes | None = None) -> bytes:
     return with_checksum(block[:at] + new + block[at + len(new) :])
 
 
+def of_its_front_only() -> bytes:
+    """A header of no plain file whose checksum is that of its first bytes, which is wrong."""
+    block = header("b.txt", 0, b"5")
+    return block[:148] + b"%06o\0 " % (sum(block[:148]) + 1) + block[156:]
+
+
 UNCOMMON = {
+    "a checksum of a part": of_its_front_only(),
     "a directory": header("b.txt", 0, b"5"),
     "a V7 header": header("b.txt", 9, b"\0", magic=bytes(8)) + body(b"9" * 9),
     "a contiguous file": header("b.txt", 9, b"7") + body(b"9" * 9),
