@@ -22,6 +22,10 @@ from streampack.retrying import Failures
 
 _SMALLEST_RANGE = 64 * 1024
 """What ranges shrink to under faults."""
+LOCAL_RANGE_BYTES = 512 * 1024
+"""The largest range of a local file. Larger ones save nothing, and cost three times the CPU: their memory comes fresh
+from the kernel, page by page, and falls out of the caches before it is used. Smaller ones would be felt by mounted
+network file systems, which are local paths too."""
 _MOST_PIECES = 8
 """A range is handed out in about so many pieces, so that its memory is given back as it is used."""
 
@@ -40,6 +44,8 @@ def read_ranges(
 
     `size_of` asks for the object's size, to tell its end from an empty answer.
     """
+    if not reader.is_remote:
+        max_bytes = min(max_bytes, LOCAL_RANGE_BYTES)
     if reader.whole_ranges:
         max_bytes = max(max_bytes // 2, 1)  # the range in use is held whole until its end
     url, position, want = reader.pin.url, start, min(first_bytes, max_bytes)

@@ -18,6 +18,7 @@ from streampack.errors import CorruptShardError, ShardError, TruncatedShardError
 from streampack.records import Sample
 from streampack.tarcuts import CUT_REMEDY, Boundary, find_sample, first_boundary
 from streampack.tarformat import BadEntryError, Chunks, Entry, Kind, read_entry, split_name
+from streampack.tarscan import ELSEWHERE, Scanner
 
 __all__ = ["Boundary", "decompress", "find_sample", "is_compressed", "read_range", "read_samples", "split_name"]
 
@@ -25,6 +26,9 @@ MAX_MEMBERS = 1024
 """Of one sample: more are no sample, but a shard whose names all have the same beginning."""
 
 _ANYWHERE = Boundary(-1, None)
+_MAX_EXTENSIONS = 64
+"""For which it is remembered whether they are wanted."""
+_new_tuple = tuple.__new__  # half the time of a NamedTuple's own
 _REMEDY = "the shard is cut short or damaged; copy or write it again"
 _OTHER_FORMATS = {
     b"\x1f\x8b": "gzip data: name it .tar.gz",
@@ -141,46 +145,64 @@ def _read(
     offset = 0
     members: dict[str, bytes] = {}
     sizes: dict[str, int] = {}
-    file, sparse = Kind.FILE, Kind.SPARSE
+    chunk = b""
+    scanner = Scanner()
+    wanted = functools.lru_cache(_MAX_EXTENSIONS)(wanted)
     try:
         while True:
-            entry = source.common_entry() or read_entry(source)
-            kind, begin, name, size, end = entry
-            if kind is file or kind is sparse:
+            files, end = scanner.files(source)
+            limit = max_member_bytes
+            if files:
+                chunk, _ = source.at_hand()
+            else:
+                entry = read_entry(source)
+                end = entry.end
+                if entry.kind is Kind.FILE or entry.kind is Kind.SPARSE:
+                    files = [(entry.name, entry.offset, entry.size, ELSEWHERE)]
+                    limit = limit if entry.kind is Kind.FILE else -1
+                elif entry.kind is not Kind.OTHER:
+                    break
+            for name, begin, size, at in files:
                 names = split_name(name)
-                if names is not None:
-                    if names[0] != key:
-                        if key is not None:
-                            yield Sample(key, offset, ordinal, members, sizes)
-                            ordinal += 1
-                        key = names[0]
-                        offset = begin
-                        members = {}
-                        sizes = {}
-                    elif len(sizes) >= MAX_MEMBERS:
-                        what = f"sample {key!r} has more than {MAX_MEMBERS} members"
-                        remedy = "a sample's name goes up to the first dot of its files, so put the number before it"
-                        raise BadEntryError(f"{what}; {remedy}", begin, member=name)
-                    extension = names[1]
-                    if extension in sizes:
-                        what = f"sample {key!r} has two members {extension!r}; rename one, or it would be lost"
-                        raise BadEntryError(what, begin, member=name)
-                    sizes[extension] = size
-                    if (kind is file and size <= max_member_bytes and wanted(extension)) and (
-                        not members or size + _held(members) <= 2 * max_member_bytes
-                    ):
-                        members[extension] = payload = source.take(size)
-                        if len(payload) < size:
-                            what = f"the bytes end inside a member, after {len(payload)} of {size}"
-                            raise BadEntryError(what, source.offset, member=name, is_short=True)
-            elif kind is not Kind.OTHER:
-                break
+                if names is None:
+                    continue
+                extension = names[1]
+                if names[0] != key:
+                    if key is not None:
+                        yield _new_tuple(Sample, (key, offset, ordinal, members, sizes))
+                        ordinal += 1
+                    key = names[0]
+                    offset = begin
+                    members = {}
+                    sizes = {}
+                elif len(sizes) >= MAX_MEMBERS:
+                    what = f"sample {key!r} has more than {MAX_MEMBERS} members"
+                    remedy = "a sample's name goes up to the first dot of its files, so put the number before it"
+                    raise BadEntryError(f"{what}; {remedy}", begin, member=name)
+                elif extension in sizes:
+                    what = f"sample {key!r} has two members {extension!r}; rename one, or it would be lost"
+                    raise BadEntryError(what, begin, member=name)
+                sizes[extension] = size
+                if (size <= limit and wanted(extension)) and (
+                    not members or size + _held(members) <= 2 * max_member_bytes
+                ):
+                    members[extension] = _payload(source, name, size) if at < 0 else chunk[at : at + size]
+            chunk = b""  # its memory goes before more comes
             source.skip_to(end)
         _check_end(source, entry, until(), key)
     except BadEntryError as bad:
         raise _shard_error(bad, url, start, until, is_cut=is_cut) from None
     if key is not None:
         yield Sample(key, offset, ordinal, members, sizes)
+
+
+def _payload(source: Chunks, name: str, size: int) -> bytes:
+    """What is not all in the chunk at hand, or behind a header that is not common."""
+    payload = source.take(size)
+    if len(payload) < size:
+        what = f"the bytes end inside a member, after {len(payload)} of {size}"
+        raise BadEntryError(what, source.offset, member=name, is_short=True)
+    return payload
 
 
 def _held(members: dict[str, bytes]) -> int:

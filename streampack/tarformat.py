@@ -12,9 +12,7 @@ What is wrong is a BadEntryError (in the functions on one block a ValueError); U
 """
 
 import enum
-import re
 from collections.abc import Iterable
-from struct import Struct
 from typing import NamedTuple, Protocol
 from zlib import adler32
 
@@ -38,11 +36,6 @@ _FILE_KINDS = frozenset(b"07S\0")  # file, contiguous file, GNU sparse file, V7 
 _BARE_KINDS = frozenset(b"123456")  # links, devices, directories, pipes: no payload, whatever the size field says
 KNOWN_KINDS = PREFIX_KINDS | _FILE_KINDS | _BARE_KINDS | frozenset(b"ABCDEFGHIJMNOPQRTUVWYZ")
 _SPARSE_RECORDS = (b"GNU.sparse.major", b"GNU.sparse.map", b"GNU.sparse.size")
-_FILE_FIELDS = Struct("100s24x11sc12x6s3s100x8s80xB").unpack_from
-"""Of a header: name, size and what ends it, checksum, what ends it and kind, magic and version, prefix's first."""
-_FILE_BEHIND_SUM = b"\0 0"
-_PAX_NAME = b"././@PaxHeader".ljust(100, b"\0")
-_PAX_TIME = re.compile(rb"(\d\d) mtime=\d{1,20}(?:\.\d{1,20})?\n")
 
 
 class Header(NamedTuple):
@@ -86,9 +79,6 @@ class Entry(NamedTuple):
     """Offset behind the padded payload, where the next entry begins."""
 
 
-_FILE = Kind.FILE
-
-
 class BadEntryError(Exception):
     """Bytes that do not go on as a tar: damage to whoever reads, a wrong guess to whoever looks for a header."""
 
@@ -118,63 +108,17 @@ class Source(Protocol):
 class Chunks:
     """A stream of chunks of any size as a Source. A payload is copied once, however it is chunked."""
 
-    __slots__ = ("_chunk", "_chunks", "_pax_sizes", "_position", "offset")
+    __slots__ = ("_chunk", "_chunks", "_position", "offset")
 
     def __init__(self, chunks: Iterable[bytes], offset: int = 0) -> None:
         self._chunks = iter(chunks)
         self._chunk = b""
         self._position = 0
         self.offset = offset
-        self._pax_sizes: dict[bytes, int] = {}
 
-    def common_entry(self) -> "Entry | None":
-        """What `read_entry` would give, a few times as fast, where it has the commonest shape.
-
-        That is a USTAR file, alone or behind a PAX header that tells no more than its time (Python's tarfile and so
-        WebDataset's writer put one before every file), in the chunk at hand. None: `read_entry` must look, from where
-        the source still stands.
-        """
-        chunk, begin = self._chunk, self._position
-        at = begin
-        if chunk.startswith(_PAX_NAME, at):
-            pax_size = self._pax_size(chunk[at : at + BLOCK])
-            record = _PAX_TIME.match(chunk, at + BLOCK)
-            if record is None or not record.end() - at - BLOCK == int(record[1]) == pax_size:
-                return None
-            at += 2 * BLOCK
-        end = at + BLOCK
-        if end > len(chunk):
-            return None
-        name, size, blank, stored, kind, magic, prefix = _FILE_FIELDS(chunk, at)
-        if kind != _FILE_BEHIND_SUM or magic != b"ustar\x0000" or prefix or not (size.isdigit() and stored.isdigit()):
-            return None
-        if blank not in b"\0 ":  # a twelfth digit
-            return None
-        middle = at + BLOCK // 2
-        sums = (adler32(chunk[at:middle]) & 0xFFFF) + (adler32(chunk[middle:end]) & 0xFFFF)  # as in parse_header
-        try:
-            if int(stored, 8) != sums + 254 - sum(chunk[at + 148 : at + 156]):
-                return None
-            num_bytes = int(size, 8)
-        except ValueError:
-            return None
-        offset = self.offset
-        self._position = end
-        self.offset = start = offset + end - begin
-        return Entry(_FILE, offset, parse_text(name), num_bytes, start + padded(num_bytes))
-
-    def _pax_size(self, block: bytes) -> int:
-        """The payload size of a PAX header; 0: not for the common way. A tar repeats a few headers to the byte."""
-        size = self._pax_sizes.get(block)
-        if size is None:
-            try:
-                header = parse_header(block) if len(block) == BLOCK else None
-            except ValueError:  # `read_entry` says what is wrong with it
-                header = None
-            size = header.size if header is not None and header.kind == ord("x") and header.size <= BLOCK else 0
-            if len(self._pax_sizes) < 16:
-                self._pax_sizes[block] = size
-        return size
+    def at_hand(self) -> tuple[bytes, int]:
+        """The chunk at hand, and where in it the next byte is."""
+        return self._chunk, self._position
 
     def take(self, size: int) -> bytes:
         """The next `size` bytes, fewer only where the chunks end."""
@@ -367,6 +311,9 @@ def split_name(name: str) -> tuple[str, str] | None:
     >>> split_name("README") is split_name("__index__/a.txt") is split_name(".hidden") is None
     True
     """
+    if "/" not in name and "__" not in name:  # as most
+        key, dot, extension = name.partition(".")
+        return (key, extension.lower()) if key and dot else None
     if name.startswith("__"):
         top = name.partition("/")[0]
         if len(top) >= 4 and top.endswith("__"):

@@ -22,7 +22,7 @@ FOUNDATION = {"digests", "errors", "hashing", "limits", "progress", "records", "
 STAGES = {"shards", "lanes", "storage", "reader", "documents", "tokenizer", "boundary", "packer", "formats", "chat"}
 CHAT_PARTS = {"chattemplates", "chatjinja"}
 """The stage "chat" in several files."""
-READER_PARTS = {"decompression", "tarcuts", "tarformat"}
+READER_PARTS = {"decompression", "tarcuts", "tarformat", "tarscan"}
 """The stage "reader" in several files."""
 STORAGE_PARTS = {
     *("blockfile", "cache", "cachefolder", "cachenames", "cacherelay"),

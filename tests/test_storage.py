@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 from streampack import faults, objects
 from streampack.errors import ConfigError, ShardError, ShardNotFoundError, StorageError, TruncatedShardError
 from streampack.faults import is_final, redacted, retry_after_s, secrets_in
+from streampack.ranges import LOCAL_RANGE_BYTES
 from streampack.storage import RetryPolicy, Storage
 
 DATA = os.urandom(10_000)
@@ -294,6 +295,14 @@ def test_a_local_file_is_opened_once_and_closed_when_the_reading_is_dropped(tmp_
     assert descriptors() == 1
     chunks.close()  # type: ignore[attr-defined]  # a generator
     assert descriptors() == 0
+
+
+def test_ranges_of_a_local_file_stay_as_small_as_the_caches_want_them(tmp_path: Path) -> None:
+    path, size = tmp_path / "a.tar", 3 * LOCAL_RANGE_BYTES
+    path.write_bytes(DATA.ljust(size, b"x"))
+    chunks = Storage().chunks(str(path), size=size, first_bytes=LOCAL_RANGE_BYTES // 2)
+    halves = [len(chunk) * 2 // LOCAL_RANGE_BYTES for chunk in chunks]
+    assert halves == [1, 2, 2, 1]
 
 
 class TestFaultsThatPass:

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from streampack.clients import local_path
 from streampack.corpus import Corpus
 from streampack.dataset import PackedDataset
 from streampack.decompression import is_compressed
 from streampack.lanes import Piece, fitting_ranks
 from streampack.pool import MAX_RANGE_BYTES, MIN_SHARE_BYTES
+from streampack.ranges import LOCAL_RANGE_BYTES
 from streampack.state import Committed
 
 _FIRST_RANGE_BYTES = 512 * 2**10
@@ -183,8 +185,12 @@ def rank_plan(
     buffer_bytes = dataset.max_buffer_bytes // processes
     share_bytes = buffer_bytes // lanes_per_worker
     range_bytes = max(min(share_bytes // 2, MAX_RANGE_BYTES), MIN_SHARE_BYTES // 2)
-    sizes = dataset.list_shards().sizes
-    requests = sum(num_requests(piece, int(sizes[piece.shard]), range_bytes) for piece in pieces)
+    table = dataset.list_shards()
+    requests = 0
+    for piece in pieces:
+        is_local = local_path(table.urls[piece.shard]) is not None
+        largest = min(range_bytes, LOCAL_RANGE_BYTES) if is_local else range_bytes
+        requests += num_requests(piece, int(table.sizes[piece.shard]), largest)
     spare_tokens = max(share_bytes - range_bytes, 0) // 4
     read_bytes = shards.cut_bytes + shards.whole_bytes
     global_batch = ranks * batch_size
