@@ -9,21 +9,21 @@ from collections import deque
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from streampack.errors import StateError
 from streampack.passes import LastWords
 from streampack.rounds import Batch
-from streampack.state import Committed, Row
-from streampack.stats import Counts
+from streampack.state import FIELDS, PACKS, Committed
 
 BATCHES_BACK = 8
 """How many batches back a state can be asked for."""
 
-_FILLER = np.zeros(1 + len(Counts._fields), dtype=np.int64)
-_FILLER[1 + Counts._fields.index("fillers")] = 1
+_DOCUMENTS = FIELDS.index("documents")
+_FILLER = np.zeros(len(FIELDS), dtype=np.int64)
+_FILLER[[PACKS, FIELDS.index("fillers")]] = 1
 _PASSED_OVER = np.zeros_like(_FILLER)
-_PASSED_OVER[1 + Counts._fields.index("passed_over")] = 1
-_DOCUMENTS = 1 + Counts._fields.index("documents")
+_PASSED_OVER[[PACKS, FIELDS.index("passed_over")]] = 1
 
 
 class Commits:
@@ -40,19 +40,22 @@ class Commits:
         """
         rows = self.rows
         items = [item for item in batch.items if item is not None]
-        self._undos.append(_Undo(rows, sorted({item.place for item in items})))
-        for item in items:
-            if item.pack is None:
-                rows.add(item.place, Row(None, _FILLER))
+        places = [item.place for item in items]
+        self._undos.append(undo := _Undo(rows, places))
+        last: dict[int, int] = {}
+        changes: list[NDArray[np.int64]] = []
+        for number, (_, place, pack, *_) in enumerate(items):
+            if pack is None:
+                changes.append(_FILLER)
                 continue
-            message, index, _ = item.pack
-            counts = message.digest_and_counts[index]
-            if passed_over:
-                documents, counts = counts[_DOCUMENTS], _PASSED_OVER.copy()
-                counts[_DOCUMENTS] = documents
-            rows.add(item.place, Row(message.cursors[index], counts))
-            if message.holes:
-                rows.holes[item.place].extend(item.pack.holes)
+            last[place] = number
+            change = pack.message.changes[pack.number]
+            changes.append(_gone_past(change) if passed_over else change)
+            if pack.message.holes and (holes := pack.holes):
+                undo.num_holes.setdefault(place, len(rows.holes[place]))
+                rows.holes[place].extend(holes)
+        if items:
+            rows.add(places, np.concatenate(changes).reshape(len(items), len(FIELDS)), last)
         rows.global_pack = batch.global_pack
 
     def end_pass(self, last_words: Mapping[int, LastWords], *, epochs: int) -> None:
@@ -88,17 +91,26 @@ class Commits:
             self._undos.pop().apply(self.rows)
 
 
+def _gone_past(change: NDArray[np.int64]) -> NDArray[np.int64]:
+    """What is left of a pack's change where it is gone past."""
+    left = _PASSED_OVER.copy()
+    left[:PACKS] = change[:PACKS]
+    left[_DOCUMENTS] = change[_DOCUMENTS]
+    return left
+
+
 class _Undo:
-    """What a batch changed, to go back behind it."""
+    """What a batch changes, to go back behind it."""
 
     def __init__(self, committed: Committed, places: list[int]) -> None:
         self._places = places
-        self._rows = committed.rows[places].copy()
-        self._num_holes = [len(committed.holes[place]) for place in places]
+        self._rows = committed.rows[places]
         self._global_pack = committed.global_pack
+        self.num_holes: dict[int, int] = {}
+        """By place, where there will be more: how many there were."""
 
     def apply(self, committed: Committed) -> None:
         committed.rows[self._places] = self._rows
-        for place, count in zip(self._places, self._num_holes, strict=True):
+        for place, count in self.num_holes.items():
             del committed.holes[place][count:]
         committed.global_pack = self._global_pack
