@@ -222,9 +222,8 @@ def expand(block: PackBlock) -> dict[str, NDArray[np.int64]]:
     """
     # The caches are cold here, as documents were read and packed since the batch before: half of the time goes into
     # writing the four arrays at all, most of the rest into what else is as long; so that is little, and int32.
-    num_packs, seq_len = block.tokens.shape
-    lengths, ids = _stretches(block)
-    ends = lengths.cumsum()
+    num_packs, seq_len = shape = block.tokens.shape
+    lengths, ends, ids = _stretches(block)
     # One allocation for three: with one for each, malloc gives the pages of all of them back to the system, batch
     # after batch, and their faults cost more than all that is done here. The fourth saves a copy of it.
     tokens, labels, position_ids = np.empty((3, num_packs * seq_len), np.int64)
@@ -239,35 +238,37 @@ def expand(block: PackBlock) -> dict[str, NDArray[np.int64]]:
         labels[ends[ids > 0] - 1] = block.edge_labels
         for end, length in zip(ends[ids == 0].tolist(), lengths[ids == 0].tolist(), strict=True):
             labels[end - length : end] = IGNORE_INDEX
-    positions = (lengths - ends).astype(np.int32).repeat(lengths)
-    positions += np.arange(positions.size, dtype=np.int32)
-    position_ids[:] = positions
+    starts = ((ends - lengths) % seq_len).astype(np.int32)  # within their packs, so that one pack's numbers do for all
+    positions = starts.repeat(lengths).reshape(shape)
+    position_ids[:] = np.subtract(np.arange(seq_len, dtype=np.int32), positions, out=positions).reshape(-1)
     arrays = {"tokens": tokens, "labels": labels, "position_ids": position_ids, "segment_ids": segment_ids}
-    return {name: array.reshape(num_packs, seq_len) for name, array in arrays.items()}
+    return {name: array.reshape(shape) for name, array in arrays.items()}
 
 
-def _stretches(block: PackBlock) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Rows and segment id of each stretch of rows: the segments, and behind a pack's own its padding with id 0.
+def _stretches(block: PackBlock) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
+    """Rows, end and id of each stretch of rows: the segments, and behind each pack's own its padding with id 0.
 
     Where no pack has padding, the rows are `block.seq_lens` itself.
     """
     counts = block.num_segments.tolist()
     ids: list[int] = []
-    if block.seq_lens.sum() == block.tokens.size:
+    ends = block.seq_lens.cumsum()
+    if ends.size and ends[-1] == block.tokens.size:
         for count in counts:
             ids += range(1, count + 1)
-        return block.seq_lens, np.array(ids, np.int64)
+        return block.seq_lens, ends, np.array(ids, np.int64)
     seq_len, seq_lens = block.tokens.shape[1], block.seq_lens.tolist()
-    lengths: list[int] = []
+    rows: list[int] = []
     first = 0
     for count in counts:
         own = seq_lens[first : first + count]
         first += count
-        lengths += own
-        lengths.append(seq_len - sum(own))
+        rows += own
+        rows.append(seq_len - sum(own))
         ids += range(1, count + 1)
         ids.append(0)
-    return np.array(lengths, np.int32), np.array(ids, np.int64)
+    lengths = np.array(rows, np.int32)
+    return lengths, lengths.cumsum(), np.array(ids, np.int64)
 
 
 def spell_out(rows: PackRows, *, seq_len: int, pad_id: int) -> Pack:

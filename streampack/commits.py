@@ -7,6 +7,7 @@ Never: a row of what workers have made ahead.
 
 from collections import deque
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,23 +40,26 @@ class Commits:
         But documents count in any case: a rate of bad records (`max_skipped`) is one of all that a lane has met.
         """
         rows = self.rows
-        items = [item for item in batch.items if item is not None]
-        places = [item.place for item in items]
-        self._undos.append(undo := _Undo(rows, places))
-        last: dict[int, int] = {}
-        changes: list[NDArray[np.int64]] = []
-        for number, (_, place, pack, *_) in enumerate(items):
-            if pack is None:
-                changes.append(_FILLER)
+        changes: dict[int, NDArray[np.int64]] = {}
+        num_holes: dict[int, int] = {}
+        for item in batch.items:
+            if item is None:
                 continue
-            last[place] = number
-            change = pack.message.changes[pack.number]
-            changes.append(_gone_past(change) if passed_over else change)
-            if pack.message.holes and (holes := pack.holes):
-                undo.num_holes.setdefault(place, len(rows.holes[place]))
-                rows.holes[place].extend(holes)
-        if items:
-            rows.add(places, np.concatenate(changes).reshape(len(items), len(FIELDS)), last)
+            _, place, pack, *_ = item
+            if pack is None:
+                change = _FILLER.copy()
+                change[:PACKS] = changes.get(place, rows.rows[place])[:PACKS]  # the lane stays where it is
+            else:
+                change = pack.message.changes[pack.number]
+                if passed_over:
+                    change = _gone_past(change)
+                if pack.message.holes and (holes := pack.holes):
+                    num_holes.setdefault(place, len(rows.holes[place]))
+                    rows.holes[place].extend(holes)
+            changes[place] = _both(changes[place], change) if place in changes else change
+        places = np.array(list(changes), dtype=np.intp)
+        before = rows.add(places, np.array(list(changes.values()), dtype=np.int64).reshape(len(places), len(FIELDS)))
+        self._undos.append(_Undo(places, before, num_holes, rows.global_pack))
         rows.global_pack = batch.global_pack
 
     def end_pass(self, last_words: Mapping[int, LastWords], *, epochs: int) -> None:
@@ -99,18 +103,25 @@ def _gone_past(change: NDArray[np.int64]) -> NDArray[np.int64]:
     return left
 
 
-class _Undo:
-    """What a batch changes, to go back behind it."""
+def _both(first: NDArray[np.int64], then: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The changes of two packs of one lane."""
+    both = first + then
+    both[:PACKS] = then[:PACKS]
+    return both
 
-    def __init__(self, committed: Committed, places: list[int]) -> None:
-        self._places = places
-        self._rows = committed.rows[places]
-        self._global_pack = committed.global_pack
-        self.num_holes: dict[int, int] = {}
-        """By place, where there will be more: how many there were."""
+
+class _Undo(NamedTuple):
+    """What a batch has changed, to go back behind it."""
+
+    places: NDArray[np.intp]
+    rows: NDArray[np.int64]
+    """What stood at the places."""
+    num_holes: dict[int, int]
+    """By place, where there are more now."""
+    global_pack: int
 
     def apply(self, committed: Committed) -> None:
-        committed.rows[self._places] = self._rows
+        committed.rows[self.places] = self.rows
         for place, count in self.num_holes.items():
             del committed.holes[place][count:]
-        committed.global_pack = self._global_pack
+        committed.global_pack = self.global_pack

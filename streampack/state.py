@@ -9,7 +9,7 @@ One key per lane is what lets torch.distributed.checkpoint save the state from a
 
 import json
 import operator
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -84,16 +84,16 @@ class Committed:
             holes=frozenset(self.holes[place]),
         )
 
-    def add(self, places: Sequence[int], changes: NDArray[np.int64], last: Mapping[int, int]) -> None:
-        """Commit some packs, in order; a lane may come more than once.
+    def add(self, places: NDArray[np.intp], changes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Commit what the lanes at `places` have given, none of them twice; returns their rows as they were before.
 
-        Args:
-            places: of each pack's lane.
-            changes: int64 [n, len(FIELDS)]: where each pack's lane goes on, and what the pack adds to the other fields.
-            last: place of a lane -> which of the packs its cursor is taken from; else the lane stays where it is.
+        `changes`, int64 [n, len(FIELDS)]: the cursor that a lane goes on from, and what is added to the other fields.
         """
-        np.add.at(self.rows[:, PACKS:], places, changes[:, PACKS:])  # the digest is meant to wrap around
-        self.rows[list(last), :PACKS] = changes[list(last.values()), :PACKS]
+        before = self.rows.take(places, axis=0)
+        after = before + changes  # the digest is meant to wrap around
+        after[:, :PACKS] = changes[:, :PACKS]
+        self.rows[places] = after
+        return before
 
     def packs(self, place: int) -> int:
         """How many packs the lane at a place has given, fillers included."""
