@@ -170,22 +170,29 @@ def _message(
     packs: list[LanePack] = []
     kinds: list[int] = []
     changes: list[int] = []
+    ends: list[tuple[int, Counts]] = []
+    holes: list[tuple[int, Hole]] = []
     for slot in slots:
         if isinstance(slot, LanePack):
+            if slot.holes:
+                holes += [(len(packs), hole) for hole in slot.holes]
             packs.append(slot)
             kinds.append(_PACK)
             changes += slot.cursor
             changes.append(1)
             changes.append(slot.digest - (slot.digest >> 63 << 64))  # the same 64 bits, with a sign
             changes += slot.counts
+        elif slot is None:
+            kinds.append(_NOTHING)
         else:
-            kinds.append(_NOTHING if slot is None else _ENDED)
+            ends.append((len(kinds), slot.counts))
+            kinds.append(_ENDED)
     return Message(
         slots=np.array(kinds, dtype=np.int8),
         block=stack([pack.rows for pack in packs], seq_len=recipe.seq_len, pad_id=recipe.pad_id),
         changes=np.array(changes, dtype=np.int64).reshape(len(packs), len(FIELDS)),
-        ends=tuple((index, slot.counts) for index, slot in enumerate(slots) if isinstance(slot, LaneEnd)),
-        holes=tuple((index, hole) for index, pack in enumerate(packs) for hole in pack.holes),
+        ends=tuple(ends),
+        holes=tuple(holes),
         sources=tuple(pack.sources for pack in packs) if with_sources else None,
         storage=storage,
         error=error,
