@@ -196,23 +196,31 @@ def document_edges(
 
 def stack(rows: Sequence[PackRows], *, seq_len: int, pad_id: int) -> PackBlock:
     """Return the packs side by side, each padded to `seq_len`; one without rows becomes all padding."""
-    tokens = np.full((len(rows), seq_len), pad_id, np.int32)
+    none = np.empty(0, np.int32)
+    tokens, seq_lens, edge_labels = [none], [none], [none]  # np.concatenate wants at least one array
+    num_segments: list[int] = []
+    num_targets: list[int] = []
     ignored: Mask | None = None
     for index, pack in enumerate(rows):
         size = pack.tokens.size
-        tokens[index, :size] = pack.tokens
+        tokens.append(pack.tokens)
+        if size < seq_len:
+            tokens.append(np.full(seq_len - size, pad_id, np.int32))
+        seq_lens.append(pack.seq_lens)
+        edge_labels.append(pack.edge_labels)
+        num_segments.append(pack.seq_lens.size)
+        num_targets.append(pack.num_targets)
         if pack.ignored is not None:
             if ignored is None:
                 ignored = np.zeros((len(rows), seq_len), np.bool_)
             ignored[index, :size] = pack.ignored
-    none = [np.empty(0, np.int32)]  # np.concatenate wants at least one array
     return PackBlock(
-        tokens=tokens,
-        num_segments=np.array([pack.seq_lens.size for pack in rows], np.int32),
-        seq_lens=np.concatenate([pack.seq_lens for pack in rows] or none),
-        edge_labels=np.concatenate([pack.edge_labels for pack in rows] or none),
+        tokens=np.concatenate(tokens).reshape(len(rows), seq_len),
+        num_segments=np.array(num_segments, np.int32),
+        seq_lens=np.concatenate(seq_lens),
+        edge_labels=np.concatenate(edge_labels),
         ignored=ignored,
-        num_targets=np.array([pack.num_targets for pack in rows], np.int64),
+        num_targets=np.array(num_targets, np.int64),
     )
 
 
@@ -221,38 +229,55 @@ def expand(block: PackBlock) -> dict[str, NDArray[np.int64]]:
 
     They are new, contiguous, and overlap neither each other nor the block.
     """
-    num_packs, seq_len = block.tokens.shape
-    num_segments = block.num_segments.astype(np.int64)
-    packs = np.arange(num_packs)
-    # The padding of a pack, of whatever length, is one more stretch behind the pack's segments. `pads` and `real` are
-    # the indexes of the two kinds among all stretches of the block.
-    last = np.cumsum(num_segments)
-    pads = last + packs
-    real = np.arange(block.seq_lens.size) + np.repeat(packs, num_segments)
-    rows_before = np.zeros(block.seq_lens.size + 1, np.int64)
-    np.cumsum(block.seq_lens, out=rows_before[1:])
-    lengths = np.empty(block.seq_lens.size + num_packs, np.int64)
-    lengths[real] = block.seq_lens
-    lengths[pads] = seq_len - (rows_before[last] - rows_before[last - num_segments])
-    ends = np.cumsum(lengths)
-    ids = np.arange(1, lengths.size + 1)
-    ids -= np.repeat(pads - num_segments, num_segments + 1)
-    ids[pads] = 0
-
-    # One allocation: four of this size each cost more in page faults, call after call, than all that is done here.
-    tokens, labels, position_ids, segment_ids = np.empty((4, num_packs * seq_len), np.int64)
+    # The caches are cold here, as documents were read and packed since the batch before: half of the time goes into
+    # writing the four arrays at all, most of the rest into what else is as long; so that is little, and int32.
+    num_packs, seq_len = shape = block.tokens.shape
+    lengths, ends, ids = _stretches(block)
+    # One allocation for three: with one for each, malloc gives the pages of all of them back to the system, batch
+    # after batch, and their faults cost more than all that is done here. The fourth saves a copy of it.
+    tokens, labels, position_ids = np.empty((3, num_packs * seq_len), np.int64)
+    segment_ids = ids.repeat(lengths)
     tokens[:] = block.tokens.reshape(-1)
     labels[:-1] = tokens[1:]
     if block.ignored is not None:
         labels[np.flatnonzero(block.ignored)] = IGNORE_INDEX
-    labels[ends[real] - 1] = block.edge_labels
-    starts = ends - lengths
-    for start, end in zip(starts[pads].tolist(), ends[pads].tolist(), strict=True):
-        labels[start:end] = IGNORE_INDEX
-    np.subtract(np.arange(num_packs * seq_len), np.repeat(starts, lengths), out=position_ids)
-    segment_ids[:] = np.repeat(ids, lengths)
+    if lengths is block.seq_lens:
+        labels[ends - 1] = block.edge_labels
+    else:
+        labels[ends[ids > 0] - 1] = block.edge_labels
+        for end, length in zip(ends[ids == 0].tolist(), lengths[ids == 0].tolist(), strict=True):
+            labels[end - length : end] = IGNORE_INDEX
+    starts = ((ends - lengths) % seq_len).astype(np.int32)  # within their packs, so that one pack's numbers do for all
+    positions = starts.repeat(lengths).reshape(shape)
+    position_ids[:] = np.subtract(np.arange(seq_len, dtype=np.int32), positions, out=positions).reshape(-1)
     arrays = {"tokens": tokens, "labels": labels, "position_ids": position_ids, "segment_ids": segment_ids}
-    return {name: array.reshape(num_packs, seq_len) for name, array in arrays.items()}
+    return {name: array.reshape(shape) for name, array in arrays.items()}
+
+
+def _stretches(block: PackBlock) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
+    """Rows, end and id of each stretch of rows: the segments, and behind each pack's own its padding with id 0.
+
+    Where no pack has padding, the rows are `block.seq_lens` itself.
+    """
+    counts = block.num_segments.tolist()
+    ids: list[int] = []
+    ends = block.seq_lens.cumsum()
+    if ends.size and ends[-1] == block.tokens.size:
+        for count in counts:
+            ids += range(1, count + 1)
+        return block.seq_lens, ends, np.array(ids, np.int64)
+    seq_len, seq_lens = block.tokens.shape[1], block.seq_lens.tolist()
+    rows: list[int] = []
+    first = 0
+    for count in counts:
+        own = seq_lens[first : first + count]
+        first += count
+        rows += own
+        rows.append(seq_len - sum(own))
+        ids += range(1, count + 1)
+        ids.append(0)
+    lengths = np.array(rows, np.int32)
+    return lengths, lengths.cumsum(), np.array(ids, np.int64)
 
 
 def spell_out(rows: PackRows, *, seq_len: int, pad_id: int) -> Pack:

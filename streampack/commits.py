@@ -7,23 +7,24 @@ Never: a row of what workers have made ahead.
 
 from collections import deque
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from streampack.errors import StateError
 from streampack.passes import LastWords
 from streampack.rounds import Batch
-from streampack.state import Committed, Row
-from streampack.stats import Counts
+from streampack.state import FIELDS, PACKS, Committed
 
 BATCHES_BACK = 8
 """How many batches back a state can be asked for."""
 
-_FILLER = np.zeros(1 + len(Counts._fields), dtype=np.int64)
-_FILLER[1 + Counts._fields.index("fillers")] = 1
+_DOCUMENTS = FIELDS.index("documents")
+_FILLER = np.zeros(len(FIELDS), dtype=np.int64)
+_FILLER[[PACKS, FIELDS.index("fillers")]] = 1
 _PASSED_OVER = np.zeros_like(_FILLER)
-_PASSED_OVER[1 + Counts._fields.index("passed_over")] = 1
-_DOCUMENTS = 1 + Counts._fields.index("documents")
+_PASSED_OVER[[PACKS, FIELDS.index("passed_over")]] = 1
 
 
 class Commits:
@@ -39,20 +40,26 @@ class Commits:
         But documents count in any case: a rate of bad records (`max_skipped`) is one of all that a lane has met.
         """
         rows = self.rows
-        items = [item for item in batch.items if item is not None]
-        self._undos.append(_Undo(rows, sorted({item.place for item in items})))
-        for item in items:
-            if item.pack is None:
-                rows.add(item.place, Row(None, _FILLER))
+        changes: dict[int, NDArray[np.int64]] = {}
+        num_holes: dict[int, int] = {}
+        for item in batch.items:
+            if item is None:
                 continue
-            message, index, _ = item.pack
-            counts = message.digest_and_counts[index]
-            if passed_over:
-                documents, counts = counts[_DOCUMENTS], _PASSED_OVER.copy()
-                counts[_DOCUMENTS] = documents
-            rows.add(item.place, Row(message.cursors[index], counts))
-            if message.holes:
-                rows.holes[item.place].extend(item.pack.holes)
+            _, place, pack, *_ = item
+            if pack is None:
+                change = _FILLER.copy()
+                change[:PACKS] = changes.get(place, rows.rows[place])[:PACKS]  # the lane stays where it is
+            else:
+                change = pack.message.changes[pack.number]
+                if passed_over:
+                    change = _gone_past(change)
+                if pack.message.holes and (holes := pack.holes):
+                    num_holes.setdefault(place, len(rows.holes[place]))
+                    rows.holes[place].extend(holes)
+            changes[place] = _both(changes[place], change) if place in changes else change
+        places = np.array(list(changes), dtype=np.intp)
+        before = rows.add(places, np.array(list(changes.values()), dtype=np.int64).reshape(len(places), len(FIELDS)))
+        self._undos.append(_Undo(places, before, num_holes, rows.global_pack))
         rows.global_pack = batch.global_pack
 
     def end_pass(self, last_words: Mapping[int, LastWords], *, epochs: int) -> None:
@@ -88,17 +95,33 @@ class Commits:
             self._undos.pop().apply(self.rows)
 
 
-class _Undo:
-    """What a batch changed, to go back behind it."""
+def _gone_past(change: NDArray[np.int64]) -> NDArray[np.int64]:
+    """What is left of a pack's change where it is gone past."""
+    left = _PASSED_OVER.copy()
+    left[:PACKS] = change[:PACKS]
+    left[_DOCUMENTS] = change[_DOCUMENTS]
+    return left
 
-    def __init__(self, committed: Committed, places: list[int]) -> None:
-        self._places = places
-        self._rows = committed.rows[places].copy()
-        self._num_holes = [len(committed.holes[place]) for place in places]
-        self._global_pack = committed.global_pack
+
+def _both(first: NDArray[np.int64], then: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The changes of two packs of one lane."""
+    both = first + then
+    both[:PACKS] = then[:PACKS]
+    return both
+
+
+class _Undo(NamedTuple):
+    """What a batch has changed, to go back behind it."""
+
+    places: NDArray[np.intp]
+    rows: NDArray[np.int64]
+    """What stood at the places."""
+    num_holes: dict[int, int]
+    """By place, where there are more now."""
+    global_pack: int
 
     def apply(self, committed: Committed) -> None:
-        committed.rows[self._places] = self._rows
-        for place, count in zip(self._places, self._num_holes, strict=True):
+        committed.rows[self.places] = self.rows
+        for place, count in self.num_holes.items():
             del committed.holes[place][count:]
-        committed.global_pack = self._global_pack
+        committed.global_pack = self.global_pack

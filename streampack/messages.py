@@ -18,7 +18,7 @@ import enum
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,8 @@ from streampack.corpus import Corpus
 from streampack.lanereader import Hole
 from streampack.pool import LanePool
 from streampack.recipe import Recipe
-from streampack.records import Cursor, PackBlock
+from streampack.records import PackBlock
+from streampack.state import DIGEST, FIELDS, PACKS
 from streampack.stats import Counts, StorageUse
 from streampack.stream import LaneEnd, LanePack, LaneStart, Source
 
@@ -43,6 +44,9 @@ class Slot(enum.IntEnum):
     ENDED = 2
 
 
+_NOTHING, _PACK, _ENDED = map(int, Slot)  # looking up an enum's member costs as much as the rest of a slot
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """Some slots of one worker."""
@@ -51,10 +55,8 @@ class Message:
     """int8 [P], see `Slot`."""
     block: PackBlock
     """The packs, one for each slot that has one: B of them."""
-    cursors: NDArray[np.int64]
-    """int64 [B, len(Cursor)]: the lane's cursor after the pack."""
-    digest_and_counts: NDArray[np.int64]
-    """int64 [B, 1 + len(Counts)]."""
+    changes: NDArray[np.int64]
+    """int64 [B, len(FIELDS)]: what each pack does to its lane's row, as `Committed.add` takes it."""
     ends: tuple[tuple[int, Counts], ...]
     """(index in `slots`, counts after the lane's last pack) for slots of ended lanes."""
     holes: tuple[tuple[int, Hole], ...]
@@ -65,6 +67,16 @@ class Message:
     """What the storage was asked for while the message was made."""
     error: Exception | None = None
     """What stands in the place of the slot behind the last one; no message follows."""
+
+    @property
+    def cursors(self) -> NDArray[np.int64]:
+        """int64 [B, len(Cursor)]: the lane's cursor after the pack."""
+        return self.changes[:, :PACKS]
+
+    @property
+    def digest_and_counts(self) -> NDArray[np.int64]:
+        """int64 [B, 1 + len(Counts)]."""
+        return self.changes[:, DIGEST:]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,10 +130,11 @@ class WorkerStream:
         slots = itertools.islice(slots, done % width, None)
         before = recipe.storage.use
         while True:
-            made, error = list[LanePack | LaneEnd | None](), None
+            made: list[LanePack | LaneEnd | None] = []
+            error: Exception | None = None
             try:
                 for _ in range(size):
-                    made.append(next(slots))
+                    made.append(next(slots))  # noqa: PERF401 (what was made before an error is sent)
             except Exception as failure:  # noqa: BLE001 (it is raised in its place)
                 error = failure
             use = recipe.storage.use  # threads read ahead between two messages, too
@@ -154,17 +167,32 @@ def _message(
     storage: StorageUse,
     error: Exception | None,
 ) -> Message:
-    packs = [slot for slot in slots if isinstance(slot, LanePack)]
-    digests = np.array([pack.digest for pack in packs], dtype=np.uint64).view(np.int64)
-    counts = np.array([pack.counts for pack in packs], dtype=np.int64).reshape(len(packs), len(Counts._fields))
-    kinds = [Slot.NOTHING if slot is None else Slot.ENDED if isinstance(slot, LaneEnd) else Slot.PACK for slot in slots]
+    packs: list[LanePack] = []
+    kinds: list[int] = []
+    changes: list[int] = []
+    ends: list[tuple[int, Counts]] = []
+    holes: list[tuple[int, Hole]] = []
+    for slot in slots:
+        if isinstance(slot, LanePack):
+            if slot.holes:
+                holes += [(len(packs), hole) for hole in slot.holes]
+            packs.append(slot)
+            kinds.append(_PACK)
+            changes += slot.cursor
+            changes.append(1)
+            changes.append(slot.digest - (slot.digest >> 63 << 64))  # the same 64 bits, with a sign
+            changes += slot.counts
+        elif slot is None:
+            kinds.append(_NOTHING)
+        else:
+            ends.append((len(kinds), slot.counts))
+            kinds.append(_ENDED)
     return Message(
         slots=np.array(kinds, dtype=np.int8),
         block=stack([pack.rows for pack in packs], seq_len=recipe.seq_len, pad_id=recipe.pad_id),
-        cursors=np.array([pack.cursor for pack in packs], dtype=np.int64).reshape(len(packs), len(Cursor._fields)),
-        digest_and_counts=np.column_stack([digests, counts]),
-        ends=tuple((index, slot.counts) for index, slot in enumerate(slots) if isinstance(slot, LaneEnd)),
-        holes=tuple((index, hole) for index, pack in enumerate(packs) for hole in pack.holes),
+        changes=np.array(changes, dtype=np.int64).reshape(len(packs), len(FIELDS)),
+        ends=tuple(ends),
+        holes=tuple(holes),
         sources=tuple(pack.sources for pack in packs) if with_sources else None,
         storage=storage,
         error=error,
@@ -207,72 +235,68 @@ def deal(messages: Iterator[Message], *, num_lanes: int, num_workers: int, first
     width = -(-num_lanes // num_workers)
     step = 0
     while True:
-        wave = [_Opened(next(messages)) for _ in range(num_workers)]
-        for index in range(max(opened.num_slots for opened in wave)):
+        wave = [_opened(next(messages)) for _ in range(num_workers)]
+        for index in range(max(map(len, wave))):
             number, column = divmod(step, width)
-            for worker, opened in enumerate(wave):
-                item = opened.item(index, first_round + number, column * num_workers + worker)
-                if item is not None:
-                    yield item
-                    if item.error is not None:
+            for worker, slots in enumerate(wave):
+                slot = slots[index]
+                if slot is not None:
+                    yield Item(first_round + number, column * num_workers + worker, *slot)
+                    if slot[2] is not None:
                         return
             step += 1
 
 
-class _Opened:
-    """A message with its packs numbered."""
+_Opened: TypeAlias = tuple[PackRef | None, Counts | None, Exception | None]  # an item without its place
 
-    def __init__(self, message: Message) -> None:
-        self.message = message
-        self._kinds = message.slots.tolist()
-        self._packs = np.cumsum(message.slots == Slot.PACK).tolist()
-        self._segments = [0, *np.cumsum(message.block.num_segments).tolist()]
-        self._ends = dict(message.ends)
 
-    @property
-    def num_slots(self) -> int:
-        return len(self._kinds) + (self.message.error is not None)
-
-    def item(self, index: int, number: int, place: int) -> Item | None:
-        if index == len(self._kinds):
-            return Item(number, place, None, None, self.message.error)
-        kind = self._kinds[index]
-        if kind == Slot.NOTHING:
-            return None
-        if kind == Slot.ENDED:
-            return Item(number, place, None, self._ends.get(index))
-        pack = self._packs[index] - 1
-        return Item(
-            number, place, PackRef(self.message, pack, slice(self._segments[pack], self._segments[pack + 1])), None
-        )
+def _opened(message: Message) -> list[_Opened | None]:
+    """What stands in each slot of a message, and its error behind them."""
+    slots: list[_Opened | None] = []
+    ends = dict(message.ends)
+    num_segments = message.block.num_segments.tolist()
+    number, first = 0, 0
+    for index, kind in enumerate(message.slots.tolist()):
+        if kind == _PACK:
+            stop = first + num_segments[number]
+            slots.append((PackRef(message, number, slice(first, stop)), None, None))
+            number, first = number + 1, stop
+        else:
+            slots.append(None if kind == _NOTHING else (None, ends.get(index), None))
+    if message.error is not None:
+        slots.append((None, None, message.error))
+    return slots
 
 
 def gather(packs: Iterable[PackRef | None], *, seq_len: int, pad_id: int) -> PackBlock:
-    """Packs from any messages side by side; None is a filler: all padding."""
+    """Packs from any messages side by side; None is a filler: all padding. Of neighbours nothing is copied."""
     packs = list(packs)
-    if packs and packs[0] is not None and _are_all_of(packs[0].message, packs):
-        return packs[0].message.block
-    tokens = np.full((len(packs), seq_len), pad_id, dtype=np.int32)
+    if (block := _neighbours(packs)) is not None:
+        return block
+    none = np.zeros(0, dtype=np.int32)
+    tokens, seq_lens, edge_labels = [none], [none], [none]
     ignored: NDArray[np.bool_] | None = None
-    num_segments = np.zeros(len(packs), dtype=np.int32)
+    num_segments: list[int] = []
     num_targets = np.zeros(len(packs), dtype=np.int64)
-    seq_lens, edge_labels = [np.zeros(0, dtype=np.int32)], [np.zeros(0, dtype=np.int32)]
     for row, pack in enumerate(packs):
         if pack is None:
+            tokens.append(np.full(seq_len, pad_id, dtype=np.int32))
+            num_segments.append(0)
             continue
-        block, index, segments = pack.message.block, pack.number, pack.segments
-        tokens[row] = block.tokens[index]
-        num_segments[row] = block.num_segments[index]
-        num_targets[row] = block.num_targets[index]
+        message, number, segments = pack
+        block = message.block
+        tokens.append(block.tokens[number])
         seq_lens.append(block.seq_lens[segments])
         edge_labels.append(block.edge_labels[segments])
+        num_segments.append(segments.stop - segments.start)
+        num_targets[row] = block.num_targets[number]
         if block.ignored is not None:
             if ignored is None:
                 ignored = np.zeros((len(packs), seq_len), dtype=np.bool_)
-            ignored[row] = block.ignored[index]
+            ignored[row] = block.ignored[number]
     return PackBlock(
-        tokens=tokens,
-        num_segments=num_segments,
+        tokens=np.concatenate(tokens).reshape(len(packs), seq_len),
+        num_segments=np.array(num_segments, dtype=np.int32),
         seq_lens=np.concatenate(seq_lens),
         edge_labels=np.concatenate(edge_labels),
         ignored=ignored,
@@ -280,8 +304,23 @@ def gather(packs: Iterable[PackRef | None], *, seq_len: int, pad_id: int) -> Pac
     )
 
 
-def _are_all_of(message: Message, packs: Sequence[PackRef | None]) -> bool:
-    """Whether the packs are those of the message, all of them and in its order."""
-    return len(packs) == len(message.block.num_targets) and all(
-        pack is not None and pack.message is message and pack.number == number for number, pack in enumerate(packs)
+def _neighbours(packs: Sequence[PackRef | None]) -> PackBlock | None:
+    """The packs as a part of the block that they stand in, if they are neighbours there: all are, without workers."""
+    if not packs or packs[0] is None or packs[-1] is None:
+        return None
+    message, first, segments = packs[0]
+    for number, pack in enumerate(packs, start=first):
+        if pack is None or pack.number != number or pack.message is not message:
+            return None
+    block, end = message.block, first + len(packs)
+    if len(packs) == len(block.num_targets):
+        return block
+    segments = slice(segments.start, packs[-1].segments.stop)
+    return PackBlock(
+        tokens=block.tokens[first:end],
+        num_segments=block.num_segments[first:end],
+        seq_lens=block.seq_lens[segments],
+        edge_labels=block.edge_labels[segments],
+        ignored=None if block.ignored is None else block.ignored[first:end],
+        num_targets=block.num_targets[first:end],
     )

@@ -105,14 +105,14 @@ class Pass:
             if num_workers
             else None
         )
-        items = self.tally.watch_items(
-            deal(
-                self.tally.watch_messages(self._healed or iter(WorkerStream(share))),
-                num_lanes=len(committed.lanes),
-                num_workers=max(num_workers, 1),
-                first_round=first_round,
-            )
+        items = deal(
+            self.tally.watch_messages(self._healed or iter(WorkerStream(share))),
+            num_lanes=len(committed.lanes),
+            num_workers=max(num_workers, 1),
+            first_round=first_round,
         )
+        if dataset.epochs is not None:
+            items = self.tally.watch_items(items)
         pad = dataset.epoch_end == "pad"
         if dataset.epochs is not None and not pad:
             items = _refuse_empty_lanes(items, committed)

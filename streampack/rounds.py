@@ -14,9 +14,10 @@ no other rank takes the pass for ended.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import NamedTuple
 
 from streampack.messages import Item
@@ -27,7 +28,7 @@ Waiter = Callable[[], int]
 class Batch(NamedTuple):
     """What is handed out at once."""
 
-    items: list[Item | None]
+    items: Sequence[Item | None]
     """None: a filler that stands for no global pack, to make up the number."""
     global_pack: int
     """All global packs below this one have been handed out with this batch, over all ranks."""
@@ -46,7 +47,9 @@ def endless(
     """Batch after batch, for ever."""
     while True:
         global_pack += batch_size * num_ranks
-        yield Batch([_whole(next(items)) for _ in range(batch_size)], global_pack)
+        batch = list(islice(items, batch_size))
+        _whole(batch[-1])  # an error is the last of all items
+        yield Batch(batch, global_pack)
 
 
 def finite(

@@ -9,9 +9,9 @@ One key per lane is what lets torch.distributed.checkpoint save the state from a
 
 import json
 import operator
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -31,23 +31,15 @@ ORDER_VERSION = 1
 """The order of documents and packs that a seed stands for; a release that changes it counts this up."""
 
 FIELDS = (*Cursor._fields, "packs", "digest", *Counts._fields)
-_PACKS = len(Cursor._fields)
-_DIGEST = _PACKS + 1
-_COUNTS = _DIGEST + 1
+PACKS = len(Cursor._fields)
+"""Where the cursor of a row ends."""
+DIGEST = PACKS + 1
+COUNTS = DIGEST + 1
 
 RECUTTABLE = frozenset({"seq_len", "boundary", "packing", "overflow", "tail", "lookahead", "pad_id"})
 """Fields that only decide how rows are cut into packs: a state can go on with other values, from the same row."""
 
 State: TypeAlias = dict[str, torch.Tensor | str | int]
-
-
-class Row(NamedTuple):
-    """What one pack (or filler) adds to its lane's row."""
-
-    cursor: Sequence[int] | NDArray[np.int64] | None
-    """The lane's cursor after the pack; None for a filler: the lane stays where it is."""
-    digest_and_counts: NDArray[np.int64]
-    """int64 [1 + len(Counts)]."""
 
 
 @dataclass(slots=True)
@@ -69,7 +61,7 @@ class Committed:
     def fresh(cls, lanes: range, num_lanes: int) -> "Committed":
         """The start of a run."""
         rows = np.zeros((len(lanes), len(FIELDS)), dtype=np.int64)
-        rows[:, :_PACKS] = Cursor()
+        rows[:, :PACKS] = Cursor()
         return cls(lanes=lanes, num_lanes=num_lanes, rows=rows, holes=[[] for _ in lanes])
 
     def copy(self) -> "Committed":
@@ -86,40 +78,44 @@ class Committed:
         """Where the lane at a place in `lanes` goes on."""
         row = self.rows[place].tolist()
         return LaneStart(
-            cursor=Cursor(*row[:_PACKS]),
-            packs=row[_PACKS],
-            documents=row[_COUNTS + Counts._fields.index("documents")],
+            cursor=Cursor(*row[:PACKS]),
+            packs=row[PACKS],
+            documents=row[COUNTS + Counts._fields.index("documents")],
             holes=frozenset(self.holes[place]),
         )
 
-    def add(self, place: int, row: Row) -> None:
-        """Commit one pack of a lane."""
-        if row.cursor is not None:
-            self.rows[place, :_PACKS] = row.cursor
-        self.rows[place, _PACKS] += 1
-        self.rows[place, _DIGEST:] += row.digest_and_counts  # the digest is meant to wrap around
+    def add(self, places: NDArray[np.intp], changes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Commit what the lanes at `places` have given, none of them twice; returns their rows as they were before.
+
+        `changes`, int64 [n, len(FIELDS)]: the cursor that a lane goes on from, and what is added to the other fields.
+        """
+        before = self.rows.take(places, axis=0)
+        after = before + changes  # the digest is meant to wrap around
+        after[:, :PACKS] = changes[:, :PACKS]
+        self.rows[places] = after
+        return before
 
     def packs(self, place: int) -> int:
         """How many packs the lane at a place has given, fillers included."""
-        return int(self.rows[place, _PACKS])
+        return int(self.rows[place, PACKS])
 
     def count(self, place: int, counts: Counts) -> None:
         """Add counts that belong to no pack: what came after a lane's last one."""
-        self.rows[place, _COUNTS:] += np.array(counts, dtype=np.int64)
+        self.rows[place, COUNTS:] += np.array(counts, dtype=np.int64)
 
     def end_pass(self, epoch: int) -> None:
         """Put every lane at the start of `epoch`, at the same global pack."""
-        self.rows[:, :_PACKS] = Cursor(epoch=epoch)
-        self.rows[:, _PACKS] = [packs_before(self.global_pack, lane, self.num_lanes) for lane in self.lanes]
+        self.rows[:, :PACKS] = Cursor(epoch=epoch)
+        self.rows[:, PACKS] = [packs_before(self.global_pack, lane, self.num_lanes) for lane in self.lanes]
         self.first_epoch = epoch
 
     def counts(self) -> Counts:
         """The lanes' counts added up."""
-        return Counts(*self.rows[:, _COUNTS:].sum(axis=0).tolist())
+        return Counts(*self.rows[:, COUNTS:].sum(axis=0).tolist())
 
     def digest(self) -> int:
         """The lanes' digests added up modulo 2**64."""
-        return int(self.rows[:, _DIGEST].view(np.uint64).sum(dtype=np.uint64))
+        return int(self.rows[:, DIGEST].view(np.uint64).sum(dtype=np.uint64))
 
     def to_state(self, fingerprint: Mapping[str, Any]) -> State:
         """The state as plain values and fresh tensors, nothing shared with the running loader."""
@@ -153,7 +149,7 @@ class Committed:
                 )
             committed.rows[place] = _row_of(state[key], key)
             committed.holes[place] = holes_from_json(state[f"holes.{lane:06d}"], f"holes.{lane:06d}")
-            packs, due = int(committed.rows[place, _PACKS]), packs_before(committed.global_pack, lane, num_lanes)
+            packs, due = int(committed.rows[place, PACKS]), packs_before(committed.global_pack, lane, num_lanes)
             if packs != due:
                 raise StateError(
                     f"{key} has given {packs} packs, and the state stands at global pack {committed.global_pack}, "

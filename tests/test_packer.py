@@ -379,11 +379,13 @@ def test_counts_follow_the_packs_and_not_what_is_fed() -> None:
 
 @st.composite
 def blocks(draw: st.DrawFn) -> tuple[int, list[PackRows]]:
-    """Packs of any shape, empty and full ones among them, as the packer could make them."""
-    seq_len = draw(st.integers(2, 9))
+    """Packs of any shape, empty and full ones among them or all of them full, as the packer could make them."""
+    seq_len, are_full = draw(st.integers(2, 9)), draw(st.booleans())
     rows = []
     for _ in range(draw(st.integers(0, 5))):
         lengths = draw(st.lists(st.integers(1, seq_len), max_size=seq_len).filter(lambda found: sum(found) <= seq_len))
+        if are_full and sum(lengths) < seq_len:
+            lengths.append(seq_len - sum(lengths))
         size = sum(lengths)
         ignored = draw(st.none() | st.lists(st.booleans(), min_size=size, max_size=size))
         rows.append(
@@ -412,6 +414,7 @@ def test_expanding_a_block_follows_the_compact_forms_rules_row_by_row(given_bloc
     for array in arrays.values():
         assert (array.dtype, array.shape, array.flags.c_contiguous) == (np.int64, (len(rows), seq_len), True)
         assert not np.shares_memory(array, block.tokens)
+    assert not any(np.shares_memory(*two) for two in itertools.combinations(arrays.values(), 2))
     for index, pack_rows in enumerate(rows):
         expected: dict[str, list[int]] = {"tokens": [], "labels": [], "position_ids": [], "segment_ids": []}
         row = 0

@@ -234,6 +234,30 @@ def test_batches_back_forgets_holes_and_fillers(tmp_path: Path) -> None:
     assert loader.stats()["fillers"] > 3
 
 
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 7, 24])
+def test_a_lane_that_comes_more_than_once_in_a_batch_is_committed_as_pack_by_pack(
+    tmp_path: Path, batch_size: int, workers: int
+) -> None:
+    corpus = write_corpus(tmp_path, [(".tar", make_texts(9, longest=60)), (".tar", make_texts(31, longest=60))])
+    path = corpus.shards[1]
+    path.write_bytes(path.read_bytes().replace(b"<1", b"\xff1"))
+    data = dataset(corpus, num_lanes=2, seq_len=16, epochs=1, on_error="skip")
+    with loader_of(data, 1) as loader:
+        singly = [loader.state_dict(), *(loader.state_dict() for _ in loader)]
+    with loader_of(data, 1) as loader:
+        past = [loader.state_dict(), *(loader.state_dict() for _ in range(len(singly) - 1) if loader.skip(1))]
+    with loader_of(data, batch_size, num_workers=workers) as loader, loader_of(data, batch_size) as skipping:
+        for batches, _ in enumerate(loader, start=1):
+            assert skipping.skip(1) == 1
+            for back in range(min(batches + 1, 9)):
+                packs = min(batch_size * (batches - back), len(singly) - 1)
+                assert same(loader.state_dict(batches_back=back), singly[packs])
+                assert same(skipping.state_dict(batches_back=back), past[packs])
+    assert sum(len(json.loads(singly[-1][f"holes.{lane:06d}"])) for lane in range(2)) == 3
+    assert loader.stats()["fillers"] > 3
+
+
 @pytest.mark.parametrize("back", [-1, 4, 9])
 def test_batches_back_beyond_what_is_kept_is_refused(data: streampack.PackedDataset, back: int) -> None:
     with loader_of(data) as loader:
