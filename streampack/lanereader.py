@@ -173,10 +173,11 @@ class LaneReader:
             some: list[Sample] = []
             num_bytes, is_whole = 0, True
             try:
+                by_ordinal = self.in_compressed
                 for sample in self._recipe.samples(
                     shard, piece, resume=resume if last == begin else last, max_range_bytes=self._max_range_bytes
                 ):
-                    position = self._position(sample)
+                    position = sample.ordinal if by_ordinal else sample.offset
                     if position >= end:
                         is_whole = False
                         break

@@ -50,7 +50,7 @@ the first pack reads on to token 24, whose label is 2.
 """
 
 import warnings
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, compress, dropwhile, takewhile
@@ -77,7 +77,7 @@ from streampack.boundary import (
     spell_out,
 )
 from streampack.errors import ConfigError, DocumentTooLongError, RecordError
-from streampack.records import IGNORE_INDEX, Mask, Pack, PackRows, Span, TokenizedDocument, Tokens
+from streampack.records import IGNORE_INDEX, Mask, Pack, PackRows, TokenizedDocument, Tokens
 from streampack.stats import Counts
 
 _NOTHING = Counts()
@@ -400,7 +400,8 @@ class Packer:
         if left and self.tail is Tail.PAD:
             return [self._num_rows]
         self._built = self._num_rows
-        self._behind = self._behind.plus(self._pass(self._num_fed)._replace(tail_tokens=left))
+        passed = Counts(documents=self._num_fed - self._num_passed, tail_tokens=left)
+        self._behind = self._behind.plus(passed).plus(self._pass(self._num_fed))
         return []
 
     def _build(self, ends: list[int]) -> None:
@@ -411,61 +412,59 @@ class Packer:
             for column in (self._ends, self._ordinals, self._labels, self._decided):
                 del column[:passed]
         tokens, ignored = self._rows(begin, min(end + 1, self._num_rows)), self._ignored(begin, end)
-        start, document, document_start = begin, 0, self._start
+        all_ends, start, first = self._ends, begin, 0
         behind = self._behind
         for end in ends:
-            spans: list[Span] = []
-            lengths: list[int] = []
-            edges: list[int] = []
-            row, split = start, 0
-            while row < end:
-                stop = document_end = self._ends[document]
-                label = self._labels[document]
-                if document_end > end:
-                    stop, label = end, tokens.item(end - begin)
-                    if ignored is not None and ignored[end - begin - 1]:
-                        label = IGNORE_INDEX
-                    split = int(row == document_start)
-                elif self._whole and stop == end and not self._decided[document]:
-                    label = IGNORE_INDEX  # what follows is in another pack
-                spans.append(Span(self._ordinals[document], row - document_start, stop - row))
-                lengths.append(stop - row)
-                edges.append(label)
-                if ignored is not None:
-                    ignored[stop - begin - 1] = False
-                row = stop
-                if stop == document_end:
-                    document, document_start = document + 1, document_end
+            last = bisect_left(all_ends, end, first)  # the documents `first` to `last` have rows in this pack
+            offset = start - (all_ends[first - 1] if first else self._start)
+            last_start = all_ends[last - 1] if last else self._start
+            is_cut = all_ends[last] > end
+            bounds = np.array([start, *all_ends[first:last], end])
+            edges = self._labels[first : last + 1]
+            if is_cut:
+                is_ignored = ignored is not None and ignored[end - begin - 1]
+                edges[-1] = IGNORE_INDEX if is_ignored else tokens.item(end - begin)
+            elif self._whole and not self._decided[last]:
+                edges[-1] = IGNORE_INDEX  # what follows is in another pack
             size = end - start
             if size == self.seq_len and not self.lookahead:
                 edges[-1] = IGNORE_INDEX
-            next_document = spans[-1].document + (row == document_start)
-            counts = self._pass(next_document)
-            masked = None if ignored is None else ignored[start - begin : end - begin]
-            num_masked = 0 if masked is None else int(np.count_nonzero(masked))
+            masked, num_masked = None, 0
+            if ignored is not None:
+                ignored[bounds[1:] - (begin + 1)] = False
+                masked = ignored[start - begin : end - begin]
+                num_masked = int(np.count_nonzero(masked))
             num_targets = size - num_masked - edges.count(IGNORE_INDEX)
-            if num_targets:
-                own = {"tokens": size, "targets": num_targets, "padding": self.seq_len - size}
-            else:  # its loss would be 0/0
-                own = {"targetless_packs": 1, "targetless_tokens": size}
-            counts = counts._replace(split_documents=split, **own)
+            next_document = self._ordinals[last] + (not is_cut)
+            counts = self._counts(next_document, size, num_targets, is_split=is_cut and last_start >= start)
             behind = counts if behind is _NOTHING else behind.plus(counts)
             if num_targets:
                 pack = PackRows(
                     tokens=tokens[start - begin : end - begin],
-                    seq_lens=np.array(lengths, np.int32),
+                    seq_lens=(bounds[1:] - bounds[:-1]).astype(np.int32),
                     edge_labels=np.array(edges, np.int32),
                     ignored=masked if num_masked else None,
                     num_targets=num_targets,
-                    spans=tuple(spans),
+                    documents=self._ordinals[first : last + 1],
+                    offset=offset,
                     next_document=next_document,
-                    next_row=0 if row == document_start else row - document_start,
+                    next_row=end - last_start if is_cut else 0,
                     counts=behind,
                 )
                 self._made.append((pack, end))
                 behind = _NOTHING
-            start = end
+            start, first = end, last if is_cut else last + 1
         self._behind = behind
+
+    def _counts(self, next_document: int, size: int, num_targets: int, *, is_split: bool) -> Counts:
+        """What a pack of `size` rows stands for, up to the document with which the next one begins."""
+        passed = next_document - self._num_passed
+        if num_targets:
+            counts = Counts(passed, size, num_targets, self.seq_len - size, split_documents=int(is_split))
+        else:  # its loss would be 0/0
+            counts = Counts(passed, split_documents=int(is_split), targetless_packs=1, targetless_tokens=size)
+        lost = self._pass(next_document)
+        return counts if lost is _NOTHING else counts.plus(lost)
 
     def _rows(self, begin: int, end: int) -> Tokens:
         """Rows of the buffer, a copy."""
@@ -495,9 +494,9 @@ class Packer:
             self._num_bytes -= self._runs.popleft().num_bytes
 
     def _pass(self, document: int) -> Counts:
-        """The documents before number `document` that were not passed before, and what overflow took from them."""
-        counts = Counts(documents=document - self._num_passed)
+        """Go past the documents before number `document`; what overflow took from them."""
         self._num_passed = document
+        counts = _NOTHING
         while self._losses and self._losses[0].ordinal < document:
             loss = self._losses.pop(0)
             kind = "dropped" if loss.dropped else "truncated"

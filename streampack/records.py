@@ -7,6 +7,7 @@ Stages do not import each other; they share these, the errors and the counters.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -198,13 +199,21 @@ class PackRows(NamedTuple):
     ignored: Mask | None
     """bool [n], or None where no row but a segment's last one can be masked."""
     num_targets: int
-    spans: tuple[Span, ...]
-    """One per segment."""
+    documents: Sequence[int]
+    """Number of each segment's document, [k]."""
+    offset: int
+    """Rows of the first one that earlier packs hold; the others begin here."""
     next_document: int
     """With `next_row`: where the following pack begins. The document may not have been fed yet."""
     next_row: int
     counts: Counts = Counts()
     """What it stands for, and what came between the pack before and it."""
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """One per segment."""
+        offsets = chain((self.offset,), repeat(0))
+        return tuple(map(Span, self.documents, offsets, self.seq_lens.tolist()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

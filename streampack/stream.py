@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import repeat
+from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
@@ -38,6 +39,7 @@ START = Cursor()
 _RATE_FLOOR = 10  # what a lane may pass over by a rate before it has read much
 _TOKENS_PER_BYTE = 0.25  # of what documents are made of, before the first ones are known
 _MOST_BYTES_PER_TOKEN = 32  # of what is held at once, however few tokens others before it gave
+_DIGEST_HEAD = Struct("<3q").pack
 _ROWS_AHEAD = 64 * 2**10  # what is read, tokenized and packed together at most: more gains nothing
 _PACKS_AHEAD = 64
 
@@ -341,10 +343,9 @@ class LaneStream:
 
     def _digest(self, rows: PackRows) -> int:
         number = self._lane + self._corpus.num_lanes * self._packs
-        head = np.array([number, self._recipe.seq_len, self._recipe.pad_id], dtype="<i8")
-        digest = xxhash.xxh3_64(head.tobytes())
+        digest = xxhash.xxh3_64(_DIGEST_HEAD(number, self._recipe.seq_len, self._recipe.pad_id))
         for array in (rows.tokens, rows.seq_lens, rows.edge_labels):
-            digest.update(np.ascontiguousarray(array, dtype="<i4").data)
+            digest.update(array.astype("<i4", copy=False).data)
         if rows.ignored is not None:
             digest.update(np.packbits(rows.ignored).data)
         return digest.intdigest()

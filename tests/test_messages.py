@@ -23,7 +23,8 @@ def rows_of(number: int) -> PackRows:
         edge_labels=np.array(lengths, np.int32) + number,
         ignored=np.arange(size) % 2 == 0 if number % 5 == 1 else None,
         num_targets=number,
-        spans=(),
+        documents=(),
+        offset=0,
         next_document=0,
         next_row=0,
     )
@@ -53,7 +54,8 @@ NONE = PackRows(
     edge_labels=np.empty(0, np.int32),
     ignored=None,
     num_targets=0,
-    spans=(),
+    documents=(),
+    offset=0,
     next_document=0,
     next_row=0,
 )

@@ -397,7 +397,8 @@ def blocks(draw: st.DrawFn) -> tuple[int, list[PackRows]]:
                 ),
                 ignored=None if ignored is None else np.array(ignored, np.bool_),
                 num_targets=draw(st.integers(0, 9)),
-                spans=(),
+                documents=(),
+                offset=0,
                 next_document=0,
                 next_row=0,
             )
@@ -436,7 +437,15 @@ def test_expanding_a_block_follows_the_compact_forms_rules_row_by_row(given_bloc
 def test_a_pack_without_rows_becomes_a_filler() -> None:
     none = np.empty(0, np.int32)
     empty = PackRows(
-        tokens=none, seq_lens=none, edge_labels=none, ignored=None, num_targets=0, spans=(), next_document=0, next_row=0
+        tokens=none,
+        seq_lens=none,
+        edge_labels=none,
+        ignored=None,
+        num_targets=0,
+        documents=(),
+        offset=0,
+        next_document=0,
+        next_row=0,
     )
     block = stack([empty, empty], seq_len=3, pad_id=9)
     assert block.seq_lens.size == 0

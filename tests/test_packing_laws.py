@@ -411,7 +411,7 @@ def feed_all(packer: Packer, docs: list[TokenizedDocument], row: int = 0) -> lis
 
 def comparable(rows: PackRows, first_document: int = 0) -> dict[str, Any]:
     """Everything of a pack as plain values, with ordinals counted from `first_document`."""
-    values = rows._asdict()
+    values = rows._asdict() | {"documents": None}
     values = {
         name: (value.dtype, value.tolist()) if isinstance(value, np.ndarray) else value
         for name, value in values.items()
