@@ -67,7 +67,8 @@ class LanePool:
         if not state.run:
             state.run.append(self._awake(lane, state).next())
             self._weigh(state)
-            self._make_room()
+            if self._held_bytes > self._budget_bytes:
+                self._make_room()
         first = state.run[0]
         if isinstance(first, Exception):
             raise first
@@ -108,7 +109,8 @@ class LanePool:
 
     def _weigh(self, state: _Lane) -> None:
         held = 0 if state.stream is None else state.stream.buffered_bytes
-        held += sum(_pack_bytes(pack) for pack in state.run)
+        for pack in state.run:
+            held += _pack_bytes(pack)
         self._held_bytes += held - state.held_bytes
         state.held_bytes = held
 

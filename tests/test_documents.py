@@ -737,3 +737,61 @@ def test_a_callable_without_a_name_is_called_by_its_type() -> None:
 def test_a_reader_survives_pickling() -> None:
     reader = DocumentReader(field=parse_field("json:text"), transform=shout, split="train", val_fraction=0.1, seed=3)
     assert pickle.loads(pickle.dumps(reader)) == reader
+
+
+# several samples at once
+
+@given(
+    kind=st.sampled_from(["npy", "npy", "txt", "json:text"]),
+    contents=st.lists(
+        st.tuples(
+            st.sampled_from(["<i4", "<i4", "<i4", "<u2", "<i8", ">i4"]),
+            st.lists(st.sampled_from([0, 1, 7, 100, 32_000, -1]), max_size=40),
+            st.text("ab\u00e9", max_size=30),
+            st.sampled_from(["", "", "", "", "", "cut", "odd", "other"]),
+        ),
+        min_size=1,
+        max_size=5,
+    ),
+    limit=st.sampled_from([60, 2**20]),
+)
+def test_what_several_samples_hold_at_once_is_what_they_hold_one_by_one(
+    kind: str, contents: list[tuple[str, list[int], str, str]], limit: int
+) -> None:
+    samples = []
+    for dtype, ids, text, change in contents:
+        data = {
+            "npy": as_npy(np.array(ids).astype(dtype)),
+            "txt": text.encode(),
+            "json:text": json.dumps({"text": text}).encode(),
+        }[kind]
+        data = {"cut": data[:-1], "odd": data[:60] + b"\xff" + data[61:]}.get(change, data)
+        name = kind.partition(":")[0]
+        samples.append(sample({f"page.{name}" if change == "other" else name: data}))
+    reader = DocumentReader(field=parse_field(kind), max_document_bytes=limit)
+    found = reader.contents(samples)
+    each = [item for one in samples for item in read(one, kind, max_document_bytes=limit)]
+    if isinstance(found, list):
+        assert found == texts(each)
+    elif found is not None:
+        tokens = np.split(found.tokens, np.cumsum(found.lengths)[:-1])
+        assert [ids.tolist() for ids in tokens] == [item.tokens.tolist() for item in each]
+        assert (found.tokens.dtype, found.loss_mask) == (np.int32, None)
+    else:  # one by one: something is bad, or they are not alike
+        bad = any(isinstance(item, BadRecord) for item in each)
+        assert bad or kind == "npy" or any(change == "other" for *_, change in contents)
+
+
+def test_what_a_transform_a_split_or_many_records_decide_on_is_read_one_by_one() -> None:
+    readers = [
+        DocumentReader(field=parse_field("txt"), transform=lambda document, _: document, transform_version="1"),
+        DocumentReader(field=parse_field("txt"), split="train", val_fraction=0.5),
+        DocumentReader(field=parse_field("jsonl:text")),
+    ]
+    for reader in readers:
+        extension = reader.field.kind
+        assert reader.contents([sample({extension: as_lines("a")})]) is None
+    assert DocumentReader(field=parse_field("txt")).contents([sample({"txt": b"a"})] * 2) == ["a", "a"]
+    joined = DocumentReader(field=parse_field("npy")).contents([sample({"npy": GOOD})] * 2)
+    assert joined is not None
+    assert joined.lengths == [10, 10]
