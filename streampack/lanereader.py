@@ -126,6 +126,7 @@ class LaneReader:
         self._corpus = corpus
         self._lane = lane
         self._holes = holes
+        self._with_holes = {(hole.epoch, hole.shard) for hole in holes}
         self._end_epoch = end_epoch
         self._max_range_bytes = max_range_bytes
         self.in_compressed = False
@@ -228,8 +229,7 @@ class LaneReader:
         samples, num_bytes = some
         here = place._replace(sample=self._position(samples[0]))
         begun = start if start[:3] == here[:3] else here  # with a record, part and row
-        has_holes = any(hole.shard == shard_index and hole.epoch == place.epoch for hole in self._holes)
-        if not (has_holes or begun.record or begun.part):
+        if not (begun.record or begun.part or (place.epoch, shard_index) in self._with_holes):
             progress.begin_sample(self._lane, shard_index, here.sample)
             contents = self._recipe.documents.contents(samples)
             if contents is not None:
