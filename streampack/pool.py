@@ -18,6 +18,8 @@ from streampack.stream import LaneEnd, LanePack, LaneStart, LaneStream
 
 MIN_SHARE_BYTES = 64 * 2**10
 MAX_RANGE_BYTES = 8 * 2**20
+_PACK_OBJECTS_BYTES = 1024
+"""What a pack takes besides its tokens, with a few segments."""
 
 
 @dataclass(slots=True)
@@ -136,7 +138,7 @@ def _is_over(run: Sequence[LanePack | LaneEnd | Exception]) -> bool:
 
 
 def _pack_bytes(pack: LanePack | LaneEnd | Exception) -> int:
-    return pack.rows.tokens.nbytes + 256 if isinstance(pack, LanePack) else 0
+    return pack.rows.tokens.nbytes + _PACK_OBJECTS_BYTES if isinstance(pack, LanePack) else 0
 
 
 def check_budget(*, budget_bytes: int, num_lanes: int, max_document_bytes: int) -> None:

@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 START = Cursor()
 _RATE_FLOOR = 10  # what a lane may pass over by a rate before it has read much
-_TOKENS_PER_BYTE = 0.25  # of what documents are made of, before the first ones are known
+_TOKENS_PER_BYTE = 1.0  # of what documents are made of, at most; until the first ones are known
 _MOST_BYTES_PER_TOKEN = 32  # of what is held at once, however few tokens others before it gave
 _DIGEST_HEAD = Struct("<3q").pack
 _ROWS_AHEAD = 64 * 2**10  # what is read, tokenized and packed together at most: more gains nothing

@@ -102,7 +102,7 @@ def test_waking_costs_neither_a_reading_nor_a_tokenization_a_pack(corpus: Corpus
     rounds = 300
     for run in (tight, wide):
         assert sum(1 for _ in run.take(rounds)) == rounds * LANES
-    packs_of_a_run = SHARE // (4 * SEQ_LEN + 256)
+    packs_of_a_run = SHARE // (4 * SEQ_LEN + 1024)
     runs = rounds * LANES // packs_of_a_run
     assert len(tight.tokenizer.texts) <= len(wide.tokenizer.texts) + runs + LANES
     assert tight.storage.readings <= wide.storage.readings + 3 * (runs + LANES)  # a cut is looked for at either end
