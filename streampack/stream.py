@@ -149,7 +149,7 @@ class LaneStream:
         self._with_sources = with_sources
         self._ahead: deque[_Ready | Flaw | EpochStart | Exception | None] = deque()
         """What was read and not yet used; the last one is an exception where reading failed, None at the lane's end."""
-        self._packs_ahead = 1
+        self._packs_before = start.packs
         rows_ahead = min(_ROWS_AHEAD, max_range_bytes // 16)
         self._most_ahead = max(1, min(rows_ahead // recipe.seq_len, _PACKS_AHEAD))
         self._packer = recipe.packer(at_once=self._most_ahead)
@@ -224,13 +224,13 @@ class LaneStream:
         """Read about as many documents as the next packs lack, then tokenize them: a stage at a time.
 
         Python that runs after a tokenizer has emptied the processor's caches takes several times as long, and a step
-        for many documents costs little more than for one. The first packs are not kept waiting for others: their
-        number doubles each time. What fails is kept for when its turn comes.
+        for many documents costs little more than for one. The first packs are not kept waiting for others: as many
+        are read as were given. What fails is kept for when its turn comes.
         """
         per_byte = max(self._tokens / self._bytes, 1 / _MOST_BYTES_PER_TOKEN)
-        lacking = self._recipe.seq_len * self._packs_ahead + 1 - self._packer.buffered_rows
+        packs = min(max(self._packs - self._packs_before, 1), self._most_ahead)
+        lacking = self._recipe.seq_len * packs + 1 - self._packer.buffered_rows
         self._reader.wanted_bytes = max(int(lacking / per_byte), 1)
-        self._packs_ahead = min(2 * self._packs_ahead, self._most_ahead)
         try:
             event = self._reader.next()
         except Exception as error:  # noqa: BLE001 - raised when its turn comes
