@@ -53,7 +53,7 @@ import warnings
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate, compress, dropwhile, takewhile
+from itertools import accumulate, compress
 from typing import NamedTuple
 
 import numpy as np
@@ -76,22 +76,12 @@ from streampack.boundary import (
     looks_ahead,
     spell_out,
 )
+from streampack.documentrows import RowBuffer, checked_mask, token_ids
 from streampack.errors import ConfigError, DocumentTooLongError, RecordError
 from streampack.records import IGNORE_INDEX, Mask, Pack, PackRows, TokenizedDocument, Tokens
 from streampack.stats import Counts
 
 _NOTHING = Counts()
-
-
-class _Run(NamedTuple):
-    """Documents side by side as they were fed; held until the last of their rows is in a pack."""
-
-    rows: NDArray[np.integer]
-    ignored: Mask | None
-    begin: int
-    """Of the first row, counted from the first row that was ever fed."""
-    end: int
-    num_bytes: int
 
 
 class _Loss(NamedTuple):
@@ -142,8 +132,7 @@ class Packer:
             )
         self._trims = self.boundary is BoundaryPolicy.TRIM
         self._edges_look_ahead = looks_ahead(self.boundary)
-        self._runs: deque[_Run] = deque()
-        self._num_bytes = 0
+        self._rows = RowBuffer()
         # Of each held document: the row behind its last one, its number, and the label of its last row.
         self._ends: list[int] = []
         self._ordinals: list[int] = []
@@ -155,7 +144,6 @@ class Packer:
         self._open_rows = 0  # and the rows behind the last of these
         self._losses: list[_Loss] = []
         self._num_fed = 0
-        self._num_rows = 0  # fed
         self._built = 0  # rows that are in packs, given or not
         self._num_passed = 0  # documents before that place
         self._begin = 0  # rows before the pack that is given next
@@ -171,7 +159,7 @@ class Packer:
         shown = []
         for start, end in zip(starts, self._ends[first : first + 8], strict=False):
             begin = max(start, self._begin)
-            shown.append(" ".join(map(str, self._rows(begin, min(begin + 16, end)).tolist())))
+            shown.append(" ".join(map(str, self._rows.tokens(begin, min(begin + 16, end)).tolist())))
         return f"<Packer, {self.buffered_rows} rows: {' | '.join(shown)}>"
 
     @property
@@ -180,7 +168,7 @@ class Packer:
 
         Packs that are made and not given are copies, and not counted: `at_once` bounds them.
         """
-        return self._num_bytes
+        return self._rows.num_bytes
 
     @property
     def has_pack(self) -> bool:
@@ -195,7 +183,7 @@ class Packer:
     @property
     def buffered_rows(self) -> int:
         """Input rows that are held for the packs to come."""
-        return self._num_rows - self._begin
+        return self._rows.end - self._begin
 
     @property
     def counts(self) -> Counts:
@@ -234,8 +222,8 @@ class Packer:
         """
         assert not self._finished, "a document was fed after finish()"
         ordinal = self._num_fed
-        ids = _token_ids(tokens, ordinal)
-        mask = None if loss_mask is None else _loss_mask(loss_mask, ids.size, ordinal)
+        ids = token_ids(tokens, ordinal)
+        mask = None if loss_mask is None else checked_mask(loss_mask, ids.size, ordinal)
         rows = ids.size if not self._trims else max(ids.size - 1, 0)
         assert ordinal == 0 or row == 0, "only the first document can begin in the middle"
         if not 0 <= row <= rows:
@@ -281,12 +269,12 @@ class Packer:
         while not self._made:
             ends = self._next_ends()
             if not ends:
-                self._let_go(self._built)
+                self._go_on(self._built)
                 return None
             self._build(ends)
         pack, end = self._made.pop(0)
         self._given = self._given.plus(pack.counts)
-        self._let_go(end)
+        self._go_on(end)
         return pack
 
     def _overflow(self, ids: NDArray[np.integer], row: int, rows: int) -> tuple[NDArray[np.integer], int]:
@@ -328,11 +316,9 @@ class Packer:
             rows = ids[:-1] if len(gone) == 1 else np.delete(ids, gone)
             ignored = ignored if ignored is None or len(gone) == 1 else np.delete(ignored, gone[:-1])
             lengths = [length - 1 for length in lengths]
-        begin = self._num_rows
+        begin = self._rows.end
         ends = list(accumulate(lengths, initial=begin))[1:]
-        self._num_rows = ends[-1]
-        self._runs.append(_Run(rows, ignored, begin, self._num_rows, num_bytes))
-        self._num_bytes += num_bytes
+        self._rows.append(rows, ignored, num_bytes=num_bytes)
         self._ordinals += ordinals
         self._ends += ends
         if self._whole:
@@ -389,7 +375,7 @@ class Packer:
     def _next_ends(self) -> list[int]:
         """The rows behind the next packs, a few at once; at the very end, let the tail go where it is to be dropped."""
         begin, size = self._built, self.seq_len
-        left = self._num_rows - begin
+        left = self._rows.end - begin
         if self._whole:
             ends = [self._closed.popleft() for _ in range(min(len(self._closed), self._at_once))]
         else:
@@ -398,8 +384,8 @@ class Packer:
         if ends or not self._finished:
             return ends
         if left and self.tail is Tail.PAD:
-            return [self._num_rows]
-        self._built = self._num_rows
+            return [self._rows.end]
+        self._built = self._rows.end
         passed = Counts(documents=self._num_fed - self._num_passed, tail_tokens=left)
         self._behind = self._behind.plus(passed).plus(self._pass(self._num_fed))
         return []
@@ -411,7 +397,8 @@ class Packer:
             self._start = self._ends[passed - 1]
             for column in (self._ends, self._ordinals, self._labels, self._decided):
                 del column[:passed]
-        tokens, ignored = self._rows(begin, min(end + 1, self._num_rows)), self._ignored(begin, end)
+        rows = self._rows
+        tokens, ignored = rows.tokens(begin, min(end + 1, rows.end)), rows.ignored(begin, end)
         all_ends, start, first = self._ends, begin, 0
         behind = self._behind
         for end in ends:
@@ -466,32 +453,10 @@ class Packer:
         lost = self._pass(next_document)
         return counts if lost is _NOTHING else counts.plus(lost)
 
-    def _rows(self, begin: int, end: int) -> Tokens:
-        """Rows of the buffer, a copy."""
-        parts = [run.rows[max(begin - run.begin, 0) : end - run.begin] for run in self._runs_of(begin, end)]
-        return np.concatenate(parts, dtype=np.int32)
-
-    def _ignored(self, begin: int, end: int) -> Mask | None:
-        """Which of the rows are ignored, where they are not a document's last; None where none is."""
-        runs = [run for run in self._runs_of(begin, end) if run.ignored is not None]
-        if not runs:
-            return None
-        ignored = np.zeros(end - begin, np.bool_)
-        for run in runs:
-            assert run.ignored is not None
-            part = run.ignored[max(begin - run.begin, 0) : end - run.begin]
-            at = max(run.begin - begin, 0)
-            ignored[at : at + part.size] = part
-        return ignored
-
-    def _runs_of(self, begin: int, end: int) -> Iterator[_Run]:
-        return takewhile(lambda run: run.begin < end, dropwhile(lambda run: run.end <= begin, self._runs))
-
-    def _let_go(self, row: int) -> None:
-        """Give back what lies before `row`, where the next pack begins."""
+    def _go_on(self, row: int) -> None:
+        """The next pack begins with this row; what lies before it is given back."""
         self._begin = row
-        while self._runs and self._runs[0].end <= row:
-            self._num_bytes -= self._runs.popleft().num_bytes
+        self._rows.let_go(row)
 
     def _pass(self, document: int) -> Counts:
         """Go past the documents before number `document`; what overflow took from them."""
@@ -564,43 +529,3 @@ def _packs(
     packer.finish()
     for rows in iter(packer.pop, None):
         yield spell_out(rows, seq_len=packer.seq_len, pad_id=packer.pad_id)
-
-
-def _token_ids(tokens: NDArray[np.integer] | Sequence[int], ordinal: int) -> NDArray[np.integer]:
-    """Return token ids that fit int32, without a copy where the type says so already."""
-    try:
-        ids = np.asarray(tokens)
-    except ValueError:  # lists of lists of different lengths
-        raise RecordError(f"document {ordinal} is not one flat list of token ids.") from None
-    if ids.ndim != 1:
-        raise RecordError(f"document {ordinal} has token ids of shape {ids.shape}; they must be one-dimensional.")
-    if ids.dtype.kind not in "iu":
-        if not ids.size and not isinstance(tokens, np.ndarray):
-            return ids.astype(np.int32)  # numpy takes an empty list for floats
-        raise RecordError(
-            f"document {ordinal} has token ids of type {ids.dtype}; they must be integers that fit int32."
-        )
-    if not ids.size or (ids.dtype.kind == "u" and ids.dtype.itemsize < 4):
-        return ids
-    low = np.minimum.reduce(ids)
-    if ids.dtype.itemsize > 4 or ids.dtype.kind == "u":
-        low, high = int(low), int(np.maximum.reduce(ids))
-        if low < INT32.min or high > INT32.max:
-            raise RecordError(f"document {ordinal} has token ids from {low} to {high}; they must fit int32.")
-        ids = ids.astype(np.int32)
-    if low <= IGNORE_INDEX and (ids == IGNORE_INDEX).any():
-        raise RecordError(f"document {ordinal} has token id {IGNORE_INDEX}, which as a label means no label.")
-    return ids
-
-
-def _loss_mask(loss_mask: NDArray[np.bool_] | Sequence[bool], size: int, ordinal: int) -> Mask:
-    mask = np.asarray(loss_mask)
-    if mask.shape != (size,):
-        raise RecordError(
-            f"document {ordinal} has {size} tokens and a loss mask of shape {mask.shape}; it needs one value a token."
-        )
-    if size and mask.dtype != np.bool_ and not (mask.dtype.kind in "iu" and ((mask == 0) | (mask == 1)).all()):
-        raise RecordError(
-            f"document {ordinal} has a loss mask of type {mask.dtype}; it must be True and False, or 1 and 0."
-        )
-    return mask.astype(np.bool_, copy=False)
