@@ -61,12 +61,11 @@ class Run(NamedTuple):
     """Of the first document: the rows that earlier packs hold; not 0 only where the reading began."""
 
     def part(self, start: int, stop: int) -> "Run":
-        """The documents `start` to `stop`; bytes are not counted again."""
-        contents = self.contents.part(start, stop) if isinstance(self.contents, Joined) else self.contents[start:stop]
+        """Where the documents `start` to `stop` are; without contents, whose bytes are not counted again."""
         return self._replace(
             places=self.places[start:stop],
             keys=self.keys[start:stop],
-            contents=contents,
+            contents=[],
             num_bytes=0,
             row=0 if start else self.row,
         )
@@ -198,7 +197,7 @@ class LaneReader:
                 if is_whole:
                     return
                 break
-            except Exception as error:
+            except Exception as error:  # what was read before it comes first, then it goes on its way
                 if some:
                     errors.clear()
                     yield _Some(some, num_bytes)
@@ -250,7 +249,7 @@ class LaneReader:
                         yield item
                     else:
                         found.add(item, begun)
-        except Exception:
+        except Exception:  # what was found before it comes first
             yield from found.take()
             raise
         yield from found.take()

@@ -102,12 +102,6 @@ class Joined(NamedTuple):
     loss_mask: Mask | None = None
     """bool [n]: which of the tokens may be a target; None: all."""
 
-    def part(self, start: int, stop: int) -> "Joined":
-        """The documents `start` to `stop`."""
-        begin, end = sum(self.lengths[:start]), sum(self.lengths[:stop])
-        mask = None if self.loss_mask is None else self.loss_mask[begin:end]
-        return Joined(self.tokens[begin:end], self.lengths[start:stop], mask)
-
 
 def join(tokens: Sequence[NDArray[np.integer]], masks: Sequence[Mask | None] = ()) -> Joined:
     """Each document's tokens [n] (ids that fit int32) and its loss mask, side by side; no masks: all are None."""
