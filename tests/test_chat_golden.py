@@ -12,8 +12,9 @@ from chats import CONVERSATIONS, Conversation
 
 from streampack.chat import Chat, make_chat
 from streampack.errors import RecordError
+from streampack.huggingface import HuggingFaceTokenizer
 from streampack.records import Tokenizer
-from streampack.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer
+from streampack.tokenizer import SentencePieceTokenizer
 
 # Of the libraries compared with, and none of ours.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::SyntaxWarning")

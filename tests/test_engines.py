@@ -2,13 +2,11 @@
 
 import functools
 import importlib.util
-import io
 import itertools
 import logging
 import multiprocessing
 import pickle
 import re
-import struct
 import subprocess
 import sys
 import time
@@ -19,9 +17,9 @@ from types import SimpleNamespace
 import gigatoken
 import numpy as np
 import pytest
-import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
+from sentencepieces import PROSE, train, written
 
 import streampack.engines
 from streampack import bpe
@@ -30,7 +28,6 @@ from streampack.errors import ConfigError, TokenizerError
 from streampack.records import Tokenizer
 from streampack.tokenizer import ByteTokenizer, SentencePieceTokenizer, check_tokenizer
 
-PROSE = (Path(__file__).parent / "data" / "prose.txt").read_text("utf-8")
 _MISTRAL = Path(importlib.util.find_spec("mistral_common").submodule_search_locations[0]) / "data"
 MISTRAL = _MISTRAL / "tokenizer.model.v1"
 MISTRAL_WITH_TOOLS = _MISTRAL / "mistral_instruct_tokenizer_240323.model.v3"
@@ -51,20 +48,6 @@ MODELS = {
         **IDENTITY,
     },
 }
-
-
-def train(kind: str = "bpe", **options: object) -> bytes:
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(PROSE.splitlines()),
-        model_writer=model,
-        model_type=kind,
-        vocab_size=700,
-        hard_vocab_limit=False,
-        minloglevel=2,
-        **options,
-    )
-    return model.getvalue()
 
 
 _made: dict[str, GigatokenTokenizer] = {}
@@ -88,33 +71,6 @@ def assert_same(tokenizer: GigatokenTokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
     assert ids.dtype == np.int32
     assert ids.tolist() == tokenizer.plain.encode(text).tolist(), text[:100]
-
-
-def varint(value: int) -> bytes:
-    return bytes([value]) if value < 0x80 else bytes([value & 0x7F | 0x80]) + varint(value >> 7)
-
-
-def message(field: int, body: bytes) -> bytes:
-    return varint(field << 3 | 2) + varint(len(body)) + body
-
-
-def number(field: int, value: int) -> bytes:
-    return varint(field << 3) + varint(value)
-
-
-def written(joined: list[tuple[str, float]], *, kinds: dict[str, int] | None = None, **trainer: int) -> bytes:
-    """A BPE model of these pieces, the letters a, b and c, and all bytes; spaces are kept."""
-    pieces = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]
-    pieces += [(f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)]
-    pieces += [(text, score, (kinds or {}).get(text, 1)) for text, score in joined]
-    pieces += [(letter, -1000.0 - index, 1) for index, letter in enumerate("abc▁")]
-    body = b"".join(
-        message(1, message(1, text.encode()) + varint(2 << 3 | 5) + struct.pack("<f", score) + number(3, kind))
-        for text, score, kind in pieces
-    )
-    fields = {3: 2, 35: 1} | {int(name.removeprefix("f")): value for name, value in trainer.items()}
-    body += message(2, b"".join(number(field, value) for field, value in fields.items()))
-    return body + message(3, message(1, b"identity") + number(3, 0) + number(4, 0))
 
 
 # The same ids

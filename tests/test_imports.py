@@ -41,7 +41,7 @@ USERS = {
     "botocore": {"s3"},
     "urllib3": {"web"},
     "sentencepiece": {"tokenizer", "examples.make_data", "examples.torchtitan_loader"},  # train it, wrap it
-    "tokenizers": {"tokenizer"},
+    "tokenizers": {"huggingface"},
     "jinja2": {"chatjinja"},
     **{name: {"examples"} for name in TRAINERS},
     "webdataset": {"testing", "examples"},  # it writes shards; reading is our own
@@ -60,6 +60,10 @@ MAY_IMPORT = {
     "stats": {"errors", "records"},
     **dict.fromkeys(STAGES, FOUNDATION),
     "packer": FOUNDATION | {"boundary", "documentrows"},
+    "tokenizer": FOUNDATION | {"bpe", "huggingface", "modelfiles"},
+    "bpe": set(),
+    "huggingface": FOUNDATION | {"modelfiles"},
+    "modelfiles": FOUNDATION,
     "documentrows": FOUNDATION | {"boundary"},
     "documents": FOUNDATION | {"contents"},
     "contents": FOUNDATION,

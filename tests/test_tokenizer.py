@@ -1,7 +1,6 @@
 """The tokenizers against the libraries they stand on, with real models and models trained here."""
 
 import importlib.util
-import io
 import json
 import pickle
 import subprocess
@@ -14,20 +13,20 @@ import sentencepiece
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from sentencepieces import PROSE, train
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
 from streampack.errors import TokenizerError
+from streampack.huggingface import HuggingFaceTokenizer
 from streampack.records import Tokenizer
 from streampack.tokenizer import (
     ByteTokenizer,
-    HuggingFaceTokenizer,
     SentencePieceTokenizer,
     check_tokenizer,
     load_tokenizer,
     special_ids,
 )
 
-PROSE = (Path(__file__).parent / "data" / "prose.txt").read_text("utf-8")
 _MISTRAL = Path(importlib.util.find_spec("mistral_common").submodule_search_locations[0]) / "data"
 MISTRAL_MODELS = sorted(path for path in _MISTRAL.iterdir() if ".model" in path.name)
 
@@ -59,34 +58,19 @@ EDGE_TEXTS = [
 ]
 
 
-def train_sentencepiece(kind: str, **options: object) -> bytes:
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(PROSE.splitlines()),
-        model_writer=model,
-        model_type=kind,
-        vocab_size=700,
-        character_coverage=1.0,
-        hard_vocab_limit=False,
-        minloglevel=2,
-        **options,
-    )
-    return model.getvalue()
-
-
 @pytest.fixture(scope="module")
 def bpe_model() -> bytes:
-    return train_sentencepiece("bpe", byte_fallback=True, normalization_rule_name="identity", pad_id=3)
+    return train("bpe", byte_fallback=True, normalization_rule_name="identity", pad_id=3)
 
 
 @pytest.fixture(scope="module")
 def unigram_model() -> bytes:
-    return train_sentencepiece("unigram")
+    return train("unigram")
 
 
 @pytest.fixture(scope="module")
 def no_bos_model() -> bytes:
-    return train_sentencepiece("bpe", bos_id=-1)
+    return train("bpe", bos_id=-1)
 
 
 def byte_level_bpe(**special: object) -> tokenizers.Tokenizer:
@@ -408,7 +392,7 @@ def test_the_content_decides_and_not_the_name(bpe_model: bytes, unigram_model: b
 
 def test_a_model_whose_first_bytes_look_like_json_is_loaded() -> None:
     """The first piece of this one is so long that its length is the character `{`."""
-    model = train_sentencepiece("bpe", unk_piece="<" + "u" * 112 + ">")
+    model = train("bpe", unk_piece="<" + "u" * 112 + ">")
     assert model[:2] == b"\n{", "what the test is about"
     assert isinstance(load_tokenizer(model, name="x"), SentencePieceTokenizer)
 

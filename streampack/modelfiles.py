@@ -1,0 +1,65 @@
+"""The files that tokenizers come in: read, and named for what they are where they are something else."""
+
+import os
+import re
+from pathlib import Path
+
+import msgspec
+
+from streampack.errors import TokenizerError
+
+
+def read_model_file(source: bytes | str | os.PathLike[str], name: str | None) -> tuple[bytes, str | None]:
+    """A file's bytes, given as they are or by its local path, and what error messages call it."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return bytes(source), name
+    path = os.fspath(source)
+    if "://" in path:
+        raise TokenizerError("only local paths are read here: pass the bytes of a remote model", url=path)
+    try:
+        return Path(path).read_bytes(), name or path
+    except OSError as error:
+        raise TokenizerError(f"the tokenizer cannot be read ({error.strerror})", url=path) from error
+
+
+def check_unicode(text: str) -> None:
+    """Says clearly what the libraries say badly: a string that UTF-8 cannot hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        found = f"character {error.start} ({text[error.start]!r}) is half of a surrogate pair"
+        raise TokenizerError(f"the text is not Unicode: {found}, which UTF-8 cannot hold") from error
+
+
+def describe(data: bytes) -> str:
+    """What the bytes are, for a message to someone who took them for a model."""
+    head = data.lstrip(b"\xef\xbb\xbf \t\r\n")[:4096]
+    for pattern, found in _LOOKS_LIKE:
+        if re.match(pattern, head, re.DOTALL | re.IGNORECASE):
+            return found
+    if head[:1] != b"{":
+        return f"{len(data):,} bytes that begin with {data[:24]!r}"
+    try:
+        config = msgspec.json.decode(data)
+    except (ValueError, RecursionError) as error:
+        return f"broken JSON ({error})"
+    if "tokenizer_class" in config or "added_tokens_decoder" in config:
+        return "a tokenizer_config.json: give the tokenizer.json or tokenizer.model beside it"
+    if "special_tokens" in config and "vocab" in config:
+        return f"Mistral's tekken.json: {_BRING_YOUR_OWN}"
+    if config and all(isinstance(value, int) for value in config.values()):
+        return "a vocab.json: give the tokenizer.json beside it"
+    return f"a JSON object with the keys {', '.join(map(repr, list(config)[:8])) or '(none)'}"
+
+
+_BRING_YOUR_OWN = "not read here: give an object that has all of streampack.Tokenizer"
+_LOOKS_LIKE = (
+    (rb"\Z", "an empty file"),
+    (rb"version https://git-lfs", "a Git LFS pointer and not the file it points to: fetch it with `git lfs pull`"),
+    (rb"<(!doctype|html|\?xml|head|body)", "a web page: a download that gave an error or log-in page"),
+    (rb"[a-z0-9+/]+=* \d+\r?\n", f"a tiktoken vocabulary: {_BRING_YOUR_OWN}"),
+    (rb"#version", "a merges.txt: give the tokenizer.json beside it"),
+    (rb"\x1f\x8b|\x28\xb5\x2f\xfd", "a compressed file: decompress it first"),
+    (rb"PK\x03\x04", "a zip archive: unpack it first"),
+    (rb"\[", "a JSON list"),
+)

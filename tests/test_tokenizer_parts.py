@@ -1,0 +1,115 @@
+"""Long texts go to SentencePiece in parts: its ids, wherever they are cut, or they are not cut."""
+
+import functools
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+from hypothesis import example, given
+from hypothesis import strategies as st
+from sentencepieces import PROSE, train, written
+
+import streampack.tokenizer
+from streampack import bpe
+from streampack.tokenizer import SentencePieceTokenizer
+
+_MISTRAL = Path(importlib.util.find_spec("mistral_common").submodule_search_locations[0]) / "data"
+IDENTITY = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+CUT = {
+    "mistral": _MISTRAL / "tokenizer.model.v1",
+    "control and user-defined pieces": _MISTRAL / "mistral_instruct_tokenizer_240323.model.v3",
+    "byte fallback": {"byte_fallback": True, **IDENTITY},
+    "no byte fallback": IDENTITY,
+    "no dummy prefix": {"byte_fallback": True, "add_dummy_prefix": False, **IDENTITY},
+    "user-defined": {"user_defined_symbols": ["<sep>", "and", "▁▁x"], "byte_fallback": True, **IDENTITY},
+}
+WHOLE = {
+    "unigram": {"kind": "unigram", **IDENTITY},
+    "nmt_nfkc": {"remove_extra_whitespaces": False},
+    "spaces removed": {"normalization_rule_name": "identity"},
+    "pieces across spaces": {"split_by_whitespace": False, **IDENTITY},
+    "spaces behind words": {"treat_whitespace_as_suffix": True, **IDENTITY},
+    "user-defined across spaces": {"user_defined_symbols": ["a▁b"], **IDENTITY},
+    "user-defined with a space": {"user_defined_symbols": ["a b"], **IDENTITY},
+}
+
+
+@functools.cache
+def model(name: str) -> bytes:
+    source = (CUT | WHOLE)[name]
+    return train(**source) if isinstance(source, dict) else source.read_bytes()
+
+
+@functools.cache
+def tokenizer(name: str) -> SentencePieceTokenizer:
+    return SentencePieceTokenizer(model(name))
+
+
+def ids_of(model: bytes, text: str) -> list[int]:
+    return _processor(model).encode(text)
+
+
+@functools.cache
+def _processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
+    return sentencepiece.SentencePieceProcessor(model_proto=model)
+
+
+@pytest.fixture(scope="module", autouse=True, params=[1, 7])
+def part(request: pytest.FixtureRequest) -> int:
+    """Parts so short that the tests' texts have many."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streampack.tokenizer, "_PART", request.param)
+        yield request.param
+
+
+@pytest.mark.parametrize("name", [*CUT, *WHOLE])
+def test_the_ids_are_those_of_the_whole_text(name: str) -> None:
+    assert tokenizer(name)._has_parts == (name in CUT)
+
+    @given(st.text(st.sampled_from("ab \n▁☃é<sep>xy"), max_size=60))
+    @example("a ")
+    @example(" a  b ▁ c▁ d ☃ ☃\n e")
+    @example("☃ ▁ ☃ \u2581☃")
+    def same(text: str) -> None:
+        assert tokenizer(name).encode(text).tolist() == ids_of(model(name), text)
+
+    same()
+    for text in (PROSE, *PROSE.splitlines(), PROSE.replace(" ", "   "), PROSE.replace(" ", " ▁"), PROSE.upper()):
+        assert tokenizer(name).encode(text).tolist() == ids_of(model(name), text)
+
+
+@given(st.text(), st.integers(1, 9))
+def test_parts_put_together_are_the_text(text: str, size: int) -> None:
+    implied = bpe.cut(text, size, space_is_implied=True)
+    assert " ".join(implied) == text
+    assert "".join(bpe.cut(text, size, space_is_implied=False)) == text
+    assert all(len(part) >= size for part in implied[:-1])
+    assert not any(part.endswith((" ", "▁")) for part in implied[:-1])
+    assert len(implied) == 1 or implied[-1]
+
+
+def test_a_text_is_cut_as_often_as_it_can_be() -> None:
+    assert bpe.cut("ab c  de f ", 2, space_is_implied=True) == ["ab", "c  de", "f "]
+    assert bpe.cut("ab c  de f ", 1, space_is_implied=False) == ["ab", " c", "  de", " f "]
+
+
+def test_unused_pieces_are_not_cut() -> None:
+    """SentencePiece takes them apart as they were last seen to be joined, wherever in the text that was."""
+    pieces = [("ab", 0.0), ("abc", -1.0)]
+    assert SentencePieceTokenizer(written(pieces))._has_parts
+    assert not SentencePieceTokenizer(written(pieces, kinds={"ab": bpe.UNUSED}))._has_parts
+
+
+def test_a_space_that_is_unknown_is_not_cut_at() -> None:
+    """A run of unknown characters is one id: two runs and a space that is unknown as well are one, too."""
+    without = model("no byte fallback").replace("▁".encode(), "☃".encode())
+    assert not SentencePieceTokenizer(without)._has_parts
+    assert ids_of(without, "a ☂ ☂") != [*ids_of(without, "a"), *ids_of(without, "☂"), *ids_of(without, "☂")]
+
+
+def test_a_library_that_does_something_else_is_not_given_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = SentencePieceTokenizer._encode
+    monkeypatch.setattr(SentencePieceTokenizer, "_encode", lambda *args: np.append(plain(*args), np.int32(0)))
+    assert not SentencePieceTokenizer(model("mistral"))._has_parts
