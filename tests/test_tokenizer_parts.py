@@ -66,7 +66,7 @@ def part(request: pytest.FixtureRequest) -> int:
 
 @pytest.mark.parametrize("name", [*CUT, *WHOLE])
 def test_the_ids_are_those_of_the_whole_text(name: str) -> None:
-    assert tokenizer(name)._has_parts == (name in CUT)
+    assert tokenizer(name)._has_parts == bpe.read_model(model(name)).parts_begin_at_spaces == (name in CUT)
 
     @given(st.text(st.sampled_from("ab \n▁☃é<sep>xy"), max_size=60))
     @example("a ")
@@ -98,14 +98,14 @@ def test_a_text_is_cut_as_often_as_it_can_be() -> None:
 def test_unused_pieces_are_not_cut() -> None:
     """SentencePiece takes them apart as they were last seen to be joined, wherever in the text that was."""
     pieces = [("ab", 0.0), ("abc", -1.0)]
-    assert SentencePieceTokenizer(written(pieces))._has_parts
-    assert not SentencePieceTokenizer(written(pieces, kinds={"ab": bpe.UNUSED}))._has_parts
+    assert bpe.read_model(written(pieces)).parts_begin_at_spaces
+    assert not bpe.read_model(written(pieces, kinds={"ab": bpe.UNUSED})).parts_begin_at_spaces
 
 
 def test_a_space_that_is_unknown_is_not_cut_at() -> None:
     """A run of unknown characters is one id: two runs and a space that is unknown as well are one, too."""
     without = model("no byte fallback").replace("▁".encode(), "☃".encode())
-    assert not SentencePieceTokenizer(without)._has_parts
+    assert not bpe.read_model(without).parts_begin_at_spaces
     assert ids_of(without, "a ☂ ☂") != [*ids_of(without, "a"), *ids_of(without, "☂"), *ids_of(without, "☂")]
 
 
