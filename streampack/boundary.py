@@ -247,9 +247,8 @@ def expand(block: PackBlock) -> dict[str, NDArray[np.int64]]:
         labels[ends[ids > 0] - 1] = block.edge_labels
         for end, length in zip(ends[ids == 0].tolist(), lengths[ids == 0].tolist(), strict=True):
             labels[end - length : end] = IGNORE_INDEX
-    starts = ((ends - lengths) % seq_len).astype(np.int32)  # within their packs, so that one pack's numbers do for all
-    positions = starts.repeat(lengths).reshape(shape)
-    position_ids[:] = np.subtract(np.arange(seq_len, dtype=np.int32), positions, out=positions).reshape(-1)
+    upwards = np.arange(seq_len)
+    np.concatenate([upwards[:length] for length in lengths.tolist()], out=position_ids)
     arrays = {"tokens": tokens, "labels": labels, "position_ids": position_ids, "segment_ids": segment_ids}
     return {name: array.reshape(shape) for name, array in arrays.items()}
 

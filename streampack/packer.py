@@ -54,6 +54,7 @@ from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, compress
+from operator import sub
 from typing import NamedTuple
 
 import numpy as np
@@ -406,7 +407,7 @@ class Packer:
             offset = start - (all_ends[first - 1] if first else self._start)
             last_start = all_ends[last - 1] if last else self._start
             is_cut = all_ends[last] > end
-            bounds = np.array([start, *all_ends[first:last], end])
+            stops = [*all_ends[first:last], end]
             edges = self._labels[first : last + 1]
             if is_cut:
                 is_ignored = ignored is not None and ignored[end - begin - 1]
@@ -418,7 +419,7 @@ class Packer:
                 edges[-1] = IGNORE_INDEX
             masked, num_masked = None, 0
             if ignored is not None:
-                ignored[bounds[1:] - (begin + 1)] = False
+                ignored[np.subtract(stops, begin + 1)] = False
                 masked = ignored[start - begin : end - begin]
                 num_masked = int(np.count_nonzero(masked))
             num_targets = size - num_masked - edges.count(IGNORE_INDEX)
@@ -428,7 +429,7 @@ class Packer:
             if num_targets:
                 pack = PackRows(
                     tokens=tokens[start - begin : end - begin],
-                    seq_lens=(bounds[1:] - bounds[:-1]).astype(np.int32),
+                    seq_lens=np.array([*map(sub, stops, (start, *stops))], np.int32),
                     edge_labels=np.array(edges, np.int32),
                     ignored=masked if num_masked else None,
                     num_targets=num_targets,

@@ -67,7 +67,10 @@ class LanePool:
         """
         state = self._lanes[lane]
         if not state.run:
-            state.run.append(self._awake(lane, state).next())
+            stream = self._awake(lane, state)
+            if stream.has_pack:  # it holds no more for giving it
+                return stream.next()
+            state.run.append(stream.next())
             self._weigh(state)
             if self._held_bytes > self._budget_bytes:
                 self._make_room()

@@ -11,9 +11,8 @@ pack gives the same packs.
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import repeat
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -110,12 +109,14 @@ class _Ready(NamedTuple):
 
 
 class _Fed(NamedTuple):
-    """A document in the packer, not yet passed."""
+    """Documents in the packer, of which the last one is not yet passed."""
 
     run: Run
-    number: int
-    targets: int
-    """As `Source.targets`; counted where sources are asked for."""
+    first: int
+    """The number of the first one in the packer."""
+    stop: int
+    targets: list[int]
+    """As `Source.targets`, of each; empty where sources are not asked for."""
 
 
 class LaneStream:
@@ -154,7 +155,7 @@ class LaneStream:
         self._most_ahead = max(1, min(rows_ahead // recipe.seq_len, _PACKS_AHEAD))
         self._packer = recipe.packer(at_once=self._most_ahead)
         self._fed: deque[_Fed] = deque()
-        self._first_fed = self._num_fed = 0
+        self._num_fed = 0
         self._flaws: list[tuple[int, int]] = []
         """(document, how many were passed over before it), for those that were fed and not passed."""
         self._may_refuse = recipe.packing != "wrap" and recipe.overflow == "error"
@@ -294,25 +295,25 @@ class LaneStream:
         if self._skipped:
             self._flaws.append((self._num_fed, self._skipped))
             self._skipped = 0
-        targets: Iterable[int] = repeat(0)
+        targets: list[int] = []
         if self._with_sources:
             targets = [self._recipe.targets(each.joined.tokens, each.joined.loss_mask) for each in ready.singles()]
-        self._fed.extend(map(_Fed, repeat(run), range(len(lengths)), targets))
-        self._num_fed += len(lengths)
+        first, self._num_fed = self._num_fed, self._num_fed + len(lengths)
+        self._fed.append(_Fed(run, first, self._num_fed, targets))
         self._met += len(lengths)
 
     def _dress(self, rows: PackRows) -> LanePack:
         sources = tuple(self._sources(rows)) if self._with_sources else ()
-        last = self._fed[rows.next_document - (rows.next_row == 0) - self._first_fed]
+        last = self._find(rows.next_document - 1) if rows.next_row == 0 else None
         counts = self._with_flaws(rows.counts, rows.next_document)
         self._passed += counts.documents
-        is_exact = rows.next_row == 0 and rows.tokens.size == self._recipe.seq_len and not self._packer.waits
-        if is_exact:  # the pack was full before the next document came, however many have come by now
-            self._cursor = last.run.cursor(last.number, 0)
-            self._cursor = self._cursor._replace(part=self._cursor.part + 1)
+        if last is not None and rows.tokens.size == self._recipe.seq_len and not self._packer.waits:
+            # The pack was full before the next document came, however many have come by now.
+            cursor = last.run.cursor(rows.next_document - 1 - last.first, 0)
+            self._cursor = cursor._replace(part=cursor.part + 1)
         elif self._fed:
             first = self._fed[0]
-            self._cursor = first.run.cursor(first.number, rows.next_row)
+            self._cursor = first.run.cursor(rows.next_document - first.first, rows.next_row)
         else:
             assert self._ended, "only a pack that waits for nothing is made before what follows it is known"
             assert self._end_epoch is not None, "an endless lane does not end"
@@ -325,9 +326,8 @@ class LaneStream:
 
     def _with_flaws(self, counts: Counts, document: int) -> Counts:
         """The counts, and what was passed over before `document`; drops what packing has passed."""
-        while self._first_fed < document and self._fed:
+        while self._fed and self._fed[0].stop <= document:
             self._fed.popleft()
-            self._first_fed += 1
         skipped = 0
         while self._flaws and self._flaws[0][0] <= document:
             skipped += self._flaws.pop(0)[1]
@@ -338,8 +338,13 @@ class LaneStream:
 
     def _sources(self, rows: PackRows) -> Iterator[Source]:
         for span in rows.spans:
-            run, number, targets = self._fed[span.document - self._first_fed]
-            yield Source(run.url, run.keys[number], *run.places[number], span.offset, span.length, targets)
+            run, first, _, targets = self._find(span.document)
+            index = span.document - first
+            yield Source(run.url, run.keys[index], *run.places[index], span.offset, span.length, targets[index])
+
+    def _find(self, document: int) -> _Fed:
+        """Where a document is that the packer holds."""
+        return next(fed for fed in self._fed if document < fed.stop)
 
     def _digest(self, rows: PackRows) -> int:
         number = self._lane + self._corpus.num_lanes * self._packs
