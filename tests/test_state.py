@@ -601,7 +601,7 @@ def assert_refused(
         ({"max_document_bytes": 10**6}, "max_document_bytes: 67108864 in the checkpoint, 1000000 now"),
         ({"transform": lambda document, rng: document}, "transform: 'none' in the checkpoint, \"version ''\" now"),
     ],
-    ids=str,
+    ids=lambda given: given if isinstance(given, str) else ",".join(given),
 )
 def test_a_state_of_other_arguments_is_refused_by_name(
     corpus: Corpus, data: streampack.PackedDataset, changes: dict[str, Any], text: str
