@@ -1,7 +1,7 @@
 """A SentencePiece BPE model taken apart, to have its ids sooner: part by part, or from a library that ranks pairs.
 
-In:  the bytes of a model. Out: where a text can be cut (`cut`), what stands against equal ids of that library,
-     gigatoken (`obstacle`), the model as it reads it (`tokenizer_json`), and texts to compare the two on
+In:  the bytes of a model. Out: whether and where a text can be cut (`can_be_cut`, `cut`); what stands against equal ids
+     of that library, gigatoken (`obstacle`); the model as it reads it (`tokenizer_json`); and texts to compare on
      (`edge_texts`). Nothing is tokenized here.
 
 Why the ids are equal where nothing stands against it. SentencePiece joins, again and again, the two neighbours whose
@@ -13,7 +13,7 @@ last of those, two symbols are left, always the same two.
 
 Cutting a text between two characters that no piece holds side by side changes nothing: what a join makes is a piece,
 so none crosses the cut, and those on its one side do not depend on those on the other. A library with a cache looks the
-parts up; SentencePiece itself takes short parts a quarter to a third faster than long texts, because its list of joins
+parts up; SentencePiece itself takes short parts a fifth to a third faster than long texts, because its list of joins
 stays in the processor's caches.
 """
 
@@ -52,19 +52,6 @@ class Model:
     def unknown_id(self) -> int:
         """The id of a run of characters without pieces, where there is no byte fallback; SentencePiece demands one."""
         return next(token for token, (_, _, kind) in enumerate(self.pieces) if kind == UNKNOWN)
-
-    @property
-    def parts_begin_at_spaces(self) -> bool:
-        """The ids of a text are those of the parts that `cut` makes of it, one after the other."""
-        return (
-            self.model_type == _BPE
-            and self.only_escapes_spaces
-            and self.escape_spaces
-            and not self.space_is_suffix
-            and (self.byte_fallback or _SPACE in self.scores)  # else unknown runs could be one across a cut
-            and not self.texts(UNUSED)  # they are taken apart as they were joined last, anywhere in the text
-            and not any(_SPACE in text.lstrip(_SPACE) or " " in text for text, _, _ in self.pieces)
-        )
 
     def texts(self, kind: int) -> list[str]:
         return [text for text, _, of_kind in self.pieces if of_kind == kind]
@@ -130,11 +117,24 @@ def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
             at += size
 
 
+def can_be_cut(model: Model) -> bool:
+    """Whether the ids of a text are those of the parts that `cut` makes of it, one after the other."""
+    return (
+        model.model_type == _BPE
+        and model.only_escapes_spaces
+        and model.escape_spaces
+        and not model.space_is_suffix
+        and (model.byte_fallback or _SPACE in model.scores)  # else unknown runs could be one across a cut
+        and not model.texts(UNUSED)  # they are taken apart as they were joined last, anywhere in the text
+        and not any(_SPACE in text.lstrip(_SPACE) or " " in text for text, _, _ in model.pieces)
+    )
+
+
 def cut(text: str, size: int, *, space_is_implied: bool) -> list[str]:
     """`text` in parts of at least `size` characters, all but the first from a space on that follows no other space.
 
     Args:
-        text: what `Model.parts_begin_at_spaces` allows to cut.
+        text: anything that is for a model of which `can_be_cut` is true.
         size: the fewest characters, at least 1; a part is longer where no such space comes.
         space_is_implied: the model puts a space before each text (`Model.add_dummy_prefix`), so a part has no need of
             its own one.
@@ -219,7 +219,7 @@ def tokenizer_json(model: Model) -> bytes:
     return json.dumps(described, ensure_ascii=False).encode()
 
 
-EDGE_TEXTS = """
+_EDGE_TEXTS = """
    leading, trailing   \ta  b   c\n \n\r\n|\ttabs\t\t|a\x00b|\ufeffBOM|no\u00a0break, thin\u2009, zero\u200bwidth|
 ▁▁own mark▁| ▁ ▁a|<s>|</s>|<unk>|<pad>|a <s> b</s>c<unk>|<0x41><0x0A>|[INST] x [/INST]|<\u200b|endoftext|>|
 e\u0301 \u00e9|ﬁ ２ ①|👩‍👩‍👧‍👦 🇩🇪 👍🏽|日本語とहिन्दी|שלום עולם مرحبا|\U0010ffff\ufffe\ufdd0|\u202eabc\u202c|
@@ -230,7 +230,7 @@ banana ananas papaya|
 def edge_texts(model: Model) -> list[str]:
     """Texts on which libraries are known to part, and such as the model's own pieces make."""
     reserved = [text for text, _, kind in model.pieces if kind != NORMAL][:1000]
-    texts = ["", " ", "  ", "\n", EDGE_TEXTS, *EDGE_TEXTS.split("|"), "a" * 3000, "ab" * 1000, "=-" * 9 + "=" * 500]
+    texts = ["", " ", "  ", "\n", _EDGE_TEXTS, *_EDGE_TEXTS.split("|"), "a" * 3000, "ab" * 1000, "=-" * 9 + "=" * 500]
     texts += [*reserved, *(f"x{text} y" for text in reserved), " ".join(reserved), ".,;:!?\"')(" * 20]
     tied = _tied(model.joined)
     for character in {text[0] for text in tied}:

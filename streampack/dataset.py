@@ -87,7 +87,8 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
             and workers; made if it is not there. None: nothing is kept.
         cache_bytes: what the folder may hold; the blocks that were not read for longest are removed first.
         engine: which library tokenizes for a SentencePiece model; the ids are the same. "auto" takes gigatoken where it
-            is installed (extra `fast`) and its ids are proved equal, "sentencepiece" and "gigatoken" insist.
+            is installed (extra `fast`) and its ids are proved equal, "sentencepiece" and "gigatoken" insist. For BPE
+            models SentencePiece gets long texts in parts where that is proved to give the same ids, too.
         dp_rank: data-parallel rank, for use without `PackedDataLoader`; None asks torch.distributed or torchrun.
         dp_size: data-parallel ranks.
 

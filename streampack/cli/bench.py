@@ -26,7 +26,7 @@ from streampack.cli.console import messages, output, print_json
 from streampack.cli.measures import MakeDataset, check_ids, compare
 from streampack.cli.workload import DEMO_MODEL, Slice, cut_slices, made_up_slices
 from streampack.dataset import PackedDataset
-from streampack.engines import ENGINES, choose_engine
+from streampack.engines import ENGINES, Engine, choose_engine
 from streampack.errors import ConfigError
 from streampack.records import Tokenizer
 from streampack.tokenizer import SentencePieceTokenizer, load_tokenizer
@@ -206,8 +206,8 @@ def _plain(path: str) -> Tokenizer:
 
 
 def _without_engine(tokenizer: Tokenizer | None) -> Tokenizer | None:
-    """The library that the model is made for."""
-    return None if tokenizer is None else choose_engine(tokenizer, "sentencepiece")
+    """The library that the model is made for, given each text as a whole."""
+    return tokenizer.plain if isinstance(tokenizer, Engine) else tokenizer
 
 
 def _engines(plain: Tokenizer | None, names: Sequence[str]) -> dict[str, Tokenizer | None]:
@@ -217,8 +217,10 @@ def _engines(plain: Tokenizer | None, names: Sequence[str]) -> dict[str, Tokeniz
     chosen: dict[str, Tokenizer | None] = {}
     for name in names:
         tokenizer = choose_engine(plain, name)
-        kind = type(tokenizer).__name__.removesuffix("Tokenizer").lower()
-        chosen.setdefault(kind, tokenizer)
+        if isinstance(tokenizer, Engine):
+            chosen.setdefault(tokenizer.engine, tokenizer)
+        else:
+            chosen.setdefault(type(tokenizer).__name__.removesuffix("Tokenizer").lower(), tokenizer)
     return chosen
 
 

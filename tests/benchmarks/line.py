@@ -106,8 +106,8 @@ def make(
 
 
 def engines(plain: SentencePieceTokenizer) -> dict[str, Tokenizer]:
-    fast = choose_engine(plain, "auto")
-    return {"sentencepiece": plain} if fast is plain else {"fast engine": fast, "sentencepiece": plain}
+    fast, own = choose_engine(plain, "auto"), choose_engine(plain, "sentencepiece")
+    return {"sentencepiece": own} if type(fast) is type(own) else {"fast engine": fast, "sentencepiece": own}
 
 
 def plain_work(model: bytes, slices: list[list[str]]) -> Callable[[int], Work]:

@@ -114,10 +114,10 @@ def compare(
 ) -> list[dict]:
     """A row for each way."""
     encode = model.processor.encode
-    fast = choose_engine(plain, "auto")
+    own, fast = choose_engine(plain, "sentencepiece"), choose_engine(plain, "auto")
     ways: dict[str, Callable[[int, int], Iterable[Batch]]] = {}  # (number of the source, workers) -> batches
-    ways["streampack, sentencepiece"] = lambda number, w: ours(sources[number][1], plain, w)
-    if fast is not plain:
+    ways["streampack, sentencepiece"] = lambda number, w: ours(sources[number][1], own, w)
+    if type(fast) is not type(own):
         ways["streampack, fast engine"] = lambda number, w: ours(sources[number][1], fast, w)
     for peer in peers:
         ways[peer.name] = lambda number, w, peer=peer: peer.batches(sources[number][0][peer.name], model, w)

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from sentencepieces import PROSE, train, written
 
-import streampack.tokenizer
 from streampack import bpe
+from streampack.engines import PartsTokenizer, choose_engine
+from streampack.errors import TokenizerError
 from streampack.tokenizer import SentencePieceTokenizer
 
 _MISTRAL = Path(importlib.util.find_spec("mistral_common").submodule_search_locations[0]) / "data"
@@ -42,11 +44,6 @@ def model(name: str) -> bytes:
     return train(**source) if isinstance(source, dict) else source.read_bytes()
 
 
-@functools.cache
-def tokenizer(name: str) -> SentencePieceTokenizer:
-    return SentencePieceTokenizer(model(name))
-
-
 def ids_of(model: bytes, text: str) -> list[int]:
     return _processor(model).encode(text)
 
@@ -56,28 +53,42 @@ def _processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
     return sentencepiece.SentencePieceProcessor(model_proto=model)
 
 
-@pytest.fixture(scope="module", autouse=True, params=[1, 7])
-def part(request: pytest.FixtureRequest) -> int:
-    """Parts so short that the tests' texts have many."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(streampack.tokenizer, "_PART", request.param)
-        yield request.param
-
-
-@pytest.mark.parametrize("name", [*CUT, *WHOLE])
-def test_the_ids_are_those_of_the_whole_text(name: str) -> None:
-    assert tokenizer(name)._has_parts == bpe.read_model(model(name)).parts_begin_at_spaces == (name in CUT)
+@pytest.mark.parametrize("part", [1, 7])
+@pytest.mark.parametrize("name", CUT)
+def test_the_ids_are_those_of_the_whole_text(name: str, part: int) -> None:
+    tokenizer = PartsTokenizer(SentencePieceTokenizer(model(name)), part=part)
 
     @given(st.text(st.sampled_from("ab \n▁☃é<sep>xy"), max_size=60))
     @example("a ")
     @example(" a  b ▁ c▁ d ☃ ☃\n e")
-    @example("☃ ▁ ☃ \u2581☃")
+    @example("☃ ▁ ☃ ▁☃")
     def same(text: str) -> None:
-        assert tokenizer(name).encode(text).tolist() == ids_of(model(name), text)
+        ids = tokenizer.encode(text)
+        assert ids.dtype == np.int32
+        assert ids.tolist() == ids_of(model(name), text)
 
     same()
     for text in (PROSE, *PROSE.splitlines(), PROSE.replace(" ", "   "), PROSE.replace(" ", " ▁"), PROSE.upper()):
-        assert tokenizer(name).encode(text).tolist() == ids_of(model(name), text)
+        assert tokenizer.encode(text).tolist() == ids_of(model(name), text)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_model_whose_pieces_may_lie_across_a_space_gets_whole_texts(name: str) -> None:
+    plain = SentencePieceTokenizer(model(name))
+    with pytest.raises(TokenizerError, match="may join or change what lies on both sides of a space"):
+        PartsTokenizer(plain)
+    assert choose_engine(plain, "sentencepiece") is plain
+
+
+def test_half_a_surrogate_pair_is_named_by_its_place_in_the_whole_text() -> None:
+    tokenizer = PartsTokenizer(SentencePieceTokenizer(model("mistral")), part=2)
+    with pytest.raises(TokenizerError, match=r"character 8 \('\\ud800'\) is half of a surrogate pair"):
+        tokenizer.encode("aa bb cc\ud800 dd")
+
+
+def test_the_tokenizer_goes_to_another_process() -> None:
+    tokenizer = pickle.loads(pickle.dumps(PartsTokenizer(SentencePieceTokenizer(model("mistral")))))
+    assert tokenizer.encode(PROSE).tolist() == ids_of(model("mistral"), PROSE)
 
 
 @given(st.text(), st.integers(1, 9))
@@ -98,18 +109,20 @@ def test_a_text_is_cut_as_often_as_it_can_be() -> None:
 def test_unused_pieces_are_not_cut() -> None:
     """SentencePiece takes them apart as they were last seen to be joined, wherever in the text that was."""
     pieces = [("ab", 0.0), ("abc", -1.0)]
-    assert bpe.read_model(written(pieces)).parts_begin_at_spaces
-    assert not bpe.read_model(written(pieces, kinds={"ab": bpe.UNUSED})).parts_begin_at_spaces
+    assert bpe.can_be_cut(bpe.read_model(written(pieces)))
+    assert not bpe.can_be_cut(bpe.read_model(written(pieces, kinds={"ab": bpe.UNUSED})))
 
 
 def test_a_space_that_is_unknown_is_not_cut_at() -> None:
     """A run of unknown characters is one id: two runs and a space that is unknown as well are one, too."""
     without = model("no byte fallback").replace("▁".encode(), "☃".encode())
-    assert not bpe.read_model(without).parts_begin_at_spaces
+    assert not bpe.can_be_cut(bpe.read_model(without))
     assert ids_of(without, "a ☂ ☂") != [*ids_of(without, "a"), *ids_of(without, "☂"), *ids_of(without, "☂")]
 
 
-def test_a_library_that_does_something_else_is_not_given_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = SentencePieceTokenizer._encode
-    monkeypatch.setattr(SentencePieceTokenizer, "_encode", lambda *args: np.append(plain(*args), np.int32(0)))
-    assert not SentencePieceTokenizer(model("mistral"))._has_parts
+def test_another_release_of_the_library_is_tried_before_it_gets_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = SentencePieceTokenizer(model("mistral"))
+    encode = plain.encode
+    monkeypatch.setattr(plain, "encode", lambda text: np.append(encode(text), np.int32(0)))
+    with pytest.raises(TokenizerError, match="gives parts of a text other ids"):
+        PartsTokenizer(plain)
