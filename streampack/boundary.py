@@ -248,7 +248,7 @@ def expand(block: PackBlock) -> dict[str, NDArray[np.int64]]:
         for end, length in zip(ends[ids == 0].tolist(), lengths[ids == 0].tolist(), strict=True):
             labels[end - length : end] = IGNORE_INDEX
     upwards = np.arange(seq_len)
-    np.concatenate([upwards[:length] for length in lengths.tolist()], out=position_ids)
+    np.concatenate([upwards[:length] for length in (0, *lengths.tolist())], out=position_ids)  # one array at least
     arrays = {"tokens": tokens, "labels": labels, "position_ids": position_ids, "segment_ids": segment_ids}
     return {name: array.reshape(shape) for name, array in arrays.items()}
 
