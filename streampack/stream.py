@@ -10,6 +10,7 @@ pack gives the same packs.
 """
 
 import logging
+import sys
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ _RATE_FLOOR = 10  # what a lane may pass over by a rate before it has read much
 _TOKENS_PER_BYTE = 1.0  # of what documents are made of, at most; until the first ones are known
 _MOST_BYTES_PER_TOKEN = 32  # of what is held at once, however few tokens others before it gave
 _DIGEST_HEAD = Struct("<3q").pack
+_IS_LITTLE_ENDIAN = sys.byteorder == "little"  # as digests are on every machine
 _ROWS_AHEAD = 64 * 2**10  # what is read, tokenized and packed together at most: more gains nothing
 _PACKS_AHEAD = 64
 
@@ -350,7 +352,7 @@ class LaneStream:
         number = self._lane + self._corpus.num_lanes * self._packs
         digest = xxhash.xxh3_64(_DIGEST_HEAD(number, self._recipe.seq_len, self._recipe.pad_id))
         for array in (rows.tokens, rows.seq_lens, rows.edge_labels):
-            digest.update(array.astype("<i4", copy=False).data)
+            digest.update((array if _IS_LITTLE_ENDIAN else array.byteswap()).data)
         if rows.ignored is not None:
             digest.update(np.packbits(rows.ignored).data)
         return digest.intdigest()
