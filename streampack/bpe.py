@@ -2,7 +2,7 @@
 
 In:  the bytes of a model. Out: whether and where a text can be cut (`can_be_cut`, `cut`); what stands against equal ids
      of that library, gigatoken (`obstacle`); the model as it reads it (`tokenizer_json`); and texts to compare on
-     (`edge_texts`). Nothing is tokenized here.
+     (`edge_texts`, `tied_texts`). Nothing is tokenized here.
 
 Why the ids are equal where nothing stands against it. SentencePiece joins, again and again, the two neighbours whose
 joined text is the piece of the best score, the leftmost of equal scores. A ranking library joins the pair (left, right)
@@ -68,32 +68,43 @@ class Model:
 
 
 def read_model(data: bytes) -> Model:
-    """The parts of a model that SentencePiece has loaded; fields that are not set have the protocol's defaults."""
+    """The parts of a model that SentencePiece has loaded; fields that are not set have the protocol's defaults.
+
+    Raises:
+        ValueError: it has what no model has: groups, or pieces that are not UTF-8.
+    """
     pieces: list[tuple[str, float, int]] = []
-    trainer: dict[int, Any] = {}
-    normalizer: dict[int, Any] = {}
+    trainer: dict[tuple[int, int], Any] = {}
+    normalizer: dict[tuple[int, int], Any] = {}
     for field, value in _fields(data):
-        if field == 1:
+        if field == (1, _BYTES):
             piece = dict(_fields(value))
-            score = struct.unpack("<f", piece.get(2, bytes(4)))[0]
-            pieces.append((piece.get(1, b"").decode(errors="surrogateescape"), score, piece.get(3, NORMAL)))
-        elif field == 2:
+            score = struct.unpack("<f", piece.get((2, _FLOAT), bytes(4)))[0]
+            pieces.append((piece.get((1, _BYTES), b"").decode(), score, piece.get((3, _INT), NORMAL)))
+        elif field == (2, _BYTES):
             trainer |= dict(_fields(value))
-        elif field == 3:
+        elif field == (3, _BYTES):
             normalizer |= dict(_fields(value))
     return Model(
         pieces=tuple(pieces),
-        model_type=trainer.get(3, 1),
-        byte_fallback=bool(trainer.get(35, 0)) and sum(kind == BYTE for _, _, kind in pieces) == 256,
-        space_is_suffix=bool(trainer.get(24, 0)),
-        add_dummy_prefix=bool(normalizer.get(3, 1)),
-        escape_spaces=bool(normalizer.get(5, 1)),
-        only_escapes_spaces=not normalizer.get(2) and not normalizer.get(4, 1),
+        model_type=trainer.get((3, _INT), 1),
+        byte_fallback=bool(trainer.get((35, _INT), 0)) and sum(kind == BYTE for _, _, kind in pieces) == 256,
+        space_is_suffix=bool(trainer.get((24, _INT), 0)),
+        add_dummy_prefix=bool(normalizer.get((3, _INT), 1)),
+        escape_spaces=bool(normalizer.get((5, _INT), 1)),
+        only_escapes_spaces=not normalizer.get((2, _BYTES)) and not normalizer.get((4, _INT), 1),
     )
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """The fields of a protobuf message: number, and an int, or the bytes of a text, a message or a float."""
+_INT, _BYTES, _FLOAT = 0, 2, 5
+_SIZES = {1: 8, _BYTES: None, _FLOAT: 4}
+
+
+def _fields(message: bytes) -> Iterator[tuple[tuple[int, int], Any]]:
+    """The fields of a protobuf message: (number, wire type), and an int, or the bytes of anything else.
+
+    A field with a wire type that it does not have is none to protobuf, and so it must be to the caller.
+    """
     at = 0
 
     def varint() -> int:
@@ -109,11 +120,13 @@ def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
 
     while at < len(message):
         field, wire = divmod(varint(), 8)
-        if wire == 0:
-            yield field, varint()
+        if wire == _INT:
+            yield (field, wire), varint()
         else:
-            size = {1: 8, 5: 4}.get(wire) or varint()
-            yield field, message[at : at + size]
+            if wire not in _SIZES:
+                raise ValueError(f"a group in a protobuf message, at byte {at}")
+            size = _SIZES[wire] or varint()
+            yield (field, wire), message[at : at + size]
             at += size
 
 
@@ -180,7 +193,7 @@ def _tied(joined: dict[str, float]) -> list[str]:
 
     Llama's and Mistral's runs of spaces all have one score, below that of every other piece, and no other piece holds
     two spaces side by side. That is no obstacle: each run is joined by itself when all else is done, the left runs
-    first, as the pair with the longest left side is ranked first; and `edge_texts` has runs of every length.
+    first, as the pair with the longest left side is ranked first; and `tied_texts` has runs of every length.
     """
     count = Counter(joined.values())
     return [text for text, score in joined.items() if count[score] > 1]
@@ -232,8 +245,12 @@ def edge_texts(model: Model) -> list[str]:
     reserved = [text for text, _, kind in model.pieces if kind != NORMAL][:1000]
     texts = ["", " ", "  ", "\n", _EDGE_TEXTS, *_EDGE_TEXTS.split("|"), "a" * 3000, "ab" * 1000, "=-" * 9 + "=" * 500]
     texts += [*reserved, *(f"x{text} y" for text in reserved), " ".join(reserved), ".,;:!?\"')(" * 20]
-    tied = _tied(model.joined)
-    for character in {text[0] for text in tied}:
-        texts += [f"x{character * count}y" for count in range(4 * max(map(len, tied)) + 2)]
     pieces = list(model.scores)
     return [*texts, "".join(pieces[:: max(1, len(pieces) // 2000)])]
+
+
+def tied_texts(model: Model) -> list[str]:
+    """Texts on which a ranking library might part where pieces have equal scores."""
+    tied = _tied(model.joined)
+    longest = 4 * max(map(len, tied), default=0) + 2
+    return [f"x{character * count}y" for character in {text[0] for text in tied} for count in range(longest)]

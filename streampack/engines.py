@@ -114,6 +114,7 @@ class PartsTokenizer(Engine):
         part: characters of a part, at least.
 
     Raises:
+        ConfigError: no such parts.
         TokenizerError: the ids are not proved to be the same for this model.
     """
 
@@ -121,7 +122,9 @@ class PartsTokenizer(Engine):
 
     def __init__(self, plain: SentencePieceTokenizer, *, part: int = PART) -> None:
         super().__init__(plain)
-        model = bpe.read_model(plain.model)
+        if part < 1:
+            raise ConfigError(f"part={part}: a part has at least one character")
+        model = _read_model(plain)
         if not bpe.can_be_cut(model):
             raise TokenizerError("the model may join or change what lies on both sides of a space")
         self._part = part
@@ -167,7 +170,7 @@ class GigatokenTokenizer(Engine):
         self._cache_bytes = cache_bytes
         self._encode_bytes: Callable[[Any], Any] | None = None
         self._spent = 0
-        model = bpe.read_model(plain.model)
+        model = _read_model(plain)
         obstacle = bpe.obstacle(model)
         if obstacle is not None:
             raise TokenizerError(f'no faster engine for this model: {obstacle}; use engine="sentencepiece"')
@@ -176,7 +179,7 @@ class GigatokenTokenizer(Engine):
         self._raw = model.only_escapes_spaces
         self._unknown_id = None if model.byte_fallback else model.unknown_id
         self._json = bpe.tokenizer_json(model)
-        self._compare(bpe.edge_texts(model))
+        self._compare([*bpe.edge_texts(model), *bpe.tied_texts(model)])
 
     def encode(self, text: str) -> Tokens:
         """The ids of `text`, int32 [n].
@@ -244,6 +247,13 @@ class GigatokenTokenizer(Engine):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_encode_bytes": None}
+
+
+def _read_model(plain: SentencePieceTokenizer) -> bpe.Model:
+    try:
+        return bpe.read_model(plain.model)
+    except ValueError as error:
+        raise TokenizerError(f"a model that cannot be taken apart ({error})") from error
 
 
 def _with_unknown(ids: Tokens, vocab_size: int, unknown_id: int) -> Tokens:

@@ -10,11 +10,11 @@ import pytest
 import sentencepiece
 from hypothesis import example, given
 from hypothesis import strategies as st
-from sentencepieces import PROSE, train, written
+from sentencepieces import PROSE, piece, train, written
 
 from streampack import bpe
 from streampack.engines import PartsTokenizer, choose_engine
-from streampack.errors import TokenizerError
+from streampack.errors import ConfigError, TokenizerError
 from streampack.tokenizer import SentencePieceTokenizer
 
 _MISTRAL = Path(importlib.util.find_spec("mistral_common").submodule_search_locations[0]) / "data"
@@ -118,6 +118,35 @@ def test_a_space_that_is_unknown_is_not_cut_at() -> None:
     without = model("no byte fallback").replace("▁".encode(), "☃".encode())
     assert not bpe.can_be_cut(bpe.read_model(without))
     assert ids_of(without, "a ☂ ☂") != [*ids_of(without, "a"), *ids_of(without, "☂"), *ids_of(without, "☂")]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        piece("㐀".encode() + b"\xe2", kind=bpe.USER_DEFINED),  # found in text byte by byte, across the cut
+        piece("㐀".encode(), more=b"\x93\x03\x08\x05\x94\x03"),  # a group
+    ],
+)
+def test_a_model_with_what_models_do_not_have_gets_whole_texts(more: bytes) -> None:
+    plain = SentencePieceTokenizer(written([("ab", 0.0)], more=more))
+    with pytest.raises(TokenizerError, match="a model that cannot be taken apart"):
+        PartsTokenizer(plain)
+    for engine in ("auto", "sentencepiece"):
+        assert choose_engine(plain, engine) is plain
+
+
+def test_a_field_of_a_wire_type_that_it_does_not_have_is_none() -> None:
+    """As for protobuf: the piece lies across a space, whatever stands behind its text."""
+    across = "㐀▁㐀"
+    data = written([("ab", 0.0)], more=piece("㐀".encode()) + piece(across.encode(), 9.0, more=b"\x0dqqqq\x11" + bytes(8)))
+    read = bpe.read_model(data)
+    assert across in read.joined
+    assert not bpe.can_be_cut(read)
+
+
+def test_a_part_has_a_character() -> None:
+    with pytest.raises(ConfigError, match="part=0"):
+        PartsTokenizer(SentencePieceTokenizer(model("mistral")), part=0)
 
 
 def test_another_release_of_the_library_is_tried_before_it_gets_parts(monkeypatch: pytest.MonkeyPatch) -> None:
