@@ -138,8 +138,8 @@ def test_a_model_with_what_models_do_not_have_gets_whole_texts(more: bytes) -> N
 def test_a_field_of_a_wire_type_that_it_does_not_have_is_none() -> None:
     """As for protobuf: the piece lies across a space, whatever stands behind its text."""
     across = "㐀▁㐀"
-    data = written([("ab", 0.0)], more=piece("㐀".encode()) + piece(across.encode(), 9.0, more=b"\x0dqqqq\x11" + bytes(8)))
-    read = bpe.read_model(data)
+    hidden = piece(across.encode(), 9.0, more=b"\x0dqqqq\x11" + bytes(8))
+    read = bpe.read_model(written([("ab", 0.0)], more=piece("㐀".encode()) + hidden))
     assert across in read.joined
     assert not bpe.can_be_cut(read)
 
