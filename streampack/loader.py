@@ -22,11 +22,11 @@ from streampack.config import load_config
 from streampack.consumers import Batch as FormattedBatch
 from streampack.consumers import Format, Positions
 from streampack.dataset import PackedDataset
+from streampack.dealing import gather
 from streampack.errors import ConfigError, LoaderError, TopologyError
 from streampack.formats import MODEL_SHIFTS, LossWeights, as_layout, pinned
 from streampack.healing import Healings
 from streampack.lanes import check_ranks, rank_lanes
-from streampack.messages import gather
 from streampack.passes import Pass, PassSettings
 from streampack.rounds import Batch
 from streampack.state import Committed, State, check_fingerprint, check_versions, fingerprint_of

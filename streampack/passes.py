@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from streampack.dataset import PackedDataset
+from streampack.dealing import Item, deal
 from streampack.errors import ConfigError
 from streampack.healing import HealedMessages, Healings
-from streampack.messages import Item, Message, Share, WorkerStream, deal
+from streampack.messages import Message, Share, WorkerStream
 from streampack.records import Cursor
 from streampack.rounds import Batch, LeftOut, endless, finite
 from streampack.state import Committed

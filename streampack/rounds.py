@@ -20,7 +20,7 @@ from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
-from streampack.messages import Item
+from streampack.dealing import Item
 
 Waiter = Callable[[], int]
 

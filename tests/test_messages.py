@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streampack.boundary import stack
-from streampack.messages import Message, PackRef, deal, gather
+from streampack.dealing import PackRef, deal, gather
+from streampack.messages import Message
 from streampack.records import PackBlock, PackRows
 from streampack.state import FIELDS
 from streampack.stats import StorageUse

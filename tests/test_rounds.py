@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streampack.dealing import Item
 from streampack.lanes import fitting_ranks, packs_before, rank_lanes
-from streampack.messages import Item
 from streampack.rounds import Batch, LeftOut, Waiter, endless, finite, num_batches
 
 
