@@ -113,6 +113,12 @@ def test_unused_pieces_are_not_cut() -> None:
     assert not bpe.can_be_cut(bpe.read_model(written(pieces, kinds={"ab": bpe.UNUSED})))
 
 
+def test_models_that_mark_spaces_in_another_way_are_not_cut() -> None:
+    pieces = [("ab", 0.0)]
+    assert not bpe.can_be_cut(bpe.read_model(written(pieces, f24=1)))  # treat_whitespace_as_suffix
+    assert not bpe.can_be_cut(bpe.read_model(written(pieces, more=b"\x1a\x02\x28\x00")))  # no escape_whitespaces
+
+
 def test_a_space_that_is_unknown_is_not_cut_at() -> None:
     """A run of unknown characters is one id: two runs and a space that is unknown as well are one, too."""
     without = model("no byte fallback").replace("▁".encode(), "☃".encode())
