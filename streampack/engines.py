@@ -7,9 +7,9 @@ Out: a tokenizer of the same digest, special ids and vocabulary size, whose `enc
     gigatoken       another library, several times as fast
     sentencepiece   the library itself, given long texts in parts: a fifth to a third faster
 
-Never true: that an engine is used for a model it was not proved for (`bpe.obstacle`), that its memory grows without
-end, that the text of a control token becomes its id (the library is not told of such tokens), or that a live handle of
-the library crosses a process.
+Never true: that an engine is used for a model it was not proved for (`bpe.obstacle`, `bpe.can_be_cut`), that its memory
+grows without end, that the text of a control token becomes its id (the library is not told of such tokens), or that a
+live handle of the library crosses a process.
 """
 
 import importlib.metadata

@@ -306,12 +306,13 @@ class LaneStream:
 
     def _dress(self, rows: PackRows) -> LanePack:
         sources = tuple(self._sources(rows)) if self._with_sources else ()
-        last = self._find(rows.next_document - 1) if rows.next_row == 0 else None
+        document = rows.next_document - (rows.next_row == 0)  # the last one with rows in the pack
+        last = next(fed for fed in self._fed if document < fed.stop)
         counts = self._with_flaws(rows.counts, rows.next_document)
         self._passed += counts.documents
-        if last is not None and rows.tokens.size == self._recipe.seq_len and not self._packer.waits:
+        if rows.next_row == 0 and rows.tokens.size == self._recipe.seq_len and not self._packer.waits:
             # The pack was full before the next document came, however many have come by now.
-            cursor = last.run.cursor(rows.next_document - 1 - last.first, 0)
+            cursor = last.run.cursor(document - last.first, 0)
             self._cursor = cursor._replace(part=cursor.part + 1)
         elif self._fed:
             first = self._fed[0]
@@ -339,14 +340,13 @@ class LaneStream:
         return counts._replace(skipped=skipped) if skipped else counts  # the packer knows of none
 
     def _sources(self, rows: PackRows) -> Iterator[Source]:
-        for span in rows.spans:
-            run, first, _, targets = self._find(span.document)
-            index = span.document - first
-            yield Source(run.url, run.keys[index], *run.places[index], span.offset, span.length, targets[index])
-
-    def _find(self, document: int) -> _Fed:
-        """Where a document is that the packer holds."""
-        return next(fed for fed in self._fed if document < fed.stop)
+        all_fed = iter(self._fed)
+        run, first, stop, targets = next(all_fed)
+        for document, offset, length in rows.spans:
+            while document >= stop:
+                run, first, stop, targets = next(all_fed)
+            index = document - first
+            yield Source(run.url, run.keys[index], *run.places[index], offset, length, targets[index])
 
     def _digest(self, rows: PackRows) -> int:
         number = self._lane + self._corpus.num_lanes * self._packs
