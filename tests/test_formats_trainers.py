@@ -67,7 +67,8 @@ def test_the_loss_of_a_transformers_model_is_that_of_the_shifted_labels(model: A
         position_ids=torch.from_numpy(rows["position_ids"]),
         attention_mask=mask,
     ).logits
-    torch.testing.assert_close(result.logits.view_as(logits), logits)
+    # Its rotary embedding and attention round to float32 here and there, and not alike for masks of other kinds.
+    torch.testing.assert_close(result.logits.view_as(logits), logits, rtol=1e-5, atol=1e-5)
     by_hand = cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / batch["num_targets"].sum()
     torch.testing.assert_close(result.loss.double(), by_hand, rtol=1e-5, atol=1e-6)  # it has the loss in float32
 
