@@ -12,15 +12,15 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from streampack.boundary import BoundaryPolicy, ReplaceBoundary
-    from streampack.dataset import PackedDataset
+    from streampack.dataset.dataset import PackedDataset
     from streampack.errors import StreampackError
-    from streampack.loader import PackedDataLoader
-    from streampack.packer import pack
+    from streampack.loader.loader import PackedDataLoader
+    from streampack.packing.packer import pack
+    from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary
     from streampack.records import Document, Pack, Span, TokenizedDocument, Tokenizer
-    from streampack.state import merge_state_dicts
-    from streampack.storage import RetryPolicy
-    from streampack.tokenizer import SentencePieceTokenizer
+    from streampack.state.checkpoint import merge_state_dicts
+    from streampack.storage.access import RetryPolicy
+    from streampack.tokenizers.loading import SentencePieceTokenizer
 
 __all__ = [
     "BoundaryPolicy",
@@ -41,20 +41,20 @@ __all__ = [
 
 # Imported on first use: the packing core needs no torch, and `streampack --help` must not wait for it.
 _HOMES = {
-    "BoundaryPolicy": "boundary",
+    "BoundaryPolicy": "packing.policies",
     "Document": "records",
     "Pack": "records",
-    "PackedDataLoader": "loader",
-    "PackedDataset": "dataset",
-    "ReplaceBoundary": "boundary",
-    "RetryPolicy": "storage",
-    "SentencePieceTokenizer": "tokenizer",
+    "PackedDataLoader": "loader.loader",
+    "PackedDataset": "dataset.dataset",
+    "ReplaceBoundary": "packing.policies",
+    "RetryPolicy": "storage.access",
+    "SentencePieceTokenizer": "tokenizers.loading",
     "Span": "records",
     "StreampackError": "errors",
     "TokenizedDocument": "records",
     "Tokenizer": "records",
-    "merge_state_dicts": "state",
-    "pack": "packer",
+    "merge_state_dicts": "state.checkpoint",
+    "pack": "packing.packer",
 }
 
 

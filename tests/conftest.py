@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from caches import DATA
 from hypothesis import HealthCheck, settings
-from proxy import Proxy
+from support.caches import DATA
+from support.proxy import Proxy
 
 # "ci": the same examples on every run, so that a red build is red for everyone; HYPOTHESIS_PROFILE=search looks further
 settings.register_profile(

@@ -5,11 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
-from streampack.boundary import ReplaceBoundary
-from streampack.config import load_config
-from streampack.dataset import PackedDataset
-from streampack.storage import Storage
-from streampack.tokenizer import ByteTokenizer
+from streampack.config.file import load_config
+from streampack.dataset.dataset import PackedDataset
+from streampack.packing.policies import ReplaceBoundary
+from streampack.storage.access import Storage
+from streampack.tokenizers.loading import ByteTokenizer
 
 Shards = Annotated[
     list[str],

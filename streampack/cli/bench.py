@@ -25,11 +25,11 @@ from streampack.cli.clocks import first_batch, resume, scale
 from streampack.cli.console import messages, output, print_json
 from streampack.cli.measures import MakeDataset, check_ids, compare
 from streampack.cli.workload import DEMO_MODEL, Slice, cut_slices, made_up_slices
-from streampack.dataset import PackedDataset
-from streampack.engines import ENGINES, Engine, choose_engine
+from streampack.dataset.dataset import PackedDataset
 from streampack.errors import ConfigError
 from streampack.records import Tokenizer
-from streampack.tokenizer import SentencePieceTokenizer, load_tokenizer
+from streampack.tokenizers.engines import ENGINES, Engine, choose_engine
+from streampack.tokenizers.loading import SentencePieceTokenizer, load_tokenizer
 
 _LANES = 12
 _TOKENS_ARE_FASTER = 16

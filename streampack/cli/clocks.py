@@ -14,8 +14,8 @@ from typing import Any
 
 from streampack.cli.measures import BATCH_SIZE
 from streampack.cli.stopwatch import Reading, Spread, read, wall_ratio
-from streampack.dataset import PackedDataset
-from streampack.loader import PackedDataLoader
+from streampack.dataset.dataset import PackedDataset
+from streampack.loader.loader import PackedDataLoader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,8 +16,8 @@ from streampack.cli.countview import draw
 from streampack.cli.progress import ShardProgress
 from streampack.cli.sharded import Workers, each_shard, num_processes
 from streampack.cli.tally import Tally, tally_shard
-from streampack.recipe import Recipe
-from streampack.shards import ShardTable
+from streampack.corpus.table import ShardTable
+from streampack.lanes.pipeline import Recipe
 
 
 def count(

@@ -9,8 +9,8 @@ from rich.text import Text
 
 from streampack.cli.console import bar, common_folder, count, format_bytes, printable, shorten
 from streampack.cli.tally import Tally
-from streampack.recipe import Recipe
-from streampack.shards import ShardTable
+from streampack.corpus.table import ShardTable
+from streampack.lanes.pipeline import Recipe
 
 _NARROW = 72
 

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from streampack.clients import local_path
-from streampack.corpus import Corpus
-from streampack.dataset import PackedDataset
-from streampack.decompression import is_compressed
-from streampack.lanes import Piece, fitting_ranks
-from streampack.pool import MAX_RANGE_BYTES, MIN_SHARE_BYTES
-from streampack.ranges import LOCAL_RANGE_BYTES
-from streampack.state import Committed
+from streampack.corpus.epochs import Corpus
+from streampack.corpus.partition import Piece, fitting_ranks
+from streampack.dataset.dataset import PackedDataset
+from streampack.lanes.pool import MAX_RANGE_BYTES, MIN_SHARE_BYTES
+from streampack.state.checkpoint import Committed
+from streampack.storage.clients import local_path
+from streampack.storage.ranges import LOCAL_RANGE_BYTES
+from streampack.tar.codecs import is_compressed
 
 _FIRST_RANGE_BYTES = 512 * 2**10
 """Of each piece of a shard."""

@@ -19,12 +19,12 @@ import typer
 from streampack.cli.arguments import Json, Shards, make_storage
 from streampack.cli.console import count, format_bytes, messages, output, print_json
 from streampack.cli.progress import ShardProgress
-from streampack.clients import local_path
-from streampack.decompression import is_compressed
-from streampack.digests import BLOCK_BYTES, MAX_BLOCK_BYTES, BlockDigester
+from streampack.corpus.table import ShardTable, expand
 from streampack.records import Shard
-from streampack.shards import ShardTable, expand
-from streampack.storage import Storage
+from streampack.storage.access import Storage
+from streampack.storage.clients import local_path
+from streampack.storage.digests import BLOCK_BYTES, MAX_BLOCK_BYTES, BlockDigester
+from streampack.tar.codecs import is_compressed
 
 
 def manifest(

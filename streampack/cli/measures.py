@@ -13,15 +13,15 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from streampack.boundary import expand, stack
 from streampack.cli.stopwatch import Spread, Variant, Work, cpu_ratio, interleave
 from streampack.cli.workload import Slice
-from streampack.dataset import PackedDataset
-from streampack.decompression import decompress, is_compressed
+from streampack.dataset.dataset import PackedDataset
 from streampack.errors import TokenizerError
-from streampack.loader import PackedDataLoader
-from streampack.reader import read_samples
+from streampack.loader.loader import PackedDataLoader
+from streampack.packing.policies import expand, stack
 from streampack.records import BadRecord, Document, PackRows, Sample, Tokenizer, join
+from streampack.tar.codecs import decompress, is_compressed
+from streampack.tar.reader import read_samples
 
 BATCH_SIZE = 8
 RUN = 32

@@ -10,16 +10,16 @@ from typing import Annotated
 import msgspec
 import typer
 
-from streampack.boundary import BoundaryPolicy, ReplaceBoundary, spell_out
 from streampack.cli.arguments import ChatTemplate, Field, Json, Shards, Tokenizer, TrainOn, make_dataset
 from streampack.cli.console import count, output, print_json
 from streampack.cli.packview import Edge, Segment, View, draw, draw_legend
 from streampack.cli.pieces import Pieces
-from streampack.dataset import PackedDataset
+from streampack.dataset.dataset import PackedDataset
 from streampack.errors import ConfigError
-from streampack.recipe import Recipe
+from streampack.lanes.pipeline import Recipe
+from streampack.lanes.stream import LaneEnd, LanePack, LaneStart, LaneStream, Source
+from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary, spell_out
 from streampack.records import IGNORE_INDEX
-from streampack.stream import LaneEnd, LanePack, LaneStart, LaneStream, Source
 
 _RANGE_BYTES = 2**20
 """A few packs need no more of a shard than this at once."""

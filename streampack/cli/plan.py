@@ -13,13 +13,13 @@ from streampack.cli.arguments import Json, make_dataset
 from streampack.cli.console import count, format_bytes, output, print_error, print_json, print_warning
 from streampack.cli.estimates import CorpusPlan, LanePlan, Plan, RankPlan, corpus_plan, lane_bytes, lane_plan, rank_plan
 from streampack.cli.planview import draw
-from streampack.config import load_config
-from streampack.corpus import Corpus
-from streampack.dataset import PackedDataset
+from streampack.config.file import load_config
+from streampack.corpus.epochs import Corpus
+from streampack.corpus.partition import check_ranks
+from streampack.dataset.dataset import PackedDataset
 from streampack.errors import ConfigError
-from streampack.lanes import check_ranks
-from streampack.loader import PackedDataLoader
-from streampack.pool import check_budget
+from streampack.lanes.pool import check_budget
+from streampack.loader.loader import PackedDataLoader
 
 _DRIFT = 1.1
 """Lanes whose largest is so much above the mean get a warning."""

@@ -14,7 +14,7 @@ from rich.progress import (
 from rich.text import Text
 
 from streampack.cli.console import format_bytes, messages
-from streampack.shards import ShardTable
+from streampack.corpus.table import ShardTable
 
 
 class _SpeedColumn(ProgressColumn):

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 import numpy as np
 import typer
 
+from streampack.corpus.table import ShardTable
 from streampack.errors import LoaderError, ShardError
 from streampack.records import Shard
-from streampack.shards import ShardTable
 
 if TYPE_CHECKING:
     from multiprocessing.sharedctypes import Synchronized

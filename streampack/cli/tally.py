@@ -17,12 +17,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from streampack.boundary import BoundaryPolicy, Overflow, Packing, Tail
-from streampack.decompression import is_compressed
-from streampack.lanes import Piece
-from streampack.packer import Packer
-from streampack.recipe import Recipe
+from streampack.corpus.partition import Piece
+from streampack.lanes.pipeline import Recipe
+from streampack.packing.packer import Packer
+from streampack.packing.policies import BoundaryPolicy, Overflow, Packing, Tail
 from streampack.records import BadRecord, Document, Shard
+from streampack.tar.codecs import is_compressed
 
 BINS_PER_OCTAVE = 8
 """A bin's ends are 9 % apart, so a percentile is right to 4.5 %."""

@@ -37,8 +37,8 @@ from streampack.examples.train import (
     make_dataset,
     pack_digests,
 )
-from streampack.loader import PackedDataLoader
-from streampack.tokenizer import SentencePieceTokenizer
+from streampack.loader.loader import PackedDataLoader
+from streampack.tokenizers.loading import SentencePieceTokenizer
 
 _STALLED_S = 120.0
 """A training without a new step for so long has failed."""

@@ -23,11 +23,11 @@ from streampack.cli.arguments import ChatTemplate, Field, Json, Shards, Tokenize
 from streampack.cli.console import count, format_bytes, output, print_json, print_warning, printable
 from streampack.cli.progress import ShardProgress
 from streampack.cli.sharded import Workers, each_shard, num_processes
-from streampack.decompression import is_compressed
+from streampack.corpus.partition import Piece
 from streampack.errors import StreampackError
-from streampack.lanes import Piece
-from streampack.recipe import Recipe
+from streampack.lanes.pipeline import Recipe
 from streampack.records import BadRecord, Shard
+from streampack.tar.codecs import is_compressed
 
 _KEPT = 100
 """Problems of one shard that are told; the others are counted."""

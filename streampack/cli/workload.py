@@ -21,13 +21,13 @@ from pathlib import Path
 
 import zstandard
 
-from streampack.dataset import PackedDataset
-from streampack.decompression import decompress
+from streampack.dataset.dataset import PackedDataset
 from streampack.errors import ConfigError
 from streampack.examples.make_data import DATA, read_shards
-from streampack.reader import read_samples
-from streampack.tarformat import ZERO_BLOCK
-from streampack.testing import write_shards
+from streampack.tar.codecs import decompress
+from streampack.tar.format import ZERO_BLOCK
+from streampack.tar.reader import read_samples
+from streampack.testing.shards import write_shards
 
 DEMO_MODEL = DATA / "devil.model"
 

@@ -24,8 +24,8 @@ from torch import Tensor
 from torchtune import config
 
 from streampack import PackedDataLoader, PackedDataset, SentencePieceTokenizer, Tokenizer
-from streampack.consumers import Batch
 from streampack.examples.devil import SHARDS, TOKENIZER, digest_of, print_step
+from streampack.formats.consumers import Batch
 
 
 def demo_tokenizer() -> SentencePieceTokenizer:

@@ -29,9 +29,9 @@ from streampack import PackedDataset
 from streampack.cli import clocks, measures
 from streampack.cli.stopwatch import Spread, Variant, Work, cpu_ratio, interleave, read
 from streampack.cli.workload import Slice
-from streampack.engines import choose_engine
 from streampack.records import Tokenizer
-from streampack.tokenizer import SentencePieceTokenizer
+from streampack.tokenizers.engines import choose_engine
+from streampack.tokenizers.loading import SentencePieceTokenizer
 
 TOKENS_PER_DOCUMENT = 1000
 """Of the pre-tokenized documents, about."""

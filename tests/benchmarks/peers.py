@@ -34,9 +34,9 @@ from pipelines import BATCH_SIZE, PEERS, SEQ_LEN, Batch, Model, Peer, Source
 
 from streampack import PackedDataLoader, PackedDataset
 from streampack.cli.stopwatch import Spread, Variant, Work, cpu_ratio, interleave, read
-from streampack.engines import choose_engine
 from streampack.records import Tokenizer
-from streampack.tokenizer import SentencePieceTokenizer
+from streampack.tokenizers.engines import choose_engine
+from streampack.tokenizers.loading import SentencePieceTokenizer
 
 
 def main() -> None:

@@ -25,11 +25,11 @@ import texts
 
 from streampack import PackedDataset
 from streampack.cli.stopwatch import Spread, Variant, Work, interleave, wall_ratio
-from streampack.storage import Storage
-from streampack.tokenizer import SentencePieceTokenizer
+from streampack.storage.access import Storage
+from streampack.tokenizers.loading import SentencePieceTokenizer
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import servers
+from support import servers
 
 CHUNK = 1 << 20
 SEQ_LEN = 4096

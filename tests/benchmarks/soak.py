@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from proxy import Fault, Proxy
-from torchrun import Job
+from support.proxy import Fault, Proxy
+from support.torchrun import Job
 
 from streampack import PackedDataLoader, PackedDataset
 from streampack.testing import ByteTokenizer, write_shards

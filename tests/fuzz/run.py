@@ -15,9 +15,9 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 with atheris.instrument_imports(include=["streampack", "yaml", "fuzzing"]):
-    import fuzzing
+    from support import fuzzing
 
-from seeds import SEEDS
+from support.seeds import SEEDS
 
 
 def main() -> None:

@@ -1,0 +1,207 @@
+"""Messages in, token ids and loss mask out: what of a conversation is text, what is a control token, what is a target.
+
+In:  the messages of one conversation, each a mapping with at least "role" and "content", both strings.
+Out: int32 ids [n], and bool [n]: True where the token may be a target.
+
+    messages --template--> parts: texts and control tokens, each trained or not --tokenizer--> ids, loss mask
+
+Never true: that a token is searched for to find out what is trained, that the text "<|end|>" in a message becomes the
+control token of that name, or that a conversation is cut. Templates: `chattemplates`; a model's own: `chatjinja`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streampack.chat.jinja import is_template, read_template
+from streampack.chat.templates import (
+    BUILT_IN,
+    BuiltInTemplate,
+    ChatFunction,
+    Control,
+    FunctionTemplate,
+    Template,
+    TrainOn,
+    control_tokens_of,
+)
+from streampack.errors import ConfigError, RecordError
+from streampack.packing.policies import as_choice
+from streampack.records import ControlToken, Mask, Message, Tokenizer, Tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chat:
+    """A template and a tokenizer, which make token ids and a loss mask of one conversation after another."""
+
+    template: Template
+    tokenizer: Tokenizer
+    train_on: TrainOn
+    tokens: Mapping[str, ControlToken]
+    """The control tokens that the template's parts name."""
+    names: tuple[str, ...]
+    """What no text of a message may become."""
+    forbidden: frozenset[int]
+    """The ids of those."""
+
+    @property
+    def digest(self) -> str:
+        """A text that changes with the ids and the masks that are made, for a given tokenizer."""
+        ids = ", ".join(f"{name}={token.id}" for name, token in sorted(self.tokens.items()))
+        return f"{self.template.digest} with {ids or 'no control tokens'}"
+
+    def __call__(self, messages: Sequence[Message]) -> tuple[Tokens, Mask]:
+        """The ids (int32 [n]) and the loss mask (bool [n]) of a conversation.
+
+        Raises:
+            RecordError: the template has no place for one of the messages.
+        """
+        ids: list[NDArray[np.integer]] = [np.empty(0, np.int32)]
+        masks: list[Mask] = [np.empty(0, np.bool_)]
+        for part in self.template.parts(messages, self.train_on):
+            if isinstance(part, Control):
+                token = part.token if isinstance(part.token, int) else self.tokens[part.token].id
+                ids.append(np.array([token]))
+                masks.append(np.array([part.trained]))
+            elif isinstance(part.trained, bool):
+                encoded = self._encode(part.text, trimmed=part.trimmed)
+                ids.append(encoded)
+                masks.append(np.full(encoded.size, part.trained))
+            else:
+                for encoded, mask in self._encode_spans(part.text, part.trained, trimmed=part.trimmed):
+                    ids.append(encoded)
+                    masks.append(mask)
+        return np.concatenate(ids).astype(np.int32), np.concatenate(masks)
+
+    def _encode(self, text: str, *, trimmed: bool) -> NDArray[np.integer]:
+        """The ids of a text, none of which is a control token's."""
+        ids = self._encode_plain(text, trimmed=trimmed)
+        if self._is_clean(ids):
+            return ids
+        # Some vocabularies find a control token's text anywhere; they cannot where it is cut inside.
+        pieces = [text]
+        for name in self.names:
+            pieces = [part for piece in pieces for part in _cut_inside(piece, name)]
+        ids = np.concatenate(
+            [self._encode_plain(piece, trimmed=trimmed or index > 0) for index, piece in enumerate(pieces)]
+        )
+        if not self._is_clean(ids):
+            raise RecordError(f"{self.tokenizer.digest} makes a control token of the text {text[:80]!r}")
+        return ids
+
+    def _encode_plain(self, text: str, *, trimmed: bool) -> NDArray[np.integer]:
+        if trimmed:
+            # SentencePiece puts a space before a text. Behind a line feed it does not; then that is taken off again.
+            before = np.asarray(self.tokenizer.encode("\n"))
+            ids = np.asarray(self.tokenizer.encode("\n" + text))
+            if before.size and np.array_equal(ids[: before.size], before):
+                return ids[before.size :]
+        return np.asarray(self.tokenizer.encode(text))
+
+    def _encode_spans(
+        self, text: str, spans: Sequence[tuple[int, int]], *, trimmed: bool
+    ) -> list[tuple[NDArray[np.integer], Mask]]:
+        """Ids and masks, stretch by stretch, of a text encoded as one if the tokenizer tells where tokens stand."""
+        trained = np.zeros(len(text), np.bool_)
+        for begin, end in spans:
+            trained[begin:end] = True
+        with_offsets = getattr(self.tokenizer, "encode_with_offsets", None)
+        if with_offsets is not None:
+            ids, offsets = with_offsets(text)
+            if self._is_clean(ids):
+                count = np.concatenate([[0], np.cumsum(trained)])
+                begins, ends = offsets[:, 0], np.maximum(offsets[:, 1], np.minimum(offsets[:, 0] + 1, len(text)))
+                return [(ids, count[ends] > count[begins])]
+        cuts = [0, *(np.flatnonzero(np.diff(trained)) + 1).tolist(), len(text)]
+        result = []
+        for begin, end in pairwise(cuts):
+            if begin < end:
+                ids = self._encode(text[begin:end], trimmed=trimmed or begin > 0)
+                result.append((ids, np.full(ids.size, trained[begin])))
+        return result
+
+    def _is_clean(self, ids: NDArray[np.integer]) -> bool:
+        return self.forbidden.isdisjoint(ids.tolist())
+
+
+def _cut_inside(text: str, name: str) -> list[str]:
+    """The text in pieces, with a cut behind the first character of each `name` in it."""
+    first, *rest = text.split(name)
+    pieces = [first]
+    for piece in rest:
+        pieces[-1] += name[:1]
+        pieces.append(name[1:] + piece)
+    return [piece for piece in pieces if piece]
+
+
+def make_chat(
+    chat_template: str | ChatFunction | None,
+    *,
+    train_on: object,
+    tokenizer: Tokenizer | None,
+    add_bos: bool,
+    add_eos: bool,
+    read: Callable[[str], bytes],
+) -> Chat:
+    """Return what a dataset's arguments ask for.
+
+    Args:
+        chat_template: a name of `BUILT_IN`, a Jinja template, the path or URL of a file that holds one
+            (tokenizer_config.json, or the template itself), or a function.
+        train_on: a `TrainOn`, or its value.
+        tokenizer: the dataset's.
+        add_bos: for the built-in templates; the others say themselves what begins a conversation.
+        add_eos: the same for its end.
+        read: gives the bytes of a file.
+
+    Raises:
+        ConfigError: a template that is not known or does not say what is trained.
+        TokenizerError: the tokenizer lacks a control token of the template.
+    """
+    whose = as_choice(TrainOn, train_on, "train_on")
+    if tokenizer is None:
+        raise ConfigError("messages need a tokenizer; tokenizer=None is for pre-tokenized documents")
+    template: Template
+    if chat_template is None:
+        raise ConfigError(
+            f"messages need chat_template=: one of {', '.join(BUILT_IN)}, the model's tokenizer_config.json, a Jinja "
+            "template, or a function"
+        )
+    if callable(chat_template):
+        if whose is not TrainOn.ASSISTANT:
+            raise ConfigError(f'train_on="{whose}" does nothing with a function, which says itself what is trained')
+        template = FunctionTemplate(function=chat_template)
+    elif chat_template in BUILT_IN:
+        template = BuiltInTemplate(name=chat_template, add_bos=add_bos, add_eos=add_eos)
+    elif is_template(chat_template) or "." in chat_template or "/" in chat_template:
+        inline = is_template(chat_template)
+        template = read_template(
+            chat_template.encode() if inline else read(chat_template),
+            name="chat_template" if inline else chat_template,
+            tokenizer=tokenizer,
+            needs_targets=whose is not TrainOn.ALL,
+        )
+    else:
+        raise ConfigError(
+            f"chat_template={chat_template!r} is not known: {', '.join(BUILT_IN)} are, or give the path of a "
+            "tokenizer_config.json, a Jinja template, or a function"
+        )
+    tokens = template.control_tokens(tokenizer)
+    names = tuple(dict.fromkeys([*control_tokens_of(tokenizer), *tokens]))
+    ids = {token.id for token in (*tokens.values(), *control_tokens_of(tokenizer).values())}
+    return Chat(
+        template=template,
+        tokenizer=tokenizer,
+        train_on=whose,
+        tokens=tokens,
+        names=names,
+        forbidden=frozenset(ids - {_unknown_id(tokenizer)}),
+    )
+
+
+def _unknown_id(tokenizer: Tokenizer) -> int | None:
+    """A text may well have characters without a token: that id is none of a control token here."""
+    unknown = control_tokens_of(tokenizer).get("<unk>")
+    return None if unknown is None else unknown.id

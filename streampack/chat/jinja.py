@@ -1,0 +1,194 @@
+"""A model's own chat template: Jinja, from its tokenizer_config.json, rendered in a sandbox.
+
+In:  messages. Out: parts, as of any template. What `{% generation %}` ... `{% endgeneration %}` encloses is the
+     assistant's, as in Transformers' `apply_chat_template(..., return_assistant_tokens_mask=True)`.
+
+The template's own control tokens become ids; those that a message's text spells out do not. To tell them apart, each
+of the latter gets a mark inside before rendering, which is taken out again behind it. The marks are code points that
+Unicode keeps for a program's own use (noncharacters); a message that holds one of them is refused.
+
+Never true: that a template reaches anything but the messages, or that a clock decides what it gives: `strftime_now` is
+not defined, so templates take their fixed date. BOS and EOS are where the template puts them, and nowhere else.
+"""
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from streampack.chat.templates import Control, Part, Spans, TrainOn, control_tokens_of
+from streampack.errors import ConfigError, RecordError
+from streampack.records import ControlToken, Message, Tokenizer
+
+_INSIDE, _BEGIN, _END = "\ufdd0", "\ufdd1", "\ufdd2"
+_MARKS = re.compile(f"[{_INSIDE}{_BEGIN}{_END}]")
+
+
+def is_template(text: str) -> bool:
+    """Whether a text is a Jinja template itself, and not a name or a path."""
+    return "{%" in text or "{{" in text
+
+
+def read_template(data: bytes, *, name: str, tokenizer: Tokenizer, needs_targets: bool) -> "JinjaTemplate":
+    """The template in a tokenizer_config.json, or in a file that is one.
+
+    Raises:
+        ConfigError: there is none, it is not Jinja, or it does not say what the assistant's is, with `needs_targets`.
+    """
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"not UTF-8 ({error.reason}), so no chat template", url=name) from error
+    tokens = control_tokens_of(tokenizer)
+    names = {token.id: known for known, token in tokens.items()}
+    specials = {
+        key: names[token]
+        for key, token in (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_id))
+        if token is not None and token in names
+    }
+    if re.match(r"\s*\{(?![%{#])", text):
+        try:
+            config = msgspec.json.decode(data)
+        except msgspec.DecodeError as error:
+            raise ConfigError(f"neither a tokenizer_config.json nor a Jinja template: {error}", url=name) from error
+        found = config.get("chat_template")
+        if isinstance(found, list):  # several, by name
+            found = {entry["name"]: entry["template"] for entry in found}.get("default")
+        if not isinstance(found, str):
+            raise ConfigError("no chat_template in it; give the file chat_template.jinja if one lies beside", url=name)
+        text = found
+        for key in ("bos_token", "eos_token", "pad_token", "unk_token"):
+            value = config.get(key)
+            value = value.get("content") if isinstance(value, dict) else value
+            if isinstance(value, str):
+                specials[key] = value
+        for number, token in (config.get("added_tokens_decoder") or {}).items():
+            if token.get("special"):
+                control = ControlToken(int(number), bool(token.get("lstrip")), bool(token.get("rstrip")))
+                tokens.setdefault(token["content"], control)
+    try:
+        _compiled(text)
+    except Exception as error:
+        raise ConfigError(f"the chat template is not Jinja: {error}", url=name) from error
+    if needs_targets and not re.search(r"\{%-?\s*generation\b", text):
+        raise ConfigError(
+            "the chat template does not say what the assistant's is: put {% generation %} and "
+            "{% endgeneration %} around it, "
+            'as for Transformers\' return_assistant_tokens_mask, or use train_on="all" or a built-in template',
+            url=name,
+        )
+    return JinjaTemplate(source=text, specials=specials, tokens=tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JinjaTemplate:
+    """The template of one model, with the control tokens of its tokenizer."""
+
+    source: str
+    specials: Mapping[str, str]
+    """"bos_token" and so on -> the token's name."""
+    tokens: Mapping[str, ControlToken]
+
+    @property
+    def digest(self) -> str:
+        told = json.dumps([self.source, dict(self.specials)], sort_keys=True)
+        return f"jinja {hashlib.sha256(told.encode()).hexdigest()[:16]}"
+
+    def control_tokens(self, tokenizer: Tokenizer) -> Mapping[str, ControlToken]:
+        return self.tokens
+
+    def parts(self, messages: Sequence[Message], train_on: TrainOn) -> Iterator[Part]:
+        marked = [_marked(message, self._control) for message in messages]
+        try:
+            rendered = _compiled(self.source)(messages=marked, add_generation_prompt=False, **self.specials)
+        except Exception as error:  # a template may raise anything, and most say `raise_exception`
+            raise RecordError(f"the chat template refuses the conversation: {error}") from error
+        return self._split(rendered, train_on)
+
+    @property
+    def _control(self) -> re.Pattern[str]:
+        return _any_of(tuple(self.tokens))
+
+    def _split(self, rendered: str, train_on: TrainOn) -> Iterator[Part]:
+        """The rendered text, cut at control tokens, with the spans of the text between them that are trained."""
+        blocks = rendered.count(_BEGIN)
+        first = blocks if train_on is TrainOn.LAST_ASSISTANT else 1
+        trained = train_on is TrainOn.ALL
+        block, text, strip_next, begun = 0, "", False, False
+        spans: list[tuple[int, int]] = []
+        for piece in re.split(f"({self._control.pattern}|{_MARKS.pattern})", rendered):
+            if piece in (_BEGIN, _END):
+                block += piece == _BEGIN
+                trained = train_on is TrainOn.ALL or (piece == _BEGIN and block >= first)
+            elif piece in self.tokens:
+                token = self.tokens[piece]
+                if text:
+                    text = text.rstrip() if token.lstrip else text
+                    yield Spans(text, tuple(spans), trimmed=begun)
+                text, begun, strip_next = "", True, token.rstrip
+                spans = []
+                yield Control(piece, trained)
+            elif piece != _INSIDE:
+                kept = piece.lstrip() if strip_next and not text else piece
+                if trained and kept:
+                    spans.append((len(text), len(text) + len(kept)))
+                text += kept
+        if text:
+            yield Spans(text, tuple(spans), trimmed=begun)
+
+
+@functools.lru_cache(maxsize=8)
+def _any_of(names: tuple[str, ...]) -> re.Pattern[str]:
+    # The longest first, as one may begin another; without any, what matches nothing.
+    return re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)) or r"(?!)")
+
+
+def _marked(value: Any, control: re.Pattern[str]) -> Any:
+    """The value with a mark inside of each control token that one of its strings spells out."""
+    if isinstance(value, str):
+        if _MARKS.search(value):
+            raise RecordError("a message holds one of the noncharacters U+FDD0 to U+FDD2, which are no text")
+        return control.sub(lambda match: match[0][:1] + _INSIDE + match[0][1:], value)
+    if isinstance(value, Mapping):
+        return {key: _marked(inner, control) for key, inner in value.items()}
+    return [_marked(inner, control) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(source: str) -> Callable[..., str]:
+    """The template's function, in a sandbox with what Transformers' templates may use, but for the clock."""
+    import jinja2
+    import jinja2.ext
+    import jinja2.nodes
+    import jinja2.sandbox
+
+    class Generation(jinja2.ext.Extension):
+        """`{% generation %}`: marks what it encloses."""
+
+        tags = {"generation"}  # noqa: RUF012  # as jinja2 declares it
+
+        def parse(self, parser: Any) -> jinja2.nodes.Node:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return jinja2.nodes.CallBlock(self.call_method("_enclosed"), [], [], body).set_lineno(line)
+
+        def _enclosed(self, caller: Callable[[], str]) -> str:
+            return f"{_BEGIN}{caller()}{_END}"
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    def tojson(value: Any, **options: Any) -> str:
+        return json.dumps(value, **{"ensure_ascii": False, **options})
+
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    return environment.from_string(source).render

@@ -1,0 +1,159 @@
+"""One pass over a `PackedDataset` in one process: its lanes in turn, pack after pack, and where they stand.
+
+In:    a function that tells, when it is asked first, what to read (`Reading`); later a state of the same place.
+Out:   items, each a dict of int64 tensors [seq_len]; `state_dict` and `load_state_dict`, which torchdata's
+       StatefulDataLoader looks for on a dataset's iterator and ships from its workers with every batch.
+Never: another rank's or worker's packs: such a state is refused. States for any topology are the loader's.
+
+Without a state StatefulDataLoader reads a dataset again from its start and drops what had been handed out; it counts
+those packs once more (torchdata 0.11), so that the resume after the first one would be at the wrong place.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from streampack.corpus.epochs import Corpus
+from streampack.errors import StateError
+from streampack.lanes.pipeline import Recipe
+from streampack.lanes.pool import LanePool
+from streampack.lanes.stream import LaneEnd, LaneStart
+from streampack.packing.policies import expand, stack
+from streampack.records import Cursor
+from streampack.state.checkpoint import ORDER_VERSION, check_fingerprint, fingerprint_of, holes_from_json, holes_to_json
+
+VERSION = 1
+"""The layout of an iterator's state."""
+
+Item = dict[str, torch.Tensor]
+
+
+class Place(NamedTuple):
+    """Whose packs they are."""
+
+    rank: int
+    num_ranks: int
+    worker: int
+    num_workers: int
+
+    def __str__(self) -> str:
+        return f"worker {self.worker} of {self.num_workers} on rank {self.rank} of {self.num_ranks}"
+
+
+class Reading(NamedTuple):
+    """What an iterator reads."""
+
+    recipe: Recipe
+    corpus: Corpus
+    lanes: Sequence[int]
+    place: Place
+    epoch: int
+    """The first one, unless a state says otherwise."""
+    epochs: int | None
+    budget_bytes: int
+    fingerprint: Callable[[], Mapping[str, Any]]
+
+
+class PackIterator(Iterator[Item]):
+    """The packs of some lanes, the lanes in turn; one that has ended is left out of the turn."""
+
+    def __init__(self, begin: Callable[[], Reading]) -> None:
+        self._begin = begin
+        self._reading: Reading | None = None
+        self._pool: LanePool | None = None
+        self._starts: dict[int, LaneStart] = {}
+        """Where each lane stands behind the packs that were given."""
+        self._ended: set[int] = set()
+        self._has_raised = False
+        self._epoch = 0
+        self._turn = 0
+
+    def __next__(self) -> Item:
+        reading = self._read()
+        while not self._has_raised and len(self._ended) < len(reading.lanes):
+            lane = reading.lanes[self._turn]
+            try:
+                item = None if lane in self._ended else self._take(reading, lane)
+            except BaseException:
+                self._has_raised = True  # an iterator that has raised is over; its state is that of before
+                raise
+            self._turn = (self._turn + 1) % len(reading.lanes)
+            if item is not None:
+                return item
+        raise StopIteration
+
+    def _read(self) -> Reading:
+        if self._reading is None:
+            self._reading = reading = self._begin()
+            self._epoch = reading.epoch
+            self._starts = {lane: LaneStart(cursor=Cursor(epoch=reading.epoch)) for lane in reading.lanes}
+        return self._reading
+
+    def _take(self, reading: Reading, lane: int) -> Item | None:
+        if self._pool is None:
+            self._pool = LanePool(
+                reading.recipe,
+                reading.corpus,
+                {lane: start for lane, start in self._starts.items() if lane not in self._ended},
+                budget_bytes=reading.budget_bytes,
+                end_epoch=None if reading.epochs is None else self._epoch + reading.epochs,
+            )
+        pack = self._pool.take(lane)
+        if isinstance(pack, LaneEnd):
+            self._ended.add(lane)
+            return None
+        start = self._starts[lane]
+        holes = start.holes.union(pack.holes) if pack.holes else start.holes
+        documents = start.documents + pack.counts.documents
+        self._starts[lane] = LaneStart(cursor=pack.cursor, packs=start.packs + 1, documents=documents, holes=holes)
+        block = stack([pack.rows], seq_len=reading.recipe.seq_len, pad_id=reading.recipe.pad_id)
+        return {name: torch.from_numpy(array[0]) for name, array in expand(block).items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the lanes stand; plain values, nothing shared with the iterator."""
+        reading = self._read()
+        return {
+            "version": VERSION,
+            "order_version": ORDER_VERSION,
+            "fingerprint": json.dumps(reading.fingerprint(), sort_keys=True),
+            "place": list(reading.place),
+            "epoch": self._epoch,
+            "turn": self._turn,
+            "ended": sorted(self._ended),
+            # A key for each lane: torchdata sends those that have changed.
+            "lanes": {
+                f"{lane:06d}": [*start.cursor, start.packs, start.documents] for lane, start in self._starts.items()
+            },
+            "holes": {f"{lane:06d}": holes_to_json(sorted(start.holes)) for lane, start in self._starts.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state of the same rank and worker.
+
+        Raises:
+            StateError: of another release, another run, or another place.
+        """
+        reading = self._read()
+        for key, known in (("version", VERSION), ("order_version", ORDER_VERSION)):
+            if state.get(key) != known:
+                raise StateError(
+                    f"the state of the dataset's iterator has {key} {state.get(key)}, this release reads {known}: "
+                    "go on with the release that wrote it, or start a new run"
+                )
+        check_fingerprint(fingerprint_of(state), reading.fingerprint())
+        place = Place(*state["place"])
+        if place != reading.place:
+            raise StateError(
+                f"the state is that of {place}, and this is {reading.place}: states of a dataset in a "
+                "StatefulDataLoader fit the same ranks and workers only. Those of streampack.PackedDataLoader go on "
+                "with any number of ranks and workers."
+            )
+        for lane in reading.lanes:
+            *cursor, packs, documents = state["lanes"][f"{lane:06d}"]
+            holes = frozenset(holes_from_json(state["holes"][f"{lane:06d}"], f"holes.{lane:06d}"))
+            self._starts[lane] = LaneStart(cursor=Cursor(*cursor), packs=packs, documents=documents, holes=holes)
+        self._ended, self._has_raised = set(state["ended"]), False
+        self._epoch, self._turn = state["epoch"], state["turn"]
+        self._pool = None

@@ -1,0 +1,244 @@
+"""What is done with a shard's bytes: the stages put in order, bytes -> samples -> documents -> tokens -> packs.
+
+A recipe knows nothing of lanes, ranks, workers or batches. It holds nothing live: it can be pickled and forked.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate, dropwhile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streampack.corpus.partition import Piece
+from streampack.documents.reader import DocumentReader
+from streampack.errors import CorruptShardError, TokenizerError, TruncatedShardError, WrongCutError
+from streampack.packing.packer import Packer
+from streampack.packing.policies import INT32, BoundaryPolicy, ReplaceBoundary
+from streampack.records import IGNORE_INDEX, Document, Joined, Mask, Sample, Shard, Tokenizer, Tokens, join
+from streampack.storage.access import Storage
+from streampack.storage.digests import block_bytes_of
+from streampack.tar.codecs import decompress, is_compressed
+from streampack.tar.cuts import find_sample, first_boundary
+from streampack.tar.reader import read_range, read_samples
+
+_NO_ORDINAL = 2**62  # no shard has so many samples
+_LOOK_BYTES = 128 * 2**10  # a search for a sample reads little more than the headers around a cut
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """The arguments of a dataset, checked and resolved."""
+
+    storage: Storage
+    documents: DocumentReader
+    tokenizer: Tokenizer | None
+    bos_id: int | None
+    """Put before each document; None: nothing."""
+    eos_id: int | None
+    seq_len: int
+    boundary: BoundaryPolicy | ReplaceBoundary
+    packing: str
+    overflow: str
+    tail: str
+    lookahead: bool
+    pad_id: int
+    token_ids: tuple[int | None, int | None]
+    """The tokenizer's (BOS, EOS), for the policies that look at values."""
+    on_error: str
+    max_skipped: int | float
+    """Of one lane: a number, or a part of its documents."""
+
+    def samples(
+        self, shard: Shard, piece: Piece, *, resume: int, max_range_bytes: int
+    ) -> Iterator[Sample]:
+        """The samples of a piece of the shard, from the position `resume` on (-1: from the piece's start)."""
+        read = self._reading(shard, max_range_bytes)
+        try:
+            yield from self._samples(shard, piece, read, resume=resume)
+        except (CorruptShardError, TruncatedShardError) as error:
+            # What was altered on its way comes again, and not out of the cache.
+            begin, end = (0, shard.size) if piece.whole else (piece.begin, max(piece.end, (error.offset or 0) + 1))
+            self.storage.forget(
+                shard.url, begin, min(end, shard.size), size=_known_size(shard), etag=shard.etag
+            )
+            raise
+
+    def _reading(self, shard: Shard, max_range_bytes: int) -> Callable[..., Iterator[bytes]]:
+        """What opens a range of the shard."""
+        return partial(
+            self.storage.chunks,
+            shard.url,
+            size=_known_size(shard),
+            digest=shard.digest,
+            etag=shard.etag or "",
+            max_bytes=max_range_bytes,
+        )
+
+    def _samples(
+        self, shard: Shard, piece: Piece, read: Callable[..., Iterator[bytes]], *, resume: int
+    ) -> Iterator[Sample]:
+        wanted, limit = self.documents.field.wanted, self.documents.member_bytes
+        if is_compressed(shard.url):
+            chunks = decompress(read(0), url=shard.url)
+            samples = read_samples(chunks, url=shard.url, wanted=wanted, max_member_bytes=limit)
+            yield from dropwhile(lambda sample: sample.ordinal < resume, samples)
+        elif piece.whole:
+            start = max(resume, 0)
+            yield from read_samples(
+                read(start), url=shard.url, wanted=wanted, start=start, max_member_bytes=limit
+            )
+        else:
+            yield from read_range(
+                read,
+                partial(read, first_bytes=_LOOK_BYTES),
+                begin=piece.begin,
+                end=piece.end,
+                size=shard.size,
+                url=shard.url,
+                wanted=wanted,
+                max_member_bytes=limit,
+                resume=None if resume < 0 else resume,
+            )
+
+    def next_range(self, shard: Shard, piece: Piece, *, damaged_at: int, max_range_bytes: int) -> int:
+        """Where the range behind a damaged piece begins: the end of what is lost with it, in positions.
+
+        A range trusts that the one before it arrives at its first header. The damaged one cannot; so from behind each
+        damage its headers are followed to the cut, without using what they describe.
+
+        Raises:
+            WrongCutError: they do not lead to where the next range begins.
+        """
+        if is_compressed(shard.url):
+            return _NO_ORDINAL
+        if piece.whole or piece.end >= shard.size:
+            return shard.size
+        read = self._reading(shard, max_range_bytes)
+        look = partial(read, first_bytes=_LOOK_BYTES)
+        step = max(block_bytes_of(shard.digest), _LOOK_BYTES)
+        try:
+            right = find_sample(look, cut=piece.end, size=shard.size, url=shard.url).offset
+        except (CorruptShardError, TruncatedShardError):
+            return piece.end  # the next range is damaged where it begins, and meets this itself
+        at = max(damaged_at, piece.begin)
+        while at < piece.end:
+            try:
+                left = first_boundary(look, begin=at + 1, end=piece.end, size=shard.size, url=shard.url)
+                if left is not None and left.offset < right:
+                    self._follow(shard, piece, read, look, left.offset)
+                break
+            except WrongCutError:
+                raise
+            except (CorruptShardError, TruncatedShardError) as error:
+                at = max(at + step, error.offset or 0)
+        return right
+
+    @staticmethod
+    def _follow(
+        shard: Shard,
+        piece: Piece,
+        read: Callable[[int, int], Iterator[bytes]],
+        look: Callable[[int], Iterator[bytes]],
+        offset: int,
+    ) -> None:
+        for _ in read_range(
+            read,
+            look,
+            begin=piece.begin,
+            end=piece.end,
+            size=shard.size,
+            url=shard.url,
+            wanted=lambda _: False,
+            max_member_bytes=0,
+            resume=offset,
+        ):
+            pass
+
+    def encode(self, document: Document) -> tuple[NDArray[np.integer], Mask | None]:
+        """The document's tokens, BOS and EOS as asked for (integers [n]), and its loss mask (bool [n] or None)."""
+        if document.tokens is not None:
+            return self.with_ends(document.tokens, document.loss_mask)
+        assert document.text is not None, "messages are tokens behind the chat template"
+        ids = self.tokenize(document.text, url=document.url, key=document.key, record=document.record)
+        return self.with_ends(ids, None)
+
+    def tokenize(self, text: str, *, url: str, key: str, record: int) -> NDArray[np.integer]:
+        """The ids of a text alone; an error says of which one."""
+        assert self.tokenizer is not None, "the dataset demands a tokenizer for text"
+        try:
+            return np.asarray(self.tokenizer.encode(text))
+        except TokenizerError as error:
+            raise TokenizerError(error.message, url=url, member=key) from error
+        except Exception as error:
+            error.add_note(f"while tokenizing {url}, sample {key!r}, record {record}")
+            raise
+
+    def with_ends(
+        self, ids: NDArray[np.integer], mask: Mask | None
+    ) -> tuple[NDArray[np.integer], Mask | None]:
+        """A document's ids [n] and loss mask with BOS and EOS as asked for."""
+        front, back = self._ends
+        if not len(front) + len(back):
+            return ids, mask
+        wide = ids.dtype.itemsize > 4 or ids.dtype == np.uint32
+        tokens: NDArray[np.integer] = np.concatenate((front, ids, back), dtype=np.int64 if wide else np.int32)
+        if mask is not None:
+            # BOS and EOS are targets where their neighbour in the document is one.
+            ends = len(front), len(back)
+            mask = np.pad(mask, ends, mode="edge") if len(mask) else np.ones(sum(ends), dtype=np.bool_)
+        return tokens, mask
+
+    def joined(self, ids: Sequence[NDArray[np.integer]]) -> Joined | None:
+        """Documents' ids side by side, BOS and EOS as asked for; None: the packer must look at each."""
+        if not ids or any(each.dtype.kind not in "iu" or each.ndim != 1 for each in ids):
+            return None
+        front, back = self._ends
+        tokens = np.concatenate([part for each in ids for part in (front, each, back)])
+        if tokens.dtype.kind not in "iu" or (
+            tokens.size and not (tokens.min() > IGNORE_INDEX and tokens.max() <= INT32.max)
+        ):
+            return None
+        ends = len(front) + len(back)
+        return Joined(tokens.astype(np.int32, copy=False), [len(each) + ends for each in ids])
+
+    def joined_with_ends(self, joined: Joined) -> Joined:
+        """Documents that are tokens, BOS and EOS as asked for."""
+        if self.bos_id is None and self.eos_id is None:
+            return joined
+        stops = list(accumulate(joined.lengths))[:-1]
+        ids = np.split(joined.tokens, stops)
+        masks = [None] * len(ids) if joined.loss_mask is None else np.split(joined.loss_mask, stops)
+        return join(*zip(*map(self.with_ends, ids, masks), strict=True))
+
+    @property
+    def _ends(self) -> tuple[Tokens, Tokens]:
+        """BOS and EOS, each int32 [1] or [0]."""
+        front, back = ([] if token is None else [token] for token in (self.bos_id, self.eos_id))
+        return np.array(front, np.int32), np.array(back, np.int32)
+
+    def targets(self, tokens: NDArray[np.integer], mask: Mask | None) -> int:
+        """How many of a document's tokens its own rows train, but for what `overflow` takes from it."""
+        kept = len(tokens)
+        if self.packing != "wrap" and self.overflow == "truncate":
+            kept = min(kept, self.seq_len + 1)
+        return max(kept - 1, 0) if mask is None else int(np.count_nonzero(mask[1:kept]))
+
+    def packer(self, *, at_once: int = 1) -> Packer:
+        return Packer(
+            at_once=at_once,
+            seq_len=self.seq_len,
+            boundary=self.boundary,
+            packing=self.packing,
+            overflow=self.overflow,
+            tail=self.tail,
+            pad_id=self.pad_id,
+            bos_id=self.token_ids[0],
+            eos_id=self.token_ids[1],
+            lookahead=self.lookahead,
+        )
+
+
+def _known_size(shard: Shard) -> int | None:
+    return shard.size if shard.size_known else None

@@ -1,0 +1,159 @@
+"""All lanes of one worker inside one memory budget.
+
+Lanes take turns, so the lane that has just given a pack is the one that is needed last: when the lanes together hold
+more than the budget, that one is **parked**. It makes a run of packs that fills its share, then lets go of its range of
+the shard and its tokens; it wakes from the cursor of its last pack once the run is used up. A long document is thus
+tokenized once per run of packs, never once per pack. A lane inside a compressed shard is not parked: it would have to
+decompress the shard from its start to wake.
+"""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from streampack.corpus.epochs import Corpus
+from streampack.errors import ConfigError
+from streampack.lanes.pipeline import Recipe
+from streampack.lanes.stream import LaneEnd, LanePack, LaneStart, LaneStream
+
+MIN_SHARE_BYTES = 64 * 2**10
+MAX_RANGE_BYTES = 8 * 2**20
+_PACK_OBJECTS_BYTES = 1024
+"""What a pack takes besides its tokens, with a few segments."""
+
+
+@dataclass(slots=True)
+class _Lane:
+    start: LaneStart
+    stream: LaneStream | None = None
+    run: deque[LanePack | LaneEnd | Exception] = field(default_factory=deque)
+    """Made and not taken; the last one may be the lane's end, or what was raised in a pack's place."""
+    held_bytes: int = 0
+
+
+class LanePool:
+    """Packs of any of the given lanes, each lane in its own order."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        corpus: Corpus,
+        starts: Mapping[int, LaneStart],
+        *,
+        budget_bytes: int,
+        end_epoch: int | None,
+        with_sources: bool = False,
+    ) -> None:
+        check_budget(
+            budget_bytes=budget_bytes,
+            num_lanes=len(starts),
+            max_document_bytes=recipe.documents.max_document_bytes,
+        )
+        self._recipe = recipe
+        self._corpus = corpus
+        self._budget_bytes = budget_bytes
+        self._share_bytes = budget_bytes // max(len(starts), 1)
+        self._end_epoch = end_epoch
+        self._with_sources = with_sources
+        self._lanes = {lane: _Lane(start) for lane, start in starts.items()}
+        self._held_bytes = 0
+        self._served: dict[int, None] = {}
+        """Lanes that are awake, the one served last at the end."""
+
+    def take(self, lane: int) -> LanePack | LaneEnd:
+        """The lane's next pack, or in a finite run its end (every time from there on).
+
+        What another lane raises while it is parked is raised when that one's turn has come.
+        """
+        state = self._lanes[lane]
+        if not state.run:
+            stream = self._awake(lane, state)
+            if stream.has_pack:  # it holds no more for giving it
+                return stream.next()
+            state.run.append(stream.next())
+            self._weigh(state)
+            if self._held_bytes > self._budget_bytes:
+                self._make_room()
+        first = state.run[0]
+        if isinstance(first, Exception):
+            raise first
+        if not isinstance(first, LaneEnd):
+            state.run.popleft()
+        return first
+
+    @property
+    def parked(self) -> int:
+        """How many lanes are parked."""
+        return sum(state.stream is None for state in self._lanes.values())
+
+    def _awake(self, lane: int, state: _Lane) -> LaneStream:
+        self._served.pop(lane, None)
+        self._served[lane] = None
+        if state.stream is None:
+            state.stream = LaneStream(
+                self._recipe,
+                self._corpus,
+                lane,
+                state.start,
+                end_epoch=self._end_epoch,
+                max_range_bytes=max(min(self._share_bytes // 2, MAX_RANGE_BYTES), MIN_SHARE_BYTES // 2),
+                with_sources=self._with_sources,
+            )
+        return state.stream
+
+    def _make_room(self) -> None:
+        """Park lanes, those first that will be needed last, until the rest fits the budget."""
+        for lane in reversed(tuple(self._served)):
+            if self._held_bytes <= self._budget_bytes:
+                return
+            state = self._lanes[lane]
+            if state.stream is not None and not state.stream.replays:
+                self._park(state)
+            if state.stream is None:
+                del self._served[lane]
+
+    def _weigh(self, state: _Lane) -> None:
+        held = 0 if state.stream is None else state.stream.buffered_bytes
+        for pack in state.run:
+            held += _pack_bytes(pack)
+        self._held_bytes += held - state.held_bytes
+        state.held_bytes = held
+
+    def _park(self, state: _Lane) -> None:
+        stream = state.stream
+        assert stream is not None, "only a lane that is awake is parked"
+        run_bytes = sum(_pack_bytes(pack) for pack in state.run)
+        while (run_bytes < self._share_bytes or stream.has_pack) and not _is_over(state.run):
+            try:
+                state.run.append(stream.next())
+            except Exception as error:  # noqa: BLE001 - raised when its turn comes
+                state.run.append(error)
+            run_bytes += _pack_bytes(state.run[-1])
+        if not _is_over(state.run):
+            state.start = stream.position()
+            stream.close()
+            state.stream = None
+        self._weigh(state)
+
+
+def _is_over(run: Sequence[LanePack | LaneEnd | Exception]) -> bool:
+    return bool(run) and not isinstance(run[-1], LanePack)
+
+
+def _pack_bytes(pack: LanePack | LaneEnd | Exception) -> int:
+    return pack.rows.tokens.nbytes + _PACK_OBJECTS_BYTES if isinstance(pack, LanePack) else 0
+
+
+def check_budget(*, budget_bytes: int, num_lanes: int, max_document_bytes: int) -> None:
+    """Raise `ConfigError` where a worker's part of `max_buffer_bytes` cannot hold its lanes or one document."""
+    if budget_bytes < num_lanes * MIN_SHARE_BYTES:
+        raise ConfigError(
+            f"max_buffer_bytes leaves a worker {budget_bytes:,} bytes for {num_lanes} lanes, less than 64 KiB each. "
+            f"Raise max_buffer_bytes to at least {num_lanes * MIN_SHARE_BYTES:,} per worker, or use more ranks."
+        )
+    if budget_bytes < max_document_bytes:
+        raise ConfigError(
+            f"max_buffer_bytes leaves a worker {budget_bytes:,} bytes, less than one document may have "
+            f"(max_document_bytes={max_document_bytes:,}). Raise max_buffer_bytes, lower max_document_bytes, "
+            "or use fewer workers."
+        )

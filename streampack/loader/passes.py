@@ -1,0 +1,181 @@
+"""One run of a rank's workers, from committed rows on: until the pass ends, or until it is abandoned."""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from streampack.dataset.dataset import PackedDataset
+from streampack.errors import ConfigError
+from streampack.loader.dealing import Item, deal
+from streampack.loader.messages import Message, Share, WorkerStream
+from streampack.loader.restarts import HealedMessages, Healings
+from streampack.loader.rounds import Batch, LeftOut, endless, finite
+from streampack.loader.workers import AHEAD
+from streampack.ranks.topology import Peers
+from streampack.records import Counts, Cursor, StorageUse
+from streampack.state.checkpoint import Committed
+
+_MAX_MESSAGE_BYTES = 2 * 2**20
+_MAX_MESSAGE_PACKS = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassSettings:
+    """How a rank reads its lanes and cuts batches; none of it changes what is in the lanes."""
+
+    batch_size: int
+    num_ranks: int
+    num_workers: int
+    prefetch_bytes: int
+    multiprocessing_context: str | None
+    worker_timeout_s: float
+    with_sources: bool
+    drop_last: bool
+
+
+class LastWords(NamedTuple):
+    """What an ended lane says."""
+
+    packs: int
+    """How many it has given since the start of the run."""
+    counts: Counts
+    """What came after the last of them."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What is learned while a pass goes on. It is told by generators that must not hold on to the pass itself."""
+
+    ends: dict[int, LastWords] = field(default_factory=dict)
+    """By place of the lane."""
+    left_out: LeftOut = field(default_factory=LeftOut)
+    storage: StorageUse = field(default_factory=StorageUse)
+    """Of this pass's workers, up to the messages that have come."""
+
+    def watch_items(self, items: Iterator[Item]) -> Iterator[Item]:
+        for item in items:
+            if item.end is not None:
+                self.ends.setdefault(item.place, LastWords(item.round, item.end))
+            yield item
+
+    def watch_messages(self, messages: Iterator[Message]) -> Iterator[Message]:
+        for message in messages:
+            self.storage = self.storage.plus(message.storage)
+            yield message
+
+
+class Pass:
+    """The batches of one pass, and what is known at its end."""
+
+    def __init__(
+        self,
+        dataset: PackedDataset,
+        committed: Committed,
+        settings: PassSettings,
+        peers: Peers | None,
+        healings: Healings,
+    ) -> None:
+        self.taken = False
+        """Whether an iterator has been given out for it."""
+        self.tally = Tally()
+        num_lanes, first_round = committed.num_lanes, committed.global_pack // committed.num_lanes
+        num_workers = _fitting_workers(settings.num_workers, len(committed.lanes))
+        max_slots = _max_slots(dataset.seq_len, num_workers, settings)
+        share = Share(
+            recipe=dataset.recipe,
+            corpus=dataset.corpus(num_lanes),
+            lanes=committed.lanes,
+            starts=[committed.start(place) for place in range(len(committed.lanes))],
+            first_round=first_round,
+            end_epoch=None if dataset.epochs is None else committed.first_epoch + dataset.epochs,
+            first_slots=1 if num_workers else max_slots,  # without workers the first batch waits for all of it anyway
+            max_slots=max_slots,
+            max_buffer_bytes=dataset.max_buffer_bytes,
+            with_sources=settings.with_sources,
+        )
+        self._healed = (
+            HealedMessages(
+                share,
+                num_workers,
+                start_method=settings.multiprocessing_context,
+                timeout_s=settings.worker_timeout_s,
+                healings=healings,
+            )
+            if num_workers
+            else None
+        )
+        items = deal(
+            self.tally.watch_messages(self._healed or iter(WorkerStream(share))),
+            num_lanes=len(committed.lanes),
+            num_workers=max(num_workers, 1),
+            first_round=first_round,
+        )
+        if dataset.epochs is not None:
+            items = self.tally.watch_items(items)
+        pad = dataset.epoch_end == "pad"
+        if dataset.epochs is not None and not pad:
+            items = _refuse_empty_lanes(items, committed)
+        self.batches: Iterator[Batch] = (
+            endless(
+                items,
+                batch_size=settings.batch_size,
+                num_ranks=settings.num_ranks,
+                global_pack=committed.global_pack,
+            )
+            if dataset.epochs is None
+            else finite(
+                items,
+                batch_size=settings.batch_size,
+                num_ranks=settings.num_ranks,
+                global_pack=committed.global_pack,
+                num_lanes=num_lanes,
+                pad=pad,
+                drop_last=settings.drop_last,
+                agree=None if peers is None else lambda number: peers.start_agreeing(number, highest=pad).wait,
+                left_out=self.tally.left_out,
+            )
+        )
+
+    def close(self) -> None:
+        """End the workers."""
+        self.batches = iter(())
+        if self._healed is not None:
+            self._healed.close()
+
+
+def _refuse_empty_lanes(items: Iterator[Item], committed: Committed) -> Iterator[Item]:
+    """The items, unless a lane ends without a pack in this pass: a pass that stops with it would be empty."""
+    untouched = {
+        place
+        for place in range(len(committed.lanes))
+        if committed.start(place).cursor == Cursor(epoch=committed.first_epoch)
+    }
+    for item in items:
+        if item.pack is None and item.error is None and item.place in untouched:
+            raise ConfigError(
+                f'epoch_end="stop" ends the pass with its shortest lane, and lane {committed.lanes[item.place]} gives '
+                'no pack at all. Use epoch_end="pad", fewer lanes (num_lanes), or more or larger shards.'
+            )
+        untouched.discard(item.place)
+        yield item
+
+
+def _fitting_workers(num_workers: int, num_lanes: int) -> int:
+    if num_workers > num_lanes:
+        warnings.warn(
+            f"num_workers={num_workers} is more than the {num_lanes} lanes of this rank: {num_lanes} are started. "
+            "A run with more lanes (num_lanes) would let more workers share the work.",
+            UserWarning,
+            stacklevel=5,
+        )
+    return min(num_workers, num_lanes)
+
+
+def _max_slots(seq_len: int, num_workers: int, settings: PassSettings) -> int:
+    """Packs of one message: a message costs the main process about 1 ms whatever its size, so few and large ones."""
+    in_flight = num_workers * (AHEAD + 1)
+    if num_workers == 0:
+        return min(settings.batch_size, _MAX_MESSAGE_PACKS)
+    num_bytes = min(_MAX_MESSAGE_BYTES, settings.prefetch_bytes // in_flight)
+    return max(1, min(num_bytes // (4 * seq_len), _MAX_MESSAGE_PACKS))

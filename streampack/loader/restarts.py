@@ -1,0 +1,178 @@
+"""A rank's messages, whatever becomes of the workers that make them.
+
+In: what the workers are to do. Out: their messages in the rank's order, without end, the same ones however often
+workers were ended and built anew: below everything that counts, agrees with other ranks or cuts batches.
+Never: a message twice, or one left out; a healing beyond the budget; a healing of what the worker's own code raised.
+
+    worker 0:  [m0] [m1] [m2] x        dead, or silent for too long: all workers are ended, and built anew
+    worker 1:  [m0] [m1]                 from the cursors behind the messages that have come:
+    worker 0:            . .  [m3] ...   worker 0 goes on with its message 3,
+    worker 1:            [m2] [m3] ...   worker 1 with its message 2
+"""
+
+import dataclasses
+import logging
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from streampack.errors import LoaderError
+from streampack.heartbeat import Place
+from streampack.lanes.stream import LaneStart
+from streampack.loader.messages import Message, Share, Slot
+from streampack.loader.workers import LostError, Workers
+from streampack.records import Counts, Cursor
+from streampack.storage.faults import redacted
+from streampack.tar.codecs import is_compressed
+
+if TYPE_CHECKING:
+    from streampack.lanes.reader import Hole
+
+_log = logging.getLogger(__name__)
+
+BUDGET = 3
+"""Healings within `PERIOD_S`; what dies more often has a cause that building anew does not remove."""
+PERIOD_S = 3600.0
+_DOCUMENTS = 1 + Counts._fields.index("documents")  # its column in `Message.digest_and_counts`
+
+
+@dataclass(slots=True)
+class Healings:
+    """How often a loader's workers were built anew."""
+
+    number: int = 0
+    _recent: deque[float] = field(default_factory=deque)
+
+    def allow(self) -> bool:
+        """Count one more, unless the budget is spent."""
+        now = time.monotonic()
+        while self._recent and now - self._recent[0] > PERIOD_S:
+            self._recent.popleft()
+        if len(self._recent) >= BUDGET:
+            return False
+        self._recent.append(now)
+        self.number += 1
+        return True
+
+
+class HealedMessages:
+    """The messages of a rank's workers: worker 0's, worker 1's, ..., worker 0's, ..."""
+
+    def __init__(
+        self, share: Share, num_workers: int, *, start_method: str | None, timeout_s: float, healings: Healings
+    ) -> None:
+        self._share = share
+        self._num_workers = num_workers
+        self._start_method = start_method
+        self._timeout_s = timeout_s
+        self._healings = healings
+        self._heard = [_Heard(share, worker, num_workers) for worker in range(num_workers)]
+        self._next = 0
+        self._workers = self._start(share)
+
+    def _start(self, share: Share) -> Workers:
+        return Workers(share, self._num_workers, start_method=self._start_method, timeout_s=self._timeout_s)
+
+    def __iter__(self) -> "HealedMessages":
+        return self
+
+    def __next__(self) -> Message:
+        """The next message; raises what a worker's code raised, or `LoaderError` where healing is no use."""
+        while True:
+            try:
+                message = self._workers.receive(self._next)
+            except LostError as lost:
+                self._heal(lost)
+            else:
+                self._heard[self._next].add(message)
+                self._next = (self._next + 1) % self._num_workers
+                return message
+
+    def close(self) -> None:
+        """End the workers."""
+        self._workers.end(politely=True)
+
+    def _heal(self, lost: LostError) -> None:
+        what = f"worker {lost.worker} (pid {lost.pid}) {lost.why}"
+        if lost.is_hopeless:
+            raise LoaderError(f"{what}; what it said on the way is in the job's output. {_ADVICE}") from lost
+        if not self._healings.allow():
+            raise self._spent(what, lost.place) from lost
+        _log.warning(
+            "%s, %s: all %d workers are built anew (healing %d of this loader)",
+            what,
+            self._describe(lost.place),
+            self._num_workers,
+            self._healings.number,
+        )
+        self._workers.end(politely=False)
+        starts = list(self._share.starts)
+        for worker, heard in enumerate(self._heard):
+            starts[worker :: self._num_workers] = heard.starts()
+        given = tuple(heard.messages for heard in self._heard)
+        self._workers = self._start(dataclasses.replace(self._share, starts=starts, given=given))
+
+    def _describe(self, place: Place) -> str:
+        if place.shard < 0:
+            return "before its first sample"
+        url = self._share.corpus.table[place.shard].url
+        sample = f"sample {place.sample}" if is_compressed(url) else f"the sample at byte {place.sample}"
+        return f"in lane {place.lane}, {redacted(url)}, {sample}"
+
+    def _spent(self, what: str, place: Place) -> LoaderError:
+        return LoaderError(
+            f"{what}, {self._describe(place)}; the workers were built anew {BUDGET} times within an hour, and that was "
+            f"no cure. The state is good: the run goes on from state_dict(). If it is this sample each time, look at "
+            f"what it does to the tokenizer or the transform. {_ADVICE}"
+        )
+
+
+_ADVICE = (
+    "Look for the kernel's out-of-memory report; fewer workers (num_workers), a smaller max_buffer_bytes or "
+    "prefetch_bytes need less memory, a larger worker_timeout_s waits longer for a slow transform or storage, and "
+    'multiprocessing_context="forkserver" keeps what the trainer holds away from the workers.'
+)
+
+
+class _Heard:
+    """What has come from one worker: where its lanes go on."""
+
+    def __init__(self, share: Share, worker: int, num_workers: int) -> None:
+        self.messages = 0
+        self._first_round = share.first_round
+        self._begin = share.starts[worker::num_workers]
+        self._width = -(-len(share.lanes) // num_workers)
+        self._slots = 0
+        self._cursors: dict[int, list[int]] = {}
+        self._holes: dict[int, list[Hole]] = {}
+        self._documents = [start.documents for start in self._begin]
+
+    def add(self, message: Message) -> None:
+        """A message came whole."""
+        packs = np.flatnonzero(message.slots == Slot.PACK)
+        columns = ((self._slots + packs) % self._width).tolist()
+        self._cursors.update(zip(columns, message.cursors.tolist(), strict=True))  # a lane's last one stays
+        for column, documents in zip(columns, message.digest_and_counts[:, _DOCUMENTS].tolist(), strict=True):
+            self._documents[column] += documents
+        for index, hole in message.holes:
+            self._holes.setdefault(columns[index], []).append(hole)
+        self._slots += len(message.slots)
+        self.messages += 1
+
+    def starts(self) -> list[LaneStart]:
+        """Where each of the worker's lanes goes on behind all messages."""
+        found = []
+        for column, begin in enumerate(self._begin):
+            rounds = max(0, self._slots - column + self._width - 1) // self._width
+            found.append(
+                LaneStart(
+                    cursor=Cursor(*self._cursors.get(column, begin.cursor)),
+                    packs=max(begin.packs, self._first_round + rounds),
+                    documents=self._documents[column],
+                    holes=begin.holes.union(self._holes.get(column, ())),
+                )
+            )
+        return found

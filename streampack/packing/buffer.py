@@ -1,0 +1,110 @@
+"""What the packer holds: the rows of documents, looked at when they come, until the last of them is in a pack.
+
+In: token ids of documents and which rows of them are ignored. Out: any stretch of rows, by their numbers, a copy.
+Rows are numbered from the first one that was ever fed, so that a number stays right when rows before it are let go.
+Never: a copy of what is fed; tokens that do not fit int32, or that as a label would mean none.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import dropwhile, takewhile
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streampack.errors import RecordError
+from streampack.packing.policies import INT32
+from streampack.records import IGNORE_INDEX, Mask, Tokens
+
+
+class _Run(NamedTuple):
+    """Rows as they were fed."""
+
+    tokens: NDArray[np.integer]
+    ignored: Mask | None
+    begin: int
+    end: int
+    num_bytes: int
+
+
+class RowBuffer:
+    """Rows side by side; `end` is the number behind the last one."""
+
+    def __init__(self) -> None:
+        self.end = 0
+        self.num_bytes = 0
+        """Of what was fed and is held, each feeding counted whole until its last row is let go."""
+        self._runs: deque[_Run] = deque()
+
+    def append(self, tokens: NDArray[np.integer], ignored: Mask | None, *, num_bytes: int) -> None:
+        """Hold more rows, [n]; `ignored` may end before them. `num_bytes` is what it keeps in memory."""
+        begin, self.end = self.end, self.end + tokens.size
+        self._runs.append(_Run(tokens, ignored, begin, self.end, num_bytes))
+        self.num_bytes += num_bytes
+
+    def tokens(self, begin: int, end: int) -> Tokens:
+        """The rows `begin` to `end`, int32."""
+        parts = [run.tokens[max(begin - run.begin, 0) : end - run.begin] for run in self._overlapping(begin, end)]
+        return np.concatenate(parts, dtype=np.int32)
+
+    def ignored(self, begin: int, end: int) -> Mask | None:
+        """Which of the rows are ignored; None where none is. Of a document's last row it says nothing."""
+        runs = [(run, run.ignored) for run in self._overlapping(begin, end) if run.ignored is not None]
+        if not runs:
+            return None
+        ignored = np.zeros(end - begin, np.bool_)
+        for run, mask in runs:
+            part = mask[max(begin - run.begin, 0) : end - run.begin]
+            at = max(run.begin - begin, 0)
+            ignored[at : at + part.size] = part
+        return ignored
+
+    def let_go(self, row: int) -> None:
+        """Give back what lies before `row`."""
+        while self._runs and self._runs[0].end <= row:
+            self.num_bytes -= self._runs.popleft().num_bytes
+
+    def _overlapping(self, begin: int, end: int) -> Iterator[_Run]:
+        return takewhile(lambda run: run.begin < end, dropwhile(lambda run: run.end <= begin, self._runs))
+
+
+def token_ids(tokens: NDArray[np.integer] | Sequence[int], ordinal: int) -> NDArray[np.integer]:
+    """Return token ids that fit int32, without a copy where the type says so already."""
+    try:
+        ids = np.asarray(tokens)
+    except ValueError:  # lists of lists of different lengths
+        raise RecordError(f"document {ordinal} is not one flat list of token ids.") from None
+    if ids.ndim != 1:
+        raise RecordError(f"document {ordinal} has token ids of shape {ids.shape}; they must be one-dimensional.")
+    if ids.dtype.kind not in "iu":
+        if not ids.size and not isinstance(tokens, np.ndarray):
+            return ids.astype(np.int32)  # numpy takes an empty list for floats
+        raise RecordError(
+            f"document {ordinal} has token ids of type {ids.dtype}; they must be integers that fit int32."
+        )
+    if not ids.size or (ids.dtype.kind == "u" and ids.dtype.itemsize < 4):
+        return ids
+    low = np.minimum.reduce(ids)
+    if ids.dtype.itemsize > 4 or ids.dtype.kind == "u":
+        low, high = int(low), int(np.maximum.reduce(ids))
+        if low < INT32.min or high > INT32.max:
+            raise RecordError(f"document {ordinal} has token ids from {low} to {high}; they must fit int32.")
+        ids = ids.astype(np.int32)
+    if low <= IGNORE_INDEX and (ids == IGNORE_INDEX).any():
+        raise RecordError(f"document {ordinal} has token id {IGNORE_INDEX}, which as a label means no label.")
+    return ids
+
+
+def checked_mask(loss_mask: NDArray[np.bool_] | Sequence[bool], size: int, ordinal: int) -> Mask:
+    """Return a loss mask of a document of `size` tokens, bool [size]; a RecordError where it does not fit."""
+    mask = np.asarray(loss_mask)
+    if mask.shape != (size,):
+        raise RecordError(
+            f"document {ordinal} has {size} tokens and a loss mask of shape {mask.shape}; it needs one value a token."
+        )
+    if size and mask.dtype != np.bool_ and not (mask.dtype.kind in "iu" and ((mask == 0) | (mask == 1)).all()):
+        raise RecordError(
+            f"document {ordinal} has a loss mask of type {mask.dtype}; it must be True and False, or 1 and 0."
+        )
+    return mask.astype(np.bool_, copy=False)

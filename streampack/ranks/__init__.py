@@ -1,0 +1,3 @@
+"""Which rank this process is, and the small exchanges between ranks."""
+
+__all__ = ["topology"]

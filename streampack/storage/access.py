@@ -1,0 +1,244 @@
+"""One URL as bytes: whatever the storage is and however it fails, exactly the bytes asked for, or one clear error.
+
+In: a URL (a local path, `file://`, s3://, gs://, http(s)://, any protocol fsspec has, a chain as simplecache::s3://),
+the options to reach it, a range of bytes. Out: the bytes of exactly that range, in order, in pieces of bounded size.
+Never: a range that ends early without an error; bytes of two versions of an object; a client that crosses a fork or a
+pickle; a secret in a repr, a log or an error.
+
+    storage      what the other stages see
+    ranges       the reading: growing ranges, lengths, resuming        readahead   requests ahead of the consumer
+    checking     the digests of a manifest
+    cache        what was read before, on this node's disk   cacherelay, cachefolder, cachenames, blockfile
+    retrying     trying again, budget, the final error                 faults      what an error means; RetryPolicy
+    objects      an object by ranges: local files, fsspec's way        web, s3     HTTP and GCS, S3
+    listing      directories and globs                                 clients     what each process has open
+
+A fault that may pass costs time only: the range is asked for again from the byte reached, until `RetryPolicy.budget_s`
+has gone by without a byte. One that will not pass is an error at once.
+"""
+
+import stat
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from streampack.records import StorageUse
+from streampack.storage.cache import objects as cache
+from streampack.storage.cache.folder import CacheFolder
+from streampack.storage.checking import check_blocks, check_whole
+from streampack.storage.clients import Clients, local_path
+from streampack.storage.digests import parse_digest
+from streampack.storage.faults import RetryPolicy
+from streampack.storage.http import gcs_object, web_object
+from streampack.storage.listing import list_files, note_etag
+from streampack.storage.objects import FsspecObject, LocalFile, Pin, RangeReader
+from streampack.storage.ranges import read_ranges
+from streampack.storage.retry import persist
+from streampack.storage.s3 import s3_object
+
+__all__ = ["RetryPolicy", "Storage"]
+
+
+class Storage:
+    """Reads URLs with one set of storage options. It can be pickled and forked: each process makes its own clients."""
+
+    def __init__(
+        self,
+        storage_options: Mapping[str, object] | None = None,
+        retry: RetryPolicy | None = None,
+        folder: CacheFolder | None = None,
+    ) -> None:
+        """`folder`: where bytes of shards are kept; None: nowhere."""
+        self.retry = retry or RetryPolicy()
+        self._folder = folder
+        self._clients = Clients(storage_options or {}, self.retry)
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{key!r}: ***" for key in self._clients.options)
+        return f"Storage({{{options}}}, {self.retry!r})"
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"storage_options": self._clients.options, "retry": self.retry, "folder": self._folder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]  # the state is exactly the arguments
+
+    @property
+    def num_retries(self) -> int:
+        """Faults that passed, in this process."""
+        return self._clients.num_retries
+
+    @property
+    def num_requests(self) -> int:
+        """Requests to storages, in this process; a redirect or a page of a listing is not counted by itself."""
+        return self._clients.num_requests + self._clients.num_thread_requests
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of shards that came from the storage, in this process."""
+        return self._clients.num_bytes + self._clients.num_thread_bytes
+
+    @property
+    def seconds_waited(self) -> float:
+        """Seconds that this process had nothing to do but wait for the storage."""
+        return self._clients.waited_s
+
+    @property
+    def use(self) -> StorageUse:
+        """All of these, in this process."""
+        clients = self._clients
+        return StorageUse(
+            self.num_retries,
+            self.num_requests,
+            self.bytes_read,
+            self.seconds_waited,
+            clients.num_cache_hits,
+            clients.num_cached_bytes,
+        )
+
+    def spread_first_requests(self, num_lanes: int) -> None:
+        """Say how many lanes the run has: this process's first request waits a random part of a ms for each.
+
+        Thousands of workers start at the same moment, and a bucket that is asked by all at once says no.
+        """
+        self._clients.num_lanes = num_lanes
+
+    def chunks(
+        self,
+        url: str,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        size: int | None = None,
+        digest: str | None = None,
+        etag: str | None = None,
+        first_bytes: int = 512 * 1024,
+        max_bytes: int = 8 * 2**20,
+    ) -> Iterator[bytes]:
+        """The bytes `start` to `stop` of a URL, by ranges that grow from `first_bytes` to at most `max_bytes`.
+
+        About `max_bytes` are held at most, with what is read ahead. `size` is what the object should hold: an object
+        that ends before it (or before `stop`) is a TruncatedShardError. Without it the reading goes on until the object
+        ends, which costs a request or two more. `digest` is a manifest's (see `digests`): blocks are read whole and
+        checked before use; the digest of a whole shard is checked where all of it is read, at its end. `etag` is the
+        version in the shard list, "" where it has none; None: this is no shard, and nothing of it goes into the cache.
+        """
+        stop = size if stop is None else stop
+        assert 0 <= start <= (start if stop is None else stop), (start, stop)
+        assert size is None or stop is None or stop <= size, (stop, size)
+        open_range = partial(self._ranges, url, size=size, etag=etag, first_bytes=first_bytes, max_bytes=max_bytes)
+        if digest is None:
+            yield from open_range(start, stop)
+            return
+        known = parse_digest(digest, size=size)
+        block_bytes = known.block_bytes or 0
+        open_range = partial(open_range, first_bytes=max(first_bytes, block_bytes))
+        forget = partial(self.forget, url, size=size, etag=etag)
+        if block_bytes:
+            assert size is not None and stop is not None, "parse_digest demands it"
+            yield from check_blocks(
+                open_range, forget, known, start=start, stop=stop, size=size, url=url, clients=self._clients
+            )
+        elif start == 0 and stop == size:
+            yield from check_whole(open_range(start, stop), forget, known, url=url)
+        else:
+            yield from open_range(start, stop)
+
+    def forget(self, url: str, start: int, stop: int | None, *, size: int | None, etag: str | None) -> None:
+        """Take what the cache holds of a shard's bytes `start` to `stop` (None: the end) out of it.
+
+        They are not what they should be: if they were altered on their way, they come again, and right.
+        """
+        if self._folder is not None and size is not None:
+            stop = size if stop is None else stop
+            cache.forget(self._folder, url, start, stop, size=size, version=etag, clients=self._clients)
+
+    def _ranges(
+        self,
+        url: str,
+        start: int,
+        stop: int | None,
+        *,
+        size: int | None,
+        etag: str | None,
+        first_bytes: int,
+        max_bytes: int,
+    ) -> Iterator[bytes]:
+        reader = self._reader(url, size)
+        if self._folder is not None and etag is not None:
+            reader = cache.through(reader, self._folder, self._clients, etag)
+        return read_ranges(
+            reader,
+            start=start,
+            stop=stop,
+            first_bytes=first_bytes,
+            max_bytes=max_bytes,
+            clients=self._clients,
+            size_of=lambda: self.size(url),
+        )
+
+    def _reader(self, url: str, size: int | None) -> RangeReader:
+        clients = self._clients
+        pin = Pin(url, size, clients)
+        local = local_path(url)
+        if local is not None:
+            return LocalFile(local, pin)
+        protocol = "" if "::" in url else url.partition("://")[0]
+        make = {
+            "http": web_object,
+            "https": web_object,
+            "s3": s3_object,
+            "s3a": s3_object,
+            "gs": gcs_object,
+            "gcs": gcs_object,
+        }.get(protocol, FsspecObject)
+        return make(url, pin, clients)
+
+    def size(self, url: str) -> int | None:
+        """The object's size in bytes; None where the server does not tell; ShardNotFoundError where nothing is."""
+        local = local_path(url)
+
+        def ask() -> int | None:
+            if local is not None:
+                status = Path(local).stat()
+                kind, size = "file" if stat.S_ISREG(status.st_mode) else "other", status.st_size
+            else:
+                filesystem, path, limit = self._clients.filesystem(url)
+                info = filesystem.info(path, **limit)
+                kind, size = info.get("type", "file"), info.get("size")
+                note_etag(url, info, self._clients)
+            if kind != "file":
+                raise ValueError("not a file; a directory of shards is given with a '/' at its end")
+            return size
+
+        return persist(url, self._clients, ask)
+
+    def etag(self, url: str) -> str | None:
+        """What `listing` or `size` was told of the version of the URL's content, once; None: nothing."""
+        return self._clients.etags.pop(url, None)
+
+    def read(self, url: str) -> bytes:
+        """All of a small object: a manifest, a tokenizer's model."""
+        return b"".join(self.chunks(url, size=self.size(url)))
+
+    def is_directory(self, url: str) -> bool:
+        """Whether shards may lie below the URL. A web server does not tell: there the `/` at the end decides."""
+        local = local_path(url)
+        if local is not None:
+            return Path(local).is_dir()
+        if url.startswith(("http://", "https://")):
+            return url.endswith("/")
+
+        def ask() -> bool:
+            filesystem, path, limit = self._clients.filesystem(url)
+            return bool(filesystem.isdir(path, **limit))
+
+        return persist(url, self._clients, ask)
+
+    def listing(self, url: str) -> list[tuple[str, int | None]]:
+        """Files below a directory (a URL that ends with `/`), else those that match a glob: (URL, size), sorted.
+
+        Empty where nothing is; the size is None where the listing does not tell it.
+        """
+        return list_files(url, self._clients)

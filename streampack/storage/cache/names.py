@@ -1,0 +1,65 @@
+"""What blocks of the cache are called: a hash of which object it is, its size, its version, and which part of it.
+
+In: the URL and the options that a shard is read with. Out: the same names for all who read the same bytes.
+Never: one name for objects at two endpoints, which may have all else in common; another name because of what only opens
+an object: a password, or a signature that is made anew for each run. Nothing can be read out of a name.
+"""
+
+import hashlib
+import os
+import re
+import urllib.parse
+
+from streampack.storage.cache.blockfile import BLOCK_BYTES, CHUNK_BYTES
+from streampack.storage.clients import Clients
+
+_SIGNED = {
+    "x-amz-signature": re.compile("x-amz-.*"),
+    "x-goog-signature": re.compile("x-goog-.*"),
+    "signature": re.compile(
+        "signature|expires|awsaccesskeyid|googleaccessid|key-pair-id|policy"
+    ),  # S3's old, CloudFront
+    "sig": re.compile("sig|s[vprets]|srt|spr|sip|sk(oid|tid|t|e|s|v)"),  # Azure
+}
+"""A parameter that signs a query, and all that belongs to the signature; in small letters."""
+_ENDPOINTS = {
+    **dict.fromkeys(("s3", "s3a"), ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")),
+    **dict.fromkeys(("gs", "gcs"), ("STORAGE_EMULATOR_HOST",)),
+}
+"""Where else than in the options an endpoint is found."""
+
+
+def place(url: str, clients: Clients) -> str:
+    """Which object it is, whoever asks for it: the URL without what only opens it, and the endpoint if one is given."""
+    if url.startswith(("http://", "https://")):
+        return _unsigned(url)
+    protocol = url.partition("://")[0]
+    options = clients.configured(protocol)
+    given = [options.get("endpoint_url"), dict(options.get("client_kwargs") or {}).get("endpoint_url")]
+    given += map(os.environ.get, _ENDPOINTS.get(protocol, ()))
+    endpoint = next((str(one).rstrip("/") for one in given if one), "")
+    return f"{endpoint} {url}" if endpoint else url
+
+
+def _unsigned(url: str) -> str:
+    parts = urllib.parse.urlsplit(url)
+    fields = parts.query.split("&")
+    called = [field.partition("=")[0].lower() for field in fields]
+    for sign, belonging in _SIGNED.items():
+        if sign in called:
+            kept = [field for field, name in zip(fields, called, strict=True) if not belonging.fullmatch(name)]
+            parts = parts._replace(query="&".join(kept))
+            break
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="").geturl()
+
+
+def names(place: str, size: int, version: str, first: int, last: int) -> list[str]:
+    """The names of the blocks `first` to `last` of one version of an object: 32 hex digits each."""
+    whole = hashlib.blake2b(f"{BLOCK_BYTES} {CHUNK_BYTES} {size} {len(version)} {version} ".encode(), digest_size=16)
+    whole.update(place.encode("utf-8", "surrogatepass"))
+    made = []
+    for index in range(first, last + 1):
+        one = whole.copy()
+        one.update(f" {index}".encode())
+        made.append(one.hexdigest())
+    return made

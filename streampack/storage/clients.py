@@ -1,0 +1,235 @@
+"""The clients of this process: fsspec filesystems, an S3 client, HTTP connections; made on first use, for nobody else.
+
+In: the storage options as the user gave them. Out: clients that do not retry by themselves (our retries would multiply
+theirs), that give up on a connection without a byte, and that are made anew where credentials have expired.
+Never: a client of another process. Connections, event loops and threads do not survive a fork, so everything live is
+kept under the process id, and a forked child makes its own; nothing live is in a pickle.
+"""
+
+import logging
+import os
+import random
+import re
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+import fsspec.config
+from fsspec.asyn import reset_lock
+from fsspec.spec import AbstractFileSystem
+
+from streampack import heartbeat
+from streampack.errors import ConfigError
+from streampack.storage.faults import RetryPolicy, redacted, secrets_in
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "http": "http", "https": "http"}
+_MOST_VERSIONS = 100_000
+_MOST_CHAINED = 32
+
+
+@dataclass(slots=True)
+class _Live:
+    """What one process has open."""
+
+    made: dict[tuple[str, str], Any] = field(default_factory=dict)
+    """By protocol and what else tells clients apart."""
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    succeeded: set[str] = field(default_factory=set)
+    """Protocols."""
+    has_waited: bool = False
+    versions: dict[int, str] = field(default_factory=dict)
+    """Of objects read, by the hash of their URL."""
+
+
+class Clients:
+    """Makes and keeps the clients for one set of storage options, and counts what they do."""
+
+    def __init__(self, options: Mapping[str, object], retry: RetryPolicy) -> None:
+        self.options: dict[str, Any] = dict(options)
+        self.retry = retry
+        self.secrets = secrets_in(self.options)
+        self.etags: dict[str, str] = {}
+        """Of URLs that were listed or looked up, until they are taken."""
+        self.num_lanes = 1
+        """Of the run, over all ranks: so many first requests are spread over a time."""
+        self.num_retries = 0
+        self.num_requests = 0
+        self.num_bytes = 0
+        self.waited_s = 0.0
+        self.num_thread_requests = 0
+        """By readings through the cache, on top of `num_requests`: here threads add, there the consumer does."""
+        self.num_thread_bytes = 0
+        self.num_cache_hits = 0
+        """Blocks read from the cache."""
+        self.num_cached_bytes = 0
+        self._live: dict[int, _Live] = {}
+
+    @property
+    def here(self) -> _Live:
+        """What this process has open; what its parent has is left alone, as the parent still uses it."""
+        pid = os.getpid()
+        found = self._live.get(pid)
+        if found is None:
+            if self._live:
+                reset_lock()  # fsspec's own, which a thread of the parent may have held at the fork
+            found = self._live.setdefault(pid, _Live())
+        return found
+
+    def configured(self, protocol: str) -> dict[str, Any]:
+        """The options for a protocol: those given, and beneath them those of fsspec's own configuration."""
+        return {**fsspec.config.conf.get(protocol, {}), **self.options}
+
+    def filesystem(self, url: str) -> tuple[AbstractFileSystem, str, dict[str, float]]:
+        """The fsspec client for the URL, the URL as it wants it, and keywords that bound a request."""
+        if "::" in url:
+            chain = _chain(url)
+            options = {name: _own_options(name, self.options.get(name, {})) for name in chain}
+            options[chain[0]]["skip_instance_cache"] = True  # it has the URL in it: there would be one for each shard
+            made, path = self._make("::", url, lambda: fsspec.core.url_to_fs(url, **options))
+            return made, path, {}  # a cache fetches whole objects, which may take long
+        protocol = "file" if local_path(url) is not None else url.partition("://")[0]
+        cls = _filesystem_class(protocol, url)
+        place = cls._get_kwargs_from_urls(url)
+
+        def make() -> AbstractFileSystem:
+            options = {**place, **_own_options(protocol, self.options)}
+            try:
+                made = cls(**options, skip_instance_cache=True, use_listings_cache=False)
+            except TypeError:
+                made = cls(**options, skip_instance_cache=True)
+            _cap_retries(made, protocol)
+            return made
+
+        filesystem = self._make(protocol, repr(sorted(place.items())), make)
+        limit = {"timeout": self.retry.timeout_s} if getattr(filesystem, "async_impl", False) else {}
+        return filesystem, cls._strip_protocol(url), limit
+
+    def client(self, protocol: str, make: Callable[[], _T]) -> _T:
+        """This process's native client for a protocol, made by `make` where there is none."""
+        return self._make(protocol, "native", make)
+
+    def _make(self, protocol: str, place: str, make: Callable[[], _T]) -> _T:
+        live = self.here
+        found: _T | None = live.made.get((protocol, place))
+        if found is None:
+            with live.lock:  # sessions of botocore and google-auth are not made by two threads at once
+                found = live.made.get((protocol, place))
+                if found is None:
+                    found = live.made[protocol, place] = make()
+                    chained = [key for key in live.made if key[0] == "::"]
+                    for key in chained[:-_MOST_CHAINED]:
+                        live.made.pop(key)
+        return found
+
+    def renew(self, url: str) -> None:
+        """Forget this process's clients of the URL's protocol: the next request makes one, with credentials of then."""
+        live, chain = self.here, _chain(url)
+        for key in list(live.made):
+            if key[0] == (chain[0] if len(chain) == 1 else "::"):
+                live.made.pop(key, None)
+        for protocol in chain[1:]:
+            fsspec.get_filesystem_class(protocol).clear_instance_cache()
+
+    def note_success(self, url: str) -> None:
+        """The credentials for the URL's protocol are good."""
+        self.here.succeeded.add(_chain(url)[0])
+
+    def has_succeeded(self, url: str) -> bool:
+        """Whether this process has had an answer from the URL's protocol."""
+        return _chain(url)[0] in self.here.succeeded
+
+    def spread(self) -> None:
+        """Before this process's first request, wait a random part of a millisecond for each lane of the run."""
+        live = self.here
+        if not live.has_waited:
+            live.has_waited = True
+            if self.retry.max_wait_s > 0:
+                heartbeat.sleep(random.SystemRandom().random() * self.num_lanes / 1000)
+
+    def count_asked(self, num_bytes: int) -> None:
+        """Count a request that a thread may have made, and the bytes that came."""
+        with self.here.lock:
+            self.num_thread_requests += 1
+            self.num_thread_bytes += num_bytes
+
+    def count_cached(self, *, num_hits: int, num_bytes: int) -> None:
+        """Count what was read from the cache, by whatever thread."""
+        with self.here.lock:
+            self.num_cache_hits += num_hits
+            self.num_cached_bytes += num_bytes
+
+    def seen_version(self, url: str) -> str | None:
+        """What this process was told last of the version of a URL's content; None: nothing, or it is long ago."""
+        return self.here.versions.get(hash(url))
+
+    def note_version(self, url: str, version: str) -> None:
+        """Warn where a shard is another one than at an earlier reading, though of the same size."""
+        versions, key = self.here.versions, hash(url)  # the hash stays in this process
+        before = versions.get(key, version)
+        if before != version:
+            _log.warning(
+                "%s: another version than before, with the same size (%s, then %s)", redacted(url), before, version
+            )
+        if key in versions or len(versions) < _MOST_VERSIONS:
+            versions[key] = version
+
+
+def local_path(url: str) -> str | None:
+    """The path of a local URL (no protocol, `file://`, `local://`), or None; what would run a shell is refused."""
+    if url.startswith("pipe:") or "::pipe:" in url:
+        raise ConfigError(
+            "pipe: is not read, as it would run a shell; give the storage's own URL (s3://, gs://, https://, a path) "
+            "and what it needs in storage_options",
+            url=redacted(url),
+        )
+    if re.match(r"\w+::", url):  # a chain, as simplecache::s3://...
+        return None
+    protocol, separator, path = url.partition("://")
+    if not separator:
+        return str(Path(url).expanduser()) if url.startswith("~") else url
+    return path if protocol in ("file", "local") else None
+
+
+def _chain(url: str) -> list[str]:
+    """The protocols of a URL, several in a chain as `simplecache::s3://bucket/a.tar`."""
+    return [part.partition("://")[0] for part in url.split("::")]
+
+
+def _filesystem_class(protocol: str, url: str) -> type[AbstractFileSystem]:
+    if protocol in ("gs", "gcs"):
+        # Otherwise gcsfs asks each bucket's type over gRPC, whose threads hang a forked worker.
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    try:
+        cls: type[AbstractFileSystem] = fsspec.get_filesystem_class(protocol)
+    except ImportError as error:
+        needed = f"streampack[{_EXTRAS[protocol]}]" if protocol in _EXTRAS else f"fsspec[{protocol}]"
+        raise ConfigError(f"{protocol}:// needs `pip install '{needed}'` ({error})", url=redacted(url)) from error
+    except ValueError as error:
+        raise ConfigError(f"no storage is known as {protocol}:// ({error})", url=redacted(url)) from error
+    return cls
+
+
+def _own_options(protocol: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The user's options, and beneath them what keeps a client from retrying or unpacking by itself."""
+    if protocol in ("file", "local"):
+        return {}
+    if protocol in ("http", "https"):
+        return {**given, "headers": {"Accept-Encoding": "identity", **given.get("headers", {})}}
+    if protocol in ("s3", "s3a"):
+        retries = {"total_max_attempts": 1, "mode": "standard"}
+        return {**given, "config_kwargs": {"retries": retries, **given.get("config_kwargs", {})}}
+    return dict(given)
+
+
+def _cap_retries(filesystem: AbstractFileSystem, protocol: str) -> None:
+    if protocol in ("s3", "s3a"):
+        filesystem.retries = 1
+    elif protocol in ("gs", "gcs"):
+        once = getattr(type(filesystem)._request, "__wrapped__", None)  # noqa: SLF001 - there is no option for it
+        if once is not None:  # what its decorator, which tries six times, was put around
+            filesystem._request = once.__get__(filesystem)  # noqa: SLF001

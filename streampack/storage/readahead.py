@@ -1,0 +1,138 @@
+"""One request for a range, made by the consumer itself or ahead of it by a thread of this process.
+
+    fetch = Fetch(reader, start, stop)
+    fetch_ahead(fetch)                  a thread makes the request, once; it never waits and never tries again
+    ...                                 the consumer uses what it has
+    fetch.finish()                      waits for it, or makes the request here where no thread has come to it
+    fetch.blocks, fetch.error           what came, also where it failed in the middle
+
+So all waiting between tries is the consumer's, with an empty buffer; a thread is held for one request at most, and a
+shard that stalls cannot keep the others from being read.
+Never: a thread or a lock of another process; a thread that keeps the interpreter from ending.
+"""
+
+import os
+import queue
+import threading
+import time
+from collections import deque
+
+from streampack import heartbeat
+from streampack.storage.objects import RangeReader
+
+MOST_THREADS = 8
+"""Of a process: with the consumer's own request, so many more are under way at most."""
+_IDLE_S = 15.0
+_BLOCK_BYTES = 256 * 1024
+"""Small pieces that come over the network are joined to blocks of about this size."""
+
+
+class _DroppedError(Exception):
+    """Nobody wants the rest."""
+
+
+class Fetch:
+    """One request for the bytes from `start` to `stop`."""
+
+    def __init__(self, reader: RangeReader, start: int, stop: int) -> None:
+        self.start = start
+        self.stop = stop
+        self.blocks: deque[bytes] = deque()
+        """What has come, in order, from `start` on."""
+        self.num_bytes = 0
+        self.error: Exception | None = None
+        self.seconds = 0.0
+        self._reader = reader
+        self._pid = os.getpid()
+        self._claim = threading.Lock()  # taken for good by whoever makes the request
+        self._done = threading.Event()
+        self._dropped = False
+        self._parts: list[bytes] = []
+        self._part_bytes = 0
+
+    def run(self) -> None:
+        """Make the request, if nobody has begun to."""
+        if not self._claim.acquire(blocking=False):
+            return
+        began = time.monotonic()
+        try:
+            if not self._dropped:
+                self._reader.fetch(self.start, self.stop, self._keep)
+        except Exception as error:  # noqa: BLE001 - it is the consumer's to judge
+            self.error = error
+        finally:
+            self._join()
+            self.seconds = time.monotonic() - began
+            self._done.set()
+
+    def finish(self) -> None:
+        """Return when the request has ended, well or not."""
+        assert self._pid == os.getpid(), "a reading that is under way does not cross a fork"
+        self.run()
+        self._done.wait()
+
+    def drop(self) -> None:
+        """Tell a thread that may be at it to let go; takes no lock, as it may run in a forked child."""
+        self._dropped = True
+        self.blocks.clear()
+
+    def _keep(self, block: bytes) -> None:
+        if self._dropped:
+            raise _DroppedError
+        heartbeat.beat()
+        self.num_bytes += len(block)
+        self._parts.append(block)
+        self._part_bytes += len(block)
+        if self._part_bytes >= _BLOCK_BYTES:
+            self._join()
+
+    def _join(self) -> None:
+        if self._parts:
+            self.blocks.append(self._parts[0] if len(self._parts) == 1 else b"".join(self._parts))
+            self._parts, self._part_bytes = [], 0
+
+
+class _Threads:
+    """Daemon threads that come when there is work and go when there was none for a while."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self._waiting: queue.SimpleQueue[Fetch] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._running = 0
+        self._idle = 0
+
+    def add(self, fetch: Fetch) -> None:
+        with self._lock:
+            self._waiting.put(fetch)
+            if self._idle < self._waiting.qsize() and self._running < MOST_THREADS:
+                self._running += 1
+                threading.Thread(target=self._work, name="streampack-read-ahead", daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                self._idle += 1
+            try:
+                fetch: Fetch | None = self._waiting.get(timeout=_IDLE_S)
+            except queue.Empty:
+                fetch = None
+            with self._lock:
+                self._idle -= 1
+                if fetch is None and self._waiting.empty():
+                    self._running -= 1
+                    return
+            if fetch is not None:
+                fetch.run()
+                del fetch  # or it would hold the range until the next one comes
+
+
+_threads: _Threads | None = None
+
+
+def fetch_ahead(fetch: Fetch) -> None:
+    """Have a thread of this process make the request."""
+    global _threads  # noqa: PLW0603 - threads belong to the process, not to a reading
+    if _threads is None or _threads.pid != os.getpid():
+        _threads = _Threads()
+    _threads.add(fetch)

@@ -1,0 +1,111 @@
+"""Objects of S3, read with botocore's plain client, which s3fs brings along.
+
+Measured against s3fs and obstore it takes the least CPU for a byte, and it has no threads and no event loop, so a
+forked worker makes its own without a hazard. The URLs and the storage options are those of s3fs; what only s3fs
+understands is read with s3fs. Listings and sizes are s3fs's in any case.
+"""
+
+from typing import Any
+
+from streampack.storage.clients import Clients
+from streampack.storage.faults import statuses
+from streampack.storage.http import receive
+from streampack.storage.objects import FsspecObject, Keep, Pin
+
+_UNDERSTOOD = {
+    *("anon", "endpoint_url", "key", "secret", "token", "username", "password", "use_ssl", "profile"),
+    *("client_kwargs", "config_kwargs", "s3_additional_kwargs", "requester_pays"),
+    *("default_block_size", "default_fill_cache", "default_cache_type", "max_concurrency", "fixed_upload_size"),
+    *("version_aware", "cache_regions", "local_expiry_check"),
+}
+
+
+class S3Object:
+    """An object of S3. Its version is its ETag."""
+
+    is_remote = True
+    reads_ahead = True
+    whole_ranges = False
+    tells_version = True
+    is_cached = False
+
+    def __init__(self, url: str, pin: Pin, clients: Clients) -> None:
+        self.pin = pin
+        self._clients = clients
+        self._protocol, _, path = url.partition("://")
+        bucket, _, key = path.partition("/")
+        key, _, version_id = key.partition("?versionId=")
+        self._object = {"Bucket": bucket, "Key": key} | ({"VersionId": version_id} if version_id else {})
+
+    def fetch(self, start: int, stop: int, keep: Keep) -> None:
+        client, more = self._clients.client(self._protocol, lambda: make_client(self._clients))
+        pinned = {} if self.pin.version is None else {"IfMatch": self.pin.version}
+        try:
+            answer = client.get_object(**self._object, **more, **pinned, Range=f"bytes={start}-{stop - 1}")
+        except Exception as error:
+            if pinned and 412 in statuses(error):
+                raise self.pin.replaced(f"ETag {self.pin.version} is no longer there", start) from error
+            raise
+        head = answer["ResponseMetadata"]
+        response = answer["Body"]._raw_stream  # noqa: SLF001 - urllib3's own response: its read1 gives what has come
+        receive(
+            response,
+            self.pin,
+            status=head["HTTPStatusCode"],
+            headers=head["HTTPHeaders"],
+            version=answer.get("ETag"),
+            asked=(start, stop),
+            keep=keep,
+        )
+
+    def close(self) -> None:
+        pass
+
+
+def make_client(clients: Clients) -> tuple[Any, dict[str, Any]]:
+    """A client as s3fs would make it from the same options, and what goes with every request."""
+    import botocore.session
+    from botocore import UNSIGNED
+    from botocore.config import Config
+
+    options = clients.configured("s3")
+    timeout_s = clients.retry.timeout_s
+    config = {
+        "retries": {"total_max_attempts": 1, "mode": "standard"},
+        "connect_timeout": min(timeout_s, 10.0),
+        "read_timeout": timeout_s,  # without a byte
+        "max_pool_connections": 32,
+        **options.get("config_kwargs", {}),
+    }
+    arguments = {
+        "aws_access_key_id": options.get("key") or options.get("username"),
+        "aws_secret_access_key": options.get("secret") or options.get("password"),
+        "aws_session_token": options.get("token"),
+        "endpoint_url": options.get("endpoint_url"),
+        "use_ssl": options.get("use_ssl", True),
+        **options.get("client_kwargs", {}),
+    }
+    if options.get("anon"):
+        config["signature_version"] = UNSIGNED
+        for name in ("aws_access_key_id", "aws_secret_access_key", "aws_session_token"):
+            arguments.pop(name, None)
+    settings = Config(**config).merge(arguments.pop("config", Config()))
+    session = botocore.session.Session(profile=options.get("profile"))
+    client = session.create_client("s3", config=settings, **arguments)
+    known = client.meta.service_model.operation_model("GetObject").input_shape.members
+    more = {name: value for name, value in options.get("s3_additional_kwargs", {}).items() if name in known}
+    if options.get("requester_pays"):
+        more["RequestPayer"] = "requester"
+    return client, more
+
+
+def s3_object(url: str, pin: Pin, clients: Clients) -> S3Object | FsspecObject:
+    """The reader for s3://; s3fs's own for options and kinds of buckets that only it understands."""
+    bucket = url.partition("://")[2].partition("/")[0]
+    if not clients.configured("s3").keys() <= _UNDERSTOOD or bucket.startswith("arn:"):
+        return FsspecObject(url, pin, clients)
+    try:
+        import botocore  # noqa: F401 - whether it is there; s3fs says what to install
+    except ImportError:
+        return FsspecObject(url, pin, clients)
+    return S3Object(url, pin, clients)

@@ -1,0 +1,243 @@
+"""Where a cut through a plain tar falls between two samples, found in the bytes around it, without an index. No IO.
+
+`find_sample(cut)` is a pure function of the shard's bytes, so that the lanes on both sides of a cut agree::
+
+    |x|a.txt ......|a.json ..|x|b.txt .....|x|c.txt ...|     entries; x: prefix headers
+          ^cut     ^the first header from the cut: of sample a, which the left lane keeps
+                             ^the boundary: the first entry of another sample; here the right lane begins
+
+A payload may hold what looks like a header (a tar inside the tar). A guess is given up where no chain of entries goes
+on from it; one that does go on may still be false. So a boundary is never trusted: the left lane, whose own chain of
+headers is true from byte 0 on, must arrive at it (`reader.read_range`). Memory is bounded, whatever a member holds.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from streampack.errors import CorruptShardError, TruncatedShardError
+from streampack.tar.format import (
+    BLOCK,
+    KNOWN_KINDS,
+    MAX_PREFIX_BYTES,
+    PREFIX_KINDS,
+    BadEntryError,
+    Kind,
+    padded,
+    parse_header,
+    parse_number,
+    read_entry,
+    split_name,
+)
+
+_JUMP_BYTES = 1 << 20
+"""A gap above this is jumped over with a new request; a smaller one is cheaper to read."""
+_KEEP_BYTES = 1 << 21
+_STEPS, _STEPS_A_BLOCK = 1 << 16, 16
+"""Headers that a search may follow, so many and some for each block that it has seen: it ends in time, whatever the
+bytes. What is not made to hinder it takes one for each header."""
+_MAX_FAR_GUESSES = 64
+"""Each costs two requests. More than a few are no accident, so it is better to say so than to go on for hours."""
+CUT_REMEDY = (
+    "the shard is cut short or damaged, or it was replaced, or a member looks like a tar inside the tar and a cut fell "
+    'into it; for the last, list the shard with "whole": true in a manifest, or store it as .tar.gz or .tar.zst'
+)
+"""What to do where the entries behind a cut are not what they should be."""
+
+
+class Boundary(NamedTuple):
+    """Where the right lane of a cut begins."""
+
+    offset: int
+    """Of the sample's first entry, prefix headers included; the shard's size where nothing is left for the lane."""
+    key: str | None
+    """That sample's key; None at the shard's start and end."""
+
+
+def find_sample(open_at: Callable[[int], Iterator[bytes]], *, cut: int, size: int, url: str) -> Boundary:
+    """Where the right lane begins if a shard of `size` bytes is cut at byte `cut`.
+
+    `open_at(offset)` gives the shard's bytes from there on; it is called once, and again where a gap is worth a jump.
+
+    Raises:
+        TruncatedShardError: It gives fewer bytes than the shard has.
+        CorruptShardError: Around the cut so much looks like headers and is none that the search would not end.
+    """
+    found = first_boundary(open_at, begin=cut, end=size, size=size, url=url)
+    return Boundary(size, None) if found is None else found
+
+
+def first_boundary(
+    open_at: Callable[[int], Iterator[bytes]], *, begin: int, end: int, size: int, url: str
+) -> Boundary | None:
+    """`find_sample(begin)`; None if no header in [begin, end) leads to it: then `find_sample(end)` is the same."""
+    if begin <= 0:
+        return Boundary(0, None)
+    if begin >= size:
+        return None
+    window = _Window(open_at, max(0, begin - MAX_PREFIX_BYTES), size, url)
+    # Headers on walks that led nowhere, not to walk them again: header -> (start of its entry, where the walk broke).
+    # Only a walk that would be the end of an earlier one is left out, so what a header leads to depends on it alone:
+    # the first header from the cut that leads anywhere decides, and so the None above is exact.
+    walked: dict[int, tuple[int, int]] = {}
+    num_far = 0
+    furthest = begin
+    at = window.find_header(begin, end)
+    while at is not None:
+        start = window.entry_start(at)
+        known_start, failed_at = walked.pop(at, (-1, -1))
+        if known_start != start:
+            num_opens = window.num_opens
+            result = _walk(window, start)
+            if isinstance(result, Boundary):
+                return result
+            failed_at = result
+            furthest = max(furthest, failed_at)
+            if window.num_takes > _STEPS + _STEPS_A_BLOCK * (furthest - begin) // BLOCK:
+                what = f"{window.num_takes} headers behind the cut at byte {begin} were followed and led nowhere"
+                raise CorruptShardError(f"{what}; {CUT_REMEDY}", url=url, offset=at)
+            num_far += window.num_opens > num_opens
+            if num_far > _MAX_FAR_GUESSES:
+                what = f"{num_far} times what looked like a header behind the cut at byte {begin} led far and nowhere"
+                raise CorruptShardError(f"{what}; {CUT_REMEDY}", url=url, offset=at)
+        header = parse_header(window.read(at, BLOCK))
+        header_end = at + BLOCK + padded(header.size)
+        if header_end <= failed_at:
+            walked[header_end] = (start if header.kind in PREFIX_KINDS else header_end, failed_at)
+        at = window.find_header(at + BLOCK, end)
+    return None
+
+
+def _walk(window: "_Window", start: int) -> Boundary | int:
+    """The boundary behind the sample of the first keyed entry from `start` on, or where the chain of entries breaks."""
+    window.offset = start
+    first_key = None
+    while True:
+        at = window.offset
+        try:
+            entry = read_entry(window)
+            if entry.kind is Kind.NO_BYTES or (entry.kind is Kind.ZERO_BLOCK and window.is_zero_to_the_end()):
+                return Boundary(window.size, None)
+            if entry.kind is Kind.ZERO_BLOCK:
+                return at
+            names = split_name(entry.name) if entry.kind is not Kind.OTHER else None
+            if names is not None:
+                if first_key is None:
+                    first_key = names[0]
+                elif names[0] != first_key:
+                    return Boundary(entry.offset, names[0])
+            window.skip_to(entry.end)
+        except BadEntryError:
+            return at
+
+
+class _Window:
+    """A shard as a Source that can go back: some MiB are kept, anything else is opened again."""
+
+    def __init__(self, open_at: Callable[[int], Iterator[bytes]], offset: int, size: int, url: str) -> None:
+        self.offset = offset
+        self.size = size
+        self._url = url
+        self._open_at = open_at
+        self._chunks = open_at(offset)
+        self.num_opens = 1
+        self.num_takes = 0
+        self._base = offset
+        self._buffer = bytearray()
+
+    def take(self, size: int) -> bytes:
+        data = self.read(self.offset, size)
+        self.num_takes += 1
+        self.offset += len(data)
+        return data
+
+    def skip_to(self, offset: int) -> None:
+        if offset > self.size:
+            raise BadEntryError("the member is larger than the shard", self.offset, is_short=True)
+        self.offset = offset
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Bytes at any offset, fewer only at the shard's end."""
+        end = min(offset + size, self.size)
+        if not self._base <= offset <= self._base + len(self._buffer) + _JUMP_BYTES:
+            self._close()
+            # Who goes back will want to look back, too.
+            self._base = offset if offset > self._base else max(0, offset - MAX_PREFIX_BYTES)
+            self._buffer = bytearray()
+            self._chunks = self._open_at(self._base)
+            self.num_opens += 1
+        while self._base + len(self._buffer) < end:
+            self._fill(offset)
+        begin = offset - self._base
+        return bytes(self._buffer[begin : end - self._base])
+
+    def _fill(self, keep_from: int) -> None:
+        """Append a chunk; forget what is too far back, but never what is needed from `keep_from` on."""
+        chunk = next(self._chunks, None)
+        if chunk is None:
+            have = self._base + len(self._buffer)
+            what = f"the bytes end, but the shard was listed with {self.size}; list or copy it again"
+            raise TruncatedShardError(what, url=self._url, offset=have)
+        self._buffer += chunk
+        surplus = min(len(self._buffer) - _KEEP_BYTES, keep_from - MAX_PREFIX_BYTES - self._base)
+        if surplus > 0:
+            del self._buffer[:surplus]
+            self._base += surplus
+
+    def _close(self) -> None:
+        close = getattr(self._chunks, "close", None)  # a generator may hold a connection
+        if close is not None:
+            close()
+
+    def find_header(self, begin: int, end: int) -> int | None:
+        """Offset of the first block in [begin, end) that looks like a header."""
+        at = padded(begin)
+        while at < end:
+            block = self.read(at, BLOCK)
+            if len(block) < BLOCK:
+                return None
+            if _looks_like_header(block):
+                return at
+            # The magic of the next header that is in the buffer, or the first block that is not.
+            have = self._base + len(self._buffer)
+            hit = self._buffer.find(b"ustar", at + BLOCK + 257 - self._base)
+            at = have // BLOCK * BLOCK if hit < 0 else (hit + self._base - 257) // BLOCK * BLOCK
+        return None
+
+    def entry_start(self, header: int) -> int:
+        """Where the entry of a header begins: at the first of the prefix headers that lead up to it without a gap."""
+        begin = max(0, header - MAX_PREFIX_BYTES)
+        before = self.read(begin, header - begin)
+        start = header
+        for at in range(header - BLOCK, begin - 1, -BLOCK):
+            block = before[at - begin : at - begin + BLOCK]
+            if (
+                block[156] in PREFIX_KINDS
+                and _looks_like_header(block)
+                and at + BLOCK + padded(parse_header(block).size) == start
+            ):
+                start = at
+        return start
+
+    def is_zero_to_the_end(self) -> bool:
+        at = self.offset
+        while piece := self.read(at, _KEEP_BYTES >> 4):
+            if piece.count(0) != len(piece):
+                return False
+            at += len(piece)
+        return True
+
+
+def _looks_like_header(block: bytes) -> bool:
+    """Whether a block found by chance is a header: magic, kind and numbers as they should be, the checksum right.
+
+    Stricter than `parse_header`, which also takes V7 headers (no magic), because there a header must be.
+    """
+    if block[257:262] != b"ustar" or block[156] not in KNOWN_KINDS:
+        return False
+    try:
+        parse_header(block)
+        for field in (block[100:108], block[108:116], block[116:124], block[136:148]):  # mode, uid, gid, mtime
+            parse_number(field)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,125 @@
+r"""The files of a tar that have the commonest shape, many at a time: the chunk at hand in, files out. No IO.
+
+That shape is a USTAR or GNU header of a file, alone or behind a PAX header that tells no more than a time (Python's
+tarfile, and so WebDataset's writer, puts one before every file)::
+
+    [x header]  [27 mtime=17...\n ]  [name, owner, size, time | checksum | kind, magic, prefix ]  [payload]  [x ...
+     known       known   its end       their sum is right       in the usual form, and this known
+
+What headers of a tar have in common (the PAX header with the begin of its record, and all of a header behind its
+checksum) is checked once, and then only compared. Where anything is other than it should be, the files end: there
+`read_entry` must look, which knows all shapes and says what is wrong. Never true here: a file that `read_entry` would
+refuse, or give otherwise.
+"""
+
+from struct import Struct
+from typing import TypeAlias
+from zlib import adler32
+
+from streampack.tar.format import BLOCK, Chunks, parse_header
+
+File: TypeAlias = tuple[str, int, int, int]
+"""Name; offset of the entry's first block; payload bytes, without padding; where in the chunk at hand the payload
+begins, or ELSEWHERE."""
+ELSEWHERE = -1
+"""The payload must be taken from the source, which stands there."""
+
+_FIELDS = "100s24x11sB12xQ356s"
+_ALONE = Struct(f"<{_FIELDS}").unpack_from
+"""Of a header: name, size's digits and the byte that ends them, checksum, and all from the kind on."""
+_PREFIXED = Struct(f"<521s503x{_FIELDS}").unpack_from
+"""The same behind a PAX header, of which the whole block comes first, with the nine bytes of "NN mtime=" behind it."""
+_FILE_KIND, _PAX_KIND = b"0", ord("x")
+_MAGICS = (b"ustar\x0000", b"ustar  \0")  # with their versions: POSIX, GNU
+_WINDOW = 1 << 18
+"""Bytes in which files are looked for at a time, so that the list of them is short however large the chunk is."""
+_MOST_HEADERS, _MOST_CHECKSUMS = 256, 4096
+
+
+class Scanner:
+    """Finds them, and keeps for one tar what it has checked."""
+
+    def __init__(self) -> None:
+        self._fronts: dict[bytes, int] = {}
+        self._rests: dict[bytes, int] = {}
+        self._checksums: dict[int, int] = {}
+
+    def files(self, source: Chunks) -> tuple[list[File], int]:
+        """The files from the source on whose headers are in the chunk at hand, and the offset where they end.
+
+        The source then stands there; or, where the last one's payload is not all in the chunk, at that payload.
+        """
+        chunk, at = source.at_hand()
+        base = source.offset - at
+        found: list[File] = []
+        known_front, known_rest = b"", b""
+        record_end = rest_sum = 0
+        checksum_of = self._checksums.get
+        last = min(len(chunk) - 3 * BLOCK, at + _WINDOW)
+        while at <= last:
+            header = at
+            if chunk[at + 156] == _PAX_KIND:
+                front, name, digits, ends_digits, checksum, rest = _PREFIXED(chunk, at)
+                if front != known_front:
+                    record_end = self._record_end(front)
+                    known_front = front
+                if not record_end or chunk[at + record_end] != 10:  # "\n"
+                    break
+                header += 2 * BLOCK
+            else:
+                name, digits, ends_digits, checksum, rest = _ALONE(chunk, at)
+            if rest != known_rest:
+                rest_sum = self._rest_sum(rest)
+                known_rest = rest
+            actual = rest_sum + (adler32(chunk[header : header + 148]) & 0xFFFF)
+            if checksum_of(checksum) != actual and not self._says(checksum, actual):
+                break
+            if not (rest_sum and digits.isdigit()) or ends_digits & 0xDF:  # a NUL or a blank ends them
+                break
+            try:
+                size = int(digits, 8)
+            except ValueError:
+                break
+            start = header + BLOCK
+            end = start + (size + BLOCK - 1 & -BLOCK)
+            text = name.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+            if end > len(chunk):
+                found.append((text, base + at, size, ELSEWHERE))
+                source.skip_to(base + start)
+                return found, base + end
+            found.append((text, base + at, size, start))
+            at = end
+        source.skip_to(base + at)
+        return found, base + at
+
+    def _record_end(self, front: bytes) -> int:
+        """Where from the first block's begin on a PAX header's only record ends; 0 if it is no time, or none."""
+        end = self._fronts.get(front)
+        if end is None:
+            end = 0
+            try:
+                header = parse_header(front[:BLOCK])
+            except ValueError:  # `read_entry` says so
+                return end
+            if front[BLOCK:] == b"%d mtime=" % header.size:
+                end = BLOCK + header.size - 1
+            if len(self._fronts) < _MOST_HEADERS:
+                self._fronts[front] = end
+        return end
+
+    def _rest_sum(self, rest: bytes) -> int:
+        """What a header's bytes from the kind on add to its checksum, and the constants; 0 if it is no plain file's."""
+        total = self._rests.get(rest)
+        if total is None:
+            is_plain = rest.startswith(_FILE_KIND) and rest[101:109] in _MAGICS and rest[189] == 0  # no prefix
+            total = sum(rest) + 8 * ord(" ") - 1 if is_plain else 0  # the field counts as blanks; adler32 begins at 1
+            if len(self._rests) < _MOST_HEADERS:
+                self._rests[rest] = total
+        return total
+
+    def _says(self, checksum: int, actual: int) -> bool:
+        """Whether the field is the number, in the usual form."""
+        is_right = checksum == int.from_bytes(b"%06o\0 " % actual, "little")
+        if is_right and len(self._checksums) < _MOST_CHECKSUMS:
+            self._checksums[checksum] = actual
+        return is_right

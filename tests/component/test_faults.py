@@ -1,0 +1,252 @@
+"""The fault matrix: what goes wrong x how often x where, over whole runs from shard to packs.
+
+A run either gives the packs of a run without faults, digest for digest, or ends with the one error that is documented
+for the fault, within a stated time; the requests that it took are counted. Real servers answer (SeaweedFS, a GCS
+emulator, a web server), a proxy before them does the harm.
+"""
+
+import dataclasses
+import email.utils
+import io
+import json
+import re
+import tarfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import servers
+from support.proxy import Fault, Proxy
+
+from streampack import PackedDataLoader, PackedDataset, RetryPolicy
+from streampack.errors import CorruptShardError, ShardError, ShardNotFoundError, StorageError
+from streampack.storage.access import Storage
+from streampack.testing import ByteTokenizer, write_shards
+
+TRIES = 4
+FAULT_FREE = 4
+"""Requests of a run without faults."""
+RANGE = 128 * 1024
+
+
+def xml(code: str) -> bytes:
+    return f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{code}, says the test</Message></Error>".encode()
+
+
+def status(number: int, code: str, **headers: str) -> Fault:
+    return Fault("status", status=number, body=xml(code), headers={"Content-Type": "application/xml", **headers})
+
+
+EMPTY = rf"byte 0: not a byte in \d+ s and {TRIES} tries, last .*{{}}.*check the network and the service"
+AGAIN = EMPTY.replace("byte 0", r"byte \d+")
+REFUSED = r"byte \d+: cannot be read, and trying again would not help \(.*{}.*check the credentials"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A fault, and what becomes of a run that meets it: None for the right packs, else the error and its text."""
+
+    fault: Fault
+    once: tuple[type[Exception], str] | None = None
+    often: tuple[type[Exception], str] | None = None
+    for_good: tuple[type[Exception], str] | None = None
+    most_requests: int = 12
+    most_s: float = 20.0
+    timeout_s: float = 20.0
+    least_s: float = 0.0
+
+
+MISSING = ShardNotFoundError, r"byte \d+: there is no such file or object \(.*(404|NoSuchKey).*check the URL"
+FLIPPED = CorruptShardError, r"a\.tar, .*byte \d+: .*(checksum|header)"
+MIDDLE = 40_000
+ROWS = {
+    "reset in the body": Row(Fault("reset", MIDDLE), most_requests=60),
+    "reset before the head": Row(Fault("reset", None), for_good=(StorageError, EMPTY.format(""))),
+    "reset before the body": Row(Fault("reset", 0), for_good=(StorageError, EMPTY.format(""))),
+    "early close in the body": Row(Fault("close", MIDDLE), most_requests=60),
+    "early close before the head": Row(Fault("close", None), for_good=(StorageError, EMPTY.format(""))),
+    "stall in the body": Row(Fault("stall", 0), timeout_s=0.3, for_good=(StorageError, EMPTY.format(""))),
+    "stall before the head": Row(Fault("stall", None), timeout_s=0.3, for_good=(StorageError, EMPTY.format(""))),
+    "500": Row(status(500, "InternalError"), for_good=(StorageError, EMPTY.format("InternalError|500"))),
+    "503": Row(status(503, "SlowDown"), for_good=(StorageError, EMPTY.format("SlowDown"))),
+    "503, Retry-After": Row(
+        status(503, "SlowDown", **{"Retry-After": "1"}),
+        for_good=(StorageError, EMPTY.format(r"SlowDown.*which asks for 1 s of peace")),
+        least_s=1.0,
+    ),
+    "429": Row(status(429, "TooManyRequests"), for_good=(StorageError, EMPTY.format("TooManyRequests"))),
+    "throttle": Row(Fault("throttle", seconds=0.002), most_requests=FAULT_FREE),
+    "slow first byte": Row(Fault("delay", seconds=0.2), most_requests=FAULT_FREE, least_s=0.2),
+    "Range ignored": Row(Fault("whole"), most_requests=FAULT_FREE),
+    "no Content-Length, and cut": Row(Fault("unsized", MIDDLE), most_requests=60),
+    "Content-Length too large": Row(Fault("length", by=1000), most_requests=FAULT_FREE),
+    "Content-Length too small": Row(  # for good, nothing is left of the last thousand bytes
+        Fault("length", by=-1000), for_good=(StorageError, AGAIN.format("ended after 0 of|an empty answer"))
+    ),
+    "byte flipped": Row(Fault("flip"), for_good=FLIPPED),  # in a header; digests or TLS guard the others
+    "403": Row(
+        status(403, "AccessDenied"),
+        # At the first request nothing says that the credentials were ever good; later they are renewed once.
+        often=(StorageError, REFUSED.format("AccessDenied")),
+        for_good=(StorageError, REFUSED.format("AccessDenied")),
+    ),
+    "404": Row(status(404, "NoSuchKey"), MISSING, MISSING, MISSING),
+    "expired credentials": Row(
+        status(400, "ExpiredToken"), for_good=(StorageError, REFUSED.format("ExpiredToken")), most_requests=8
+    ),
+}
+
+
+@dataclass
+class Place:
+    """A shard on a real server behind a proxy."""
+
+    proxy: Proxy
+    url: str
+    options: dict[str, Any]
+    data: bytes
+    replace: Any
+    """Puts other bytes in the shard's place."""
+    digest: int = 0
+
+    def run(self, folder: Path, retry: RetryPolicy) -> int:
+        """The digest of all packs."""
+        manifest = folder / "manifest.jsonl"
+        manifest.write_text(json.dumps({"url": self.url, "size": len(self.data)}))
+        dataset = PackedDataset(
+            f"@{manifest}",
+            ByteTokenizer(),
+            seq_len=4096,
+            num_lanes=1,
+            epochs=1,
+            max_document_bytes=RANGE,
+            max_buffer_bytes=2 * RANGE,
+            storage_options=self.options,
+            retry=retry,
+        )
+        with PackedDataLoader(dataset, batch_size=64, num_workers=0) as loader:
+            for _ in loader:
+                pass
+            return loader.digest()
+
+
+@pytest.fixture(scope="module")
+def shard(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    folder = tmp_path_factory.mktemp("shard")
+    texts = [f"{number} " * (1 + 97 * number % 400) for number in range(165)]
+    (path,) = write_shards(folder, texts, documents_per_shard=1000)
+    return Path(path).read_bytes()
+
+
+@pytest.fixture(scope="module", params=["http", "s3", "gcs"])
+def place(request: pytest.FixtureRequest, shard: bytes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    if request.param == "http":
+        proxy = Proxy(objects={"/faults/a.tar": shard})
+        found = Place(proxy, f"{proxy.url}/faults/a.tar", {}, shard, proxy.objects.__setitem__)
+    elif request.param == "s3":
+        proxy = Proxy(upstream=servers.s3().url)
+        found = Place(proxy, servers.put_s3("faults/a.tar", shard), servers.s3().at(proxy.url), shard, servers.put_s3)
+    else:
+        proxy = Proxy(upstream=servers.gcs().url)
+        found = Place(
+            proxy, servers.put_gcs("faults/a.tar", shard), servers.gcs().at(proxy.url), shard, servers.put_gcs
+        )
+    proxy.objects["/faults/a.tar" if request.param == "http" else "faults/a.tar"] = shard
+    found.digest = found.run(tmp_path_factory.mktemp("run"), RetryPolicy.immediate())
+    assert len(proxy.gets) == FAULT_FREE
+    yield found
+    proxy.close()
+
+
+@pytest.mark.parametrize("frequency", ["once", "often", "for good"])
+@pytest.mark.parametrize("name", ROWS)
+def test_a_run_with_faults_gives_the_right_packs_or_the_documented_error(
+    place: Place, name: str, frequency: str, tmp_path: Path
+) -> None:
+    row, proxy = ROWS[name], place.proxy
+    proxy.reset()
+    fault, first = row.fault, name == "byte flipped"
+    if first:
+        with tarfile.open(fileobj=io.BytesIO(place.data)) as tar:
+            fault = dataclasses.replace(fault, at=tar.getmembers()[2].offset_data - 512 + 100)
+    if frequency == "once":
+        proxy.script([fault] if first else [None, fault])
+    elif frequency == "often":
+        proxy.script([fault, None] * 100)
+    else:
+        proxy.always = fault
+    expected = {"once": row.once, "often": row.often, "for good": row.for_good}[frequency]
+    retry = RetryPolicy(
+        timeout_s=row.timeout_s,
+        first_wait_s=0.001,
+        max_wait_s=0.01,
+        max_tries=3 if row.least_s >= 1 and frequency == "for good" else TRIES,
+    )
+    began = time.monotonic()
+    if expected is None:
+        assert place.run(tmp_path, retry) == place.digest
+    else:
+        kind, text = expected
+        with pytest.raises(kind, match=text.replace(f"{TRIES} tries", f"{retry.max_tries} tries")) as raised:
+            place.run(tmp_path, retry)
+        assert type(raised.value) is kind
+        assert re.search(r"faults/a\.tar, .*byte \d+: ", str(raised.value))
+    elapsed = time.monotonic() - began
+    assert row.least_s <= elapsed < row.most_s
+    assert len(proxy.gets) <= row.most_requests
+
+
+def test_a_server_that_asks_for_more_peace_than_the_budget_has_is_an_error_at_once(place: Place) -> None:
+    later = email.utils.formatdate(time.time() + 3600, usegmt=True)
+    for asked in ("3600", later):
+        place.proxy.reset()
+        place.proxy.always = status(503, "SlowDown", **{"Retry-After": asked})
+        with pytest.raises(StorageError, match=r"1 tries, last .*which asks for 3[56]\d\d s of peace"):
+            list(Storage(place.options).chunks(place.url, size=len(place.data)))
+        assert len(place.proxy.gets) == 1
+
+
+def test_a_slow_answer_that_makes_progress_is_not_cut_off(place: Place) -> None:
+    place.proxy.reset()
+    place.proxy.always = Fault("throttle", seconds=0.1)
+    storage = Storage(place.options, RetryPolicy(timeout_s=1.5))
+    began = time.monotonic()
+    chunks = list(storage.chunks(place.url, size=len(place.data), first_bytes=len(place.data)))
+    assert b"".join(chunks) == place.data
+    assert time.monotonic() - began > 1.5
+    assert storage.num_retries == 0
+
+
+def test_after_a_pause_in_which_all_connections_died_one_timeout_is_lost(place: Place) -> None:
+    """As after an evaluation: the connections that were kept answer no more, and only one of them costs a time-out."""
+    place.proxy.reset()
+    place.proxy.script([Fault("delay", seconds=0.5)] * 6)
+    storage = Storage(place.options, RetryPolicy(timeout_s=1.0, first_wait_s=0.001, max_wait_s=0.01))
+    readings = [storage.chunks(place.url, size=len(place.data), first_bytes=1000, max_bytes=2000) for _ in range(6)]
+    threads = [threading.Thread(target=next, args=(reading,)) for reading in readings]  # so many connections
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    place.proxy.silence()
+    assert len(b"".join(readings[0])) == len(place.data) - 1000
+    assert storage.num_retries <= 1
+
+
+def test_an_object_that_is_replaced_while_it_is_read_is_an_error(place: Place, tmp_path: Path) -> None:
+    name = "/faults/a.tar" if place.url.startswith("http") else "faults/a.tar"
+    other = place.data[:-1024] + bytes(1023) + b"1"
+    place.proxy.reset()
+    place.proxy.script([None, Fault("call", action=lambda: place.replace(name, other))])
+    try:
+        with pytest.raises(
+            ShardError, match=r"a\.tar, byte 131072: the object was replaced while it was read .*new ru"
+        ):
+            place.run(tmp_path, RetryPolicy.immediate())
+        assert len(place.proxy.gets) == 2
+    finally:
+        place.replace(name, place.data)

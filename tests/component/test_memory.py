@@ -1,0 +1,281 @@
+"""A budget for all lanes: what is held stays inside it, and parking a lane changes no pack and costs little."""
+
+import dataclasses
+import gc
+import multiprocessing
+import os
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.jobs import Corpus, Job, assert_equal, dataset, texts, uneven, write_corpus, write_lanes
+
+from streampack.cli.clocks import own_memory_mb
+from streampack.errors import ConfigError
+from streampack.lanes.pool import LanePool, check_budget
+from streampack.lanes.stream import LaneEnd, LanePack, LaneStart
+from streampack.records import Document
+from streampack.storage.access import Storage
+from streampack.testing import ByteTokenizer
+
+KB = 2**10
+LANES = 6
+SHARE = 64 * KB
+"""The least that a lane may have."""
+SEQ_LEN = 2048
+LONGEST = 30_000
+
+
+class CountingTokenizer(ByteTokenizer):
+    """Counts, in this process, how often each text is encoded."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def encode(self, text: str) -> Any:
+        self.texts.append(text)
+        return super().encode(text)
+
+
+class CountingStorage(Storage):
+    """Counts readings that were begun."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.readings = 0
+
+    def chunks(self, *arguments: Any, **options: Any) -> Iterator[bytes]:
+        self.readings += 1
+        return super().chunks(*arguments, **options)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """Documents between nothing and half a lane's share; as tokens they are four times as large."""
+    sizes = [LONGEST, 0, 900, 20_000] * 15
+    group = [text + "long " * (size // 5) for text, size in zip(texts(60, seed=4), sizes, strict=True)]
+    return write_corpus(tmp_path_factory.mktemp("long"), [(".tar", group[:35]), (".tar", group[35:])])
+
+
+class Run:
+    """A pool over all lanes, and what it costs."""
+
+    def __init__(self, corpus: Corpus, budget_bytes: int, **changes: Any) -> None:
+        self.tokenizer, self.storage = CountingTokenizer(), CountingStorage()
+        arguments = {"seq_len": SEQ_LEN, "num_lanes": LANES, "max_document_bytes": 5 * SHARE, **changes}
+        data = dataset(corpus, tokenizer=self.tokenizer, **arguments)
+        self.tokenizer.texts.clear()
+        self.num_lanes = data.num_lanes
+        self.pool = LanePool(
+            dataclasses.replace(data.recipe, storage=self.storage),
+            data.corpus(),
+            {lane: LaneStart() for lane in range(data.num_lanes)},
+            budget_bytes=budget_bytes,
+            end_epoch=None if data.epochs is None else data.epochs,
+        )
+
+    def take(self, rounds: int) -> Iterator[LanePack]:
+        for _ in range(rounds):
+            for lane in range(self.num_lanes):
+                pack = self.pool.take(lane)
+                assert isinstance(pack, LanePack)
+                yield pack
+
+
+def test_parked_lanes_give_the_same_packs(corpus: Corpus) -> None:
+    tight, wide = Run(corpus, LANES * SHARE), Run(corpus, 10**9)
+    most_parked = 0
+    for ours, theirs in zip(tight.take(150), wide.take(150), strict=True):
+        most_parked = max(most_parked, tight.pool.parked)
+        np.testing.assert_array_equal(ours.rows.tokens, theirs.rows.tokens)
+        np.testing.assert_array_equal(ours.rows.edge_labels, theirs.rows.edge_labels)
+        assert ours[1:] == theirs[1:]  # cursor, counts, digest, holes
+    assert most_parked >= 2
+    assert wide.pool.parked == 0
+
+
+def test_waking_costs_neither_a_reading_nor_a_tokenization_a_pack(corpus: Corpus) -> None:
+    tight, wide = Run(corpus, LANES * SHARE), Run(corpus, 10**9)
+    rounds = 300
+    for run in (tight, wide):
+        assert sum(1 for _ in run.take(rounds)) == rounds * LANES
+    packs_of_a_run = SHARE // (4 * SEQ_LEN + 1024)
+    runs = rounds * LANES // packs_of_a_run
+    assert len(tight.tokenizer.texts) <= len(wide.tokenizer.texts) + runs + LANES
+    assert tight.storage.readings <= wide.storage.readings + 3 * (runs + LANES)  # a cut is looked for at either end
+    assert len(tight.tokenizer.texts) > len(wide.tokenizer.texts)  # it has been parked in the middle of documents
+
+
+def measured(run: Run, rounds: int, *, collect: bool) -> int:
+    """The most bytes that Python's allocator held after a pack, above those at the start."""
+    gc.collect()
+    gc.disable()
+    gc.freeze()  # so that collecting looks at new objects only
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        most = 0
+        for _ in run.take(rounds):
+            run.tokenizer.texts.clear()
+            if collect:
+                gc.collect()
+            most = max(most, tracemalloc.get_traced_memory()[0] - before)
+    finally:
+        tracemalloc.stop()
+        gc.unfreeze()
+        gc.enable()
+    return most
+
+
+def allowed(budget_bytes: int, longest: int) -> int:
+    """The budget, and besides one document (its bytes, its text, its tokens), one range, and small objects."""
+    return budget_bytes + (4 + 1 + 1) * longest + SHARE + 120 * KB
+
+
+def test_what_a_pool_holds_stays_inside_its_budget(corpus: Corpus) -> None:
+    assert measured(Run(corpus, LANES * SHARE), 10, collect=True) <= allowed(LANES * SHARE, LONGEST)
+    assert measured(Run(corpus, 10**9), 10, collect=True) > allowed(LANES * SHARE, LONGEST)
+
+
+def test_a_parked_lane_lets_go_of_its_memory_at_once(corpus: Corpus) -> None:
+    """And not when the garbage collector comes by, which may be after many lanes and long documents."""
+    assert measured(Run(corpus, LANES * SHARE), 60, collect=False) <= allowed(LANES * SHARE, LONGEST)
+
+
+def test_lanes_that_come_later_do_not_add_to_a_budget_that_is_spent(tmp_path: Path) -> None:
+    """A few lanes hold all of it; the runs of the lanes that are parked after them would be as much again."""
+    lanes, longest = 24, 70_000
+    corpus = write_lanes(tmp_path, [["long " * (longest // 5)] * 2 for _ in range(lanes)])
+    run = Run(corpus, lanes * SHARE, num_lanes=lanes, shuffle=False)
+    assert measured(run, 2, collect=True) <= allowed(lanes * SHARE, longest)
+
+
+class FewTokens(ByteTokenizer):
+    """A token for each text, however long it is."""
+
+    def encode(self, text: str) -> Any:
+        return np.full(1, 3 + len(text) % 7, dtype=np.int32)
+
+
+def test_texts_of_few_tokens_do_not_pile_up_while_a_pack_is_made(tmp_path: Path) -> None:
+    """What is read ahead is bounded in characters too; by tokens alone it would be 5 MB here."""
+    corpus = write_corpus(tmp_path, [(".tar", ["long " * 2000] * 1200)], alike=True)
+    arguments: dict[str, Any] = {"add_bos": False, "add_eos": False, "boundary": "keep", "max_document_bytes": SHARE}
+    data = dataset(corpus, tokenizer=FewTokens(), seq_len=512, num_lanes=1, **arguments)
+    pool = LanePool(data.recipe, data.corpus(), {0: LaneStart()}, budget_bytes=4 * SHARE, end_epoch=None)
+    pool.take(0)  # the first pack teaches what a character gives
+    gc.collect()
+    tracemalloc.start()
+    try:
+        pool.take(0)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 2**20
+
+
+def test_a_finite_run_ends_the_same_when_lanes_are_parked(corpus: Corpus) -> None:
+    ends = []
+    for budget in (LANES * SHARE, 10**9):
+        run = Run(corpus, budget, epochs=1)
+        counts = []
+        for lane in range(LANES):
+            own = []
+            while not isinstance(pack := run.pool.take(lane), LaneEnd):
+                own.append(pack.digest)
+            assert run.pool.take(lane) == pack  # and so for ever
+            counts.append((own, pack))
+        ends.append(counts)
+    assert ends[0] == ends[1]
+
+
+def test_a_lane_in_a_compressed_shard_is_not_parked(tmp_path: Path) -> None:
+    """It would have to decompress the shard from its start to go on."""
+    group = ["word " * (LONGEST // 5) for _ in range(8)]
+    corpus = write_corpus(tmp_path, [(".tar.gz", group[:4]), (".tar.zst", group[4:])])
+    data = dataset(corpus, seq_len=SEQ_LEN, num_lanes=1, max_document_bytes=2 * SHARE)
+    storage = CountingStorage()
+    pool = LanePool(
+        dataclasses.replace(data.recipe, storage=storage),
+        data.corpus(),
+        {0: LaneStart()},
+        budget_bytes=2 * SHARE,
+        end_epoch=3,
+    )
+    while not isinstance(pool.take(0), LaneEnd):
+        assert pool.parked == 0
+    assert storage.readings == 2 * 3  # each shard once an epoch
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return uneven(tmp_path_factory.mktemp("uneven"))
+
+
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 2), (3, 0)])
+def test_the_budget_of_a_loader_changes_no_pack(corpus: Corpus, ranks: int, workers: int) -> None:
+    arguments = {"seq_len": SEQ_LEN, "num_lanes": LANES, "max_document_bytes": 3 * SHARE}
+    with Job(dataset(corpus, **arguments)) as job:
+        wanted = list(job.step(60).values())
+    tight = dataset(corpus, **arguments, max_buffer_bytes=LANES * SHARE)
+    with Job(tight, ranks, workers, 5) as job:
+        assert_equal(job.step(60 // ranks // 5), wanted)
+        state = job.state()
+    with Job(dataset(corpus, **arguments), state=state) as job:  # nor is it in the state
+        assert job.step(1)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_budget_that_is_too_small_is_an_error_at_the_start(small: Corpus, workers: int) -> None:
+    cases = [
+        ({"max_buffer_bytes": 12 * SHARE - 1}, "786,431 bytes for 12 lanes, less than 64 KiB each"),
+        (
+            {"max_buffer_bytes": 12 * SHARE - 1},
+            "Raise max_buffer_bytes to at least 786,432 per worker, or use more ranks",
+        ),
+        ({"max_buffer_bytes": 10**6, "max_document_bytes": 10**6 + 1}, "less than one document may have"),
+        ({"max_buffer_bytes": 10**6, "max_document_bytes": 10**6 + 1}, r"\(max_document_bytes=1,000,001\)"),
+    ]
+    for changes, text in cases:
+        data = dataset(small, **{"max_document_bytes": 2000, **changes})
+        with Job(data, 1, workers) as job, pytest.raises(ConfigError, match=text):
+            job.step(1)
+    with Job(dataset(small, max_buffer_bytes=12 * SHARE, max_document_bytes=2000)) as job:
+        assert job.step(1)
+
+
+def test_the_budget_is_divided_over_workers(small: Corpus) -> None:
+    """Two workers of six lanes each have half of it, which is enough; a rank of six lanes needs half of it."""
+    data = dataset(small, max_buffer_bytes=12 * SHARE, max_document_bytes=6 * SHARE)
+    with Job(data, 1, 2) as job:
+        assert job.step(1)
+    with Job(dataset(small, max_buffer_bytes=6 * SHARE, max_document_bytes=6 * SHARE), 2) as job:
+        assert job.step(1)
+    with Job(data, 1, 3) as job, pytest.raises(ConfigError, match="262,144 bytes, less than one document may have"):
+        job.step(1)
+
+
+def test_check_budget_says_what_would_be_enough() -> None:
+    check_budget(budget_bytes=10 * SHARE, num_lanes=10, max_document_bytes=10 * SHARE)
+    with pytest.raises(ConfigError, match="at least 655,360 per worker"):
+        check_budget(budget_bytes=10 * SHARE - 1, num_lanes=10, max_document_bytes=1)
+    with pytest.raises(ConfigError, match="Raise max_buffer_bytes, lower max_document_bytes, or use fewer workers"):
+        check_budget(budget_bytes=10 * SHARE, num_lanes=10, max_document_bytes=10 * SHARE + 1)
+
+
+def collecting(document: Document, _: np.random.Generator) -> Document:
+    """A transform that lets the collector look at everything, as it does by itself every some minutes."""
+    before = own_memory_mb(os.getpid())
+    gc.collect()
+    grown = own_memory_mb(os.getpid()) - before
+    assert grown < 10, f"{grown:.1f} MB that were shared with the parent are the worker's own now"
+    return document
+
+
+@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="nothing is shared")
+def test_what_a_worker_shares_with_its_parent_stays_shared_when_the_collector_runs(small: Corpus) -> None:
+    with Job(dataset(small, transform=collecting), 1, 2) as job:
+        assert job.step(1)

@@ -1,0 +1,146 @@
+"""Credentials that are wrong, late, expired or secret; against a real S3 server that checks them."""
+
+import logging
+import threading
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import servers
+from support.proxy import Fault, Proxy
+
+from streampack import RetryPolicy
+from streampack.errors import StorageError
+from streampack.storage.access import Storage
+
+DATA = bytes(range(256)) * 4000
+QUICK = RetryPolicy(first_wait_s=0.02, max_wait_s=0.1, timeout_s=20)
+
+
+@pytest.fixture(scope="module")
+def url() -> str:
+    return servers.put_s3("credentials/a.tar", DATA)
+
+
+@pytest.fixture
+def proxy(url: str) -> Iterator[Proxy]:
+    running = Proxy(upstream=servers.s3().url)
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file in which AWS's own clients look for credentials; nothing is in it yet."""
+    path = tmp_path / "credentials"
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    return path
+
+
+def write(store: Path, key: str, secret: str) -> None:
+    store.write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n")
+
+
+def options(proxy: Proxy) -> dict[str, object]:
+    return {"endpoint_url": proxy.url, "client_kwargs": {"region_name": "us-east-1"}}
+
+
+def read(storage: Storage, url: str) -> bytes:
+    return b"".join(storage.chunks(url, size=len(DATA), first_bytes=100_000, max_bytes=400_000))
+
+
+def keys(proxy: Proxy) -> list[str]:
+    """The access keys that the requests were signed with."""
+    return [get.headers["Authorization"].split("Credential=")[1].split("/")[0] for get in proxy.gets]
+
+
+def test_expired_credentials_are_taken_anew_from_where_they_come_from(proxy: Proxy, url: str, store: Path) -> None:
+    write(store, servers.KEY, servers.SECRET)
+    storage = Storage(options(proxy), QUICK)
+    chunks = storage.chunks(url, size=len(DATA), first_bytes=100_000, max_bytes=100_000)
+    begun = next(chunks)
+    write(store, servers.SECOND_KEY, servers.SECOND_SECRET)
+    proxy.script([Fault("status", status=400, body=b"<Error><Code>ExpiredToken</Code></Error>")])
+    assert begun + b"".join(chunks) == DATA
+    assert keys(proxy)[:3] == [servers.KEY, servers.KEY, servers.SECOND_KEY]
+    assert keys(proxy)[-1] == servers.SECOND_KEY
+    assert storage.num_retries == 1
+
+
+def test_a_key_that_is_withdrawn_in_the_middle_is_taken_anew(proxy: Proxy, url: str, store: Path) -> None:
+    write(store, servers.KEY, servers.SECRET)
+    storage = Storage(options(proxy), QUICK)
+    chunks = storage.chunks(url, size=len(DATA), first_bytes=100_000, max_bytes=100_000)
+    begun = next(chunks)
+    write(store, servers.SECOND_KEY, servers.SECOND_SECRET)
+    proxy.script([Fault("status", status=403, body=b"<Error><Code>InvalidAccessKeyId</Code></Error>")])
+    assert begun + b"".join(chunks) == DATA
+    assert keys(proxy)[-1] == servers.SECOND_KEY
+
+
+def test_wrong_credentials_are_an_error_at_once(proxy: Proxy, url: str) -> None:
+    storage = Storage({**options(proxy), "key": servers.KEY, "secret": "not-the-secret"})
+    with pytest.raises(StorageError, match=r"a\.tar, byte 0: cannot be read, .*SignatureDoesNotMatch.*credentials"):
+        read(storage, url)
+    assert len(proxy.gets) == 1
+
+
+def test_credentials_that_are_late_are_waited_for(proxy: Proxy, url: str, store: Path) -> None:
+    late = threading.Timer(0.7, write, (store, servers.KEY, servers.SECRET))
+    late.start()
+    storage = Storage(options(proxy), QUICK)
+    assert read(storage, url) == DATA
+    assert storage.num_retries >= 1
+    late.join()
+
+
+@pytest.mark.usefixtures("store")
+def test_credentials_that_do_not_come_are_an_error_after_their_time(proxy: Proxy, url: str) -> None:
+    retry = RetryPolicy(first_wait_s=0.02, max_wait_s=0.1, credentials_s=2.0)
+    for ask in (lambda storage: read(storage, url), lambda storage: storage.size(url)):
+        storage = Storage(options(proxy), retry)
+        with pytest.raises(StorageError, match=r"a\.tar.*NoCredentialsError: Unable to locate credentials.*check the"):
+            ask(storage)
+        assert 1 <= storage.num_retries < 200
+    assert proxy.gets == []
+
+
+class TestSecrets:
+    """They are shown nowhere, however it fails."""
+
+    SECRETS = ("hush-hush-secret", "hush-hush-token")
+
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            Fault("status", status=403, body=b"<Error><Code>hush-hush-secret</Code>hush-hush-token</Error>"),
+            Fault("status", status=503, body=b"hush-hush-secret"),
+            Fault("reset", None),
+        ],
+        ids=["403", "503", "reset"],
+    )
+    @pytest.mark.parametrize("kind", ["http", "http by fsspec", "s3", "s3 by s3fs"])
+    def test_no_error_log_or_traceback_has_one(
+        self, kind: str, fault: Fault, url: str, proxy: Proxy, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        proxy.always = fault
+        secret, token = self.SECRETS
+        if "http" in kind:
+            url = f"{proxy.url}/shards/credentials/a.tar?X-Amz-Signature={secret}"
+            given: dict[str, object] = {"headers": {"X-Own-Token": token}}
+            given |= {"client_kwargs": {}} if "fsspec" in kind else {}
+        else:
+            given = {**options(proxy), "key": "some-key", "secret": secret, "token": token}
+            given |= {"loop": None} if "s3fs" in kind else {}
+        storage = Storage(given, RetryPolicy.immediate(3))
+        with caplog.at_level(logging.INFO), pytest.raises(StorageError) as raised:
+            read(storage, url)
+        shown = "".join(traceback.format_exception(raised.value)) + caplog.text + repr(storage) + str(raised.value)
+        assert "a.tar" in shown
+        assert not [secret for secret in self.SECRETS if secret in shown]
+        assert len(proxy.gets) >= 1

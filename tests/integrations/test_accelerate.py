@@ -1,0 +1,196 @@
+"""Accelerate and Transformers' Trainer, the real ones: their own ways to resume are exact with a loader, or refused."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.torchrun import torchrun
+
+import streampack
+from streampack.errors import LoaderError
+from streampack.testing import ByteTokenizer, write_shards
+
+accelerate = pytest.importorskip("accelerate", reason="the extra `trainers` has it")
+
+pytestmark = [pytest.mark.timeout(170), pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture(autouse=True)
+def _no_state_of_accelerate_is_left() -> Iterator[None]:
+    yield
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    accelerate.state.GradientState._reset_state()
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    texts = [f"document number {i} " * 3 for i in range(40)]
+    return write_shards(tmp_path_factory.mktemp("shards"), texts, documents_per_shard=10)
+
+
+def loader_of(shards: list[str], **options: Any) -> streampack.PackedDataLoader:
+    dataset = streampack.PackedDataset(shards, ByteTokenizer(), 32, num_lanes=4)
+    return streampack.PackedDataLoader(dataset, 2, **{"num_workers": 0, "provenance": True, **options})
+
+
+def take(loader: Any, count: int) -> list[list[int]]:
+    return [batch["pack_numbers"].tolist() for batch in itertools.islice(loader, count)]
+
+
+def own(rank: int, first: int, count: int) -> list[list[int]]:
+    return [[4 * number + rank, 4 * number + 2 + rank] for number in range(first, first + count)]
+
+
+@pytest.fixture(scope="module")
+def two(shards: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    place = tmp_path_factory.mktemp("accelerate")
+    torchrun("accelerate_resume.py", Path(shards[0]).parent, place, ranks=2, log=place / "log")
+    return place, [json.loads((place / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_a_registered_loader_goes_on_from_what_accelerate_saved(two: tuple[Path, list[dict[str, Any]]]) -> None:
+    for rank, outcome in enumerate(two[1]):
+        assert outcome["model"] is True
+        assert outcome["first"] == own(rank, 0, 3)
+        assert outcome["lost"] == outcome["second"] == own(rank, 3, 2)
+        assert outcome["third"] == own(rank, 5, 2)
+
+
+def test_one_process_goes_on_from_what_two_ranks_saved(
+    two: tuple[Path, list[dict[str, Any]]], shards: list[str]
+) -> None:
+    accelerator = accelerate.Accelerator(cpu=True)
+    accelerator.prepare(torch.nn.Linear(2, 2))
+    with loader_of(shards) as loader:
+        accelerator.register_for_checkpointing(accelerator.prepare(loader))
+        accelerator.load_state(two[0] / "saved again")
+        assert take(loader, 2) == [[20, 21], [22, 23]]
+
+
+def test_accelerate_may_not_save_the_state_of_one_rank_for_all(two: tuple[Path, list[dict[str, Any]]]) -> None:
+    for outcome in two[1]:
+        assert outcome["refused"].startswith("StateError: accelerate.checkpointing saves the state of rank 0 only")
+        assert "PackedDataLoader(whole_state=True)" in outcome["refused"]
+
+
+def test_accelerates_stateful_dataloader_around_what_it_deals_out_is_refused(
+    two: tuple[Path, list[dict[str, Any]]],
+) -> None:
+    """Without that its second resume is at the wrong place: torchdata counts the batches that it reads again."""
+    for outcome in two[1]:
+        for workers in (0, 1):
+            message = outcome[f"stateful, {workers} workers"]
+            assert "accelerate.data_loader.IterableDatasetShard on 2 processes resume at the wrong place" in message
+            assert "PackedDataLoader(whole_state=True)" in message
+
+
+@pytest.mark.parametrize("dispatches", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_accelerates_stateful_dataloader_of_one_process_goes_on_exactly_each_time(
+    shards: list[str], tmp_path: Path, workers: int, dispatches: bool
+) -> None:
+    pytest.importorskip("torchdata")
+    config = accelerate.utils.DataLoaderConfiguration(use_stateful_dataloader=True, dispatch_batches=dispatches)
+    accelerator = accelerate.Accelerator(cpu=True, dataloader_config=config)
+
+    def prepared() -> Any:
+        dataset = streampack.PackedDataset(shards, ByteTokenizer(), 32, num_lanes=4)
+        accelerator._dataloaders.clear()
+        return accelerator.prepare(torch.utils.data.DataLoader(dataset, batch_size=2, num_workers=workers))
+
+    def tokens(loader: Any, count: int) -> list[Any]:
+        return [batch["tokens"].tolist() for batch in itertools.islice(loader, count)]
+
+    whole, got = tokens(prepared(), 8), tokens(prepared(), 2)
+    accelerator.save_state(tmp_path)
+    for _ in range(3):
+        loader = prepared()
+        accelerator.load_state(tmp_path)
+        got += tokens(loader, 2)
+        accelerator.save_state(tmp_path)
+    assert got == whole
+
+
+def test_skip_first_batches_would_make_another_loader_and_is_refused(shards: list[str]) -> None:
+    accelerator = accelerate.Accelerator(cpu=True)
+    with loader_of(shards) as loader:
+        for skip in (accelerate.skip_first_batches, accelerator.skip_first_batches):
+            with pytest.raises(
+                LoaderError, match=r"Load the loader's state .*, or go past batches with loader.skip\(n\)"
+            ):
+                skip(accelerator.prepare(loader), 2)
+        assert isinstance(loader.dataset, streampack.PackedDataset)
+        loader.skip(2)
+        assert take(loader, 1) == [[4, 5]]
+
+
+# --- Transformers' Trainer
+
+
+class Watching(torch.nn.Module):
+    """A model that remembers what it was trained on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.seen: list[list[list[int]]] = []
+
+    def forward(self, input_ids: torch.Tensor, **rest: Any) -> dict[str, torch.Tensor]:
+        self.seen.append(input_ids.tolist())
+        return {"loss": self.layer(torch.ones(1, 1)).sum()}
+
+
+def trainer_of(loader: streampack.PackedDataLoader, place: Path, **options: Any) -> Any:
+    transformers = pytest.importorskip("transformers")
+
+    class Trainer(transformers.Trainer):
+        def get_train_dataloader(self) -> streampack.PackedDataLoader:
+            return loader
+
+    class SaveLoader(transformers.TrainerCallback):
+        """What docs/operations.md tells to write."""
+
+        def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            saved = loader.state_dict()  # on all ranks, which make it together
+            if state.is_world_process_zero:
+                torch.save(saved, Path(args.output_dir, f"checkpoint-{state.global_step}", "loader.pt"))
+
+    quiet = {"report_to": [], "disable_tqdm": True, "use_cpu": True}
+    saves = {"output_dir": str(place), "save_strategy": "steps", "save_steps": 2}
+    arguments = transformers.TrainingArguments(**quiet, **saves, **options)
+    return Trainer(model=Watching(), args=arguments, callbacks=[SaveLoader()])
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_transformers_trainer_goes_on_exactly_with_a_callback(
+    shards: list[str], tmp_path: Path, accumulated: int
+) -> None:
+    options = {"gradient_accumulation_steps": accumulated, "ignore_data_skip": True}
+    hf = {"format": "hf", "provenance": False}
+    with loader_of(shards, **hf) as loader:
+        batches = [batch["input_ids"].tolist() for batch in itertools.islice(loader, 12)]
+    with loader_of(shards, **hf) as loader:
+        trainer = trainer_of(loader, tmp_path, max_steps=5, **options)
+        trainer.train()
+        assert trainer.model.seen == batches[: 5 * accumulated]
+    for step in (2, 4):
+        checkpoint = tmp_path / f"checkpoint-{step}"
+        with loader_of(shards, **hf) as loader:
+            loader.load_state_dict(torch.load(checkpoint / "loader.pt"))
+            trainer = trainer_of(loader, tmp_path / "later", max_steps=6, **options)
+            trainer.train(resume_from_checkpoint=str(checkpoint))
+            assert trainer.model.seen == batches[step * accumulated : 6 * accumulated], f"from step {step}"
+
+
+def test_transformers_trainer_may_not_replay_batches(shards: list[str], tmp_path: Path) -> None:
+    hf = {"format": "hf", "provenance": False}
+    with loader_of(shards, **hf) as loader:
+        trainer_of(loader, tmp_path, max_steps=2).train()
+    with loader_of(shards, **hf) as loader:
+        trainer = trainer_of(loader, tmp_path, max_steps=4)
+        with pytest.raises(LoaderError, match="set ignore_data_skip=True and load the state"):
+            trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))

@@ -1,0 +1,137 @@
+"""Lightning, the real one: a fit that goes on from a checkpoint has every batch once, wherever it was saved."""
+
+import itertools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.torchrun import PROGRAMS, torchrun
+
+import streampack
+from streampack.testing import ByteTokenizer, write_shards
+
+pytest.importorskip("pytorch_lightning", reason="the extra `trainers` has it")
+sys.path.insert(0, str(PROGRAMS))
+from lightninged import fit
+
+pytestmark = [pytest.mark.timeout(170), pytest.mark.filterwarnings("ignore")]  # Lightning has much advice to give
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    texts = [f"document number {i} " * 3 for i in range(40)]
+    return write_shards(tmp_path_factory.mktemp("shards"), texts, documents_per_shard=10)
+
+
+def loader_of(shards: list[str], workers: int = 0, **options: Any) -> streampack.PackedDataLoader:
+    dataset = streampack.PackedDataset(shards, ByteTokenizer(), 32, num_lanes=4, **options)
+    return streampack.PackedDataLoader(dataset, 2, num_workers=workers, provenance=True)
+
+
+def batches(first: int, count: int) -> list[list[int]]:
+    return [[2 * number, 2 * number + 1] for number in range(first, first + count)]
+
+
+def saved(place: Path) -> dict[int, str]:
+    """The checkpoints by their step."""
+    return {int(path.stem.partition("=")[2]): str(path) for path in sorted(place.glob("step=*.ckpt"))}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_endless_run_goes_on_behind_the_last_batch_that_was_trained_on(
+    shards: list[str], tmp_path: Path, workers: int
+) -> None:
+    """Lightning has one more in its hands when it saves."""
+    with loader_of(shards, workers) as loader:
+        _, seen = fit(loader, place=tmp_path, max_steps=5)
+    assert seen == batches(0, 5)
+    assert set(saved(tmp_path)) == {2, 4}
+    for step, checkpoint in saved(tmp_path).items():
+        with loader_of(shards, workers) as loader:
+            assert fit(loader, checkpoint=checkpoint, max_steps=7)[1] == batches(step, 7 - step)
+
+
+def test_a_checkpoint_behind_the_fit_and_resumes_in_a_row(shards: list[str], tmp_path: Path) -> None:
+    seen: list[list[int]] = []
+    checkpoint = None
+    for number in range(3):
+        with loader_of(shards) as loader:
+            trainer, part = fit(loader, checkpoint=checkpoint, max_steps=3 * number + 3)
+            checkpoint = str(tmp_path / f"{number}.ckpt")
+            trainer.save_checkpoint(checkpoint)
+        seen += part
+    assert seen == batches(0, 9)
+
+
+def test_a_second_fit_with_the_same_loader_has_the_batch_that_the_first_one_held(shards: list[str]) -> None:
+    with loader_of(shards) as loader:
+        first, second = fit(loader, max_steps=3)[1], fit(loader, max_steps=3)[1]
+        assert first + second == batches(0, 6)
+        assert loader.state_dict()["global_pack"] == 12
+        assert loader.state_dict(batches_back=2)["global_pack"] == 8
+        assert next(iter(loader))["pack_numbers"].tolist() == [12, 13]
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_a_finite_run_goes_on_from_any_step_and_from_the_end_of_an_epoch(
+    shards: list[str], tmp_path: Path, accumulated: int
+) -> None:
+    with loader_of(shards, epochs=1) as loader:
+        _, whole = fit(loader, max_epochs=3, accumulate_grad_batches=accumulated)
+    with loader_of(shards, epochs=1) as loader:
+        options = {"max_epochs": 1, "accumulate_grad_batches": accumulated}
+        trainer, first = fit(loader, place=tmp_path, **options)
+        trainer.save_checkpoint(tmp_path / "end.ckpt")
+    assert first == whole[: len(first)]
+    assert 3 * len(first) == len(whole)
+    chosen = dict(itertools.islice(saved(tmp_path).items(), 3)) | {
+        len(first) // accumulated: str(tmp_path / "end.ckpt")
+    }
+    for step, checkpoint in chosen.items():
+        with loader_of(shards, epochs=1) as loader:
+            _, rest = fit(loader, checkpoint=checkpoint, max_epochs=3, accumulate_grad_batches=accumulated)
+        assert rest == whole[step * accumulated :], f"from step {step}"
+
+
+def test_epochs_of_so_many_batches_lose_none_and_go_on(shards: list[str], tmp_path: Path) -> None:
+    with loader_of(shards) as loader:
+        _, seen = fit(loader, place=tmp_path, limit_train_batches=4, max_epochs=2)
+    assert seen == batches(0, 8)
+    assert set(saved(tmp_path)) == {2, 4, 6, 8}
+    for step, checkpoint in saved(tmp_path).items():
+        with loader_of(shards) as loader:
+            _, rest = fit(loader, checkpoint=checkpoint, limit_train_batches=4, max_epochs=3)
+            assert rest == batches(step, 12 - step), f"from step {step}"
+
+
+@pytest.fixture(scope="module")
+def two(shards: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    place = tmp_path_factory.mktemp("ddp")
+    torchrun("lightninged.py", Path(shards[0]).parent, place, ranks=2, log=place / "log")
+    return place, [json.loads((place / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+def own(rank: int, first: int, count: int) -> list[list[int]]:
+    return [[4 * number + rank, 4 * number + 2 + rank] for number in range(first, first + count)]
+
+
+def test_two_ranks_go_on_from_the_one_state_that_lightning_saves(two: tuple[Path, list[dict[str, Any]]]) -> None:
+    for rank, outcome in enumerate(two[1]):
+        assert outcome["first"] == own(rank, 0, 5)
+        for name, step in (("saved/step=2.ckpt", 2), ("saved/step=4.ckpt", 4), ("end.ckpt", 5)):
+            assert outcome[name] == own(rank, step, 7 - step), name
+
+
+def test_one_process_goes_on_from_the_checkpoint_of_two_ranks(
+    two: tuple[Path, list[dict[str, Any]]], shards: list[str]
+) -> None:
+    with loader_of(shards) as loader:
+        assert fit(loader, checkpoint=str(two[0] / "end.ckpt"), max_steps=8)[1] == batches(10, 3)
+
+
+def test_lightning_may_not_save_the_state_of_one_rank_for_all(two: tuple[Path, list[dict[str, Any]]]) -> None:
+    for outcome in two[1]:
+        assert outcome["refused"].startswith("StateError: pytorch_lightning.utilities.combined_loader saves the state")
+        assert "PackedDataLoader(whole_state=True)" in outcome["refused"]

@@ -1,0 +1,130 @@
+"""A model sharded by FSDP2 and a loader in one distributed checkpoint: three lives on 2, 4 and 1 real processes."""
+
+import hashlib
+import json
+import math
+import pickle
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from support.reference import prose
+from support.torchrun import torchrun
+
+import streampack
+from streampack.testing import ByteTokenizer, write_shards
+
+pytestmark = pytest.mark.timeout(170)
+
+GLOBAL_BATCH = 8
+STEPS = 3
+"""Steps before each save."""
+LOST = 2
+"""Steps behind the save: the life ends without another one, so the next life makes them again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Life:
+    mesh: dict[str, int]
+    num_workers: int
+    is_async: bool = False
+
+    @property
+    def num_ranks(self) -> int:
+        return math.prod(self.mesh.values())
+
+
+LIVES = {
+    "2 ranks": Life(mesh={"dp": 2}, num_workers=1, is_async=True),
+    "4 ranks": Life(mesh={"dp_replicate": 2, "dp_shard": 2}, num_workers=2),
+    "1 rank": Life(mesh={"dp": 1}, num_workers=1),
+}
+
+Outcomes = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    shards = write_shards(tmp_path_factory.mktemp("shards"), prose(8, 80), documents_per_shard=19)
+    return {"shards": shards, "seq_len": 32, "num_lanes": 12}
+
+
+@pytest.fixture(scope="module")
+def lives(dataset: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcomes]:
+    folder = tmp_path_factory.mktemp("lives")
+    found: dict[str, Outcomes] = {}
+    loaded = None
+    for number, (name, life) in enumerate(LIVES.items()):
+        place = folder / str(number)
+        place.mkdir()
+        saved = str(place / "checkpoint")
+        job = {
+            "mesh": life.mesh,
+            "load": loaded,
+            "save": saved,
+            "async": life.is_async,
+            "dataset": dataset,
+            "loader": {"num_workers": life.num_workers},
+            "global_batch": GLOBAL_BATCH,
+            "before": STEPS,
+            "after": LOST,
+        }
+        (place / "job.json").write_text(json.dumps(job))
+        torchrun("elastic.py", place / "job.json", place, ranks=life.num_ranks, log=place / "log", deadline_s=60)
+        found[name] = [pickle.loads((place / f"rank{rank}.pickle").read_bytes()) for rank in range(life.num_ranks)]
+        loaded = saved
+    return found
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(dataset: dict[str, Any]) -> dict[int, dict[int, str]]:
+    """What each global batch holds in one process that is never stopped: by step, by global pack."""
+    data = streampack.PackedDataset(tokenizer=ByteTokenizer(), **dataset)
+    steps = {}
+    with streampack.PackedDataLoader(data, GLOBAL_BATCH, num_workers=0, dp_rank=0, dp_size=1) as loader:
+        for step, batch in zip(range(len(LIVES) * STEPS + LOST), loader, strict=False):
+            steps[step] = {}
+            for row in range(GLOBAL_BATCH):
+                keys = ("tokens", "labels", "position_ids", "segment_ids")
+                content = b"".join(batch[key][row].numpy().tobytes() for key in keys)
+                steps[step][step * GLOBAL_BATCH + row] = hashlib.sha256(content).hexdigest()
+    return steps
+
+
+@pytest.mark.parametrize("name", LIVES)
+def test_each_life_goes_on_with_the_global_batches_of_one_uninterrupted_run(
+    lives: dict[str, Outcomes], uninterrupted: dict[int, dict[int, str]], name: str
+) -> None:
+    begin = list(LIVES).index(name) * STEPS
+    assert [outcome["step"] for outcome in lives[name]] == [begin] * LIVES[name].num_ranks
+    for outcome in lives[name]:
+        assert list(outcome["steps"]) == list(range(begin, begin + STEPS + LOST))
+    for step in range(begin, begin + STEPS + LOST):
+        packs: dict[int, str] = {}
+        for outcome in lives[name]:
+            assert not packs.keys() & outcome["steps"][step].keys(), "no pack on two ranks"
+            packs |= outcome["steps"][step]
+        assert packs == uninterrupted[step], f"step {step}"
+
+
+@pytest.mark.parametrize(("before", "behind"), list(zip(LIVES, list(LIVES)[1:], strict=False)))
+def test_model_and_optimizer_are_those_that_were_saved_to_the_bit(
+    lives: dict[str, Outcomes], before: str, behind: str
+) -> None:
+    [saved] = {outcome["saved"] for outcome in lives[before]}
+    [loaded] = {outcome["loaded"] for outcome in lives[behind]}
+    assert loaded == saved
+
+
+def test_every_life_has_trained(lives: dict[str, Outcomes]) -> None:
+    assert len({outcomes[0]["saved"] for outcomes in lives.values()}) == len(LIVES)
+
+
+def test_the_digest_at_the_end_is_that_of_the_uninterrupted_run(
+    lives: dict[str, Outcomes], dataset: dict[str, Any]
+) -> None:
+    data = streampack.PackedDataset(tokenizer=ByteTokenizer(), **dataset)
+    with streampack.PackedDataLoader(data, GLOBAL_BATCH, num_workers=0, dp_rank=0, dp_size=1) as loader:
+        for _ in zip(range(len(LIVES) * STEPS + LOST), loader, strict=False):
+            pass
+        assert lives["1 rank"][0]["digest"] == loader.digest()

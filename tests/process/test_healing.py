@@ -1,0 +1,548 @@
+"""Workers that die or fall silent are built anew, and the run goes on with the same bits."""
+
+import contextlib
+import itertools
+import logging
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+from support.jobs import Corpus, assert_equal, dataset, expected, rows, uneven, write_corpus
+from support.jobs import texts as make_texts
+from support.reference import assert_batches
+from test_torchrun import Finite, References, corpora, references, run_job  # noqa: F401 (fixtures)
+from torch.utils.data import DataLoader
+
+import streampack
+from streampack import RetryPolicy, heartbeat
+from streampack.errors import ConfigError, LoaderError
+from streampack.loader import restarts as healing
+from streampack.loader import workers
+from streampack.records import Counts
+from streampack.state.checkpoint import to_json
+
+pytestmark = [
+    pytest.mark.timeout(90),
+    pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks at processes in /proc"),
+]
+
+SILENCE_S = 1.5
+"""Far more than a worker needs for anything here, also on a busy machine."""
+NOTICED_S = 10.0
+"""Within which a death must be healed, on a busy machine."""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return uneven(tmp_path_factory.mktemp("uneven"))
+
+
+@pytest.fixture(scope="module")
+def wanted(corpus: Corpus) -> list[Any]:
+    return expected(corpus, 200, seq_len=32)
+
+
+@pytest.fixture(autouse=True)
+def _leaves_no_process() -> Iterator[None]:
+    before = children()
+    yield
+    assert children() <= before
+
+
+def children() -> set[int]:
+    """The processes that this one has started and that have not been waited for, dead ones too."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[1]) == os.getpid() and b"resource_tracker" not in (folder / "cmdline").read_bytes():
+                found.add(int(folder.name))
+    return found
+
+
+def loader_of(data: streampack.PackedDataset, **options: Any) -> streampack.PackedDataLoader:
+    """Batches of 4; messages of one pack, so that whatever happens to a worker is noticed within a few packs."""
+    return streampack.PackedDataLoader(data, **{"batch_size": 4, "num_workers": 2, "prefetch_bytes": 1, **options})
+
+
+def pids(loader: streampack.PackedDataLoader) -> list[int]:
+    """The workers of a loader; not one of them has been waited for, so the numbers are theirs."""
+    assert loader._pass is not None and loader._pass._healed is not None
+    return [each.process.pid or 0 for each in loader._pass._healed._workers._workers]
+
+
+def hurt(loader: streampack.PackedDataLoader, number: signal.Signals = signal.SIGKILL, worker: int = -1) -> None:
+    os.kill(pids(loader)[worker], number)
+
+
+def take(iterator: Iterator[dict[str, Any]], batches: int) -> list[Any]:
+    return [row for batch in itertools.islice(iterator, batches) for row in rows(batch)]
+
+
+# --- the same bits
+
+
+@pytest.mark.parametrize("after", [0, 1, 6], ids=["before the first batch", "after it", "later"])
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+def test_a_worker_that_is_killed_costs_nothing_but_time(
+    corpus: Corpus, wanted: list[Any], num_workers: int, after: int
+) -> None:
+    with loader_of(dataset(corpus), num_workers=0) as quiet:
+        take(iter(quiet), 15)
+    with loader_of(dataset(corpus), num_workers=num_workers) as loader:
+        iterator = iter(loader)
+        packs = take(iterator, after)
+        hurt(loader)
+        begin = time.monotonic()
+        packs += take(iterator, 15 - after)
+        assert time.monotonic() - begin < NOTICED_S
+        assert_equal(dict(enumerate(packs)), wanted)
+        assert loader.digest() == quiet.digest()
+        assert to_json(loader.state_dict()) == to_json(quiet.state_dict())
+        assert loader.stats()["healed"] == 1
+
+
+@pytest.mark.parametrize(("num_workers", "after"), [(1, 0), (2, 5), (3, 1)])
+def test_a_worker_that_is_stopped_is_ended_and_costs_nothing_but_time(
+    corpus: Corpus, wanted: list[Any], monkeypatch: pytest.MonkeyPatch, num_workers: int, after: int
+) -> None:
+    monkeypatch.setattr(workers, "START_S", 2 * SILENCE_S)  # in case it is stopped before it begins
+    with loader_of(dataset(corpus), num_workers=num_workers, worker_timeout_s=SILENCE_S) as loader:
+        iterator = iter(loader)
+        packs = take(iterator, after)
+        stopped = pids(loader)[-1]
+        hurt(loader, signal.SIGSTOP)
+        packs += take(iterator, 15 - after)
+        assert_equal(dict(enumerate(packs)), wanted)
+        assert loader.stats()["healed"] == 1
+        assert stopped not in children()
+
+
+@pytest.mark.parametrize("context", ["spawn", "forkserver"])
+def test_workers_that_are_not_forked_are_built_anew_too(corpus: Corpus, wanted: list[Any], context: str) -> None:
+    before = children()  # the server that workers are forked from stays for the next ones
+    with loader_of(dataset(corpus), multiprocessing_context=context) as loader:
+        iterator = iter(loader)
+        packs = take(iterator, 2)
+        hurt(loader)
+        packs += take(iterator, 5)
+        assert_equal(dict(enumerate(packs)), wanted)
+        assert loader.stats()["healed"] == 1
+    if context == "forkserver":
+        server = multiprocessing.forkserver._forkserver
+        server._stop()
+        assert children() <= before
+
+
+@pytest.mark.parametrize("prefetch_bytes", [1, 64 * 2**20], ids=["small messages", "large messages"])
+@pytest.mark.parametrize("epoch_end", ["pad", "stop"])
+def test_a_finite_pass_is_the_same_though_a_worker_dies_before_every_batch(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, epoch_end: str, prefetch_bytes: int
+) -> None:
+    """Also in the last batches, which are made of lanes that have ended."""
+    monkeypatch.setattr(healing, "BUDGET", 1000)
+    data = dataset(corpus, epochs=1, epoch_end=epoch_end, num_lanes=4)
+    with loader_of(data, num_workers=0) as quiet:
+        calm = [row for batch in quiet for row in rows(batch)]
+    with loader_of(data, num_workers=3, prefetch_bytes=prefetch_bytes) as loader:
+        packs, iterator = [], iter(loader)
+        for number in itertools.count():
+            if loader._pass is not None:
+                hurt(loader, worker=number % 3)
+            batch = next(iterator, None)
+            if batch is None:
+                break
+            packs += rows(batch)
+        assert loader.stats()["healed"] >= (1 if prefetch_bytes > 1 else 5)  # what was sent before is used up first
+        assert_equal(dict(enumerate(packs)), calm)
+        assert loader.digest() == quiet.digest()
+        assert to_json(loader.state_dict()) == to_json(quiet.state_dict())
+        counts, calm_counts = loader.stats(), quiet.stats()
+        assert {name: counts[name] for name in Counts._fields} == {name: calm_counts[name] for name in Counts._fields}
+        assert counts["left_out_packs"] == calm_counts["left_out_packs"]
+
+
+def partly_bad(folder: Path, bad: range, *, count: int) -> Corpus:
+    """One shard of so many documents, of which those in `bad` are no UTF-8."""
+    corpus = write_corpus(folder, [(".tar", make_texts(count, longest=60))])
+    path = corpus.shards[0]
+    for number in bad:
+        path.write_bytes(path.read_bytes().replace(b"<%d>" % number, b"\xff%d>" % number))
+    return corpus
+
+
+def test_bad_records_are_holes_once_though_workers_die(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(healing, "BUDGET", 1000)
+    data = dataset(partly_bad(tmp_path, range(0, 60, 4), count=60), epochs=1, num_lanes=4, on_error="skip")
+    with loader_of(data, num_workers=0) as quiet:
+        calm = [row for batch in quiet for row in rows(batch)]
+    with loader_of(data, num_workers=2) as loader:
+        packs, iterator = [], iter(loader)
+        while (batch := next(iterator, None)) is not None:
+            packs += rows(batch)
+            if loader._pass is not None:
+                hurt(loader)
+        assert_equal(dict(enumerate(packs)), calm)
+        assert loader.stats()["skipped"] == quiet.stats()["skipped"] == 15
+        assert to_json(loader.state_dict()) == to_json(quiet.state_dict())
+
+
+def test_a_rate_of_bad_records_counts_documents_through_healings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(healing, "BUDGET", 1000)
+    corpus = partly_bad(tmp_path, range(3, 80, 4), count=80)
+    data = dataset(corpus, epochs=1, num_lanes=1, on_error="skip", max_skipped=0.4)
+    with loader_of(data, num_workers=1) as loader:
+        for number, _ in enumerate(loader):
+            if number % 2 == 0:
+                hurt(loader)
+        assert loader.stats()["healed"] >= 3
+        assert loader.stats()["skipped"] == 20
+
+
+def test_all_workers_killed_at_once_are_one_healing(corpus: Corpus, wanted: list[Any]) -> None:
+    with loader_of(dataset(corpus), num_workers=3) as loader:
+        iterator = iter(loader)
+        packs = take(iterator, 4)
+        for pid in pids(loader):
+            os.kill(pid, signal.SIGKILL)
+        packs += take(iterator, 8)
+        assert_equal(dict(enumerate(packs)), wanted)
+        assert loader.stats()["healed"] == 1
+
+
+def test_workers_killed_again_before_their_first_message_are_healed_again(corpus: Corpus, wanted: list[Any]) -> None:
+    with loader_of(dataset(corpus)) as loader:
+        iterator = iter(loader)
+        packs = take(iterator, 3)
+        hurt(loader)
+        first = pids(loader)
+        while pids(loader) == first:
+            packs += take(iterator, 1)
+        hurt(loader, worker=0)
+        hurt(loader, worker=1)
+        packs += take(iterator, 6)
+        assert_equal(dict(enumerate(packs)), wanted)
+        assert loader.stats()["healed"] == 2
+
+
+def test_a_run_goes_on_exactly_from_a_state_of_a_healed_loader(corpus: Corpus, wanted: list[Any]) -> None:
+    with loader_of(dataset(corpus)) as loader:
+        iterator = iter(loader)
+        packs = take(iterator, 3)
+        hurt(loader)
+        packs += take(iterator, 7)
+        assert loader.stats()["healed"] == 1
+        state = loader.state_dict()
+    with loader_of(dataset(corpus), num_workers=3) as other:
+        other.load_state_dict(state)
+        packs += take(iter(other), 7)
+    assert_equal(dict(enumerate(packs)), wanted)
+
+
+def test_skip_goes_past_as_many_batches_though_a_worker_dies(corpus: Corpus, wanted: list[Any]) -> None:
+    with loader_of(dataset(corpus)) as loader:
+        iterator = iter(loader)
+        take(iterator, 2)
+        hurt(loader)
+        assert loader.skip(8) == 8
+        assert_equal(dict(enumerate(take(iterator, 4), 40)), wanted, begin=40)
+        assert loader.stats()["healed"] == 1
+
+
+# --- when it is noticed, and when not
+
+
+def test_a_worker_that_dies_while_it_is_waited_for_is_noticed_at_once(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+
+    def held_up(document: Any, rng: Any) -> Any:
+        while not gate.exists():  # a worker that works on and on
+            time.sleep(0.01)
+            heartbeat.beat()
+        return document
+
+    corpus = write_corpus(tmp_path / "shards", [(".tar", make_texts(30, longest=60))])
+    with loader_of(dataset(corpus, transform=held_up, transform_version="1", num_lanes=2)) as loader:
+        iterator = iter(loader)
+        victim = pids(loader)[0]
+
+        def kill() -> None:
+            gate.touch()
+            os.kill(victim, signal.SIGKILL)
+
+        threading.Timer(0.5, kill).start()
+        begin = time.monotonic()
+        assert len(take(iterator, 2)) == 8
+        assert time.monotonic() - begin < NOTICED_S
+        assert loader.stats()["healed"] <= 1  # it may have sent what was waited for just before
+
+
+def test_a_worker_that_waits_for_a_lock_for_ever_is_built_anew(tmp_path: Path, caplog: Any) -> None:
+    was_there = tmp_path / "was there"
+
+    def locked_up(document: Any, rng: Any) -> Any:
+        if "<20>" in document.text and not was_there.exists():
+            was_there.touch()
+            lock = threading.Lock()
+            lock.acquire()
+            threading.Thread(target=time.sleep, args=(60,), daemon=True).start()  # lives on, and is no sign of life
+            lock.acquire()
+        return document
+
+    corpus = write_corpus(tmp_path / "shards", [(".tar", make_texts(60, longest=60))])
+    data = dataset(corpus, transform=locked_up, transform_version="1", num_lanes=2)
+    packs = expected(corpus, 60, seq_len=32, num_lanes=2)
+    with loader_of(data, worker_timeout_s=SILENCE_S) as loader, caplog.at_level(logging.WARNING):
+        assert_equal(dict(enumerate(take(iter(loader), 15))), packs)
+        assert loader.stats()["healed"] == 1
+    message = next(record.getMessage() for record in caplog.records if "built anew" in record.getMessage())
+    assert "was silent for" in message and str(corpus.shards[0]) in message and "lane " in message
+
+
+def test_a_worker_that_never_begins_is_built_anew(
+    corpus: Corpus, wanted: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    report_to, was_there = heartbeat.report_to, tmp_path / "was there"
+
+    def stuck(row: Any) -> None:
+        with contextlib.suppress(FileExistsError):
+            was_there.touch(exist_ok=False)
+            time.sleep(60)
+        report_to(row)
+
+    monkeypatch.setattr(heartbeat, "report_to", stuck)
+    monkeypatch.setattr(workers, "START_S", SILENCE_S)
+    with loader_of(dataset(corpus), worker_timeout_s=0.1) as loader, caplog.at_level(logging.WARNING):
+        assert_equal(dict(enumerate(take(iter(loader), 1))), wanted)
+        assert loader.stats()["healed"] == 1
+    assert "before it began" in caplog.text
+
+
+def test_a_worker_that_is_slow_is_left_alone(tmp_path: Path) -> None:
+    def slow(document: Any, rng: Any) -> Any:
+        time.sleep(0.2)
+        return document
+
+    corpus = write_corpus(tmp_path, [(".tar", ["a" * 5] * 30)])
+    data = dataset(corpus, transform=slow, transform_version="1", num_lanes=1, seq_len=60)
+    with loader_of(data, batch_size=1, num_workers=1, worker_timeout_s=SILENCE_S) as loader:
+        begin = time.monotonic()
+        take(iter(loader), 1)
+        assert time.monotonic() - begin > SILENCE_S, "a pack takes longer than the limit"
+        assert loader.stats()["healed"] == 0
+
+
+class Flaky(LocalFileSystem):
+    """Local files as a remote storage whose first answer in each process is an error."""
+
+    protocol = "flaky"
+    cachable = False
+    _failed_in = 0
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
+        if Flaky._failed_in != os.getpid():
+            Flaky._failed_in = os.getpid()
+            raise ConnectionResetError("one that passes")
+        return super().cat_file(path, start=start, end=end, **options)
+
+
+def test_a_worker_that_waits_to_try_a_failing_storage_again_is_left_alone(corpus: Corpus) -> None:
+    fsspec.register_implementation("flaky", Flaky, clobber=True)
+    wait_s = 2 * SILENCE_S
+    retry = RetryPolicy(first_wait_s=wait_s, max_wait_s=wait_s, jitter=False)
+    data = dataset([f"flaky://{corpus.shards[1]}"], num_lanes=1, retry=retry)
+    with loader_of(data, num_workers=1, worker_timeout_s=SILENCE_S) as loader:
+        begin = time.monotonic()
+        take(iter(loader), 1)
+        assert time.monotonic() - begin > wait_s
+        stats = loader.stats()
+        assert stats["healed"] == 0
+        assert stats["retries"] == 1 and stats["requests"] >= 2 and stats["bytes_read"] > 1000
+        assert stats["seconds_waited_storage"] > 0
+
+
+def test_a_death_never_breaks_into_the_trainers_own_code(corpus: Corpus, wanted: list[Any]) -> None:
+    next(iter(DataLoader([0, 1], num_workers=1)))  # torch installs a handler that looks at dead children of its own
+    with loader_of(dataset(corpus)) as loader:
+        iterator = iter(loader)
+        packs = take(iterator, 2)
+        hurt(loader)
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end:  # where a handler would raise
+            pass
+        packs += take(iterator, 5)
+        assert_equal(dict(enumerate(packs)), wanted)
+        assert loader.stats()["healed"] == 1
+
+
+# --- what is not healed
+
+
+@pytest.mark.parametrize("kind", [ValueError, "local"])
+def test_what_a_workers_own_code_raises_is_no_matter_for_healing(tmp_path: Path, kind: Any) -> None:
+    class LocalError(Exception):
+        pass
+
+    raised = LocalError if kind == "local" else kind
+
+    def failing(document: Any, rng: Any) -> Any:
+        raise raised("of its own")
+
+    corpus = write_corpus(tmp_path, [(".tar", make_texts(10))])
+    with loader_of(dataset(corpus, transform=failing, transform_version="1", num_lanes=2)) as loader:
+        with pytest.raises(RuntimeError if kind == "local" else kind, match="of its own"):
+            next(iter(loader))
+        assert loader.stats()["healed"] == 0
+
+
+def test_a_sample_that_kills_its_worker_each_time_is_named_once_the_budget_is_spent(tmp_path: Path) -> None:
+    main = os.getpid()
+
+    def deadly(document: Any, rng: Any) -> Any:
+        if "<30>" in document.text and os.getpid() != main:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return document
+
+    corpus = write_corpus(tmp_path, [(".tar", make_texts(60, longest=60))], alike=True)
+    data = dataset(corpus, transform=deadly, transform_version="1", num_lanes=1)
+    packs = expected(corpus, 200, seq_len=32, num_lanes=1)
+    position = corpus.shards[0].read_bytes().index(b"<30>") - 512
+    with loader_of(data, num_workers=1) as loader:
+        found = []
+        with pytest.raises(LoaderError) as caught:
+            found.extend(row for batch in loader for row in rows(batch))
+        for part in ("worker 0", "SIGKILL", "lane 0", str(corpus.shards[0]), f"byte {position}", "3 times", "num_work"):
+            assert part in str(caught.value)
+        assert loader.stats()["healed"] == 3
+        with pytest.raises(LoaderError, match="no cure"):  # the budget is the loader's, not the iterator's
+            next(iter(loader))
+        state = loader.state_dict()
+        assert state["global_pack"] == len(found) > 8
+    with loader_of(data, num_workers=0) as alone:
+        alone.load_state_dict(state)
+        assert_equal(dict(enumerate(found + take(iter(alone), 5))), packs)
+
+
+def test_the_budget_is_for_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(healing.time, "monotonic", lambda: now)
+    healings = healing.Healings()
+    assert [healings.allow() for _ in range(4)] == [True, True, True, False]
+    now = 3599.0
+    assert not healings.allow()
+    now = 3601.0
+    assert [healings.allow() for _ in range(4)] == [True, True, True, False]
+    assert healings.number == 6
+
+
+def test_workers_that_cannot_even_begin_are_an_error_at_once(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(row: Any) -> None:
+        raise ImportError("as when a spawned worker cannot import the trainer's module")
+
+    monkeypatch.setattr(heartbeat, "report_to", broken)
+    with loader_of(dataset(corpus)) as loader:
+        with pytest.raises(LoaderError, match="exit code 1 before it began"):
+            next(iter(loader))
+        assert loader.stats()["healed"] == 0
+
+
+@pytest.mark.parametrize("value", [0, -1.0, "soon"])
+def test_a_limit_that_cannot_be_is_refused(corpus: Corpus, value: Any) -> None:
+    with pytest.raises(ConfigError, match="worker_timeout_s"):
+        loader_of(dataset(corpus), worker_timeout_s=value)
+
+
+# --- nothing is left
+
+
+def test_many_healings_leave_no_process_and_no_open_file(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(healing, "BUDGET", 100)
+    before = children()
+    with loader_of(dataset(corpus)) as loader:
+        iterator = iter(loader)
+        take(iterator, 2)
+        files = []
+        for number in range(1, 7):
+            hurt(loader)
+            while loader.stats()["healed"] < number:
+                take(iterator, 1)
+            files.append(len(list(Path("/proc/self/fd").iterdir())))
+        assert files[-1] <= files[0], files
+        assert len(children() - before) == 2
+    assert children() <= before
+
+
+@pytest.mark.parametrize("ending", ["close", "del"])
+def test_a_stopped_worker_does_not_outlive_its_loader(corpus: Corpus, ending: str) -> None:
+    loader = loader_of(dataset(corpus))
+    iterator = iter(loader)
+    take(iterator, 1)
+    stopped = pids(loader)
+    hurt(loader, signal.SIGSTOP)
+    begin = time.monotonic()
+    if ending == "close":
+        loader.close()
+    else:
+        del loader, iterator
+    assert time.monotonic() - begin < NOTICED_S
+    assert not children() & set(stopped)
+
+
+UNCLOSED = """
+import os, signal, sys
+import streampack
+from streampack.testing import ByteTokenizer
+
+loader = streampack.PackedDataLoader(streampack.PackedDataset(sys.argv[1:], ByteTokenizer(), 32, num_lanes=4), 4)
+iterator = iter(loader)
+next(iterator)
+for each in loader._pass._healed._workers._workers:
+    print(each.process.pid)
+    os.kill(each.process.pid, signal.SIGSTOP)
+"""
+
+
+def test_a_program_ends_though_its_workers_are_stopped_and_nobody_closed_the_loader(corpus: Corpus) -> None:
+    program = [sys.executable, "-c", UNCLOSED, *corpus.urls]
+    output = subprocess.run(program, capture_output=True, text=True, check=True, timeout=40).stdout
+    assert len(output.split()) == 2
+    assert not any(Path(f"/proc/{pid}").exists() for pid in output.split())
+
+
+# --- other ranks
+
+
+def test_one_rank_heals_and_the_other_notices_nothing(
+    references: References,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """A finite run: the ranks agree on its end every few rounds, and none may ask once more or once less."""
+    uneven_lanes = {**references.corpora["uneven"], "epochs": 1}
+    loader = {"batch_size": 2, "num_workers": 2, "prefetch_bytes": 1}
+    case = {"dataset": uneven_lanes, "loader": loader, "name": "hurt", "passes": 2, "kill_after": {"1": [1, 5, 9]}}
+    ran = run_job([case], 2, tmp_path, deadline_s=60)["hurt"]
+    start = 0
+    for number in range(2):
+        current = references.one_pass(Finite(), number, start)
+        for rank, outcome in enumerate(ran):
+            expected_batches = current.batches(start, rank=rank, num_ranks=2, batch_size=2)
+            assert_batches(outcome["passes"][number], expected_batches, f"pass {number}, rank {rank}")
+        start = current.end
+    assert ran[0]["stats"]["healed"] == 0
+    assert 1 <= ran[1]["stats"]["healed"] <= 3
+    with references.loader("uneven", 2, epochs=1) as alone:
+        for _ in range(2):
+            assert sum(1 for _ in alone) > 0
+        assert sum(outcome["digests"][-1] for outcome in ran) % 2**64 == alone.digest()

@@ -1,0 +1,141 @@
+"""A job killed at any moment leaves a checkpoint that goes on exactly, and no process behind; a failing one ends."""
+
+import json
+import pickle
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.reference import assert_batches, endless_batches, lane_packs, prose
+from support.torchrun import Job, needs_proc, torchrun
+
+import streampack
+from streampack.testing import ByteTokenizer, write_shards
+
+pytestmark = pytest.mark.timeout(170)
+
+WORKERS_NOTICE_S = 15
+"""torch's workers look every 5 seconds whether their parent lives."""
+
+
+def handed_out(folder: Path, rank: int) -> tuple[int, dict[str, Any], int | None]:
+    """What a rank wrote: the global pack that it began with, its batches, its digest if it came to its end."""
+    with (folder / f"rank{rank}.packs").open("rb") as file:
+        values = []
+        while True:
+            try:
+                values.append(pickle.load(file))
+            except (EOFError, pickle.UnpicklingError):  # the last one may be cut short by the kill
+                break
+    batches = [value for value in values if isinstance(value, dict)]
+    stacked = {key: np.stack([batch[key] for batch in batches]) for key in batches[0]} if batches else {}
+    return values[0], stacked, None if isinstance(values[-1], dict) else values[-1]
+
+
+def complete(folder: Path) -> list[Path]:
+    """Checkpoints that were written to their end, oldest first."""
+    return sorted(path.parent for path in folder.glob("step*/.metadata"))
+
+
+def write_job(folder: Path, **given: Any) -> None:
+    given = {"every": 3, "load": None, "batches": None, "pause_after": None, **given}
+    (folder / "job.json").write_text(json.dumps(given))
+
+
+def await_checkpoint(running: Job, folder: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not complete(folder):
+        assert time.monotonic() < deadline, f"no checkpoint; the job said:\n{running.output}"
+        time.sleep(0.02)
+
+
+@needs_proc
+def test_workers_of_a_rank_that_was_killed_end_though_nobody_takes_what_they_made(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "shards", prose(8, 80), documents_per_shard=21)
+    dataset = {"shards": shards, "seq_len": 32, "num_lanes": 12}
+    # By the hundredth batch messages are so large that they fill the pipe to the rank while it computes.
+    loader = {"batch_size": 2, "num_workers": 2}
+    write_job(tmp_path, dataset=dataset, loader=loader, every=100, pause_after=101)
+    with Job("training.py", tmp_path / "job.json", tmp_path, ranks=2, log=tmp_path / "log") as running:
+        await_checkpoint(running, tmp_path)
+        time.sleep(1)
+        left = running.kill_ranks()
+        assert len(left) == 4, "two workers of each rank outlive the kill for a moment"
+        deadline = time.monotonic() + WORKERS_NOTICE_S
+        while orphans := running.processes():
+            assert time.monotonic() < deadline, f"still there after {WORKERS_NOTICE_S} s: {orphans}"
+            time.sleep(0.1)
+
+
+@needs_proc
+def test_a_job_killed_at_a_random_moment_goes_on_exactly_on_other_ranks_and_workers(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "shards", prose(8, 80), documents_per_shard=21)
+    dataset = {"shards": shards, "seq_len": 32, "num_lanes": 12}
+
+    def job(name: str, load: Path | None, batches: int | None, **loader: int) -> tuple[Path, Path]:
+        folder = tmp_path / name
+        folder.mkdir()
+        write_job(folder, dataset=dataset, loader=loader, load=load and str(load), batches=batches)
+        return folder / "job.json", folder
+
+    killed = job("killed", None, None, batch_size=2, num_workers=2)
+    with Job("training.py", *killed, ranks=2, log=tmp_path / "killed.log") as running:
+        await_checkpoint(running, killed[1])
+        moment_s = random.SystemRandom().uniform(0, 1.5)
+        time.sleep(moment_s)
+        running.kill_ranks()
+
+    resumed = job("resumed", complete(killed[1])[-1], 8, batch_size=3, num_workers=1)
+    torchrun("training.py", *resumed, ranks=4, log=tmp_path / "resumed.log")
+    last = job("last", complete(resumed[1])[-1], 8, batch_size=5, num_workers=3)
+    torchrun("training.py", *last, ranks=1, log=tmp_path / "last.log")
+
+    folders = {killed[1]: (2, 2), resumed[1]: (4, 3), last[1]: (1, 5)}
+    wrote = {
+        (folder, rank): handed_out(folder, rank) for folder, (ranks, _) in folders.items() for rank in range(ranks)
+    }
+    begins = [wrote[folder, 0][0] for folder in folders]
+    steps = int(complete(killed[1])[-1].name.removeprefix("step"))
+    assert begins == [0, steps * 2 * 2, steps * 2 * 2 + 6 * 3 * 4]
+    end = begins[2] + 8 * 5
+    lanes = lane_packs(dataset, limit=-(-(end + 1000) // 12))
+    for (folder, rank), (begin, batches, _) in wrote.items():
+        num_ranks, batch_size = folders[folder]
+        count = len(batches["tokens"])
+        split = {"rank": rank, "num_ranks": num_ranks, "batch_size": batch_size}
+        expected = endless_batches(lanes, begin, count=count, **split)
+        assert_batches(batches, expected, f"{folder.name}, rank {rank}, killed after {moment_s:.2f} s")
+    alone = streampack.PackedDataset(tokenizer=ByteTokenizer(), **dataset)
+    with streampack.PackedDataLoader(alone, end, num_workers=0, dp_rank=0, dp_size=1) as loader:
+        next(iter(loader))
+        assert wrote[last[1], 0][2] == loader.digest()
+
+
+def test_a_bad_shard_in_one_worker_ends_the_job_with_what_is_wrong_with_it(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "shards", prose(9, 40), documents_per_shard=10)
+    whole = Path(shards[3]).read_bytes()
+    Path(shards[3]).write_bytes(whole[: len(whole) * 2 // 3 // 512 * 512 + 100])
+    said = failing(tmp_path, {"shards": shards, "num_lanes": 4})
+    assert "TruncatedShardError" in said
+    assert shards[3] in said
+
+
+def test_stop_with_a_lane_that_has_nothing_ends_the_job_with_an_error_that_says_so(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "shards", prose(3, 40), shard_sizes=[24, 16], compression="gz")
+    said = failing(tmp_path, {"shards": shards, "num_lanes": 4, "epoch_end": "stop"})
+    assert "ConfigError" in said
+    assert 'epoch_end="stop"' in said
+    assert "lane 1" in said or "lane 3" in said
+
+
+def failing(folder: Path, dataset: dict[str, Any]) -> str:
+    """What a job of two ranks said that ended with an error of one of them, and left no process."""
+    (folder / "job.json").write_text(json.dumps({"seq_len": 32, "epochs": 1, "shuffle": False, **dataset}))
+    with Job("failing.py", folder / "job.json", ranks=2, log=folder / "log") as job:
+        assert job.wait(45) != 0
+        assert "no error on this rank" not in job.output
+        assert not job.processes()
+        return job.output

@@ -1,0 +1,453 @@
+"""Real jobs of 1, 2 and 4 processes under torchrun: the same global packs, as many batches each, the same errors.
+
+Starting processes costs seconds, so each number of ranks is one job of all cases; the tests look at what it wrote.
+"""
+
+import json
+import pickle
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.reference import Pass, assert_batches, endless_batches, lane_packs, prose
+from support.torchrun import torchrun
+
+import streampack
+from streampack.records import Counts
+from streampack.state.checkpoint import to_json
+from streampack.testing import ByteTokenizer, write_shards
+
+pytestmark = pytest.mark.timeout(170)
+
+Dataset = dict[str, Any]
+Outcome = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Dataset]:
+    folder = tmp_path_factory.mktemp("corpora")
+    even = write_shards(folder / "even", prose(1, 70), documents_per_shard=19)
+    small = write_shards(folder / "small", prose(4, 24), documents_per_shard=8)
+    sizes = [12, 2, 3, 5, 1, 1, 2]
+    uneven = write_shards(folder / "uneven", prose(2, sum(sizes)), shard_sizes=sizes)
+    manifest = folder / "uneven" / "manifest.jsonl"
+    manifest.write_text("".join(json.dumps({"url": url, "whole": True}) + "\n" for url in uneven))
+    few = write_shards(folder / "few", prose(3, 40), shard_sizes=[24, 16], compression="gz")
+    return {
+        "even": {"shards": even, "seq_len": 32, "num_lanes": 12},
+        # Whole shards: lanes of very different length.
+        "uneven": {"shards": f"@{manifest}", "seq_len": 32, "num_lanes": 4},
+        # Two shards for four lanes, at 0 and behind the middle: lanes 1 and 3 have nothing, so an odd rank neither.
+        "few": {"shards": few, "seq_len": 64, "num_lanes": 4, "shuffle": False},
+        "small": {"shards": small, "seq_len": 32, "num_lanes": 4},
+        "next_fit": {"shards": even, "seq_len": 64, "num_lanes": 8, "packing": "next_fit", "boundary": "trim"},
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endless:
+    corpus: str = "even"
+    num_workers: int = 0
+    batch_size: int = 2
+    count: int = 12
+    extra: dict[str, Any] = field(default_factory=dict)
+    """More keys of the case; "loader" adds to the loader's arguments."""
+    only: tuple[int, ...] = (1, 2, 4)
+    """Numbers of ranks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finite:
+    corpus: str = "uneven"
+    num_workers: int = 0
+    batch_size: int = 3
+    epochs: int = 1
+    passes: int = 2
+    pad: bool = True
+    drop_last: bool = False
+    resume_pass: int = 0
+    """Go on in this pass from a state of one process ..."""
+    resume_part: tuple[int, int] | None = None
+    """... (a, b): a rounds before the pass's end (negative) or behind its start, and b packs; None: begin afresh."""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+ENDLESS = {
+    "in this process": Endless(),
+    "one worker": Endless(num_workers=1, batch_size=5),
+    "two workers": Endless(num_workers=2, batch_size=1, count=40),
+    "two workers, slow rank": Endless(num_workers=2, batch_size=3, extra={"slow_ranks": [0]}),
+    "whole documents": Endless(corpus="next_fit", num_workers=2, batch_size=3),
+    "over epochs": Endless(corpus="small", num_workers=1, batch_size=8, count=20),
+    "without a process group": Endless(num_workers=1, extra={"without_group": True}),
+    "left and gone on": Endless(num_workers=2, extra={"leave_after": [3, 7]}),
+    "spawned workers": Endless(
+        num_workers=1, count=4, extra={"loader": {"multiprocessing_context": "spawn"}}, only=(2,)
+    ),
+}
+FINITE = {
+    "pad": Finite(),
+    "pad, two workers": Finite(num_workers=2, batch_size=5),
+    "pad, first rank slow": Finite(num_workers=1, batch_size=2, extra={"slow_ranks": [0]}),
+    "pad, last rank slow": Finite(batch_size=2, extra={"slow_ranks": [1, 3]}),
+    "pad, two epochs a pass": Finite(epochs=2, num_workers=1, batch_size=4),
+    "pad, drop_last": Finite(drop_last=True, num_workers=1, batch_size=7),
+    "pad, even lanes": Finite(corpus="even", num_workers=2, batch_size=7),
+    "pad, whole documents": Finite(corpus="next_fit", num_workers=1, batch_size=5),
+    "pad, empty ranks": Finite(corpus="few", num_workers=1),
+    "pad, empty ranks, drop_last": Finite(corpus="few", drop_last=True),
+    "pad, large batches": Finite(batch_size=1000),
+    "pad, large batches, drop_last": Finite(batch_size=1000, drop_last=True),
+    "pad, left and gone on": Finite(num_workers=1, batch_size=2, extra={"leave_after": [1, 4]}),
+    "pad, group given by hand": Finite(extra={"given_group": True}),
+    "stop": Finite(pad=False, corpus="small", num_workers=1, batch_size=2),
+    "stop, even lanes": Finite(pad=False, corpus="even", num_workers=2, batch_size=5),
+    "stop, drop_last": Finite(pad=False, corpus="even", drop_last=True, batch_size=7),
+    "stop, slow rank": Finite(pad=False, corpus="even", batch_size=3, extra={"slow_ranks": [1]}),
+    "pad, resumed": Finite(resume_part=(2, 3), num_workers=1),
+    "pad, resumed in the last round": Finite(resume_part=(-1, 2), num_workers=2),
+    "pad, resumed in the last round of the second pass": Finite(resume_pass=1, resume_part=(-1, 1), passes=1),
+    "pad, resumed at the very end": Finite(resume_part=(0, 0), num_workers=1),
+    "pad, even lanes, resumed": Finite(corpus="even", resume_part=(-1, 7), num_workers=2, batch_size=2),
+    "pad, drop_last, resumed": Finite(resume_part=(3, 1), drop_last=True, batch_size=4),
+    "stop, resumed": Finite(pad=False, corpus="even", resume_part=(1, 5), num_workers=1, batch_size=4),
+    "stop, resumed in the last round": Finite(pad=False, corpus="even", resume_part=(-1, 3), num_workers=2),
+}
+DIFFER = {
+    # What rank 1 alone is given, and what the error must name.
+    "seed": ({"dataset": {"seed": 7}}, "seed: 0 on rank 0, 7 on rank 1"),
+    "seq_len": ({"dataset": {"seq_len": 33}}, "seq_len: 32 on rank 0, 33 on rank 1"),
+    "boundary": ({"dataset": {"boundary": "keep"}}, "boundary: 'mask'"),
+    "num_lanes": ({"dataset": {"num_lanes": 8}}, "num_lanes: 4 on rank 0, 8 on rank 1"),
+    "shards": ({"dataset": {"shards": "elsewhere/*.tar"}}, "shards"),
+}
+DIFFER_IN_THE_RUN = {
+    # In no state, as a resume may change them; but ranks that differ wait for each other for ever, or lose step.
+    "epochs": {"dataset": {"epochs": 2}},
+    "epoch_end": {"dataset": {"epoch_end": "stop"}},
+    "batch_size": {"loader": {"batch_size": 3}},
+    "drop_last": {"loader": {"drop_last": True}},
+}
+
+
+class References:
+    """What is expected, worked out in this process, each thing once."""
+
+    def __init__(self, corpora: dict[str, Dataset]) -> None:
+        self.corpora = corpora
+        self.lanes = cache(self._lanes)
+
+    def _lanes(self, corpus: str, epoch: int, epochs: int | None, limit: int | None = None) -> list[Any]:
+        return lane_packs({**self.corpora[corpus], "epochs": epochs}, epoch=epoch, limit=limit)
+
+    def loader(self, corpus: str, batch_size: int, **arguments: Any) -> streampack.PackedDataLoader:
+        """The same run in one process."""
+        drop_last = arguments.pop("drop_last", False)
+        dataset = streampack.PackedDataset(tokenizer=ByteTokenizer(), **self.corpora[corpus], **arguments)
+        return streampack.PackedDataLoader(
+            dataset, batch_size, num_workers=0, dp_rank=0, dp_size=1, drop_last=drop_last
+        )
+
+    def passes(self, case: Finite) -> Iterator[Pass]:
+        """The passes from the first one on, one behind the other without `drop_last`."""
+        start = 0
+        for number in range(case.resume_pass + 1):
+            current = self.one_pass(case, number, start)
+            yield current
+            start = current.end
+
+    def one_pass(self, case: Finite, number: int, start: int) -> Pass:
+        lanes = self.lanes(case.corpus, number * case.epochs, case.epochs)
+        return Pass(lanes=lanes, seq_len=self.corpora[case.corpus]["seq_len"], start=start, pad=case.pad)
+
+    def begin(self, case: Finite) -> tuple[Pass, int, str | None]:
+        """The pass that a case begins in, the global pack that it begins with, and the state to begin from."""
+        *before, current = self.passes(case)
+        if case.resume_part is None:
+            return current, current.start, None
+        rounds, packs = case.resume_part
+        num_lanes = len(current.lanes)
+        begin = (current.start if rounds > 0 else current.end) + rounds * num_lanes + packs
+        assert current.start < begin <= current.end, (current.start, begin, current.end)
+        arguments = {"epochs": case.epochs, "epoch_end": "pad" if case.pad else "stop"}
+        with self.loader(case.corpus, 1, **arguments) as loader:
+            for _ in before:
+                assert sum(1 for _ in loader) > 0
+            iterator = iter(loader)
+            for _ in range(begin - current.start):
+                next(iterator)
+            return current, begin, to_json(loader.state_dict())
+
+
+class Ran:
+    """A job that is over: what each rank did in each case."""
+
+    def __init__(self, num_ranks: int, outcomes: dict[str, list[Outcome]], folder: Path) -> None:
+        self.num_ranks = num_ranks
+        self.outcomes = outcomes
+        self.folder = folder
+
+    def __getitem__(self, name: str) -> list[Outcome]:
+        """The outcomes by rank of a case that went well."""
+        outcomes = self.outcomes[name]
+        errors = [outcome["errors"] for outcome in outcomes]
+        assert not any(errors), f"{name!r} failed: {errors}"
+        return outcomes
+
+    def errors(self, name: str) -> list[list[str]]:
+        return [outcome["errors"] for outcome in self.outcomes[name]]
+
+    def seen(self, name: str) -> dict[str, set[int]]:
+        """Which processes asked the watched storage of a case for what."""
+        found: dict[str, set[int]] = {"list": set(), "read": set()}
+        for line in (self.folder / name).read_text().splitlines():
+            pid, operation = line.split()
+            found["read" if operation == "read" else "list"].add(int(pid))
+        return found
+
+
+def _cases(num_ranks: int, references: References, place: Path) -> Iterator[dict[str, Any]]:
+    corpora = references.corpora
+    few = {"dataset": {**corpora["few"], "epochs": 1}, "loader": {"num_workers": 0}}
+    yield {"name": "finite without a process group", "without_group": True, **few}
+    for name, endless in sorted(ENDLESS.items(), key=lambda item: not item[1].extra.get("without_group")):
+        if num_ranks in endless.only:
+            loader = {"batch_size": endless.batch_size, "num_workers": endless.num_workers}
+            extra = {**endless.extra, "loader": {**loader, **endless.extra.get("loader", {})}}
+            yield {"name": name, "dataset": corpora[endless.corpus], "batches": endless.count, **extra}
+    for name, finite in FINITE.items():
+        state = references.begin(finite)[2]
+        yield {
+            "name": name,
+            "dataset": {
+                **corpora[finite.corpus],
+                "epochs": finite.epochs,
+                "epoch_end": "pad" if finite.pad else "stop",
+            },
+            "loader": {
+                "batch_size": finite.batch_size,
+                "num_workers": finite.num_workers,
+                "drop_last": finite.drop_last,
+            },
+            "passes": finite.passes,
+            **({} if state is None else {"state": state}),
+            **finite.extra,
+        }
+    even = {"dataset": corpora["even"], "loader": {"batch_size": 2, "num_workers": 1}, "batches": 2}
+    uneven = {"dataset": {**corpora["uneven"], "epochs": 1}, "loader": {"batch_size": 2, "num_workers": 1}}
+    folder = Path(corpora["even"]["shards"][0]).parent
+    watched = {**even, "dataset": {**corpora["even"], "shards": f"watched://{folder}/*.tar"}}
+    yield {**watched, "name": "watched", "watched": str(place / "watched")}
+    missing = [*corpora["even"]["shards"], str(folder / "99999.tar")]
+    yield {**even, "name": "missing shard", "dataset": {**corpora["even"], "shards": missing}}
+    yield {**even, "name": "lanes that do not divide", "dataset": {**corpora["even"], "num_lanes": 9}}
+    if num_ranks > 1:
+        for name, (given, _) in DIFFER.items():
+            yield {**uneven, "name": f"other {name}", "per_rank": {"1": given}, "batches": 2}
+    if num_ranks == 4:
+        for name, mesh in (("dp x tp", {"dp": 2, "tp": 2}), ("tp x dp", {"tp": 2, "dp": 2})):
+            yield {**even, "name": name, "mesh": mesh}
+            yield {**uneven, "name": f"{name}, finite", "mesh": mesh, "passes": 2}
+        yield {**even, "name": "replicate x shard", "mesh": {"dp_replicate": 2, "dp_shard": 2}}
+
+
+@pytest.fixture(scope="module")
+def references(corpora: dict[str, Dataset]) -> References:
+    return References(corpora)
+
+
+def _job_of(num_ranks: int) -> Any:
+    """A fixture with the job of a number of ranks; pytest keeps it, or its failure, for all tests."""
+
+    @pytest.fixture(scope="module")
+    def job_of(references: References, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+        folder = tmp_path_factory.mktemp(f"ranks{num_ranks}")
+        return run_job(_cases(num_ranks, references, folder), num_ranks, folder)
+
+    return job_of
+
+
+job_of_1, job_of_2, job_of_4 = _job_of(1), _job_of(2), _job_of(4)
+
+
+@pytest.fixture
+def job(request: pytest.FixtureRequest) -> Ran:
+    return request.getfixturevalue(f"job_of_{request.param}")
+
+
+def run_job(cases: Iterable[dict[str, Any]], num_ranks: int, folder: Path, *, deadline_s: float = 90) -> Ran:
+    cases = list(cases)
+    (folder / "job.json").write_text(json.dumps(cases))
+    torchrun("cases.py", folder / "job.json", folder, ranks=num_ranks, log=folder / "log", deadline_s=deadline_s)
+    by_rank = [pickle.loads((folder / f"rank{rank}.pickle").read_bytes()) for rank in range(num_ranks)]
+    outcomes = {case["name"]: list(of_ranks) for case, *of_ranks in zip(cases, *by_rank, strict=True)}
+    return Ran(num_ranks, outcomes, folder)
+
+
+def on(*num_ranks: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Run the test on the job of each of these numbers of ranks."""
+    return pytest.mark.parametrize("job", num_ranks, indirect=True, ids=lambda ranks: f"{ranks} ranks")
+
+
+def check_sum(got: list[int], expected: int) -> None:
+    assert sum(got) % 2**64 == expected
+
+
+@pytest.mark.parametrize(
+    ("job", "name"),
+    [(num_ranks, name) for num_ranks in (1, 2, 4) for name, case in ENDLESS.items() if num_ranks in case.only],
+    indirect=["job"],
+    ids=lambda value: value if isinstance(value, str) else f"{value} ranks",
+)
+def test_ranks_and_workers_do_not_change_the_global_packs(job: Ran, name: str, references: References) -> None:
+    case = ENDLESS[name]
+    packs = case.count * case.batch_size * job.num_ranks
+    lanes = references.lanes(case.corpus, 0, None, -(-packs // references.corpora[case.corpus]["num_lanes"]))
+    for rank, outcome in enumerate(job[name]):
+        expected = endless_batches(
+            lanes, 0, rank=rank, num_ranks=job.num_ranks, batch_size=case.batch_size, count=case.count
+        )
+        assert_batches(outcome["passes"][0], expected, f"{name}, rank {rank}")
+    with references.loader(case.corpus, packs) as alone:
+        next(iter(alone))
+        check_sum([outcome["digests"][0] for outcome in job[name]], alone.digest())
+
+
+@on(1, 2, 4)
+@pytest.mark.parametrize("name", FINITE)
+def test_finite_passes_end_together_at_the_right_batch_with_the_right_packs(
+    job: Ran, name: str, references: References
+) -> None:
+    case = FINITE[name]
+    current, begin, state = references.begin(case)
+    split = {"num_ranks": job.num_ranks, "batch_size": case.batch_size, "drop_last": case.drop_last}
+    arguments = {"epochs": case.epochs, "epoch_end": "pad" if case.pad else "stop", "drop_last": case.drop_last}
+    with references.loader(case.corpus, case.batch_size * job.num_ranks, **arguments) as alone:
+        if state is not None:
+            alone.load_state_dict(json.loads(state))
+        for number in range(case.passes):
+            for rank, outcome in enumerate(job[name]):
+                expected = current.batches(begin, rank=rank, **split)
+                assert_batches(outcome["passes"][number], expected, f"{name}, pass {number}, rank {rank}")
+            assert sum(1 for _ in alone) == current.num_batches(begin, **split)
+            check_sum([outcome["digests"][number] for outcome in job[name]], alone.digest())
+            handed_out = current.num_batches(begin, **split) * case.batch_size * job.num_ranks
+            begin = min(begin + handed_out, current.end)
+            current = references.one_pass(case, case.resume_pass + number + 1, begin)
+        assert json.loads(job[name][0]["state"])["global_pack"] == begin
+        counted = {key: sum(outcome["stats"][key] for outcome in job[name]) for key in Counts._fields}
+        assert counted == {key: alone.stats()[key] for key in Counts._fields}
+
+
+@on(1, 2, 4)
+def test_every_lane_that_is_shorter_leaves_packs_out_under_stop_and_they_are_counted(job: Ran) -> None:
+    assert sum(outcome["stats"]["left_out_packs"] for outcome in job["stop"]) > 0
+    assert sum(outcome["stats"]["left_out_packs"] for outcome in job["pad"]) == 0
+
+
+@on(1, 2, 4)
+def test_a_finite_run_of_many_ranks_without_a_process_group_is_refused(job: Ran) -> None:
+    errors = job.errors("finite without a process group")
+    if job.num_ranks == 1:
+        assert errors == [[]]
+        return
+    for messages in errors:
+        assert len(messages) == 1
+        assert "TopologyError: a finite run (epochs=1) on" in messages[0]
+        assert "torch.distributed.init_process_group" in messages[0]
+
+
+@on(2, 4)
+@pytest.mark.parametrize("name", DIFFER)
+def test_ranks_with_other_arguments_are_told_so_on_every_rank(job: Ran, name: str) -> None:
+    for messages in job.errors(f"other {name}"):
+        assert messages[:1], "no error on this rank"
+        assert messages[0].startswith("ConfigError: ")
+        assert DIFFER[name][1] in messages[0]
+
+
+@on(1, 2, 4)
+def test_a_shard_that_is_missing_is_an_error_on_every_rank(job: Ran) -> None:
+    for messages in job.errors("missing shard"):
+        assert len(messages) == 1
+        assert "1 of 5 shards are not there" in messages[0]
+        assert "99999.tar" in messages[0]
+
+
+@on(4)
+def test_lanes_that_the_ranks_do_not_divide_are_refused_with_what_would_fit(job: Ran) -> None:
+    for messages in job.errors("lanes that do not divide"):
+        assert len(messages) == 1
+        assert "TopologyError: 4 data-parallel ranks do not divide num_lanes=9" in messages[0]
+        assert "3 or 9 ranks" in messages[0]
+
+
+@on(1, 2, 4)
+def test_one_process_lists_for_all_and_workers_only_read(job: Ran, references: References) -> None:
+    outcomes, seen = job["watched"], job.seen("watched")
+    assert seen["list"] == {outcomes[0]["pid"]}
+    assert len(seen["read"]) == job.num_ranks, "one worker of each rank"
+    assert not seen["read"] & {outcome["pid"] for outcome in outcomes}
+    lanes = references.lanes("even", 0, None, 2)
+    for rank, outcome in enumerate(outcomes):
+        expected = endless_batches(lanes, 0, rank=rank, num_ranks=job.num_ranks, batch_size=2, count=2)
+        assert_batches(outcome["passes"][0], expected, f"rank {rank}")
+
+
+@on(4)
+@pytest.mark.parametrize(("name", "dp_ranks"), [("dp x tp", [0, 0, 1, 1]), ("tp x dp", [0, 1, 0, 1])])
+def test_tensor_parallel_peers_see_the_same_packs_and_data_parallel_ranks_different_ones(
+    job: Ran, references: References, name: str, dp_ranks: list[int]
+) -> None:
+    lanes = references.lanes("even", 0, None, 2)
+    for outcome, rank in zip(job[name], dp_ranks, strict=True):
+        expected = endless_batches(lanes, 0, rank=rank, num_ranks=2, batch_size=2, count=2)
+        assert_batches(outcome["passes"][0], expected, f"dp rank {rank}")
+    start = 0
+    for number in range(2):
+        current = references.one_pass(Finite(), number, start)
+        for outcome, rank in zip(job[f"{name}, finite"], dp_ranks, strict=True):
+            expected = current.batches(start, rank=rank, num_ranks=2, batch_size=2)
+            assert_batches(outcome["passes"][number], expected, f"pass {number}, dp rank {rank}")
+        start = current.end
+
+
+@on(4)
+def test_replicated_and_sharded_dimensions_are_both_data_parallel(job: Ran, references: References) -> None:
+    lanes = references.lanes("even", 0, None, 2)
+    for rank, outcome in enumerate(job["replicate x shard"]):
+        expected = endless_batches(lanes, 0, rank=rank, num_ranks=4, batch_size=2, count=2)
+        assert_batches(outcome["passes"][0], expected, f"rank {rank}")
+        before = job["replicate x shard"][rank - 1]
+        assert not np.array_equal(outcome["passes"][0]["tokens"], before["passes"][0]["tokens"])
+
+
+@pytest.fixture(scope="module")
+def refused(references: References, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """Two ranks that are given different arguments, and one of which may try again."""
+    uneven = {"dataset": {**references.corpora["uneven"], "epochs": 1}, "loader": {"batch_size": 2, "num_workers": 0}}
+    again = {name: given for name, (given, _) in DIFFER.items()}
+    cases = [
+        *({**uneven, "name": name, "per_rank": {"1": given}} for name, given in DIFFER_IN_THE_RUN.items()),
+        *({**uneven, "name": name, "per_rank": {"1": given}, "tries": 3} for name, given in again.items()),
+    ]
+    return run_job(cases, 2, tmp_path_factory.mktemp("refused"), deadline_s=40)
+
+
+@pytest.mark.parametrize("name", DIFFER_IN_THE_RUN)
+def test_ranks_that_would_not_end_together_are_told_why_on_every_rank(refused: Ran, name: str) -> None:
+    for messages in refused.errors(name):
+        assert len(messages) == 1
+        assert messages[0].startswith("ConfigError: ")
+        assert name in messages[0]
+
+
+@pytest.mark.parametrize("name", DIFFER)
+def test_ranks_with_other_arguments_are_refused_at_each_try(refused: Ran, name: str) -> None:
+    for messages in refused.errors(name):
+        assert len(messages) == 3, "a rank that tries again must not get through"
+        assert len(set(messages)) == 1

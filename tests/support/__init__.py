@@ -1,0 +1,1 @@
+"""What tests share: corpora, servers, jobs, references. Holds no test."""

@@ -1,0 +1,530 @@
+"""The shard list: braces, globs, directories, manifests, sizes, names, digests; over the real storage."""
+
+import json
+import pickle
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import braceexpand
+import fsspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streampack.corpus.table import ShardTable, Texts, differing_block, expand, expand_braces, relative_names
+from streampack.errors import ConfigError, ShardError, ShardNotFoundError, StorageError
+from streampack.storage.access import RetryPolicy, Storage
+from streampack.tar.codecs import is_compressed
+
+STORAGE = Storage(retry=RetryPolicy.immediate())
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Some shards in the working directory, a.tar with one byte to f.tzst with six, and other files."""
+    monkeypatch.chdir(tmp_path)
+    for size, name in enumerate(
+        ["en/a.tar", "en/b.tar", "de/c.tar.gz", "de/deep/d.tgz", "de/e.tar.zst", "de/f.tzst", "en/notes.txt"], start=1
+    ):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_bytes(bytes(size))
+    return tmp_path
+
+
+def urls(table: ShardTable) -> list[str]:
+    return [shard.url for shard in table]
+
+
+def names(table: ShardTable) -> list[str]:
+    return [shard.name for shard in table]
+
+
+def manifest(*lines: object, name: str = "m.jsonl") -> str:
+    Path(name).write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n")
+    return f"@{name}"
+
+
+class TestBraces:
+    """A pure function from a pattern to strings."""
+
+    @pytest.mark.parametrize(
+        ("pattern", "expected"),
+        [
+            ("a.tar", "a.tar"),
+            ("{0..3}", "0 1 2 3"),
+            ("{08..11}", "08 09 10 11"),  # zeros pad
+            ("{8..011}", "008 009 010 011"),  # on either side
+            ("{3..1}", "3 2 1"),
+            ("{-1..1}", "-1 0 1"),
+            ("{-01..1}", "-01 000 001"),
+            ("{0..9..4}", "0 4 8"),
+            ("{9..0..-4}", "9 5 1"),
+            ("{0..2..0}", "0 1 2"),  # shells take a step of 0 for 1
+            ("{a..e..2}", "a c e"),
+            ("{c..a}", "c b a"),
+            ("{a,b,c}", "a b c"),
+            ("{,x}y", "y xy"),
+            ("{a,a}", "a a"),  # a URL twice is found later
+            ("{a,b}{1..2}", "a1 a2 b1 b2"),  # the last one varies first
+            ("p{a{1..2},b}", "pa1 pa2 pb"),
+            ("{{a,b},{c,d}}", "a b c d"),
+            ("{a}", "{a}"),  # neither comma nor range
+            ("{}", "{}"),
+            ("{{1..2}}", "{1} {2}"),
+            ("{1..a}", "{1..a}"),
+            (r"\{a,b\}", "{a,b}"),
+            (r"{a\,b,c}", "a,b c"),
+            ("s3://b/{en,de}/{09..10}.tar", "s3://b/en/09.tar s3://b/en/10.tar s3://b/de/09.tar s3://b/de/10.tar"),
+        ],
+    )
+    def test_patterns_expand_as_in_a_shell(self, pattern: str, expected: str) -> None:
+        assert expand_braces(pattern) == expected.split(" ")
+
+    @given(
+        st.recursive(
+            st.one_of(
+                st.text("ab01-.", max_size=4),
+                st.sampled_from([r"\{", r"\}", r"\,"]),
+                st.builds("{{{}..{}}}".format, st.integers(8, 12), st.integers(8, 12)),
+                st.builds("{{{:03d}..{}..{}}}".format, st.integers(-3, 3), st.integers(-3, 3), st.integers(-3, 3)),
+                st.builds("{{{}..{}}}".format, *[st.sampled_from("abcxyzABZ")] * 2),
+            ),
+            lambda inner: st.one_of(
+                st.lists(inner, max_size=3).map("".join),
+                st.lists(inner, max_size=3).map(lambda a: f"{{{','.join(a)}}}"),
+            ),
+            max_leaves=5,
+        )
+    )
+    def test_every_pattern_expands_as_webdataset_has_it(self, pattern: str) -> None:
+        if "{" in pattern.replace(r"\{", ""):
+            assert expand_braces(pattern) == list(braceexpand.braceexpand(pattern))
+
+    @pytest.mark.parametrize("pattern", ["{a,b", "{a,b}}", "}{", "{1..{2,3}"])
+    def test_unbalanced_braces_are_an_error(self, pattern: str) -> None:
+        with pytest.raises(ConfigError, match=r"the braces in .* are not balanced"):
+            expand_braces(pattern)
+
+    def test_a_range_that_would_fill_the_memory_is_an_error(self) -> None:
+        with pytest.raises(ConfigError, match=r"\{0\.\.99999999999\} in 'a\{.* is more than 10000000 shards"):
+            expand_braces("a{0..99999999999}")
+
+
+class TestOrder:
+    """What the user wrote keeps its order; what is listed is sorted."""
+
+    def test_braces_keep_their_order(self, here: Path) -> None:
+        assert urls(expand("en/{b,a}.tar", STORAGE)) == ["en/b.tar", "en/a.tar"]
+
+    def test_a_glob_is_listed_and_sorted(self, here: Path) -> None:
+        assert urls(expand("*/[a-c].tar*", STORAGE)) == ["de/c.tar.gz", "en/a.tar", "en/b.tar"]
+
+    @pytest.mark.parametrize("spec", ["{here}", "{here}/", "file://{here}/", "de", "./de/"])
+    def test_a_directory_gives_every_tar_below_it_sorted(self, here: Path, spec: str) -> None:
+        found = urls(expand(spec.format(here=here), STORAGE))
+        wanted = ["de/c.tar.gz", "de/deep/d.tgz", "de/e.tar.zst", "de/f.tzst", "en/a.tar", "en/b.tar"]
+        assert len(found) == (4 if "de" in spec else 6)
+        assert all(url.endswith(end) for url, end in zip(found, wanted, strict=False))
+
+    def test_braces_of_globs_and_directories_keep_the_order_of_the_braces(self, here: Path) -> None:
+        assert names(expand("{en,de}/*.tar*", STORAGE)) == ["en/a.tar", "en/b.tar", "de/c.tar.gz", "de/e.tar.zst"]
+        assert names(expand("{en,de/deep}/", STORAGE)) == ["en/a.tar", "en/b.tar", "de/deep/d.tgz"]
+
+    def test_a_list_of_anything_keeps_its_order(self, here: Path) -> None:
+        spec = ["en/b.tar", manifest({"url": "de/f.tzst"}), "de/[ce]*", "{de/deep/d.tgz,en/a.tar}"]
+        assert urls(expand(spec, STORAGE)) == [
+            "en/b.tar",
+            "de/f.tzst",
+            "de/c.tar.gz",
+            "de/e.tar.zst",
+            "de/deep/d.tgz",
+            "en/a.tar",
+        ]
+
+    def test_memory_urls_work_alike(self) -> None:
+        filesystem = fsspec.filesystem("memory")
+        filesystem.pipe({"/corpus/b.tar": b"12", "/corpus/sub/a.tar": b"1", "/corpus/x.txt": b"1"})
+        try:
+            for spec in ("memory://corpus/", "memory://corpus", "memory://corpus/**/*.tar"):
+                table = expand(spec, STORAGE)
+                assert urls(table) == ["memory://corpus/b.tar", "memory://corpus/sub/a.tar"]
+                assert table.sizes.tolist() == [2, 1]
+        finally:
+            filesystem.store.clear()
+
+
+class TestErrors:
+    """Named with what was given and what to do."""
+
+    def test_nothing_that_matches_is_an_error(self, here: Path) -> None:
+        with pytest.raises(ShardNotFoundError, match=r"nothing matches 'en/\*\.tgz'"):
+            expand("en/*.tgz", STORAGE)
+        with pytest.raises(ShardNotFoundError, match="the directory nowhere/ is empty, or not there"):
+            expand("nowhere/", STORAGE)
+
+    def test_a_directory_without_a_tar_says_what_it_has(self, here: Path) -> None:
+        for name in ("x/a.json", "x/b.json", "x/README"):
+            Path(name).parent.mkdir(exist_ok=True)
+            Path(name).write_bytes(b"1")
+        with pytest.raises(ShardNotFoundError, match=r"x/ has 3 files but no tar \(2 \.json, 1 without a suffix\)"):
+            expand("x", STORAGE)
+
+    def test_missing_shards_are_counted_and_the_first_is_named(self, here: Path) -> None:
+        with pytest.raises(ShardNotFoundError, match=r"2 of 4 shards are not there; the first: en/c\.tar: there is no"):
+            expand("en/{a,b,c,d}.tar", STORAGE)
+
+    def test_a_shard_twice_is_an_error(self, here: Path) -> None:
+        with pytest.raises(ConfigError, match=r"1 of 3 shards are given more than once, the first is en/a\.tar"):
+            expand(["en/a.tar", "en/*.tar"], STORAGE)
+
+    @pytest.mark.parametrize("spec", ["en/z.tar", "en/*.tar", "@m.jsonl"])
+    def test_an_empty_shard_is_an_error(self, here: Path, spec: str) -> None:
+        Path("en/z.tar").write_bytes(b"")
+        manifest({"url": "en/z.tar", "size": 0})
+        with pytest.raises(ShardError, match=r"en/z\.tar: the shard is empty \(0 bytes\)"):
+            expand(spec, STORAGE)
+
+    @pytest.mark.parametrize("spec", ["", "@", [""], [Path("a.tar")]], ids=str)
+    def test_what_is_no_specification_is_an_error(self, spec: Any) -> None:
+        with pytest.raises(ConfigError, match="is not a shard specification; give a URL, a glob"):
+            expand(spec, STORAGE)
+
+    def test_an_empty_list_is_an_error(self) -> None:
+        with pytest.raises(ConfigError, match=r"no shards: \[\] is empty"):
+            expand([], STORAGE)
+
+    def test_shells_are_refused_everywhere(self, here: Path) -> None:
+        for spec in (
+            "pipe:cat en/a.tar",
+            "@pipe:cat m",
+            "{pipe:cat x,en/a.tar}",
+            manifest({"url": "pipe:rm x", "size": 1}),
+        ):
+            with pytest.raises(ConfigError, match=r"'pipe:.*would run a shell.*storage_options"):
+                expand(spec, STORAGE)
+
+    def test_directories_out_of_braces_need_their_slash(self, here: Path) -> None:
+        with pytest.raises(StorageError, match="a directory of shards is given with a '/' at its end"):
+            expand("{en,de}", STORAGE)
+
+
+class TestManifest:
+    """Typed lines; an error names its line."""
+
+    def test_a_line_tells_all_that_is_known(self, here: Path) -> None:
+        spec = manifest(
+            {
+                "url": "en/b.tar",
+                "size": 7,
+                "etag": "v1",
+                "digest": "xxh3:ab12cd34ef56ab78",
+                "num_samples": 3,
+                "whole": True,
+            },
+            {"url": "s3://b/c.tar", "size": 8, "count": 4},
+            {"url": "en/a.tar"},
+        )
+        first, second, third = expand(spec, STORAGE)
+        assert (first.url, first.size, first.digest, first.num_samples) == ("en/b.tar", 7, "xxh3:ab12cd34ef56ab78", 3)
+        assert (first.etag, second.etag) == ("v1", None)
+        assert (first.whole, second.whole, third.whole) == (True, False, False)
+        assert (second.size, second.num_samples, second.digest) == (8, 4, None)
+        assert (third.size, third.size_known, third.num_samples) == (1, True, None)  # looked up
+
+    @pytest.mark.parametrize(
+        ("place", "url", "expected"),
+        [
+            ("m.jsonl", "a.tar", "a.tar"),
+            ("lists/m.jsonl", "a.tar", "lists/a.tar"),
+            ("lists/m.jsonl", "../en/a.tar", "en/a.tar"),
+            ("lists/m.jsonl", "/abs/a.tar", "/abs/a.tar"),
+            ("lists/m.jsonl", "gs://b/a.tar", "gs://b/a.tar"),
+            ("memory://m.jsonl", "x/a.tar", "memory://x/a.tar"),
+            ("memory://b/lists/m.jsonl", "../a.tar", "memory://b/a.tar"),
+        ],
+    )
+    def test_relative_urls_are_relative_to_the_manifest(self, here: Path, place: str, url: str, expected: str) -> None:
+        Path("lists").mkdir()
+        with fsspec.open(place, "w") as file:
+            file.write(json.dumps({"url": url, "size": 1}))
+        assert urls(expand(f"@{place}", STORAGE)) == [expected]
+
+    def test_a_path_of_one_machine_in_a_remote_manifest_is_an_error(self) -> None:
+        with fsspec.open("memory://b/m.jsonl", "w") as file:
+            file.write('{"url": "/data/a.tar", "size": 1}')
+        with pytest.raises(ConfigError, match=r"'/data/a\.tar' is a path of one machine.*file:///data/a\.tar"):
+            expand("@memory://b/m.jsonl", STORAGE)
+
+    @pytest.mark.parametrize(
+        ("line", "text"),
+        [
+            ({"url": "a.tar", "sise": 1}, r"line 2 of the manifest: unknown key 'sise'; did you mean 'size'\?"),
+            (
+                {"url": "a.tar", "quite_other": 1},
+                "line 2 .*unknown key 'quite_other'; a line has url, size, etag, digest",
+            ),
+            ({"size": 1}, "line 2 of the manifest: .*missing required field `url`"),
+            ({"url": "a.tar", "size": "12"}, r"line 2 of the manifest: Expected `int.*`, got `str` - at `\$\.size`"),
+            ({"url": "a.tar", "size": -1}, "line 2 of the manifest: Expected `int` >= 0"),
+            ({"url": "a.tar", "digest": "ab12"}, "line 2 of the manifest: Expected `str` matching"),
+            ({"url": "a.tar", "size": 2**63}, r"line 2 of the manifest: Expected `int` <= 1125899906842624"),
+            ({"url": ""}, "line 2 of the manifest: Expected `str` of length >= 1"),
+            ('{"url": "a.tar"', "line 2 of the manifest: Input data was truncated"),
+            ("a.tar", "line 2 of the manifest: JSON is malformed"),
+        ],
+    )
+    def test_a_wrong_line_is_named_with_what_is_wrong(self, here: Path, line: object, text: str) -> None:
+        spec = manifest({"url": "en/b.tar", "size": 2}, line, {"url": "en/c.tar", "size": 2})
+        with pytest.raises(ConfigError, match=rf"^m\.jsonl: {text}"):
+            expand(spec, STORAGE)
+
+    def test_samples_are_counted_once(self, here: Path) -> None:
+        with pytest.raises(ConfigError, match="shard 1: give num_samples or count, not both"):
+            expand(manifest({"url": "a.tar", "size": 1, "count": 1, "num_samples": 2}), STORAGE)
+
+    @pytest.mark.parametrize(
+        ("digest", "text"),
+        [
+            ("sha256:ab12", "shard 1: a sha256 digest of 4 hex digits; 200000 bytes have 64"),
+            ("crc16:ab12", "shard 1: the digest 'crc16:ab12' is not .* with one of md5, sha1, sha256, sha512, xxh3"),
+            ("xxh3/65536:" + "0" * 48, "shard 1: a xxh3/65536 digest of 48 hex digits; 200000 bytes have 64"),
+            (
+                "xxh3/999999999:" + "0" * 16,
+                "shard 1: a digest of blocks of 999,999,999 bytes; they may have 67,108,864",
+            ),
+        ],
+    )
+    def test_a_digest_that_could_never_be_right_is_an_error(self, here: Path, digest: str, text: str) -> None:
+        with pytest.raises(ConfigError, match=rf"^m\.jsonl: {text}"):
+            expand(manifest({"url": "a.tar", "size": 200_000, "digest": digest}), STORAGE)
+
+    def test_digests_of_blocks_need_the_size(self, here: Path) -> None:
+        with pytest.raises(ConfigError, match="shard 1: digests of blocks need the shard's size beside them"):
+            expand(manifest({"url": "en/a.tar", "digest": "xxh3/65536:" + "0" * 16}), STORAGE)
+
+    def test_sizes_that_add_up_to_more_than_can_be_counted_are_an_error(self, here: Path) -> None:
+        lines = [{"url": f"{number}.tar", "size": 2**50} for number in range(4097)]
+        with pytest.raises(ConfigError, match="the sizes of the 4097 shards add up to more than 4611686018427387904"):
+            expand(manifest(*lines), STORAGE)
+
+    def test_an_empty_manifest_is_an_error_and_blank_lines_are_not(self, here: Path) -> None:
+        with pytest.raises(ConfigError, match=r"m\.jsonl: the manifest is empty"):
+            expand(manifest(""), STORAGE)
+        assert urls(expand(manifest("", {"url": "a.tar", "size": 1}, "", "  "), STORAGE)) == ["a.tar"]
+
+    def test_a_manifest_that_is_not_there_is_named(self, here: Path) -> None:
+        with pytest.raises(ShardNotFoundError, match=r"nowhere\.jsonl: there is no such file"):
+            expand("@nowhere.jsonl", STORAGE)
+
+
+class Told(Storage):
+    """Tells the sizes that it was given, for URLs that lead nowhere."""
+
+    def __init__(self, sizes: dict[str, int | None]) -> None:
+        super().__init__()
+        self.sizes = sizes
+
+    def size(self, url: str) -> int | None:
+        return self.sizes[url]
+
+
+class TestSizes:
+    """Known from the start, and flagged where they are not."""
+
+    def test_an_unknown_size_counts_as_the_mean_of_the_known_ones(self) -> None:
+        table = expand(["http://h/a.tar", "http://h/b.tar", "http://h/c.tar"], Told(
+            {"http://h/a.tar": 10, "http://h/b.tar": None, "http://h/c.tar": 13}
+        ))  # fmt: skip
+        assert table.sizes.tolist() == [10, 11, 13]
+        assert table.size_known.tolist() == [True, False, True]
+        assert table.whole.tolist() == [False, True, False]
+        assert table.total_bytes == 34
+
+    def test_without_any_known_size_it_is_64_mib(self) -> None:
+        table = expand(["http://h/a.tar", "http://h/b.tar"], Told({"http://h/a.tar": None, "http://h/b.tar": None}))
+        assert table.sizes.tolist() == [2**26, 2**26]
+        assert not table.size_known.any()
+
+    def test_compressed_shards_are_whole(self, here: Path) -> None:
+        table = expand(".", STORAGE)
+        assert [shard.whole for shard in table] == [True, True, True, True, False, False]
+
+    @pytest.mark.parametrize(
+        "url",
+        ["a.tar", "a.tgz", "a.TAR.GZ", "http://h/a.tar.zst?part=.tar", "s3://b/a.tzst", "gz", "a.tar.gz.1"],
+    )
+    def test_what_is_whole_is_what_the_reader_decompresses(self, url: str) -> None:
+        assert expand([url], Told({url: 5}))[0].whole == is_compressed(url)
+
+    def test_progress_is_told_while_sizes_are_looked_up(self, here: Path) -> None:
+        calls: list[tuple[int, int]] = []
+        expand(["en/a.tar", "en/b.tar"], STORAGE, progress=lambda done, total: calls.append((done, total)))
+        assert calls == [(1, 2), (2, 2)]
+        calls.clear()
+        expand("en/*.tar", STORAGE, progress=lambda done, total: calls.append((done, total)))
+        assert calls == []  # the listing told them
+
+    @pytest.fixture
+    def web(self, here: Path) -> Iterator[str]:
+        class Quiet(SimpleHTTPRequestHandler):
+            def log_message(self, *_: object) -> None:
+                pass
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(here))) as server:
+            thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+            thread.start()
+            yield f"http://127.0.0.1:{server.server_port}"
+            server.shutdown()
+            thread.join(5)
+
+    def test_sizes_are_looked_up_in_parallel_over_http(self, here: Path, web: str) -> None:
+        table = expand([f"{web}/en/{{a,b}}.tar", f"{web}/de/*.tar*"], STORAGE)
+        assert names(table) == ["en/a.tar", "en/b.tar", "de/c.tar.gz", "de/e.tar.zst"]
+        assert table.sizes.tolist() == [1, 2, 3, 5]
+        with pytest.raises(ShardNotFoundError, match=r"1 of 2 shards are not there; the first: http://.*/en/x\.tar"):
+            expand(f"{web}/en/{{a,x}}.tar", STORAGE)
+
+    def test_a_manifest_over_http_has_relative_urls(self, here: Path, web: str) -> None:
+        manifest({"url": "a.tar"}, {"url": "../de/e.tar.zst"}, name="en/m.jsonl")
+        table = expand(f"@{web}/en/m.jsonl", STORAGE)
+        assert urls(table) == [f"{web}/en/a.tar", f"{web}/de/e.tar.zst"]
+        assert table.sizes.tolist() == [1, 5]
+
+
+class TestNames:
+    """They stay when the corpus moves."""
+
+    @pytest.mark.parametrize(
+        ("given_urls", "expected"),
+        [
+            (["s3://b/c/0.tar"], "0.tar"),
+            (["s3://b/c/0.tar", "s3://b/c/1.tar"], "0.tar 1.tar"),
+            (["s3://b/c/en/0.tar", "s3://b/c/de/0.tar"], "en/0.tar de/0.tar"),
+            (
+                ["s3://b/en0/0.tar", "s3://b/en1/0.tar"],
+                "en0/0.tar en1/0.tar",
+            ),  # folders, never parts of a folder's name
+            (["s3://b/a/0.tar", "s3://b/0.tar"], "a/0.tar 0.tar"),
+            (["s3://b/0.tar", "s3://c/0.tar"], "b/0.tar c/0.tar"),
+            (["s3://b/0.tar", "gs://b/0.tar"], "s3://b/0.tar gs://b/0.tar"),
+            (["a.tar", "b.tar"], "a.tar b.tar"),
+            (["https://h/d/a.tar?sig=x/y", "https://h/d/b.tar?sig=z"], "a.tar b.tar"),
+            (["https://h/d?file=a.tar", "https://h/d?file=b.tar"], "d?file=a.tar d?file=b.tar"),
+        ],
+    )
+    def test_the_folders_that_all_share_are_left_out(self, given_urls: list[str], expected: str) -> None:
+        assert relative_names(given_urls) == expected.split(" ")
+
+    @given(st.lists(st.text("ab/", min_size=1, max_size=8), min_size=1, max_size=6, unique=True))
+    def test_names_are_tails_that_differ_and_begin_at_a_folder(self, paths: list[str]) -> None:
+        found = relative_names(paths)
+        assert len(set(found)) == len(paths)
+        heads = {path[: len(path) - len(name)] for path, name in zip(paths, found, strict=True)}
+        assert len(heads) == 1
+        assert heads.pop()[-1:] in ("", "/")
+
+    def test_another_bucket_gives_the_same_digests(self) -> None:
+        here, there = (
+            expand(f"{root}/{{en,de}}/{{00..04}}.tar", _sized(f"{root}/{{en,de}}/{{00..04}}.tar"))
+            for root in ("s3://b/c", "/mnt/data")
+        )
+        assert here.digest == there.digest
+        assert here.block_digests() == there.block_digests()
+        assert urls(here) != urls(there)
+
+
+def _sized(pattern: str, **changes: int) -> Told:
+    return Told({url: changes.get(Path(url).stem, 1_000 + i) for i, url in enumerate(expand_braces(pattern))})
+
+
+class TestDigests:
+    """They name where two tables differ."""
+
+    PATTERN = "s3://b/s{000..249}.tar"
+
+    def test_they_never_change(self) -> None:
+        table = expand(self.PATTERN, _sized(self.PATTERN))
+        assert table.digest == "1e6dd35f1894d8bea3f1222b0f21e4d8"
+        assert table.block_digests(2) == ["23677331f8c30c63", "bb6f277ebb59a6ca"]
+
+    def test_there_are_about_a_hundred_and_never_more_than_shards(self) -> None:
+        assert len(expand(self.PATTERN, _sized(self.PATTERN)).block_digests()) == 100
+        assert len(expand("s3://b/{0..6}.tar", _sized("s3://b/{0..6}.tar")).block_digests()) == 7
+
+    @pytest.mark.parametrize(
+        ("stem", "expected"), [("s000", range(2)), ("s124", range(122, 125)), ("s249", range(247, 250))]
+    )
+    def test_the_block_that_differs_is_named(self, stem: str, expected: range) -> None:
+        then = expand(self.PATTERN, _sized(self.PATTERN))
+        now = expand(self.PATTERN, _sized(self.PATTERN, **{stem: 7}))
+        assert then.digest != now.digest
+        assert differing_block(then.block_digests(), now.block_digests(), num_shards=250) == expected
+        assert differing_block(then.block_digests(), then.block_digests(), num_shards=250) is None
+
+    def test_the_order_and_the_borders_of_names_count(self) -> None:
+        digests = [
+            expand(list(spec), _sized("{" + ",".join(spec) + "}", **dict.fromkeys("abc", 5), ab=5, bc=5)).digest
+            for spec in (("x/a", "x/bc"), ("x/ab", "x/c"), ("x/bc", "x/a"))
+        ]
+        assert len(set(digests)) == 3
+
+
+class TestTable:
+    """Compact, and the same in every process."""
+
+    def _table(self) -> ShardTable:
+        Path("m.jsonl").write_text(
+            '{"url": "a/\u00e4\U0001f600.tar", "size": 5}\n'
+            '{"url": "a/b.tar.gz", "size": 6, "digest": "md5:0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f", "num_samples": 0}\n'
+        )
+        return expand("@m.jsonl", STORAGE)
+
+    @pytest.mark.parametrize("way", ["pickle", "bytes"])
+    def test_it_arrives_whole_in_another_process(self, here: Path, way: str) -> None:
+        table = self._table()
+        copy = pickle.loads(pickle.dumps(table)) if way == "pickle" else ShardTable.from_bytes(table.to_bytes())
+        assert list(copy) == list(table)
+        assert copy.digest == table.digest
+        assert copy[1].digest == "md5:" + "0f" * 16
+        assert (copy[0].num_samples, copy[1].num_samples) == (None, 0)
+
+    def test_it_is_a_sequence(self, here: Path) -> None:
+        table = self._table()
+        assert len(table) == 2
+        assert table[-1] == table[1]
+        assert table[0].name == "\u00e4\U0001f600.tar"
+        with pytest.raises(IndexError):
+            table[2]
+
+    def test_names_that_are_not_utf_8_survive(self) -> None:
+        texts = Texts.of(["caf\udce9.tar", "", "b"])
+        assert [texts[0], texts[1], texts[2]] == ["caf\udce9.tar", "", "b"]
+
+    def test_bytes_of_something_else_are_refused(self) -> None:
+        with pytest.raises(ConfigError, match="not a shard table of this version .*one version on all ranks"):
+            ShardTable.from_bytes(b"\x93\x01\x02\x03")
+
+    def test_a_hundred_thousand_shards_are_quick_and_hold_no_object_each(
+        self, here: Path, record_property: Any
+    ) -> None:
+        lines = "".join(f'{{"url": "s3://bucket/corpus/part-{i:06d}.tar", "size": {i + 1}}}\n' for i in range(100_000))
+        Path("m.jsonl").write_text(lines)
+        began = time.perf_counter()
+        table = expand("@m.jsonl", STORAGE)
+        record_property("expand_s", time.perf_counter() - began)
+        began = time.perf_counter()
+        copy = ShardTable.from_bytes(table.to_bytes())
+        record_property("to_and_from_bytes_s", time.perf_counter() - began)
+        began = time.perf_counter()
+        assert copy.digest == table.digest
+        record_property("two_digests_s", time.perf_counter() - began)
+        assert copy[99_999].name == "part-099999.tar"
+        assert len(table.to_bytes()) < 10_000_000
+        arrays = (table.sizes, table.size_known, table.whole, table.num_samples, table.urls.offsets)
+        assert all(isinstance(array, np.ndarray) and array.dtype != object for array in arrays)

@@ -1,0 +1,263 @@
+"""Finite passes end together: simulated ranks, each in a thread, that meet only in the exchange of their windows."""
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streampack.corpus.partition import fitting_ranks, packs_before, rank_lanes
+from streampack.loader.dealing import Item
+from streampack.loader.rounds import Batch, LeftOut, Waiter, endless, finite, num_batches
+
+
+@dataclass(frozen=True)
+class Run:
+    """A pass that begins at global pack `begin`; lane l has packs up to, and not in, round `ends[l]`."""
+
+    begin: int
+    ends: tuple[int, ...]
+    pad: bool
+
+    @property
+    def num_lanes(self) -> int:
+        return len(self.ends)
+
+    @property
+    def end(self) -> int:
+        """The global pack behind the last round: whole rounds, the one that has been begun among them."""
+        rounds = max(self.ends) if self.pad else min(self.ends)
+        return max(rounds, -(-self.begin // self.num_lanes)) * self.num_lanes
+
+    def is_real(self, number: int) -> bool:
+        return number // self.num_lanes < self.ends[number % self.num_lanes]
+
+    def items(self, rank: int, num_ranks: int, begin: int) -> Iterator[Item]:
+        """What a rank's workers send from `begin` on; the global number stands for the pack."""
+        lanes = rank_lanes(rank, num_ranks, self.num_lanes)
+        for number in itertools.count(begin // self.num_lanes):
+            for place, lane in enumerate(lanes):
+                if packs_before(begin, lane, self.num_lanes) <= number:
+                    pack: Any = number * self.num_lanes + lane
+                    yield Item(number, place, pack if self.is_real(pack) else None, None)
+
+
+class Exchange:
+    """The all-reduce: each rank's n-th number meets the n-th of all others."""
+
+    def __init__(self, num_ranks: int, *, highest: bool) -> None:
+        self._told: list[list[int]] = [[] for _ in range(num_ranks)]
+        self._changed = threading.Condition()
+        self._choose = max if highest else min
+
+    def agree(self, rank: int) -> Callable[[int], Waiter]:
+        def start(number: int) -> Waiter:
+            with self._changed:
+                self._told[rank].append(number)
+                self._changed.notify_all()
+                window = len(self._told[rank]) - 1
+
+            def wait() -> int:
+                with self._changed:
+                    met = self._changed.wait_for(lambda: all(len(told) > window for told in self._told), timeout=20)
+                    assert met, f"rank {rank} waits for ever in window {window}"
+                    return self._choose(told[window] for told in self._told)
+
+            return wait
+
+        return start
+
+
+@dataclass
+class Part:
+    """What the ranks gave in one stretch of a pass."""
+
+    batches: list[list[Batch]]
+    left_out: list[int]
+
+
+def play(run: Run, *, ranks: int, batch_size: int, begin: int, steps: int | None, drop_last: bool = False) -> Part:
+    """`steps` batches of each rank from `begin` on; None: to the pass's end."""
+    exchange = Exchange(ranks, highest=run.pad)
+
+    def one(rank: int) -> tuple[list[Batch], int]:
+        left_out = LeftOut()
+        batches = finite(
+            run.items(rank, ranks, begin),
+            batch_size=batch_size,
+            num_ranks=ranks,
+            num_lanes=run.num_lanes,
+            global_pack=begin,
+            pad=run.pad,
+            drop_last=drop_last,
+            agree=exchange.agree(rank),
+            left_out=left_out,
+        )
+        return list(itertools.islice(batches, steps)), left_out.packs
+
+    with ThreadPoolExecutor(ranks) as threads:
+        results = list(threads.map(one, range(ranks)))
+    return Part([batches for batches, _ in results], [left for _, left in results])
+
+
+def numbers(run: Run, part: Part, ranks: int) -> list[int]:
+    """The global numbers that were handed out, in order; checks order within each rank and where fillers stand."""
+    given_out = []
+    for rank, batches in enumerate(part.batches):
+        items = [item for batch in batches for item in batch.items]
+        own = [None if item is None else item.round * run.num_lanes + rank + item.place * ranks for item in items]
+        real = [number for number in own if number is not None]
+        assert own == real + [None] * (len(own) - len(real)), "a filler without a number stands before a pack"
+        assert real == sorted(real)
+        for item, number in zip(items, own, strict=True):
+            assert item is None or item.pack == (number if number is not None and run.is_real(number) else None)
+        given_out += real
+    return sorted(given_out)
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> Run:
+    num_lanes = draw(st.sampled_from([1, 2, 3, 4, 6, 12]))
+    begin = draw(st.integers(0, 3 * num_lanes))
+    lengths = draw(st.lists(st.integers(0, 40), min_size=num_lanes, max_size=num_lanes))
+    ends = tuple(packs_before(begin, lane, num_lanes) + length for lane, length in enumerate(lengths))
+    return Run(begin, ends, draw(st.booleans()))
+
+
+@given(runs(), st.integers(1, 9), st.booleans(), st.data())
+def test_every_rank_gives_the_same_number_of_batches_and_none_is_lost(
+    run: Run, batch_size: int, drop_last: bool, data: st.DataObject
+) -> None:
+    ranks = data.draw(st.sampled_from(fitting_ranks(run.num_lanes)))
+    part = play(run, ranks=ranks, batch_size=batch_size, begin=run.begin, steps=None, drop_last=drop_last)
+    left = run.end - run.begin
+    wanted = left // ranks // batch_size if drop_last else ceil(ceil(left / ranks) / batch_size)
+    assert [len(batches) for batches in part.batches] == [wanted] * ranks
+    reached = min(run.begin + wanted * batch_size * ranks, run.end)
+    assert numbers(run, part, ranks) == list(range(run.begin, reached))
+    for batches in part.batches:
+        assert all(len(batch.items) == batch_size for batch in batches)
+        assert [batch.global_pack for batch in batches] == [
+            min(run.begin + (step + 1) * batch_size * ranks, run.end) for step in range(wanted)
+        ]
+    if run.pad:  # the pass has made all that there is
+        assert sum(part.left_out) == sum(map(run.is_real, range(reached, run.end)))
+
+
+@given(runs(), st.data())
+def test_a_pass_resumed_on_other_ranks_gives_the_rest(run: Run, data: st.DataObject) -> None:
+    begin, given_out = run.begin, []
+    for _ in range(4):
+        ranks = data.draw(st.sampled_from(fitting_ranks(run.num_lanes)))
+        batch_size = data.draw(st.integers(1, 5))
+        steps = data.draw(st.integers(0, 6))
+        part = play(run, ranks=ranks, batch_size=batch_size, begin=begin, steps=steps)
+        given_out += numbers(run, part, ranks)
+        reached = {batches[-1].global_pack for batches in part.batches if batches} or {begin}
+        assert len({len(batches) for batches in part.batches}) == len(reached) == 1
+        begin = reached.pop()
+    ranks = data.draw(st.sampled_from(fitting_ranks(run.num_lanes)))
+    part = play(run, ranks=ranks, batch_size=3, begin=begin, steps=None)
+    assert len(part.batches[0]) == num_batches(run.end - begin, num_ranks=ranks, batch_size=3, drop_last=False)
+    assert sorted(given_out + numbers(run, part, ranks)) == list(range(run.begin, run.end))
+
+
+@given(runs(), st.integers(1, 5), st.data())
+def test_a_rank_on_its_own_ends_with_its_own_lanes(run: Run, batch_size: int, data: st.DataObject) -> None:
+    ranks = data.draw(st.sampled_from(fitting_ranks(run.num_lanes)))
+    for rank in range(ranks):
+        own = [run.ends[lane] for lane in rank_lanes(rank, ranks, run.num_lanes)]
+        rounds = max(max(own) if run.pad else min(own), -(-run.begin // run.num_lanes))
+        batches = finite(
+            run.items(rank, ranks, run.begin),
+            batch_size=batch_size,
+            num_ranks=ranks,
+            num_lanes=run.num_lanes,
+            global_pack=run.begin,
+            pad=run.pad,
+            drop_last=False,
+            agree=None,
+            left_out=LeftOut(),
+        )
+        left = rounds * run.num_lanes - run.begin
+        assert len(list(batches)) == ceil(ceil(left / ranks) / batch_size)
+
+
+def test_making_packs_never_waits_for_another_rank() -> None:
+    """A rank makes and announces a window, and waits only when it is to hand out the first round of that window."""
+    exchange = Exchange(2, highest=True)
+    run = Run(0, (40,) * 16, pad=True)  # 8 lanes a rank: windows of 2 rounds, 16 packs of a rank
+    events: list[str] = []
+
+    def watched(start: Callable[[int], Waiter]) -> Callable[[int], Waiter]:
+        def agree(number: int) -> Waiter:
+            events.append("announced")
+            wait = start(number)
+            return lambda: events.append("waited") or wait()
+
+        return agree
+
+    other = exchange.agree(1)
+    other(2)  # of the other rank's windows, only the first is made so far
+    batches = finite(
+        run.items(0, 2, 0),
+        batch_size=16,
+        num_ranks=2,
+        num_lanes=16,
+        global_pack=0,
+        pad=True,
+        drop_last=False,
+        agree=watched(exchange.agree(0)),
+        left_out=LeftOut(),
+    )
+    next(batches)
+    assert events == ["announced", "waited", "announced"]
+    other(2)
+    next(batches)
+    assert events == ["announced", "waited", "announced", "waited", "announced"]
+
+
+def test_what_a_stopped_pass_made_and_left_is_counted() -> None:
+    """Two lanes of 2 and 5 packs: two rounds are handed out, three packs of the longer lane are not."""
+    part = play(Run(0, (2, 5), pad=False), ranks=1, batch_size=2, begin=0, steps=None)
+    assert len(part.batches[0]) == 2
+    assert part.left_out == [3]
+
+
+def test_a_pass_in_which_no_lane_has_a_pack_has_no_batch() -> None:
+    part = play(Run(12, (3, 3, 3, 3), pad=True), ranks=2, batch_size=2, begin=12, steps=None)
+    assert part.batches == [[], []]
+
+
+def test_an_endless_run_has_full_batches_for_ever() -> None:
+    run = Run(5, (10**9,) * 4, pad=True)
+    for ranks in (1, 2, 4):
+        for rank in range(ranks):
+            batches = endless(run.items(rank, ranks, 5), batch_size=3, num_ranks=ranks, global_pack=5)
+            first = list(itertools.islice(batches, 50))
+            assert [batch.global_pack for batch in first] == [5 + 3 * ranks * (step + 1) for step in range(50)]
+            own: list[Any] = [item.pack for batch in first for item in batch.items if item is not None]
+            assert own == [number for number in range(5, 5 + 150 * ranks) if number % ranks == rank]
+
+
+@pytest.mark.parametrize(
+    ("packs", "ranks", "batch_size", "padded", "dropped"),
+    [
+        (0, 1, 4, 0, 0),
+        (12, 1, 4, 3, 3),
+        (13, 1, 4, 4, 3),
+        (13, 4, 4, 1, 0),  # 4 packs on the first rank, 3 on the others
+        (17, 4, 4, 2, 1),
+        (24, 2, 5, 3, 2),
+    ],
+)
+def test_the_number_of_batches(packs: int, ranks: int, batch_size: int, padded: int, dropped: int) -> None:
+    count = {"num_ranks": ranks, "batch_size": batch_size}
+    assert num_batches(packs, drop_last=False, **count) == padded
+    assert num_batches(packs, drop_last=True, **count) == dropped
