@@ -277,7 +277,7 @@ class PackRows(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackBlock:
-    """Some packs side by side, still compact: what a worker sends and what `boundary.expand` turns into a batch."""
+    """Some packs side by side, still compact: what a worker sends and what `expand_block` turns into a batch."""
 
     tokens: NDArray[np.int32]
     """int32 [B, seq_len], padded with pad_id."""

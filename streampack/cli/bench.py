@@ -120,15 +120,15 @@ def make_report(
             known: dict[str, object] = {}
         else:
             whole = make_dataset(shards, tokenizer=tokenizer, **given)
-            recipe = whole.recipe
-            if recipe.documents.field.kind == "npy":
+            pipeline = whole.pipeline
+            if pipeline.documents.field.kind == "npy":
                 num_bytes *= _TOKENS_ARE_FASTER
             slice_bytes = max(num_bytes // rounds, 1)
             slices = cut_slices(whole, folder, num_slices=rounds, slice_bytes=slice_bytes)
             source = f"the first {sum(part.num_bytes for part in slices) / 1e6:.1f} MB of {' '.join(shards)}"
-            plain = None if recipe.documents.field.kind == "npy" else _without_engine(recipe.tokenizer)
-            known = {"field": str(recipe.documents.field), "seq_len": whole.seq_len}
-            known |= {"add_bos": recipe.bos_id is not None, "add_eos": recipe.eos_id is not None}
+            plain = None if pipeline.documents.field.kind == "npy" else _without_engine(pipeline.tokenizer)
+            known = {"field": str(pipeline.documents.field), "seq_len": whole.seq_len}
+            known |= {"add_bos": pipeline.bos_id is not None, "add_eos": pipeline.eos_id is not None}
         arguments = {name: value for name, value in (given | known).items() if value is not None}
         chosen = _engines(plain, engines)
         return _measure(machine, source, slices, plain, chosen, partial(_make, arguments), workers)

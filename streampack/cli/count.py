@@ -17,7 +17,7 @@ from streampack.cli.progress import ShardProgress
 from streampack.cli.sharded import Workers, each_shard, num_processes
 from streampack.cli.tally import Tally, tally_shard
 from streampack.corpus.table import ShardTable
-from streampack.lanes.pipeline import Recipe
+from streampack.lanes.pipeline import Pipeline
 
 
 def count(
@@ -47,26 +47,26 @@ def count(
         add_eos=eos,
         on_error=on_error,
     )
-    table, recipe = dataset.list_shards(), dataset.recipe
+    table, pipeline = dataset.list_shards(), dataset.pipeline
     workers = num_processes(workers, table)
     tally = Tally()
     with ShardProgress("counting", table) as progress:
-        work = partial(tally_shard, recipe, has_tokens=has_tokens)
+        work = partial(tally_shard, pipeline, has_tokens=has_tokens)
         for _, part in each_shard(work, table, range(len(table)), workers=workers, advance=progress.advance):
             tally.merge(part)
     seconds = perf_counter() - begin
     if json:
-        print_json(_as_json(tally, table, recipe, has_tokens=has_tokens))
+        print_json(_as_json(tally, table, pipeline, has_tokens=has_tokens))
         return
-    draw(output(), tally, table, recipe, has_tokens=has_tokens, seconds=seconds, workers=workers)
+    draw(output(), tally, table, pipeline, has_tokens=has_tokens, seconds=seconds, workers=workers)
 
 
-def _as_json(tally: Tally, table: ShardTable, recipe: Recipe, *, has_tokens: bool) -> dict[str, Any]:
-    lengths, seq_len = tally.lengths, recipe.seq_len
+def _as_json(tally: Tally, table: ShardTable, pipeline: Pipeline, *, has_tokens: bool) -> dict[str, Any]:
+    lengths, seq_len = tally.lengths, pipeline.seq_len
     return {
         "num_shards": len(table),
         "shard_bytes": table.total_bytes,
-        "field": str(recipe.documents.field),
+        "field": str(pipeline.documents.field),
         "samples": tally.samples,
         "documents": tally.documents,
         "text_bytes": tally.text_bytes,

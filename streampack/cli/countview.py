@@ -10,7 +10,7 @@ from rich.text import Text
 from streampack.cli.console import bar, common_folder, count, format_bytes, printable, shorten
 from streampack.cli.tally import Tally
 from streampack.corpus.table import ShardTable
-from streampack.lanes.pipeline import Recipe
+from streampack.lanes.pipeline import Pipeline
 
 _NARROW = 72
 
@@ -19,7 +19,7 @@ def draw(
     console: Console,
     tally: Tally,
     table: ShardTable,
-    recipe: Recipe,
+    pipeline: Pipeline,
     *,
     has_tokens: bool,
     seconds: float,
@@ -27,11 +27,11 @@ def draw(
 ) -> None:
     """All of it, one part after the other."""
     unit = "token" if has_tokens else "byte"
-    _draw_totals(console, tally, table, recipe, has_tokens=has_tokens, seconds=seconds, workers=workers)
+    _draw_totals(console, tally, table, pipeline, has_tokens=has_tokens, seconds=seconds, workers=workers)
     if tally.documents:
         _draw_lengths(console, tally, unit)
     if tally.packed and tally.documents:
-        _draw_packing(console, tally, recipe.seq_len)
+        _draw_packing(console, tally, pipeline.seq_len)
     if tally.longest:
         _draw_longest(console, tally, unit)
     if tally.skipped:
@@ -42,7 +42,7 @@ def _draw_totals(
     console: Console,
     tally: Tally,
     table: ShardTable,
-    recipe: Recipe,
+    pipeline: Pipeline,
     *,
     has_tokens: bool,
     seconds: float,
@@ -55,12 +55,12 @@ def _draw_totals(
     estimated = int((~table.size_known).sum())
     note = f", {estimated:,} of them estimated" if estimated else ""
     grid.add_row("shards", f"{len(table):,}", format_bytes(table.total_bytes) + note)
-    grid.add_row("documents", f"{tally.documents:,}", f"{recipe.documents.field} of {count(tally.samples, 'sample')}")
+    grid.add_row("documents", f"{tally.documents:,}", f"{pipeline.documents.field} of {count(tally.samples, 'sample')}")
     if tally.text_bytes or not has_tokens:
         mean = format_bytes(tally.text_bytes / max(tally.documents, 1))
         grid.add_row("text", format_bytes(tally.text_bytes), f"{tally.text_bytes:,} bytes, {mean} a document")
     if has_tokens:
-        ends = [name for name, token in (("BOS", recipe.bos_id), ("EOS", recipe.eos_id)) if token is not None]
+        ends = [name for name, token in (("BOS", pipeline.bos_id), ("EOS", pipeline.eos_id)) if token is not None]
         note = f"with {' and '.join(ends)}" if ends else "without BOS and EOS"
         if tally.text_bytes and tally.tokens:
             note += f", {tally.text_bytes / tally.tokens:.2f} bytes a token"

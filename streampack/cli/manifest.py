@@ -19,7 +19,7 @@ import typer
 from streampack.cli.arguments import Json, Shards, make_storage
 from streampack.cli.console import count, format_bytes, messages, output, print_json
 from streampack.cli.progress import ShardProgress
-from streampack.corpus.table import ShardTable, expand
+from streampack.corpus.table import ShardTable, resolve_shards
 from streampack.records import Shard
 from streampack.storage.access import Storage
 from streampack.storage.clients import local_path
@@ -50,7 +50,7 @@ def manifest(
         def tell(done: int, total: int) -> None:
             status.update(f"listed; {done:,} of {total:,} sizes looked up")
 
-        table = expand(specs, storage, progress=tell)
+        table = resolve_shards(specs, storage, progress=tell)
     rows: Iterator[tuple[Shard, int | None, str | None]] = (
         (shard, shard.size if shard.size_known else None, shard.digest) for shard in table
     )

@@ -18,7 +18,7 @@ from streampack.cli.workload import Slice
 from streampack.dataset.dataset import PackedDataset
 from streampack.errors import TokenizerError
 from streampack.loader.loader import PackedDataLoader
-from streampack.packing.policies import expand, stack
+from streampack.packing.policies import expand_block, stack
 from streampack.records import BadRecord, Document, PackRows, Sample, Tokenizer, join
 from streampack.tar.codecs import decompress, is_compressed
 from streampack.tar.reader import read_samples
@@ -81,22 +81,22 @@ class Comparison:
 
 def samples_of(dataset: PackedDataset) -> list[tuple[str, Sample]]:
     """The samples of the dataset's shards in listed order, with the URLs of their shards."""
-    recipe = dataset.recipe
+    pipeline = dataset.pipeline
     return [
         (shard.url, sample)
         for shard in dataset.list_shards()
         for sample in read_samples(
-            decompress(recipe.storage.chunks(shard.url, size=shard.size), url=shard.url),
+            decompress(pipeline.storage.chunks(shard.url, size=shard.size), url=shard.url),
             url=shard.url,
-            wanted=recipe.documents.field.wanted,
-            max_member_bytes=recipe.documents.member_bytes,
+            wanted=pipeline.documents.field.wanted,
+            max_member_bytes=pipeline.documents.member_bytes,
         )
     ]
 
 
 def documents_of(dataset: PackedDataset, samples: Sequence[tuple[str, Sample]]) -> list[Document]:
     """The documents of the samples; a bad record is passed over."""
-    read_sample = dataset.recipe.documents.read
+    read_sample = dataset.pipeline.documents.read
     documents: list[Document] = []
     for url, sample in samples:
         items = read_sample(sample, url=url, shard_name=url, shard_index=0, epoch=0, position=sample.offset)
@@ -106,7 +106,7 @@ def documents_of(dataset: PackedDataset, samples: Sequence[tuple[str, Sample]]) 
 
 def pack_rows(dataset: PackedDataset, tokens: Sequence[NDArray[np.integer]]) -> list[PackRows]:
     """The packs of documents that are tokens already."""
-    packer = dataset.recipe.packer(at_once=RUN)
+    packer = dataset.pipeline.packer(at_once=RUN)
     packs: list[PackRows] = []
     for first in range(0, len(tokens), RUN):
         some = join(tokens[first : first + RUN])
@@ -122,12 +122,12 @@ def check_ids(make: MakeDataset, part: Slice, tokenizer: Tokenizer | None, plain
     The ids are compared document by document, then the line's packs with those of the plain ids.
     """
     dataset = make(part.shards, tokenizer=tokenizer, num_lanes=1)
-    recipe = dataset.recipe
+    pipeline = dataset.pipeline
     expected = []
     for document in documents_of(dataset, samples_of(dataset)):
-        ids = recipe.encode(document)[0]
+        ids = pipeline.encode(document)[0]
         if plain is not None:
-            right = replace(recipe, tokenizer=plain).encode(document)[0]
+            right = replace(pipeline, tokenizer=plain).encode(document)[0]
             if not np.array_equal(ids, right):
                 raise TokenizerError(
                     "the engine gives other ids than the plain tokenizer", url=document.url, member=document.key
@@ -135,7 +135,7 @@ def check_ids(make: MakeDataset, part: Slice, tokenizer: Tokenizer | None, plain
             ids = right
         expected.append(ids)
     rows = pack_rows(dataset, expected)
-    arrays = expand(stack(rows, seq_len=dataset.seq_len, pad_id=recipe.pad_id))
+    arrays = expand_block(stack(rows, seq_len=dataset.seq_len, pad_id=pipeline.pad_id))
     with PackedDataLoader(dataset, BATCH_SIZE, num_workers=0) as loader:
         batches = list(loader)
     for name, right in arrays.items():
@@ -268,7 +268,7 @@ class _Round:
         dataset = self._dataset = self.dataset(self._plain)
         self._samples = samples_of(dataset)
         self._documents = documents_of(dataset, self._samples)
-        self._tokens = [dataset.recipe.encode(document)[0] for document in self._documents]
+        self._tokens = [dataset.pipeline.encode(document)[0] for document in self._documents]
         self._rows = pack_rows(dataset, self._tokens)
         self.num_documents = len(self._documents)
         self.num_packs = len(self._rows)
@@ -305,7 +305,7 @@ class _Round:
 
     def _stored(self) -> Iterator[tuple[str, Iterator[bytes]]]:
         for shard in self._dataset.list_shards():
-            yield shard.url, self._dataset.recipe.storage.chunks(shard.url, size=shard.size)
+            yield shard.url, self._dataset.pipeline.storage.chunks(shard.url, size=shard.size)
 
     def decompress(self) -> Work:
         self._fill()
@@ -321,7 +321,7 @@ class _Round:
 
     def tar(self) -> Work:
         self._fill()
-        documents = self._dataset.recipe.documents
+        documents = self._dataset.pipeline.documents
         wanted, limit = documents.field.wanted, documents.member_bytes
         tars = [(url, list(decompress(chunks, url=url))) for url, chunks in self._stored()]
 
@@ -336,7 +336,7 @@ class _Round:
     def documents(self) -> Work:
         self._fill()
 
-        contents = self._dataset.recipe.documents.contents
+        contents = self._dataset.pipeline.documents.contents
         samples = [sample for _, sample in self._samples]
 
         def work() -> int:
@@ -349,7 +349,7 @@ class _Round:
 
     def tokenizer(self, tokenizer: Tokenizer | None) -> Work:
         self._fill()
-        encode = self.dataset(tokenizer).recipe.encode
+        encode = self.dataset(tokenizer).pipeline.encode
 
         def work() -> int:
             for document in self._documents:
@@ -369,11 +369,11 @@ class _Round:
 
     def batches(self) -> Work:
         self._fill()
-        seq_len, pad_id = self._dataset.seq_len, self._dataset.recipe.pad_id
+        seq_len, pad_id = self._dataset.seq_len, self._dataset.pipeline.pad_id
 
         def work() -> int:
             for first in range(0, len(self._rows), BATCH_SIZE):
-                expand(stack(self._rows[first : first + BATCH_SIZE], seq_len=seq_len, pad_id=pad_id))
+                expand_block(stack(self._rows[first : first + BATCH_SIZE], seq_len=seq_len, pad_id=pad_id))
             return self._num_tokens
 
         return work

@@ -16,8 +16,8 @@ from streampack.cli.packview import Edge, Segment, View, draw, draw_legend
 from streampack.cli.pieces import Pieces
 from streampack.dataset.dataset import PackedDataset
 from streampack.errors import ConfigError
-from streampack.lanes.pipeline import Recipe
-from streampack.lanes.stream import LaneEnd, LanePack, LaneStart, LaneStream, Source
+from streampack.lanes.pipeline import Pipeline
+from streampack.lanes.stream import LaneEnd, LanePack, LanePosition, LaneStream, Provenance
 from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary, spell_out
 from streampack.records import IGNORE_INDEX
 
@@ -74,18 +74,18 @@ def peek(
         shuffle=shuffle,
         epochs=1,
     )
-    recipe = dataset.recipe
-    pieces = Pieces(recipe.tokenizer)
+    pipeline = dataset.pipeline
+    pieces = Pieces(pipeline.tokenizer)
     views = (
-        _view(recipe, pieces, number, dataset.num_lanes, pack)
+        _view(pipeline, pieces, number, dataset.num_lanes, pack)
         for number, pack in _packs(dataset, lane=lane, skip=skip, num=num)
     )
     if json:
         heading = {
             "num_lanes": dataset.num_lanes,
-            "seq_len": recipe.seq_len,
+            "seq_len": pipeline.seq_len,
             "boundary": dataset.fingerprint()["boundary"],
-            "packing": str(recipe.packing),
+            "packing": str(pipeline.packing),
         }
         print_json(heading | {"packs": [msgspec.to_builtins(view) for view in views]})
         return
@@ -100,7 +100,7 @@ def _packs(dataset: PackedDataset, *, lane: int | None, skip: int, num: int) -> 
     num_lanes = dataset.num_lanes
     if lane is not None and lane >= num_lanes:
         raise ConfigError(f"--lane {lane}: there are {num_lanes} lanes, 0 to {num_lanes - 1}")
-    recipe, corpus = dataset.recipe, dataset.corpus()
+    pipeline, corpus = dataset.pipeline, dataset.corpus()
     streams: dict[int, LaneStream] = {}
     made: dict[int, int] = {}
     ended: set[int] = set()
@@ -109,7 +109,7 @@ def _packs(dataset: PackedDataset, *, lane: int | None, skip: int, num: int) -> 
         at = number % num_lanes
         if at not in streams:
             streams[at] = LaneStream(
-                recipe, corpus, at, LaneStart(), end_epoch=1, max_range_bytes=_RANGE_BYTES, with_sources=True
+                pipeline, corpus, at, LanePosition(), end_epoch=1, max_range_bytes=_RANGE_BYTES, with_sources=True
             )
             made[at] = 0
         pack: LanePack | LaneEnd | None = None
@@ -130,8 +130,8 @@ def _packs(dataset: PackedDataset, *, lane: int | None, skip: int, num: int) -> 
         raise ConfigError(f"no pack to show: an epoch has {packs} on {which}, and --skip is {skip:,}")
 
 
-def _view(recipe: Recipe, pieces: Pieces, number: int, num_lanes: int, pack: LanePack) -> View:
-    arrays = spell_out(pack.rows, seq_len=recipe.seq_len, pad_id=recipe.pad_id)
+def _view(pipeline: Pipeline, pieces: Pieces, number: int, num_lanes: int, pack: LanePack) -> View:
+    arrays = spell_out(pack.rows, seq_len=pipeline.seq_len, pad_id=pipeline.pad_id)
     tokens, labels = arrays.tokens.tolist(), arrays.labels.tolist()
     segments: list[Segment] = []
     first_row = 0
@@ -148,7 +148,7 @@ def _view(recipe: Recipe, pieces: Pieces, number: int, num_lanes: int, pack: Lan
             label=label,
             label_text="" if label == IGNORE_INDEX else pieces.name(label),
             masked=label == IGNORE_INDEX,
-            reason=_reason(recipe, label, following, goes_on=goes_on),
+            reason=_reason(pipeline, label, following, goes_on=goes_on),
         )
         segments.append(_segment(index + 1, source, first_row, goes_on, edge))
         first_row = row + 1
@@ -159,7 +159,7 @@ def _view(recipe: Recipe, pieces: Pieces, number: int, num_lanes: int, pack: Lan
         num_tokens=arrays.num_tokens,
         num_targets=arrays.num_targets,
         num_masked=arrays.num_tokens - arrays.num_targets,
-        num_padding=recipe.seq_len - arrays.num_tokens,
+        num_padding=pipeline.seq_len - arrays.num_tokens,
         tokens=tokens,
         labels=labels,
         position_ids=arrays.position_ids.tolist(),
@@ -169,7 +169,7 @@ def _view(recipe: Recipe, pieces: Pieces, number: int, num_lanes: int, pack: Lan
     )
 
 
-def _segment(document: int, source: Source, first_row: int, goes_on: bool, edge: Edge) -> Segment:
+def _segment(document: int, source: Provenance, first_row: int, goes_on: bool, edge: Edge) -> Segment:
     return Segment(
         document=document,
         url=source.url,
@@ -185,16 +185,16 @@ def _segment(document: int, source: Source, first_row: int, goes_on: bool, edge:
     )
 
 
-def _reason(recipe: Recipe, label: int, following: int | None, *, goes_on: bool) -> str:
+def _reason(pipeline: Pipeline, label: int, following: int | None, *, goes_on: bool) -> str:
     """Why a segment's last row has its label; `following` is the first token of the segment behind it."""
     if label == IGNORE_INDEX:
-        return "masked: no lookahead" if goes_on and not recipe.lookahead else "masked"
+        return "masked: no lookahead" if goes_on and not pipeline.lookahead else "masked"
     if goes_on:
         return "its next token, in the next pack"
-    if recipe.boundary is BoundaryPolicy.TRIM:
+    if pipeline.boundary is BoundaryPolicy.TRIM:
         return "the document's last token"
-    if isinstance(recipe.boundary, ReplaceBoundary) and label == recipe.boundary.token_id:
+    if isinstance(pipeline.boundary, ReplaceBoundary) and label == pipeline.boundary.token_id:
         return "replaced"
-    if recipe.boundary is not BoundaryPolicy.MASK and following in (None, label):
+    if pipeline.boundary is not BoundaryPolicy.MASK and following in (None, label):
         return "the next document's first token"
     return "its next token, which overflow cut off"

@@ -96,7 +96,7 @@ def make_plan(
         check_budget(
             budget_bytes=rank.buffer_bytes,
             num_lanes=rank.lanes_per_worker,
-            max_document_bytes=dataset.recipe.documents.max_document_bytes,
+            max_document_bytes=dataset.pipeline.documents.max_document_bytes,
         )
     except ConfigError as error:
         errors.append(str(error))

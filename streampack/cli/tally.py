@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streampack.corpus.partition import Piece
-from streampack.lanes.pipeline import Recipe
+from streampack.lanes.pipeline import Pipeline
 from streampack.packing.packer import Packer
 from streampack.packing.policies import BoundaryPolicy, Overflow, Packing, Tail
 from streampack.records import BadRecord, Document, Shard
@@ -148,11 +148,13 @@ class Tally:
             self.packed.setdefault(packing, Packed()).merge(packed)
 
 
-def tally_shard(recipe: Recipe, index: int, shard: Shard, *, has_tokens: bool, tell: Callable[[int], None]) -> Tally:
+def tally_shard(
+    pipeline: Pipeline, index: int, shard: Shard, *, has_tokens: bool, tell: Callable[[int], None]
+) -> Tally:
     """What one shard holds.
 
     Args:
-        recipe: reads and encodes; its `on_error` decides on bad records.
+        pipeline: reads and encodes; its `on_error` decides on bad records.
         index: of the shard in the list.
         shard: the shard.
         has_tokens: whether documents are tokenized (or tokens already), measured in tokens and packed.
@@ -164,10 +166,10 @@ def tally_shard(recipe: Recipe, index: int, shard: Shard, *, has_tokens: bool, t
     """
     tally, told, unheard = Tally(), 0, 0
     jumps = is_compressed(shard.url)  # positions are ordinals there
-    packers = {packing: _packer(recipe, packing) for packing in Packing} if has_tokens else {}
+    packers = {packing: _packer(pipeline, packing) for packing in Packing} if has_tokens else {}
     full = dict.fromkeys(packers, 0)
     piece = Piece(index, 0, shard.size, whole=True)
-    for sample in recipe.samples(shard, piece, resume=-1, max_range_bytes=_RANGE_BYTES):
+    for sample in pipeline.samples(shard, piece, resume=-1, max_range_bytes=_RANGE_BYTES):
         tally.samples += 1
         position = sample.ordinal if jumps else sample.offset
         unheard += sum(sample.sizes.values())
@@ -175,13 +177,13 @@ def tally_shard(recipe: Recipe, index: int, shard: Shard, *, has_tokens: bool, t
             reached = told if jumps else position
             tell(reached - told)
             told, unheard = reached, 0
-        for item in recipe.documents.read(
+        for item in pipeline.documents.read(
             sample, url=shard.url, shard_name=shard.name, shard_index=index, epoch=0, position=position
         ):
             part = 0 if isinstance(item, BadRecord) else item.part
             place = Place(index, position, item.record, part, sample.key, shard.url)
             if isinstance(item, BadRecord):
-                if recipe.on_error == "raise":
+                if pipeline.on_error == "raise":
                     raise item.error
                 tally.skipped += 1
                 if len(tally.bad) < _KEPT:
@@ -189,7 +191,7 @@ def tally_shard(recipe: Recipe, index: int, shard: Shard, *, has_tokens: bool, t
                 continue
             length = _count_text(tally, item)
             if has_tokens:
-                tokens, _ = recipe.encode(item)
+                tokens, _ = pipeline.encode(item)
                 length = len(tokens)
                 tally.tokens += length
                 for packing, packer in packers.items():
@@ -206,9 +208,9 @@ def tally_shard(recipe: Recipe, index: int, shard: Shard, *, has_tokens: bool, t
     return tally
 
 
-def _packer(recipe: Recipe, packing: Packing) -> Packer:
+def _packer(pipeline: Pipeline, packing: Packing) -> Packer:
     return Packer(
-        seq_len=recipe.seq_len,
+        seq_len=pipeline.seq_len,
         boundary=BoundaryPolicy.MASK,
         packing=packing,
         overflow=Overflow.SPLIT,

@@ -25,7 +25,7 @@ from streampack.cli.progress import ShardProgress
 from streampack.cli.sharded import Workers, each_shard, num_processes
 from streampack.corpus.partition import Piece
 from streampack.errors import StreampackError
-from streampack.lanes.pipeline import Recipe
+from streampack.lanes.pipeline import Pipeline
 from streampack.records import BadRecord, Shard
 from streampack.tar.codecs import is_compressed
 
@@ -65,14 +65,14 @@ def verify(
 ) -> None:
     """Read whole shards and report what is wrong in them, and where; exit code 1 if anything is."""
     dataset, _ = make_measured_dataset(shards, tokenizer, field=field, chat_template=chat_template)
-    table, recipe = dataset.list_shards(), dataset.recipe
-    known = {} if journal is None else _known(journal, recipe)
+    table, pipeline = dataset.list_shards(), dataset.pipeline
+    known = {} if journal is None else _known(journal, pipeline)
     verdicts: dict[int, Verdict] = {}
     for index, shard in enumerate(table):
         if (verdict := known.get((shard.name, shard.size, shard.digest))) is not None:
             verdicts[index] = verdict
     left = [index for index in range(len(table)) if index not in verdicts]
-    work = partial(verify_shard, recipe)
+    work = partial(verify_shard, pipeline)
     with ShardProgress("verifying", table) as progress, _opened(journal) as notes:
         workers = max(1, min(num_processes(workers, table), len(left)))
         for index, verdict in each_shard(work, table, left, workers=workers, advance=progress.advance):
@@ -85,14 +85,14 @@ def verify(
         raise typer.Exit(1)
 
 
-def verify_shard(recipe: Recipe, index: int, shard: Shard, *, tell: Callable[[int], None]) -> Verdict:
+def verify_shard(pipeline: Pipeline, index: int, shard: Shard, *, tell: Callable[[int], None]) -> Verdict:
     """Read one shard to its end, or to where it breaks."""
     samples = documents = told = unheard = 0
     problems: list[str] = []
     num_problems = 0
     jumps = is_compressed(shard.url)  # positions are ordinals there
     try:
-        for sample in recipe.samples(
+        for sample in pipeline.samples(
             shard, Piece(index, 0, shard.size, whole=True), resume=-1, max_range_bytes=_RANGE_BYTES
         ):
             samples += 1
@@ -102,7 +102,7 @@ def verify_shard(recipe: Recipe, index: int, shard: Shard, *, tell: Callable[[in
                 reached = told if jumps else position
                 tell(reached - told)
                 told, unheard = reached, 0
-            for item in recipe.documents.read(
+            for item in pipeline.documents.read(
                 sample, url=shard.url, shard_name=shard.name, shard_index=index, epoch=0, position=position
             ):
                 if isinstance(item, BadRecord):
@@ -119,7 +119,7 @@ def verify_shard(recipe: Recipe, index: int, shard: Shard, *, tell: Callable[[in
         name=shard.name,
         size=shard.size,
         digest=shard.digest,
-        field=str(recipe.documents.field),
+        field=str(pipeline.documents.field),
         samples=samples,
         documents=documents,
         num_problems=num_problems,
@@ -127,7 +127,7 @@ def verify_shard(recipe: Recipe, index: int, shard: Shard, *, tell: Callable[[in
     )
 
 
-def _known(journal: Path, recipe: Recipe) -> dict[tuple[str, int, str | None], Verdict]:
+def _known(journal: Path, pipeline: Pipeline) -> dict[tuple[str, int, str | None], Verdict]:
     """What the journal says of shards that were good; those with problems are read again, they may be repaired."""
     found: dict[tuple[str, int, str | None], Verdict] = {}
     if journal.exists():
@@ -137,7 +137,7 @@ def _known(journal: Path, recipe: Recipe) -> dict[tuple[str, int, str | None], V
             except msgspec.DecodeError:
                 print_warning(f"{journal}, line {number} is not a verdict (cut short?); its shard is read again")
                 continue
-            if verdict.field == str(recipe.documents.field) and not verdict.num_problems:
+            if verdict.field == str(pipeline.documents.field) and not verdict.num_problems:
                 found[verdict.name, verdict.size, verdict.digest] = verdict
     return found
 

@@ -75,12 +75,12 @@ def cut_slices(dataset: PackedDataset, folder: Path, *, num_slices: int, slice_b
 
 def _parts(dataset: PackedDataset, part_bytes: int) -> Iterator[tuple[bytes, str]]:
     """The tars' bytes in parts of whole samples, the last one of a shard smaller, with the suffix of the shard."""
-    recipe = dataset.recipe
+    pipeline = dataset.pipeline
     for shard in dataset.list_shards():
         suffix = next((end for end in (".tar.gz", ".tgz", ".tar.zst", ".tzst") if shard.url.endswith(end)), ".tar")
         held = bytearray()
         begin = 0  # offset in the tar of what is held
-        stored = recipe.storage.chunks(shard.url, size=shard.size if shard.size_known else None)
+        stored = pipeline.storage.chunks(shard.url, size=shard.size if shard.size_known else None)
 
         def keep(chunks: Iterator[bytes], held: bytearray = held) -> Iterator[bytes]:
             for chunk in chunks:
@@ -91,8 +91,8 @@ def _parts(dataset: PackedDataset, part_bytes: int) -> Iterator[tuple[bytes, str
         for sample in read_samples(
             keep(decompress(stored, url=shard.url)),
             url=shard.url,
-            wanted=recipe.documents.field.wanted,
-            max_member_bytes=recipe.documents.member_bytes,
+            wanted=pipeline.documents.field.wanted,
+            max_member_bytes=pipeline.documents.member_bytes,
         ):
             if sample.offset - begin >= part_bytes:
                 yield bytes(held[: sample.offset - begin]), suffix

@@ -230,7 +230,7 @@ def differing_block(then: Sequence[str], now: Sequence[str], *, num_shards: int)
     return None
 
 
-def expand(spec: str | Sequence[str], storage: Listing, *, progress: Progress | None = None) -> ShardTable:
+def resolve_shards(spec: str | Sequence[str], storage: Listing, *, progress: Progress | None = None) -> ShardTable:
     """The shards that a specification stands for, with their sizes.
 
     Args:

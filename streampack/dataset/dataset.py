@@ -1,6 +1,6 @@
 """PackedDataset: shards and a tokenizer in, packs out, as a PyTorch IterableDataset.
 
-Arguments are checked here, once; from then on a `Recipe` is trusted. The dataset itself can be pickled and forked: it
+Arguments are checked here, once; from then on a `Pipeline` is trusted. The dataset itself can be pickled and forked: it
 holds no open file, no client and no handle of a tokenizer that does not survive either.
 """
 
@@ -19,13 +19,12 @@ from streampack.chat.encoder import Chat, make_chat
 from streampack.chat.templates import ChatFunction, TrainOn
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.partition import auto_num_lanes, check_ranks, rank_lanes, worker_lanes
-from streampack.corpus.table import ShardTable
-from streampack.corpus.table import expand as expand_shards
+from streampack.corpus.table import ShardTable, resolve_shards
 from streampack.dataset.iteration import PackIterator, Place, Reading
 from streampack.dataset.wrappers import check_not_dealt_again
 from streampack.documents.reader import DocumentReader, Transform, parse_field
 from streampack.errors import ConfigError, LoaderError, TopologyError
-from streampack.lanes.pipeline import Recipe
+from streampack.lanes.pipeline import Pipeline
 from streampack.packing.policies import BoundaryPolicy, Overflow, Packing, ReplaceBoundary, as_boundary
 from streampack.ranks import topology
 from streampack.records import Tokenizer
@@ -201,7 +200,7 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
             bos_id, eos_id = special_ids(tokenizer, add_bos=add_bos, add_eos=add_eos)
         if pad_id is None:
             pad_id = None if tokenizer is None else tokenizer.pad_id
-        self.recipe = Recipe(
+        self.pipeline = Pipeline(
             storage=self._storage,
             documents=DocumentReader(
                 field=parsed,
@@ -228,7 +227,7 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
             max_skipped=max_skipped,
         )
         """What is done with a shard's bytes."""
-        self.recipe.packer()  # it checks the arguments of packing
+        self.pipeline.packer()  # it checks the arguments of packing
         self._seed = seed
         self._shuffle = shuffle and split != "val"
         self._field = field
@@ -243,7 +242,7 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
     def list_shards(self) -> ShardTable:
         """The shard list, expanded and measured on the first call; later calls ask no storage."""
         if self._table is None:
-            self._table = expand_shards(self._specs, self._storage)
+            self._table = resolve_shards(self._specs, self._storage)
             if unchecked := self._table.num_unchecked:
                 warnings.warn(
                     f"the digests of {unchecked} of {len(self._table)} shards are of whole shards, and lanes read "
@@ -271,11 +270,11 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
 
         Whole-document packings have labels inside their packs only, but where `overflow` cut a document.
         """
-        recipe = self.recipe
-        if not recipe.lookahead or recipe.packing != Packing.WRAP:
+        pipeline = self.pipeline
+        if not pipeline.lookahead or pipeline.packing != Packing.WRAP:
             return self
         other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__, recipe=dataclasses.replace(recipe, lookahead=False))
+        other.__dict__.update(self.__dict__, pipeline=dataclasses.replace(pipeline, lookahead=False))
         return other
 
     def check_same_topology(self, other: topology.Topology) -> None:
@@ -289,7 +288,7 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
     @property
     def vocab_size(self) -> int | None:
         """Of the tokenizer; None without one."""
-        return None if self.recipe.tokenizer is None else self.recipe.tokenizer.vocab_size
+        return None if self.pipeline.tokenizer is None else self.pipeline.tokenizer.vocab_size
 
     def corpus(self, num_lanes: int | None = None) -> Corpus:
         """Which bytes come when, in `num_lanes` lanes (None: as asked for); lists the shards if that was not done."""
@@ -298,13 +297,13 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
             num_lanes=self.num_lanes if num_lanes is None else num_lanes,
             seed=self._seed,
             shuffle=self._shuffle,
-            one_epoch=self.recipe.documents.split == "val",
+            one_epoch=self.pipeline.documents.split == "val",
         )
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be equal for two runs to have the same packs; plain JSON values."""
-        recipe, documents = self.recipe, self.recipe.documents
-        boundary = recipe.boundary
+        pipeline, documents = self.pipeline, self.pipeline.documents
+        boundary = pipeline.boundary
         return {
             "num_lanes": self.num_lanes,
             "seed": self._seed,
@@ -314,16 +313,16 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
             "val_fraction": documents.val_fraction,
             "max_document_bytes": documents.max_document_bytes,
             "transform": "none" if documents.transform is None else f"version {documents.transform_version!r}",
-            "tokenizer": "none" if recipe.tokenizer is None else recipe.tokenizer.digest,
+            "tokenizer": "none" if pipeline.tokenizer is None else pipeline.tokenizer.digest,
             **(self._chat or {}),
             **self._adds,
-            "seq_len": recipe.seq_len,
+            "seq_len": pipeline.seq_len,
             "boundary": f"replace:{boundary.token_id}" if isinstance(boundary, ReplaceBoundary) else str(boundary),
-            "packing": recipe.packing,
-            "overflow": recipe.overflow,
-            "tail": recipe.tail,
-            "lookahead": recipe.lookahead,
-            "pad_id": recipe.pad_id,
+            "packing": pipeline.packing,
+            "overflow": pipeline.overflow,
+            "tail": pipeline.tail,
+            "lookahead": pipeline.lookahead,
+            "pad_id": pipeline.pad_id,
             "shards": self._shards_fingerprint(),
         }
 
@@ -370,7 +369,7 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         corpus = self.corpus()
         check_ranks(num_lanes=corpus.num_lanes, num_ranks=size)
         return Reading(
-            recipe=self.recipe,
+            pipeline=self.pipeline,
             corpus=corpus,
             lanes=worker_lanes(rank_lanes(rank, size, corpus.num_lanes), worker, num_workers),
             place=Place(rank, size, worker, num_workers),

@@ -17,14 +17,20 @@ import torch
 
 from streampack.corpus.epochs import Corpus
 from streampack.errors import StateError
-from streampack.lanes.pipeline import Recipe
+from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.pool import LanePool
-from streampack.lanes.stream import LaneEnd, LaneStart
-from streampack.packing.policies import expand, stack
+from streampack.lanes.stream import LaneEnd, LanePosition
+from streampack.packing.policies import expand_block, stack
 from streampack.records import Cursor
-from streampack.state.checkpoint import ORDER_VERSION, check_fingerprint, fingerprint_of, holes_from_json, holes_to_json
+from streampack.state.checkpoint import (
+    ORDER_VERSION,
+    check_fingerprint,
+    fingerprint_of,
+    skipped_ranges_from_json,
+    skipped_ranges_to_json,
+)
 
-VERSION = 1
+VERSION = 2
 """The layout of an iterator's state."""
 
 Item = dict[str, torch.Tensor]
@@ -45,7 +51,7 @@ class Place(NamedTuple):
 class Reading(NamedTuple):
     """What an iterator reads."""
 
-    recipe: Recipe
+    pipeline: Pipeline
     corpus: Corpus
     lanes: Sequence[int]
     place: Place
@@ -63,7 +69,7 @@ class PackIterator(Iterator[Item]):
         self._begin = begin
         self._reading: Reading | None = None
         self._pool: LanePool | None = None
-        self._starts: dict[int, LaneStart] = {}
+        self._starts: dict[int, LanePosition] = {}
         """Where each lane stands behind the packs that were given."""
         self._ended: set[int] = set()
         self._has_raised = False
@@ -88,13 +94,13 @@ class PackIterator(Iterator[Item]):
         if self._reading is None:
             self._reading = reading = self._begin()
             self._epoch = reading.epoch
-            self._starts = {lane: LaneStart(cursor=Cursor(epoch=reading.epoch)) for lane in reading.lanes}
+            self._starts = {lane: LanePosition(cursor=Cursor(epoch=reading.epoch)) for lane in reading.lanes}
         return self._reading
 
     def _take(self, reading: Reading, lane: int) -> Item | None:
         if self._pool is None:
             self._pool = LanePool(
-                reading.recipe,
+                reading.pipeline,
                 reading.corpus,
                 {lane: start for lane, start in self._starts.items() if lane not in self._ended},
                 budget_bytes=reading.budget_bytes,
@@ -105,11 +111,15 @@ class PackIterator(Iterator[Item]):
             self._ended.add(lane)
             return None
         start = self._starts[lane]
-        holes = start.holes.union(pack.holes) if pack.holes else start.holes
+        skipped_ranges = (
+            start.skipped_ranges.union(pack.skipped_ranges) if pack.skipped_ranges else start.skipped_ranges
+        )
         documents = start.documents + pack.counts.documents
-        self._starts[lane] = LaneStart(cursor=pack.cursor, packs=start.packs + 1, documents=documents, holes=holes)
-        block = stack([pack.rows], seq_len=reading.recipe.seq_len, pad_id=reading.recipe.pad_id)
-        return {name: torch.from_numpy(array[0]) for name, array in expand(block).items()}
+        self._starts[lane] = LanePosition(
+            cursor=pack.cursor, packs=start.packs + 1, documents=documents, skipped_ranges=skipped_ranges
+        )
+        block = stack([pack.rows], seq_len=reading.pipeline.seq_len, pad_id=reading.pipeline.pad_id)
+        return {name: torch.from_numpy(array[0]) for name, array in expand_block(block).items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Where the lanes stand; plain values, nothing shared with the iterator."""
@@ -126,7 +136,10 @@ class PackIterator(Iterator[Item]):
             "lanes": {
                 f"{lane:06d}": [*start.cursor, start.packs, start.documents] for lane, start in self._starts.items()
             },
-            "holes": {f"{lane:06d}": holes_to_json(sorted(start.holes)) for lane, start in self._starts.items()},
+            "skipped_ranges": {
+                f"{lane:06d}": skipped_ranges_to_json(sorted(start.skipped_ranges))
+                for lane, start in self._starts.items()
+            },
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -152,8 +165,12 @@ class PackIterator(Iterator[Item]):
             )
         for lane in reading.lanes:
             *cursor, packs, documents = state["lanes"][f"{lane:06d}"]
-            holes = frozenset(holes_from_json(state["holes"][f"{lane:06d}"], f"holes.{lane:06d}"))
-            self._starts[lane] = LaneStart(cursor=Cursor(*cursor), packs=packs, documents=documents, holes=holes)
+            skipped_ranges = frozenset(
+                skipped_ranges_from_json(state["skipped_ranges"][f"{lane:06d}"], f"skipped_ranges.{lane:06d}")
+            )
+            self._starts[lane] = LanePosition(
+                cursor=Cursor(*cursor), packs=packs, documents=documents, skipped_ranges=skipped_ranges
+            )
         self._ended, self._has_raised = set(state["ended"]), False
         self._epoch, self._turn = state["epoch"], state["turn"]
         self._pool = None

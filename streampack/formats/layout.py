@@ -31,7 +31,7 @@ import torch
 
 from streampack.errors import ConfigError
 from streampack.formats.consumers import MAKERS, Batch, Format, Positions, stretches
-from streampack.packing.policies import Boundary, BoundaryPolicy, as_choice, expand
+from streampack.packing.policies import Boundary, BoundaryPolicy, as_choice, expand_block
 from streampack.records import IGNORE_INDEX, PackBlock
 
 MaskMod: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -64,7 +64,7 @@ class Layout:
 
         `document_targets`, for weights by document: the targets of each segment's whole document, pack by pack.
         """
-        rows = {name: torch.from_numpy(array) for name, array in expand(block).items()}
+        rows = {name: torch.from_numpy(array) for name, array in expand_block(block).items()}
         segment_ids = rows["segment_ids"]
         if self.positions is Positions.PACK:
             num_packs, seq_len = segment_ids.shape

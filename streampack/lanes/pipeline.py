@@ -1,6 +1,6 @@
 """What is done with a shard's bytes: the stages put in order, bytes -> samples -> documents -> tokens -> packs.
 
-A recipe knows nothing of lanes, ranks, workers or batches. It holds nothing live: it can be pickled and forked.
+A pipeline knows nothing of lanes, ranks, workers or batches. It holds nothing live: it can be pickled and forked.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +28,7 @@ _LOOK_BYTES = 128 * 2**10  # a search for a sample reads little more than the he
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class Pipeline:
     """The arguments of a dataset, checked and resolved."""
 
     storage: Storage

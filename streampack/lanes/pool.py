@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from streampack.corpus.epochs import Corpus
 from streampack.errors import ConfigError
-from streampack.lanes.pipeline import Recipe
-from streampack.lanes.stream import LaneEnd, LanePack, LaneStart, LaneStream
+from streampack.lanes.pipeline import Pipeline
+from streampack.lanes.stream import LaneEnd, LanePack, LanePosition, LaneStream
 
 MIN_SHARE_BYTES = 64 * 2**10
 MAX_RANGE_BYTES = 8 * 2**20
@@ -24,7 +24,7 @@ _PACK_OBJECTS_BYTES = 1024
 
 @dataclass(slots=True)
 class _Lane:
-    start: LaneStart
+    start: LanePosition
     stream: LaneStream | None = None
     run: deque[LanePack | LaneEnd | Exception] = field(default_factory=deque)
     """Made and not taken; the last one may be the lane's end, or what was raised in a pack's place."""
@@ -36,9 +36,9 @@ class LanePool:
 
     def __init__(
         self,
-        recipe: Recipe,
+        pipeline: Pipeline,
         corpus: Corpus,
-        starts: Mapping[int, LaneStart],
+        starts: Mapping[int, LanePosition],
         *,
         budget_bytes: int,
         end_epoch: int | None,
@@ -47,9 +47,9 @@ class LanePool:
         check_budget(
             budget_bytes=budget_bytes,
             num_lanes=len(starts),
-            max_document_bytes=recipe.documents.max_document_bytes,
+            max_document_bytes=pipeline.documents.max_document_bytes,
         )
-        self._recipe = recipe
+        self._pipeline = pipeline
         self._corpus = corpus
         self._budget_bytes = budget_bytes
         self._share_bytes = budget_bytes // max(len(starts), 1)
@@ -91,7 +91,7 @@ class LanePool:
         self._served[lane] = None
         if state.stream is None:
             state.stream = LaneStream(
-                self._recipe,
+                self._pipeline,
                 self._corpus,
                 lane,
                 state.start,

@@ -1,8 +1,8 @@
 """The documents of one lane from a cursor on, over its pieces and epochs, each with its place.
 
-In: the lane's pieces of each epoch. Out: what it meets, in order: documents, a flaw, the beginning of an epoch.
-Never: a choice about a flaw. Whether a bad record or a broken shard ends the run is the caller's to say, at its place
-in the order; so it makes no difference how far ahead of its use something is read.
+In: the lane's pieces of each epoch. Out: what it meets, in order: documents, a read error, the beginning of an epoch.
+Never: a choice about what cannot be read. Whether a bad record or a broken shard ends the run is the caller's to say,
+at its place in the order; so it makes no difference how far ahead of its use something is read.
 """
 
 import logging
@@ -13,7 +13,7 @@ from streampack import heartbeat
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.partition import Piece
 from streampack.errors import CorruptShardError, StreampackError, TruncatedShardError, WrongCutError
-from streampack.lanes.pipeline import Recipe
+from streampack.lanes.pipeline import Pipeline
 from streampack.records import BadRecord, Cursor, Document, Joined, Sample, Shard, join
 from streampack.storage.digests import block_bytes_of
 from streampack.tar.codecs import is_compressed
@@ -27,7 +27,7 @@ _NO_POSITION = 2**62
 _READINGS = 3  # of a shard at a place where it breaks: what was altered on its way is right the next time
 
 
-class Hole(NamedTuple):
+class SkippedRange(NamedTuple):
     """What was passed over, a record or the rest of a broken shard: it stays out on every resume and every topology."""
 
     epoch: int
@@ -74,19 +74,19 @@ class Run(NamedTuple):
         """Row `row` of a document."""
         return Cursor(self.epoch, self.piece, *self.places[index], row)
 
-    def hole(self, index: int) -> Hole:
-        """The hole that a document is if it is passed over; other parts of its record are not."""
+    def skipped_range(self, index: int) -> SkippedRange:
+        """The skipped range that a document is if it is passed over; other parts of its record are not."""
         sample, record, part = self.places[index]
-        return Hole(self.epoch, self.shard, sample, sample + 1, record, part)
+        return SkippedRange(self.epoch, self.shard, sample, sample + 1, record, part)
 
 
-class Flaw(NamedTuple):
+class ReadError(NamedTuple):
     """What cannot be read."""
 
-    hole: Hole
-    """The hole that it is if it is passed over."""
+    skipped_range: SkippedRange
+    """The skipped range that it is if it is passed over."""
     error: StreampackError | None
-    """None: it is not looked at again, since it was a hole before."""
+    """None: it is not looked at again, since it was a skipped range before."""
 
 
 class EpochStart(NamedTuple):
@@ -96,7 +96,7 @@ class EpochStart(NamedTuple):
     num_pieces: int
 
 
-Event: TypeAlias = Run | Flaw | EpochStart
+Event: TypeAlias = Run | ReadError | EpochStart
 
 
 class _Some(NamedTuple):
@@ -107,25 +107,25 @@ class _Some(NamedTuple):
 
 
 class LaneReader:
-    """What a lane meets from `cursor` on; `holes` are those known before."""
+    """What a lane meets from `cursor` on; `skipped_ranges` are those known before."""
 
     def __init__(
         self,
-        recipe: Recipe,
+        pipeline: Pipeline,
         corpus: Corpus,
         lane: int,
         cursor: Cursor,
-        holes: frozenset[Hole],
+        skipped_ranges: frozenset[SkippedRange],
         *,
         end_epoch: int | None,
         max_range_bytes: int,
     ) -> None:
         """`end_epoch`: the first epoch that is not read (None: endless)."""
-        self._recipe = recipe
+        self._pipeline = pipeline
         self._corpus = corpus
         self._lane = lane
-        self._holes = holes
-        self._with_holes = {(hole.epoch, hole.shard) for hole in holes}
+        self._skipped_ranges = skipped_ranges
+        self._with_skipped_ranges = {(skipped_range.epoch, skipped_range.shard) for skipped_range in skipped_ranges}
         self._end_epoch = end_epoch
         self._max_range_bytes = max_range_bytes
         self.in_compressed = False
@@ -156,16 +156,19 @@ class LaneReader:
                 self.in_compressed = is_compressed(shard.url)
                 self.block_bytes = block_bytes_of(shard.digest)
                 for item in self._samples(shard, piece, epoch=epoch, resume=resume):
-                    if isinstance(item, Flaw):
+                    if isinstance(item, ReadError):
                         yield item
                     else:
                         yield from self._runs(item, shard, Cursor(epoch, index), piece.shard, cursor)
                 resume = -1
             epoch, piece_index = epoch + 1, 0
 
-    def _samples(self, shard: Shard, piece: Piece, *, epoch: int, resume: int) -> Iterator[_Some | Flaw]:
+    def _samples(self, shard: Shard, piece: Piece, *, epoch: int, resume: int) -> Iterator[_Some | ReadError]:
         """The samples of a piece, some at a time, up to its end or to where the shard breaks."""
-        broken_before = next((hole for hole in self._holes if _is_rest_of(hole, epoch, piece.shard)), None)
+        broken_before = next(
+            (skipped_range for skipped_range in self._skipped_ranges if _is_rest_of(skipped_range, epoch, piece.shard)),
+            None,
+        )
         end = _NO_POSITION if broken_before is None else broken_before.first
         begin = last = max(resume, 0 if piece.whole else piece.begin) - 1
         errors: list[StreampackError] = []  # what the readings met since the last sample
@@ -174,7 +177,7 @@ class LaneReader:
             num_bytes, is_whole = 0, True
             try:
                 by_ordinal = self.in_compressed
-                for sample in self._recipe.samples(
+                for sample in self._pipeline.samples(
                     shard, piece, resume=resume if last == begin else last, max_range_bytes=self._max_range_bytes
                 ):
                     position = sample.ordinal if by_ordinal else sample.offset
@@ -210,27 +213,27 @@ class LaneReader:
                 if isinstance(error, WrongCutError) or (last == begin and resume >= 0):
                     # Behind a resume earlier packs hold the beginning of what cannot be read now.
                     raise errors[0] from None
-                hole = Hole(epoch, piece.shard, last + 1, last + 1, REST_OF_PIECE)
-                if self._recipe.on_error == "skip":
-                    behind = self._recipe.next_range(
+                skipped_range = SkippedRange(epoch, piece.shard, last + 1, last + 1, REST_OF_PIECE)
+                if self._pipeline.on_error == "skip":
+                    behind = self._pipeline.next_range(
                         shard, piece, damaged_at=error.offset or 0, max_range_bytes=self._max_range_bytes
                     )
-                    hole = hole._replace(end=behind)
-                yield Flaw(hole, errors[0])
+                    skipped_range = skipped_range._replace(end=behind)
+                yield ReadError(skipped_range, errors[0])
                 return
         if broken_before is not None:
-            yield Flaw(broken_before, None)
+            yield ReadError(broken_before, None)
 
     def _runs(
         self, some: _Some, shard: Shard, place: Cursor, shard_index: int, start: Cursor
-    ) -> Iterator[Run | Flaw]:
+    ) -> Iterator[Run | ReadError]:
         """What is in the samples of a piece; `place`: its epoch and number; `start`: where the reading began."""
         samples, num_bytes = some
         here = place._replace(sample=self._position(samples[0]))
         begun = start if start[:3] == here[:3] else here  # with a record, part and row
-        if not (begun.record or begun.part or (place.epoch, shard_index) in self._with_holes):
+        if not (begun.record or begun.part or (place.epoch, shard_index) in self._with_skipped_ranges):
             heartbeat.begin_sample(self._lane, shard_index, here.sample)
-            contents = self._recipe.documents.contents(samples)
+            contents = self._pipeline.documents.contents(samples)
             if contents is not None:
                 places = [(self._position(sample), 0, 0) for sample in samples]
                 keys = [sample.key for sample in samples]
@@ -243,9 +246,9 @@ class LaneReader:
             for sample in samples:
                 here = here._replace(sample=self._position(sample))
                 for item in self._documents(sample, shard, shard_index, begun if begun.sample == here.sample else here):
-                    if isinstance(item, Flaw) or not found.fits(item) or found.num_bytes >= self.wanted_bytes:
+                    if isinstance(item, ReadError) or not found.fits(item) or found.num_bytes >= self.wanted_bytes:
                         yield from found.take()
-                    if isinstance(item, Flaw):
+                    if isinstance(item, ReadError):
                         yield item
                     else:
                         found.add(item, begun)
@@ -259,14 +262,14 @@ class LaneReader:
 
     def _documents(
         self, sample: Sample, shard: Shard, shard_index: int, here: Cursor
-    ) -> Iterator[Document | Flaw]:
+    ) -> Iterator[Document | ReadError]:
         """The documents of one sample, from a record and part of it on."""
         heartbeat.begin_sample(self._lane, shard_index, here.sample)
-        holes = self._holes
-        if holes and (hole := _hole_at(here, shard_index, WHOLE_MEMBER)) in holes:
-            yield Flaw(hole, None)
+        skipped_ranges = self._skipped_ranges
+        if skipped_ranges and (skipped_range := _skipped_range_at(here, shard_index, WHOLE_MEMBER)) in skipped_ranges:
+            yield ReadError(skipped_range, None)
             return
-        for item in self._recipe.documents.read(
+        for item in self._pipeline.documents.read(
             sample,
             url=shard.url,
             shard_name=shard.name,
@@ -278,12 +281,15 @@ class LaneReader:
         ):
             record = item.record
             if isinstance(item, BadRecord):
-                yield Flaw(_hole_at(here, shard_index, record, item.part), item.error)
-            elif holes and (hole := _hole_at(here, shard_index, record)) in holes:
+                yield ReadError(_skipped_range_at(here, shard_index, record, item.part), item.error)
+            elif skipped_ranges and (skipped_range := _skipped_range_at(here, shard_index, record)) in skipped_ranges:
                 if item.part == 0:
-                    yield Flaw(hole, None)
-            elif holes and (hole := _hole_at(here, shard_index, record, item.part)) in holes:
-                yield Flaw(hole, None)
+                    yield ReadError(skipped_range, None)
+            elif (
+                skipped_ranges
+                and (skipped_range := _skipped_range_at(here, shard_index, record, item.part)) in skipped_ranges
+            ):
+                yield ReadError(skipped_range, None)
             else:
                 yield item
 
@@ -322,9 +328,9 @@ class _Documents:
         yield Run(*self._head, places, [document.key for document in found], contents, num_bytes, row)
 
 
-def _is_rest_of(hole: Hole, epoch: int, shard: int) -> bool:
-    return hole.record == REST_OF_PIECE and hole.epoch == epoch and hole.shard == shard
+def _is_rest_of(skipped_range: SkippedRange, epoch: int, shard: int) -> bool:
+    return skipped_range.record == REST_OF_PIECE and skipped_range.epoch == epoch and skipped_range.shard == shard
 
 
-def _hole_at(cursor: Cursor, shard: int, record: int, part: int = -1) -> Hole:
-    return Hole(cursor.epoch, shard, cursor.sample, cursor.sample + 1, record, part)
+def _skipped_range_at(cursor: Cursor, shard: int, record: int, part: int = -1) -> SkippedRange:
+    return SkippedRange(cursor.epoch, shard, cursor.sample, cursor.sample + 1, record, part)

@@ -23,8 +23,8 @@ import xxhash
 from streampack import heartbeat
 from streampack.corpus.epochs import Corpus
 from streampack.errors import ConfigError, RecordError, ShardError
-from streampack.lanes.pipeline import Recipe
-from streampack.lanes.reader import REST_OF_PIECE, EpochStart, Flaw, Hole, LaneReader, Run
+from streampack.lanes.pipeline import Pipeline
+from streampack.lanes.reader import REST_OF_PIECE, EpochStart, LaneReader, ReadError, Run, SkippedRange
 from streampack.records import Counts, Cursor, Joined, PackRows
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ _ROWS_AHEAD = 64 * 2**10  # what is read, tokenized and packed together at most:
 _PACKS_AHEAD = 64
 
 
-class Source(NamedTuple):
+class Provenance(NamedTuple):
     """Where a segment of a pack comes from."""
 
     url: str
@@ -67,9 +67,9 @@ class LanePack(NamedTuple):
     cursor: Cursor
     counts: Counts
     digest: int
-    holes: tuple[Hole, ...]
+    skipped_ranges: tuple[SkippedRange, ...]
     """Bad records met for the first time while this pack was made."""
-    sources: tuple[Source, ...]
+    sources: tuple[Provenance, ...]
     """One per segment; empty unless asked for."""
 
 
@@ -80,7 +80,7 @@ class LaneEnd(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LaneStart:
+class LanePosition:
     """Where a lane goes on."""
 
     cursor: Cursor = START
@@ -88,7 +88,7 @@ class LaneStart:
     """How many packs it has given before."""
     documents: int = 0
     """How many documents these packs have passed."""
-    holes: frozenset[Hole] = frozenset()
+    skipped_ranges: frozenset[SkippedRange] = frozenset()
 
 
 class _Ready(NamedTuple):
@@ -117,7 +117,7 @@ class _Fed(NamedTuple):
     """The number of the first one in the packer."""
     stop: int
     targets: list[int]
-    """As `Source.targets`, of each; empty where sources are not asked for."""
+    """As `Provenance.targets`, of each; empty where sources are not asked for."""
 
 
 class LaneStream:
@@ -125,10 +125,10 @@ class LaneStream:
 
     def __init__(
         self,
-        recipe: Recipe,
+        pipeline: Pipeline,
         corpus: Corpus,
         lane: int,
-        start: LaneStart,
+        start: LanePosition,
         *,
         end_epoch: int | None,
         max_range_bytes: int = 8 * 2**20,
@@ -140,32 +140,32 @@ class LaneStream:
         self._packs = start.packs
         self._passed = start.documents
         self._met = start.documents
-        self._recipe = recipe
+        self._pipeline = pipeline
         self._corpus = corpus
         self._lane = lane
         self._end_epoch = end_epoch
-        self._holes = set(start.holes)
-        self._new_holes: list[Hole] = []
+        self._skipped_ranges = set(start.skipped_ranges)
+        self._new_skipped_ranges: list[SkippedRange] = []
         self._skipped = 0
         self._max_range_bytes = max_range_bytes
         self._with_sources = with_sources
-        self._ahead: deque[_Ready | Flaw | EpochStart | Exception | None] = deque()
+        self._ahead: deque[_Ready | ReadError | EpochStart | Exception | None] = deque()
         """What was read and not yet used; the last one is an exception where reading failed, None at the lane's end."""
         self._packs_before = start.packs
         rows_ahead = min(_ROWS_AHEAD, max_range_bytes // 16)
-        self._most_ahead = max(1, min(rows_ahead // recipe.seq_len, _PACKS_AHEAD))
-        self._packer = recipe.packer(at_once=self._most_ahead)
+        self._most_ahead = max(1, min(rows_ahead // pipeline.seq_len, _PACKS_AHEAD))
+        self._packer = pipeline.packer(at_once=self._most_ahead)
         self._fed: deque[_Fed] = deque()
         self._num_fed = 0
-        self._flaws: list[tuple[int, int]] = []
+        self._read_errors: list[tuple[int, int]] = []
         """(document, how many were passed over before it), for those that were fed and not passed."""
-        self._may_refuse = recipe.packing != "wrap" and recipe.overflow == "error"
+        self._may_refuse = pipeline.packing != "wrap" and pipeline.overflow == "error"
         self._end: LaneEnd | None = None
         self._ended = False
         self._last_pack_epoch = cursor.epoch
         self._bytes, self._tokens = 1.0, _TOKENS_PER_BYTE
         self._reader = LaneReader(
-            recipe, corpus, lane, cursor, start.holes, end_epoch=end_epoch, max_range_bytes=max_range_bytes
+            pipeline, corpus, lane, cursor, start.skipped_ranges, end_epoch=end_epoch, max_range_bytes=max_range_bytes
         )
 
     @property
@@ -175,7 +175,7 @@ class LaneStream:
         for item in self._ahead:
             if isinstance(item, _Ready):
                 held += item.joined.tokens.nbytes
-        made = 4 * self._recipe.seq_len * self._most_ahead if self._most_ahead > 1 else 0
+        made = 4 * self._pipeline.seq_len * self._most_ahead if self._most_ahead > 1 else 0
         return self._max_range_bytes + self._reader.block_bytes + held + made
 
     @property
@@ -188,10 +188,13 @@ class LaneStream:
         """Whether going on from the cursor would decompress a shard from its start again."""
         return self._reader.in_compressed
 
-    def position(self) -> LaneStart:
+    def position(self) -> LanePosition:
         """Where another stream goes on after the last pack of this one."""
-        return LaneStart(
-            cursor=self._cursor, packs=self._packs, documents=self._passed, holes=frozenset(self._holes)
+        return LanePosition(
+            cursor=self._cursor,
+            packs=self._packs,
+            documents=self._passed,
+            skipped_ranges=frozenset(self._skipped_ranges),
         )
 
     def close(self) -> None:
@@ -203,7 +206,7 @@ class LaneStream:
         while (rows := self._packer.pop()) is None:
             if self._ended:
                 if self._end is None:
-                    self._end = LaneEnd(self._with_flaws(self._packer.counts_behind, self._num_fed))
+                    self._end = LaneEnd(self._with_read_errors(self._packer.counts_behind, self._num_fed))
                 return self._end
             if not self._ahead:
                 self._read_ahead()
@@ -213,7 +216,7 @@ class LaneStream:
             self._ahead.popleft()
             if isinstance(item, _Ready):
                 self._feed(item)
-            elif isinstance(item, Flaw):
+            elif isinstance(item, ReadError):
                 self._skip(item)
             elif isinstance(item, EpochStart):
                 self._check_alive(item)
@@ -231,7 +234,7 @@ class LaneStream:
         """
         per_byte = max(self._tokens / self._bytes, 1 / _MOST_BYTES_PER_TOKEN)
         packs = min(max(self._packs - self._packs_before, 1), self._most_ahead)
-        lacking = self._recipe.seq_len * packs + 1 - self._packer.buffered_rows
+        lacking = self._pipeline.seq_len * packs + 1 - self._packer.buffered_rows
         self._reader.wanted_bytes = max(int(lacking / per_byte), 1)
         try:
             event = self._reader.next()
@@ -245,29 +248,29 @@ class LaneStream:
 
     def _tokenized(self, run: Run) -> Iterator[_Ready | Exception]:
         """The documents as tokens, together where that can be; an exception in the place of one that fails."""
-        recipe, contents, where = self._recipe, run.contents, run._replace(contents=[])
+        pipeline, contents, where = self._pipeline, run.contents, run._replace(contents=[])
         self._bytes += run.num_bytes
         if isinstance(contents, Joined):
             self._tokens += len(contents.tokens)
-            yield _Ready(where, recipe.joined_with_ends(contents), True)
+            yield _Ready(where, pipeline.joined_with_ends(contents), True)
             return
         ids: list[NDArray[np.integer]] = []
         failure: Exception | None = None
         for text, key, (sample, record, _) in zip(contents, run.keys, run.places, strict=True):
             heartbeat.begin_sample(self._lane, run.shard, sample)
             try:
-                ids.append(recipe.tokenize(text, url=run.url, key=key, record=record))
+                ids.append(pipeline.tokenize(text, url=run.url, key=key, record=record))
             except Exception as error:  # noqa: BLE001 - raised when its turn comes
                 failure = error
                 break
-        joined = recipe.joined(ids)
+        joined = pipeline.joined(ids)
         if joined is not None:
             self._tokens += len(joined.tokens)
             yield _Ready(where if failure is None else where.part(0, len(ids)), joined, True)
         else:
             for index, each in enumerate(ids):
                 try:
-                    tokens, _ = recipe.with_ends(each, None)
+                    tokens, _ = pipeline.with_ends(each, None)
                 except Exception as error:  # noqa: BLE001 - raised when its turn comes
                     failure = error
                     break
@@ -291,14 +294,14 @@ class LaneStream:
                 named = type(error)(error.message, url=run.url, member=run.keys[0])
                 if run.row:  # earlier packs hold a part of it: to pass over the rest would lose it
                     raise named from error
-                self._skip(Flaw(run.hole(0), named))
+                self._skip(ReadError(run.skipped_range(0), named))
                 return
         if self._skipped:
-            self._flaws.append((self._num_fed, self._skipped))
+            self._read_errors.append((self._num_fed, self._skipped))
             self._skipped = 0
         targets: list[int] = []
         if self._with_sources:
-            targets = [self._recipe.targets(each.joined.tokens, each.joined.loss_mask) for each in ready.singles()]
+            targets = [self._pipeline.targets(each.joined.tokens, each.joined.loss_mask) for each in ready.singles()]
         first, self._num_fed = self._num_fed, self._num_fed + len(lengths)
         self._fed.append(_Fed(run, first, self._num_fed, targets))
         self._met += len(lengths)
@@ -307,9 +310,9 @@ class LaneStream:
         sources = tuple(self._sources(rows)) if self._with_sources else ()
         document = rows.next_document - (rows.next_row == 0)  # the last one with rows in the pack
         last = next(fed for fed in self._fed if document < fed.stop)
-        counts = self._with_flaws(rows.counts, rows.next_document)
+        counts = self._with_read_errors(rows.counts, rows.next_document)
         self._passed += counts.documents
-        if rows.next_row == 0 and rows.tokens.size == self._recipe.seq_len and not self._packer.waits:
+        if rows.next_row == 0 and rows.tokens.size == self._pipeline.seq_len and not self._packer.waits:
             # The pack was full before the next document came, however many have come by now.
             cursor = last.run.cursor(document - last.first, 0)
             self._cursor = cursor._replace(part=cursor.part + 1)
@@ -320,61 +323,61 @@ class LaneStream:
             assert self._ended, "only a pack that waits for nothing is made before what follows it is known"
             assert self._end_epoch is not None, "an endless lane does not end"
             self._cursor = Cursor(epoch=self._end_epoch)
-        holes, self._new_holes = tuple(self._new_holes), []
-        pack = LanePack(rows, self._cursor, counts, self._digest(rows), holes, sources)
+        skipped_ranges, self._new_skipped_ranges = tuple(self._new_skipped_ranges), []
+        pack = LanePack(rows, self._cursor, counts, self._digest(rows), skipped_ranges, sources)
         self._packs += 1
         self._last_pack_epoch = self._cursor.epoch
         return pack
 
-    def _with_flaws(self, counts: Counts, document: int) -> Counts:
+    def _with_read_errors(self, counts: Counts, document: int) -> Counts:
         """The counts, and what was passed over before `document`; drops what packing has passed."""
         while self._fed and self._fed[0].stop <= document:
             self._fed.popleft()
         skipped = 0
-        while self._flaws and self._flaws[0][0] <= document:
-            skipped += self._flaws.pop(0)[1]
+        while self._read_errors and self._read_errors[0][0] <= document:
+            skipped += self._read_errors.pop(0)[1]
         if self._ended and not self._fed:
             skipped += self._skipped
             self._skipped = 0
         return counts._replace(skipped=skipped) if skipped else counts  # the packer knows of none
 
-    def _sources(self, rows: PackRows) -> Iterator[Source]:
+    def _sources(self, rows: PackRows) -> Iterator[Provenance]:
         all_fed = iter(self._fed)
         run, first, stop, targets = next(all_fed)
         for document, offset, length in rows.spans:
             while document >= stop:
                 run, first, stop, targets = next(all_fed)
             index = document - first
-            yield Source(run.url, run.keys[index], *run.places[index], offset, length, targets[index])
+            yield Provenance(run.url, run.keys[index], *run.places[index], offset, length, targets[index])
 
     def _digest(self, rows: PackRows) -> int:
         number = self._lane + self._corpus.num_lanes * self._packs
-        digest = xxhash.xxh3_64(_DIGEST_HEAD(number, self._recipe.seq_len, self._recipe.pad_id))
+        digest = xxhash.xxh3_64(_DIGEST_HEAD(number, self._pipeline.seq_len, self._pipeline.pad_id))
         for array in (rows.tokens, rows.seq_lens, rows.edge_labels):
             digest.update((array if _IS_LITTLE_ENDIAN else array.byteswap()).data)
         if rows.ignored is not None:
             digest.update(np.packbits(rows.ignored).data)
         return digest.intdigest()
 
-    def _skip(self, flaw: Flaw) -> None:
+    def _skip(self, read_error: ReadError) -> None:
         self._skipped += 1
-        hole, error = flaw
-        if error is None or hole in self._holes:
+        skipped_range, error = read_error
+        if error is None or skipped_range in self._skipped_ranges:
             return
-        if self._recipe.on_error == "raise":
+        if self._pipeline.on_error == "raise":
             raise error
-        most, allowed = self._recipe.max_skipped, self._recipe.max_skipped
+        most, allowed = self._pipeline.max_skipped, self._pipeline.max_skipped
         if isinstance(most, float):
             allowed = max(_RATE_FLOOR, int(most * self._met))
-        if len(self._holes) >= allowed:
+        if len(self._skipped_ranges) >= allowed:
             of = f" of {self._met} documents" if isinstance(most, float) else ""
             raise ShardError(
                 f"lane {self._lane} has passed over max_skipped={most} bad records or shards{of}; the next one "
                 f"is: {error}. Repair the data or raise max_skipped."
             ) from error
-        self._holes.add(hole)
-        self._new_holes.append(hole)
-        what = "the rest of a broken shard" if hole.record == REST_OF_PIECE else "a bad record"
+        self._skipped_ranges.add(skipped_range)
+        self._new_skipped_ranges.append(skipped_range)
+        what = "the rest of a broken shard" if skipped_range.record == REST_OF_PIECE else "a bad record"
         _log.warning("lane %d passes over %s: %s", self._lane, what, error)
 
     def _check_alive(self, start: EpochStart) -> None:

@@ -17,12 +17,12 @@ def share_dataset(dataset: PackedDataset, peers: Peers, *, rank: int, in_step: M
     Raises:
         ConfigError: on every rank, where the ranks' arguments differ or rank 0 cannot list the shards.
     """
-    asked = peers.all_tell(dataset.spec_digest())
+    asked = peers.all_gather(dataset.spec_digest())
     odd = [other for other, digest in enumerate(asked) if digest != asked[0]]
     if odd:
         raise ConfigError(f"shards differs between ranks: ranks {odd} were given other shards than rank 0")
     dataset.adopt_shards(_list_once(dataset, peers, rank=rank))
-    fingerprints = peers.all_tell({**dataset.fingerprint(), **in_step})
+    fingerprints = peers.all_gather({**dataset.fingerprint(), **in_step})
     for other, fingerprint in enumerate(fingerprints):
         differences = describe_differences(
             fingerprints[0], fingerprint, saved_where="on rank 0", now_where=f"on rank {other}", advise=False
@@ -37,7 +37,7 @@ def join_states(state: State, peers: Peers) -> State:
     Raises:
         StateError: on every rank, where they stand at different steps.
     """
-    return merge_state_dicts(from_json(text) for text in peers.all_tell(to_json(state)))
+    return merge_state_dicts(from_json(text) for text in peers.all_gather(to_json(state)))
 
 
 def _list_once(dataset: PackedDataset, peers: Peers, *, rank: int) -> ShardTable:
@@ -48,7 +48,7 @@ def _list_once(dataset: PackedDataset, peers: Peers, *, rank: int) -> ShardTable
             table = dataset.list_shards().to_bytes()
         except Exception as failure:  # noqa: BLE001 (raised below, once the others know)
             error = failure
-    table, message = peers.first_tells((table, None if error is None else str(error)))
+    table, message = peers.broadcast((table, None if error is None else str(error)))
     if error is not None:
         raise error
     if message is not None:

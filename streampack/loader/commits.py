@@ -41,7 +41,7 @@ class Commits:
         """
         rows = self.rows
         changes: dict[int, NDArray[np.int64]] = {}
-        num_holes: dict[int, int] = {}
+        num_skipped_ranges: dict[int, int] = {}
         for item in batch.items:
             if item is None:
                 continue
@@ -53,13 +53,13 @@ class Commits:
                 change = pack.message.changes[pack.number]
                 if passed_over:
                     change = _gone_past(change)
-                if pack.message.holes and (holes := pack.holes):
-                    num_holes.setdefault(place, len(rows.holes[place]))
-                    rows.holes[place].extend(holes)
+                if pack.message.skipped_ranges and (skipped_ranges := pack.skipped_ranges):
+                    num_skipped_ranges.setdefault(place, len(rows.skipped_ranges[place]))
+                    rows.skipped_ranges[place].extend(skipped_ranges)
             changes[place] = _both(changes[place], change) if place in changes else change
         places = np.array(list(changes), dtype=np.intp)
         before = rows.add(places, np.array(list(changes.values()), dtype=np.int64).reshape(len(places), len(FIELDS)))
-        self._undos.append(_Undo(places, before, num_holes, rows.global_pack))
+        self._undos.append(_Undo(places, before, num_skipped_ranges, rows.global_pack))
         rows.global_pack = batch.global_pack
 
     def end_pass(self, last_words: Mapping[int, LastWords], *, epochs: int) -> None:
@@ -116,12 +116,12 @@ class _Undo(NamedTuple):
     places: NDArray[np.intp]
     rows: NDArray[np.int64]
     """What stood at the places."""
-    num_holes: dict[int, int]
+    num_skipped_ranges: dict[int, int]
     """By place, where there are more now."""
     global_pack: int
 
     def apply(self, committed: Committed) -> None:
         committed.rows[self.places] = self.rows
-        for place, count in self.num_holes.items():
-            del committed.holes[place][count:]
+        for place, count in self.num_skipped_ranges.items():
+            del committed.skipped_ranges[place][count:]
         committed.global_pack = self.global_pack

@@ -86,11 +86,11 @@ class Verifier:
             if self._peers is None:
                 self._peers = self._connect()
             mine = self._claim(batch, committed, batches, given, rank=self._peers.rank)
-            claims = [Claim(*numbers) for numbers in self._peers.all_tell_numbers(mine)]
+            claims = [Claim(*numbers) for numbers in self._peers.all_gather_ints(mine)]
             if len({claim.arguments for claim in claims}) == 1:
                 found = differences(claims)
             else:  # all ranks know it, so all of them come to this second exchange
-                found = different_arguments(claims, self._peers.all_tell(given))
+                found = different_arguments(claims, self._peers.all_gather(given))
         except RuntimeError as error:  # what torch raises where a connection breaks or time is up
             raise LoaderError(
                 f"verify_every={self.every}: the ranks could not be compared at batch {batches} of this loader: "

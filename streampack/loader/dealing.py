@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
-from streampack.lanes.reader import Hole
-from streampack.lanes.stream import Source
+from streampack.lanes.reader import SkippedRange
+from streampack.lanes.stream import Provenance
 from streampack.loader.messages import Message, Slot
 from streampack.records import Counts, PackBlock
 
@@ -42,11 +42,11 @@ class PackRef(NamedTuple):
     """Its part of the message's `seq_lens` and `edge_labels`."""
 
     @property
-    def holes(self) -> list[Hole]:
-        return [hole for index, hole in self.message.holes if index == self.number]
+    def skipped_ranges(self) -> list[SkippedRange]:
+        return [skipped_range for index, skipped_range in self.message.skipped_ranges if index == self.number]
 
     @property
-    def sources(self) -> tuple[Source, ...]:
+    def sources(self) -> tuple[Provenance, ...]:
         """One per segment; empty where the workers were not asked for them."""
         return () if self.message.sources is None else self.message.sources[self.number]
 

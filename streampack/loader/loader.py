@@ -28,7 +28,7 @@ from streampack.loader.commits import Commits
 from streampack.loader.consistency import Verifier
 from streampack.loader.dealing import gather
 from streampack.loader.passes import Pass, PassSettings
-from streampack.loader.restarts import Healings
+from streampack.loader.restarts import WorkerRestarts
 from streampack.loader.rounds import Batch
 from streampack.ranks import topology
 from streampack.records import StorageUse
@@ -63,8 +63,9 @@ class PackedDataLoader:
         loss_weights: add "loss_weights", float32 beside the labels: "token" (1 for each target), or "document" (1 / the
             targets of its document in all packs); divide the sum of weighted losses by the sum of weights.
         mask: add "mask", block-causal, bool [batch_size, seq_len, seq_len]; for "streampack" and "torchtune".
-        provenance: add to a batch "provenance", for each pack where its segments come from (a tuple of `Source`), and
-            "pack_numbers", the global numbers of its packs (int64 [batch_size]; -1 for a filler that has none).
+        provenance: add to a batch "provenance", for each pack where its segments come from (a tuple of
+            `Provenance`), and "pack_numbers", the global numbers of its packs (int64 [batch_size]; -1 for a filler
+            that has none).
         drop_last: in a finite run, leave out what does not fill a batch on every rank, instead of padding it.
         prefetch_bytes: bound on the packs that workers may have made ahead.
         pin_memory: put batches into pinned memory; "auto" does where there is a GPU.
@@ -121,7 +122,7 @@ class PackedDataLoader:
         if not isinstance(worker_timeout_s, int | float) or not worker_timeout_s > 0:
             raise ConfigError(f"worker_timeout_s={worker_timeout_s!r} must be a number of seconds above 0")
         self._layout = as_layout(
-            format, positions=positions, mask=mask, boundary=dataset.recipe.boundary, loss_weights=loss_weights
+            format, positions=positions, mask=mask, boundary=dataset.pipeline.boundary, loss_weights=loss_weights
         )
         if provenance and self._layout.format is Format.TORCHTITAN:
             raise ConfigError('provenance=True has no place in the pairs of format="torchtitan"; choose another format')
@@ -161,7 +162,7 @@ class PackedDataLoader:
         """What a trainer has taken of the current iterator and not used yet."""
         self._pass: Pass | None = None
         self._past = _PastPasses()
-        self._healings = Healings()
+        self._restarts = WorkerRestarts()
         self._batches = 0
         self._waited_s = 0.0
 
@@ -241,9 +242,9 @@ class PackedDataLoader:
     def state_dict(self, batches_back: int = 0) -> State:
         """The state behind the last batch handed out, or up to 8 batches before; copies of everything.
 
-        One int64 tensor ("lanes.000123") and one JSON string ("holes.000123") per lane of this rank, and values that
-        are equal on all ranks: it saves and loads on any number of ranks through torch.distributed.checkpoint. With
-        `whole_state` the lanes of all ranks; a collective. Batches that Lightning has taken ahead are not in it.
+        One int64 tensor ("lanes.000123") and one JSON string ("skipped_ranges.000123") per lane of this rank, and
+        One int64 tensor ("lanes.000123") and one JSON string ("skipped_ranges.000123") per lane of this rank, and
+        values that `whole_state` the lanes of all ranks; a collective. Batches that Lightning has taken ahead are not in it.
         """
         commits = self._prepare()
         if self._topology.size > 1 and not self._whole_state:
@@ -297,8 +298,8 @@ class PackedDataLoader:
     def stats(self) -> dict[str, float]:
         """Counts of this rank's lanes since the start of the run, and of this loader.
 
-        Of this loader are: "batches"; "left_out_packs"; "healed", how often its workers were built anew; "retries",
-        "requests", "bytes_read", "seconds_waited_storage", "cache_hits" and "cache_bytes", of the storage and its
+        Of this loader are: "batches"; "left_out_packs"; "worker_restarts", how often its workers were restarted;
+        "retries", "requests", "bytes_read", "seconds_waited_storage", "cache_hits" and "cache_bytes", of the storage and its
         cache in all its workers together, up to the messages that came; "seconds_waited", of this process for batches.
         """
         counts = self._prepare().rows.counts()
@@ -307,7 +308,7 @@ class PackedDataLoader:
             **counts._asdict(),
             "batches": self._batches,
             "left_out_packs": self._past.left_out_packs,
-            "healed": self._healings.number,
+            "worker_restarts": self._restarts.number,
             "retries": storage.retries,
             "requests": storage.requests,
             "bytes_read": storage.bytes_read,
@@ -383,7 +384,7 @@ class PackedDataLoader:
         if self._pass is not None and new and self._pass.taken:
             self._retire()
         if self._pass is None:
-            self._pass = Pass(self._dataset, committed, self._settings, self._peers, self._healings)
+            self._pass = Pass(self._dataset, committed, self._settings, self._peers, self._restarts)
         return self._pass
 
     def _retire(self) -> None:
@@ -409,7 +410,7 @@ class PackedDataLoader:
     def _hand_out(self, batch: Batch) -> FormattedBatch:
         dataset = self._dataset
         packs = [None if item is None else item.pack for item in batch.items]
-        block = gather(packs, seq_len=dataset.seq_len, pad_id=dataset.recipe.pad_id)
+        block = gather(packs, seq_len=dataset.seq_len, pad_id=dataset.pipeline.pad_id)
         sources = [() if pack is None else pack.sources for pack in packs]
         result = self._layout.batch(block, [source.targets for of_pack in sources for source in of_pack])
         if self._pin_memory:

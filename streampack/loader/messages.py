@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 
 from streampack import heartbeat
 from streampack.corpus.epochs import Corpus
-from streampack.lanes.pipeline import Recipe
+from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.pool import LanePool
-from streampack.lanes.reader import Hole
-from streampack.lanes.stream import LaneEnd, LanePack, LaneStart, Source
+from streampack.lanes.reader import SkippedRange
+from streampack.lanes.stream import LaneEnd, LanePack, LanePosition, Provenance
 from streampack.packing.policies import stack
 from streampack.records import Counts, PackBlock, StorageUse
 from streampack.state.checkpoint import DIGEST, FIELDS, PACKS
@@ -57,9 +57,9 @@ class Message:
     """int64 [B, len(FIELDS)]: what each pack does to its lane's row, as `Committed.add` takes it."""
     ends: tuple[tuple[int, Counts], ...]
     """(index in `slots`, counts after the lane's last pack) for slots of ended lanes."""
-    holes: tuple[tuple[int, Hole], ...]
-    """(index of the pack, hole)."""
-    sources: tuple[tuple[Source, ...], ...] | None
+    skipped_ranges: tuple[tuple[int, SkippedRange], ...]
+    """(index of the pack, skipped_range)."""
+    sources: tuple[tuple[Provenance, ...], ...] | None
     """One tuple per pack, one entry per segment."""
     storage: StorageUse
     """What the storage was asked for while the message was made."""
@@ -81,11 +81,11 @@ class Message:
 class Share:
     """What the workers of one rank are told; each finds its own part by its number."""
 
-    recipe: Recipe
+    pipeline: Pipeline
     corpus: Corpus
     lanes: Sequence[int]
     """The rank's lanes, in order."""
-    starts: Sequence[LaneStart]
+    starts: Sequence[LanePosition]
     """One per lane."""
     first_round: int
     end_epoch: int | None
@@ -110,11 +110,11 @@ class WorkerStream:
         share, num_workers = self._share, self._num_workers
         lanes, starts = share.lanes[self._worker :: num_workers], share.starts[self._worker :: num_workers]
         width = -(-len(share.lanes) // num_workers)
-        recipe = share.recipe
+        pipeline = share.pipeline
         if num_workers > 1 or len(share.lanes) < share.corpus.num_lanes:  # this process is not the only one
-            recipe.storage.spread_first_requests(share.corpus.num_lanes)
+            pipeline.storage.spread_first_requests(share.corpus.num_lanes)
         pool = LanePool(
-            recipe,
+            pipeline,
             share.corpus,
             dict(zip(lanes, starts, strict=True)),
             budget_bytes=share.max_buffer_bytes // num_workers,
@@ -126,7 +126,7 @@ class WorkerStream:
             done, size = done + size, min(2 * size, share.max_slots)
         slots = _slots(pool, lanes, starts, first_round=share.first_round + done // width, width=width)
         slots = itertools.islice(slots, done % width, None)
-        before = recipe.storage.use
+        before = pipeline.storage.use
         while True:
             made: list[LanePack | LaneEnd | None] = []
             error: Exception | None = None
@@ -135,8 +135,8 @@ class WorkerStream:
                     made.append(next(slots))  # noqa: PERF401 (what was made before an error is sent)
             except Exception as failure:  # noqa: BLE001 (it is raised in its place)
                 error = failure
-            use = recipe.storage.use  # threads read ahead between two messages, too
-            yield _message(made, recipe, with_sources=share.with_sources, storage=use.since(before), error=error)
+            use = pipeline.storage.use  # threads read ahead between two messages, too
+            yield _message(made, pipeline, with_sources=share.with_sources, storage=use.since(before), error=error)
             if error is not None:
                 return
             before = use
@@ -144,7 +144,7 @@ class WorkerStream:
 
 
 def _slots(
-    pool: LanePool, lanes: Sequence[int], starts: Sequence[LaneStart], *, first_round: int, width: int
+    pool: LanePool, lanes: Sequence[int], starts: Sequence[LanePosition], *, first_round: int, width: int
 ) -> Iterator[LanePack | LaneEnd | None]:
     number = first_round
     while True:
@@ -159,7 +159,7 @@ def _slots(
 
 def _message(
     slots: Sequence[LanePack | LaneEnd | None],
-    recipe: Recipe,
+    pipeline: Pipeline,
     *,
     with_sources: bool,
     storage: StorageUse,
@@ -169,11 +169,11 @@ def _message(
     kinds: list[int] = []
     changes: list[int] = []
     ends: list[tuple[int, Counts]] = []
-    holes: list[tuple[int, Hole]] = []
+    skipped_ranges: list[tuple[int, SkippedRange]] = []
     for slot in slots:
         if isinstance(slot, LanePack):
-            if slot.holes:
-                holes += [(len(packs), hole) for hole in slot.holes]
+            if slot.skipped_ranges:
+                skipped_ranges += [(len(packs), skipped_range) for skipped_range in slot.skipped_ranges]
             packs.append(slot)
             kinds.append(_PACK)
             changes += slot.cursor
@@ -187,10 +187,10 @@ def _message(
             kinds.append(_ENDED)
     return Message(
         slots=np.array(kinds, dtype=np.int8),
-        block=stack([pack.rows for pack in packs], seq_len=recipe.seq_len, pad_id=recipe.pad_id),
+        block=stack([pack.rows for pack in packs], seq_len=pipeline.seq_len, pad_id=pipeline.pad_id),
         changes=np.array(changes, dtype=np.int64).reshape(len(packs), len(FIELDS)),
         ends=tuple(ends),
-        holes=tuple(holes),
+        skipped_ranges=tuple(skipped_ranges),
         sources=tuple(pack.sources for pack in packs) if with_sources else None,
         storage=storage,
         error=error,

@@ -9,7 +9,7 @@ from streampack.dataset.dataset import PackedDataset
 from streampack.errors import ConfigError
 from streampack.loader.dealing import Item, deal
 from streampack.loader.messages import Message, Share, WorkerStream
-from streampack.loader.restarts import HealedMessages, Healings
+from streampack.loader.restarts import RestartingMessages, WorkerRestarts
 from streampack.loader.rounds import Batch, LeftOut, endless, finite
 from streampack.loader.workers import AHEAD
 from streampack.ranks.topology import Peers
@@ -74,7 +74,7 @@ class Pass:
         committed: Committed,
         settings: PassSettings,
         peers: Peers | None,
-        healings: Healings,
+        restarts: WorkerRestarts,
     ) -> None:
         self.taken = False
         """Whether an iterator has been given out for it."""
@@ -83,7 +83,7 @@ class Pass:
         num_workers = _fitting_workers(settings.num_workers, len(committed.lanes))
         max_slots = _max_slots(dataset.seq_len, num_workers, settings)
         share = Share(
-            recipe=dataset.recipe,
+            pipeline=dataset.pipeline,
             corpus=dataset.corpus(num_lanes),
             lanes=committed.lanes,
             starts=[committed.start(place) for place in range(len(committed.lanes))],
@@ -94,19 +94,19 @@ class Pass:
             max_buffer_bytes=dataset.max_buffer_bytes,
             with_sources=settings.with_sources,
         )
-        self._healed = (
-            HealedMessages(
+        self._restarting = (
+            RestartingMessages(
                 share,
                 num_workers,
                 start_method=settings.multiprocessing_context,
                 timeout_s=settings.worker_timeout_s,
-                healings=healings,
+                restarts=restarts,
             )
             if num_workers
             else None
         )
         items = deal(
-            self.tally.watch_messages(self._healed or iter(WorkerStream(share))),
+            self.tally.watch_messages(self._restarting or iter(WorkerStream(share))),
             num_lanes=len(committed.lanes),
             num_workers=max(num_workers, 1),
             first_round=first_round,
@@ -140,8 +140,8 @@ class Pass:
     def close(self) -> None:
         """End the workers."""
         self.batches = iter(())
-        if self._healed is not None:
-            self._healed.close()
+        if self._restarting is not None:
+            self._restarting.close()
 
 
 def _refuse_empty_lanes(items: Iterator[Item], committed: Committed) -> Iterator[Item]:

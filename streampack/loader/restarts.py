@@ -21,7 +21,7 @@ import numpy as np
 
 from streampack.errors import LoaderError
 from streampack.heartbeat import Place
-from streampack.lanes.stream import LaneStart
+from streampack.lanes.stream import LanePosition
 from streampack.loader.messages import Message, Share, Slot
 from streampack.loader.workers import LostError, Workers
 from streampack.records import Counts, Cursor
@@ -29,18 +29,18 @@ from streampack.storage.faults import redacted
 from streampack.tar.codecs import is_compressed
 
 if TYPE_CHECKING:
-    from streampack.lanes.reader import Hole
+    from streampack.lanes.reader import SkippedRange
 
 _log = logging.getLogger(__name__)
 
 BUDGET = 3
-"""Healings within `PERIOD_S`; what dies more often has a cause that building anew does not remove."""
+"""WorkerRestarts within `PERIOD_S`; what dies more often has a cause that building anew does not remove."""
 PERIOD_S = 3600.0
 _DOCUMENTS = 1 + Counts._fields.index("documents")  # its column in `Message.digest_and_counts`
 
 
 @dataclass(slots=True)
-class Healings:
+class WorkerRestarts:
     """How often a loader's workers were built anew."""
 
     number: int = 0
@@ -58,17 +58,17 @@ class Healings:
         return True
 
 
-class HealedMessages:
+class RestartingMessages:
     """The messages of a rank's workers: worker 0's, worker 1's, ..., worker 0's, ..."""
 
     def __init__(
-        self, share: Share, num_workers: int, *, start_method: str | None, timeout_s: float, healings: Healings
+        self, share: Share, num_workers: int, *, start_method: str | None, timeout_s: float, restarts: WorkerRestarts
     ) -> None:
         self._share = share
         self._num_workers = num_workers
         self._start_method = start_method
         self._timeout_s = timeout_s
-        self._healings = healings
+        self._restarts = restarts
         self._heard = [_Heard(share, worker, num_workers) for worker in range(num_workers)]
         self._next = 0
         self._workers = self._start(share)
@@ -76,7 +76,7 @@ class HealedMessages:
     def _start(self, share: Share) -> Workers:
         return Workers(share, self._num_workers, start_method=self._start_method, timeout_s=self._timeout_s)
 
-    def __iter__(self) -> "HealedMessages":
+    def __iter__(self) -> "RestartingMessages":
         return self
 
     def __next__(self) -> Message:
@@ -99,14 +99,14 @@ class HealedMessages:
         what = f"worker {lost.worker} (pid {lost.pid}) {lost.why}"
         if lost.is_hopeless:
             raise LoaderError(f"{what}; what it said on the way is in the job's output. {_ADVICE}") from lost
-        if not self._healings.allow():
+        if not self._restarts.allow():
             raise self._spent(what, lost.place) from lost
         _log.warning(
             "%s, %s: all %d workers are built anew (healing %d of this loader)",
             what,
             self._describe(lost.place),
             self._num_workers,
-            self._healings.number,
+            self._restarts.number,
         )
         self._workers.end(politely=False)
         starts = list(self._share.starts)
@@ -147,7 +147,7 @@ class _Heard:
         self._width = -(-len(share.lanes) // num_workers)
         self._slots = 0
         self._cursors: dict[int, list[int]] = {}
-        self._holes: dict[int, list[Hole]] = {}
+        self._skipped_ranges: dict[int, list[SkippedRange]] = {}
         self._documents = [start.documents for start in self._begin]
 
     def add(self, message: Message) -> None:
@@ -157,22 +157,22 @@ class _Heard:
         self._cursors.update(zip(columns, message.cursors.tolist(), strict=True))  # a lane's last one stays
         for column, documents in zip(columns, message.digest_and_counts[:, _DOCUMENTS].tolist(), strict=True):
             self._documents[column] += documents
-        for index, hole in message.holes:
-            self._holes.setdefault(columns[index], []).append(hole)
+        for index, skipped_range in message.skipped_ranges:
+            self._skipped_ranges.setdefault(columns[index], []).append(skipped_range)
         self._slots += len(message.slots)
         self.messages += 1
 
-    def starts(self) -> list[LaneStart]:
+    def starts(self) -> list[LanePosition]:
         """Where each of the worker's lanes goes on behind all messages."""
         found = []
         for column, begin in enumerate(self._begin):
             rounds = max(0, self._slots - column + self._width - 1) // self._width
             found.append(
-                LaneStart(
+                LanePosition(
                     cursor=Cursor(*self._cursors.get(column, begin.cursor)),
                     packs=max(begin.packs, self._first_round + rounds),
                     documents=self._documents[column],
-                    holes=begin.holes.union(self._holes.get(column, ())),
+                    skipped_ranges=begin.skipped_ranges.union(self._skipped_ranges.get(column, ())),
                 )
             )
         return found

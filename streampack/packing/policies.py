@@ -224,7 +224,7 @@ def stack(rows: Sequence[PackRows], *, seq_len: int, pad_id: int) -> PackBlock:
     )
 
 
-def expand(block: PackBlock) -> dict[str, NDArray[np.int64]]:
+def expand_block(block: PackBlock) -> dict[str, NDArray[np.int64]]:
     """Return "tokens", "labels", "position_ids" and "segment_ids" of a block, each int64 [B, seq_len].
 
     They are new, contiguous, and overlap neither each other nor the block.
@@ -281,7 +281,7 @@ def _stretches(block: PackBlock) -> tuple[NDArray[np.int32], NDArray[np.int64], 
 
 def spell_out(rows: PackRows, *, seq_len: int, pad_id: int) -> Pack:
     """Return one pack with its labels, positions and segments."""
-    arrays = expand(stack([rows], seq_len=seq_len, pad_id=pad_id))
+    arrays = expand_block(stack([rows], seq_len=seq_len, pad_id=pad_id))
     return Pack(
         tokens=arrays["tokens"][0],
         labels=arrays["labels"][0],

@@ -151,14 +151,14 @@ class Peers:
         """Of this process, among all of the job."""
         return dist.get_rank()
 
-    def all_tell_numbers(self, numbers: Sequence[int]) -> list[list[int]]:
+    def all_gather_ints(self, numbers: Sequence[int]) -> list[list[int]]:
         """As many int64 of every rank, in one exchange."""
         mine = torch.tensor(numbers, dtype=torch.int64)
         boxes = [torch.zeros_like(mine) for _ in range(self._group.size())]
         _keep(self._group.allgather([boxes], [mine])).wait()
         return [box.tolist() for box in boxes]
 
-    def first_tells(self, value: _T) -> _T:
+    def broadcast(self, value: _T) -> _T:
         """Rank 0's value, on every rank; values are what MessagePack knows, and tuples come back as lists."""
         mine = _encode(value) if self._group.rank() == 0 else torch.zeros(0, dtype=torch.uint8)
         size = torch.tensor([len(mine)])
@@ -168,8 +168,8 @@ class Peers:
         told: _T = _decode(box)
         return told
 
-    def all_tell(self, value: _T) -> list[_T]:
-        """Every rank's value, by data-parallel rank, on every rank; see `first_tells` for what values may be."""
+    def all_gather(self, value: _T) -> list[_T]:
+        """Every rank's value, by data-parallel rank, on every rank; see `broadcast` for what values may be."""
         mine = _encode(value)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self._group.size())]
         _keep(self._group.allgather([sizes], [torch.tensor([len(mine)])])).wait()

@@ -1,7 +1,7 @@
 """The state of a loader: plain values, one key per lane, versioned, refused loudly where it does not fit.
 
     "lanes.000123"   int64 [len(FIELDS)]: the lane's cursor, packs given, running digest and counts
-    "holes.000123"   JSON string: the bad records and broken shards that the lane passed over
+    "skipped_ranges.000123"   JSON string: the bad records and broken shards that the lane passed over
     and, equal on all ranks: "version", "order_version", "fingerprint" (JSON), "global_pack", "first_epoch"
 
 One key per lane is what lets torch.distributed.checkpoint save the state from any ranks and load it on any others.
@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from streampack.corpus.partition import packs_before
 from streampack.corpus.table import differing_block
 from streampack.errors import StateError
-from streampack.lanes.reader import Hole
-from streampack.lanes.stream import LaneStart
+from streampack.lanes.reader import SkippedRange
+from streampack.lanes.stream import LanePosition
 from streampack.records import Counts, Cursor
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 """The layout of the state."""
 ORDER_VERSION = 1
 """The order of documents and packs that a seed stands for; a release that changes it counts this up."""
@@ -50,7 +50,7 @@ class Committed:
     """Over all ranks."""
     rows: NDArray[np.int64]
     """int64 [len(lanes), len(FIELDS)]."""
-    holes: list[list[Hole]]
+    skipped_ranges: list[list[SkippedRange]]
     global_pack: int = 0
     """All global packs below this one have been handed out, over all ranks."""
     first_epoch: int = 0
@@ -61,26 +61,26 @@ class Committed:
         """The start of a run."""
         rows = np.zeros((len(lanes), len(FIELDS)), dtype=np.int64)
         rows[:, :PACKS] = Cursor()
-        return cls(lanes=lanes, num_lanes=num_lanes, rows=rows, holes=[[] for _ in lanes])
+        return cls(lanes=lanes, num_lanes=num_lanes, rows=rows, skipped_ranges=[[] for _ in lanes])
 
     def copy(self) -> "Committed":
         return Committed(
             lanes=self.lanes,
             num_lanes=self.num_lanes,
             rows=self.rows.copy(),
-            holes=[list(holes) for holes in self.holes],
+            skipped_ranges=[list(skipped_ranges) for skipped_ranges in self.skipped_ranges],
             global_pack=self.global_pack,
             first_epoch=self.first_epoch,
         )
 
-    def start(self, place: int) -> LaneStart:
+    def start(self, place: int) -> LanePosition:
         """Where the lane at a place in `lanes` goes on."""
         row = self.rows[place].tolist()
-        return LaneStart(
+        return LanePosition(
             cursor=Cursor(*row[:PACKS]),
             packs=row[PACKS],
             documents=row[COUNTS + Counts._fields.index("documents")],
-            holes=frozenset(self.holes[place]),
+            skipped_ranges=frozenset(self.skipped_ranges[place]),
         )
 
     def add(self, places: NDArray[np.intp], changes: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -127,7 +127,7 @@ class Committed:
         }
         for place, lane in enumerate(self.lanes):
             state[f"lanes.{lane:06d}"] = torch.tensor(self.rows[place].tolist(), dtype=torch.int64)
-            state[f"holes.{lane:06d}"] = holes_to_json(self.holes[place])
+            state[f"skipped_ranges.{lane:06d}"] = skipped_ranges_to_json(self.skipped_ranges[place])
         return state
 
     @classmethod
@@ -138,7 +138,7 @@ class Committed:
         committed.first_epoch = int(state["first_epoch"])
         for place, lane in enumerate(lanes):
             key = f"lanes.{lane:06d}"
-            missing = [name for name in (key, f"holes.{lane:06d}") if name not in state]
+            missing = [name for name in (key, f"skipped_ranges.{lane:06d}") if name not in state]
             if missing:
                 held = sum(name.startswith("lanes.") for name in state)
                 raise StateError(
@@ -147,7 +147,9 @@ class Committed:
                     "streampack.merge_state_dicts, or save and load them with torch.distributed.checkpoint."
                 )
             committed.rows[place] = _row_of(state[key], key)
-            committed.holes[place] = holes_from_json(state[f"holes.{lane:06d}"], f"holes.{lane:06d}")
+            committed.skipped_ranges[place] = skipped_ranges_from_json(
+                state[f"skipped_ranges.{lane:06d}"], f"skipped_ranges.{lane:06d}"
+            )
             packs, due = int(committed.rows[place, PACKS]), packs_before(committed.global_pack, lane, num_lanes)
             if packs != due:
                 raise StateError(
@@ -168,17 +170,21 @@ def _row_of(value: Any, key: str) -> NDArray[np.int64]:
     return row.numpy()
 
 
-def holes_to_json(holes: Iterable[Hole]) -> str:
-    """A row of integers for each hole, of which one that is a record as a whole or more has no part."""
-    return json.dumps([hole if hole.part >= 0 else hole[:-1] for hole in holes])
+def skipped_ranges_to_json(skipped_ranges: Iterable[SkippedRange]) -> str:
+    """A row of integers for each skipped_range, of which one that is a record as a whole or more has no part."""
+    return json.dumps(
+        [skipped_range if skipped_range.part >= 0 else skipped_range[:-1] for skipped_range in skipped_ranges]
+    )
 
 
-def holes_from_json(value: Any, key: str) -> list[Hole]:
-    """A lane's holes; `key` is where they stand, for the `StateError` of what is none."""
+def skipped_ranges_from_json(value: Any, key: str) -> list[SkippedRange]:
+    """A lane's skipped_ranges; `key` is where they stand, for the `StateError` of what is none."""
     try:
-        return [Hole(*(operator.index(number) for number in hole)) for hole in json.loads(value)]
+        return [
+            SkippedRange(*(operator.index(number) for number in skipped_range)) for skipped_range in json.loads(value)
+        ]
     except (TypeError, ValueError) as error:
-        raise StateError(f"{key} is {value!r:.80}, not a JSON list of holes: the state is damaged") from error
+        raise StateError(f"{key} is {value!r:.80}, not a JSON list of skipped_ranges: the state is damaged") from error
 
 
 def check_versions(state: Mapping[str, Any]) -> None:
@@ -268,7 +274,7 @@ def merge_state_dicts(states: Iterable[Mapping[str, Any]]) -> State:
         check_versions(state)
         for key, value in state.items():
             if key not in merged:
-                if rank and not key.startswith(("lanes.", "holes.")):
+                if rank and not key.startswith(("lanes.", "skipped_ranges.")):
                     raise StateError(f"state {rank} has {key!r}, which the ones before it have not")
                 merged[key] = value.clone() if isinstance(value, torch.Tensor) else value
                 continue

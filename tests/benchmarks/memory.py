@@ -55,7 +55,7 @@ def main() -> None:
 
 def count_tokens(dataset: PackedDataset, documents: list[str]) -> int:
     """How many tokens a part of the documents makes, scaled to all of them."""
-    tokenizer = dataset.recipe.tokenizer
+    tokenizer = dataset.pipeline.tokenizer
     assert tokenizer is not None, "the dataset was given a model"
     some = documents[:: max(len(documents) // 200, 1)]
     share = sum(len(text.encode()) for text in some) / sum(len(text.encode()) for text in documents)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from streampack import PackedDataset
 from streampack.cli import app
-from streampack.corpus.table import ShardTable, expand
+from streampack.corpus.table import ShardTable, resolve_shards
 from streampack.storage.access import RetryPolicy, Storage
 from streampack.testing import ByteTokenizer, write_shards
 
@@ -53,7 +53,7 @@ def test_a_manifest_beside_its_shards_moves_with_them(shards: Path, tmp_path: Pa
     run(shards, "-o", shards / "list.jsonl")
     assert lines(shards / "list.jsonl")[0]["url"] == "de/00000.tar"
     shards.rename(tmp_path / "moved")
-    table = expand(f"@{tmp_path}/moved/list.jsonl", STORAGE)
+    table = resolve_shards(f"@{tmp_path}/moved/list.jsonl", STORAGE)
     assert len(list(STORAGE.chunks(table[0].url, size=table[0].size))) > 0
 
 
@@ -64,7 +64,7 @@ def test_a_relative_folder_is_written_so_that_it_is_found_from_elsewhere(
     (tmp_path / "lists").mkdir()
     run("de", "-o", "../lists/m.jsonl")
     monkeypatch.chdir("/")
-    assert all(Path(shard.url).is_file() for shard in expand(f"@{tmp_path}/lists/m.jsonl", STORAGE))
+    assert all(Path(shard.url).is_file() for shard in resolve_shards(f"@{tmp_path}/lists/m.jsonl", STORAGE))
 
 
 def test_what_is_known_of_a_shard_is_written_again(shards: Path, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_sizes_and_etags_of_a_web_server_are_looked_up_once_and_kept(tmp_path: P
         assert len({line["etag"] for line in found}) == 3
     finally:
         proxy.close()
-    assert [shard.etag for shard in expand(f"@{tmp_path}/m.jsonl", STORAGE)] == [line["etag"] for line in found]
+    assert [shard.etag for shard in resolve_shards(f"@{tmp_path}/m.jsonl", STORAGE)] == [line["etag"] for line in found]
 
 
 def test_digests_are_those_of_the_blocks(shards: Path, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def hundred_thousand(tmp_path_factory: pytest.TempPathFactory) -> ShardTable:
             url = f"s3://bucket/corpus/part-{number % 100:02d}/{number:06d}.tar"
             file.write(json.dumps({"url": url, "size": 10**8 + number, "etag": f'"{number:032x}"'}) + "\n")
     began = time.perf_counter()
-    table = expand(f"@{path}", STORAGE)
+    table = resolve_shards(f"@{path}", STORAGE)
     print(f"100,000 shards in {time.perf_counter() - began:.2f} s")  # noqa: T201 - to be seen with -s; no test of time
     return table
 

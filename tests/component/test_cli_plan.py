@@ -14,7 +14,7 @@ from streampack.config.file import load_config
 from streampack.corpus.partition import check_ranks
 from streampack.examples.make_data import DATA
 from streampack.lanes.pool import LanePool, check_budget
-from streampack.lanes.stream import LaneEnd, LaneStart, LaneStream
+from streampack.lanes.stream import LaneEnd, LanePosition, LaneStream
 from streampack.storage import objects
 from streampack.testing import write_shards
 
@@ -80,9 +80,9 @@ def test_the_range_and_the_share_are_those_of_the_pool(workers: int, buffer: str
     dataset = PackedDataset(**load_config(path).dataset_arguments(), dp_rank=0, dp_size=2)
     lanes = range(0, 24, 2)[:: max(workers, 1)]
     pool = LanePool(
-        dataset.recipe,
+        dataset.pipeline,
         dataset.corpus(),
-        {lane: LaneStart() for lane in lanes},
+        {lane: LanePosition() for lane in lanes},
         budget_bytes=dataset.max_buffer_bytes // max(workers, 1),
         end_epoch=None,
     )
@@ -125,7 +125,9 @@ def test_an_epoch_takes_as_many_requests_as_it_says(
     corpus = dataset.corpus()
     monkeypatch.setattr(objects.LocalFile, "read", counted)
     for lane in range(lanes):
-        stream = LaneStream(dataset.recipe, corpus, lane, LaneStart(), end_epoch=1, max_range_bytes=rank["range_bytes"])
+        stream = LaneStream(
+            dataset.pipeline, corpus, lane, LanePosition(), end_epoch=1, max_range_bytes=rank["range_bytes"]
+        )
         while not isinstance(stream.next(), LaneEnd):
             pass
     # The search for a sample behind a cut takes a second request where a range holds too few headers.

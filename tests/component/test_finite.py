@@ -371,7 +371,7 @@ def test_a_pass_ends_with_every_lane_at_the_start_of_the_next_epoch(corpus: Corp
         row = dict(zip(FIELDS, state[f"lanes.{lane:06d}"], strict=True))
         assert [row[name] for name in ("epoch", "piece", "sample", "record", "part", "row")] == [3, 0, -1, 0, 0, 0]
         assert row["packs"] == state["global_pack"] // LANES
-        assert json.loads(state[f"holes.{lane:06d}"]) == []
+        assert json.loads(state[f"skipped_ranges.{lane:06d}"]) == []
 
 
 def test_a_pass_that_dropped_its_last_packs_goes_on_at_the_same_global_number(tmp_path: Path) -> None:

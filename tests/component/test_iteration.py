@@ -77,7 +77,7 @@ def test_a_state_keeps_bad_records_out_that_were_met_before_it(small: Corpus) ->
     count = len(list(iterator))
     state = iterator.state_dict()
     assert count > 0
-    assert any(json.loads(holes) for holes in state["holes"].values())
+    assert any(json.loads(skipped_ranges) for skipped_ranges in state["skipped_ranges"].values())
 
 
 def test_a_state_shares_nothing_with_the_running_iterator(corpus: Corpus) -> None:

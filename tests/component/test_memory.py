@@ -16,7 +16,7 @@ from support.jobs import Corpus, Job, assert_equal, dataset, texts, uneven, writ
 from streampack.cli.clocks import own_memory_mb
 from streampack.errors import ConfigError
 from streampack.lanes.pool import LanePool, check_budget
-from streampack.lanes.stream import LaneEnd, LanePack, LaneStart
+from streampack.lanes.stream import LaneEnd, LanePack, LanePosition
 from streampack.records import Document
 from streampack.storage.access import Storage
 from streampack.testing import ByteTokenizer
@@ -70,9 +70,9 @@ class Run:
         self.tokenizer.texts.clear()
         self.num_lanes = data.num_lanes
         self.pool = LanePool(
-            dataclasses.replace(data.recipe, storage=self.storage),
+            dataclasses.replace(data.pipeline, storage=self.storage),
             data.corpus(),
-            {lane: LaneStart() for lane in range(data.num_lanes)},
+            {lane: LanePosition() for lane in range(data.num_lanes)},
             budget_bytes=budget_bytes,
             end_epoch=None if data.epochs is None else data.epochs,
         )
@@ -92,7 +92,7 @@ def test_parked_lanes_give_the_same_packs(corpus: Corpus) -> None:
         most_parked = max(most_parked, tight.pool.parked)
         np.testing.assert_array_equal(ours.rows.tokens, theirs.rows.tokens)
         np.testing.assert_array_equal(ours.rows.edge_labels, theirs.rows.edge_labels)
-        assert ours[1:] == theirs[1:]  # cursor, counts, digest, holes
+        assert ours[1:] == theirs[1:]  # cursor, counts, digest, skipped_ranges
     assert most_parked >= 2
     assert wide.pool.parked == 0
 
@@ -165,7 +165,7 @@ def test_texts_of_few_tokens_do_not_pile_up_while_a_pack_is_made(tmp_path: Path)
     corpus = write_corpus(tmp_path, [(".tar", ["long " * 2000] * 1200)], alike=True)
     arguments: dict[str, Any] = {"add_bos": False, "add_eos": False, "boundary": "keep", "max_document_bytes": SHARE}
     data = dataset(corpus, tokenizer=FewTokens(), seq_len=512, num_lanes=1, **arguments)
-    pool = LanePool(data.recipe, data.corpus(), {0: LaneStart()}, budget_bytes=4 * SHARE, end_epoch=None)
+    pool = LanePool(data.pipeline, data.corpus(), {0: LanePosition()}, budget_bytes=4 * SHARE, end_epoch=None)
     pool.take(0)  # the first pack teaches what a character gives
     gc.collect()
     tracemalloc.start()
@@ -199,9 +199,9 @@ def test_a_lane_in_a_compressed_shard_is_not_parked(tmp_path: Path) -> None:
     data = dataset(corpus, seq_len=SEQ_LEN, num_lanes=1, max_document_bytes=2 * SHARE)
     storage = CountingStorage()
     pool = LanePool(
-        dataclasses.replace(data.recipe, storage=storage),
+        dataclasses.replace(data.pipeline, storage=storage),
         data.corpus(),
-        {0: LaneStart()},
+        {0: LanePosition()},
         budget_bytes=2 * SHARE,
         end_epoch=3,
     )

@@ -415,9 +415,9 @@ def test_the_holes_in_the_state_are_the_same_on_every_topology(tmp_path: Path) -
                 job.step(leg.batches)
                 state = job.state()
         assert state is not None and state["global_pack"] == 160
-        found.append({name: value for name, value in state.items() if name.startswith("holes.")})
+        found.append({name: value for name, value in state.items() if name.startswith("skipped_ranges.")})
     assert found[0] == found[1]
-    assert sorted(found[0]) == [f"holes.{lane:06d}" for lane in range(4)]
+    assert sorted(found[0]) == [f"skipped_ranges.{lane:06d}" for lane in range(4)]
     assert any(value != "[]" for value in found[0].values())
 
 
@@ -490,7 +490,7 @@ def test_a_bad_record_behind_the_last_pack_is_counted_once(tmp_path: Path) -> No
 def test_a_known_hole_raises_no_error_after_the_resume(tmp_path: Path) -> None:
     corpus = last_is_bad(tmp_path)
     state, _ = behind_the_last_pack(dataset(corpus, num_lanes=1, seq_len=16, epochs=1, on_error="skip"))
-    assert state["holes.000000"] != "[]"
+    assert state["skipped_ranges.000000"] != "[]"
     with Job(dataset(corpus, num_lanes=1, seq_len=16, epochs=1, on_error="raise"), state=state) as job:
         assert job.run_out()[1] == [0]
 
@@ -531,7 +531,7 @@ def test_a_hole_ahead_of_a_lane_is_left_out(tmp_path: Path, field: str, record: 
     data = dataset(corpus, field=field, num_lanes=2, seq_len=16, shuffle=False, epochs=1)
     with Job(data) as job:
         state = job.state()
-    state["holes.000001"] = json.dumps([[0, 1, offset, offset + 1, record]])
+    state["skipped_ranges.000001"] = json.dumps([[0, 1, offset, offset + 1, record]])
     for ranks in (1, 2):
         with Job(data, ranks, state=state) as job:
             packs, _ = job.run_out()

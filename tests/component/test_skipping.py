@@ -1,4 +1,4 @@
-"""on_error="skip" for broken shards: what is lost is a hole, and all else comes in its order on every topology."""
+"""on_error="skip" for broken shards: what is lost is a skipped range, and all else comes in its order on every topology."""
 
 import contextlib
 import gzip
@@ -177,8 +177,11 @@ def test_a_damage_at_any_header_costs_at_most_the_rest_of_two_pieces(tmp_path: P
         with Job(dataset(corpus, **arguments(epochs=1, num_lanes=6))) as job:
             packs, _ = job.run_out()
             assert 1 <= job.stats()["skipped"] <= 2
-            holes = [
-                hole for name, each in job.state().items() if name.startswith("holes.") for hole in json.loads(each)
+            skipped_ranges = [
+                skipped_range
+                for name, each in job.state().items()
+                if name.startswith("skipped_ranges.")
+                for skipped_range in json.loads(each)
             ]
         found = documents_of(packs, num_lanes=6)
         missing = [index for index, text in enumerate(everything) if text not in found]
@@ -187,9 +190,9 @@ def test_a_damage_at_any_header_costs_at_most_the_rest_of_two_pieces(tmp_path: P
         assert sample in missing
         assert len(missing) <= len(own) // 2
         offsets = [member.offset for member in members_of(good)]
-        if holes:  # one behind a lane's last pack is in no pack's state
+        if skipped_ranges:  # one behind a lane's last pack is in no pack's state
             for index in missing:
-                assert any(first <= offsets[index] < end for _, shard, first, end, _ in holes if shard == 0)
+                assert any(first <= offsets[index] < end for _, shard, first, end, _ in skipped_ranges if shard == 0)
 
 
 def members_of(data: bytes) -> list[tarfile.TarInfo]:
@@ -227,7 +230,7 @@ def test_what_was_passed_over_stays_out_though_the_shard_was_repaired(tmp_path: 
         with Job(data) as job:
             first = job.step(batches)
             state = job.state()
-        was_met = any(value != "[]" for name, value in state.items() if name.startswith("holes."))
+        was_met = any(value != "[]" for name, value in state.items() if name.startswith("skipped_ranges."))
         corpus.shards[0].write_bytes(good)
         with Job(dataset(corpus, **arguments(epochs=1, on_error="raise")), state=state) as job:
             rest, _ = job.run_out()
@@ -279,7 +282,7 @@ def test_failing_storage_is_never_skipped_and_a_fault_that_passes_is_no_hole(tmp
             with Job(remote(proxy, "a.tar", tmp_path, data)) as job:
                 job.run_out()
                 assert (job.digest(), job.stats()) == quiet
-                assert all(value == "[]" for name, value in job.state().items() if name.startswith("holes."))
+                assert all(value == "[]" for name, value in job.state().items() if name.startswith("skipped_ranges."))
         proxy.always = Fault("status", status=503)
         with Job(remote(proxy, "a.tar", tmp_path, data)) as job, pytest.raises(StorageError, match="503"):
             job.run_out()

@@ -82,7 +82,7 @@ def test_a_state_has_two_keys_a_lane_and_values_that_are_equal_on_all_ranks(data
         job.step(2)
         states = [loader.state_dict() for loader in job.loaders]
     for rank, state in enumerate(states):
-        own = [f"{kind}.{lane:06d}" for kind in ("holes", "lanes") for lane in range(rank, LANES, 3)]
+        own = [f"{kind}.{lane:06d}" for kind in ("skipped_ranges", "lanes") for lane in range(rank, LANES, 3)]
         common = {"version", "order_version", "fingerprint", "global_pack", "first_epoch"}
         assert set(state) == {*own, *common}
         assert all(state[key] == states[0][key] for key in common)
@@ -91,7 +91,7 @@ def test_a_state_has_two_keys_a_lane_and_values_that_are_equal_on_all_ranks(data
             if isinstance(value, torch.Tensor):
                 assert value.dtype == torch.int64 and value.ndim == 1
             else:
-                assert key.startswith("holes.") and value == "[]"
+                assert key.startswith("skipped_ranges.") and value == "[]"
     assert {len(state[f"lanes.{rank:06d}"]) for rank, state in enumerate(states)} == {len(FIELDS)}
     assert states[0]["global_pack"] == 24
 
@@ -230,7 +230,7 @@ def test_batches_back_forgets_holes_and_fillers(tmp_path: Path) -> None:
             states.append(loader.state_dict())
             for back in range(min(len(states), 9)):
                 assert same(loader.state_dict(batches_back=back), states[-1 - back])
-    assert sum(len(json.loads(states[-1][f"holes.{lane:06d}"])) for lane in range(2)) > 3
+    assert sum(len(json.loads(states[-1][f"skipped_ranges.{lane:06d}"])) for lane in range(2)) > 3
     assert loader.stats()["fillers"] > 3
 
 
@@ -254,7 +254,7 @@ def test_a_lane_that_comes_more_than_once_in_a_batch_is_committed_as_pack_by_pac
                 packs = min(batch_size * (batches - back), len(singly) - 1)
                 assert same(loader.state_dict(batches_back=back), singly[packs])
                 assert same(skipping.state_dict(batches_back=back), past[packs])
-    assert sum(len(json.loads(singly[-1][f"holes.{lane:06d}"])) for lane in range(2)) == 3
+    assert sum(len(json.loads(singly[-1][f"skipped_ranges.{lane:06d}"])) for lane in range(2)) == 3
     assert loader.stats()["fillers"] > 3
 
 
@@ -676,11 +676,11 @@ def test_a_corpus_may_move_and_what_is_no_part_of_the_data_may_change(
         (lambda s: {**s, "fingerprint": "[]"}, StateError, "the state's fingerprint is not an object"),
         (lambda s: {**s, "lanes.000004": torch.zeros(3)}, StateError, "lanes.000004 has shape (3,)"),
         (lambda s: {**s, "lanes.000004": "here"}, StateError, "lanes.000004"),
-        (lambda s: {**s, "holes.000004": "["}, StateError, "holes.000004"),
-        (lambda s: {**s, "holes.000004": "[[1, 2]]"}, StateError, "holes.000004"),
+        (lambda s: {**s, "skipped_ranges.000004": "["}, StateError, "skipped_ranges.000004"),
+        (lambda s: {**s, "skipped_ranges.000004": "[[1, 2]]"}, StateError, "skipped_ranges.000004"),
         (lambda s: {**s, "global_pack": 13}, StateError, "parts of different steps were mixed"),
         (lambda s: {k: v for k, v in s.items() if k != "lanes.000007"}, StateError, "the state has no lanes.000007"),
-        (lambda s: {k: v for k, v in s.items() if k != "holes.000007"}, StateError, "holes.000007"),
+        (lambda s: {k: v for k, v in s.items() if k != "skipped_ranges.000007"}, StateError, "skipped_ranges.000007"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

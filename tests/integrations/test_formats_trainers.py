@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from streampack.errors import ConfigError
 from streampack.formats.layout import as_layout, block_causal_mask, document_mask
-from streampack.packing.policies import as_boundary, expand
+from streampack.packing.policies import as_boundary, expand_block
 from streampack.records import PackBlock
 
 SEQ_LEN = 16
@@ -56,7 +56,7 @@ def test_the_loss_of_a_transformers_model_is_that_of_the_shifted_labels(model: A
     block = block_of(packs(documents(30, longest=30), policy, packing, lookahead=False))
     batch = batch_of(block, kind, policy=policy)
     result = model(**batch)
-    rows, labels = expand(block), torch.from_numpy(expand(block)["labels"])
+    rows, labels = expand_block(block), torch.from_numpy(expand_block(block)["labels"])
     if packing == "wrap":
         assert torch.equal(batch["num_targets"], torch.from_numpy(block.num_targets))
     else:  # a document that overflow has cut has its last label behind the end of the pack

@@ -51,7 +51,7 @@ def test_a_state_that_is_asked_for_in_order_to_join_it_is_given(dataset: streamp
 
     class Joined(streampack.PackedDataLoader):
         def state_dict(self, batches_back: int = 0) -> Any:
-            other = {"lanes.000001": [0] * 40, "holes.000001": "[]"}
+            other = {"lanes.000001": [0] * 40, "skipped_ranges.000001": "[]"}
             return {**super().state_dict(batches_back), **other}
 
     with streampack.PackedDataLoader(dataset, num_workers=0, dp_rank=0, dp_size=2) as loader:

@@ -27,4 +27,4 @@ def test_a_run_through_random_faults_gives_the_packs_of_a_quiet_one_in_flat_memo
     for rank in found["ranks"]:
         assert rank["batches"] > 100
         assert rank["stats"]["retries"] > 10
-        assert rank["stats"]["healed"] == 0
+        assert rank["stats"]["worker_restarts"] == 0

@@ -77,8 +77,8 @@ def loader_of(data: streampack.PackedDataset, **options: Any) -> streampack.Pack
 
 def pids(loader: streampack.PackedDataLoader) -> list[int]:
     """The workers of a loader; not one of them has been waited for, so the numbers are theirs."""
-    assert loader._pass is not None and loader._pass._healed is not None
-    return [each.process.pid or 0 for each in loader._pass._healed._workers._workers]
+    assert loader._pass is not None and loader._pass._restarting is not None
+    return [each.process.pid or 0 for each in loader._pass._restarting._workers._workers]
 
 
 def hurt(loader: streampack.PackedDataLoader, number: signal.Signals = signal.SIGKILL, worker: int = -1) -> None:
@@ -109,7 +109,7 @@ def test_a_worker_that_is_killed_costs_nothing_but_time(
         assert_equal(dict(enumerate(packs)), wanted)
         assert loader.digest() == quiet.digest()
         assert to_json(loader.state_dict()) == to_json(quiet.state_dict())
-        assert loader.stats()["healed"] == 1
+        assert loader.stats()["worker_restarts"] == 1
 
 
 @pytest.mark.parametrize(("num_workers", "after"), [(1, 0), (2, 5), (3, 1)])
@@ -124,7 +124,7 @@ def test_a_worker_that_is_stopped_is_ended_and_costs_nothing_but_time(
         hurt(loader, signal.SIGSTOP)
         packs += take(iterator, 15 - after)
         assert_equal(dict(enumerate(packs)), wanted)
-        assert loader.stats()["healed"] == 1
+        assert loader.stats()["worker_restarts"] == 1
         assert stopped not in children()
 
 
@@ -137,7 +137,7 @@ def test_workers_that_are_not_forked_are_built_anew_too(corpus: Corpus, wanted: 
         hurt(loader)
         packs += take(iterator, 5)
         assert_equal(dict(enumerate(packs)), wanted)
-        assert loader.stats()["healed"] == 1
+        assert loader.stats()["worker_restarts"] == 1
     if context == "forkserver":
         server = multiprocessing.forkserver._forkserver
         server._stop()
@@ -163,7 +163,9 @@ def test_a_finite_pass_is_the_same_though_a_worker_dies_before_every_batch(
             if batch is None:
                 break
             packs += rows(batch)
-        assert loader.stats()["healed"] >= (1 if prefetch_bytes > 1 else 5)  # what was sent before is used up first
+        assert loader.stats()["worker_restarts"] >= (
+            1 if prefetch_bytes > 1 else 5
+        )  # what was sent before is used up first
         assert_equal(dict(enumerate(packs)), calm)
         assert loader.digest() == quiet.digest()
         assert to_json(loader.state_dict()) == to_json(quiet.state_dict())
@@ -207,7 +209,7 @@ def test_a_rate_of_bad_records_counts_documents_through_healings(
         for number, _ in enumerate(loader):
             if number % 2 == 0:
                 hurt(loader)
-        assert loader.stats()["healed"] >= 3
+        assert loader.stats()["worker_restarts"] >= 3
         assert loader.stats()["skipped"] == 20
 
 
@@ -219,7 +221,7 @@ def test_all_workers_killed_at_once_are_one_healing(corpus: Corpus, wanted: list
             os.kill(pid, signal.SIGKILL)
         packs += take(iterator, 8)
         assert_equal(dict(enumerate(packs)), wanted)
-        assert loader.stats()["healed"] == 1
+        assert loader.stats()["worker_restarts"] == 1
 
 
 def test_workers_killed_again_before_their_first_message_are_healed_again(corpus: Corpus, wanted: list[Any]) -> None:
@@ -234,7 +236,7 @@ def test_workers_killed_again_before_their_first_message_are_healed_again(corpus
         hurt(loader, worker=1)
         packs += take(iterator, 6)
         assert_equal(dict(enumerate(packs)), wanted)
-        assert loader.stats()["healed"] == 2
+        assert loader.stats()["worker_restarts"] == 2
 
 
 def test_a_run_goes_on_exactly_from_a_state_of_a_healed_loader(corpus: Corpus, wanted: list[Any]) -> None:
@@ -243,7 +245,7 @@ def test_a_run_goes_on_exactly_from_a_state_of_a_healed_loader(corpus: Corpus, w
         packs = take(iterator, 3)
         hurt(loader)
         packs += take(iterator, 7)
-        assert loader.stats()["healed"] == 1
+        assert loader.stats()["worker_restarts"] == 1
         state = loader.state_dict()
     with loader_of(dataset(corpus), num_workers=3) as other:
         other.load_state_dict(state)
@@ -258,7 +260,7 @@ def test_skip_goes_past_as_many_batches_though_a_worker_dies(corpus: Corpus, wan
         hurt(loader)
         assert loader.skip(8) == 8
         assert_equal(dict(enumerate(take(iterator, 4), 40)), wanted, begin=40)
-        assert loader.stats()["healed"] == 1
+        assert loader.stats()["worker_restarts"] == 1
 
 
 # --- when it is noticed, and when not
@@ -286,7 +288,7 @@ def test_a_worker_that_dies_while_it_is_waited_for_is_noticed_at_once(tmp_path: 
         begin = time.monotonic()
         assert len(take(iterator, 2)) == 8
         assert time.monotonic() - begin < NOTICED_S
-        assert loader.stats()["healed"] <= 1  # it may have sent what was waited for just before
+        assert loader.stats()["worker_restarts"] <= 1  # it may have sent what was waited for just before
 
 
 def test_a_worker_that_waits_for_a_lock_for_ever_is_built_anew(tmp_path: Path, caplog: Any) -> None:
@@ -306,7 +308,7 @@ def test_a_worker_that_waits_for_a_lock_for_ever_is_built_anew(tmp_path: Path, c
     packs = expected(corpus, 60, seq_len=32, num_lanes=2)
     with loader_of(data, worker_timeout_s=SILENCE_S) as loader, caplog.at_level(logging.WARNING):
         assert_equal(dict(enumerate(take(iter(loader), 15))), packs)
-        assert loader.stats()["healed"] == 1
+        assert loader.stats()["worker_restarts"] == 1
     message = next(record.getMessage() for record in caplog.records if "built anew" in record.getMessage())
     assert "was silent for" in message and str(corpus.shards[0]) in message and "lane " in message
 
@@ -326,7 +328,7 @@ def test_a_worker_that_never_begins_is_built_anew(
     monkeypatch.setattr(workers, "START_S", SILENCE_S)
     with loader_of(dataset(corpus), worker_timeout_s=0.1) as loader, caplog.at_level(logging.WARNING):
         assert_equal(dict(enumerate(take(iter(loader), 1))), wanted)
-        assert loader.stats()["healed"] == 1
+        assert loader.stats()["worker_restarts"] == 1
     assert "before it began" in caplog.text
 
 
@@ -341,7 +343,7 @@ def test_a_worker_that_is_slow_is_left_alone(tmp_path: Path) -> None:
         begin = time.monotonic()
         take(iter(loader), 1)
         assert time.monotonic() - begin > SILENCE_S, "a pack takes longer than the limit"
-        assert loader.stats()["healed"] == 0
+        assert loader.stats()["worker_restarts"] == 0
 
 
 class Flaky(LocalFileSystem):
@@ -368,7 +370,7 @@ def test_a_worker_that_waits_to_try_a_failing_storage_again_is_left_alone(corpus
         take(iter(loader), 1)
         assert time.monotonic() - begin > wait_s
         stats = loader.stats()
-        assert stats["healed"] == 0
+        assert stats["worker_restarts"] == 0
         assert stats["retries"] == 1 and stats["requests"] >= 2 and stats["bytes_read"] > 1000
         assert stats["seconds_waited_storage"] > 0
 
@@ -384,7 +386,7 @@ def test_a_death_never_breaks_into_the_trainers_own_code(corpus: Corpus, wanted:
             pass
         packs += take(iterator, 5)
         assert_equal(dict(enumerate(packs)), wanted)
-        assert loader.stats()["healed"] == 1
+        assert loader.stats()["worker_restarts"] == 1
 
 
 # --- what is not healed
@@ -404,7 +406,7 @@ def test_what_a_workers_own_code_raises_is_no_matter_for_healing(tmp_path: Path,
     with loader_of(dataset(corpus, transform=failing, transform_version="1", num_lanes=2)) as loader:
         with pytest.raises(RuntimeError if kind == "local" else kind, match="of its own"):
             next(iter(loader))
-        assert loader.stats()["healed"] == 0
+        assert loader.stats()["worker_restarts"] == 0
 
 
 def test_a_sample_that_kills_its_worker_each_time_is_named_once_the_budget_is_spent(tmp_path: Path) -> None:
@@ -425,7 +427,7 @@ def test_a_sample_that_kills_its_worker_each_time_is_named_once_the_budget_is_sp
             found.extend(row for batch in loader for row in rows(batch))
         for part in ("worker 0", "SIGKILL", "lane 0", str(corpus.shards[0]), f"byte {position}", "3 times", "num_work"):
             assert part in str(caught.value)
-        assert loader.stats()["healed"] == 3
+        assert loader.stats()["worker_restarts"] == 3
         with pytest.raises(LoaderError, match="no cure"):  # the budget is the loader's, not the iterator's
             next(iter(loader))
         state = loader.state_dict()
@@ -438,13 +440,13 @@ def test_a_sample_that_kills_its_worker_each_time_is_named_once_the_budget_is_sp
 def test_the_budget_is_for_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(healing.time, "monotonic", lambda: now)
-    healings = healing.Healings()
-    assert [healings.allow() for _ in range(4)] == [True, True, True, False]
+    restarts = healing.WorkerRestarts()
+    assert [restarts.allow() for _ in range(4)] == [True, True, True, False]
     now = 3599.0
-    assert not healings.allow()
+    assert not restarts.allow()
     now = 3601.0
-    assert [healings.allow() for _ in range(4)] == [True, True, True, False]
-    assert healings.number == 6
+    assert [restarts.allow() for _ in range(4)] == [True, True, True, False]
+    assert restarts.number == 6
 
 
 def test_workers_that_cannot_even_begin_are_an_error_at_once(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -455,7 +457,7 @@ def test_workers_that_cannot_even_begin_are_an_error_at_once(corpus: Corpus, mon
     with loader_of(dataset(corpus)) as loader:
         with pytest.raises(LoaderError, match="exit code 1 before it began"):
             next(iter(loader))
-        assert loader.stats()["healed"] == 0
+        assert loader.stats()["worker_restarts"] == 0
 
 
 @pytest.mark.parametrize("value", [0, -1.0, "soon"])
@@ -476,7 +478,7 @@ def test_many_healings_leave_no_process_and_no_open_file(corpus: Corpus, monkeyp
         files = []
         for number in range(1, 7):
             hurt(loader)
-            while loader.stats()["healed"] < number:
+            while loader.stats()["worker_restarts"] < number:
                 take(iterator, 1)
             files.append(len(list(Path("/proc/self/fd").iterdir())))
         assert files[-1] <= files[0], files
@@ -508,7 +510,7 @@ from streampack.testing import ByteTokenizer
 loader = streampack.PackedDataLoader(streampack.PackedDataset(sys.argv[1:], ByteTokenizer(), 32, num_lanes=4), 4)
 iterator = iter(loader)
 next(iterator)
-for each in loader._pass._healed._workers._workers:
+for each in loader._pass._restarting._workers._workers:
     print(each.process.pid)
     os.kill(each.process.pid, signal.SIGSTOP)
 """
@@ -540,8 +542,8 @@ def test_one_rank_heals_and_the_other_notices_nothing(
             expected_batches = current.batches(start, rank=rank, num_ranks=2, batch_size=2)
             assert_batches(outcome["passes"][number], expected_batches, f"pass {number}, rank {rank}")
         start = current.end
-    assert ran[0]["stats"]["healed"] == 0
-    assert 1 <= ran[1]["stats"]["healed"] <= 3
+    assert ran[0]["stats"]["worker_restarts"] == 0
+    assert 1 <= ran[1]["stats"]["worker_restarts"] <= 3
     with references.loader("uneven", 2, epochs=1) as alone:
         for _ in range(2):
             assert sum(1 for _ in alone) > 0

@@ -21,7 +21,7 @@ import numpy as np
 import zstandard
 
 from streampack.config.file import load_config
-from streampack.corpus.table import ShardTable, expand
+from streampack.corpus.table import ShardTable, resolve_shards
 from streampack.documents.reader import DocumentReader, parse_field
 from streampack.errors import ConfigError, RecordError, ShardError, ShardNotFoundError, StreampackError
 from streampack.records import BadRecord, Document, Sample
@@ -188,7 +188,7 @@ def manifest(data: bytes) -> None:
     """A manifest is a table that survives the way to another process, or an error that names it."""
     with in_time():
         try:
-            table = expand("@memory://corpus/m.jsonl", OneFile(data))
+            table = resolve_shards("@memory://corpus/m.jsonl", OneFile(data))
         except (ConfigError, ShardNotFoundError, ShardError):
             return
         again = ShardTable.from_bytes(table.to_bytes())
@@ -199,7 +199,7 @@ def manifest(data: bytes) -> None:
 
 def braces(data: bytes) -> None:
     with in_time(), suppress(StreampackError):
-        expand(data.decode("utf-8", "replace"), OneFile(b""))
+        resolve_shards(data.decode("utf-8", "replace"), OneFile(b""))
 
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="streampack-fuzz-")

@@ -1,6 +1,6 @@
 """A block of a shard as a file that proves itself, chunk by chunk.
 
-    | a digest for each chunk, 0: not there | chunk | chunk |  (hole)  | chunk | ... |
+    | a digest for each chunk, 0: not there | chunk | chunk |  (skipped_range)  | chunk | ... |
       8 bytes each                            256 KiB each, the shard's last one shorter
 
 In: chunks, in any order, from whoever holds the file's lock. Out: chunks that were written, to anyone at any time.

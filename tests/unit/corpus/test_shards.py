@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streampack.corpus.table import ShardTable, Texts, differing_block, expand, expand_braces, relative_names
+from streampack.corpus.table import ShardTable, Texts, differing_block, expand_braces, relative_names, resolve_shards
 from streampack.errors import ConfigError, ShardError, ShardNotFoundError, StorageError
 from streampack.storage.access import RetryPolicy, Storage
 from streampack.tar.codecs import is_compressed
@@ -120,25 +120,30 @@ class TestOrder:
     """What the user wrote keeps its order; what is listed is sorted."""
 
     def test_braces_keep_their_order(self, here: Path) -> None:
-        assert urls(expand("en/{b,a}.tar", STORAGE)) == ["en/b.tar", "en/a.tar"]
+        assert urls(resolve_shards("en/{b,a}.tar", STORAGE)) == ["en/b.tar", "en/a.tar"]
 
     def test_a_glob_is_listed_and_sorted(self, here: Path) -> None:
-        assert urls(expand("*/[a-c].tar*", STORAGE)) == ["de/c.tar.gz", "en/a.tar", "en/b.tar"]
+        assert urls(resolve_shards("*/[a-c].tar*", STORAGE)) == ["de/c.tar.gz", "en/a.tar", "en/b.tar"]
 
     @pytest.mark.parametrize("spec", ["{here}", "{here}/", "file://{here}/", "de", "./de/"])
     def test_a_directory_gives_every_tar_below_it_sorted(self, here: Path, spec: str) -> None:
-        found = urls(expand(spec.format(here=here), STORAGE))
+        found = urls(resolve_shards(spec.format(here=here), STORAGE))
         wanted = ["de/c.tar.gz", "de/deep/d.tgz", "de/e.tar.zst", "de/f.tzst", "en/a.tar", "en/b.tar"]
         assert len(found) == (4 if "de" in spec else 6)
         assert all(url.endswith(end) for url, end in zip(found, wanted, strict=False))
 
     def test_braces_of_globs_and_directories_keep_the_order_of_the_braces(self, here: Path) -> None:
-        assert names(expand("{en,de}/*.tar*", STORAGE)) == ["en/a.tar", "en/b.tar", "de/c.tar.gz", "de/e.tar.zst"]
-        assert names(expand("{en,de/deep}/", STORAGE)) == ["en/a.tar", "en/b.tar", "de/deep/d.tgz"]
+        assert names(resolve_shards("{en,de}/*.tar*", STORAGE)) == [
+            "en/a.tar",
+            "en/b.tar",
+            "de/c.tar.gz",
+            "de/e.tar.zst",
+        ]
+        assert names(resolve_shards("{en,de/deep}/", STORAGE)) == ["en/a.tar", "en/b.tar", "de/deep/d.tgz"]
 
     def test_a_list_of_anything_keeps_its_order(self, here: Path) -> None:
         spec = ["en/b.tar", manifest({"url": "de/f.tzst"}), "de/[ce]*", "{de/deep/d.tgz,en/a.tar}"]
-        assert urls(expand(spec, STORAGE)) == [
+        assert urls(resolve_shards(spec, STORAGE)) == [
             "en/b.tar",
             "de/f.tzst",
             "de/c.tar.gz",
@@ -152,7 +157,7 @@ class TestOrder:
         filesystem.pipe({"/corpus/b.tar": b"12", "/corpus/sub/a.tar": b"1", "/corpus/x.txt": b"1"})
         try:
             for spec in ("memory://corpus/", "memory://corpus", "memory://corpus/**/*.tar"):
-                table = expand(spec, STORAGE)
+                table = resolve_shards(spec, STORAGE)
                 assert urls(table) == ["memory://corpus/b.tar", "memory://corpus/sub/a.tar"]
                 assert table.sizes.tolist() == [2, 1]
         finally:
@@ -164,40 +169,40 @@ class TestErrors:
 
     def test_nothing_that_matches_is_an_error(self, here: Path) -> None:
         with pytest.raises(ShardNotFoundError, match=r"nothing matches 'en/\*\.tgz'"):
-            expand("en/*.tgz", STORAGE)
+            resolve_shards("en/*.tgz", STORAGE)
         with pytest.raises(ShardNotFoundError, match="the directory nowhere/ is empty, or not there"):
-            expand("nowhere/", STORAGE)
+            resolve_shards("nowhere/", STORAGE)
 
     def test_a_directory_without_a_tar_says_what_it_has(self, here: Path) -> None:
         for name in ("x/a.json", "x/b.json", "x/README"):
             Path(name).parent.mkdir(exist_ok=True)
             Path(name).write_bytes(b"1")
         with pytest.raises(ShardNotFoundError, match=r"x/ has 3 files but no tar \(2 \.json, 1 without a suffix\)"):
-            expand("x", STORAGE)
+            resolve_shards("x", STORAGE)
 
     def test_missing_shards_are_counted_and_the_first_is_named(self, here: Path) -> None:
         with pytest.raises(ShardNotFoundError, match=r"2 of 4 shards are not there; the first: en/c\.tar: there is no"):
-            expand("en/{a,b,c,d}.tar", STORAGE)
+            resolve_shards("en/{a,b,c,d}.tar", STORAGE)
 
     def test_a_shard_twice_is_an_error(self, here: Path) -> None:
         with pytest.raises(ConfigError, match=r"1 of 3 shards are given more than once, the first is en/a\.tar"):
-            expand(["en/a.tar", "en/*.tar"], STORAGE)
+            resolve_shards(["en/a.tar", "en/*.tar"], STORAGE)
 
     @pytest.mark.parametrize("spec", ["en/z.tar", "en/*.tar", "@m.jsonl"])
     def test_an_empty_shard_is_an_error(self, here: Path, spec: str) -> None:
         Path("en/z.tar").write_bytes(b"")
         manifest({"url": "en/z.tar", "size": 0})
         with pytest.raises(ShardError, match=r"en/z\.tar: the shard is empty \(0 bytes\)"):
-            expand(spec, STORAGE)
+            resolve_shards(spec, STORAGE)
 
     @pytest.mark.parametrize("spec", ["", "@", [""], [Path("a.tar")]], ids=str)
     def test_what_is_no_specification_is_an_error(self, spec: Any) -> None:
         with pytest.raises(ConfigError, match="is not a shard specification; give a URL, a glob"):
-            expand(spec, STORAGE)
+            resolve_shards(spec, STORAGE)
 
     def test_an_empty_list_is_an_error(self) -> None:
         with pytest.raises(ConfigError, match=r"no shards: \[\] is empty"):
-            expand([], STORAGE)
+            resolve_shards([], STORAGE)
 
     def test_shells_are_refused_everywhere(self, here: Path) -> None:
         for spec in (
@@ -207,11 +212,11 @@ class TestErrors:
             manifest({"url": "pipe:rm x", "size": 1}),
         ):
             with pytest.raises(ConfigError, match=r"'pipe:.*would run a shell.*storage_options"):
-                expand(spec, STORAGE)
+                resolve_shards(spec, STORAGE)
 
     def test_directories_out_of_braces_need_their_slash(self, here: Path) -> None:
         with pytest.raises(StorageError, match="a directory of shards is given with a '/' at its end"):
-            expand("{en,de}", STORAGE)
+            resolve_shards("{en,de}", STORAGE)
 
 
 class TestManifest:
@@ -230,7 +235,7 @@ class TestManifest:
             {"url": "s3://b/c.tar", "size": 8, "count": 4},
             {"url": "en/a.tar"},
         )
-        first, second, third = expand(spec, STORAGE)
+        first, second, third = resolve_shards(spec, STORAGE)
         assert (first.url, first.size, first.digest, first.num_samples) == ("en/b.tar", 7, "xxh3:ab12cd34ef56ab78", 3)
         assert (first.etag, second.etag) == ("v1", None)
         assert (first.whole, second.whole, third.whole) == (True, False, False)
@@ -253,13 +258,13 @@ class TestManifest:
         Path("lists").mkdir()
         with fsspec.open(place, "w") as file:
             file.write(json.dumps({"url": url, "size": 1}))
-        assert urls(expand(f"@{place}", STORAGE)) == [expected]
+        assert urls(resolve_shards(f"@{place}", STORAGE)) == [expected]
 
     def test_a_path_of_one_machine_in_a_remote_manifest_is_an_error(self) -> None:
         with fsspec.open("memory://b/m.jsonl", "w") as file:
             file.write('{"url": "/data/a.tar", "size": 1}')
         with pytest.raises(ConfigError, match=r"'/data/a\.tar' is a path of one machine.*file:///data/a\.tar"):
-            expand("@memory://b/m.jsonl", STORAGE)
+            resolve_shards("@memory://b/m.jsonl", STORAGE)
 
     @pytest.mark.parametrize(
         ("line", "text"),
@@ -282,11 +287,11 @@ class TestManifest:
     def test_a_wrong_line_is_named_with_what_is_wrong(self, here: Path, line: object, text: str) -> None:
         spec = manifest({"url": "en/b.tar", "size": 2}, line, {"url": "en/c.tar", "size": 2})
         with pytest.raises(ConfigError, match=rf"^m\.jsonl: {text}"):
-            expand(spec, STORAGE)
+            resolve_shards(spec, STORAGE)
 
     def test_samples_are_counted_once(self, here: Path) -> None:
         with pytest.raises(ConfigError, match="shard 1: give num_samples or count, not both"):
-            expand(manifest({"url": "a.tar", "size": 1, "count": 1, "num_samples": 2}), STORAGE)
+            resolve_shards(manifest({"url": "a.tar", "size": 1, "count": 1, "num_samples": 2}), STORAGE)
 
     @pytest.mark.parametrize(
         ("digest", "text"),
@@ -302,25 +307,25 @@ class TestManifest:
     )
     def test_a_digest_that_could_never_be_right_is_an_error(self, here: Path, digest: str, text: str) -> None:
         with pytest.raises(ConfigError, match=rf"^m\.jsonl: {text}"):
-            expand(manifest({"url": "a.tar", "size": 200_000, "digest": digest}), STORAGE)
+            resolve_shards(manifest({"url": "a.tar", "size": 200_000, "digest": digest}), STORAGE)
 
     def test_digests_of_blocks_need_the_size(self, here: Path) -> None:
         with pytest.raises(ConfigError, match="shard 1: digests of blocks need the shard's size beside them"):
-            expand(manifest({"url": "en/a.tar", "digest": "xxh3/65536:" + "0" * 16}), STORAGE)
+            resolve_shards(manifest({"url": "en/a.tar", "digest": "xxh3/65536:" + "0" * 16}), STORAGE)
 
     def test_sizes_that_add_up_to_more_than_can_be_counted_are_an_error(self, here: Path) -> None:
         lines = [{"url": f"{number}.tar", "size": 2**50} for number in range(4097)]
         with pytest.raises(ConfigError, match="the sizes of the 4097 shards add up to more than 4611686018427387904"):
-            expand(manifest(*lines), STORAGE)
+            resolve_shards(manifest(*lines), STORAGE)
 
     def test_an_empty_manifest_is_an_error_and_blank_lines_are_not(self, here: Path) -> None:
         with pytest.raises(ConfigError, match=r"m\.jsonl: the manifest is empty"):
-            expand(manifest(""), STORAGE)
-        assert urls(expand(manifest("", {"url": "a.tar", "size": 1}, "", "  "), STORAGE)) == ["a.tar"]
+            resolve_shards(manifest(""), STORAGE)
+        assert urls(resolve_shards(manifest("", {"url": "a.tar", "size": 1}, "", "  "), STORAGE)) == ["a.tar"]
 
     def test_a_manifest_that_is_not_there_is_named(self, here: Path) -> None:
         with pytest.raises(ShardNotFoundError, match=r"nowhere\.jsonl: there is no such file"):
-            expand("@nowhere.jsonl", STORAGE)
+            resolve_shards("@nowhere.jsonl", STORAGE)
 
 
 class Told(Storage):
@@ -338,7 +343,7 @@ class TestSizes:
     """Known from the start, and flagged where they are not."""
 
     def test_an_unknown_size_counts_as_the_mean_of_the_known_ones(self) -> None:
-        table = expand(["http://h/a.tar", "http://h/b.tar", "http://h/c.tar"], Told(
+        table = resolve_shards(["http://h/a.tar", "http://h/b.tar", "http://h/c.tar"], Told(
             {"http://h/a.tar": 10, "http://h/b.tar": None, "http://h/c.tar": 13}
         ))  # fmt: skip
         assert table.sizes.tolist() == [10, 11, 13]
@@ -347,12 +352,14 @@ class TestSizes:
         assert table.total_bytes == 34
 
     def test_without_any_known_size_it_is_64_mib(self) -> None:
-        table = expand(["http://h/a.tar", "http://h/b.tar"], Told({"http://h/a.tar": None, "http://h/b.tar": None}))
+        table = resolve_shards(
+            ["http://h/a.tar", "http://h/b.tar"], Told({"http://h/a.tar": None, "http://h/b.tar": None})
+        )
         assert table.sizes.tolist() == [2**26, 2**26]
         assert not table.size_known.any()
 
     def test_compressed_shards_are_whole(self, here: Path) -> None:
-        table = expand(".", STORAGE)
+        table = resolve_shards(".", STORAGE)
         assert [shard.whole for shard in table] == [True, True, True, True, False, False]
 
     @pytest.mark.parametrize(
@@ -360,14 +367,14 @@ class TestSizes:
         ["a.tar", "a.tgz", "a.TAR.GZ", "http://h/a.tar.zst?part=.tar", "s3://b/a.tzst", "gz", "a.tar.gz.1"],
     )
     def test_what_is_whole_is_what_the_reader_decompresses(self, url: str) -> None:
-        assert expand([url], Told({url: 5}))[0].whole == is_compressed(url)
+        assert resolve_shards([url], Told({url: 5}))[0].whole == is_compressed(url)
 
     def test_progress_is_told_while_sizes_are_looked_up(self, here: Path) -> None:
         calls: list[tuple[int, int]] = []
-        expand(["en/a.tar", "en/b.tar"], STORAGE, progress=lambda done, total: calls.append((done, total)))
+        resolve_shards(["en/a.tar", "en/b.tar"], STORAGE, progress=lambda done, total: calls.append((done, total)))
         assert calls == [(1, 2), (2, 2)]
         calls.clear()
-        expand("en/*.tar", STORAGE, progress=lambda done, total: calls.append((done, total)))
+        resolve_shards("en/*.tar", STORAGE, progress=lambda done, total: calls.append((done, total)))
         assert calls == []  # the listing told them
 
     @pytest.fixture
@@ -384,15 +391,15 @@ class TestSizes:
             thread.join(5)
 
     def test_sizes_are_looked_up_in_parallel_over_http(self, here: Path, web: str) -> None:
-        table = expand([f"{web}/en/{{a,b}}.tar", f"{web}/de/*.tar*"], STORAGE)
+        table = resolve_shards([f"{web}/en/{{a,b}}.tar", f"{web}/de/*.tar*"], STORAGE)
         assert names(table) == ["en/a.tar", "en/b.tar", "de/c.tar.gz", "de/e.tar.zst"]
         assert table.sizes.tolist() == [1, 2, 3, 5]
         with pytest.raises(ShardNotFoundError, match=r"1 of 2 shards are not there; the first: http://.*/en/x\.tar"):
-            expand(f"{web}/en/{{a,x}}.tar", STORAGE)
+            resolve_shards(f"{web}/en/{{a,x}}.tar", STORAGE)
 
     def test_a_manifest_over_http_has_relative_urls(self, here: Path, web: str) -> None:
         manifest({"url": "a.tar"}, {"url": "../de/e.tar.zst"}, name="en/m.jsonl")
-        table = expand(f"@{web}/en/m.jsonl", STORAGE)
+        table = resolve_shards(f"@{web}/en/m.jsonl", STORAGE)
         assert urls(table) == [f"{web}/en/a.tar", f"{web}/de/e.tar.zst"]
         assert table.sizes.tolist() == [1, 5]
 
@@ -431,7 +438,7 @@ class TestNames:
 
     def test_another_bucket_gives_the_same_digests(self) -> None:
         here, there = (
-            expand(f"{root}/{{en,de}}/{{00..04}}.tar", _sized(f"{root}/{{en,de}}/{{00..04}}.tar"))
+            resolve_shards(f"{root}/{{en,de}}/{{00..04}}.tar", _sized(f"{root}/{{en,de}}/{{00..04}}.tar"))
             for root in ("s3://b/c", "/mnt/data")
         )
         assert here.digest == there.digest
@@ -449,27 +456,27 @@ class TestDigests:
     PATTERN = "s3://b/s{000..249}.tar"
 
     def test_they_never_change(self) -> None:
-        table = expand(self.PATTERN, _sized(self.PATTERN))
+        table = resolve_shards(self.PATTERN, _sized(self.PATTERN))
         assert table.digest == "1e6dd35f1894d8bea3f1222b0f21e4d8"
         assert table.block_digests(2) == ["23677331f8c30c63", "bb6f277ebb59a6ca"]
 
     def test_there_are_about_a_hundred_and_never_more_than_shards(self) -> None:
-        assert len(expand(self.PATTERN, _sized(self.PATTERN)).block_digests()) == 100
-        assert len(expand("s3://b/{0..6}.tar", _sized("s3://b/{0..6}.tar")).block_digests()) == 7
+        assert len(resolve_shards(self.PATTERN, _sized(self.PATTERN)).block_digests()) == 100
+        assert len(resolve_shards("s3://b/{0..6}.tar", _sized("s3://b/{0..6}.tar")).block_digests()) == 7
 
     @pytest.mark.parametrize(
         ("stem", "expected"), [("s000", range(2)), ("s124", range(122, 125)), ("s249", range(247, 250))]
     )
     def test_the_block_that_differs_is_named(self, stem: str, expected: range) -> None:
-        then = expand(self.PATTERN, _sized(self.PATTERN))
-        now = expand(self.PATTERN, _sized(self.PATTERN, **{stem: 7}))
+        then = resolve_shards(self.PATTERN, _sized(self.PATTERN))
+        now = resolve_shards(self.PATTERN, _sized(self.PATTERN, **{stem: 7}))
         assert then.digest != now.digest
         assert differing_block(then.block_digests(), now.block_digests(), num_shards=250) == expected
         assert differing_block(then.block_digests(), then.block_digests(), num_shards=250) is None
 
     def test_the_order_and_the_borders_of_names_count(self) -> None:
         digests = [
-            expand(list(spec), _sized("{" + ",".join(spec) + "}", **dict.fromkeys("abc", 5), ab=5, bc=5)).digest
+            resolve_shards(list(spec), _sized("{" + ",".join(spec) + "}", **dict.fromkeys("abc", 5), ab=5, bc=5)).digest
             for spec in (("x/a", "x/bc"), ("x/ab", "x/c"), ("x/bc", "x/a"))
         ]
         assert len(set(digests)) == 3
@@ -483,7 +490,7 @@ class TestTable:
             '{"url": "a/\u00e4\U0001f600.tar", "size": 5}\n'
             '{"url": "a/b.tar.gz", "size": 6, "digest": "md5:0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f", "num_samples": 0}\n'
         )
-        return expand("@m.jsonl", STORAGE)
+        return resolve_shards("@m.jsonl", STORAGE)
 
     @pytest.mark.parametrize("way", ["pickle", "bytes"])
     def test_it_arrives_whole_in_another_process(self, here: Path, way: str) -> None:
@@ -516,7 +523,7 @@ class TestTable:
         lines = "".join(f'{{"url": "s3://bucket/corpus/part-{i:06d}.tar", "size": {i + 1}}}\n' for i in range(100_000))
         Path("m.jsonl").write_text(lines)
         began = time.perf_counter()
-        table = expand("@m.jsonl", STORAGE)
+        table = resolve_shards("@m.jsonl", STORAGE)
         record_property("expand_s", time.perf_counter() - began)
         began = time.perf_counter()
         copy = ShardTable.from_bytes(table.to_bytes())

@@ -15,7 +15,7 @@ import streampack
 from streampack.errors import ConfigError, StateError
 from streampack.formats.consumers import Format
 from streampack.formats.layout import as_layout, block_causal_mask, context_parallel_slice, document_mask
-from streampack.packing.policies import as_boundary, expand
+from streampack.packing.policies import as_boundary, expand_block
 from streampack.records import PackBlock
 from streampack.testing import ByteTokenizer, write_shards
 
@@ -147,7 +147,7 @@ def test_ends_of_sequences_are_where_positions_begin(mixed: PackBlock) -> None:
 
 @pytest.mark.parametrize("mixed", LAYOUTS, indirect=True, ids=str)
 def test_a_model_that_shifts_trains_the_same_pairs_but_for_the_last_row_of_a_pack(mixed: PackBlock) -> None:
-    labels, hf = torch.from_numpy(expand(mixed)["labels"]), formatted(mixed, "hf")
+    labels, hf = torch.from_numpy(expand_block(mixed)["labels"]), formatted(mixed, "hf")
     assert torch.equal(hf["labels"][:, 1:], labels[:, :-1])
     assert bool((hf["labels"][:, 0] == -100).all())
     assert torch.equal(hf["num_targets"], (labels[:, :-1] != -100).sum(dim=1))
@@ -155,7 +155,7 @@ def test_a_model_that_shifts_trains_the_same_pairs_but_for_the_last_row_of_a_pac
 
 @pytest.mark.parametrize("mixed", LAYOUTS, indirect=True, ids=str)
 def test_each_format_counts_the_targets_that_it_has(mixed: PackBlock) -> None:
-    labels = expand(mixed)["labels"]
+    labels = expand_block(mixed)["labels"]
     counted = (labels != -100).sum(axis=1)
     for kind in SHIFTED:
         batch = formatted(mixed, kind)
@@ -422,7 +422,7 @@ def test_what_cannot_be_sliced_is_refused(block: PackBlock, kind: str, rank: int
 
 
 def test_the_mask_function_and_the_mask_tensor_are_one_mask() -> None:
-    segment_ids = torch.from_numpy(expand(block_of(packs(documents(9, longest=30), "mask")))["segment_ids"])
+    segment_ids = torch.from_numpy(expand_block(block_of(packs(documents(9, longest=30), "mask")))["segment_ids"])
     function: Callable[..., torch.Tensor] = document_mask(segment_ids)
     rows = torch.arange(16)
     for pack, mask in enumerate(block_causal_mask(segment_ids)):

@@ -14,7 +14,7 @@ from support.jobs import npy, write_tar
 
 import streampack
 from streampack.errors import TokenizerError
-from streampack.lanes.stream import LaneEnd, LanePack, LaneStart, LaneStream
+from streampack.lanes.stream import LaneEnd, LanePack, LanePosition, LaneStream
 from streampack.packing.policies import ReplaceBoundary
 from streampack.testing import ByteTokenizer
 
@@ -44,10 +44,10 @@ def content(field: str, text: str) -> bytes:
     return text.replace("!", "\0").encode().replace(b"\0", b"\xff")
 
 
-def given_by(dataset: streampack.PackedDataset, start: LaneStart, max_range_bytes: int) -> list[Any]:
+def given_by(dataset: streampack.PackedDataset, start: LanePosition, max_range_bytes: int) -> list[Any]:
     """All that the only lane gives, as plain values, to its end; and how a state is behind each pack."""
     stream = LaneStream(
-        dataset.recipe,
+        dataset.pipeline,
         dataset.corpus(1),
         0,
         start,
@@ -111,8 +111,8 @@ def test_a_lane_gives_the_same_however_far_it_reads_ahead_and_wherever_it_goes_o
             on_error="skip",
             max_skipped=10_000,
         )
-        whole = given_by(dataset, LaneStart(), ONE_PACK)
-        assert given_by(dataset, LaneStart(), MANY_PACKS) == whole
+        whole = given_by(dataset, LanePosition(), ONE_PACK)
+        assert given_by(dataset, LanePosition(), MANY_PACKS) == whole
         if len(whole) > 1:
             place %= len(whole) - 1
             for max_range_bytes in (ONE_PACK, MANY_PACKS):
@@ -130,7 +130,9 @@ def test_what_comes_before_a_text_that_cannot_be_tokenized_is_given_first(tmp_pa
     texts = ["abcdefg", "abcdefg", "abcdefg", "bad", "abcdefg"]
     shard = write_tar(tmp_path / "0.tar", [(f"{number}.txt", text.encode()) for number, text in enumerate(texts)])
     dataset = streampack.PackedDataset([str(shard)], Failing(), 4, num_lanes=1, epochs=1, shuffle=False)
-    stream = LaneStream(dataset.recipe, dataset.corpus(1), 0, LaneStart(), end_epoch=1, max_range_bytes=max_range_bytes)
+    stream = LaneStream(
+        dataset.pipeline, dataset.corpus(1), 0, LanePosition(), end_epoch=1, max_range_bytes=max_range_bytes
+    )
     for _ in range(3 * 9 // 4):
         assert isinstance(stream.next(), LanePack)
     for _ in range(2):  # it is in the way until somebody gives up

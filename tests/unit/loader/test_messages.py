@@ -36,7 +36,7 @@ def message_of(packs: list[PackRows]) -> Message:
         block=stack(packs, seq_len=SEQ_LEN, pad_id=PAD_ID),
         changes=np.zeros((len(packs), len(FIELDS)), np.int64),
         ends=(),
-        holes=(),
+        skipped_ranges=(),
         sources=None,
         storage=StorageUse(),
     )

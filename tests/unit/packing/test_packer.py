@@ -24,7 +24,7 @@ from streampack.packing.policies import (
     as_boundary,
     as_choice,
     as_packing,
-    expand,
+    expand_block,
     stack,
 )
 from streampack.records import PackRows, TokenizedDocument
@@ -411,7 +411,7 @@ def test_expanding_a_block_follows_the_compact_forms_rules_row_by_row(given_bloc
     seq_len, rows = given_block
     block = stack(rows, seq_len=seq_len, pad_id=-7)
     assert block.num_targets.tolist() == [pack.num_targets for pack in rows]
-    arrays = expand(block)
+    arrays = expand_block(block)
     for array in arrays.values():
         assert (array.dtype, array.shape, array.flags.c_contiguous) == (np.int64, (len(rows), seq_len), True)
         assert not np.shares_memory(array, block.tokens)
@@ -449,7 +449,7 @@ def test_a_pack_without_rows_becomes_a_filler() -> None:
     )
     block = stack([empty, empty], seq_len=3, pad_id=9)
     assert block.seq_lens.size == 0
-    assert {name: array.tolist() for name, array in expand(block).items()} == {
+    assert {name: array.tolist() for name, array in expand_block(block).items()} == {
         "tokens": [[9, 9, 9]] * 2,
         "labels": [[-100] * 3] * 2,
         "position_ids": [[0, 1, 2]] * 2,

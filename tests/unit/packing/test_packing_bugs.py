@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from streampack.packing.packer import Packer, pack
-from streampack.packing.policies import ReplaceBoundary, expand, stack
+from streampack.packing.policies import ReplaceBoundary, expand_block, stack
 from streampack.records import Pack, TokenizedDocument
 
 BOS, EOS = 1, 2
@@ -175,6 +175,6 @@ def test_rows_of_a_block_do_not_run_into_each_other() -> None:
     packer.feed(list(range(10, 25)))
     packer.finish()
     rows = list(iter(packer.pop, None))
-    arrays = expand(stack([rows[2], rows[0], rows[3], rows[1]], seq_len=4, pad_id=0))
+    arrays = expand_block(stack([rows[2], rows[0], rows[3], rows[1]], seq_len=4, pad_id=0))
     assert arrays["position_ids"].reshape(-1).tolist() == [0, 1, 2, 3] * 2 + [0, 1, 2, 0] + [0, 1, 2, 3]
     assert arrays["labels"].tolist() == [[19, 20, 21, 22], [11, 12, 13, 14], [23, 24, -100, -100], [15, 16, 17, 18]]

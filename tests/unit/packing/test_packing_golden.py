@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from streampack.packing.packer import Packer, pack
-from streampack.packing.policies import expand, stack
+from streampack.packing.policies import expand_block, stack
 from streampack.records import PackRows, TokenizedDocument
 
 CASES = json.loads((Path(__file__).parents[2] / "support" / "data" / "packing.json").read_text("utf-8"))["cases"]
@@ -40,7 +40,7 @@ def filled_in(case: dict[str, Any]) -> dict[str, Any]:
 
 def blocks_of(packer: Packer, rows: list[PackRows]) -> list[dict[str, list[Any]]]:
     """All packs in one block, expanded together, as plain lists per pack."""
-    arrays = expand(stack(rows, seq_len=packer.seq_len, pad_id=packer.pad_id))
+    arrays = expand_block(stack(rows, seq_len=packer.seq_len, pad_id=packer.pad_id))
     return [
         {name: array[index].tolist() for name, array in arrays.items()}
         | {"seq_lens": pack.seq_lens.tolist(), "spans": [list(span) for span in pack.spans]}

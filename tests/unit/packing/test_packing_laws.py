@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from streampack.errors import DocumentTooLongError
 from streampack.packing.packer import Packer, pack
-from streampack.packing.policies import ReplaceBoundary, expand, stack
+from streampack.packing.policies import ReplaceBoundary, expand_block, stack
 from streampack.records import Counts, Pack, PackRows, TokenizedDocument
 
 BOS, EOS, PAD = 1, 2, 2
@@ -478,7 +478,7 @@ def test_a_restart_with_another_seq_len_or_policy_goes_on_with_the_next_row(
 
 
 def pack_of(rows: PackRows, args: Arguments, first_document: int) -> Pack:
-    arrays = expand(stack([rows], seq_len=args.seq_len, pad_id=args.pad_id))
+    arrays = expand_block(stack([rows], seq_len=args.seq_len, pad_id=args.pad_id))
     return Pack(
         **{name: array[0] for name, array in arrays.items()},
         seq_lens=rows.seq_lens.astype(np.int64),

@@ -150,14 +150,16 @@ def test_an_endless_chain_of_prefix_headers_is_an_error_in_little_memory(prefix:
 
 def test_an_endless_map_of_holes_is_an_error() -> None:
     def sparse(num_blocks: int) -> Iterator[bytes]:
-        first = bytearray(header("hole.txt", 512, b"S", magic=b"ustar  \0"))
+        first = bytearray(header("skipped_range.txt", 512, b"S", magic=b"ustar  \0"))
         first[482] = 1
         yield with_checksum(first)
         yield from itertools.repeat(bytes(504) + b"\1" + bytes(7), num_blocks - 1)
         yield bytes(512) + bytes(512) + entry("b.txt", b"2") + END
 
     read_all(sparse(2000))
-    with pytest.raises(CorruptShardError, match="'hole.txt', byte 0: the map of a sparse file's holes is too large"):
+    with pytest.raises(
+        CorruptShardError, match="'skipped_range.txt', byte 0: the map of a sparse file's skipped_ranges is too large"
+    ):
         read_all(sparse(10**9))
 
 
