@@ -243,8 +243,9 @@ class PackedDataLoader:
         """The state behind the last batch handed out, or up to 8 batches before; copies of everything.
 
         One int64 tensor ("lanes.000123") and one JSON string ("skipped_ranges.000123") per lane of this rank, and
-        One int64 tensor ("lanes.000123") and one JSON string ("skipped_ranges.000123") per lane of this rank, and
-        values that `whole_state` the lanes of all ranks; a collective. Batches that Lightning has taken ahead are not in it.
+        values that are equal on all ranks: it saves and loads on any number of ranks through
+        torch.distributed.checkpoint. With `whole_state` the lanes of all ranks; a collective. Batches that Lightning
+        has taken ahead are not in it.
         """
         commits = self._prepare()
         if self._topology.size > 1 and not self._whole_state:
@@ -299,8 +300,9 @@ class PackedDataLoader:
         """Counts of this rank's lanes since the start of the run, and of this loader.
 
         Of this loader are: "batches"; "left_out_packs"; "worker_restarts", how often its workers were restarted;
-        "retries", "requests", "bytes_read", "seconds_waited_storage", "cache_hits" and "cache_bytes", of the storage and its
-        cache in all its workers together, up to the messages that came; "seconds_waited", of this process for batches.
+        "retries", "requests", "bytes_read", "seconds_waited_storage", "cache_hits" and "cache_bytes", of the storage
+        and its cache in all its workers together, up
+        to the messages that came; "seconds_waited", of this process for batches.
         """
         counts = self._prepare().rows.counts()
         storage = self._past.storage if self._pass is None else self._past.storage.plus(self._pass.tally.storage)

@@ -1,4 +1,4 @@
-"""on_error="skip" for broken shards: what is lost is a skipped range, and all else comes in its order on every topology."""
+"""on_error="skip" for broken shards: what is lost is skipped, and all else comes in its order on every topology."""
 
 import contextlib
 import gzip
