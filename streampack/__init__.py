@@ -1,11 +1,15 @@
 """A streaming packer for pretraining: tar shards in, packed and labelled batches out, with exact state.
 
-The pipeline, in the order in which bytes become batches:
+The packages, in the order in which bytes become batches:
 
-    shards -> lanes -> storage -> reader -> documents -> chat -> tokenizer -> boundary         what is in a lane
-           -> packer -> stream -> pool -> messages -> rounds -> loader -> formats            from lanes to batches
+    corpus -> storage -> tar -> documents -> chat, tokenizers -> packing     what one lane does
+       which     bytes   samples  texts      token ids           packs
+       bytes
+    lanes  -> dataset -> loader -> formats                                   from lanes to batches
+    restart   arguments  workers,  names that
+    anywhere  checked    order     a trainer knows
 
-Global batches are the same, bit for bit, on every number of ranks and workers, and through every resume.
+Global batches are the same, bit for bit, on every number of ranks and workers, and after every resume.
 """
 
 import importlib
@@ -13,28 +17,64 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from streampack.dataset.dataset import PackedDataset
-    from streampack.errors import StreampackError
+    from streampack.errors import (
+        ConfigError,
+        CorruptShardError,
+        DocumentTooLongError,
+        LoaderError,
+        MissingFieldError,
+        NotBuiltError,
+        RecordError,
+        ShardError,
+        ShardNotFoundError,
+        StateError,
+        StorageError,
+        StreampackError,
+        TokenizerError,
+        TopologyError,
+        TruncatedShardError,
+        WrongCutError,
+    )
     from streampack.loader.loader import PackedDataLoader
     from streampack.packing.packer import pack
     from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary
-    from streampack.records import Document, Pack, Span, TokenizedDocument, Tokenizer
+    from streampack.records import Document, Limits, Pack, Span, TokenizedDocument, Tokenizer
     from streampack.state.checkpoint import merge_state_dicts
     from streampack.storage.access import RetryPolicy
     from streampack.tokenizers.loading import SentencePieceTokenizer
 
+    __version__: str
+
 __all__ = [
     "BoundaryPolicy",
+    "ConfigError",
+    "CorruptShardError",
     "Document",
+    "DocumentTooLongError",
+    "Limits",
+    "LoaderError",
+    "MissingFieldError",
+    "NotBuiltError",
     "Pack",
     "PackedDataLoader",
     "PackedDataset",
+    "RecordError",
     "ReplaceBoundary",
     "RetryPolicy",
     "SentencePieceTokenizer",
+    "ShardError",
+    "ShardNotFoundError",
     "Span",
+    "StateError",
+    "StorageError",
     "StreampackError",
     "TokenizedDocument",
     "Tokenizer",
+    "TokenizerError",
+    "TopologyError",
+    "TruncatedShardError",
+    "WrongCutError",
+    "__version__",
     "merge_state_dicts",
     "pack",
 ]
@@ -42,26 +82,45 @@ __all__ = [
 # Imported on first use: the packing core needs no torch, and `streampack --help` must not wait for it.
 _HOMES = {
     "BoundaryPolicy": "packing.policies",
+    "ConfigError": "errors",
+    "CorruptShardError": "errors",
     "Document": "records",
+    "DocumentTooLongError": "errors",
+    "Limits": "records",
+    "LoaderError": "errors",
+    "MissingFieldError": "errors",
+    "NotBuiltError": "errors",
     "Pack": "records",
     "PackedDataLoader": "loader.loader",
     "PackedDataset": "dataset.dataset",
+    "RecordError": "errors",
     "ReplaceBoundary": "packing.policies",
     "RetryPolicy": "storage.access",
     "SentencePieceTokenizer": "tokenizers.loading",
+    "ShardError": "errors",
+    "ShardNotFoundError": "errors",
     "Span": "records",
+    "StateError": "errors",
+    "StorageError": "errors",
     "StreampackError": "errors",
     "TokenizedDocument": "records",
     "Tokenizer": "records",
+    "TokenizerError": "errors",
+    "TopologyError": "errors",
+    "TruncatedShardError": "errors",
+    "WrongCutError": "errors",
     "merge_state_dicts": "state.checkpoint",
     "pack": "packing.packer",
 }
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+    if name == "__version__":
+        value: object = importlib.import_module("importlib.metadata").version("streampack")
+    elif name in _HOMES:
+        value = getattr(importlib.import_module(f"streampack.{_HOMES[name]}"), name)
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"streampack.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from streampack.errors import RecordError
+from streampack.errors import ConfigError, RecordError
 
 IGNORE_INDEX = -100
 """The label of a row that is not trained: `torch.nn.functional.cross_entropy` ignores it by default."""
@@ -29,10 +29,31 @@ FREE_BYTES = 1 << 26
 MAX_WINDOW_BYTES = 1 << 27
 """Of zstd: what `zstd --long` writes, and reads without being asked for more."""
 
+
 Tokens = NDArray[np.int32]
 Mask = NDArray[np.bool_]
 Message: TypeAlias = Mapping[str, Any]
 """One message of a conversation: "role" and "content", both strings, and whatever else a template may use."""
+
+
+def check_whole_number(value: object, name: str, *, least: int) -> None:
+    """Raise `ConfigError` where an argument is not an int of at least `least`; True and False are not numbers."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{name}={value!r} must be a whole number of at least {least}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much memory documents and lanes may take."""
+
+    document_bytes: int = 64 * 2**20
+    """Of one document: of UTF-8 text, or four times the number of token ids. A larger one is a bad record."""
+    buffer_bytes: int = 512 * 2**20
+    """Of the lanes of one rank, divided over its workers."""
+
+    def __post_init__(self) -> None:
+        check_whole_number(self.document_bytes, "limits.document_bytes", least=1)
+        check_whole_number(self.buffer_bytes, "limits.buffer_bytes", least=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import importlib
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from types import ModuleType
 import pytest
 
 import streampack
+from streampack import errors
 
 PACKAGE = Path(streampack.__file__).parent
 INTERNALS = Path(__file__).parents[2] / "docs" / "internals.md"
@@ -151,6 +153,15 @@ def test_importing_the_package_loads_no_storage_backend_and_nothing_heavy() -> N
     heavy = {"s3fs", "gcsfs", "adlfs", "aiohttp", "botocore", "tokenizers", "webdataset", "typer", "rich", "hypothesis"}
     output = run(f"import streampack, sys; print(sorted({heavy!r} & set(sys.modules)))")
     assert output == "[]\n"
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    assert streampack.__version__ == importlib.metadata.version("streampack")
+
+
+def test_every_error_can_be_caught_by_a_public_name() -> None:
+    kinds = {name for name, value in vars(errors).items() if isinstance(value, type)}
+    assert kinds <= set(streampack.__all__)
 
 
 def test_the_core_packs_without_torch() -> None:
