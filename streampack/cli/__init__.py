@@ -1,8 +1,12 @@
-"""The command line: `streampack COMMAND`, a module per command.
+"""The command line: `streampack COMMAND`, with a module or a folder for each command.
 
-A command is the function in `streampack.cli.<name>` that is called as the command; its module is imported when the
-command runs, so that `streampack --help` needs none of them. An error that streampack raises on purpose becomes a
-message on stderr and exit code 1; `--debug`, wherever it stands, shows its traceback instead.
+    peek/   plan/   count/   manifest   verify   bench/   demo/     one each; a folder has the command in command.py
+    arguments   console   progress   per_shard                      what several commands share
+
+In:  the command's name and its arguments. Out: results on stdout, all else on stderr, and an exit code: 0, 1 after an
+error or where something is wrong, 2 for wrong arguments.
+Invariants: a command's module is imported only when that command runs. An error that streampack raises on purpose
+becomes a message on stderr; `--debug`, anywhere on the command line, shows its traceback instead.
 """
 
 import importlib
@@ -14,7 +18,7 @@ from typer.core import TyperGroup
 
 from streampack.errors import StreampackError
 
-_COMMANDS = {
+_HELP = {
     "peek": "Show packs: their text, where documents meet, and which labels are masked.",
     "plan": "What a configuration needs and gives on so many ranks and workers.",
     "count": "Count documents, bytes and tokens of shards, and how well they pack.",
@@ -23,6 +27,16 @@ _COMMANDS = {
     "bench": "How fast the line is on your shards and model, and where its time goes.",
     "demo": "Train on the demo data that ships, with a resume on another topology.",
 }
+_MODULES = {
+    "peek": "streampack.cli.peek.command",
+    "plan": "streampack.cli.plan.command",
+    "count": "streampack.cli.count.command",
+    "manifest": "streampack.cli.manifest",
+    "verify": "streampack.cli.verify",
+    "bench": "streampack.cli.bench.command",
+    "demo": "streampack.cli.demo.command",
+}
+"""Where each command is: the function of its name."""
 
 
 class _Commands(TyperGroup):
@@ -69,10 +83,10 @@ def _options(
 
 
 def _stub() -> None:
-    """Stands for a command that is not loaded."""
+    """Stands for a command whose module is not imported yet."""
 
 
-for _name, _help in _COMMANDS.items():
+for _name, _help in _HELP.items():
     app.command(_name, help=_help)(_stub)
 
 
@@ -82,9 +96,9 @@ def main() -> None:
 
 
 def _load(name: str) -> Any:  # Any: typer's commands moved between its releases
-    """The real command, from its module."""
+    """Import a command's module and make the command of its function."""
     loaded = typer.Typer(add_completion=False, rich_markup_mode="rich")
-    loaded.command(name)(getattr(importlib.import_module(f"streampack.cli.{name}"), name))
+    loaded.command(name)(getattr(importlib.import_module(_MODULES[name]), name))
     return typer.main.get_command(loaded)
 
 

@@ -34,6 +34,9 @@ ChatTemplate = Annotated[
 TrainOn = Annotated[
     str | None, typer.Option(help="Of chats: assistant, last_assistant or all.", show_default="assistant")
 ]
+NumWorkers = Annotated[
+    int | None, typer.Option("--workers", "-w", min=1, help="Processes.", show_default="one per core")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 
 

@@ -19,10 +19,10 @@ import msgspec
 import typer
 from rich.table import Table
 
-from streampack.cli.arguments import ChatTemplate, Field, Json, Shards, Tokenizer, make_measured_dataset
+from streampack.cli.arguments import ChatTemplate, Field, Json, NumWorkers, Shards, Tokenizer, make_measured_dataset
 from streampack.cli.console import count, format_bytes, output, print_json, print_warning, printable
+from streampack.cli.per_shard import each_shard, num_processes
 from streampack.cli.progress import ShardProgress
-from streampack.cli.sharded import Workers, each_shard, num_processes
 from streampack.corpus.partition import Piece
 from streampack.errors import StreampackError
 from streampack.lanes.pipeline import Pipeline
@@ -60,7 +60,7 @@ def verify(
     journal: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Note each shard that is done; what is noted is not read again.")
     ] = None,
-    workers: Workers = None,
+    workers: NumWorkers = None,
     json: Json = False,
 ) -> None:
     """Read whole shards and report what is wrong in them, and where; exit code 1 if anything is."""

@@ -26,9 +26,9 @@ import texts
 from texts import Text
 
 from streampack import PackedDataset
-from streampack.cli import clocks, measures
-from streampack.cli.stopwatch import Spread, Variant, Work, cpu_ratio, interleave, read
-from streampack.cli.workload import Slice
+from streampack.cli.bench import clocks, measures
+from streampack.cli.bench.stopwatch import Spread, Variant, Work, cpu_ratio, interleave, read
+from streampack.cli.bench.workload import Slice
 from streampack.records import Tokenizer
 from streampack.tokenizers.engines import choose_engine
 from streampack.tokenizers.loading import SentencePieceTokenizer

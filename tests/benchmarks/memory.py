@@ -15,7 +15,7 @@ from pathlib import Path
 import texts
 
 from streampack import PackedDataLoader, PackedDataset
-from streampack.cli.clocks import own_memory_mb
+from streampack.cli.bench.clocks import own_memory_mb
 
 FIRST_MB = 200
 

@@ -33,7 +33,7 @@ import texts
 from pipelines import BATCH_SIZE, PEERS, SEQ_LEN, Batch, Model, Peer, Source
 
 from streampack import PackedDataLoader, PackedDataset
-from streampack.cli.stopwatch import Spread, Variant, Work, cpu_ratio, interleave, read
+from streampack.cli.bench.stopwatch import Spread, Variant, Work, cpu_ratio, interleave, read
 from streampack.records import Tokenizer
 from streampack.tokenizers.engines import choose_engine
 from streampack.tokenizers.loading import SentencePieceTokenizer

@@ -19,9 +19,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from streampack.cli.benchview import spread, table_rows
-from streampack.cli.chart import Bar, Group, draw_bars, number
-from streampack.cli.stopwatch import Spread
+from streampack.cli.bench.chart import Bar, Group, draw_bars, number
+from streampack.cli.bench.drawing import spread, table_rows
+from streampack.cli.bench.stopwatch import Spread
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent.parent / "docs"

@@ -24,7 +24,7 @@ import numpy as np
 import texts
 
 from streampack import PackedDataset
-from streampack.cli.stopwatch import Spread, Variant, Work, interleave, wall_ratio
+from streampack.cli.bench.stopwatch import Spread, Variant, Work, interleave, wall_ratio
 from streampack.storage.access import Storage
 from streampack.tokenizers.loading import SentencePieceTokenizer
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import zstandard
 
-from streampack.cli.workload import Slice, made_up_documents
+from streampack.cli.bench.workload import Slice, made_up_documents
 from streampack.testing import Source, write_shards
 
 

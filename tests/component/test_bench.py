@@ -10,10 +10,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from streampack.cli import app
-from streampack.cli.chart import Bar, Group, draw_bars
-from streampack.cli.measures import check_ids, documents_of, samples_of
-from streampack.cli.stopwatch import Reading, Spread, Variant, Work, cpu_ratio, interleave
-from streampack.cli.workload import Slice, cut_slices, made_up_documents
+from streampack.cli.bench.chart import Bar, Group, draw_bars
+from streampack.cli.bench.measures import check_ids, documents_of, samples_of
+from streampack.cli.bench.stopwatch import Reading, Spread, Variant, Work, cpu_ratio, interleave
+from streampack.cli.bench.workload import Slice, cut_slices, made_up_documents
 from streampack.dataset.dataset import PackedDataset
 from streampack.errors import TokenizerError
 from streampack.records import Tokenizer, Tokens

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 import streampack
 from streampack.cli import app
-from streampack.cli.tally import Lengths
+from streampack.cli.count.tally import Lengths
 from streampack.examples.make_data import DATA, read_shards
 from streampack.testing import write_shards
 

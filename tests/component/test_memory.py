@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from support.jobs import Corpus, Job, assert_equal, dataset, texts, uneven, write_corpus, write_lanes
 
-from streampack.cli.clocks import own_memory_mb
+from streampack.cli.bench.clocks import own_memory_mb
 from streampack.errors import ConfigError
 from streampack.lanes.pool import LanePool, check_budget
 from streampack.lanes.stream import LaneEnd, LanePack, LanePosition

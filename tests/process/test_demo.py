@@ -17,7 +17,7 @@ import torch
 from typer.testing import CliRunner
 
 from streampack.cli import app
-from streampack.cli.trial import Training, judge, make_reference, read_attempts
+from streampack.cli.demo.trial import Training, judge, make_reference, read_attempts
 from streampack.errors import StreampackError
 from streampack.examples.train import PACKS_PER_STEP, Transformer
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 import streampack
-from streampack.cli.clocks import own_memory_mb
+from streampack.cli.bench.clocks import own_memory_mb
 from streampack.testing import ByteTokenizer
 
 

@@ -12,12 +12,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from streampack.cli.chart import Bar, Group, draw_bars, number
-from streampack.cli.measures import WITHOUT_TOKENIZER
-from streampack.cli.stopwatch import Spread
+from streampack.cli.bench.chart import Bar, Group, draw_bars, number
+from streampack.cli.bench.measures import WITHOUT_TOKENIZER
+from streampack.cli.bench.stopwatch import Spread
 
 if TYPE_CHECKING:
-    from streampack.cli.benchreport import Report
+    from streampack.cli.bench.report import Report
 
 NOISE = (
     "Ratios are taken within a round, between variants that run in turn, and shown as median (lowest to highest). On a "

@@ -5,7 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from streampack.cli.console import count, format_bytes
-from streampack.cli.estimates import CorpusPlan, LanePlan, Plan, RankPlan
+from streampack.cli.plan.estimates import CorpusPlan, LanePlan, Plan, RankPlan
 
 Line = tuple[str, str | Text, str]
 """Name, value, and what there is to say of it."""

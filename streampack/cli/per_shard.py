@@ -11,10 +11,9 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
-import typer
 
 from streampack.corpus.table import ShardTable
 from streampack.errors import LoaderError, ShardError
@@ -28,9 +27,6 @@ _Result_co = TypeVar("_Result_co", covariant=True)
 Advance = Callable[[int, int], None]
 """Called with (bytes of shards done, shards done) so far."""
 
-Workers = Annotated[
-    int | None, typer.Option("--workers", "-w", min=1, help="Processes.", show_default="one per core")
-]
 
 
 class Work(Protocol[_Result_co]):

@@ -13,8 +13,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from streampack.cli.stopwatch import Spread, Variant, Work, cpu_ratio, interleave
-from streampack.cli.workload import Slice
+from streampack.cli.bench.stopwatch import Spread, Variant, Work, cpu_ratio, interleave
+from streampack.cli.bench.workload import Slice
 from streampack.dataset.dataset import PackedDataset
 from streampack.errors import TokenizerError
 from streampack.loader.loader import PackedDataLoader

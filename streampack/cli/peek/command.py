@@ -12,8 +12,8 @@ import typer
 
 from streampack.cli.arguments import ChatTemplate, Field, Json, Shards, Tokenizer, TrainOn, make_dataset
 from streampack.cli.console import count, output, print_json
-from streampack.cli.packview import Edge, Segment, View, draw, draw_legend
-from streampack.cli.pieces import Pieces
+from streampack.cli.peek.drawing import Edge, Segment, View, draw, draw_legend
+from streampack.cli.peek.pieces import Pieces
 from streampack.dataset.dataset import PackedDataset
 from streampack.errors import ConfigError
 from streampack.lanes.pipeline import Pipeline

@@ -11,8 +11,17 @@ import typer
 
 from streampack.cli.arguments import Json, make_dataset
 from streampack.cli.console import count, format_bytes, output, print_error, print_json, print_warning
-from streampack.cli.estimates import CorpusPlan, LanePlan, Plan, RankPlan, corpus_plan, lane_bytes, lane_plan, rank_plan
-from streampack.cli.planview import draw
+from streampack.cli.plan.drawing import draw
+from streampack.cli.plan.estimates import (
+    CorpusPlan,
+    LanePlan,
+    Plan,
+    RankPlan,
+    corpus_plan,
+    lane_bytes,
+    lane_plan,
+    rank_plan,
+)
 from streampack.config.file import load_config
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.partition import check_ranks

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from streampack.cli.clocks import Resume, Workers
-from streampack.cli.measures import Comparison
-from streampack.cli.stopwatch import Spread
+from streampack.cli.bench.clocks import Resume, Workers
+from streampack.cli.bench.measures import Comparison
+from streampack.cli.bench.stopwatch import Spread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from rich.style import Style
 from rich.text import Text
 
 from streampack.cli.console import common_folder, count, printable
-from streampack.cli.pieces import Pieces
+from streampack.cli.peek.pieces import Pieces
 from streampack.records import IGNORE_INDEX
 
 _COLOURS = ("cyan", "yellow")

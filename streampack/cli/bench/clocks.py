@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from streampack.cli.measures import BATCH_SIZE
-from streampack.cli.stopwatch import Reading, Spread, read, wall_ratio
+from streampack.cli.bench.measures import BATCH_SIZE
+from streampack.cli.bench.stopwatch import Reading, Spread, read, wall_ratio
 from streampack.dataset.dataset import PackedDataset
 from streampack.loader.loader import PackedDataLoader
 

@@ -18,13 +18,13 @@ import msgspec
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from streampack.cli import benchview
 from streampack.cli.arguments import Json, make_dataset
-from streampack.cli.benchreport import Machine, Report
-from streampack.cli.clocks import first_batch, resume, scale
+from streampack.cli.bench import drawing
+from streampack.cli.bench.clocks import first_batch, resume, scale
+from streampack.cli.bench.measures import MakeDataset, check_ids, compare
+from streampack.cli.bench.report import Machine, Report
+from streampack.cli.bench.workload import DEMO_MODEL, Slice, cut_slices, made_up_slices
 from streampack.cli.console import messages, output, print_json
-from streampack.cli.measures import MakeDataset, check_ids, compare
-from streampack.cli.workload import DEMO_MODEL, Slice, cut_slices, made_up_slices
 from streampack.dataset.dataset import PackedDataset
 from streampack.errors import ConfigError
 from streampack.records import Tokenizer
@@ -83,13 +83,13 @@ def bench(
         num_bytes=megabytes * 10**6,
     )
     if out is not None:
-        out.write_text(benchview.markdown(report), "utf-8")
+        out.write_text(drawing.markdown(report), "utf-8")
     if plot is not None:
-        plot.write_text(benchview.svg(report), "utf-8")
+        plot.write_text(drawing.svg(report), "utf-8")
     if json:
         print_json(_without_nan(msgspec.to_builtins(report)))
     else:
-        benchview.draw(output(), report)
+        drawing.draw(output(), report)
 
 
 def make_report(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import ceil, floor, log10
 from xml.sax.saxutils import escape
 
-from streampack.cli.stopwatch import Spread
+from streampack.cli.bench.stopwatch import Spread
 
 _WIDTH, _LABEL, _ROW, _RIGHT = 760, 250, 22, 70
 _STYLE = """

@@ -27,8 +27,7 @@ from rich.text import Text
 
 from streampack.cli.arguments import Json
 from streampack.cli.console import count, format_bytes, messages, output, print_json
-from streampack.cli.peek import peek
-from streampack.cli.trial import (
+from streampack.cli.demo.trial import (
     Attempt,
     Reference,
     Training,
@@ -38,6 +37,7 @@ from streampack.cli.trial import (
     read_attempts,
     step_digest,
 )
+from streampack.cli.peek.command import peek
 from streampack.errors import ConfigError, StreampackError
 from streampack.examples.train import DATA, NUM_LANES, PACKS_PER_STEP, SEQ_LEN, SHARDS, TOKENIZER
 

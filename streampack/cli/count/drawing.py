@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from streampack.cli.console import bar, common_folder, count, format_bytes, printable, shorten
-from streampack.cli.tally import Tally
+from streampack.cli.count.tally import Tally
 from streampack.corpus.table import ShardTable
 from streampack.lanes.pipeline import Pipeline
 

@@ -10,12 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
-from streampack.cli.arguments import ChatTemplate, Field, Json, Shards, Tokenizer, make_measured_dataset
+from streampack.cli.arguments import ChatTemplate, Field, Json, NumWorkers, Shards, Tokenizer, make_measured_dataset
 from streampack.cli.console import output, print_json
-from streampack.cli.countview import draw
+from streampack.cli.count.drawing import draw
+from streampack.cli.count.tally import Tally, tally_shard
+from streampack.cli.per_shard import each_shard, num_processes
 from streampack.cli.progress import ShardProgress
-from streampack.cli.sharded import Workers, each_shard, num_processes
-from streampack.cli.tally import Tally, tally_shard
 from streampack.corpus.table import ShardTable
 from streampack.lanes.pipeline import Pipeline
 
@@ -32,7 +32,7 @@ def count(
     on_error: Annotated[
         str | None, typer.Option(help='"raise" stops at a bad record, "skip" counts it.', show_default="raise")
     ] = None,
-    workers: Workers = None,
+    workers: NumWorkers = None,
     json: Json = False,
 ) -> None:
     """Count documents, bytes and tokens of shards, and how well they pack."""

@@ -1,0 +1,1 @@
+"""`streampack demo`: a training that is killed and resumed elsewhere, compared pack by pack."""

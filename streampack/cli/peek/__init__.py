@@ -1,0 +1,1 @@
+"""`streampack peek`: packs of a run on the terminal."""

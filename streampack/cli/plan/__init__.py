@@ -1,0 +1,1 @@
+"""`streampack plan`: what a configuration needs on so many ranks and workers."""
