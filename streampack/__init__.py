@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary
     from streampack.records import Document, Limits, Pack, Span, TokenizedDocument, Tokenizer
     from streampack.state.checkpoint import merge_state_dicts
-    from streampack.storage.access import RetryPolicy
+    from streampack.storage.options import RetryPolicy, Storage
     from streampack.tokenizers.loading import SentencePieceTokenizer
 
     __version__: str
@@ -66,6 +66,7 @@ __all__ = [
     "ShardNotFoundError",
     "Span",
     "StateError",
+    "Storage",
     "StorageError",
     "StreampackError",
     "TokenizedDocument",
@@ -95,12 +96,13 @@ _HOMES = {
     "PackedDataset": "dataset.dataset",
     "RecordError": "errors",
     "ReplaceBoundary": "packing.policies",
-    "RetryPolicy": "storage.access",
+    "RetryPolicy": "storage.options",
     "SentencePieceTokenizer": "tokenizers.loading",
     "ShardError": "errors",
     "ShardNotFoundError": "errors",
     "Span": "records",
     "StateError": "errors",
+    "Storage": "storage.options",
     "StorageError": "errors",
     "StreampackError": "errors",
     "TokenizedDocument": "records",

@@ -8,7 +8,7 @@ import typer
 from streampack.config.file import load_config
 from streampack.dataset.dataset import PackedDataset
 from streampack.packing.policies import ReplaceBoundary
-from streampack.storage.access import Storage
+from streampack.storage.access import StorageReader
 from streampack.tokenizers.loading import ByteTokenizer
 
 Shards = Annotated[
@@ -63,11 +63,11 @@ def make_measured_dataset(shards: Sequence[str], tokenizer: str | None, **given:
     return make_dataset(shards, tokenizer=tokenizer, **given), True
 
 
-def make_storage(shards: Sequence[str]) -> tuple[list[str], Storage]:
+def make_storage(shards: Sequence[str]) -> tuple[list[str], StorageReader]:
     """What to read and how to reach it, for commands that need no tokenizer; of a config file its dataset's."""
     if len(shards) == 1 and shards[0].endswith((".yaml", ".yml")):
         given = load_config(shards[0]).dataset_arguments()
         found = given["shards"]
         specs = [found] if isinstance(found, str) else list(found)
-        return specs, Storage(given.get("storage_options"), given.get("retry"))
-    return list(shards), Storage()
+        return specs, StorageReader(given.get("storage_options"), given.get("retry"))
+    return list(shards), StorageReader()

@@ -21,7 +21,7 @@ from streampack.cli.console import count, format_bytes, messages, output, print_
 from streampack.cli.progress import ShardProgress
 from streampack.corpus.table import ShardTable, resolve_shards
 from streampack.records import Shard
-from streampack.storage.access import Storage
+from streampack.storage.access import StorageReader
 from streampack.storage.clients import local_path
 from streampack.storage.digests import BLOCK_BYTES, MAX_BLOCK_BYTES, BlockDigester
 from streampack.tar.codecs import is_compressed
@@ -108,7 +108,7 @@ def _url(url: str, folder: Path) -> str:
 
 
 def _digested(
-    table: ShardTable, storage: Storage, *, block_bytes: int, workers: int, progress: ShardProgress
+    table: ShardTable, storage: StorageReader, *, block_bytes: int, workers: int, progress: ShardProgress
 ) -> Iterator[tuple[Shard, int | None, str | None]]:
     """Each shard with its size and digest, in order; threads wait for the storage side by side."""
     lock = Lock()

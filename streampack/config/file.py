@@ -34,7 +34,7 @@ from msgspec import UNSET, UnsetType
 from streampack.config.yamltree import LimitError, compose, construct
 from streampack.errors import ConfigError
 from streampack.packing.policies import BoundaryPolicy, Overflow, Packing, ReplaceBoundary, Tail
-from streampack.storage.access import RetryPolicy
+from streampack.storage.options import RetryPolicy
 
 
 class Replace(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

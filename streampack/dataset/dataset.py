@@ -28,8 +28,9 @@ from streampack.lanes.pipeline import Pipeline
 from streampack.packing.policies import BoundaryPolicy, Overflow, Packing, ReplaceBoundary, as_boundary
 from streampack.ranks import topology
 from streampack.records import Tokenizer
-from streampack.storage.access import RetryPolicy, Storage
+from streampack.storage.access import StorageReader
 from streampack.storage.cache.folder import MIN_CACHE_BYTES, CacheFolder
+from streampack.storage.options import RetryPolicy
 from streampack.tokenizers.engines import choose_engine
 from streampack.tokenizers.loading import check_tokenizer, load_tokenizer, special_ids
 
@@ -167,7 +168,7 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         self.auto_lanes = num_lanes == "auto"
         """Whether the number of lanes was left to the data."""
         self._specs = _specs(shards)
-        self._storage = Storage(storage_options, RetryPolicy() if retry is None else retry, folder)
+        self._storage = StorageReader(storage_options, RetryPolicy() if retry is None else retry, folder)
         self._table: ShardTable | None = None
         self._shards_print: dict[str, Any] | None = None
         self._by_hand = dp_rank is not None

@@ -17,7 +17,7 @@ from streampack.errors import CorruptShardError, TokenizerError, TruncatedShardE
 from streampack.packing.packer import Packer
 from streampack.packing.policies import INT32, BoundaryPolicy, ReplaceBoundary
 from streampack.records import IGNORE_INDEX, Document, Joined, Mask, Sample, Shard, Tokenizer, Tokens, join
-from streampack.storage.access import Storage
+from streampack.storage.access import StorageReader
 from streampack.storage.digests import block_bytes_of
 from streampack.tar.codecs import decompress, is_compressed
 from streampack.tar.cuts import find_sample, first_boundary
@@ -31,7 +31,7 @@ _LOOK_BYTES = 128 * 2**10  # a search for a sample reads little more than the he
 class Pipeline:
     """The arguments of a dataset, checked and resolved."""
 
-    storage: Storage
+    storage: StorageReader
     documents: DocumentReader
     tokenizer: Tokenizer | None
     bos_id: int | None

@@ -10,6 +10,7 @@ __all__ = [
     "http",
     "listing",
     "objects",
+    "options",
     "ranges",
     "readahead",
     "retry",

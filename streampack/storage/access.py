@@ -29,18 +29,16 @@ from streampack.storage.cache.folder import CacheFolder
 from streampack.storage.checking import check_blocks, check_whole
 from streampack.storage.clients import Clients, local_path
 from streampack.storage.digests import parse_digest
-from streampack.storage.faults import RetryPolicy
 from streampack.storage.http import gcs_object, web_object
 from streampack.storage.listing import list_files, note_etag
 from streampack.storage.objects import FsspecObject, LocalFile, Pin, RangeReader
+from streampack.storage.options import RetryPolicy, Storage, hidden
 from streampack.storage.ranges import read_ranges
 from streampack.storage.retry import persist
 from streampack.storage.s3 import s3_object
 
-__all__ = ["RetryPolicy", "Storage"]
 
-
-class Storage:
+class StorageReader:
     """Reads URLs with one set of storage options. It can be pickled and forked: each process makes its own clients."""
 
     def __init__(
@@ -54,9 +52,14 @@ class Storage:
         self._folder = folder
         self._clients = Clients(storage_options or {}, self.retry)
 
+    @classmethod
+    def of(cls, storage: Storage) -> "StorageReader":
+        """The reader with these options."""
+        folder = None if storage.cache_dir is None else CacheFolder(storage.cache_dir, storage.cache_bytes)
+        return cls(storage.options, storage.retry, folder)
+
     def __repr__(self) -> str:
-        options = ", ".join(f"{key!r}: ***" for key in self._clients.options)
-        return f"Storage({{{options}}}, {self.retry!r})"
+        return f"StorageReader({hidden(self._clients.options)}, {self.retry!r})"
 
     def __getstate__(self) -> dict[str, object]:
         return {"storage_options": self._clients.options, "retry": self.retry, "folder": self._folder}

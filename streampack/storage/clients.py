@@ -23,7 +23,8 @@ from fsspec.spec import AbstractFileSystem
 
 from streampack import heartbeat
 from streampack.errors import ConfigError
-from streampack.storage.faults import RetryPolicy, redacted, secrets_in
+from streampack.storage.faults import redacted, secrets_in
+from streampack.storage.options import RetryPolicy
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")

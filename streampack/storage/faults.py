@@ -1,4 +1,4 @@
-"""What a failing storage means: whether it may pass, what it asked for, how long to wait, what of it may be shown.
+"""What a failing storage means: whether it may pass, what the server asked for, what of it may be shown.
 
 In: an exception of any library, with its chain of causes. Out: yes or no, seconds, a text without secrets.
 Never: a decision by one library's types alone: the backends' exceptions share no base class and hide each other, so the
@@ -12,15 +12,9 @@ whole chain is looked through, and an HTTP status counts before everything else.
 
 import email.utils
 import json
-import random
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-
-from streampack.errors import ConfigError
-
-_system_random = random.SystemRandom()
 
 _PASSING_STATUS = frozenset({408, 409, 416, 421, 423, 425, 429})
 _MISSING_CREDENTIALS = frozenset({"NoCredentialsError", "DefaultCredentialsError"})
@@ -35,49 +29,6 @@ _URL_SECRET = re.compile(r"(?i)([?&][^=&\s]*(?:sig|token|key|secret|passw|creden
 _SECRET_OPTION = re.compile(
     r"(?i)key|secret|token|passw|credential|auth|cookie|sas|signature|connection_string|headers"
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetryPolicy:
-    """How long a failing storage is waited for. The waits are random on purpose; they never influence the data.
-
-    `RetryPolicy.immediate()` retries without waiting, for tests.
-    """
-
-    budget_s: float = 420.0
-    """Seconds a reader may wait with an empty buffer, without a byte of progress; its own pauses do not count."""
-    timeout_s: float = 30.0
-    """Seconds without a byte after which a request has stalled; a slow one that makes progress is never cut off."""
-    first_wait_s: float = 0.1
-    max_wait_s: float = 20.0
-    """The largest wait that is our own choice; a `Retry-After` may ask for more. 0: never wait."""
-    jitter: bool = True
-    """Wait a random part of the doubling wait ("full jitter"), so that a thousand workers do not come back at once."""
-    max_tries: int | None = None
-    """Failures in a row after which it is over whatever the time; None: only the budget counts."""
-    credentials_s: float = 60.0
-    """Seconds for which credentials may be missing at the start."""
-
-    def __post_init__(self) -> None:
-        if not (self.budget_s >= 0 and self.timeout_s > 0 and 0 <= self.first_wait_s <= self.max_wait_s):
-            raise ConfigError(
-                f"{self} cannot work: it needs budget_s >= 0, timeout_s > 0 and 0 <= first_wait_s <= max_wait_s"
-            )
-        if self.max_tries is not None and self.max_tries < 1:
-            raise ConfigError(f"max_tries is {self.max_tries}; it must be at least 1, or None for no limit")
-
-    @classmethod
-    def immediate(cls, max_tries: int = 5, *, timeout_s: float = 30.0) -> "RetryPolicy":
-        """A policy that never waits and gives up after `max_tries` failures in a row."""
-        return cls(first_wait_s=0.0, max_wait_s=0.0, max_tries=max_tries, timeout_s=timeout_s)
-
-    def wait_s(self, tries: int, asked_s: float = 0.0) -> float:
-        """Seconds to wait after failure number `tries` (from 1) in a row, of which the server asked for `asked_s`."""
-        if self.max_wait_s == 0:
-            return 0.0
-        wait = min(self.max_wait_s, self.first_wait_s * 2.0 ** min(tries - 1, 60))
-        # Nobody comes back before the time, and all who were sent away at once do not come back at once.
-        return asked_s + (wait * _system_random.random() if self.jitter else wait)
 
 
 class StatusError(OSError):

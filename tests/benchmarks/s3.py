@@ -25,7 +25,7 @@ import texts
 
 from streampack import PackedDataset
 from streampack.cli.bench.stopwatch import Spread, Variant, Work, interleave, wall_ratio
-from streampack.storage.access import Storage
+from streampack.storage.access import StorageReader
 from streampack.tokenizers.loading import SentencePieceTokenizer
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -91,7 +91,7 @@ def compare(urls: list[str], field: str, model: str, rounds: int) -> dict[str, d
             done += sum(len(chunk) for chunk in body.iter_chunks(CHUNK))
         return done
 
-    storage = Storage(options)
+    storage = StorageReader(options)
 
     def read() -> int:
         return sum(len(chunk) for url, size in sizes.items() for chunk in storage.chunks(url, size=size))

@@ -13,10 +13,11 @@ from typer.testing import CliRunner
 from streampack import PackedDataset
 from streampack.cli import app
 from streampack.corpus.table import ShardTable, resolve_shards
-from streampack.storage.access import RetryPolicy, Storage
+from streampack.storage.access import StorageReader
+from streampack.storage.options import RetryPolicy
 from streampack.testing import ByteTokenizer, write_shards
 
-STORAGE = Storage(retry=RetryPolicy.immediate())
+STORAGE = StorageReader(retry=RetryPolicy.immediate())
 
 
 def run(*arguments: object, code: int = 0) -> str:

@@ -19,7 +19,7 @@ from support.proxy import Proxy
 
 from streampack import PackedDataLoader, PackedDataset, RetryPolicy
 from streampack.errors import ShardNotFoundError, TruncatedShardError
-from streampack.storage.access import Storage
+from streampack.storage.access import StorageReader
 from streampack.storage.objects import FsspecObject
 from streampack.testing import ByteTokenizer, write_shards
 
@@ -36,8 +36,8 @@ class Place:
     own_client: bool = False
     """Whether fsspec's client reads, and not ours."""
 
-    def storage(self) -> Storage:
-        return Storage(self.options, RETRY)
+    def storage(self) -> StorageReader:
+        return StorageReader(self.options, RETRY)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def digest(files: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 class TestEveryStorage:
-    """What `Storage` promises, wherever the bytes are."""
+    """What `StorageReader` promises, wherever the bytes are."""
 
     @pytest.mark.parametrize("known", [True, False], ids=["size known", "size unknown"])
     def test_a_range_is_exactly_the_bytes_asked_for(self, place: Place, files: dict[str, bytes], known: bool) -> None:
@@ -199,7 +199,7 @@ class TestEveryStorage:
             assert run(place, files, tmp_path, num_workers=2) == digest
 
 
-def read_in_child(storage: Storage, url: str, size: int, answers: Any) -> None:
+def read_in_child(storage: StorageReader, url: str, size: int, answers: Any) -> None:
     """Runs in another process."""
     answers.put((b"".join(storage.chunks(url, 10, size=size, first_bytes=30_000)), storage.size(url)))
 
@@ -211,11 +211,11 @@ def test_a_process_of_any_kind_reads_after_its_parent_has_listed_and_read(
 ) -> None:
     data = files["notes.txt"]
     if kind == "http":
-        url, storage = f"{web.url}/conf/notes.txt", Storage({}, RETRY)
+        url, storage = f"{web.url}/conf/notes.txt", StorageReader({}, RETRY)
     elif kind == "s3":
-        url, storage = servers.put_s3("processes/notes.txt", data), Storage(servers.s3().options, RETRY)
+        url, storage = servers.put_s3("processes/notes.txt", data), StorageReader(servers.s3().options, RETRY)
     else:
-        url, storage = servers.put_gcs("processes/notes.txt", data), Storage(servers.gcs().options, RETRY)
+        url, storage = servers.put_gcs("processes/notes.txt", data), StorageReader(servers.gcs().options, RETRY)
     if kind != "http":
         assert storage.listing(url.replace("notes", "*")) == [(url, len(data))]
     reading = storage.chunks(url, size=len(data), first_bytes=20_000, max_bytes=40_000)

@@ -18,7 +18,7 @@ from support.proxy import Fault, Proxy
 
 from streampack import PackedDataLoader, PackedDataset, RetryPolicy
 from streampack.errors import CorruptShardError
-from streampack.storage.access import Storage
+from streampack.storage.access import StorageReader
 from streampack.storage.digests import BlockDigester, parse_digest
 from streampack.testing import ByteTokenizer, write_shards
 
@@ -44,7 +44,7 @@ def proxy() -> Iterator[Proxy]:
 
 
 def read(proxy: Proxy, start: int = 0, stop: int | None = None, digest: str = DIGEST, **how: Any) -> bytes:
-    storage = Storage(retry=RetryPolicy.immediate())
+    storage = StorageReader(retry=RetryPolicy.immediate())
     chunks = storage.chunks(f"{proxy.url}/a.tar", start, stop, size=SIZE, digest=digest, **how)
     return b"".join(chunks)
 
@@ -84,7 +84,7 @@ class TestBlocks:
     @pytest.mark.parametrize("at", [0, 3 * BLOCK - 1, 3 * BLOCK, SIZE - 1])
     def test_a_byte_that_was_altered_on_its_way_is_asked_for_again(self, proxy: Proxy, at: int) -> None:
         proxy.script([None] * (at // BLOCK) + [Fault("flip", at=at)])  # a request for each block
-        storage = Storage(retry=RetryPolicy.immediate())
+        storage = StorageReader(retry=RetryPolicy.immediate())
         chunks = storage.chunks(f"{proxy.url}/a.tar", size=SIZE, digest=DIGEST, first_bytes=BLOCK, max_bytes=BLOCK)
         assert b"".join(chunks) == DATA
         assert storage.num_retries == 1
@@ -92,7 +92,7 @@ class TestBlocks:
     def test_a_byte_that_stays_altered_is_an_error_that_names_url_and_block(self, proxy: Proxy) -> None:
         proxy.always = Fault("flip", at=2 * BLOCK + 77)
         given_out: list[bytes] = []
-        chunks = Storage(retry=RetryPolicy.immediate()).chunks(
+        chunks = StorageReader(retry=RetryPolicy.immediate()).chunks(
             f"{proxy.url}/a.tar", size=SIZE, digest=DIGEST, first_bytes=1000
         )
         with pytest.raises(
@@ -115,7 +115,7 @@ class TestBlocks:
         damaged[4 * BLOCK] ^= 1
         path.write_bytes(damaged)
         with pytest.raises(CorruptShardError, match=rf"byte {4 * BLOCK}: "):
-            list(Storage(retry=RetryPolicy.immediate()).chunks(str(path), size=SIZE, digest=DIGEST))
+            list(StorageReader(retry=RetryPolicy.immediate()).chunks(str(path), size=SIZE, digest=DIGEST))
 
 
 class TestWhole:
@@ -126,7 +126,7 @@ class TestWhole:
         assert read(proxy, digest=digest) == DATA
         proxy.always = Fault("flip", at=7)
         found: list[bytes] = []
-        chunks = Storage(retry=RetryPolicy.immediate()).chunks(
+        chunks = StorageReader(retry=RetryPolicy.immediate()).chunks(
             f"{proxy.url}/a.tar", size=SIZE, digest=digest, first_bytes=BLOCK
         )
         with pytest.raises(CorruptShardError, match=r"byte 0: the shard is not what the manifest says \(sha256 "):

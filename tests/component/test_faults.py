@@ -24,7 +24,7 @@ from support.proxy import Fault, Proxy
 
 from streampack import PackedDataLoader, PackedDataset, RetryPolicy
 from streampack.errors import CorruptShardError, ShardError, ShardNotFoundError, StorageError
-from streampack.storage.access import Storage
+from streampack.storage.access import StorageReader
 from streampack.testing import ByteTokenizer, write_shards
 
 TRIES = 4
@@ -206,14 +206,14 @@ def test_a_server_that_asks_for_more_peace_than_the_budget_has_is_an_error_at_on
         place.proxy.reset()
         place.proxy.always = status(503, "SlowDown", **{"Retry-After": asked})
         with pytest.raises(StorageError, match=r"1 tries, last .*which asks for 3[56]\d\d s of peace"):
-            list(Storage(place.options).chunks(place.url, size=len(place.data)))
+            list(StorageReader(place.options).chunks(place.url, size=len(place.data)))
         assert len(place.proxy.gets) == 1
 
 
 def test_a_slow_answer_that_makes_progress_is_not_cut_off(place: Place) -> None:
     place.proxy.reset()
     place.proxy.always = Fault("throttle", seconds=0.1)
-    storage = Storage(place.options, RetryPolicy(timeout_s=1.5))
+    storage = StorageReader(place.options, RetryPolicy(timeout_s=1.5))
     began = time.monotonic()
     chunks = list(storage.chunks(place.url, size=len(place.data), first_bytes=len(place.data)))
     assert b"".join(chunks) == place.data
@@ -225,7 +225,7 @@ def test_after_a_pause_in_which_all_connections_died_one_timeout_is_lost(place: 
     """As after an evaluation: the connections that were kept answer no more, and only one of them costs a time-out."""
     place.proxy.reset()
     place.proxy.script([Fault("delay", seconds=0.5)] * 6)
-    storage = Storage(place.options, RetryPolicy(timeout_s=1.0, first_wait_s=0.001, max_wait_s=0.01))
+    storage = StorageReader(place.options, RetryPolicy(timeout_s=1.0, first_wait_s=0.001, max_wait_s=0.01))
     readings = [storage.chunks(place.url, size=len(place.data), first_bytes=1000, max_bytes=2000) for _ in range(6)]
     threads = [threading.Thread(target=next, args=(reading,)) for reading in readings]  # so many connections
     for thread in threads:

@@ -18,7 +18,7 @@ from streampack.errors import ConfigError
 from streampack.lanes.pool import LanePool, check_budget
 from streampack.lanes.stream import LaneEnd, LanePack, LanePosition
 from streampack.records import Document
-from streampack.storage.access import Storage
+from streampack.storage.access import StorageReader
 from streampack.testing import ByteTokenizer
 
 KB = 2**10
@@ -40,7 +40,7 @@ class CountingTokenizer(ByteTokenizer):
         return super().encode(text)
 
 
-class CountingStorage(Storage):
+class CountingStorage(StorageReader):
     """Counts readings that were begun."""
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ from support.proxy import Fault, Proxy
 
 from streampack import RetryPolicy
 from streampack.errors import StorageError
-from streampack.storage.access import Storage
+from streampack.storage.access import StorageReader
 
 DATA = bytes(range(256)) * 4000
 QUICK = RetryPolicy(first_wait_s=0.02, max_wait_s=0.1, timeout_s=20)
@@ -50,7 +50,7 @@ def options(proxy: Proxy) -> dict[str, object]:
     return {"endpoint_url": proxy.url, "client_kwargs": {"region_name": "us-east-1"}}
 
 
-def read(storage: Storage, url: str) -> bytes:
+def read(storage: StorageReader, url: str) -> bytes:
     return b"".join(storage.chunks(url, size=len(DATA), first_bytes=100_000, max_bytes=400_000))
 
 
@@ -61,7 +61,7 @@ def keys(proxy: Proxy) -> list[str]:
 
 def test_expired_credentials_are_taken_anew_from_where_they_come_from(proxy: Proxy, url: str, store: Path) -> None:
     write(store, servers.KEY, servers.SECRET)
-    storage = Storage(options(proxy), QUICK)
+    storage = StorageReader(options(proxy), QUICK)
     chunks = storage.chunks(url, size=len(DATA), first_bytes=100_000, max_bytes=100_000)
     begun = next(chunks)
     write(store, servers.SECOND_KEY, servers.SECOND_SECRET)
@@ -74,7 +74,7 @@ def test_expired_credentials_are_taken_anew_from_where_they_come_from(proxy: Pro
 
 def test_a_key_that_is_withdrawn_in_the_middle_is_taken_anew(proxy: Proxy, url: str, store: Path) -> None:
     write(store, servers.KEY, servers.SECRET)
-    storage = Storage(options(proxy), QUICK)
+    storage = StorageReader(options(proxy), QUICK)
     chunks = storage.chunks(url, size=len(DATA), first_bytes=100_000, max_bytes=100_000)
     begun = next(chunks)
     write(store, servers.SECOND_KEY, servers.SECOND_SECRET)
@@ -84,7 +84,7 @@ def test_a_key_that_is_withdrawn_in_the_middle_is_taken_anew(proxy: Proxy, url: 
 
 
 def test_wrong_credentials_are_an_error_at_once(proxy: Proxy, url: str) -> None:
-    storage = Storage({**options(proxy), "key": servers.KEY, "secret": "not-the-secret"})
+    storage = StorageReader({**options(proxy), "key": servers.KEY, "secret": "not-the-secret"})
     with pytest.raises(StorageError, match=r"a\.tar, byte 0: cannot be read, .*SignatureDoesNotMatch.*credentials"):
         read(storage, url)
     assert len(proxy.gets) == 1
@@ -93,7 +93,7 @@ def test_wrong_credentials_are_an_error_at_once(proxy: Proxy, url: str) -> None:
 def test_credentials_that_are_late_are_waited_for(proxy: Proxy, url: str, store: Path) -> None:
     late = threading.Timer(0.7, write, (store, servers.KEY, servers.SECRET))
     late.start()
-    storage = Storage(options(proxy), QUICK)
+    storage = StorageReader(options(proxy), QUICK)
     assert read(storage, url) == DATA
     assert storage.num_retries >= 1
     late.join()
@@ -103,7 +103,7 @@ def test_credentials_that_are_late_are_waited_for(proxy: Proxy, url: str, store:
 def test_credentials_that_do_not_come_are_an_error_after_their_time(proxy: Proxy, url: str) -> None:
     retry = RetryPolicy(first_wait_s=0.02, max_wait_s=0.1, credentials_s=2.0)
     for ask in (lambda storage: read(storage, url), lambda storage: storage.size(url)):
-        storage = Storage(options(proxy), retry)
+        storage = StorageReader(options(proxy), retry)
         with pytest.raises(StorageError, match=r"a\.tar.*NoCredentialsError: Unable to locate credentials.*check the"):
             ask(storage)
         assert 1 <= storage.num_retries < 200
@@ -137,7 +137,7 @@ class TestSecrets:
         else:
             given = {**options(proxy), "key": "some-key", "secret": secret, "token": token}
             given |= {"loop": None} if "s3fs" in kind else {}
-        storage = Storage(given, RetryPolicy.immediate(3))
+        storage = StorageReader(given, RetryPolicy.immediate(3))
         with caplog.at_level(logging.INFO), pytest.raises(StorageError) as raised:
             read(storage, url)
         shown = "".join(traceback.format_exception(raised.value)) + caplog.text + repr(storage) + str(raised.value)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from streampack import RetryPolicy
-from streampack.storage.access import Storage
+from streampack.storage.access import StorageReader
 from streampack.storage.cache.blockfile import BLOCK_BYTES
 from streampack.storage.cache.folder import CacheFolder
 from support.proxy import Proxy
@@ -25,12 +25,12 @@ OTHER_ETAG = f'"{hashlib.md5(OTHER).hexdigest()}"'
 RETRY = RetryPolicy(first_wait_s=0.001, max_wait_s=0.02, budget_s=20, timeout_s=20)
 
 
-def storage(cache_dir: Path, *, cache_bytes: int = 2**30, retry: RetryPolicy = RETRY) -> Storage:
-    return Storage(retry=retry, folder=CacheFolder(cache_dir, cache_bytes))
+def storage(cache_dir: Path, *, cache_bytes: int = 2**30, retry: RetryPolicy = RETRY) -> StorageReader:
+    return StorageReader(retry=retry, folder=CacheFolder(cache_dir, cache_bytes))
 
 
 def read(
-    reader: Storage, proxy: Proxy, start: int = 0, stop: int | None = None, *, etag: str = ETAG, **options: Any
+    reader: StorageReader, proxy: Proxy, start: int = 0, stop: int | None = None, *, etag: str = ETAG, **options: Any
 ) -> bytes:
     return b"".join(reader.chunks(f"{proxy.url}/a.tar", start, stop, size=SIZE, etag=etag, **options))
 
@@ -59,11 +59,11 @@ READER = """
 import sys, hashlib
 from streampack import RetryPolicy
 from streampack.storage.cache.folder import CacheFolder
-from streampack.storage.access import Storage
+from streampack.storage.access import StorageReader
 url, etag, size, cache_dir, timeout_s = sys.argv[1:]
 retry = RetryPolicy(first_wait_s=0.001, max_wait_s=0.02, timeout_s=float(timeout_s))
 digest = hashlib.md5()
-for piece in Storage(retry=retry, folder=CacheFolder(cache_dir, 2**30)).chunks(url, size=int(size), etag=etag):
+for piece in StorageReader(retry=retry, folder=CacheFolder(cache_dir, 2**30)).chunks(url, size=int(size), etag=etag):
     digest.update(piece)
 print(f'"{digest.hexdigest()}"')
 """

@@ -12,7 +12,7 @@ import streampack
 from streampack.config.file import Config, DatasetConfig, LoaderConfig, load_config
 from streampack.errors import ConfigError
 from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary
-from streampack.storage.access import RetryPolicy
+from streampack.storage.options import RetryPolicy
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 MINIMAL = "dataset:\n  shards: a.tar\n  tokenizer: t.model\n"

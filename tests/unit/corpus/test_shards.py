@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 
 from streampack.corpus.table import ShardTable, Texts, differing_block, expand_braces, relative_names, resolve_shards
 from streampack.errors import ConfigError, ShardError, ShardNotFoundError, StorageError
-from streampack.storage.access import RetryPolicy, Storage
+from streampack.storage.access import StorageReader
+from streampack.storage.options import RetryPolicy
 from streampack.tar.codecs import is_compressed
 
-STORAGE = Storage(retry=RetryPolicy.immediate())
+STORAGE = StorageReader(retry=RetryPolicy.immediate())
 
 
 @pytest.fixture
@@ -328,7 +329,7 @@ class TestManifest:
             resolve_shards("@nowhere.jsonl", STORAGE)
 
 
-class Told(Storage):
+class Told(StorageReader):
     """Tells the sizes that it was given, for URLs that lead nowhere."""
 
     def __init__(self, sizes: dict[str, int | None]) -> None:

@@ -39,7 +39,7 @@ from support.proxy import Fault, Proxy, _Handler
 from streampack import RetryPolicy
 from streampack.errors import CorruptShardError, ShardError
 from streampack.storage import clients
-from streampack.storage.access import Storage
+from streampack.storage.access import StorageReader
 from streampack.storage.cache import blockfile
 from streampack.storage.cache import folder as cachefolder
 from streampack.storage.cache import names as cachenames
@@ -87,7 +87,7 @@ class TestReading:
         assert again.use.cache_hits >= 4
 
     def test_there_are_no_more_requests_than_without_the_cache(self, proxy: Proxy, cache_dir: Path) -> None:
-        assert read(Storage(), proxy) == DATA
+        assert read(StorageReader(), proxy) == DATA
         without = len(proxy.gets)
         proxy.reset()
         reader = storage(cache_dir)
@@ -188,7 +188,7 @@ class TestReading:
             return status, {**headers, "Content-Range": f"bytes {first}-{first + len(body) - 1}/{SIZE}"}, body
 
         monkeypatch.setattr(_Handler, "_own", own)
-        for reader in (Storage(retry=RETRY), storage(cache_dir)):
+        for reader in (StorageReader(retry=RETRY), storage(cache_dir)):
             proxy.reset()
             assert read(reader, proxy, 0, MIB) == DATA[:MIB]
             assert len(proxy.gets) <= 12
@@ -234,7 +234,7 @@ class TestReading:
         url = put(f"cache-{os.getpid()}/a.tar", DATA)
         options = server().options
         for turn in range(2):
-            reader = Storage(options, RETRY, CacheFolder(cache_dir, 2**30))
+            reader = StorageReader(options, RETRY, CacheFolder(cache_dir, 2**30))
             for way in ("size", "listing"):
                 reader.size(url) if way == "size" else reader.listing(f"{url[:-2]}*")
                 etag = reader.etag(url)
@@ -525,7 +525,7 @@ class TestVersions:
             proxy = Proxy(objects={"/bucket/a.tar": data})
             proxy.RequestHandlerClass = _OneEtag
             options = {"endpoint_url": proxy.url, "key": "k", "secret": "s", "client_kwargs": {"region_name": "x"}}
-            reader = Storage(options, RETRY, CacheFolder(cache_dir, 2**30))
+            reader = StorageReader(options, RETRY, CacheFolder(cache_dir, 2**30))
             try:
                 found.append(b"".join(reader.chunks("s3://bucket/a.tar", size=SIZE, etag='"same"')))
             finally:

@@ -27,8 +27,9 @@ from hypothesis import strategies as st
 
 from streampack.errors import ConfigError, ShardError, ShardNotFoundError, StorageError, TruncatedShardError
 from streampack.storage import faults, objects
-from streampack.storage.access import RetryPolicy, Storage
+from streampack.storage.access import StorageReader
 from streampack.storage.faults import is_final, redacted, retry_after_s, secrets_in
+from streampack.storage.options import RetryPolicy
 from streampack.storage.ranges import LOCAL_RANGE_BYTES
 
 DATA = os.urandom(10_000)
@@ -204,7 +205,7 @@ def url(
     return f"{running.url}/a.tar"
 
 
-def read(storage: Storage, url: str, start: int = 0, stop: int | None = None, **more: Any) -> bytes:
+def read(storage: StorageReader, url: str, start: int = 0, stop: int | None = None, **more: Any) -> bytes:
     return b"".join(storage.chunks(url, start, stop, **more))
 
 
@@ -214,7 +215,7 @@ class TestEveryBackend:
     @pytest.mark.parametrize("size", [len(DATA), None], ids=["size known", "size unknown"])
     @pytest.mark.parametrize("first_bytes", [997, 5_000, 10_000])  # the latter two end with the object
     def test_a_range_is_exactly_the_bytes_asked_for(self, url: str, size: int | None, first_bytes: int) -> None:
-        storage = Storage(retry=IMMEDIATE)
+        storage = StorageReader(retry=IMMEDIATE)
         for start, stop in [(0, None), (0, 0), (1, 2), (4_321, 9_000), (9_999, 10_000), (10_000, 10_000), (77, None)]:
             got = read(storage, url, start, stop, size=size, first_bytes=first_bytes, max_bytes=20_000)
             assert got == DATA[start:stop], (start, stop)
@@ -222,14 +223,14 @@ class TestEveryBackend:
 
     def test_the_size_is_told_or_unknown(self, url: str, request: pytest.FixtureRequest) -> None:
         known = None if "without length" in request.node.callspec.id else len(DATA)
-        assert Storage().size(url) == known
+        assert StorageReader().size(url) == known
 
     def test_a_small_object_is_read_whole(self, url: str) -> None:
-        assert Storage().read(url) == DATA
+        assert StorageReader().read(url) == DATA
 
     def test_an_object_that_is_not_there_is_named(self, url: str) -> None:
         missing = url.replace("a.tar", "b.tar")
-        storage = Storage(retry=IMMEDIATE)
+        storage = StorageReader(retry=IMMEDIATE)
         for ask in (storage.size, storage.read, lambda url: read(storage, url, size=10)):
             with pytest.raises(ShardNotFoundError, match=r"b\.tar.*no such file or object.*check the URL"):
                 ask(missing)
@@ -239,10 +240,10 @@ class TestEveryBackend:
         with pytest.raises(
             TruncatedShardError, match=r"a\.tar, byte 10000: the object ends here, 12345 bytes were expected"
         ) as raised:
-            read(Storage(retry=IMMEDIATE), url, 4_000, size=12_345, first_bytes=1_000)
+            read(StorageReader(retry=IMMEDIATE), url, 4_000, size=12_345, first_bytes=1_000)
         assert raised.value.offset == len(DATA)
         with pytest.raises(TruncatedShardError, match="byte 10000: the object ends here"):
-            read(Storage(retry=IMMEDIATE), url, 11_000, size=12_345)
+            read(StorageReader(retry=IMMEDIATE), url, 11_000, size=12_345)
 
 
 @given(
@@ -258,7 +259,7 @@ def test_pieces_join_to_the_range_and_none_is_above_the_bound(
     fsspec.filesystem("memory").pipe_file("/property/a.tar", DATA)
     stop = min(start + length, len(DATA))
     chunks = list(
-        Storage().chunks(
+        StorageReader().chunks(
             "memory://property/a.tar",
             start,
             stop,
@@ -272,12 +273,12 @@ def test_pieces_join_to_the_range_and_none_is_above_the_bound(
 
 
 def test_ranges_double_up_to_the_largest(server: Server) -> None:
-    list(Storage().chunks(f"{server.url}/a.tar", 100, 9_000, size=10_000, first_bytes=500, max_bytes=3_000))
+    list(StorageReader().chunks(f"{server.url}/a.tar", 100, 9_000, size=10_000, first_bytes=500, max_bytes=3_000))
     assert server.gets == [(100, 600), (600, 1_600), (1_600, 3_600), (3_600, 6_600), (6_600, 9_000)]
 
 
 def test_nothing_is_asked_for_before_the_first_piece_is_wanted(server: Server) -> None:
-    chunks = Storage().chunks(f"{server.url}/a.tar", size=10_000, first_bytes=500)
+    chunks = StorageReader().chunks(f"{server.url}/a.tar", size=10_000, first_bytes=500)
     assert server.gets == []
     next(chunks)
     assert server.gets == [(0, 500)]
@@ -290,7 +291,7 @@ def test_a_local_file_is_opened_once_and_closed_when_the_reading_is_dropped(tmp_
     def descriptors() -> int:
         return sum(n.resolve() == path for n in Path("/proc/self/fd").iterdir())
 
-    chunks = Storage().chunks(str(path), size=10_000, first_bytes=100, max_bytes=100)
+    chunks = StorageReader().chunks(str(path), size=10_000, first_bytes=100, max_bytes=100)
     next(chunks), next(chunks), next(chunks)
     assert descriptors() == 1
     chunks.close()  # type: ignore[attr-defined]  # a generator
@@ -300,7 +301,7 @@ def test_a_local_file_is_opened_once_and_closed_when_the_reading_is_dropped(tmp_
 def test_ranges_of_a_local_file_stay_as_small_as_the_caches_want_them(tmp_path: Path) -> None:
     path, size = tmp_path / "a.tar", 3 * LOCAL_RANGE_BYTES
     path.write_bytes(DATA.ljust(size, b"x"))
-    chunks = Storage().chunks(str(path), size=size, first_bytes=LOCAL_RANGE_BYTES // 2)
+    chunks = StorageReader().chunks(str(path), size=size, first_bytes=LOCAL_RANGE_BYTES // 2)
     halves = [len(chunk) * 2 // LOCAL_RANGE_BYTES for chunk in chunks]
     assert halves == [1, 2, 2, 1]
 
@@ -311,7 +312,7 @@ class TestFaultsThatPass:
     @pytest.mark.parametrize("fault", [500, 502, 503, 429, 408, "reset", ("cut", 300)], ids=str)
     def test_the_range_is_asked_for_again_from_the_byte_reached(self, server: Server, fault: Any) -> None:
         server.faults.extend([None, fault])
-        storage = Storage(retry=IMMEDIATE)
+        storage = StorageReader(retry=IMMEDIATE)
         assert read(storage, f"{server.url}/a.tar", size=10_000, first_bytes=1_000, max_bytes=5_000) == DATA
         assert storage.num_retries == 1
         reached = 1_300 if fault == ("cut", 300) else 1_000
@@ -319,7 +320,7 @@ class TestFaultsThatPass:
 
     def test_a_stall_ends_after_the_timeout(self, server: Server) -> None:
         server.faults.append("stall")
-        storage = Storage(retry=RetryPolicy(timeout_s=0.5, first_wait_s=0.01))
+        storage = StorageReader(retry=RetryPolicy(timeout_s=0.5, first_wait_s=0.01))
         began = time.monotonic()
         assert read(storage, f"{server.url}/a.tar", size=10_000) == DATA
         assert storage.num_retries >= 1
@@ -328,7 +329,7 @@ class TestFaultsThatPass:
     def test_a_body_that_is_cut_without_a_length_is_read_on(self, server: Server) -> None:
         server.tells_length = False
         server.faults.extend([("cut", 300), ("cut", 40)])
-        storage = Storage(retry=IMMEDIATE)
+        storage = StorageReader(retry=IMMEDIATE)
         assert read(storage, f"{server.url}/a.tar", size=10_000, first_bytes=1_000) == DATA
         assert [range_[0] for range_ in server.gets if range_][:3] == [0, 300, 340]
         assert storage.num_retries == 2
@@ -336,12 +337,12 @@ class TestFaultsThatPass:
     def test_ranges_shrink_under_faults_until_one_gets_through(self, flaky: type[FlakyFileSystem]) -> None:
         FlakyFileSystem().pipe_file("/d/large", bytes(2**20))
         flaky.script.extend([OSError("reset")] * 3)
-        read(Storage(retry=IMMEDIATE), "flaky://d/large", size=2**20, first_bytes=2**20)
+        read(StorageReader(retry=IMMEDIATE), "flaky://d/large", size=2**20, first_bytes=2**20)
         assert [stop - start for start, stop in flaky.asked][:5] == [2**20, 2**18, 2**16, 2**16, 2**17]
 
     def test_an_empty_answer_inside_the_object_is_a_fault_and_not_its_end(self, flaky: type[FlakyFileSystem]) -> None:
         flaky.script.extend([0, 0])
-        storage = Storage(retry=IMMEDIATE)
+        storage = StorageReader(retry=IMMEDIATE)
         assert read(storage, "flaky://d/a.tar", size=10_000) == DATA
         assert storage.num_retries == 2
 
@@ -352,17 +353,17 @@ class TestFaultsThatPass:
         FlakyFileSystem.script.clear()
         FlakyFileSystem.script.extend(ConnectionResetError("fault") if act == -1 else act for act in script)
         retry = RetryPolicy.immediate(max_tries=40)
-        assert read(Storage(retry=retry), "flaky://d/a.tar", 10, size=10_000, first_bytes=700) == DATA[10:]
+        assert read(StorageReader(retry=retry), "flaky://d/a.tar", 10, size=10_000, first_bytes=700) == DATA[10:]
 
     def test_progress_renews_the_budget(self, flaky: type[FlakyFileSystem]) -> None:
         flaky.script.extend([OSError("reset"), None] * 10)
-        storage = Storage(retry=RetryPolicy.immediate(max_tries=2))
+        storage = StorageReader(retry=RetryPolicy.immediate(max_tries=2))
         assert read(storage, "flaky://d/a.tar", size=10_000, first_bytes=700, max_bytes=700) == DATA
         assert storage.num_retries == 10
 
     def test_a_pause_of_the_consumer_does_not_count(self, flaky: type[FlakyFileSystem]) -> None:
         retry = RetryPolicy(budget_s=0.2, first_wait_s=0.0, max_wait_s=0.0)
-        chunks = Storage(retry=retry).chunks("flaky://d/a.tar", size=10_000, first_bytes=5_000)
+        chunks = StorageReader(retry=retry).chunks("flaky://d/a.tar", size=10_000, first_bytes=5_000)
         first = next(chunks)
         time.sleep(0.3)
         flaky.script.append(OSError("reset"))
@@ -370,23 +371,23 @@ class TestFaultsThatPass:
 
     def test_expired_credentials_are_renewed_once(self, flaky: type[FlakyFileSystem]) -> None:
         flaky.script.append(PermissionError("The provided token has expired."))
-        assert Storage(retry=IMMEDIATE).read("flaky://d/a.tar") == DATA
+        assert StorageReader(retry=IMMEDIATE).read("flaky://d/a.tar") == DATA
         assert flaky.made == 2
         flaky.script.extend([PermissionError("The provided token has expired.")] * 2)
         with pytest.raises(StorageError, match="trying again would not help"):
-            read(Storage(retry=IMMEDIATE), "flaky://d/a.tar", size=10_000)
+            read(StorageReader(retry=IMMEDIATE), "flaky://d/a.tar", size=10_000)
 
     def test_no_folder_is_missing_in_a_listing_after_faults(self, flaky: type[FlakyFileSystem]) -> None:
         FlakyFileSystem().pipe_file("/d/sub/b.tar", b"1")
         flaky.script.extend([OSError("reset"), None, OSError("reset")])  # the second one in a folder below
-        storage = Storage(retry=IMMEDIATE)
+        storage = StorageReader(retry=IMMEDIATE)
         assert storage.listing("flaky://d/") == [("flaky://d/a.tar", 10_000), ("flaky://d/sub/b.tar", 1)]
         assert storage.num_retries == 2
 
     def test_a_size_is_asked_for_again(self, server: Server) -> None:
         server.heads.extend([503, 500])
         server.faults.extend([503, 500])  # fsspec asks with HEAD, then with GET, and says FileNotFoundError
-        storage = Storage(retry=IMMEDIATE)
+        storage = StorageReader(retry=IMMEDIATE)
         assert storage.size(f"{server.url}/a.tar") == 10_000
         assert storage.num_retries == 2
 
@@ -400,20 +401,20 @@ class TestFaultsThatStay:
         with pytest.raises(
             StorageError, match=rf"a\.tar, byte 0: .*trying again would not help .*{status}.*storage_op"
         ):
-            read(Storage(), f"{server.url}/a.tar", size=10_000)
+            read(StorageReader(), f"{server.url}/a.tar", size=10_000)
         assert len(server.gets) == (2 if status == 401 else 1)  # 401: credentials may have expired
 
     def test_a_refusal_is_not_taken_for_a_missing_object_where_the_size_is_asked_for(self, server: Server) -> None:
         server.always = 403
         with pytest.raises(StorageError, match="403"):
-            Storage().size(f"{server.url}/a.tar")
+            StorageReader().size(f"{server.url}/a.tar")
 
     def test_a_server_that_is_down_is_not_taken_for_a_missing_object(self, server: Server) -> None:
         address = server.url
         server.shutdown()
         server.server_close()
         with pytest.raises(StorageError, match=r"not a byte in .* 3 tries, last .*check the network"):
-            Storage(retry=RetryPolicy.immediate(3)).size(f"{address}/a.tar")
+            StorageReader(retry=RetryPolicy.immediate(3)).size(f"{address}/a.tar")
 
     def test_the_budget_ends_in_an_error_with_url_byte_and_last_cause(self, server: Server) -> None:
         server.faults.append(None)
@@ -423,7 +424,7 @@ class TestFaultsThatStay:
             StorageError, match=r"a\.tar, byte 1000: not a byte in \d+ s and \d+ tries, last .*503.*budget_s"
         ) as raised:
             read(
-                Storage(retry=RetryPolicy(budget_s=0.4, first_wait_s=0.02, max_wait_s=0.1)),
+                StorageReader(retry=RetryPolicy(budget_s=0.4, first_wait_s=0.02, max_wait_s=0.1)),
                 f"{server.url}/a.tar",
                 size=10_000,
                 first_bytes=1_000,
@@ -438,38 +439,38 @@ class TestFaultsThatStay:
         monkeypatch.setattr(objects, "LARGEST_BODY", 9_999)
         server.knows_ranges = False
         with pytest.raises(StorageError, match=r"byte 50: 10000 bytes came .* the server ignores ranges.*copy the sh"):
-            read(Storage(), f"{server.url}/a.tar", 50, size=10_000, first_bytes=100)
+            read(StorageReader(), f"{server.url}/a.tar", 50, size=10_000, first_bytes=100)
 
     @pytest.mark.parametrize("knows_ranges", [True, False], ids=["ranges", "no ranges"])
     def test_a_longer_object_is_refused(self, server: Server, knows_ranges: bool) -> None:
         server.knows_ranges = knows_ranges
         with pytest.raises(ShardError, match=r"the object has 10000 bytes, 9000 were expected: .*begin a new run"):
-            read(Storage(), f"{server.url}/a.tar", 50, size=9_000, first_bytes=100)
+            read(StorageReader(), f"{server.url}/a.tar", 50, size=9_000, first_bytes=100)
 
     def test_a_folder_that_cannot_be_listed_is_not_passed_over(self, flaky: type[FlakyFileSystem]) -> None:
         flaky.script.extend([OSError("down")] * 3)
         with pytest.raises(StorageError, match=r"flaky://d/: not a byte .* OSError: down"):
-            Storage(retry=RetryPolicy.immediate(3)).listing("flaky://d/")
+            StorageReader(retry=RetryPolicy.immediate(3)).listing("flaky://d/")
 
     def test_a_directory_has_no_size(self, tmp_path: Path) -> None:
         with pytest.raises(StorageError, match="not a file; a directory of shards is given with a '/'"):
-            Storage().size(str(tmp_path))
+            StorageReader().size(str(tmp_path))
 
     @pytest.mark.parametrize("url", ["pipe:cat a.tar", "simplecache::pipe:cat a.tar"])
     def test_what_runs_a_shell_is_refused(self, url: str) -> None:
-        for ask in (Storage().size, Storage().read, Storage().listing):
+        for ask in (StorageReader().size, StorageReader().read, StorageReader().listing):
             with pytest.raises(ConfigError, match="pipe: is not read, as it would run a shell"):
                 ask(url)
 
     def test_a_protocol_that_is_unknown_or_not_installed_says_what_to_do(self) -> None:
         with pytest.raises(ConfigError, match=r"nosuch://a: no storage is known as nosuch://"):
-            Storage().size("nosuch://a")
+            StorageReader().size("nosuch://a")
         with pytest.raises(ConfigError, match=r"needs `pip install 'fsspec\[dropbox\]'`"):
-            Storage().size("dropbox://a")
+            StorageReader().size("dropbox://a")
 
     def test_options_that_the_backend_does_not_take_are_an_error(self, server: Server) -> None:
         with pytest.raises(StorageError, match=r"trying again would not help \(TypeError.*nonsense.*storage_options"):
-            read(Storage({"nonsense": 1}), f"{server.url}/a.tar", size=10_000)
+            read(StorageReader({"nonsense": 1}), f"{server.url}/a.tar", size=10_000)
 
 
 class StatusError(Exception):
@@ -589,7 +590,7 @@ class TestPolicy:
         flaky.script.extend([OSError("x")] * 100)
         began = time.monotonic()
         with pytest.raises(StorageError, match="50 tries"):
-            read(Storage(retry=RetryPolicy.immediate(50)), "flaky://d/a.tar", size=10_000)
+            read(StorageReader(retry=RetryPolicy.immediate(50)), "flaky://d/a.tar", size=10_000)
         assert time.monotonic() - began < 2
 
 
@@ -599,7 +600,7 @@ class TestSecrets:
     OPTIONS: ClassVar[dict[str, object]] = {"key": "AKIAEXAMPLE", "secret": "s3cr3t"}
 
     def test_the_repr_shows_keys_only(self) -> None:
-        shown = repr(Storage(self.OPTIONS))
+        shown = repr(StorageReader(self.OPTIONS))
         assert "'secret': ***" in shown
         assert "s3cr3t" not in shown
         assert "AKIA" not in shown
@@ -625,18 +626,18 @@ class TestSecrets:
     def test_errors_and_logs_hold_no_signature(self, server: Server, caplog: pytest.LogCaptureFixture) -> None:
         server.always = 503
         with caplog.at_level(logging.DEBUG, logger="streampack"), pytest.raises(StorageError) as raised:
-            read(Storage(retry=IMMEDIATE), f"{server.url}/a.tar?sig=s3cr3t", size=10_000)
+            read(StorageReader(retry=IMMEDIATE), f"{server.url}/a.tar?sig=s3cr3t", size=10_000)
         assert len(caplog.records) == 4
         assert "a.tar?sig=***" in str(raised.value)
         assert "s3cr3t" not in str(raised.value) + caplog.text
 
     def test_headers_of_the_user_go_with_every_request(self, server: Server) -> None:
-        Storage({"headers": {"X-Token": "t"}}).read(f"{server.url}/a.tar")
+        StorageReader({"headers": {"X-Token": "t"}}).read(f"{server.url}/a.tar")
         assert [headers["X-Token"] for headers in server.headers] == ["t"]
         assert server.headers[0]["Accept-Encoding"] == "identity"  # a compressed answer has other lengths
 
 
-def _read_in_child(storage: Storage, url: str, answers: Any) -> None:
+def _read_in_child(storage: StorageReader, url: str, answers: Any) -> None:
     answers.put((read(storage, url, size=10_000, first_bytes=3_000), storage.size(url)))
 
 
@@ -644,7 +645,7 @@ class TestProcesses:
     """Clients belong to the process that made them."""
 
     def test_a_pickle_holds_options_and_policy_and_no_client(self, server: Server) -> None:
-        storage = Storage({"headers": {"X-Token": "t"}}, RetryPolicy(budget_s=7))
+        storage = StorageReader({"headers": {"X-Token": "t"}}, RetryPolicy(budget_s=7))
         assert storage.read(f"{server.url}/a.tar") == DATA
         data = pickle.dumps(storage)
         assert len(data) < 600
@@ -656,7 +657,7 @@ class TestProcesses:
 
     @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
     def test_a_forked_child_reads_what_its_parent_has_read_before_and_the_parent_goes_on(self, server: Server) -> None:
-        url, storage = f"{server.url}/a.tar", Storage(retry=RetryPolicy(budget_s=40, timeout_s=20))
+        url, storage = f"{server.url}/a.tar", StorageReader(retry=RetryPolicy(budget_s=40, timeout_s=20))
         chunks = storage.chunks(url, size=10_000, first_bytes=1_000, max_bytes=1_000)
         begun = next(chunks)
         context = multiprocessing.get_context("fork")
@@ -672,7 +673,7 @@ class TestProcesses:
         assert storage.num_retries == 0
 
     def test_threads_share_one_client(self, flaky: type[FlakyFileSystem]) -> None:
-        storage = Storage()
+        storage = StorageReader()
         results: list[bytes] = []
         threads = [threading.Thread(target=lambda: results.append(storage.read("flaky://d/a.tar"))) for _ in range(8)]
         for thread in threads:
@@ -683,7 +684,7 @@ class TestProcesses:
         assert flaky.made == 1
 
     def test_clients_are_neither_shared_nor_cached_by_fsspec(self, flaky: type[FlakyFileSystem]) -> None:
-        first, second = Storage(), Storage()
+        first, second = StorageReader(), StorageReader()
         ours = [storage._clients.filesystem("flaky://d/a.tar")[0] for storage in (first, second, first)]
         assert ours[0] is ours[2] is not ours[1]
         assert not ours[0].dircache.use_listings_cache
@@ -703,7 +704,7 @@ class TestListing:
     @pytest.mark.parametrize("root", ["", "{here}/", "file://{here}/", "memory://", "../{name}/"])
     def test_a_glob_and_a_directory_list_urls_that_can_be_read(self, root: str, tmp_path: Path) -> None:
         root = root.format(here=tmp_path, name=tmp_path.name)
-        storage = Storage()
+        storage = StorageReader()
         globbed = storage.listing(f"{root}d/*.tar")
         tree = storage.listing(f"{root}d/")
         if not root.startswith(".."):  # that one becomes an absolute path
@@ -717,7 +718,7 @@ class TestListing:
             assert storage.size(name) == size
 
     def test_patterns_match_as_in_a_shell(self) -> None:
-        storage = Storage()
+        storage = StorageReader()
         assert storage.listing("[de]/a.tar") == [("d/a.tar", 1), ("e/a.tar", 5)]
         assert storage.listing("d/?.tar") == [("d/a.tar", 1), ("d/b.tar", 2)]
         assert storage.listing("d/**/*.tar") == [("d/a.tar", 1), ("d/b.tar", 2), ("d/sub/c.tar", 3)]
@@ -726,7 +727,7 @@ class TestListing:
         Path("d/link.tar").symlink_to("b.tar")
         Path("d/sub/up").symlink_to("..")
         Path("d/dangling.tar").symlink_to("nowhere")
-        assert Storage().listing("d/") == [
+        assert StorageReader().listing("d/") == [
             ("d/a.tar", 1),
             ("d/b.tar", 2),
             ("d/dangling.tar", None),
@@ -734,23 +735,23 @@ class TestListing:
             ("d/note.txt", 4),
             ("d/sub/c.tar", 3),
         ]
-        assert Storage().listing("d/li*.tar") == [("d/link.tar", 2)]
+        assert StorageReader().listing("d/li*.tar") == [("d/link.tar", 2)]
 
     @pytest.mark.parametrize("url", ["d/*.nothing", "nowhere/", "nowhere/*.tar", "memory://nowhere/"])
     def test_what_is_not_there_lists_as_empty(self, url: str) -> None:
-        assert Storage().listing(url) == []
+        assert StorageReader().listing(url) == []
 
     def test_a_web_server_is_listed_by_the_links_of_its_pages(self, server: Server) -> None:
         server.objects["/d/"] = (
             b'<a href="b.tar">b</a> <a href="a.tar">a</a> <a href="?C=N">sort</a> <a href="/e/">e</a>'
         )
-        storage = Storage()
+        storage = StorageReader()
         root = f"{server.url}/d/"
         assert storage.listing(f"{root}*.tar") == [(f"{root}a.tar", None), (f"{root}b.tar", None)]
         assert {(f"{root}a.tar", None), (f"{root}b.tar", None)} <= set(storage.listing(root))
 
     def test_directories_are_told_from_files(self, server: Server) -> None:
-        storage = Storage()
+        storage = StorageReader()
         found = {url: storage.is_directory(url) for url in ("d", "d/a.tar", "memory://d", "memory://d/a.tar", "x")}
         assert [url for url, is_directory in found.items() if is_directory] == ["d", "memory://d"]
         assert storage.is_directory(f"{server.url}/d/")

@@ -14,7 +14,7 @@ from support.proxy import Fault, Proxy
 from streampack import RetryPolicy
 from streampack.errors import StorageError
 from streampack.storage import objects, readahead
-from streampack.storage.access import Storage
+from streampack.storage.access import StorageReader
 
 KIB = 1024
 DATA = os.urandom(2000 * KIB)
@@ -39,7 +39,7 @@ def ranges(proxy: Proxy) -> list[tuple[int, int]]:
     return [(get.first // KIB, (get.last + 1) // KIB) for get in proxy.gets]
 
 
-def start(storage: Storage, url: str, *, num_bytes: int) -> Iterator[bytes]:
+def start(storage: StorageReader, url: str, *, num_bytes: int) -> Iterator[bytes]:
     """A reading that has given the first bytes."""
     chunks = storage.chunks(url, size=SIZE, first_bytes=100 * KIB, max_bytes=800 * KIB)
     given = 0
@@ -52,12 +52,12 @@ class TestWhen:
     """Requests are made before their bytes are wanted, but none too many."""
 
     def test_the_first_range_is_read_alone(self, proxy: Proxy) -> None:
-        start(Storage(), f"{proxy.url}/0.tar", num_bytes=100 * KIB)
+        start(StorageReader(), f"{proxy.url}/0.tar", num_bytes=100 * KIB)
         time.sleep(0.3)
         assert ranges(proxy) == [(0, 100)]
 
     def test_the_next_range_is_fetched_when_a_quarter_of_one_is_left(self, proxy: Proxy) -> None:
-        chunks = start(Storage(), f"{proxy.url}/0.tar", num_bytes=150 * KIB)  # of the second range, 100 to 300
+        chunks = start(StorageReader(), f"{proxy.url}/0.tar", num_bytes=150 * KIB)  # of the second range, 100 to 300
         time.sleep(0.3)
         assert ranges(proxy) == [(0, 100), (100, 300)]
         next(chunks)
@@ -66,7 +66,7 @@ class TestWhen:
     def test_nothing_behind_the_stop_is_asked_for_and_all_before_it_comes(self, proxy: Proxy) -> None:
         for stop in (1, 100 * KIB, 100 * KIB + 1, 300 * KIB, 699 * KIB, 1500 * KIB, SIZE):
             proxy.reset()
-            storage = Storage()
+            storage = StorageReader()
             chunks = storage.chunks(
                 f"{proxy.url}/0.tar", 0, stop, size=SIZE, first_bytes=100 * KIB, max_bytes=800 * KIB
             )
@@ -79,7 +79,7 @@ class TestWhen:
     @pytest.mark.parametrize("max_bytes", [40 * KIB, 128 * KIB, 800 * KIB])
     def test_no_more_than_five_quarters_of_the_bound_are_held(self, proxy: Proxy, max_bytes: int) -> None:
         given = 0
-        for piece in Storage().chunks(f"{proxy.url}/0.tar", size=SIZE, first_bytes=32 * KIB, max_bytes=max_bytes):
+        for piece in StorageReader().chunks(f"{proxy.url}/0.tar", size=SIZE, first_bytes=32 * KIB, max_bytes=max_bytes):
             time.sleep(0.002)  # a thread gets its chance
             asked = sum(get.last + 1 - get.first for get in proxy.gets)
             assert asked - given <= 1.25 * max_bytes + 64 * KIB  # the piece in hand included
@@ -96,13 +96,13 @@ class TestWhen:
             fetch(self, start, stop, keep)
 
         monkeypatch.setattr(objects.LocalFile, "fetch", noted)
-        storage = Storage()
+        storage = StorageReader()
         assert b"".join(storage.chunks(str(path), size=SIZE, first_bytes=100 * KIB, max_bytes=800 * KIB)) == DATA
         assert threads == {threading.current_thread()}
 
     def test_the_waiting_for_slow_answers_is_done_meanwhile(self, proxy: Proxy) -> None:
         proxy.always = Fault("delay", seconds=0.3)
-        storage = Storage()
+        storage = StorageReader()
         for _ in storage.chunks(f"{proxy.url}/0.tar", size=SIZE, first_bytes=250 * KIB, max_bytes=250 * KIB):
             time.sleep(0.1)  # a consumer that takes 0.8 s for a range
         assert len(proxy.gets) == 8
@@ -115,7 +115,7 @@ class TestFaultsAhead:
 
     def test_a_fault_costs_nothing_of_the_budget_while_there_are_bytes(self, proxy: Proxy) -> None:
         proxy.script([None, None, Fault("status", status=503)])
-        storage = Storage(retry=RetryPolicy(budget_s=0.5, first_wait_s=0.001, max_wait_s=0.01))
+        storage = StorageReader(retry=RetryPolicy(budget_s=0.5, first_wait_s=0.001, max_wait_s=0.01))
         chunks = start(storage, f"{proxy.url}/0.tar", num_bytes=250 * KIB)
         assert wait_for(lambda: len(proxy.gets) == 3)
         time.sleep(1.0)  # of the consumer's own
@@ -128,7 +128,7 @@ class TestFaultsAhead:
     def test_the_budget_is_that_of_an_empty_buffer(self, proxy: Proxy) -> None:
         proxy.script([None, None])
         proxy.always = Fault("status", status=503)
-        storage = Storage(retry=RetryPolicy(budget_s=0.5, first_wait_s=0.02, max_wait_s=0.05))
+        storage = StorageReader(retry=RetryPolicy(budget_s=0.5, first_wait_s=0.02, max_wait_s=0.05))
         chunks = start(storage, f"{proxy.url}/0.tar", num_bytes=250 * KIB)
         assert wait_for(lambda: len(proxy.gets) == 3)
         time.sleep(1.0)
@@ -139,13 +139,13 @@ class TestFaultsAhead:
 
     def test_what_came_before_the_fault_is_kept(self, proxy: Proxy) -> None:
         proxy.script([None, None, Fault("reset", 150 * KIB)])
-        storage = Storage(retry=RetryPolicy.immediate())
+        storage = StorageReader(retry=RetryPolicy.immediate())
         chunks = storage.chunks(f"{proxy.url}/0.tar", size=SIZE, first_bytes=100 * KIB, max_bytes=800 * KIB)
         assert b"".join(chunks) == DATA
         assert ranges(proxy)[:4] == [(0, 100), (100, 300), (300, 700), (450, 850)]
 
     def test_shards_that_stall_ahead_do_not_keep_another_from_being_read(self, proxy: Proxy) -> None:
-        storage = Storage()
+        storage = StorageReader()
         stalled = []
         for number in range(readahead.MOST_THREADS + 4):
             proxy.script([None, None, Fault("stall", None)])
@@ -164,7 +164,7 @@ class TestThreads:
     """Few, daemons, and gone when there is nothing to do."""
 
     def test_no_more_requests_than_threads_and_the_consumer_are_under_way(self, proxy: Proxy) -> None:
-        storage, streams = Storage(), []
+        storage, streams = StorageReader(), []
         for number in range(30):
             streams += [start(storage, f"{proxy.url}/{number}.tar", num_bytes=150 * KIB)]
         proxy.always = Fault("delay", seconds=0.05)
@@ -182,7 +182,7 @@ class TestThreads:
         monkeypatch.setattr(readahead, "_IDLE_S", 0.05)
         monkeypatch.setattr(readahead, "_threads", None)
         before = set(threading.enumerate())
-        for _ in Storage().chunks(f"{proxy.url}/0.tar", size=SIZE, first_bytes=100 * KIB, max_bytes=200 * KIB):
+        for _ in StorageReader().chunks(f"{proxy.url}/0.tar", size=SIZE, first_bytes=100 * KIB, max_bytes=200 * KIB):
             pass
         assert wait_for(
             lambda: not any(thread.name == "streampack-read-ahead" for thread in set(threading.enumerate()) - before)
@@ -190,7 +190,7 @@ class TestThreads:
 
     def test_a_reading_that_is_dropped_lets_go_of_its_request(self, proxy: Proxy) -> None:
         proxy.script([None, None, Fault("throttle", seconds=0.05)])
-        storage = Storage()
+        storage = StorageReader()
         chunks = start(storage, f"{proxy.url}/0.tar", num_bytes=250 * KIB)
         assert wait_for(lambda: len(proxy.gets) == 3)
         began = time.monotonic()
@@ -203,8 +203,8 @@ class TestThreads:
         proxy.script([None, None, Fault("stall", None)])
         program = (
             "import sys\n"
-            "from streampack.storage.access import Storage\n"
-            f"chunks = Storage().chunks(sys.argv[1], size={SIZE}, first_bytes=102400, max_bytes=819200)\n"
+            "from streampack.storage.access import StorageReader\n"
+            f"chunks = StorageReader().chunks(sys.argv[1], size={SIZE}, first_bytes=102400, max_bytes=819200)\n"
             "given = 0\n"
             "while given < 256000: given += len(next(chunks))\n"
             "print('done')\n"
@@ -223,7 +223,7 @@ class TestFirstRequests:
     """Thousands of workers start at one moment."""
 
     def test_first_requests_are_spread_over_a_millisecond_for_each_lane(self, proxy: Proxy) -> None:
-        storages = [Storage() for _ in range(20)]  # as many processes, for what they do
+        storages = [StorageReader() for _ in range(20)]  # as many processes, for what they do
         for storage in storages:
             storage.spread_first_requests(400)
         reads = [
@@ -243,7 +243,7 @@ class TestFirstRequests:
         assert time.monotonic() - began < 0.5  # it is the first one only
 
     def test_a_policy_that_never_waits_does_not_wait_here_either(self, proxy: Proxy) -> None:
-        storage = Storage(retry=RetryPolicy.immediate())
+        storage = StorageReader(retry=RetryPolicy.immediate())
         storage.spread_first_requests(1_000_000)
         began = time.monotonic()
         next(storage.chunks(f"{proxy.url}/0.tar", size=SIZE, first_bytes=1000))

@@ -1,0 +1,101 @@
+"""The options of a storage as a user gives them: how to reach it, how long to wait for it, what to keep on the disk.
+
+In: values from Python or from a configuration file. Out: frozen records, checked once; they can be pickled.
+Never: a client or a connection; the value of a storage option in a repr, as it may be a key or a password.
+"""
+
+import os
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from streampack.errors import ConfigError
+from streampack.storage.cache.folder import MIN_CACHE_BYTES
+
+_system_random = random.SystemRandom()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """How long a failing storage is waited for. The waits are random on purpose; they never influence the data.
+
+    `RetryPolicy.immediate()` retries without waiting, for tests.
+    """
+
+    budget_s: float = 420.0
+    """Seconds a reader may wait with an empty buffer, without a byte of progress; its own pauses do not count."""
+    timeout_s: float = 30.0
+    """Seconds without a byte after which a request has stalled; a slow one that makes progress is never cut off."""
+    first_wait_s: float = 0.1
+    max_wait_s: float = 20.0
+    """The largest wait that is our own choice; a `Retry-After` may ask for more. 0: never wait."""
+    jitter: bool = True
+    """Wait a random part of the doubling wait ("full jitter"), so that a thousand workers do not come back at once."""
+    max_tries: int | None = None
+    """Failures in a row after which it is over whatever the time; None: only the budget counts."""
+    credentials_s: float = 60.0
+    """Seconds for which credentials may be missing at the start."""
+
+    def __post_init__(self) -> None:
+        if not (self.budget_s >= 0 and self.timeout_s > 0 and 0 <= self.first_wait_s <= self.max_wait_s):
+            raise ConfigError(
+                f"{self} cannot work: it needs budget_s >= 0, timeout_s > 0 and 0 <= first_wait_s <= max_wait_s"
+            )
+        if self.max_tries is not None and self.max_tries < 1:
+            raise ConfigError(f"max_tries is {self.max_tries}; it must be at least 1, or None for no limit")
+
+    @classmethod
+    def immediate(cls, max_tries: int = 5, *, timeout_s: float = 30.0) -> "RetryPolicy":
+        """A policy that never waits and gives up after `max_tries` failures in a row."""
+        return cls(first_wait_s=0.0, max_wait_s=0.0, max_tries=max_tries, timeout_s=timeout_s)
+
+    def wait_s(self, tries: int, asked_s: float = 0.0) -> float:
+        """Seconds to wait after failure number `tries` (from 1) in a row, of which the server asked for `asked_s`."""
+        if self.max_wait_s == 0:
+            return 0.0
+        wait = min(self.max_wait_s, self.first_wait_s * 2.0 ** min(tries - 1, 60))
+        # Nobody comes back before the time, and all who were sent away at once do not come back at once.
+        return asked_s + (wait * _system_random.random() if self.jitter else wait)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Storage:
+    """How the shards are reached.
+
+    Raises:
+        ConfigError: a value that cannot work.
+    """
+
+    options: Mapping[str, object] = field(default_factory=dict)
+    """Keyword arguments of fsspec's filesystem for the URLs: credentials, endpoints, regions."""
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    """How long and how often a request that failed is repeated."""
+    cache_dir: str | os.PathLike[str] | None = None
+    """A folder on a disk of this node, where the bytes of remote shards are kept and shared by all ranks and workers;
+    made if it is not there. None: nothing is kept."""
+    cache_bytes: int = 64 * 2**30
+    """What the folder may hold; the blocks that were not read for longest are removed first."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.options, Mapping):
+            raise ConfigError(f"storage options must be a mapping, not {type(self.options).__name__}")
+        if not isinstance(self.retry, RetryPolicy):
+            raise ConfigError(f"retry={self.retry!r} must be a RetryPolicy")
+        object.__setattr__(self, "options", dict(self.options))  # the caller's own may change later
+        if self.cache_dir is not None:
+            name = os.fspath(self.cache_dir)
+            if not name or "://" in name:
+                raise ConfigError(f"cache_dir={name!r} must be a folder on a disk of this node, or None")
+            object.__setattr__(self, "cache_dir", name)  # so that a path and its text are equal
+        value = self.cache_bytes
+        if not isinstance(value, int) or isinstance(value, bool) or value < MIN_CACHE_BYTES:
+            raise ConfigError(f"cache_bytes={value!r} must be a whole number of at least {MIN_CACHE_BYTES}")
+
+    def __repr__(self) -> str:
+        shown = f"options={hidden(self.options)}, retry={self.retry!r}"
+        return f"Storage({shown}, cache_dir={self.cache_dir!r}, cache_bytes={self.cache_bytes})"
+
+
+def hidden(options: Mapping[str, object]) -> str:
+    """The names of storage options, without their values."""
+    return "{" + ", ".join(f"{name!r}: ***" for name in options) + "}"

@@ -1,0 +1,53 @@
+"""The options of a storage: what works, what is refused, what is shown."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streampack import RetryPolicy, Storage
+from streampack.errors import ConfigError
+from streampack.storage.access import StorageReader
+
+
+def test_options_are_equal_by_value_and_survive_a_pickle() -> None:
+    given = {"key": "who", "secret": "hush-hush"}
+    storage = Storage(options=given, retry=RetryPolicy(budget_s=1), cache_dir=Path("/cache"), cache_bytes=2**30)
+    assert storage == Storage(options=given, retry=RetryPolicy(budget_s=1), cache_dir="/cache", cache_bytes=2**30)
+    assert pickle.loads(pickle.dumps(storage)) == storage
+    given["secret"] = "another"
+    assert storage.options == {"key": "who", "secret": "hush-hush"}
+
+
+def test_no_value_of_a_storage_option_is_shown() -> None:
+    storage = Storage(options={"secret": "hush", "client_kwargs": {"password": "hush"}}, cache_dir="/cache")
+    assert repr(storage) == (
+        "Storage(options={'secret': ***, 'client_kwargs': ***}, "
+        f"retry={RetryPolicy()!r}, cache_dir='/cache', cache_bytes=68719476736)"
+    )
+    assert "hush" not in repr(StorageReader.of(storage))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"cache_dir": "s3://b/cache"}, "cache_dir='s3://b/cache' must be a folder on a disk of this node, or None"),
+        ({"cache_dir": ""}, "cache_dir='' must be a folder on a disk"),
+        ({"cache_bytes": 1000}, "cache_bytes=1000 must be a whole number of at least 16777216"),
+        ({"cache_bytes": 1e9}, "cache_bytes=1000000000.0 must be a whole number"),
+        ({"cache_bytes": True}, "cache_bytes=True must be a whole number"),
+        ({"options": ["key"]}, "storage options must be a mapping, not list"),
+        ({"retry": 3}, "retry=3 must be a RetryPolicy"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        Storage(**given)
+    assert message in str(raised.value)
+
+
+def test_a_reader_of_options_reads_through_their_cache(tmp_path: Path) -> None:
+    reader = StorageReader.of(Storage(cache_dir=tmp_path))
+    assert pickle.loads(pickle.dumps(reader)).__getstate__()["folder"].max_bytes == 64 * 2**30
+    assert StorageReader.of(Storage()).__getstate__()["folder"] is None
