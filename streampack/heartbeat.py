@@ -13,13 +13,13 @@ from collections.abc import MutableSequence
 from typing import NamedTuple
 
 NUM_FIELDS = 4
-"""Integers of a row: signs of life so far, then a `Place`."""
+"""Integers of a row: signs of life so far, then a `SampleLocation`."""
 _NAP_S = 1.0
 
 _row: MutableSequence[int] | None = None  # of this process, which does the work of one worker
 
 
-class Place(NamedTuple):
+class SampleLocation(NamedTuple):
     """Which sample a worker has begun last; -1: none yet."""
 
     lane: int = -1
@@ -33,7 +33,7 @@ def report_to(row: MutableSequence[int] | None) -> None:
     global _row  # noqa: PLW0603 (a worker is a process, so its row is the process's)
     _row = row
     if row is not None:
-        row[1:NUM_FIELDS] = Place()
+        row[1:NUM_FIELDS] = SampleLocation()
         beat()
 
 
@@ -60,7 +60,7 @@ def sleep(seconds: float) -> None:
         beat()
 
 
-def read(row: MutableSequence[int]) -> tuple[int, Place]:
+def read(row: MutableSequence[int]) -> tuple[int, SampleLocation]:
     """Signs of life so far, and where the worker is."""
-    beats, *place = row[0:NUM_FIELDS]
-    return beats, Place(*place)
+    beats, *location = row[0:NUM_FIELDS]
+    return beats, SampleLocation(*location)

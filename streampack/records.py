@@ -196,7 +196,7 @@ class Counts(NamedTuple):
     targets: int = 0
     padding: int = 0
     """Padded rows of packs; fillers are not in it."""
-    skipped: int = 0
+    bad_records: int = 0
     """Bad records passed over by `on_error="skip"`."""
     split_documents: int = 0
     truncated_documents: int = 0
@@ -211,7 +211,7 @@ class Counts(NamedTuple):
     """Rows of unfinished packs dropped by `tail="drop"`."""
     fillers: int = 0
     """Packs of nothing but padding that keep finite runs in step."""
-    passed_over: int = 0
+    skipped_packs: int = 0
     """Packs that `loader.skip` went past."""
 
     def plus(self, more: "Counts") -> "Counts":

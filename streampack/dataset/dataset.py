@@ -20,7 +20,7 @@ from streampack.chat.templates import ChatFunction, TrainOn
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.partition import auto_num_lanes, check_ranks, rank_lanes, worker_lanes
 from streampack.corpus.table import ShardTable, resolve_shards
-from streampack.dataset.iteration import PackIterator, Place, Reading
+from streampack.dataset.iteration import PackIterator, Reading, WorkerShare
 from streampack.dataset.wrappers import check_not_dealt_again
 from streampack.documents.reader import DocumentReader, Transform, parse_field
 from streampack.errors import ConfigError, LoaderError, TopologyError
@@ -373,7 +373,7 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
             pipeline=self.pipeline,
             corpus=corpus,
             lanes=worker_lanes(rank_lanes(rank, size, corpus.num_lanes), worker, num_workers),
-            place=Place(rank, size, worker, num_workers),
+            share=WorkerShare(rank, size, worker, num_workers),
             epoch=int(self._epoch.item()),
             epochs=self.epochs,
             budget_bytes=self.max_buffer_bytes // num_workers,

@@ -36,7 +36,7 @@ VERSION = 2
 Item = dict[str, torch.Tensor]
 
 
-class Place(NamedTuple):
+class WorkerShare(NamedTuple):
     """Whose packs they are."""
 
     rank: int
@@ -54,7 +54,7 @@ class Reading(NamedTuple):
     pipeline: Pipeline
     corpus: Corpus
     lanes: Sequence[int]
-    place: Place
+    share: WorkerShare
     epoch: int
     """The first one, unless a state says otherwise."""
     epochs: int | None
@@ -128,7 +128,7 @@ class PackIterator(Iterator[Item]):
             "version": VERSION,
             "order_version": ORDER_VERSION,
             "fingerprint": json.dumps(reading.fingerprint(), sort_keys=True),
-            "place": list(reading.place),
+            "share": list(reading.share),
             "epoch": self._epoch,
             "turn": self._turn,
             "ended": sorted(self._ended),
@@ -156,10 +156,10 @@ class PackIterator(Iterator[Item]):
                     "go on with the release that wrote it, or start a new run"
                 )
         check_fingerprint(fingerprint_of(state), reading.fingerprint())
-        place = Place(*state["place"])
-        if place != reading.place:
+        share = WorkerShare(*state["share"])
+        if share != reading.share:
             raise StateError(
-                f"the state is that of {place}, and this is {reading.place}: states of a dataset in a "
+                f"the state is that of {share}, and this is {reading.share}: states of a dataset in a "
                 "StatefulDataLoader fit the same ranks and workers only. Those of streampack.PackedDataLoader go on "
                 "with any number of ranks and workers."
             )

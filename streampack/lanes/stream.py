@@ -333,13 +333,13 @@ class LaneStream:
         """The counts, and what was passed over before `document`; drops what packing has passed."""
         while self._fed and self._fed[0].stop <= document:
             self._fed.popleft()
-        skipped = 0
+        bad_records = 0
         while self._read_errors and self._read_errors[0][0] <= document:
-            skipped += self._read_errors.pop(0)[1]
+            bad_records += self._read_errors.pop(0)[1]
         if self._ended and not self._fed:
-            skipped += self._skipped
+            bad_records += self._skipped
             self._skipped = 0
-        return counts._replace(skipped=skipped) if skipped else counts  # the packer knows of none
+        return counts._replace(bad_records=bad_records) if bad_records else counts  # the packer knows of none
 
     def _sources(self, rows: PackRows) -> Iterator[Provenance]:
         all_fed = iter(self._fed)

@@ -23,8 +23,8 @@ BATCHES_BACK = 8
 _DOCUMENTS = FIELDS.index("documents")
 _FILLER = np.zeros(len(FIELDS), dtype=np.int64)
 _FILLER[[PACKS, FIELDS.index("fillers")]] = 1
-_PASSED_OVER = np.zeros_like(_FILLER)
-_PASSED_OVER[[PACKS, FIELDS.index("passed_over")]] = 1
+_SKIPPED = np.zeros_like(_FILLER)
+_SKIPPED[[PACKS, FIELDS.index("skipped_packs")]] = 1
 
 
 class Commits:
@@ -34,8 +34,8 @@ class Commits:
         self.rows = rows
         self._undos: deque[_Undo] = deque(maxlen=BATCHES_BACK)
 
-    def add(self, batch: Batch, *, passed_over: bool = False) -> None:
-        """Commit a batch that is handed out; `passed_over`: gone past, in no digest and no other count.
+    def add(self, batch: Batch, *, skipped: bool = False) -> None:
+        """Commit a batch that is handed out; `skipped`: gone past, in no digest and no other count.
 
         But documents count in any case: a rate of bad records (`max_skipped`) is one of all that a lane has met.
         """
@@ -51,7 +51,7 @@ class Commits:
                 change[:PACKS] = changes.get(place, rows.rows[place])[:PACKS]  # the lane stays where it is
             else:
                 change = pack.message.changes[pack.number]
-                if passed_over:
+                if skipped:
                     change = _gone_past(change)
                 if pack.message.skipped_ranges and (skipped_ranges := pack.skipped_ranges):
                     num_skipped_ranges.setdefault(place, len(rows.skipped_ranges[place]))
@@ -97,7 +97,7 @@ class Commits:
 
 def _gone_past(change: NDArray[np.int64]) -> NDArray[np.int64]:
     """What is left of a pack's change where it is gone past."""
-    left = _PASSED_OVER.copy()
+    left = _SKIPPED.copy()
     left[:PACKS] = change[:PACKS]
     left[_DOCUMENTS] = change[_DOCUMENTS]
     return left

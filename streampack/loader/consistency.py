@@ -119,7 +119,7 @@ class Verifier:
             batches=batches,
             global_pack=batch.global_pack,
             first_epoch=committed.first_epoch,
-            first_pack=-1 if first is None else first.round * committed.num_lanes + committed.lanes[first.place],
+            first_pack=-1 if first is None else first.round * committed.num_lanes + committed.lanes[first.lane_index],
             num_packs=len(packs),
             packs=_signed(sum(digests)),
             history=_signed(committed.digest()),

@@ -24,7 +24,7 @@ class Item(NamedTuple):
     """One slot of the rank's order: a pack somewhere in a message, or that its lane has ended, or an error."""
 
     round: int
-    place: int
+    lane_index: int
     """Which of the rank's lanes."""
     pack: "PackRef | None"
     end: Counts | None

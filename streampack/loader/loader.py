@@ -71,7 +71,7 @@ class PackedDataLoader:
         pin_memory: put batches into pinned memory; "auto" does where there is a GPU.
         multiprocessing_context: "fork", "spawn" or "forkserver"; None takes Python's default.
         worker_timeout_s: a worker that is waited for and shows no sign of life for so many seconds is ended, as one
-            that died is noticed at once; the workers are built anew and go on with the same bits, up to 3 times an
+            that died is noticed at once; the workers are restarted and go on with the same bits, up to 3 times an
             hour. A worker shows life with every pack, sample, record and block of bytes, and while it waits to try
             a failing storage again; so this must be more than the slowest document needs in the transform and the
             tokenizer, and more than `RetryPolicy.timeout_s`. At least 2 minutes are allowed until the first sign.
@@ -236,7 +236,7 @@ class PackedDataLoader:
             batch = self._next_batch(current)
             if batch is None:
                 return done
-            self._prepare().add(batch, passed_over=True)
+            self._prepare().add(batch, skipped=True)
         return num_batches
 
     def state_dict(self, batches_back: int = 0) -> State:
@@ -422,7 +422,7 @@ class PackedDataLoader:
             committed = self._prepare().rows
             result["pack_numbers"] = torch.tensor(
                 [
-                    -1 if item is None else item.round * committed.num_lanes + committed.lanes[item.place]
+                    -1 if item is None else item.round * committed.num_lanes + committed.lanes[item.lane_index]
                     for item in batch.items
                 ]
             )

@@ -56,7 +56,7 @@ class Tally:
     def watch_items(self, items: Iterator[Item]) -> Iterator[Item]:
         for item in items:
             if item.end is not None:
-                self.ends.setdefault(item.place, LastWords(item.round, item.end))
+                self.ends.setdefault(item.lane_index, LastWords(item.round, item.end))
             yield item
 
     def watch_messages(self, messages: Iterator[Message]) -> Iterator[Message]:
@@ -86,7 +86,7 @@ class Pass:
             pipeline=dataset.pipeline,
             corpus=dataset.corpus(num_lanes),
             lanes=committed.lanes,
-            starts=[committed.start(place) for place in range(len(committed.lanes))],
+            starts=[committed.start(lane_index) for lane_index in range(len(committed.lanes))],
             first_round=first_round,
             end_epoch=None if dataset.epochs is None else committed.first_epoch + dataset.epochs,
             first_slots=1 if num_workers else max_slots,  # without workers the first batch waits for all of it anyway
@@ -147,17 +147,17 @@ class Pass:
 def _refuse_empty_lanes(items: Iterator[Item], committed: Committed) -> Iterator[Item]:
     """The items, unless a lane ends without a pack in this pass: a pass that stops with it would be empty."""
     untouched = {
-        place
-        for place in range(len(committed.lanes))
-        if committed.start(place).cursor == Cursor(epoch=committed.first_epoch)
+        lane_index
+        for lane_index in range(len(committed.lanes))
+        if committed.start(lane_index).cursor == Cursor(epoch=committed.first_epoch)
     }
     for item in items:
-        if item.pack is None and item.error is None and item.place in untouched:
+        if item.pack is None and item.error is None and item.lane_index in untouched:
             raise ConfigError(
-                f'epoch_end="stop" ends the pass with its shortest lane, and lane {committed.lanes[item.place]} gives '
-                'no pack at all. Use epoch_end="pad", fewer lanes (num_lanes), or more or larger shards.'
+                f'epoch_end="stop" ends the pass with its shortest lane, and lane {committed.lanes[item.lane_index]} '
+                'gives no pack at all. Use epoch_end="pad", fewer lanes (num_lanes), or more or larger shards.'
             )
-        untouched.discard(item.place)
+        untouched.discard(item.lane_index)
         yield item
 
 

@@ -1,12 +1,13 @@
-"""A rank's messages, whatever becomes of the workers that make them.
+"""The messages of a rank's workers, which are restarted when one of them dies or hangs.
 
-In: what the workers are to do. Out: their messages in the rank's order, without end, the same ones however often
-workers were ended and built anew: below everything that counts, agrees with other ranks or cuts batches.
-Never: a message twice, or one left out; a healing beyond the budget; a healing of what the worker's own code raised.
+In:    what the workers are to do.
+Out:   their messages in the rank's order, without end; the same messages however often the workers were restarted, so
+       that nothing after this stage (counts, exchanges between ranks, batches) notices a restart.
+Never: a message twice, or one left out; a restart beyond the budget; a restart because of what a worker's code raised.
 
-    worker 0:  [m0] [m1] [m2] x        dead, or silent for too long: all workers are ended, and built anew
-    worker 1:  [m0] [m1]                 from the cursors behind the messages that have come:
-    worker 0:            . .  [m3] ...   worker 0 goes on with its message 3,
+    worker 0:  [m0] [m1] [m2] x          dead, or silent for too long: all workers are ended and started again
+    worker 1:  [m0] [m1]                 at the lanes' positions after the messages that were received:
+    worker 0:                 [m3] ...   worker 0 continues with its message 3,
     worker 1:            [m2] [m3] ...   worker 1 with its message 2
 """
 
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from streampack.errors import LoaderError
-from streampack.heartbeat import Place
+from streampack.heartbeat import SampleLocation
 from streampack.lanes.stream import LanePosition
 from streampack.loader.messages import Message, Share, Slot
 from streampack.loader.workers import LostError, Workers
@@ -34,14 +35,14 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 BUDGET = 3
-"""WorkerRestarts within `PERIOD_S`; what dies more often has a cause that building anew does not remove."""
+"""Restarts allowed within `PERIOD_S`; workers that die more often have a cause that a restart does not remove."""
 PERIOD_S = 3600.0
 _DOCUMENTS = 1 + Counts._fields.index("documents")  # its column in `Message.digest_and_counts`
 
 
 @dataclass(slots=True)
 class WorkerRestarts:
-    """How often a loader's workers were built anew."""
+    """How often a loader's workers were restarted."""
 
     number: int = 0
     _recent: deque[float] = field(default_factory=deque)
@@ -80,12 +81,12 @@ class RestartingMessages:
         return self
 
     def __next__(self) -> Message:
-        """The next message; raises what a worker's code raised, or `LoaderError` where healing is no use."""
+        """The next message; raises what a worker's code raised, or `LoaderError` where a restart does not help."""
         while True:
             try:
                 message = self._workers.receive(self._next)
             except LostError as lost:
-                self._heal(lost)
+                self._restart(lost)
             else:
                 self._heard[self._next].add(message)
                 self._next = (self._next + 1) % self._num_workers
@@ -95,16 +96,16 @@ class RestartingMessages:
         """End the workers."""
         self._workers.end(politely=True)
 
-    def _heal(self, lost: LostError) -> None:
+    def _restart(self, lost: LostError) -> None:
         what = f"worker {lost.worker} (pid {lost.pid}) {lost.why}"
         if lost.is_hopeless:
             raise LoaderError(f"{what}; what it said on the way is in the job's output. {_ADVICE}") from lost
         if not self._restarts.allow():
-            raise self._spent(what, lost.place) from lost
+            raise self._spent(what, lost.location) from lost
         _log.warning(
-            "%s, %s: all %d workers are built anew (healing %d of this loader)",
+            "%s, %s: all %d workers are restarted (restart %d of this loader)",
             what,
-            self._describe(lost.place),
+            self._describe(lost.location),
             self._num_workers,
             self._restarts.number,
         )
@@ -115,18 +116,18 @@ class RestartingMessages:
         given = tuple(heard.messages for heard in self._heard)
         self._workers = self._start(dataclasses.replace(self._share, starts=starts, given=given))
 
-    def _describe(self, place: Place) -> str:
-        if place.shard < 0:
+    def _describe(self, location: SampleLocation) -> str:
+        if location.shard < 0:
             return "before its first sample"
-        url = self._share.corpus.table[place.shard].url
-        sample = f"sample {place.sample}" if is_compressed(url) else f"the sample at byte {place.sample}"
-        return f"in lane {place.lane}, {redacted(url)}, {sample}"
+        url = self._share.corpus.table[location.shard].url
+        sample = f"sample {location.sample}" if is_compressed(url) else f"the sample at byte {location.sample}"
+        return f"in lane {location.lane}, {redacted(url)}, {sample}"
 
-    def _spent(self, what: str, place: Place) -> LoaderError:
+    def _spent(self, what: str, location: SampleLocation) -> LoaderError:
         return LoaderError(
-            f"{what}, {self._describe(place)}; the workers were built anew {BUDGET} times within an hour, and that was "
-            f"no cure. The state is good: the run goes on from state_dict(). If it is this sample each time, look at "
-            f"what it does to the tokenizer or the transform. {_ADVICE}"
+            f"{what}, {self._describe(location)}; the workers were restarted {BUDGET} times within an hour, "
+            f"and that did not help. The state is good: the run continues from state_dict(). If it is this sample each "
+            f"time, look at what it does to the tokenizer or the transform. {_ADVICE}"
         )
 
 

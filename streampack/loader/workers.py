@@ -49,12 +49,14 @@ _KILLED_S = 10.0
 class LostError(Exception):
     """A worker that will give nothing more."""
 
-    def __init__(self, why: str, *, worker: int, pid: int, place: heartbeat.Place, is_hopeless: bool) -> None:
+    def __init__(
+        self, why: str, *, worker: int, pid: int, location: heartbeat.SampleLocation, is_hopeless: bool
+    ) -> None:
         super().__init__(why)
         self.why = why
         self.worker = worker
         self.pid = pid
-        self.place = place
+        self.location = location
         self.is_hopeless = is_hopeless
         """It could not even begin, and would not the next time."""
 
@@ -109,7 +111,7 @@ class Workers:
 
     def _lost(self, worker: int, silent_s: float) -> LostError:
         process, _, row = self._workers[worker]
-        beats, place = heartbeat.read(row)
+        beats, location = heartbeat.read(row)
         code = process.exitcode
         if process.is_alive():
             why = f"was silent for {silent_s:.0f} s"
@@ -123,7 +125,7 @@ class Workers:
             why += " before it began"
         assert process.pid is not None
         is_hopeless = not beats and code is not None and code > 0
-        return LostError(why, worker=worker, pid=process.pid, place=place, is_hopeless=is_hopeless)
+        return LostError(why, worker=worker, pid=process.pid, location=location, is_hopeless=is_hopeless)
 
     def end(self, *, politely: bool) -> None:
         """End all of them; `politely`: one that is between two messages, or soon will be, may end by itself."""

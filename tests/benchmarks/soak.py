@@ -175,7 +175,8 @@ def show(results: dict[str, Any]) -> None:
     print(f"{results['requests']} requests, {sum(results['faults'].values())} faults: {faults}")
     for rank, found in enumerate(results["ranks"]):
         stats = found["stats"]
-        print(f"rank {rank}: {found['batches']} batches, {stats['retries']} retries, {stats['healed']} restarts")
+        done = f"{found['batches']} batches, {stats['retries']} retries, {stats['worker_restarts']} restarts"
+        print(f"rank {rank}: {done}")
         for pid, now in found["growth"].items():
             files = f"{now['early_files']} to {now['late_files']} files"
             print(f"  process {pid}: {now['early_mb']:.1f} to {now['late_mb']:.1f} MB, {files}")

@@ -48,7 +48,7 @@ def demo_ids() -> list[list[int]]:
 def test_the_demo_is_counted_right_by_any_number_of_processes(workers: str, demo_ids: list[list[int]]) -> None:
     counted = count(SHARDS, "-t", MODEL, "--seq-len", "512", "-w", workers)
     lengths = np.array([len(ids) for ids in demo_ids])
-    assert (counted["documents"], counted["samples"], counted["skipped"]) == (999, 999, 0)
+    assert (counted["documents"], counted["samples"], counted["bad_records"]) == (999, 999, 0)
     assert counted["text_bytes"] == sum(len(entry.text.encode()) for entry in read_shards(DATA))
     assert counted["tokens"] == lengths.sum()
     assert counted["lengths"]["mean"] == pytest.approx(lengths.mean())
@@ -159,7 +159,7 @@ def broken(tmp_path: Path) -> str:
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_bad_records_are_counted_and_the_first_ones_listed(broken: str, workers: str) -> None:
     counted = count(broken, "--on-error", "skip", "-w", workers)
-    assert (counted["documents"], counted["skipped"]) == (5, 7)
+    assert (counted["documents"], counted["bad_records"]) == (5, 7)
     assert [row["key"] for row in counted["bad"]] == ["00000001", "00000003", "00000004", "00000005", "00000007"]
     assert "not UTF-8: byte 0xff" in counted["bad"][0]["error"]
     shown = run(broken, "--on-error", "skip", "-w", workers).stdout

@@ -583,7 +583,7 @@ def test_bad_records_can_be_skipped_and_are_counted(tmp_path: Path, bad: str, do
     with Job(data, 1, workers) as job:
         job.run_out()
         stats = job.stats()
-    assert (stats["documents"], stats["skipped"]) == (documents, 5 if documents == 0 else 1)
+    assert (stats["documents"], stats["bad_records"]) == (documents, 5 if documents == 0 else 1)
 
 
 def test_what_a_transform_raises_is_never_skipped(tmp_path: Path) -> None:

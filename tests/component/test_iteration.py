@@ -15,7 +15,9 @@ from support.jobs import NAMES, Array, Corpus, dataset, uneven, write_corpus
 from support.jobs import texts as make_texts
 
 import streampack
+from streampack.dataset.iteration import VERSION
 from streampack.errors import StateError
+from streampack.state.checkpoint import ORDER_VERSION
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +112,8 @@ def test_a_state_of_another_run_place_or_release_is_refused(corpus: Corpus) -> N
         match = rf"worker 0 of 1 on rank 0 of 2, .* {rank} of {size}.*PackedDataLoader go on"
         with pytest.raises(StateError, match=match):
             iter(dataset(corpus, dp_rank=rank, dp_size=size)).load_state_dict(state)
-    for key in ("version", "order_version"):
-        with pytest.raises(StateError, match=f"has {key} 99, this release reads 1"):
+    for key, known in (("version", VERSION), ("order_version", ORDER_VERSION)):
+        with pytest.raises(StateError, match=f"has {key} 99, this release reads {known}"):
             iter(dataset(corpus, dp_rank=0, dp_size=2)).load_state_dict({**state, key: 99})
 
 

@@ -400,7 +400,7 @@ def test_bad_records_are_left_out_and_the_rest_keeps_its_order(tmp_path: Path, f
     wanted = expected(corpus, 300, num_lanes=4, seq_len=16)
     plan = [Leg(1, 2, 3, 14), Leg(2, 0, 2, 11), Leg(4, 0, 1, 13), Leg(1, 0, 5, 12)]
     digest, stats, reached = play(data, plan, wanted)
-    assert stats["skipped"] > 8
+    assert stats["bad_records"] > 8
     assert (digest, stats, reached) == straight(data, reached)
 
 
@@ -466,7 +466,7 @@ def test_a_part_of_a_record_that_is_passed_over_takes_no_other_part_along(tmp_pa
         for _ in range(80):
             states.append((job.state(), job.stats(), job.digest()))
             wanted += job.step().values()
-        assert job.stats()["skipped"] > 10
+        assert job.stats()["bad_records"] > 10
     for begin, (state, _, _) in enumerate(states[:60]):
         ranks, workers, batch_size = ((1, 0, 2), (2, 0, 3), (1, 2, 1) if begin % 10 == 0 else (1, 0, 1))[begin % 3]
         with Job(data, ranks, workers, batch_size, state=state) as job:
@@ -484,7 +484,7 @@ def test_a_bad_record_behind_the_last_pack_is_counted_once(tmp_path: Path) -> No
     with Job(data, state=state) as job:
         assert job.run_out()[1] == [0]
         assert job.stats() == end
-    assert end["skipped"] == 1
+    assert end["bad_records"] == 1
 
 
 def test_a_known_hole_raises_no_error_after_the_resume(tmp_path: Path) -> None:
@@ -535,7 +535,7 @@ def test_a_hole_ahead_of_a_lane_is_left_out(tmp_path: Path, field: str, record: 
     for ranks in (1, 2):
         with Job(data, ranks, state=state) as job:
             packs, _ = job.run_out()
-            assert job.stats()["skipped"] == 1
+            assert job.stats()["bad_records"] == 1
         assert documents_of(packs, num_lanes=2) == corpus.texts
 
 
@@ -552,7 +552,7 @@ def test_max_skipped_counts_through_a_resume(tmp_path: Path) -> None:
     corpus = spoilt(tmp_path / "spoilt")
     data = dataset(corpus, on_error="skip", max_skipped=5, num_lanes=1, seq_len=16)
     with Job(data) as job:
-        while job.stats()["skipped"] < 3:
+        while job.stats()["bad_records"] < 3:
             job.step()
         state = job.state()
     with Job(data, state=state) as job, pytest.raises(OSError, match="max_skipped=5"):

@@ -128,7 +128,7 @@ def test_a_broken_shard_is_left_out_from_where_it_breaks_and_the_rest_keeps_its_
                 state, stats, digest = job.state(), job.stats(), job.digest()
         ends.append((reached, state, stats, digest))
     assert ends[0] == ends[1]
-    assert ends[0][2]["skipped"] >= 2  # once an epoch
+    assert ends[0][2]["bad_records"] >= 2  # once an epoch
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_pass_loses_what_lies_behind_the_damage_in_its_piece_and_nothing_else(
     for ranks, workers in ((1, 0), (2, 0), (1, 3)):
         with Job(data, ranks, workers, 3) as job:
             packs, _ = job.run_out()
-            found.append((documents_of(packs, num_lanes=4), job.stats()["skipped"]))
+            found.append((documents_of(packs, num_lanes=4), job.stats()["bad_records"]))
     if corpus.shards[shard].suffix == ".tar":  # the sizes, and so the lanes, are those of before the damage
         assert found[0][0] == corpus.texts
     assert sorted(found[0][0]) == sorted(corpus.texts)
@@ -160,7 +160,7 @@ def test_a_plain_shard_that_was_cut_short_gives_all_before_its_end(tmp_path: Pat
     cut_short(corpus.shards[0], end)
     with Job(dataset(corpus, **arguments(epochs=1))) as job:
         packs, _ = job.run_out()
-        assert job.stats()["skipped"] == 1
+        assert job.stats()["bad_records"] == 1
     first = [text for sample in corpus.documents[0][: end - 1] for text in sample]
     rest = [text for shard in corpus.documents[1:] for sample in shard for text in sample]
     # The sample before the one in which it ends is known to be complete: a header followed.
@@ -176,7 +176,7 @@ def test_a_damage_at_any_header_costs_at_most_the_rest_of_two_pieces(tmp_path: P
         break_header(path, sample)
         with Job(dataset(corpus, **arguments(epochs=1, num_lanes=6))) as job:
             packs, _ = job.run_out()
-            assert 1 <= job.stats()["skipped"] <= 2
+            assert 1 <= job.stats()["bad_records"] <= 2
             skipped_ranges = [
                 skipped_range
                 for name, each in job.state().items()
@@ -215,7 +215,7 @@ def test_a_run_that_stopped_at_a_broken_shard_goes_on_from_its_state_with_skip(t
     with Job(dataset(corpus, **arguments()), 2, state=state) as job:
         packs = job.step((100 - state["global_pack"]) // 2)
         assert_equal(packs, wanted, begin=state["global_pack"])
-        assert job.stats()["skipped"] >= 1
+        assert job.stats()["bad_records"] >= 1
 
 
 def test_what_was_passed_over_stays_out_though_the_shard_was_repaired(tmp_path: Path) -> None:
@@ -358,11 +358,11 @@ def test_a_rate_that_is_kept_lets_the_run_go_on_and_the_first_record_trips_none(
     corpus = partly_bad(tmp_path)
     with Job(dataset(corpus, **arguments(epochs=1, num_lanes=1, max_skipped=0.4))) as job:
         job.run_out()
-        assert job.stats()["skipped"] == 20
+        assert job.stats()["bad_records"] == 20
     few = partly_bad(tmp_path / "few", count=40)
     with Job(dataset(few, **arguments(epochs=1, num_lanes=1, max_skipped=1e-9))) as job:
         job.run_out()
-        assert job.stats()["skipped"] == 10
+        assert job.stats()["bad_records"] == 10
 
 
 def test_a_number_counts_shards_too(tmp_path: Path) -> None:

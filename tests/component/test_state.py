@@ -418,7 +418,7 @@ def test_skip_lands_where_so_many_batches_would(
         packs += take(iterator, 2)
         numbers = [*range(12, 20), *range(40, 48)]
         assert_equal(dict(enumerate(packs)), [wanted[number] for number in numbers])
-        assert loader.stats()["passed_over"] == 32
+        assert loader.stats()["skipped_packs"] == 32
         assert loader.stats()["batches"] == 4
         take(iter(other), 12)
         positions = [
@@ -443,7 +443,7 @@ def test_what_was_skipped_is_in_no_digest_and_in_no_count_but_its_own_and_docume
     assert plain.digest() == skipped.digest() == elsewhere.digest()
     whole = Job(data, 1, 0, 1)
     whole.step(72)
-    wanted = {**plain.stats(), "passed_over": 48, "documents": whole.stats()["documents"]}
+    wanted = {**plain.stats(), "skipped_packs": 48, "documents": whole.stats()["documents"]}
     assert wanted == skipped.stats() == elsewhere.stats()
     assert skipped.state() == elsewhere.state()
     skipped.step(24)

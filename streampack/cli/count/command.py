@@ -94,6 +94,6 @@ def _as_json(tally: Tally, table: ShardTable, pipeline: Pipeline, *, has_tokens:
             for packing, packed in tally.packed.items()
         },
         "longest": [{"length": length, **place._asdict()} for length, place in tally.longest],
-        "skipped": tally.skipped,
+        "bad_records": tally.bad_records,
         "bad": [{"error": error, **place._asdict()} for place, error in tally.bad],
     }

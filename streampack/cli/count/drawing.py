@@ -34,7 +34,7 @@ def draw(
         _draw_packing(console, tally, pipeline.seq_len)
     if tally.longest:
         _draw_longest(console, tally, unit)
-    if tally.skipped:
+    if tally.bad_records:
         _draw_bad(console, tally)
 
 
@@ -65,8 +65,8 @@ def _draw_totals(
         if tally.text_bytes and tally.tokens:
             note += f", {tally.text_bytes / tally.tokens:.2f} bytes a token"
         grid.add_row("tokens", f"{tally.tokens:,}", note)
-    style = "bold red" if tally.skipped else ""
-    grid.add_row("bad records", Text(f"{tally.skipped:,}", style=style), "passed over" if tally.skipped else "")
+    style = "bold red" if tally.bad_records else ""
+    grid.add_row("bad records", Text(f"{tally.bad_records:,}", style=style), "passed over" if tally.bad_records else "")
     processes = "1 process" if workers == 1 else f"{workers} processes"
     grid.add_row("time", f"{seconds:,.1f} s", f"{format_bytes(table.total_bytes / max(seconds, 1e-9))}/s, {processes}")
     console.print(grid)
@@ -145,8 +145,8 @@ def _draw_bad(console: Console, tally: Tally) -> None:
     console.print("", Text("Bad records", style="bold red"), sep="\n")
     for _, error in tally.bad:
         console.print(Text(f"  {shorten(printable(error), 400)}", overflow="fold"))
-    if tally.skipped > len(tally.bad):
-        console.print(Text(f"  and {tally.skipped - len(tally.bad):,} more", style="dim"))
+    if tally.bad_records > len(tally.bad):
+        console.print(Text(f"  and {tally.bad_records - len(tally.bad):,} more", style="dim"))
 
 
 def _table(title: str) -> Table:

@@ -126,7 +126,7 @@ class Tally:
     documents: int = 0
     text_bytes: int = 0
     tokens: int = 0
-    skipped: int = 0
+    bad_records: int = 0
     lengths: Lengths = field(default_factory=Lengths)
     longest: list[tuple[int, Place]] = field(default_factory=list)
     """The longest documents, longest first."""
@@ -140,7 +140,7 @@ class Tally:
         self.documents += other.documents
         self.text_bytes += other.text_bytes
         self.tokens += other.tokens
-        self.skipped += other.skipped
+        self.bad_records += other.bad_records
         self.lengths.merge(other.lengths)
         self.longest = heapq.nsmallest(_KEPT, self.longest + other.longest, key=_longest_first)
         self.bad = heapq.nsmallest(_KEPT, self.bad + other.bad)
@@ -185,7 +185,7 @@ def tally_shard(
             if isinstance(item, BadRecord):
                 if pipeline.on_error == "raise":
                     raise item.error
-                tally.skipped += 1
+                tally.bad_records += 1
                 if len(tally.bad) < _KEPT:
                     tally.bad.append((place, str(item.error)))
                 continue

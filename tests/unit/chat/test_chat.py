@@ -268,7 +268,7 @@ def test_a_conversation_that_is_too_long_is_an_error_unless_something_else_is_as
     skipped = streampack.PackedDataLoader(dataset_of(shards, on_error="skip"), num_workers=0)
     with dropped, skipped:
         assert len(list(dropped)) == len(list(skipped)) == 1
-        assert dropped.stats()["dropped_documents"] == skipped.stats()["skipped"] == 1
+        assert dropped.stats()["dropped_documents"] == skipped.stats()["bad_records"] == 1
 
 
 BAD = [
@@ -295,7 +295,7 @@ def test_a_bad_conversation_is_a_bad_record(tmp_path: Path, bad: Any, error: typ
     with streampack.PackedDataLoader(dataset_of(shards, on_error="skip", **options), num_workers=0) as loader:
         [batch] = loader
         assert batch["segment_ids"].max() == 2
-        assert loader.stats()["skipped"] == 1
+        assert loader.stats()["bad_records"] == 1
 
 
 def test_a_transform_may_change_messages_or_make_tokens_of_them(tmp_path: Path) -> None:

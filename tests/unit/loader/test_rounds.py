@@ -111,7 +111,7 @@ def numbers(run: Run, part: Part, ranks: int) -> list[int]:
     given_out = []
     for rank, batches in enumerate(part.batches):
         items = [item for batch in batches for item in batch.items]
-        own = [None if item is None else item.round * run.num_lanes + rank + item.place * ranks for item in items]
+        own = [None if item is None else item.round * run.num_lanes + rank + item.lane_index * ranks for item in items]
         real = [number for number in own if number is not None]
         assert own == real + [None] * (len(own) - len(real)), "a filler without a number stands before a pack"
         assert real == sorted(real)
