@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streampack.chat.jinja import is_template, read_template
+from streampack.chat.options import Chat
 from streampack.chat.templates import (
     BUILT_IN,
     BuiltInTemplate,
-    ChatFunction,
     Control,
     FunctionTemplate,
     Template,
@@ -28,12 +28,11 @@ from streampack.chat.templates import (
     control_tokens_of,
 )
 from streampack.errors import ConfigError, RecordError
-from streampack.packing.policies import as_choice
 from streampack.records import ControlToken, Mask, Message, Tokenizer, Tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Chat:
+class ChatEncoder:
     """A template and a tokenizer, which make token ids and a loss mask of one conversation after another."""
 
     template: Template
@@ -136,42 +135,37 @@ def _cut_inside(text: str, name: str) -> list[str]:
     return [piece for piece in pieces if piece]
 
 
-def make_chat(
-    chat_template: str | ChatFunction | None,
+def make_encoder(
+    chat: Chat,
     *,
-    train_on: object,
     tokenizer: Tokenizer | None,
     add_bos: bool,
     add_eos: bool,
     read: Callable[[str], bytes],
-) -> Chat:
-    """Return what a dataset's arguments ask for.
+) -> ChatEncoder:
+    """What turns conversations into tokens as a dataset's arguments ask for it.
 
     Args:
-        chat_template: a name of `BUILT_IN`, a Jinja template, the path or URL of a file that holds one
-            (tokenizer_config.json, or the template itself), or a function.
-        train_on: a `TrainOn`, or its value.
+        chat: the template, and what is trained.
         tokenizer: the dataset's.
         add_bos: for the built-in templates; the others say themselves what begins a conversation.
         add_eos: the same for its end.
         read: gives the bytes of a file.
 
     Raises:
-        ConfigError: a template that is not known or does not say what is trained.
+        ConfigError: no template, one that is not known, or one that does not say what is trained.
         TokenizerError: the tokenizer lacks a control token of the template.
     """
-    whose = as_choice(TrainOn, train_on, "train_on")
+    chat_template, whose = chat.template, TrainOn(chat.train_on)
     if tokenizer is None:
         raise ConfigError("messages need a tokenizer; tokenizer=None is for pre-tokenized documents")
     template: Template
     if chat_template is None:
         raise ConfigError(
-            f"messages need chat_template=: one of {', '.join(BUILT_IN)}, the model's tokenizer_config.json, a Jinja "
-            "template, or a function"
+            f"messages need a chat template, chat=: one of {', '.join(BUILT_IN)}, the model's tokenizer_config.json, "
+            "a Jinja template, or a function"
         )
     if callable(chat_template):
-        if whose is not TrainOn.ASSISTANT:
-            raise ConfigError(f'train_on="{whose}" does nothing with a function, which says itself what is trained')
         template = FunctionTemplate(function=chat_template)
     elif chat_template in BUILT_IN:
         template = BuiltInTemplate(name=chat_template, add_bos=add_bos, add_eos=add_eos)
@@ -185,13 +179,13 @@ def make_chat(
         )
     else:
         raise ConfigError(
-            f"chat_template={chat_template!r} is not known: {', '.join(BUILT_IN)} are, or give the path of a "
+            f"the chat template {chat_template!r} is not known: {', '.join(BUILT_IN)} are, or give the path of a "
             "tokenizer_config.json, a Jinja template, or a function"
         )
     tokens = template.control_tokens(tokenizer)
     names = tuple(dict.fromkeys([*control_tokens_of(tokenizer), *tokens]))
     ids = {token.id for token in (*tokens.values(), *control_tokens_of(tokenizer).values())}
-    return Chat(
+    return ChatEncoder(
         template=template,
         tokenizer=tokenizer,
         train_on=whose,

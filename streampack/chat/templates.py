@@ -119,14 +119,14 @@ class FunctionTemplate:
         try:
             result = [tuple(part) for part in self.function([dict(message) for message in messages])]
         except Exception as error:
-            error.add_note(f"raised by chat_template ({self.digest})")
+            error.add_note(f"raised by the chat template ({self.digest})")
             raise
         for number, part in enumerate(result):
             what = part[0] if len(part) == 2 else None
             if isinstance(what, bool) or not isinstance(what, (str, int)) or not isinstance(part[1], bool):
                 raise ConfigError(
-                    f"chat_template ({self.digest}) gave {part!r:.200} as part {number}: each part is a pair of a text "
-                    "or a token id, and True or False, whether it is trained"
+                    f"the chat template ({self.digest}) gave {part!r:.200} as part {number}: each part is a pair of a "
+                    "text or a token id, and True or False, whether it is trained"
                 )
             trimmed = number > 0
             yield Text(what, part[1], trimmed) if isinstance(what, str) else Control(what, part[1])
@@ -272,9 +272,9 @@ class BuiltInTemplate:
                 missing.append(name or f"a token for {called}")
         if missing:
             raise TokenizerError(
-                f"chat_template={self.name!r} needs {', '.join(dict.fromkeys(missing))}, and {tokenizer.digest} does "
-                "not know it: give the model's tokenizer.json, or a tokenizer whose method control_tokens() returns "
-                "{name: streampack.records.ControlToken(id)}"
+                f"the chat template {self.name!r} needs {', '.join(dict.fromkeys(missing))}, and "
+                f"{tokenizer.digest} does not know it: give the model's tokenizer.json, or a tokenizer whose method "
+                "control_tokens() returns {name: streampack.records.ControlToken(id)}"
             )
         return found
 
@@ -285,12 +285,13 @@ class BuiltInTemplate:
             role = message["role"]
             if role not in kind.roles:
                 raise RecordError(
-                    f"message {number} has the role {role!r}; chat_template={self.name!r} knows {', '.join(kind.roles)}"
+                    f"message {number} has the role {role!r}; the chat template {self.name!r} knows "
+                    + ", ".join(kind.roles)
                 )
             if message.get("tool_calls"):
                 raise RecordError(
-                    f"message {number} has tool_calls, which chat_template={self.name!r} has no place for; the model's "
-                    "own Jinja template may have one"
+                    f"message {number} has tool_calls, which the chat template {self.name!r} has no place for; the "
+                    "model's own Jinja template may have one"
                 )
             turns.append(_Turn(role, message["content"], trained))
         return kind.parts(turns, self.add_bos, self.add_eos)

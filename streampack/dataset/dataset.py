@@ -15,7 +15,8 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from streampack.chat.encoder import Chat, make_chat
+from streampack.chat.encoder import ChatEncoder, make_encoder
+from streampack.chat.options import Chat
 from streampack.chat.templates import ChatFunction, TrainOn
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.partition import auto_num_lanes, check_ranks, rank_lanes, worker_lanes
@@ -23,6 +24,7 @@ from streampack.corpus.table import ShardTable, resolve_shards
 from streampack.dataset.iteration import PackIterator, Reading, WorkerShare
 from streampack.dataset.wrappers import check_not_dealt_again
 from streampack.documents.reader import DocumentReader, Transform, parse_field
+from streampack.documents.split import HoldOut
 from streampack.errors import ConfigError, LoaderError, TopologyError
 from streampack.lanes.pipeline import Pipeline
 from streampack.packing.policies import BoundaryPolicy, Overflow, Packing, ReplaceBoundary, as_boundary
@@ -158,6 +160,8 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
                 raise ConfigError(f"{name}={value!r} must be a whole number of at least {least}")
         if isinstance(max_skipped, float) and not 0 < max_skipped < 1:
             raise ConfigError(f"max_skipped={max_skipped!r} must be a whole number, or a fraction above 0 and below 1")
+        if split is None and val_fraction:
+            warnings.warn(f"val_fraction={val_fraction} has no effect without a split", stacklevel=2)
         if split == "val" and epochs not in (None, 1):
             raise ConfigError(f'split="val" is one epoch, the same at every pass; epochs={epochs} cannot be')
         self.epochs: int | None = 1 if split == "val" else epochs
@@ -185,11 +189,10 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
             tokenizer = choose_engine(check_tokenizer(tokenizer), engine)
         parsed = parse_field(field)
         bos_id, eos_id = None, None
-        chat: Chat | None = None
+        chat: ChatEncoder | None = None
         if parsed.is_chat:
-            chat = make_chat(
-                chat_template,
-                train_on=train_on,
+            chat = make_encoder(
+                Chat(chat_template, train_on),
                 tokenizer=tokenizer,
                 add_bos=add_bos,
                 add_eos=add_eos,
@@ -207,8 +210,7 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
                 field=parsed,
                 transform=transform,
                 transform_version=transform_version,
-                split=split,
-                val_fraction=val_fraction,
+                hold_out=None if split is None else HoldOut(split, val_fraction),
                 seed=seed,
                 max_document_bytes=max_document_bytes,
                 chat=chat,
@@ -293,25 +295,26 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
 
     def corpus(self, num_lanes: int | None = None) -> Corpus:
         """Which bytes come when, in `num_lanes` lanes (None: as asked for); lists the shards if that was not done."""
+        hold_out = self.pipeline.documents.hold_out
         return Corpus(
             table=self.list_shards(),
             num_lanes=self.num_lanes if num_lanes is None else num_lanes,
             seed=self._seed,
             shuffle=self._shuffle,
-            one_epoch=self.pipeline.documents.split == "val",
+            one_epoch=hold_out is not None and hold_out.part == "val",
         )
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be equal for two runs to have the same packs; plain JSON values."""
         pipeline, documents = self.pipeline, self.pipeline.documents
-        boundary = pipeline.boundary
+        boundary, hold_out = pipeline.boundary, documents.hold_out
         return {
             "num_lanes": self.num_lanes,
             "seed": self._seed,
             "shuffle": self._shuffle,
             "field": self._field,
-            "split": documents.split or "all",
-            "val_fraction": documents.val_fraction,
+            "split": "all" if hold_out is None else hold_out.part,
+            "val_fraction": 0.0 if hold_out is None else hold_out.fraction,
             "max_document_bytes": documents.max_document_bytes,
             "transform": "none" if documents.transform is None else f"version {documents.transform_version!r}",
             "tokenizer": "none" if pipeline.tokenizer is None else pipeline.tokenizer.digest,

@@ -1,3 +1,3 @@
 """Samples as documents: which member, what is in it, what a transform makes of it."""
 
-__all__ = ["contents", "reader"]
+__all__ = ["contents", "reader", "split"]

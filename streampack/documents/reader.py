@@ -20,7 +20,6 @@ choice depends on anything but the arguments. What stands under other JSON keys 
 """
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
@@ -41,6 +40,7 @@ from streampack.documents.contents import (
     npy_tokens,
     utf8_text,
 )
+from streampack.documents.split import HoldOut
 from streampack.errors import ConfigError, DocumentTooLongError, MissingFieldError, RecordError
 from streampack.records import FREE_BYTES, BadRecord, Document, Joined, Mask, Message, Sample, Tokens
 
@@ -99,8 +99,8 @@ class DocumentReader:
     field: Field
     transform: Transform | None = None
     transform_version: str | None = None
-    split: Literal["train", "val"] | None = None
-    val_fraction: float = 0.0
+    hold_out: HoldOut | None = None
+    """Which part of the corpus is read; None: all of it."""
     seed: int = 0
     max_document_bytes: int = 64 * 2**20
     """Of UTF-8 text, or four times the number of tokens."""
@@ -115,16 +115,6 @@ class DocumentReader:
         limit = self.max_document_bytes
         by_kind = {"txt": limit, "npy": 2 * limit + _NPY_HEADER_BYTES, "json": max(8 * limit, FREE_BYTES)}
         return min(by_kind.get(self.field.kind, self.max_member_bytes), self.max_member_bytes)
-
-    def __post_init__(self) -> None:
-        if self.split not in (None, "train", "val"):
-            raise ConfigError(f"split={self.split!r} is not known: None, 'train' and 'val' are")
-        if not 0 <= self.val_fraction < 1:
-            raise ConfigError(f"val_fraction={self.val_fraction} must be at least 0 and below 1")
-        if self.split == "val" and not self.val_fraction:
-            raise ConfigError("split='val' with val_fraction=0 holds nothing: give the fraction of the training run")
-        if self.split is None and self.val_fraction:
-            warnings.warn(f"val_fraction={self.val_fraction} has no effect without a split", stacklevel=3)
 
     def read(
         self,
@@ -169,7 +159,7 @@ class DocumentReader:
         """
         kind, limit = self.field.kind, self.max_document_bytes
         names = _EXTENSIONS[kind]
-        if len(names) > 1 or self.transform is not None or self.chat is not None or self.split is not None:
+        if len(names) > 1 or self.transform is not None or self.chat is not None or self.hold_out is not None:
             return None
         try:
             members = [sample.members[names[0]] for sample in samples]
@@ -220,11 +210,7 @@ class DocumentReader:
         return dataclasses.replace(item, messages=None, tokens=tokens, loss_mask=mask)
 
     def _chosen(self, shard_name: str, key: str, record: int) -> bool:
-        if self.split is None:
-            return True
-        name = shard_name.rpartition("/")[2]
-        held_out = hashing.is_held_out(name=name, key=key, record=record, fraction=self.val_fraction)
-        return held_out == (self.split == "val")
+        return self.hold_out is None or self.hold_out.has(shard_name, key, record)
 
     def _read_one(self, sample: Sample, url: str, shard_name: str, position: int) -> Document | BadRecord | None:
         """Of a member that is one document: record 0, or None where it is of the other split."""

@@ -21,7 +21,7 @@ ZERO_BLOCK = bytes(BLOCK)
 MAX_PREFIX_BYTES = 1 << 16
 """The most that the prefix headers of one entry may take together; looking back this far finds where it begins."""
 MAX_MAP_BYTES = 1 << 20
-"""Of the blocks that tell where a sparse file has skipped_ranges: 43,000 of them."""
+"""Of the blocks that tell where a sparse file has holes: 43,000 of them."""
 MAX_NAME_LENGTH = 4096
 """No file system has a longer path."""
 MAX_ENTRY_BYTES = 1 << 50
@@ -217,9 +217,9 @@ def read_entry(source: Source) -> Entry:
     if kind == _SPARSE_KIND:
         is_sparse = True
         is_extended = block[482]
-        while is_extended:  # more of the map of skipped_ranges, in blocks of its own
+        while is_extended:  # more of the map of holes, in blocks of its own
             if source.offset - at > MAX_MAP_BYTES:
-                what = f"the map of a sparse file's skipped_ranges is too large: above {MAX_MAP_BYTES} bytes"
+                what = f"the map of a sparse file's holes is too large: above {MAX_MAP_BYTES} bytes"
                 raise BadEntryError(what, at, member=name)
             block = source.take(BLOCK)
             is_extended = len(block) == BLOCK and block[504]

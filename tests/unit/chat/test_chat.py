@@ -11,7 +11,9 @@ import pytest
 from support.chats import CONVERSATIONS, Conversation, talk
 
 import streampack
-from streampack.chat.encoder import Chat, make_chat
+from streampack.chat.encoder import ChatEncoder, make_encoder
+from streampack.chat.options import Chat, as_chat
+from streampack.chat.templates import TrainOn
 from streampack.errors import ConfigError, DocumentTooLongError, MissingFieldError, RecordError, TokenizerError
 from streampack.records import ControlToken, Document
 from streampack.testing import ByteTokenizer, write_shards
@@ -54,10 +56,10 @@ def read(path: str) -> bytes:
     return Path(path).read_bytes()
 
 
-def chat_of(template: Any, *, train_on: str = "assistant", tokenizer: Any = None, **options: bool) -> Chat:
+def chat_of(template: Any, *, train_on: str = "assistant", tokenizer: Any = None, **options: bool) -> ChatEncoder:
     adds = {"add_bos": True, "add_eos": True, **options}
     tokenizer = ChatBytes() if tokenizer is None else tokenizer
-    return make_chat(template, train_on=train_on, tokenizer=tokenizer, read=read, **adds)
+    return make_encoder(Chat(template, train_on), tokenizer=tokenizer, read=read, **adds)
 
 
 def trained(chat: Chat, conversation: Conversation) -> str:
@@ -174,8 +176,8 @@ def test_what_a_function_must_give_is_said() -> None:
 @pytest.mark.parametrize(
     ("template", "options", "error", "message"),
     [
-        (None, {}, ConfigError, "messages need chat_template=: one of phi3, llama2, mistral, llama3, chatml"),
-        ("phi4", {}, ConfigError, "chat_template='phi4' is not known: phi3"),
+        (None, {}, ConfigError, "messages need a chat template, chat=: one of phi3, llama2, mistral, llama3, chatml"),
+        ("phi4", {}, ConfigError, "the chat template 'phi4' is not known: phi3"),
         ("phi3", {"train_on": "user"}, ConfigError, "train_on='user' is not known"),
         (print, {"train_on": "all"}, ConfigError, 'train_on="all" does nothing with a function'),
         ("{{ messages }}", {}, ConfigError, "does not say what the assistant's is: put {% generation %}"),
@@ -187,6 +189,17 @@ def test_templates_that_cannot_be_are_named(template: Any, options: Any, error: 
     with pytest.raises(error) as raised:
         chat_of(template, **options)
     assert message in str(raised.value)
+
+
+def test_a_chat_is_its_own_shorthand_or_made_of_one() -> None:
+    assert as_chat(None) == Chat(template=None, train_on="assistant") == Chat()
+    assert as_chat("phi3") == Chat("phi3")
+    assert as_chat(print) == Chat(print)
+    asked = Chat("phi3", "all")
+    assert as_chat(asked) is asked
+    assert asked.train_on is TrainOn.ALL
+    with pytest.raises(ConfigError, match="chat: template=3 must be a string, a function or None"):
+        as_chat(3)
 
 
 def test_published_ids_are_used_only_behind_the_vocabulary() -> None:
@@ -278,7 +291,7 @@ BAD = [
     ([{"role": "user"}], MissingFieldError, "message 0 has no 'content'; the keys there: role"),
     ([{"role": "user", "content": None}], RecordError, "the content of message 0 is null and not a string"),
     ([{"role": 1, "content": "a"}], RecordError, "the role of message 0 is a number and not a string"),
-    ([{"role": "narrator", "content": "a"}], RecordError, "message 0 has the role 'narrator'; chat_template='phi3'"),
+    ([{"role": "narrator", "content": "a"}], RecordError, "role 'narrator'; the chat template 'phi3' knows"),
     ([{"role": "assistant", "content": "", "tool_calls": [1]}], RecordError, "message 0 has tool_calls"),
     ([{"role": "user", "content": "a" * 9000}], DocumentTooLongError, "above max_document_bytes=5,000"),
 ]

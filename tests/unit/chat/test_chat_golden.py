@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from support.chats import CONVERSATIONS, Conversation
 
-from streampack.chat.encoder import Chat, make_chat
+from streampack.chat.encoder import ChatEncoder, make_encoder
+from streampack.chat.options import Chat
 from streampack.errors import RecordError
 from streampack.records import Tokenizer
 from streampack.tokenizers.huggingface import HuggingFaceTokenizer
@@ -21,10 +22,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 NUMBERS = range(len(CONVERSATIONS))
 
 
-def chat_of(template: Any, tokenizer: Tokenizer, *, train_on: str = "assistant") -> Chat:
-    return make_chat(
-        template,
-        train_on=train_on,
+def chat_of(template: Any, tokenizer: Tokenizer, *, train_on: str = "assistant") -> ChatEncoder:
+    return make_encoder(
+        Chat(template, train_on),
         tokenizer=tokenizer,
         add_bos=True,
         add_eos=True,
@@ -32,7 +32,9 @@ def chat_of(template: Any, tokenizer: Tokenizer, *, train_on: str = "assistant")
     )
 
 
-def compare(chat: Chat, conversation: Conversation, reference: Callable[[Conversation], tuple[list[int], Any]]) -> None:
+def compare(
+    chat: ChatEncoder, conversation: Conversation, reference: Callable[[Conversation], tuple[list[int], Any]]
+) -> None:
     ids, mask = chat(conversation)
     expected, trained = reference(conversation)
     assert ids.dtype == np.int32 and mask.dtype == np.bool_
@@ -94,7 +96,7 @@ def test_mistral_is_torchtunes(mistral: Any, sentencepiece_model: Path, number: 
     if any(message["role"] == "system" for message in conversation):
         with pytest.raises(ValueError, match="System prompts are not supported"):
             torchtunes(mistral.tokenize_messages, conversation)
-        with pytest.raises(RecordError, match="has the role 'system'; chat_template='mistral' knows user, assistant"):
+        with pytest.raises(RecordError, match="role 'system'; the chat template 'mistral' knows user, assistant"):
             chat(conversation)
         return
     compare(chat, conversation, lambda one: torchtunes(mistral.tokenize_messages, one))

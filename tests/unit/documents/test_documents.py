@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from streampack import hashing, heartbeat
 from streampack.documents.reader import DocumentReader, Field, parse_field
-from streampack.errors import ConfigError, DocumentTooLongError, MissingFieldError, RecordError
+from streampack.documents.split import HoldOut
+from streampack.errors import ConfigError, DocumentTooLongError, MissingFieldError, NotBuiltError, RecordError
 from streampack.records import BadRecord, Document, Sample
 
 URL = "s3://b/c/00001.tar"
@@ -504,8 +505,8 @@ def test_a_member_that_was_too_large_to_read_is_a_document_too_long(field: str, 
 
 def test_train_and_val_share_the_documents_by_file_name_key_and_record() -> None:
     data = {"jsonl": as_lines(*map(str, range(300)))}
-    train = read(data, "jsonl:text", split="train", val_fraction=0.3)
-    val = read(data, "jsonl:text", split="val", val_fraction=0.3)
+    train = read(data, "jsonl:text", hold_out=HoldOut("train", 0.3))
+    val = read(data, "jsonl:text", hold_out=HoldOut("val", 0.3))
     assert sorted(int(item.text) for item in [*train, *val]) == list(range(300))
     assert 60 < len(val) < 120
     held_out = [
@@ -513,7 +514,7 @@ def test_train_and_val_share_the_documents_by_file_name_key_and_record() -> None
         if hashing.is_held_out(name="00001.tar", key="dir/k7", record=record, fraction=0.3)
     ]  # fmt: skip
     assert [item.record for item in val] == held_out
-    again = read(data, "jsonl:text", split="val", val_fraction=0.3, seed=5, epoch=7, position=9)
+    again = read(data, "jsonl:text", hold_out=HoldOut("val", 0.3), seed=5, epoch=7, position=9)
     assert texts(again) == texts(val), "the same for every seed, epoch and place"
 
 
@@ -522,36 +523,36 @@ def test_what_the_split_leaves_out_is_not_even_looked_at(field: str) -> None:
     fraction = 0.999999 if hashing.is_held_out(name="00001.tar", key="dir/k7", record=0, fraction=0.999999) else 0
     assert fraction, "the sample is held out by nearly everything"
     broken = {"txt": b"\xff", "json": b"{", "npy": b"?"}
-    assert read(broken, field, split="train", val_fraction=fraction) == []
-    the_error(read(broken, field, split="val", val_fraction=fraction))
+    assert read(broken, field, hold_out=HoldOut("train", fraction)) == []
+    the_error(read(broken, field, hold_out=HoldOut("val", fraction)))
 
 
 def test_bad_lines_belong_to_the_split_of_their_record() -> None:
     data = {"jsonl": b"broken\n" * 200}
-    train, val = (read(data, "jsonl:text", split=split, val_fraction=0.5) for split in ("train", "val"))
+    train, val = (read(data, "jsonl:text", hold_out=HoldOut(part, 0.5)) for part in ("train", "val"))
     assert sorted(item.record for item in [*train, *val]) == list(range(200))
     assert train
     assert val
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("arguments", "error", "message"),
     [
-        ({"split": "test"}, "split='test' is not known: None, 'train' and 'val' are"),
-        ({"split": "train", "val_fraction": 1.0}, "val_fraction=1.0 must be at least 0 and below 1"),
-        ({"split": "train", "val_fraction": -0.1}, "val_fraction=-0.1 must be"),
-        ({"split": "train", "val_fraction": float("nan")}, "val_fraction=nan must be"),
-        ({"split": "val"}, "split='val' with val_fraction=0 holds nothing"),
+        (("test", 0.1), ConfigError, "part='test' is not known: 'train' and 'val' are"),
+        (("train", 1.0), ConfigError, "fraction=1.0 must be a number of at least 0 and below 1"),
+        (("train", -0.1), ConfigError, "fraction=-0.1 must be"),
+        (("train", float("nan")), ConfigError, "fraction=nan must be"),
+        (("train", "0.1"), ConfigError, "fraction='0.1' must be a number"),
+        (("val", 0), ConfigError, "part='val' with fraction=0 holds nothing"),
+        (("train", 0.1, "block"), NotBuiltError, "by='block' is not built yet; by='document' is"),
+        (("train", 0.1, "shard"), ConfigError, "by='shard' is not known"),
     ],
 )
-def test_a_split_that_cannot_be_is_an_error(options: dict[str, object], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        DocumentReader(field=parse_field("txt"), **options)
-
-
-def test_a_fraction_without_a_split_warns() -> None:
-    with pytest.warns(UserWarning, match="val_fraction=0.1 has no effect without a split"):
-        DocumentReader(field=parse_field("txt"), val_fraction=0.1)
+def test_a_part_that_cannot_be_held_out_is_an_error(
+    arguments: tuple[object, ...], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        HoldOut(*arguments)
 
 
 # transform
@@ -735,7 +736,7 @@ def test_a_callable_without_a_name_is_called_by_its_type() -> None:
 
 
 def test_a_reader_survives_pickling() -> None:
-    reader = DocumentReader(field=parse_field("json:text"), transform=shout, split="train", val_fraction=0.1, seed=3)
+    reader = DocumentReader(field=parse_field("json:text"), transform=shout, hold_out=HoldOut("train", 0.1), seed=3)
     assert pickle.loads(pickle.dumps(reader)) == reader
 
 
@@ -785,7 +786,7 @@ def test_what_several_samples_hold_at_once_is_what_they_hold_one_by_one(
 def test_what_a_transform_a_split_or_many_records_decide_on_is_read_one_by_one() -> None:
     readers = [
         DocumentReader(field=parse_field("txt"), transform=lambda document, _: document, transform_version="1"),
-        DocumentReader(field=parse_field("txt"), split="train", val_fraction=0.5),
+        DocumentReader(field=parse_field("txt"), hold_out=HoldOut("train", 0.5)),
         DocumentReader(field=parse_field("jsonl:text")),
     ]
     for reader in readers:
