@@ -28,7 +28,6 @@ Advance = Callable[[int, int], None]
 """Called with (bytes of shards done, shards done) so far."""
 
 
-
 class Work(Protocol[_Result_co]):
     """What is done with one shard; `tell` may raise to stop it."""
 

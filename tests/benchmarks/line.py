@@ -1,4 +1,4 @@
-"""The whole line against plain SentencePiece on the same documents, and what a run feels of it: the project's goals.
+"""The whole pipeline against plain SentencePiece on the same documents, and what a run gets by the clock: the goals.
 
     python tests/benchmarks/line.py [corpus.jsonl.zst ...] [--json results.json]
 
@@ -6,8 +6,8 @@ In:  files of JSON lines (zstd) with "text"; without any, made-up text. The mode
 Out: a row per goal: median (lowest to highest) of the ratio, a round being a slice of the corpus, all variants in turn.
 
 "plain" is `SentencePieceProcessor.encode(text)` for each document, the texts lying in memory, to lists as everyone
-calls it. The line reads shards and gives batches of 8 packs of 4096. Ratios are of tokens per second of CPU time, but
-where workers take part: those are by the clock, from the first batch on, and mean something on an idle machine only.
+calls it. The pipeline reads shards and gives batches of 8 packs of 4096. Ratios are of tokens per second of CPU
+time; those with workers are by the clock, from the first batch on, and mean something on an idle machine only.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -26,9 +27,12 @@ import texts
 from texts import Text
 
 from streampack import PackedDataset
-from streampack.cli.bench import clocks, measures
+from streampack.cli.bench import clocks
+from streampack.cli.bench.checks import check_ids
+from streampack.cli.bench.measuring import make_finite
+from streampack.cli.bench.slices import Slice
+from streampack.cli.bench.stages import whole_pipeline
 from streampack.cli.bench.stopwatch import Spread, Variant, Work, cpu_ratio, interleave, read
-from streampack.cli.bench.workload import Slice
 from streampack.records import Tokenizer
 from streampack.tokenizers.engines import choose_engine
 from streampack.tokenizers.loading import SentencePieceTokenizer
@@ -82,27 +86,10 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make(
-    shards: Sequence[str],
-    *,
-    tokenizer: Tokenizer | None,
-    num_lanes: int,
-    epochs: int | None = 1,
-    shuffle: bool = False,
-) -> PackedDataset:
+def make(shards: Sequence[str], *, tokenizer: Tokenizer | None, **given: Any) -> PackedDataset:
     """The dataset that is measured; the tokenizer is the engine."""
-    return PackedDataset(
-        list(shards),
-        tokenizer,
-        4096,
-        field="txt" if tokenizer is not None else "npy",
-        add_bos=tokenizer is not None,
-        add_eos=tokenizer is not None,
-        num_lanes=num_lanes,
-        epochs=epochs,
-        shuffle=shuffle,
-        engine="sentencepiece" if type(tokenizer) is SentencePieceTokenizer else "auto",
-    )
+    bare = {"field": "npy", "add_bos": False, "add_eos": False} if tokenizer is None else {}
+    return make_finite({"seq_len": 4096} | bare, shards, tokenizer=tokenizer, **given)
 
 
 def engines(plain: SentencePieceTokenizer) -> dict[str, Tokenizer]:
@@ -111,7 +98,7 @@ def engines(plain: SentencePieceTokenizer) -> dict[str, Tokenizer]:
 
 
 def plain_work(model: bytes, slices: list[list[str]]) -> Callable[[int], Work]:
-    """`encode` as everyone calls it; the units are the line's tokens, BOS and EOS in."""
+    """`encode` as everyone calls it; the units are the pipeline's tokens: with BOS and EOS."""
     encode = sentencepiece.SentencePieceProcessor(model_proto=model).encode
 
     def prepare(number: int) -> Work:
@@ -128,8 +115,8 @@ def plain_work(model: bytes, slices: list[list[str]]) -> Callable[[int], Work]:
     return prepare
 
 
-def lines_of(slices: list[Slice], tokenizer: Tokenizer | None) -> Callable[[int], Work]:
-    return lambda number: measures.line(make(slices[number].shards, tokenizer=tokenizer, num_lanes=1))
+def pipelines(slices: list[Slice], tokenizer: Tokenizer | None) -> Callable[[int], Work]:
+    return lambda number: whole_pipeline(make(slices[number].shards, tokenizer=tokenizer, num_lanes=1))
 
 
 def text_rows(folder: Path, text: Text, model: bytes) -> list[Row]:
@@ -141,8 +128,8 @@ def text_rows(folder: Path, text: Text, model: bytes) -> list[Row]:
     for name, tokenizer in engines(plain).items():
         for kind, slices in (("tar", tars), ("tar.zst", zsts)):
             if kind == "tar" or name != "sentencepiece":
-                measures.check_ids(make, slices[0], tokenizer, plain)
-                variants.append(Variant(f"{text.name}, .{kind}, {name}", lines_of(slices, tokenizer)))
+                check_ids(make, slices[0], tokenizer, plain)
+                variants.append(Variant(f"{text.name}, .{kind}, {name}", pipelines(slices, tokenizer)))
     readings = interleave(variants, len(text.slices))
     goal = {"english": "5", "code": "4.2", "multilingual": "5"}.get(text.name, "")
     return [
@@ -172,9 +159,9 @@ def unigram_rows(folder: Path, text: Text) -> list[Row]:
     model = writer.getvalue()
     plain = SentencePieceTokenizer(model)
     slices = [texts.shards(folder / str(i), part) for i, part in enumerate(text.slices)]
-    measures.check_ids(make, slices[0], plain, plain)
+    check_ids(make, slices[0], plain, plain)
     name = f"{text.name}, .tar, unigram, sentencepiece"
-    variants = [Variant("plain", plain_work(model, text.slices)), Variant(name, lines_of(slices, plain))]
+    variants = [Variant("plain", plain_work(model, text.slices)), Variant(name, pipelines(slices, plain))]
     readings = interleave(variants, len(slices))
     return [Row(name, cpu_ratio(readings[name], readings["plain"]), "x plain", "0.92")]
 
@@ -192,9 +179,9 @@ def token_rows(folder: Path, loaded: list[Text], model: bytes, *, multiple: int)
         cuts = np.cumsum(rng.integers(TOKENS_PER_DOCUMENT // 2, TOKENS_PER_DOCUMENT * 3 // 2, size=len(joined)))
         parts = np.split(joined.astype(np.int32), cuts[cuts < len(joined)])
         rounds.append(texts.shards(folder / str(number), parts, field="npy"))
-    measures.check_ids(make, rounds[0], None, None)
+    check_ids(make, rounds[0], None, None)
     name = ".npy, about 1,000 tokens a document, 0 workers"
-    variants = [Variant("plain", plain_work(model, originals)), Variant(name, lines_of(rounds, None))]
+    variants = [Variant("plain", plain_work(model, originals)), Variant(name, pipelines(rounds, None))]
     readings = interleave(variants, num_rounds)
     whole = [path for part in rounds for path in part.shards]
     clock: list[float] = []

@@ -110,9 +110,9 @@ def tables(results: dict[str, Any]) -> str:
     own = f"at most {memory['early_mb']:.0f} MB for itself in the first 200 MB of text"
     parts = [
         f"{where}; Python {machine['python']}, {versions}. Text: {texts}.",
-        "### The line",
+        "### The whole pipeline",
         table_rows(["", "median (lowest to highest)", "goal"], rows),
-        "![The line beside plain SentencePiece](line.svg)",
+        "![The pipeline beside plain SentencePiece](line.svg)",
         f"A worker has {own}, and at most {memory['late_mb']:.0f} MB over {memory['curve'][-1][0]:,.0f} MB.",
         "### Peers",
         "![Other libraries on the same documents](peers.svg)",

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import zstandard
 
-from streampack.cli.bench.workload import Slice, made_up_documents
-from streampack.testing import Source, write_shards
+from streampack.cli.bench.made_up import made_up_documents
+from streampack.cli.bench.slices import Slice
+from streampack.testing.shards import Source, write_shards
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,11 @@ from typer.testing import CliRunner, Result
 
 from streampack.cli import app
 from streampack.cli.bench.chart import Bar, Group, draw_bars
-from streampack.cli.bench.measures import check_ids, documents_of, samples_of
+from streampack.cli.bench.checks import check_ids
+from streampack.cli.bench.made_up import made_up_documents
+from streampack.cli.bench.slices import Slice, cut_slices
+from streampack.cli.bench.stages import documents_of, samples_of
 from streampack.cli.bench.stopwatch import Reading, Spread, Variant, Work, cpu_ratio, interleave
-from streampack.cli.bench.workload import Slice, cut_slices, made_up_documents
 from streampack.dataset.dataset import PackedDataset
 from streampack.errors import TokenizerError
 from streampack.records import Tokenizer, Tokens
@@ -45,7 +47,7 @@ def test_a_quick_run_on_made_up_text_reports_every_measure_and_writes_its_tables
     )
     comparison = report["comparison"]
     names = [each["name"] for each in comparison["contenders"]]
-    assert names[0] == "tokenizer alone" and "line, sentencepiece" in names
+    assert names[0] == "tokenizer alone" and "pipeline, sentencepiece" in names
     assert comparison["contenders"][0]["ratio"] == {"low": 1.0, "median": 1.0, "high": 1.0}
     stages = [stage["name"] for stage in comparison["stages"]]
     assert stages[:6] == ["storage", "tar", "documents", "tokenizer", "packing", "batches"]
@@ -65,7 +67,7 @@ def test_shards_of_tokens_are_measured_without_a_tokenizer(tmp_path: Path) -> No
     write_shards(tmp_path, documents, field="npy", documents_per_shard=30)
     report = bench(str(tmp_path / "*.tar"), "--field", "npy", "--seq-len", "256", "--rounds", "2", "-w", "0")
     comparison = report["comparison"]
-    assert [each["name"] for each in comparison["contenders"]] == ["line, tokens"]
+    assert [each["name"] for each in comparison["contenders"]] == ["pipeline, tokens"]
     assert "tokenizer" not in {stage["name"] for stage in comparison["stages"]}
 
 
@@ -90,7 +92,7 @@ def test_slices_are_the_first_samples_of_the_shards_in_order(tmp_path: Path, com
     assert len(read) > 20 and read == documents[: len(read)]
 
 
-def test_a_line_with_other_ids_is_not_timed(tmp_path: Path) -> None:
+def test_a_pipeline_with_other_ids_is_not_timed(tmp_path: Path) -> None:
     class OffByOne(ByteTokenizer):
         def encode(self, text: str) -> Tokens:
             return super().encode(text) + np.int32(text.startswith("b"))

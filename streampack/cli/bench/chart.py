@@ -1,8 +1,8 @@
 """Horizontal bars as an SVG file: a bar for a median, a line from the lowest to the highest value, a label.
 
 In:  groups of bars with their values.
-Out: the text of an SVG file that is read on light and on dark ground alike.
-Never true: that a font, a script or anything else is fetched.
+Out: the text of an SVG file, readable on light and on dark backgrounds.
+Never: a font, a script or anything else that a viewer would have to fetch.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class Bar:
     label: str
     value: Spread
     is_own: bool = False
-    """Drawn in the other colour."""
+    """Drawn in the second colour: streampack's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Group:
 
 
 def draw_bars(title: str, groups: Sequence[Group], *, unit: str, note: str = "", mark: float | None = 1.0) -> str:
-    """The bars on one scale from 0; `mark` is where a dashed line stands."""
+    """All bars on one scale from 0; a dashed line stands at `mark`."""
     highest = max(bar.value.high for group in groups for bar in group.bars)
     step = _step(highest)
     num_steps = max(ceil(highest / step), 1)
@@ -90,7 +90,7 @@ def draw_bars(title: str, groups: Sequence[Group], *, unit: str, note: str = "",
 
 
 def number(value: float) -> str:
-    """A number with two or three digits that count.
+    """A number with two or three significant digits.
 
     >>> [number(value) for value in (0, 0.081, 0.97, 5.25, 41.3, 1234.5)]
     ['0', '0.08', '0.97', '5.2', '41', '1,234']

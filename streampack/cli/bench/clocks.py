@@ -1,8 +1,8 @@
-"""What a run feels of the line: the clock on several workers, their memory, the first batch, a resume.
+"""What a run gets, by the clock: tokens a second on several workers, their memory, the first batch, a resume.
 
 In:  a function that makes the dataset of a finite run.
 Out: frozen records of plain numbers; nothing is printed.
-Never true: that the start of the workers is part of a rate: that begins with the first batch.
+Invariants: a rate counts from the first batch on, so the start of the workers is not in it.
 """
 
 import multiprocessing
@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from streampack.cli.bench.measures import BATCH_SIZE
+from streampack.cli.bench.stages import BATCH_SIZE
 from streampack.cli.bench.stopwatch import Reading, Spread, read, wall_ratio
 from streampack.dataset.dataset import PackedDataset
 from streampack.loader.loader import PackedDataLoader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Workers:
-    """The line on one number of workers."""
+class WorkerScale:
+    """The pipeline on one number of workers."""
 
     workers: int
     tokens_per_s: Spread
@@ -30,12 +30,12 @@ class Workers:
     main_ms: Spread
     """CPU time of the main process for each batch, in the second half of the pass."""
     own_mb: float
-    """Memory that is a worker's own, at most, in MB; nan where the system does not tell."""
+    """The most memory that a worker shared with no other process, in MB; nan where the system does not tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resume:
-    """Going on from a state."""
+    """A resume from a state."""
 
     percent: int
     """Of an epoch's batches."""
@@ -49,8 +49,8 @@ def scale(
     num_rounds: int,
     *,
     advance: Callable[[str], None] = lambda name: None,
-) -> list[Workers]:
-    """The line on each number of workers, from the first batch to the end of the pass, interleaved."""
+) -> list[WorkerScale]:
+    """The pipeline on each number of workers, from the first batch to the end of the pass, interleaved."""
     passes: dict[int, list[_Pass]] = {number: [] for number in workers}
     for turn in range(num_rounds):
         first = turn % len(workers)
@@ -59,7 +59,7 @@ def scale(
             advance(f"{number} workers")
     base = [each.reading for each in passes[workers[0]]]
     return [
-        Workers(
+        WorkerScale(
             workers=number,
             tokens_per_s=Spread.of([each.reading.per_wall_s for each in passes[number]]),
             ratio=wall_ratio([each.reading for each in passes[number]], base),
@@ -93,7 +93,7 @@ def _walk(dataset: PackedDataset, num_workers: int) -> _Pass:
 
 
 def worker_memory_mb(dataset: PackedDataset, num_workers: int) -> float:
-    """Memory that a worker has for itself, at most, over a pass: looked at every 16 batches."""
+    """The most memory of its own that a worker had in a pass, in MB, measured every 16 batches; nan as above."""
     highest = 0.0
     with PackedDataLoader(dataset, BATCH_SIZE, num_workers=num_workers) as loader:
         for number, _ in enumerate(loader):
@@ -128,7 +128,7 @@ def _seconds_to_first_batch(
 
 
 def resume(make: Callable[[], PackedDataset], percents: Sequence[int], num_rounds: int) -> list[Resume]:
-    """Seconds from making the dataset to the first batch behind a state, interleaved; 0 is a fresh start."""
+    """Seconds from making the dataset to the first batch after a state, interleaved; 0 percent is a fresh start."""
     with PackedDataLoader(make(), BATCH_SIZE, num_workers=0) as walk:
         states = [walk.state_dict() for _ in walk]
     at = {

@@ -1,6 +1,6 @@
 """A benchmark's report on the terminal, as Markdown and as an SVG file: the same tables everywhere.
 
-Never true: that a number is shown without its range where it was measured more than once.
+Invariants: a number that was measured more than once is shown with its range.
 """
 
 from collections.abc import Sequence
@@ -13,16 +13,16 @@ from rich.table import Table
 from rich.text import Text
 
 from streampack.cli.bench.chart import Bar, Group, draw_bars, number
-from streampack.cli.bench.measures import WITHOUT_TOKENIZER
+from streampack.cli.bench.comparison import WITHOUT_TOKENIZER
 from streampack.cli.bench.stopwatch import Spread
 
 if TYPE_CHECKING:
     from streampack.cli.bench.report import Report
 
 NOISE = (
-    "Ratios are taken within a round, between variants that run in turn, and shown as median (lowest to highest). On a "
-    "machine that others share, single figures move by a quarter and more; believe a ratio whose range is narrow, and "
-    "measure again what matters on an idle machine."
+    "A ratio is taken within a round, in which all variants run in turn, and shown as median (lowest to highest). On a "
+    "machine that others share, single figures move by a quarter and more: trust a ratio whose range is narrow, and "
+    "measure again on an idle machine what matters."
 )
 
 
@@ -77,11 +77,17 @@ def sheets(report: "Report") -> list[Sheet]:
         for each in report.resume
     ]
     return [
-        Sheet("The line, per core", ["", "Mtok per CPU second", f"ratio to {base}"], rows),
-        Sheet("Where its time goes", ["stage", "µs a document", "µs a pack", "of the line"], stages),
+        Sheet("The whole pipeline, per core", ["", "Mtok per CPU second", f"ratio to {base}"], rows),
+        Sheet("Where its time goes", ["stage", "µs per document", "µs per pack", "share"], stages),
         Sheet(
             "Workers, by the clock",
-            ["workers", "Mtok/s", f"ratio to {report.workers[0].workers}", "main process, ms a batch", "MB of its own"],
+            [
+                "workers",
+                "Mtok/s",
+                f"ratio to {report.workers[0].workers} workers",
+                "main process, ms per batch",
+                "MB of its own",
+            ],
             workers,
         ),
         Sheet("Until the first batch", ["", "ms"], starts),
@@ -93,8 +99,8 @@ def _head(report: "Report") -> list[str]:
     versions = ", ".join(f"{name} {number_}" for name, number_ in machine.versions.items())
     return [
         f"{report.source}: {comparison.documents:,} documents, {comparison.tokens:,} tokens, {report.rounds} rounds",
-        f"tokenizer {report.tokenizer}; the line's ids and packs were compared with the plain tokenizer's: equal",
-        f"{machine.cores} cores, load {machine.load:.1f} before, Python {machine.python}, {versions}",
+        f"tokenizer {report.tokenizer}; the pipeline's ids and packs are those of the plain tokenizer (checked)",
+        f"{machine.cores} cores, load {machine.load:.1f} before the run, Python {machine.python}, {versions}",
     ]
 
 
@@ -129,7 +135,7 @@ def svg(report: "Report") -> str:
     """The ratios and the workers as bars."""
     contenders = report.comparison.contenders
     shown = [each for each in contenders if each.name != WITHOUT_TOKENIZER]
-    lines = [Bar(each.name, each.ratio, is_own=each.name.startswith("line")) for each in shown]
+    lines = [Bar(each.name, each.ratio, is_own=each.name.startswith("pipeline")) for each in shown]
     workers = [Bar(f"{each.workers} workers", each.ratio, is_own=True) for each in report.workers]
     return draw_bars(
         "streampack bench",

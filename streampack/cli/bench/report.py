@@ -1,9 +1,9 @@
-"""What `streampack bench` has measured, for its views."""
+"""What `streampack bench` has measured: plain numbers, for the terminal, JSON, Markdown and the plot."""
 
 from dataclasses import dataclass
 
-from streampack.cli.bench.clocks import Resume, Workers
-from streampack.cli.bench.measures import Comparison
+from streampack.cli.bench.clocks import Resume, WorkerScale
+from streampack.cli.bench.comparison import Comparison
 from streampack.cli.bench.stopwatch import Spread
 
 
@@ -13,7 +13,7 @@ class Machine:
 
     cores: int
     load: float
-    """Of the last minute, before the measures began."""
+    """Load average of the minute before the measures began."""
     python: str
     versions: dict[str, str]
 
@@ -29,7 +29,7 @@ class Report:
     rounds: int
     bytes: int
     comparison: Comparison
-    workers: list[Workers]
+    workers: list[WorkerScale]
     first_batch_s: dict[int, Spread]
     """By number of workers."""
     resume: list[Resume]

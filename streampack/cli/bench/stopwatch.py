@@ -1,11 +1,11 @@
-"""Times several ways to do the same work, interleaved, so that what disturbs the machine disturbs all of them alike.
+"""Time several ways to do the same work in turn, so that what disturbs the machine disturbs all of them alike.
 
 In:  variants, each of which prepares a round's work and then does it.
 Out: a reading per variant and round; ratios are taken within a round, and shown as lowest, median and highest.
 
-Never true: that preparation is timed, or that a variant is always the one that comes first in a round.
+Invariants: preparation is not timed; the variants take turns in being the first of a round.
 
-    round 0   a b c        not counted: caches of the processor and of the variants are empty, as at a run's start only
+    round 0   a b c        not counted: caches are empty, which they are at the start of a run only
     round 1   b c a        ratio of b to a:  b1/a1, b2/a2, b3/a3  ->  lowest, median, highest
     round 2   c a b
     round 3   a b c
@@ -28,7 +28,7 @@ class Variant:
 
     name: str
     prepare: Callable[[int], Work]
-    """Called with the number of the round; not timed."""
+    """Called with the round's number; not timed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,177 @@
+"""All measures of `streampack bench`, one after the other.
+
+In:  shards of any storage (or nothing: then text is made up), a tokenizer, and what is to be compared.
+Out: a `Report`.
+Invariants: the shards' first samples are read once and cut into slices on the local disk; each round of a measure takes
+another slice. So the stage "storage" is the speed of a local disk: `streampack count` and a training run show the
+network's.
+"""
+
+import os
+import platform
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+from streampack.cli.arguments import make_dataset
+from streampack.cli.bench.checks import check_ids
+from streampack.cli.bench.clocks import first_batch, resume, scale
+from streampack.cli.bench.comparison import compare
+from streampack.cli.bench.made_up import DEMO_MODEL, made_up_slices
+from streampack.cli.bench.progress import MeasureProgress
+from streampack.cli.bench.report import Machine, Report
+from streampack.cli.bench.slices import Slice, cut_slices
+from streampack.cli.bench.stages import MakeDataset
+from streampack.dataset.dataset import PackedDataset
+from streampack.errors import ConfigError
+from streampack.records import Tokenizer
+from streampack.tokenizers.engines import Engine, choose_engine
+from streampack.tokenizers.loading import SentencePieceTokenizer, load_tokenizer
+
+_LANES = 12
+_TOKENS_ARE_FASTER = 16
+"""So many times the bytes are read where the documents are token ids already."""
+
+
+def make_report(
+    shards: Sequence[str],
+    *,
+    tokenizer: str | None,
+    field: str | None,
+    seq_len: int | None,
+    engines: Sequence[str],
+    workers: Sequence[int],
+    rounds: int,
+    num_bytes: int,
+) -> Report:
+    """All measures, with a bar of their progress on stderr."""
+    machine = _machine()
+    ids_alone = tokenizer is None and field == "npy"
+    given = {"field": field, "seq_len": seq_len, **({"add_bos": False, "add_eos": False} if ids_alone else {})}
+    if not shards and (field or "txt") != "txt":
+        raise ConfigError(f"field={field!r} without shards: the made-up text is txt")
+    if not (ids_alone or tokenizer or (len(shards) == 1 and shards[0].endswith((".yaml", ".yml")))):
+        tokenizer = str(DEMO_MODEL)
+    with tempfile.TemporaryDirectory(prefix="streampack-bench-") as name:
+        folder = Path(name)
+        if not shards:
+            plain: Tokenizer | None = _plain(str(tokenizer))
+            slices = made_up_slices(folder, num_slices=rounds, slice_bytes=num_bytes // rounds)
+            source = "made-up text"
+            known: dict[str, object] = {}
+        else:
+            whole = make_dataset(shards, tokenizer=tokenizer, **given)
+            pipeline = whole.pipeline
+            if pipeline.documents.field.kind == "npy":
+                num_bytes *= _TOKENS_ARE_FASTER
+            slice_bytes = max(num_bytes // rounds, 1)
+            slices = cut_slices(whole, folder, num_slices=rounds, slice_bytes=slice_bytes)
+            source = f"the first {sum(part.num_bytes for part in slices) / 1e6:.1f} MB of {' '.join(shards)}"
+            plain = None if pipeline.documents.field.kind == "npy" else _without_engine(pipeline.tokenizer)
+            known = {"field": str(pipeline.documents.field), "seq_len": whole.seq_len}
+            known |= {"add_bos": pipeline.bos_id is not None, "add_eos": pipeline.eos_id is not None}
+        arguments = {name: value for name, value in (given | known).items() if value is not None}
+        chosen = _engines(plain, engines)
+        return _measure(machine, source, slices, plain, chosen, partial(make_finite, arguments), workers)
+
+
+def _measure(
+    machine: Machine,
+    source: str,
+    slices: list[Slice],
+    plain: Tokenizer | None,
+    engines: dict[str, Tokenizer | None],
+    make: MakeDataset,
+    workers: Sequence[int],
+) -> Report:
+    first = next(iter(engines.values()))
+    every = [path for part in slices for path in part.shards]
+
+    def whole_pipeline() -> PackedDataset:
+        return make(every, tokenizer=first, num_lanes=_LANES)
+
+    some = min(len(slices), 3)
+    with MeasureProgress() as progress:
+        progress.begin("ids", len(engines))
+        for name, tokenizer in engines.items():
+            check_ids(make, slices[0], tokenizer, plain)
+            progress.advance(name)
+        progress.begin("pipeline and stages", len(slices) * (len(engines) + 9))
+        comparison = compare(make, slices, plain=plain, engines=engines, advance=progress.advance)
+        progress.begin("workers", some * len(workers))
+        scaled = scale(whole_pipeline, workers, some, advance=progress.advance)
+        progress.begin("first batch and resume", 3)
+        starts = {}
+        for number in sorted({0, max(workers)}):
+            starts[number] = first_batch(whole_pipeline, number, some)
+            progress.advance(f"{number} workers")
+        resumed = resume(whole_pipeline, (0, 10, 90), some)
+    return Report(
+        machine=machine,
+        source=source,
+        tokenizer="none (the documents are token ids)" if plain is None else plain.digest[:28],
+        rounds=len(slices),
+        bytes=sum(part.num_bytes for part in slices),
+        comparison=comparison,
+        workers=scaled,
+        first_batch_s=starts,
+        resume=resumed,
+    )
+
+
+def make_finite(
+    arguments: Mapping[str, object],
+    shards: Sequence[str],
+    *,
+    tokenizer: Tokenizer | None,
+    num_lanes: int,
+    epochs: int | None = 1,
+    shuffle: bool = False,
+) -> PackedDataset:
+    """The dataset that is measured, on one rank: with `arguments`, and a tokenizer whose engine is chosen already."""
+    return PackedDataset(
+        list(shards),
+        tokenizer,
+        num_lanes=num_lanes,
+        epochs=epochs,
+        shuffle=shuffle,
+        engine="sentencepiece" if type(tokenizer) is SentencePieceTokenizer else "auto",
+        dp_rank=0,
+        dp_size=1,
+        **arguments,  # type: ignore[arg-type]  # checked where they came in
+    )
+
+
+def _plain(path: str) -> Tokenizer:
+    return load_tokenizer(Path(path).read_bytes(), name=path)
+
+
+def _without_engine(tokenizer: Tokenizer | None) -> Tokenizer | None:
+    """The library that the model is made for, which gets each text as a whole."""
+    return tokenizer.plain if isinstance(tokenizer, Engine) else tokenizer
+
+
+def _engines(plain: Tokenizer | None, names: Sequence[str]) -> dict[str, Tokenizer | None]:
+    """The engines by the name of what they are for this model; two names for one engine give one entry."""
+    if plain is None:
+        return {"tokens": None}
+    chosen: dict[str, Tokenizer | None] = {}
+    for name in names:
+        tokenizer = choose_engine(plain, name)
+        if isinstance(tokenizer, Engine):
+            chosen.setdefault(tokenizer.engine, tokenizer)
+        else:
+            chosen.setdefault(type(tokenizer).__name__.removesuffix("Tokenizer").lower(), tokenizer)
+    return chosen
+
+
+def _machine() -> Machine:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Machine(
+        cores=cores,
+        load=os.getloadavg()[0],
+        python=platform.python_version(),
+        versions={name: version(name) for name in ("streampack", "sentencepiece", "torch", "numpy")},
+    )
