@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         WrongCutError,
     )
     from streampack.loader.loader import PackedDataLoader
+    from streampack.packing.options import Packing
     from streampack.packing.packer import pack
     from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary
     from streampack.records import Document, Limits, Pack, Span, TokenizedDocument, Tokenizer
@@ -58,6 +59,7 @@ __all__ = [
     "Pack",
     "PackedDataLoader",
     "PackedDataset",
+    "Packing",
     "RecordError",
     "ReplaceBoundary",
     "RetryPolicy",
@@ -94,6 +96,7 @@ _HOMES = {
     "Pack": "records",
     "PackedDataLoader": "loader.loader",
     "PackedDataset": "dataset.dataset",
+    "Packing": "packing.options",
     "RecordError": "errors",
     "ReplaceBoundary": "packing.policies",
     "RetryPolicy": "storage.options",

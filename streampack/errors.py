@@ -19,7 +19,17 @@ StreampackError
 
 Each can be built from one string, because torch rebuilds an exception from a worker as `type(message)`; where it
 happened (`url`, `member`, `offset`) is in the message, and in attributes where the exception did not cross a process.
+
+The checks of an argument that every package needs are here too: `as_integer`, `as_choice`, `check_choice`.
 """
+
+import difflib
+from collections.abc import Sequence
+from enum import StrEnum
+from numbers import Integral
+from typing import TypeVar
+
+_Choice = TypeVar("_Choice", bound=StrEnum)
 
 
 class StreampackError(Exception):
@@ -108,3 +118,27 @@ class StateError(StreampackError, ValueError):
 
 class LoaderError(StreampackError, RuntimeError):
     """An iterator used after its end, or workers that cannot begin or go on."""
+
+
+def as_integer(value: object, argument: str, *, low: int, high: int | None = None) -> int:
+    """Return `value` as an int, or raise a ConfigError unless it is an integer (no bool) from `low` to `high`."""
+    number = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
+    if number is None or number < low or (high is not None and number > high):
+        limits = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise ConfigError(f"{argument}={value!r} must be a whole number {limits}.")
+    return number
+
+
+def as_choice(kind: type[_Choice], value: object, argument: str) -> _Choice:
+    """Return the member of `kind` that `value` is or names; otherwise a ConfigError that suggests the nearest name."""
+    check_choice(value, [member.value for member in kind], argument)
+    return kind(str(value))
+
+
+def check_choice(value: object, names: Sequence[str], argument: str) -> None:
+    """Raise a ConfigError that suggests the nearest name unless `value`, as a string, is one of `names`."""
+    if str(value) in names:
+        return
+    near = difflib.get_close_matches(str(value).lower(), names, n=1, cutoff=0.4)
+    hint = f'did you mean "{near[0]}"? Choose' if near else "choose"
+    raise ConfigError(f"{argument}={value!r} is not known; {hint} one of {', '.join(names)}.")

@@ -4,8 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from streampack.chat.templates import ChatFunction, TrainOn
-from streampack.errors import ConfigError
-from streampack.packing.policies import as_choice
+from streampack.errors import ConfigError, as_choice
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,8 @@ from msgspec import UNSET, UnsetType
 
 from streampack.config.yamltree import LimitError, compose, construct
 from streampack.errors import ConfigError
-from streampack.packing.policies import BoundaryPolicy, Overflow, Packing, ReplaceBoundary, Tail
+from streampack.packing.options import Overflow, PackingKind, Tail
+from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary
 from streampack.storage.options import RetryPolicy
 
 
@@ -57,7 +58,7 @@ class DatasetConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     seq_len: int | UnsetType = UNSET
     field: str | UnsetType = UNSET
     boundary: BoundaryPolicy | Replace | UnsetType = UNSET
-    packing: Packing | UnsetType = UNSET
+    packing: PackingKind | UnsetType = UNSET
     overflow: Overflow | UnsetType = UNSET
     tail: Tail | UnsetType = UNSET
     lookahead: bool | UnsetType = UNSET

@@ -27,7 +27,8 @@ from streampack.documents.reader import DocumentReader, Transform, parse_field
 from streampack.documents.split import HoldOut
 from streampack.errors import ConfigError, LoaderError, TopologyError
 from streampack.lanes.pipeline import Pipeline
-from streampack.packing.policies import BoundaryPolicy, Overflow, Packing, ReplaceBoundary, as_boundary
+from streampack.packing.options import Overflow, PackingKind
+from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary, as_boundary
 from streampack.ranks import topology
 from streampack.records import Tokenizer
 from streampack.storage.access import StorageReader
@@ -108,7 +109,7 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         *,
         field: str = "txt",
         boundary: BoundaryPolicy | ReplaceBoundary | str = "mask",
-        packing: Packing | str | None = None,
+        packing: PackingKind | str | None = None,
         overflow: Overflow | str | None = None,
         tail: str = "pad",
         lookahead: bool = True,
@@ -220,8 +221,10 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
             eos_id=eos_id,
             seq_len=seq_len,
             boundary=as_boundary(boundary),
-            packing=str(packing or (Packing.WRAP if chat is None else Packing.NEXT_FIT)),
-            overflow=str(overflow or (Overflow.SPLIT if chat is None or packing == Packing.WRAP else Overflow.ERROR)),
+            packing=str(packing or (PackingKind.WRAP if chat is None else PackingKind.NEXT_FIT)),
+            overflow=str(
+                overflow or (Overflow.SPLIT if chat is None or packing == PackingKind.WRAP else Overflow.ERROR)
+            ),
             tail=tail,
             lookahead=lookahead,
             pad_id=0 if pad_id is None else pad_id,
@@ -274,7 +277,7 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         Whole-document packings have labels inside their packs only, but where `overflow` cut a document.
         """
         pipeline = self.pipeline
-        if not pipeline.lookahead or pipeline.packing != Packing.WRAP:
+        if not pipeline.lookahead or pipeline.packing != PackingKind.WRAP:
             return self
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__, pipeline=dataclasses.replace(pipeline, lookahead=False))

@@ -29,9 +29,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from streampack.errors import ConfigError
+from streampack.errors import ConfigError, as_choice
 from streampack.formats.consumers import MAKERS, Batch, Format, Positions, stretches
-from streampack.packing.policies import Boundary, BoundaryPolicy, as_choice, expand_block
+from streampack.packing.policies import Boundary, BoundaryPolicy, expand_block
 from streampack.records import IGNORE_INDEX, PackBlock
 
 MaskMod: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]

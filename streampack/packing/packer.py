@@ -49,7 +49,6 @@ With `keep` the label of the first document's EOS is 1, the next document's BOS;
 the first pack reads on to token 24, whose label is 2.
 """
 
-import warnings
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -60,19 +59,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from streampack.errors import ConfigError, DocumentTooLongError, RecordError
+from streampack.errors import DocumentTooLongError, RecordError, as_integer
 from streampack.packing.buffer import RowBuffer, checked_mask, token_ids
+from streampack.packing.options import Overflow, Packing, PackingKind, Tail, as_packing
 from streampack.packing.policies import (
     INT32,
     BoundaryPolicy,
-    Overflow,
-    Packing,
     ReplaceBoundary,
-    Tail,
     as_boundary,
-    as_choice,
-    as_integer,
-    as_packing,
     check_ids,
     document_edges,
     ignored_rows,
@@ -100,7 +94,7 @@ class Packer:
         *,
         seq_len: int,
         boundary: BoundaryPolicy | ReplaceBoundary | str,
-        packing: Packing | str,
+        packing: PackingKind | str,
         overflow: Overflow | str,
         tail: Tail | str,
         pad_id: int = 0,
@@ -110,26 +104,16 @@ class Packer:
         at_once: int = 16,
     ) -> None:
         """`at_once`: packs that are made together at most; a few cost less each, and are held until they are given."""
-        self.seq_len = as_integer(seq_len, "seq_len", low=2)
+        self.seq_len = as_integer(seq_len, "seq_len", low=2, high=INT32.max)
         self.boundary = as_boundary(boundary)
-        self.packing = as_packing(packing)
-        self.overflow = as_choice(Overflow, overflow, "overflow")
-        self.tail = as_choice(Tail, tail, "tail")
-        self.pad_id = as_integer(pad_id, "pad_id", low=INT32.min)
-        self.bos_id = None if bos_id is None else as_integer(bos_id, "bos_id", low=INT32.min)
-        self.eos_id = None if eos_id is None else as_integer(eos_id, "eos_id", low=INT32.min)
-        self.lookahead = bool(lookahead)
+        self.packing = as_packing(Packing(packing, overflow=overflow, tail=tail, lookahead=lookahead))
+        self.lookahead = self.packing.lookahead
+        self.overflow, self.tail = self.packing.overflow, self.packing.tail
+        self.pad_id = as_integer(pad_id, "pad_id", low=INT32.min, high=INT32.max)
+        self.bos_id, self.eos_id = _as_token_id(bos_id, "bos_id"), _as_token_id(eos_id, "eos_id")
         self._at_once = at_once
         check_ids(self.boundary, bos_id=self.bos_id, eos_id=self.eos_id)
-        self._whole = self.packing is not Packing.WRAP
-        if self._whole and not self.lookahead:
-            raise ConfigError(f'lookahead=False works with packing="wrap" only, not with "{self.packing}".')
-        if not self._whole and self.overflow is not Overflow.SPLIT:
-            warnings.warn(
-                f'overflow="{self.overflow}" does nothing under packing="wrap", which cuts documents every seq_len.',
-                UserWarning,
-                stacklevel=2,
-            )
+        self._whole = self.packing.keeps_documents_whole
         self._trims = self.boundary is BoundaryPolicy.TRIM
         self._edges_look_ahead = looks_ahead(self.boundary)
         self._rows = RowBuffer()
@@ -469,12 +453,16 @@ class Packer:
         return counts
 
 
+def _as_token_id(value: object, argument: str) -> int | None:
+    return None if value is None else as_integer(value, argument, low=INT32.min, high=INT32.max)
+
+
 def pack(
     documents: Iterable[Sequence[int] | NDArray[np.integer] | TokenizedDocument],
     *,
     seq_len: int,
     boundary: BoundaryPolicy | ReplaceBoundary | str = BoundaryPolicy.MASK,
-    packing: Packing | str = Packing.WRAP,
+    packing: PackingKind | str = PackingKind.WRAP,
     overflow: Overflow | str = Overflow.SPLIT,
     tail: Tail | str = Tail.PAD,
     pad_id: int = 0,

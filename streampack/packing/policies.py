@@ -17,16 +17,14 @@ the next one:
     ReplaceBoundary(id)   A2            id
 """
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streampack.errors import ConfigError, NotBuiltError
+from streampack.errors import ConfigError, as_choice, as_integer
 from streampack.records import IGNORE_INDEX, Mask, Pack, PackBlock, PackRows
 
 INT32 = np.iinfo(np.int32)
@@ -54,64 +52,13 @@ class ReplaceBoundary:
     token_id: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "token_id", as_integer(self.token_id, "ReplaceBoundary.token_id", low=INT32.min))
+        token_id = as_integer(self.token_id, "ReplaceBoundary.token_id", low=INT32.min, high=INT32.max)
+        object.__setattr__(self, "token_id", token_id)
         if self.token_id == IGNORE_INDEX:
             raise ConfigError(f'ReplaceBoundary({IGNORE_INDEX}) masks every boundary; boundary="mask" says that.')
 
 
-class Packing(StrEnum):
-    """How rows become packs."""
-
-    WRAP = "wrap"
-    """Rows in order, cut every seq_len. The default."""
-    NEXT_FIT = "next_fit"
-    """Whole documents in order of arrival; one that does not fit into the open pack begins the next one.
-
-    A label never looks beyond its own pack, but where `overflow` cut a document."""
-
-
-class Overflow(StrEnum):
-    """What a whole-document packing does with a document of more rows than a pack has."""
-
-    SPLIT = "split"
-    """Full packs of it, and the rest is a document to pack. The default. No target is lost."""
-    TRUNCATE = "truncate"
-    """Its first seq_len rows; the last one has its real next token as label. What is cut off is counted."""
-    DROP = "drop"
-    """It is left out, and counted."""
-    ERROR = "error"
-    """DocumentTooLongError."""
-
-
-class Tail(StrEnum):
-    """What becomes of the rows that do not fill a pack when the documents end."""
-
-    PAD = "pad"
-    """They are the last pack, padded. The default."""
-    DROP = "drop"
-    """They are left out, and counted."""
-
-
 Boundary = BoundaryPolicy | ReplaceBoundary
-Choice = TypeVar("Choice", bound=StrEnum)
-
-
-def as_choice(kind: type[Choice], value: object, argument: str) -> Choice:
-    """Return the member of `kind` that `value` is or names; the ConfigError names the nearest one."""
-    try:
-        return kind(str(value))
-    except ValueError:
-        names = [member.value for member in kind]
-        near = difflib.get_close_matches(str(value).lower(), names, n=1, cutoff=0.4)
-        hint = f'did you mean "{near[0]}"? ' if near else ""
-        raise ConfigError(f"{argument}={value!r} is not known; {hint}Choose one of {', '.join(names)}.") from None
-
-
-def as_integer(value: object, argument: str, *, low: int, high: int = INT32.max) -> int:
-    """Return `value` as an int, or raise a ConfigError unless it is an integer from `low` to `high`."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not low <= value <= high:
-        raise ConfigError(f"{argument}={value!r} does not work; give an integer from {low} to {high}.")
-    return int(value)
 
 
 def as_boundary(value: object) -> Boundary:
@@ -122,13 +69,6 @@ def as_boundary(value: object) -> Boundary:
         return as_choice(BoundaryPolicy, value, "boundary")
     except ConfigError as error:
         raise ConfigError(f"{error} Or give ReplaceBoundary(token_id).") from None
-
-
-def as_packing(value: object) -> Packing:
-    """Return the packing that `value` is or names."""
-    if value == "best_fit":
-        raise NotBuiltError('packing="best_fit" is not built yet; packing="next_fit" also keeps documents whole.')
-    return as_choice(Packing, value, "packing")
 
 
 def check_ids(boundary: Boundary, *, bos_id: int | None, eos_id: int | None) -> None:

@@ -231,8 +231,8 @@ def test_ranks_that_do_not_divide_the_lanes_are_refused(corpus: Corpus) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "text"),
     [
-        ({"seq_len": 1}, ConfigError, "seq_len=1 does not work; give an integer from 2 to"),
-        ({"seq_len": 2.5}, ConfigError, "seq_len=2.5 does not work"),
+        ({"seq_len": 1}, ConfigError, "seq_len=1 must be a whole number from 2 to"),
+        ({"seq_len": 2.5}, ConfigError, "seq_len=2.5 must be a whole number"),
         ({"boundary": "maks"}, ConfigError, "boundary='maks' is not known; did you mean \"mask\"?"),
         ({"packing": "best_fit"}, NotBuiltError, 'packing="best_fit" is not built yet'),
         ({"packing": "next_fit", "lookahead": False}, ConfigError, 'lookahead=False works with packing="wrap" only'),

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from streampack.corpus.partition import Piece
 from streampack.lanes.pipeline import Pipeline
+from streampack.packing.options import Overflow, PackingKind, Tail
 from streampack.packing.packer import Packer
-from streampack.packing.policies import BoundaryPolicy, Overflow, Packing, Tail
+from streampack.packing.policies import BoundaryPolicy
 from streampack.records import BadRecord, Document, Shard
 from streampack.tar.codecs import is_compressed
 
@@ -132,7 +133,7 @@ class Tally:
     """The longest documents, longest first."""
     bad: list[tuple[Place, str]] = field(default_factory=list)
     """The first bad records, with what is wrong."""
-    packed: dict[Packing, Packed] = field(default_factory=dict)
+    packed: dict[PackingKind, Packed] = field(default_factory=dict)
 
     def merge(self, other: "Tally") -> None:
         """Add what other shards hold."""
@@ -166,7 +167,7 @@ def tally_shard(
     """
     tally, told, unheard = Tally(), 0, 0
     jumps = is_compressed(shard.url)  # positions are ordinals there
-    packers = {packing: _packer(pipeline, packing) for packing in Packing} if has_tokens else {}
+    packers = {packing: _packer(pipeline, packing) for packing in PackingKind} if has_tokens else {}
     full = dict.fromkeys(packers, 0)
     piece = Piece(index, 0, shard.size, whole=True)
     for sample in pipeline.samples(shard, piece, resume=-1, max_range_bytes=_RANGE_BYTES):
@@ -208,7 +209,7 @@ def tally_shard(
     return tally
 
 
-def _packer(pipeline: Pipeline, packing: Packing) -> Packer:
+def _packer(pipeline: Pipeline, packing: PackingKind) -> Packer:
     return Packer(
         seq_len=pipeline.seq_len,
         boundary=BoundaryPolicy.MASK,

@@ -1,0 +1,114 @@
+"""How rows become packs: the public record `Packing`, and the choices in it.
+
+In:  what a user writes, a record or its shorthand: `Packing("next_fit", tail="drop")`, "next_fit".
+Out: a record whose options work together, or a ConfigError. From here on nobody checks them again.
+"""
+
+import dataclasses
+import warnings
+from dataclasses import dataclass
+from enum import StrEnum
+
+from streampack.errors import ConfigError, NotBuiltError, as_choice
+
+
+class PackingKind(StrEnum):
+    """How rows become packs."""
+
+    WRAP = "wrap"
+    """Rows in order, cut every seq_len. The default."""
+    NEXT_FIT = "next_fit"
+    """Whole documents in order of arrival; one that does not fit into the open pack begins the next one.
+
+    A label is always in the same pack as its row, except where `overflow` split or truncated a document."""
+
+
+class Overflow(StrEnum):
+    """What a packing of whole documents does with a document of more rows than a pack has."""
+
+    SPLIT = "split"
+    """Full packs of it, and the rest is a document to pack. The default. No target is lost."""
+    TRUNCATE = "truncate"
+    """Its first seq_len rows; the last one has its real next token as label. What is cut off is counted."""
+    DROP = "drop"
+    """It is left out, and counted."""
+    ERROR = "error"
+    """DocumentTooLongError."""
+
+
+class Tail(StrEnum):
+    """What becomes of the rows that do not fill a pack when the documents end."""
+
+    PAD = "pad"
+    """They are the last pack, padded. The default."""
+    DROP = "drop"
+    """They are left out, and counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How rows become packs; a plain string such as "next_fit" is the shorthand for `Packing("next_fit")`.
+
+    Args:
+        kind: "wrap" cuts the rows every seq_len, "next_fit" keeps documents whole.
+        overflow: What "next_fit" does with a document of more rows than a pack has: "split", "truncate", "drop" or
+            "error". None: "split", for conversations "error".
+        tail: What becomes of the rows that do not fill a last pack: "pad" or "drop".
+        lookahead: False: the last row of a full pack has no label, as for a model that shifts labels itself; with
+            "wrap" only.
+
+    Raises:
+        ConfigError: An option that is not known, or two that contradict each other.
+    """
+
+    kind: PackingKind | str = PackingKind.WRAP
+    overflow: Overflow | str | None = None
+    tail: Tail | str = Tail.PAD
+    lookahead: bool = True
+
+    def __post_init__(self) -> None:
+        kind = _as_kind(self.kind)
+        overflow = None if self.overflow is None else as_choice(Overflow, self.overflow, "overflow")
+        object.__setattr__(self, "kind", kind)
+        object.__setattr__(self, "overflow", overflow)
+        object.__setattr__(self, "tail", as_choice(Tail, self.tail, "tail"))
+        object.__setattr__(self, "lookahead", bool(self.lookahead))
+        if kind is not PackingKind.WRAP and not self.lookahead:
+            raise ConfigError(f'lookahead=False works with packing="wrap" only, not with "{kind}".')
+        if kind is PackingKind.WRAP and overflow not in (None, Overflow.SPLIT):
+            warnings.warn(
+                f'overflow="{overflow}" does nothing under packing="wrap", which cuts documents every seq_len.',
+                UserWarning,
+                stacklevel=3,
+            )
+
+    @property
+    def keeps_documents_whole(self) -> bool:
+        """Whether a document is cut only where it is longer than a pack."""
+        return self.kind is not PackingKind.WRAP
+
+
+def as_packing(value: object = None, *, conversations: bool = False) -> Packing:
+    """Return the record that `value` is, names or stands for, with `overflow` decided.
+
+    Args:
+        value: A `Packing`, a kind or its name; None: "wrap", for conversations "next_fit".
+        conversations: Whether the documents are conversations, which no packing should split unasked.
+
+    Raises:
+        NotBuiltError: "best_fit".
+        ConfigError: A kind that is not known.
+    """
+    if value is None:
+        value = PackingKind.NEXT_FIT if conversations else PackingKind.WRAP
+    packing = value if isinstance(value, Packing) else Packing(_as_kind(value))
+    if packing.overflow is None:
+        is_strict = conversations and packing.keeps_documents_whole
+        packing = dataclasses.replace(packing, overflow=Overflow.ERROR if is_strict else Overflow.SPLIT)
+    return packing
+
+
+def _as_kind(value: object) -> PackingKind:
+    if value == "best_fit":
+        raise NotBuiltError('packing="best_fit" is not built yet; packing="next_fit" also keeps documents whole.')
+    return as_choice(PackingKind, value, "packing")

@@ -1,0 +1,73 @@
+"""The option record `Packing`: its shorthands, what it decides, and what it refuses."""
+
+import dataclasses
+import pickle
+import warnings
+from typing import Any
+
+import pytest
+
+import streampack
+from streampack.errors import ConfigError, NotBuiltError
+from streampack.packing.options import Overflow, Packing, PackingKind, Tail, as_packing
+
+
+def test_the_record_is_public_and_turns_names_into_members() -> None:
+    packing = streampack.Packing("next_fit", overflow="drop", tail="drop")
+    assert packing == Packing(PackingKind.NEXT_FIT, Overflow.DROP, Tail.DROP, lookahead=True)
+    assert packing.kind is PackingKind.NEXT_FIT
+    assert packing.keeps_documents_whole
+    assert pickle.loads(pickle.dumps(packing)) == packing
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        packing.kind = PackingKind.WRAP  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("value", "conversations", "kind", "overflow"),
+    [
+        (None, False, "wrap", "split"),
+        (None, True, "next_fit", "error"),  # nobody asked for a conversation to be split
+        ("wrap", False, "wrap", "split"),
+        ("wrap", True, "wrap", "split"),
+        (PackingKind.NEXT_FIT, False, "next_fit", "split"),
+        ("next_fit", True, "next_fit", "error"),
+        (Packing("next_fit", overflow="truncate"), True, "next_fit", "truncate"),
+        (Packing("next_fit"), False, "next_fit", "split"),
+        (Packing("next_fit"), True, "next_fit", "error"),
+    ],
+)
+def test_a_shorthand_becomes_a_record_whose_overflow_is_decided(
+    value: Any, conversations: bool, kind: str, overflow: str
+) -> None:
+    assert as_packing(value, conversations=conversations) == Packing(kind, overflow=overflow)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "wrapped"}, "packing='wrapped' is not known; did you mean \"wrap\"\\?"),
+        ({"kind": None}, "packing=None is not known; choose one of wrap, next_fit"),
+        ({"overflow": "cut"}, "overflow='cut' is not known"),
+        ({"tail": "padding"}, "tail='padding' is not known; did you mean \"pad\""),
+        ({"kind": "next_fit", "lookahead": False}, 'lookahead=False works with packing="wrap" only'),
+    ],
+)
+def test_options_that_cannot_work_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Packing(**options)
+
+
+def test_best_fit_is_told_from_an_unknown_name() -> None:
+    for make in (Packing, as_packing):
+        with pytest.raises(NotBuiltError, match='packing="best_fit" is not built yet; packing="next_fit"'):
+            make("best_fit")
+
+
+def test_an_overflow_that_wrap_ignores_warns_where_the_record_is_made() -> None:
+    with pytest.warns(UserWarning, match='overflow="drop" does nothing under packing="wrap"') as caught:
+        packing = Packing("wrap", overflow="drop")
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert as_packing(packing) is packing
+        Packing("wrap", overflow="split")
