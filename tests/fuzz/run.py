@@ -4,7 +4,7 @@
     fuzz/bin/python tests/fuzz/run.py tar -max_total_time=300        a name of `fuzzing.TARGETS`; libFuzzer's options
     fuzz/bin/python tests/fuzz/run.py tar crash-...                  one input again
 
-What breaks is written to `crash-...` in the current folder. Make an example in `tests/test_fuzz.py` of it.
+What breaks is written to `crash-...` in the current folder. Make an example in `tests/component/test_fuzz.py` of it.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Four real processes in meshes of every kind: peers have the same packs, context-parallel ones their part of them.
 
-Meshes of dp and tp with finite runs are in test_torchrun.py, groups and loaders that come and go in test_lives.py.
+Meshes of dp and tp with finite runs are in test_ranks.py, groups and loaders that come and go in test_groups.py.
 """
 
 from collections.abc import Iterator
@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch.distributed.checkpoint as dcp
+from support.ranks import Finite, Ran, References, check_sum, run_job
 from support.reference import assert_batches, endless_batches
-from test_torchrun import Finite, Ran, References, check_sum, corpora, references, run_job  # noqa: F401 (fixtures)
-from test_verifying import state_after
 
 pytestmark = pytest.mark.timeout(170)
 
@@ -38,11 +37,11 @@ REFUSED: dict[str, tuple[str, str]] = {
 
 
 @pytest.fixture(scope="module")
-def job(references: References, tmp_path_factory: pytest.TempPathFactory) -> Ran:  # noqa: F811
+def job(references: References, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     loader = {"batch_size": 2, "num_workers": 0, "verify_every": 3}
     even = {"dataset": references.corpora["even"], "loader": loader, "batches": COUNT}
     uneven = {"dataset": {**references.corpora["uneven"], "epochs": 1}, "loader": loader, "passes": 2}
-    later = {"state": state_after(references, 8)}
+    later = {"state": references.state_after(8)}
     odd = {
         "dataset seed": {rank: {"dataset": {"seed": 7}} for rank in "13"},
         "one state": {"3": later},
@@ -68,7 +67,7 @@ def job(references: References, tmp_path_factory: pytest.TempPathFactory) -> Ran
 @pytest.mark.parametrize("name", [*MESHES, "resumed"])
 def test_peers_have_the_same_packs_and_data_parallel_ranks_different_ones(
     job: Ran,
-    references: References,  # noqa: F811
+    references: References,
     name: str,
 ) -> None:
     dp_ranks = MESHES["pp x dp" if name == "resumed" else name][1]
@@ -80,7 +79,7 @@ def test_peers_have_the_same_packs_and_data_parallel_ranks_different_ones(
 
 
 @pytest.mark.parametrize("name", MESHES)
-def test_peers_end_finite_passes_together(job: Ran, references: References, name: str) -> None:  # noqa: F811
+def test_peers_end_finite_passes_together(job: Ran, references: References, name: str) -> None:
     dp_ranks, start = MESHES[name][1], 0
     for number in range(2):
         current = references.one_pass(Finite(), number, start)
@@ -110,7 +109,7 @@ def test_the_slices_of_context_parallel_ranks_make_up_each_pack(job: Ran, name: 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 @pytest.mark.parametrize("name", SAVED)
-def test_what_peers_save_together_goes_on_in_one_process(job: Ran, references: References, name: str) -> None:  # noqa: F811
+def test_what_peers_save_together_goes_on_in_one_process(job: Ran, references: References, name: str) -> None:
     """Each lane is saved by all ranks that hold it, under one key."""
     begin = (max(MESHES[name][1]) + 1) * COUNT * 2
     with references.loader("even", 4) as alone:

@@ -9,7 +9,7 @@ import pytest
 from support import servers
 from support.reference import assert_batches, endless_batches, lane_packs, prose
 from support.torchrun import Job, needs_proc
-from test_kill import await_checkpoint, complete, handed_out, write_job
+from support.training import await_checkpoint, complete, handed_out, write_job
 
 import streampack
 from streampack.testing import ByteTokenizer, write_shards

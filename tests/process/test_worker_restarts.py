@@ -19,8 +19,8 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 from support.jobs import Corpus, assert_equal, dataset, expected, rows, uneven, write_corpus
 from support.jobs import texts as make_texts
+from support.ranks import Finite, References, run_job
 from support.reference import assert_batches
-from test_torchrun import Finite, References, corpora, references, run_job  # noqa: F401 (fixtures)
 from torch.utils.data import DataLoader
 
 import streampack
@@ -526,10 +526,7 @@ def test_a_program_ends_though_its_workers_are_stopped_and_nobody_closed_the_loa
 # --- other ranks
 
 
-def test_one_rank_heals_and_the_other_notices_nothing(
-    references: References,  # noqa: F811
-    tmp_path: Path,
-) -> None:
+def test_one_rank_heals_and_the_other_notices_nothing(references: References, tmp_path: Path) -> None:
     """A finite run: the ranks agree on its end every few rounds, and none may ask once more or once less."""
     uneven_lanes = {**references.corpora["uneven"], "epochs": 1}
     loader = {"batch_size": 2, "num_workers": 2, "prefetch_bytes": 1}

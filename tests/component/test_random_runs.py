@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from support.damage import break_header, members, plain, store, zero_block
 from support.jobs import Array, Corpus, Job, dataset, texts, write_corpus
-from test_skipping import break_header, members, plain, store, zero_block
 
 import streampack
 from streampack.corpus.partition import fitting_ranks

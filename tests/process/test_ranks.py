@@ -4,48 +4,19 @@ Starting processes costs seconds, so each number of ranks is one job of all case
 """
 
 import json
-import pickle
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support.reference import Pass, assert_batches, endless_batches, lane_packs, prose
-from support.torchrun import torchrun
+from support.ranks import Finite, Ran, References, check_sum, run_job
+from support.reference import assert_batches, endless_batches
 
-import streampack
 from streampack.records import Counts
-from streampack.state.checkpoint import to_json
-from streampack.testing import ByteTokenizer, write_shards
 
 pytestmark = pytest.mark.timeout(170)
-
-Dataset = dict[str, Any]
-Outcome = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Dataset]:
-    folder = tmp_path_factory.mktemp("corpora")
-    even = write_shards(folder / "even", prose(1, 70), documents_per_shard=19)
-    small = write_shards(folder / "small", prose(4, 24), documents_per_shard=8)
-    sizes = [12, 2, 3, 5, 1, 1, 2]
-    uneven = write_shards(folder / "uneven", prose(2, sum(sizes)), shard_sizes=sizes)
-    manifest = folder / "uneven" / "manifest.jsonl"
-    manifest.write_text("".join(json.dumps({"url": url, "whole": True}) + "\n" for url in uneven))
-    few = write_shards(folder / "few", prose(3, 40), shard_sizes=[24, 16], compression="gz")
-    return {
-        "even": {"shards": even, "seq_len": 32, "num_lanes": 12},
-        # Whole shards: lanes of very different length.
-        "uneven": {"shards": f"@{manifest}", "seq_len": 32, "num_lanes": 4},
-        # Two shards for four lanes, at 0 and behind the middle: lanes 1 and 3 have nothing, so an odd rank neither.
-        "few": {"shards": few, "seq_len": 64, "num_lanes": 4, "shuffle": False},
-        "small": {"shards": small, "seq_len": 32, "num_lanes": 4},
-        "next_fit": {"shards": even, "seq_len": 64, "num_lanes": 8, "packing": "next_fit", "boundary": "trim"},
-    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,22 +29,6 @@ class Endless:
     """More keys of the case; "loader" adds to the loader's arguments."""
     only: tuple[int, ...] = (1, 2, 4)
     """Numbers of ranks."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finite:
-    corpus: str = "uneven"
-    num_workers: int = 0
-    batch_size: int = 3
-    epochs: int = 1
-    passes: int = 2
-    pad: bool = True
-    drop_last: bool = False
-    resume_pass: int = 0
-    """Go on in this pass from a state of one process ..."""
-    resume_part: tuple[int, int] | None = None
-    """... (a, b): a rounds before the pass's end (negative) or behind its start, and b packs; None: begin afresh."""
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 ENDLESS = {
@@ -134,82 +89,6 @@ DIFFER_IN_THE_RUN = {
 }
 
 
-class References:
-    """What is expected, worked out in this process, each thing once."""
-
-    def __init__(self, corpora: dict[str, Dataset]) -> None:
-        self.corpora = corpora
-        self.lanes = cache(self._lanes)
-
-    def _lanes(self, corpus: str, epoch: int, epochs: int | None, limit: int | None = None) -> list[Any]:
-        return lane_packs({**self.corpora[corpus], "epochs": epochs}, epoch=epoch, limit=limit)
-
-    def loader(self, corpus: str, batch_size: int, **arguments: Any) -> streampack.PackedDataLoader:
-        """The same run in one process."""
-        drop_last = arguments.pop("drop_last", False)
-        dataset = streampack.PackedDataset(tokenizer=ByteTokenizer(), **self.corpora[corpus], **arguments)
-        return streampack.PackedDataLoader(
-            dataset, batch_size, num_workers=0, dp_rank=0, dp_size=1, drop_last=drop_last
-        )
-
-    def passes(self, case: Finite) -> Iterator[Pass]:
-        """The passes from the first one on, one behind the other without `drop_last`."""
-        start = 0
-        for number in range(case.resume_pass + 1):
-            current = self.one_pass(case, number, start)
-            yield current
-            start = current.end
-
-    def one_pass(self, case: Finite, number: int, start: int) -> Pass:
-        lanes = self.lanes(case.corpus, number * case.epochs, case.epochs)
-        return Pass(lanes=lanes, seq_len=self.corpora[case.corpus]["seq_len"], start=start, pad=case.pad)
-
-    def begin(self, case: Finite) -> tuple[Pass, int, str | None]:
-        """The pass that a case begins in, the global pack that it begins with, and the state to begin from."""
-        *before, current = self.passes(case)
-        if case.resume_part is None:
-            return current, current.start, None
-        rounds, packs = case.resume_part
-        num_lanes = len(current.lanes)
-        begin = (current.start if rounds > 0 else current.end) + rounds * num_lanes + packs
-        assert current.start < begin <= current.end, (current.start, begin, current.end)
-        arguments = {"epochs": case.epochs, "epoch_end": "pad" if case.pad else "stop"}
-        with self.loader(case.corpus, 1, **arguments) as loader:
-            for _ in before:
-                assert sum(1 for _ in loader) > 0
-            iterator = iter(loader)
-            for _ in range(begin - current.start):
-                next(iterator)
-            return current, begin, to_json(loader.state_dict())
-
-
-class Ran:
-    """A job that is over: what each rank did in each case."""
-
-    def __init__(self, num_ranks: int, outcomes: dict[str, list[Outcome]], folder: Path) -> None:
-        self.num_ranks = num_ranks
-        self.outcomes = outcomes
-        self.folder = folder
-
-    def __getitem__(self, name: str) -> list[Outcome]:
-        """The outcomes by rank of a case that went well."""
-        outcomes = self.outcomes[name]
-        errors = [outcome["errors"] for outcome in outcomes]
-        assert not any(errors), f"{name!r} failed: {errors}"
-        return outcomes
-
-    def errors(self, name: str) -> list[list[str]]:
-        return [outcome["errors"] for outcome in self.outcomes[name]]
-
-    def seen(self, name: str) -> dict[str, set[int]]:
-        """Which processes asked the watched storage of a case for what."""
-        found: dict[str, set[int]] = {"list": set(), "read": set()}
-        for line in (self.folder / name).read_text().splitlines():
-            pid, operation = line.split()
-            found["read" if operation == "read" else "list"].add(int(pid))
-        return found
-
-
 def _cases(num_ranks: int, references: References, place: Path) -> Iterator[dict[str, Any]]:
     corpora = references.corpora
     few = {"dataset": {**corpora["few"], "epochs": 1}, "loader": {"num_workers": 0}}
@@ -255,11 +134,6 @@ def _cases(num_ranks: int, references: References, place: Path) -> Iterator[dict
         yield {**even, "name": "replicate x shard", "mesh": {"dp_replicate": 2, "dp_shard": 2}}
 
 
-@pytest.fixture(scope="module")
-def references(corpora: dict[str, Dataset]) -> References:
-    return References(corpora)
-
-
 def _job_of(num_ranks: int) -> Any:
     """A fixture with the job of a number of ranks; pytest keeps it, or its failure, for all tests."""
 
@@ -279,22 +153,9 @@ def job(request: pytest.FixtureRequest) -> Ran:
     return request.getfixturevalue(f"job_of_{request.param}")
 
 
-def run_job(cases: Iterable[dict[str, Any]], num_ranks: int, folder: Path, *, deadline_s: float = 90) -> Ran:
-    cases = list(cases)
-    (folder / "job.json").write_text(json.dumps(cases))
-    torchrun("cases.py", folder / "job.json", folder, ranks=num_ranks, log=folder / "log", deadline_s=deadline_s)
-    by_rank = [pickle.loads((folder / f"rank{rank}.pickle").read_bytes()) for rank in range(num_ranks)]
-    outcomes = {case["name"]: list(of_ranks) for case, *of_ranks in zip(cases, *by_rank, strict=True)}
-    return Ran(num_ranks, outcomes, folder)
-
-
 def on(*num_ranks: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Run the test on the job of each of these numbers of ranks."""
     return pytest.mark.parametrize("job", num_ranks, indirect=True, ids=lambda ranks: f"{ranks} ranks")
-
-
-def check_sum(got: list[int], expected: int) -> None:
-    assert sum(got) % 2**64 == expected
 
 
 @pytest.mark.parametrize(

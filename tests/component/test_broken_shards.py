@@ -1,7 +1,6 @@
 """on_error="skip" for broken shards: what is lost is skipped, and all else comes in its order on every topology."""
 
 import contextlib
-import gzip
 import io
 import json
 import tarfile
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import zstandard
+from support.damage import DAMAGES, break_header, cut_short, members
 from support.jobs import Corpus, Job, assert_equal, dataset, documents_of, expected, texts, write_corpus
 from support.jobs import _boundary as boundary_of
 from support.proxy import Fault, Proxy
@@ -20,48 +19,6 @@ from streampack.errors import ShardError, ShardNotFoundError, StorageError, Wron
 from streampack.testing import ByteTokenizer
 
 SUFFIXES = (".tar", ".tar.gz", ".tar", ".tar.zst")
-
-
-def plain(path: Path) -> bytes:
-    data = path.read_bytes()
-    if path.suffix == ".gz":
-        return gzip.decompress(data)
-    return zstandard.ZstdDecompressor().decompressobj().decompress(data) if path.suffix == ".zst" else data
-
-
-def store(path: Path, data: bytes) -> None:
-    if path.suffix == ".gz":
-        data = gzip.compress(data, mtime=0)
-    elif path.suffix == ".zst":
-        data = zstandard.compress(data)
-    path.write_bytes(data)
-
-
-def members(path: Path) -> list[tarfile.TarInfo]:
-    with tarfile.open(fileobj=io.BytesIO(plain(path))) as tar:
-        return tar.getmembers()
-
-
-def break_header(path: Path, sample: int) -> None:
-    """One byte of a member's header is another one."""
-    data = bytearray(plain(path))
-    data[members(path)[sample].offset_data - 512 + 150] ^= 1
-    store(path, bytes(data))
-
-
-def zero_block(path: Path, sample: int) -> None:
-    data = bytearray(plain(path))
-    at = members(path)[sample].offset_data - 512
-    data[at : at + 512] = bytes(512)
-    store(path, bytes(data))
-
-
-def cut_short(path: Path, sample: int) -> None:
-    """The archive ends inside a member; the size in the list is that of what is left."""
-    store(path, plain(path)[: members(path)[sample].offset_data + 1])
-
-
-DAMAGES = {"a broken header": break_header, "a block of zeros": zero_block, "cut short": cut_short}
 
 
 def make(folder: Path) -> Corpus:

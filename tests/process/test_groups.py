@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
+from support.ranks import Finite, Ran, References, run_job
 from support.reference import assert_batches, endless_batches, prose
 from support.torchrun import torchrun
-from test_torchrun import Finite, Ran, References, corpora, references, run_job  # noqa: F401 (fixtures)
 
 from streampack.testing import write_shards
 
@@ -17,7 +17,7 @@ def uneven(given: References) -> dict:
 
 
 @pytest.fixture(scope="module")
-def lives(references: References, tmp_path_factory: pytest.TempPathFactory) -> Ran:  # noqa: F811
+def lives(references: References, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """Two ranks on which groups and loaders come and go."""
     even = {"dataset": references.corpora["even"], "loader": {"batch_size": 2, "num_workers": 0}, "batches": 2}
     again = {"name": "closed between passes", "passes": 3, "close_after_passes": [0, 1], "close": True}
@@ -31,7 +31,7 @@ def lives(references: References, tmp_path_factory: pytest.TempPathFactory) -> R
 
 def test_a_loader_that_was_closed_between_passes_still_ends_on_all_ranks_at_once(
     lives: Ran,
-    references: References,  # noqa: F811
+    references: References,
 ) -> None:
     start = 0
     for number in range(3):
@@ -42,7 +42,7 @@ def test_a_loader_that_was_closed_between_passes_still_ends_on_all_ranks_at_once
         start = current.end
 
 
-def test_loaders_can_be_closed_and_others_made_on_the_same_ranks(lives: Ran, references: References) -> None:  # noqa: F811
+def test_loaders_can_be_closed_and_others_made_on_the_same_ranks(lives: Ran, references: References) -> None:
     lanes = references.lanes("even", 0, None, 2)
     for rank in range(2):
         expected = endless_batches(lanes, 0, rank=rank, num_ranks=2, batch_size=2, count=2)
@@ -58,7 +58,7 @@ def test_loaders_that_were_closed_leave_no_connections_between_the_ranks(lives: 
 
 def test_a_group_of_the_trainer_that_only_one_rank_belongs_to_does_not_hinder(
     lives: Ran,
-    references: References,  # noqa: F811
+    references: References,
 ) -> None:
     current = references.one_pass(Finite(), 0, 0)
     for rank, outcome in enumerate(lives["group of rank 0"]):
@@ -66,7 +66,7 @@ def test_a_group_of_the_trainer_that_only_one_rank_belongs_to_does_not_hinder(
         assert_batches(outcome["passes"][0], expected, f"rank {rank}")
 
 
-def test_loaders_of_a_mesh_can_be_closed_and_others_made(references: References, tmp_path: Path) -> None:  # noqa: F811
+def test_loaders_of_a_mesh_can_be_closed_and_others_made(references: References, tmp_path: Path) -> None:
     even = {"dataset": references.corpora["even"], "loader": {"batch_size": 2, "num_workers": 1}, "batches": 2}
     mesh = {**even, "mesh": {"dp": 2, "tp": 2}, "close": True}
     job = run_job([{**mesh, "name": f"mesh {number}"} for number in range(3)], 4, tmp_path, deadline_s=40)
@@ -78,8 +78,7 @@ def test_loaders_of_a_mesh_can_be_closed_and_others_made(references: References,
 
 
 def test_a_group_of_the_trainer_that_only_one_rank_of_a_mesh_belongs_to_does_not_hinder(
-    references: References,  # noqa: F811
-    tmp_path: Path,
+    references: References, tmp_path: Path
 ) -> None:
     mesh = {**uneven(references), "name": "mesh", "mesh": {"dp": 2, "tp": 2}, "group_of": [0]}
     current = references.one_pass(Finite(), 0, 0)

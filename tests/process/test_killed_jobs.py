@@ -1,16 +1,15 @@
 """A job killed at any moment leaves a checkpoint that goes on exactly, and no process behind; a failing one ends."""
 
 import json
-import pickle
 import random
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from support.reference import assert_batches, endless_batches, lane_packs, prose
 from support.torchrun import Job, needs_proc, torchrun
+from support.training import await_checkpoint, complete, handed_out, write_job
 
 import streampack
 from streampack.testing import ByteTokenizer, write_shards
@@ -19,37 +18,6 @@ pytestmark = pytest.mark.timeout(170)
 
 WORKERS_NOTICE_S = 15
 """torch's workers look every 5 seconds whether their parent lives."""
-
-
-def handed_out(folder: Path, rank: int) -> tuple[int, dict[str, Any], int | None]:
-    """What a rank wrote: the global pack that it began with, its batches, its digest if it came to its end."""
-    with (folder / f"rank{rank}.packs").open("rb") as file:
-        values = []
-        while True:
-            try:
-                values.append(pickle.load(file))
-            except (EOFError, pickle.UnpicklingError):  # the last one may be cut short by the kill
-                break
-    batches = [value for value in values if isinstance(value, dict)]
-    stacked = {key: np.stack([batch[key] for batch in batches]) for key in batches[0]} if batches else {}
-    return values[0], stacked, None if isinstance(values[-1], dict) else values[-1]
-
-
-def complete(folder: Path) -> list[Path]:
-    """Checkpoints that were written to their end, oldest first."""
-    return sorted(path.parent for path in folder.glob("step*/.metadata"))
-
-
-def write_job(folder: Path, **given: Any) -> None:
-    given = {"every": 3, "load": None, "batches": None, "pause_after": None, **given}
-    (folder / "job.json").write_text(json.dumps(given))
-
-
-def await_checkpoint(running: Job, folder: Path) -> None:
-    deadline = time.monotonic() + 60
-    while not complete(folder):
-        assert time.monotonic() < deadline, f"no checkpoint; the job said:\n{running.output}"
-        time.sleep(0.02)
 
 
 @needs_proc

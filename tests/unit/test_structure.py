@@ -1,0 +1,60 @@
+"""How the tests lie: folders mirror the packages, no test file imports from another, none waits without a reason."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+PACKAGE = TESTS.parent / "streampack"
+FOLDERS = ["benchmarks", "component", "fuzz", "integrations", "nightly", "process", "support", "unit"]
+FILES = sorted(path.relative_to(TESTS).as_posix() for path in TESTS.rglob("*.py"))
+TEST_FILES = [name for name in FILES if Path(name).name.startswith("test_")]
+
+SLEEPS = {
+    # File -> why it waits for a time and not for a condition alone.
+    "process/test_demo.py": "polls for the first log",
+    "process/test_killed_jobs.py": "kills at a random moment; polls for the end of processes",
+    "process/test_killed_server.py": "a training step; polls for the end of processes",
+    "process/test_worker_restarts.py": "workers that are slow or hang",
+    "unit/storage/test_cache.py": "shows that nothing is asked for meanwhile; polls for a lock",
+    "unit/storage/test_cache_disk.py": "longer than a patience that is a constant; polls for sizes",
+    "unit/storage/test_storage.py": "a consumer that pauses for longer than the budget",
+    "unit/storage/test_storage_ahead.py": "shows that nothing is asked for meanwhile; a slow consumer",
+}
+"""`support/` and `benchmarks/` are not asked: what polls for a condition, throttles or trains stands there."""
+
+
+def imports(name: str) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse((TESTS / name).read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+    return found
+
+
+def sleeps(name: str) -> bool:
+    return any(
+        isinstance(node, ast.Attribute) and node.attr == "sleep"
+        for node in ast.walk(ast.parse((TESTS / name).read_text("utf-8")))
+    )
+
+
+def test_every_file_has_its_folder() -> None:
+    assert sorted({name.split("/")[0] for name in FILES} - {"conftest.py"}) == FOLDERS
+
+
+def test_a_folder_of_unit_tests_is_a_package() -> None:
+    folders = {path.name for path in (TESTS / "unit").iterdir() if path.is_dir() and any(path.glob("test_*.py"))}
+    assert sorted(name for name in folders if not (PACKAGE / name / "__init__.py").exists()) == []
+
+
+@pytest.mark.parametrize("name", TEST_FILES)
+def test_a_test_file_imports_from_no_other(name: str) -> None:
+    assert [module for module in imports(name) if module.rpartition(".")[2].startswith(("test_", "conftest"))] == []
+
+
+def test_only_those_tests_sleep_that_say_why() -> None:
+    assert sorted(name for name in TEST_FILES if sleeps(name)) == sorted(SLEEPS)
