@@ -25,7 +25,7 @@ class SampleLocation(NamedTuple):
     lane: int = -1
     shard: int = -1
     sample: int = -1
-    """Byte offset in a plain tar, ordinal in a compressed one."""
+    """`Sample.position`."""
 
 
 def report_to(row: MutableSequence[int] | None) -> None:

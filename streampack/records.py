@@ -79,10 +79,9 @@ class Sample(NamedTuple):
     """Members of one tar that share a key, in WebDataset's sense."""
 
     key: str
-    offset: int
-    """Of the sample's first header (prefix headers included) in the uncompressed tar, in bytes."""
-    ordinal: int
-    """Index of the sample counted from where reading began (the shard's start in a compressed shard)."""
+    position: int
+    """Where the sample stands in its shard: in a plain tar the byte offset of its first header (prefix headers
+    included), in a compressed one its ordinal, counted from 0."""
     members: Mapping[str, bytes]
     """Extension (after the first dot of the base name) -> content; only the wanted ones."""
     sizes: Mapping[str, int] = MappingProxyType({})
@@ -108,7 +107,7 @@ class Document:
     part: int = 0
     """Index in the list that the transform returned for the record."""
     sample: int = 0
-    """Where the sample stands in its shard: byte offset in a plain tar, ordinal in a compressed one."""
+    """`Sample.position` of its sample."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +178,7 @@ class Cursor(NamedTuple):
     piece: int = 0
     """Index into the lane's pieces of the epoch."""
     sample: int = -1
-    """Byte offset of the sample's first header in a plain tar, ordinal in a compressed one; -1: the piece's start."""
+    """`Sample.position`; -1: the piece's start."""
     record: int = 0
     part: int = 0
     row: int = 0

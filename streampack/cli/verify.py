@@ -96,14 +96,13 @@ def verify_shard(pipeline: Pipeline, index: int, shard: Shard, *, tell: Callable
             shard, Piece(index, 0, shard.size, whole=True), resume=-1, max_range_bytes=_RANGE_BYTES
         ):
             samples += 1
-            position = sample.ordinal if jumps else sample.offset
             unheard += sum(sample.sizes.values())
             if unheard >= _STEP_BYTES:
-                reached = told if jumps else position
+                reached = told if jumps else sample.position
                 tell(reached - told)
                 told, unheard = reached, 0
             for item in pipeline.documents.read(
-                sample, url=shard.url, shard_name=shard.name, shard_index=index, epoch=0, position=position
+                sample, url=shard.url, shard_name=shard.name, shard_index=index, epoch=0
             ):
                 if isinstance(item, BadRecord):
                     num_problems += 1

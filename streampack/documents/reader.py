@@ -1,6 +1,6 @@
 """Samples in, documents out: the member that `field` names becomes text or tokens, then split and transform.
 
-In:  a `Sample` (the bytes of its members), and where it stands: shard, epoch, position.
+In:  a `Sample` (the bytes of its members), its shard, and the epoch.
 Out: its `Document`s in record order, and a `BadRecord` in the place of each one that cannot be read. The caller
      raises its error or skips it; what comes before and after stays as it is.
 
@@ -124,7 +124,6 @@ class DocumentReader:
         shard_name: str,
         shard_index: int,
         epoch: int,
-        position: int,
         first_record: int = 0,
         first_part: int = 0,
     ) -> Iterable[Document | BadRecord]:
@@ -134,9 +133,9 @@ class DocumentReader:
             sample: the members that the field wants, and the sizes of all.
             url: the shard, for errors.
             shard_name: the shard's name; its last component, the key and the record decide on the split.
-            shard_index: the shard's index as listed; with seed, epoch, position and record it seeds the transform.
+            shard_index: the shard's index as listed; with seed, epoch, the sample's position and record it seeds the
+                transform.
             epoch: the epoch that the lane is in.
-            position: the sample's byte offset in a plain tar, its ordinal in a compressed one.
             first_record: records before it are neither parsed nor given.
             first_part: parts of `first_record` before it are not given.
 
@@ -144,13 +143,13 @@ class DocumentReader:
             ConfigError: the transform returned what is no document. What it raises passes as it is, with a note.
         """
         if self.field.holds_many:
-            items: Iterable[Document | BadRecord] = self._read_many(sample, url, shard_name, position, first_record)
+            items: Iterable[Document | BadRecord] = self._read_many(sample, url, shard_name, first_record)
         else:
-            item = self._read_one(sample, url, shard_name, position) if first_record == 0 else None
+            item = self._read_one(sample, url, shard_name) if first_record == 0 else None
             items = () if item is None else (item,)
         if self.transform is None and self.chat is None and not first_part:
             return items
-        return self._parts(items, url, shard_index, epoch, position, first_record, first_part)
+        return self._parts(items, url, shard_index, epoch, first_record, first_part)
 
     def contents(self, samples: Sequence[Sample]) -> list[str] | Joined | None:
         """The texts, or the token ids, of samples that are a document each: what `read` gives of them, at once.
@@ -177,7 +176,6 @@ class DocumentReader:
         url: str,
         shard_index: int,
         epoch: int,
-        position: int,
         first_record: int,
         first_part: int,
     ) -> Iterator[Document | BadRecord]:
@@ -189,7 +187,7 @@ class DocumentReader:
                 if first == 0:
                     yield self._in_tokens(item)
                 continue
-            rng = hashing.generator(self.seed, epoch, shard_index, position, item.record)
+            rng = hashing.generator(self.seed, epoch, shard_index, item.sample, item.record)
             try:
                 parts = _transformed(item, self.transform, rng, self.max_document_bytes)
             except BadContentError as bad:
@@ -212,7 +210,7 @@ class DocumentReader:
     def _chosen(self, shard_name: str, key: str, record: int) -> bool:
         return self.hold_out is None or self.hold_out.has(shard_name, key, record)
 
-    def _read_one(self, sample: Sample, url: str, shard_name: str, position: int) -> Document | BadRecord | None:
+    def _read_one(self, sample: Sample, url: str, shard_name: str) -> Document | BadRecord | None:
         """Of a member that is one document: record 0, or None where it is of the other split."""
         if not self._chosen(shard_name, sample.key, 0):
             return None
@@ -230,10 +228,10 @@ class DocumentReader:
         except BadContentError as bad:
             extension = extension or bad.extension
             return bad.record(0, url, f"{sample.key}.{extension}" if extension else sample.key)
-        return Document(text=text, tokens=tokens, messages=messages, key=sample.key, url=url, sample=position)
+        return Document(text=text, tokens=tokens, messages=messages, key=sample.key, url=url, sample=sample.position)
 
     def _read_many(
-        self, sample: Sample, url: str, shard_name: str, position: int, first_record: int
+        self, sample: Sample, url: str, shard_name: str, first_record: int
     ) -> Iterator[Document | BadRecord]:
         """Of a member of JSON lines; offsets in errors are those in the decompressed member."""
         key = member = sample.key
@@ -263,7 +261,7 @@ class DocumentReader:
                         yield bad.record(record, url, member, line_number=line_number, start=start)
                     else:
                         yield Document(
-                            text=text, messages=messages, key=key, url=url, record=record, sample=position
+                            text=text, messages=messages, key=key, url=url, record=record, sample=sample.position
                         )
             start = end + 1
 

@@ -19,9 +19,9 @@ from streampack.packing.policies import INT32, BoundaryPolicy, ReplaceBoundary
 from streampack.records import IGNORE_INDEX, Document, Joined, Mask, Sample, Shard, Tokenizer, Tokens, join
 from streampack.storage.access import StorageReader
 from streampack.storage.digests import block_bytes_of
-from streampack.tar.codecs import decompress, is_compressed
+from streampack.tar.codecs import is_compressed
 from streampack.tar.cuts import find_sample, first_boundary
-from streampack.tar.reader import read_range, read_samples
+from streampack.tar.reader import read_range, read_samples, read_shard
 
 _NO_ORDINAL = 2**62  # no shard has so many samples
 _LOOK_BYTES = 128 * 2**10  # a search for a sample reads little more than the headers around a cut
@@ -81,9 +81,8 @@ class Pipeline:
     ) -> Iterator[Sample]:
         wanted, limit = self.documents.field.wanted, self.documents.member_bytes
         if is_compressed(shard.url):
-            chunks = decompress(read(0), url=shard.url)
-            samples = read_samples(chunks, url=shard.url, wanted=wanted, max_member_bytes=limit)
-            yield from dropwhile(lambda sample: sample.ordinal < resume, samples)
+            samples = read_shard(read(0), url=shard.url, wanted=wanted, max_member_bytes=limit)
+            yield from dropwhile(lambda sample: sample.position < resume, samples)
         elif piece.whole:
             start = max(resume, 0)
             yield from read_samples(

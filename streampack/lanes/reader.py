@@ -176,11 +176,10 @@ class LaneReader:
             some: list[Sample] = []
             num_bytes, is_whole = 0, True
             try:
-                by_ordinal = self.in_compressed
                 for sample in self._pipeline.samples(
                     shard, piece, resume=resume if last == begin else last, max_range_bytes=self._max_range_bytes
                 ):
-                    position = sample.ordinal if by_ordinal else sample.offset
+                    position = sample.position
                     if position >= end:
                         is_whole = False
                         break
@@ -229,13 +228,13 @@ class LaneReader:
     ) -> Iterator[Run | ReadError]:
         """What is in the samples of a piece; `place`: its epoch and number; `start`: where the reading began."""
         samples, num_bytes = some
-        here = place._replace(sample=self._position(samples[0]))
+        here = place._replace(sample=samples[0].position)
         begun = start if start[:3] == here[:3] else here  # with a record, part and row
         if not (begun.record or begun.part or (place.epoch, shard_index) in self._with_skipped_ranges):
             heartbeat.begin_sample(self._lane, shard_index, here.sample)
             contents = self._pipeline.documents.contents(samples)
             if contents is not None:
-                places = [(self._position(sample), 0, 0) for sample in samples]
+                places = [(sample.position, 0, 0) for sample in samples]
                 keys = [sample.key for sample in samples]
                 head = place.epoch, place.piece, shard_index, shard.url
                 samples.clear()  # whoever has given them holds them no longer than this
@@ -244,7 +243,7 @@ class LaneReader:
         found = _Documents(place, shard_index, shard.url)
         try:
             for sample in samples:
-                here = here._replace(sample=self._position(sample))
+                here = here._replace(sample=sample.position)
                 for item in self._documents(sample, shard, shard_index, begun if begun.sample == here.sample else here):
                     if isinstance(item, ReadError) or not found.fits(item) or found.num_bytes >= self.wanted_bytes:
                         yield from found.take()
@@ -256,9 +255,6 @@ class LaneReader:
             yield from found.take()
             raise
         yield from found.take()
-
-    def _position(self, sample: Sample) -> int:
-        return sample.ordinal if self.in_compressed else sample.offset
 
     def _documents(
         self, sample: Sample, shard: Shard, shard_index: int, here: Cursor
@@ -275,7 +271,6 @@ class LaneReader:
             shard_name=shard.name,
             shard_index=shard_index,
             epoch=self._corpus.order_epoch(here.epoch),
-            position=here.sample,
             first_record=here.record,
             first_part=here.part,
         ):

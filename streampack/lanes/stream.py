@@ -50,7 +50,7 @@ class Provenance(NamedTuple):
     url: str
     key: str
     sample: int
-    """Byte offset of the sample in a plain tar, ordinal in a compressed one."""
+    """`Sample.position`."""
     record: int
     part: int
     row: int

@@ -48,9 +48,8 @@ def read_samples(
     max_member_bytes: int,
     start: int = 0,
     whole: bool = True,
-    first_ordinal: int = 0,
 ) -> Iterator[Sample]:
-    """The samples in the bytes of a tar from offset `start`, where an entry begins.
+    """The samples in the bytes of a tar from offset `start`, where an entry begins; their positions are offsets.
 
     Members whose extension `wanted` refuses, those above `max_member_bytes`, and sparse files (their stored bytes are
     not their content) are passed over without a copy; they stand in `Sample.sizes` only. So does what would bring the
@@ -65,7 +64,19 @@ def read_samples(
     """
     until = None if whole else _ANYWHERE
     source = Chunks(chunks, start)
-    return _read(source, url, wanted, max_member_bytes, first_ordinal, until=lambda: until, is_cut=not whole)
+    return _read(source, url, wanted, max_member_bytes, until=lambda: until, is_cut=not whole)
+
+
+def read_shard(
+    stored: Iterable[bytes], *, url: str, wanted: Callable[[str], bool], max_member_bytes: int
+) -> Iterator[Sample]:
+    """The samples of a whole shard from its bytes as they are stored, compressed as the URL says.
+
+    `read_samples` has the other arguments and the errors; `codecs.decompress` has more.
+    """
+    source = Chunks(decompress(stored, url=url))
+    by_ordinal = is_compressed(url)
+    return _read(source, url, wanted, max_member_bytes, until=lambda: None, is_cut=False, by_ordinal=by_ordinal)
 
 
 def read_range(
@@ -84,7 +95,7 @@ def read_range(
 
     The samples are those from `find_sample(begin)` to `find_sample(end)`; the ranges between any cuts hold each sample
     once. `open_range(first, last)` gives the bytes in between, `open_at(offset)` those from there on, of which only the
-    first few are read. `resume`: a `Sample.offset` of this range to go on from.
+    first few are read. `resume`: a `Sample.position` of this range to go on from.
 
     Raises:
         TruncatedShardError: The shard ends before the archive does.
@@ -123,7 +134,7 @@ def read_range(
         return None if right().offset == size else right()
 
     is_cut = begin > 0 or end < size or resume is not None
-    yield from _read(Chunks(chunks(), first), url, wanted, max_member_bytes, 0, until=until, is_cut=is_cut)
+    yield from _read(Chunks(chunks(), first), url, wanted, max_member_bytes, until=until, is_cut=is_cut)
 
 
 def _read(
@@ -131,18 +142,19 @@ def _read(
     url: str,
     wanted: Callable[[str], bool],
     max_member_bytes: int,
-    ordinal: int,
     *,
     until: Callable[[], Boundary | None],
     is_cut: bool,
+    by_ordinal: bool = False,
 ) -> Iterator[Sample]:
     """`read_samples` up to the boundary that `until` gives when the bytes end, None: up to the archive's end.
 
-    `is_cut` is for what an error says.
+    `is_cut` is for what an error says; `by_ordinal`: positions are ordinals.
     """
     start = source.offset
     key: str | None = None
-    offset = 0
+    position = 0
+    num_samples = 0
     members: dict[str, bytes] = {}
     sizes: dict[str, int] = {}
     chunk = b""
@@ -169,10 +181,10 @@ def _read(
                 extension = names[1]
                 if names[0] != key:
                     if key is not None:
-                        yield _new_tuple(Sample, (key, offset, ordinal, members, sizes))
-                        ordinal += 1
+                        yield _new_tuple(Sample, (key, position, members, sizes))
                     key = names[0]
-                    offset = begin
+                    position = num_samples if by_ordinal else begin
+                    num_samples += 1
                     members = {}
                     sizes = {}
                 elif len(sizes) >= MAX_MEMBERS:
@@ -193,7 +205,7 @@ def _read(
     except BadEntryError as bad:
         raise _shard_error(bad, url, start, until, is_cut=is_cut) from None
     if key is not None:
-        yield Sample(key, offset, ordinal, members, sizes)
+        yield Sample(key, position, members, sizes)
 
 
 def _payload(source: Chunks, name: str, size: int) -> bytes:

@@ -113,7 +113,7 @@ def test_samples_before_the_first_change_are_those_of_the_whole_shard(good: byte
     first = next((at for at, (old, new) in enumerate(zip(good, data)) if old != new), min(len(good), len(data)))
     whole = list(read_samples([good], url="a.tar", wanted=lambda _: True, max_member_bytes=1 << 20))
     found, _ = read_whole(data)
-    safe = sum(sample.offset <= first for sample in whole[2:])  # the sample behind each of them is whole, too
+    safe = sum(sample.position <= first for sample in whole[2:])  # the sample behind each of them is whole, too
     assert found[:safe] == whole[:safe]
 
 

@@ -86,9 +86,9 @@ def _parts(dataset: PackedDataset, part_bytes: int) -> Iterator[tuple[bytes, str
             wanted=pipeline.documents.field.wanted,
             max_member_bytes=pipeline.documents.member_bytes,
         ):
-            if sample.offset - begin >= part_bytes:
-                yield bytes(held[: sample.offset - begin]), suffix
-                del held[: sample.offset - begin]
-                begin = sample.offset
+            if sample.position - begin >= part_bytes:
+                yield bytes(held[: sample.position - begin]), suffix
+                del held[: sample.position - begin]
+                begin = sample.position
         if sample is not None:
             yield bytes(held), suffix

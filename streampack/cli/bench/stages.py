@@ -20,7 +20,7 @@ from streampack.loader.loader import PackedDataLoader
 from streampack.packing.policies import expand_block, stack
 from streampack.records import BadRecord, Document, PackRows, Sample, Tokenizer, join
 from streampack.tar.codecs import decompress
-from streampack.tar.reader import read_samples
+from streampack.tar.reader import read_samples, read_shard
 
 BATCH_SIZE = 8
 DOCUMENTS_AT_ONCE = 32
@@ -47,8 +47,8 @@ def samples_of(dataset: PackedDataset) -> list[tuple[str, Sample]]:
     return [
         (shard.url, sample)
         for shard in dataset.list_shards()
-        for sample in read_samples(
-            decompress(pipeline.storage.chunks(shard.url, size=shard.size), url=shard.url),
+        for sample in read_shard(
+            pipeline.storage.chunks(shard.url, size=shard.size),
             url=shard.url,
             wanted=pipeline.documents.field.wanted,
             max_member_bytes=pipeline.documents.member_bytes,
@@ -61,7 +61,7 @@ def documents_of(dataset: PackedDataset, samples: Sequence[tuple[str, Sample]]) 
     read_sample = dataset.pipeline.documents.read
     documents: list[Document] = []
     for url, sample in samples:
-        items = read_sample(sample, url=url, shard_name=url, shard_index=0, epoch=0, position=sample.offset)
+        items = read_sample(sample, url=url, shard_name=url, shard_index=0, epoch=0)
         documents += [item for item in items if not isinstance(item, BadRecord)]
     return documents
 

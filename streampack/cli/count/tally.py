@@ -172,14 +172,14 @@ def tally_shard(
     piece = Piece(index, 0, shard.size, whole=True)
     for sample in pipeline.samples(shard, piece, resume=-1, max_range_bytes=_RANGE_BYTES):
         tally.samples += 1
-        position = sample.ordinal if jumps else sample.offset
+        position = sample.position
         unheard += sum(sample.sizes.values())
         if unheard >= _STEP_BYTES:
             reached = told if jumps else position
             tell(reached - told)
             told, unheard = reached, 0
         for item in pipeline.documents.read(
-            sample, url=shard.url, shard_name=shard.name, shard_index=index, epoch=0, position=position
+            sample, url=shard.url, shard_name=shard.name, shard_index=index, epoch=0
         ):
             part = 0 if isinstance(item, BadRecord) else item.part
             place = Place(index, position, item.record, part, sample.key, shard.url)

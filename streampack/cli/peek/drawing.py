@@ -44,7 +44,7 @@ class Segment:
     url: str
     key: str
     sample: int
-    """Byte offset of the sample in a plain tar, ordinal in a compressed one."""
+    """The sample's position in its shard: byte offset in a plain tar, ordinal in a compressed one."""
     record: int
     part: int
     first_row: int

@@ -27,7 +27,7 @@ URL = "s3://b/c/00001.tar"
 def sample(members: dict[str, bytes], **sizes: int) -> Sample:
     """As the reader makes it: sizes of all members, content of the wanted ones; `sizes` adds others."""
     all_sizes = {extension: len(data) for extension, data in members.items()} | sizes
-    return Sample(key="dir/k7", offset=512, ordinal=3, members=members, sizes=all_sizes)
+    return Sample(key="dir/k7", position=512, members=members, sizes=all_sizes)
 
 
 def read(
@@ -42,12 +42,11 @@ def read(
 ) -> list[Document | BadRecord]:
     reader = DocumentReader(field=parse_field(field), **options)
     items = reader.read(
-        members if isinstance(members, Sample) else sample(members),
+        (members if isinstance(members, Sample) else sample(members))._replace(position=position),
         url=URL,
         shard_name="c/00001.tar",
         shard_index=1,
         epoch=epoch,
-        position=position,
         first_record=record,
         first_part=part,
     )

@@ -66,7 +66,7 @@ def test_a_member_that_is_one_document_is_refused_by_its_header_and_never_held()
 
 
 def documents(reader: DocumentReader, sample: Sample) -> list[object]:
-    return list(reader.read(sample, url=URL, shard_name="s", shard_index=0, epoch=0, position=sample.offset))
+    return list(reader.read(sample, url=URL, shard_name="s", shard_index=0, epoch=0))
 
 
 @pytest.mark.parametrize("field", ["txt", "npy", "json:text"])
@@ -150,7 +150,7 @@ def test_an_endless_chain_of_prefix_headers_is_an_error_in_little_memory(prefix:
 
 def test_an_endless_map_of_holes_is_an_error() -> None:
     def sparse(num_blocks: int) -> Iterator[bytes]:
-        first = bytearray(header("skipped_range.txt", 512, b"S", magic=b"ustar  \0"))
+        first = bytearray(header("hole.txt", 512, b"S", magic=b"ustar  \0"))
         first[482] = 1
         yield with_checksum(first)
         yield from itertools.repeat(bytes(504) + b"\1" + bytes(7), num_blocks - 1)
@@ -158,7 +158,7 @@ def test_an_endless_map_of_holes_is_an_error() -> None:
 
     read_all(sparse(2000))
     with pytest.raises(
-        CorruptShardError, match="'skipped_range.txt', byte 0: the map of a sparse file's skipped_ranges is too large"
+        CorruptShardError, match="'hole.txt', byte 0: the map of a sparse file's holes is too large"
     ):
         read_all(sparse(10**9))
 
@@ -254,7 +254,7 @@ def test_a_zstd_window_above_the_limit_is_an_error_and_not_memory() -> None:
 def test_a_member_that_is_a_bomb_is_a_bad_record(kind: str) -> None:
     compress: Callable[[bytes], bytes] = gzip.compress if kind == "gz" else zstandard.compress
     reader = DocumentReader(field=parse_field("jsonl:text"))
-    sample = Sample("k", 0, 0, {f"jsonl.{kind}": compress(bytes(300 * MIB))})
+    sample = Sample("k", 0, {f"jsonl.{kind}": compress(bytes(300 * MIB))})
     with at_most(mib=300, seconds=10):
         (bad,) = documents(reader, sample)
     assert isinstance(bad, BadRecord)
@@ -269,7 +269,7 @@ def test_a_member_of_countless_empty_streams_is_a_bad_record_in_time(kind: str) 
 
     def first(count: int) -> object:
         data = compress(b"") * count + compress(b'{"text": "t"}') + bytes(5 if kind == "gz" else 0)
-        return documents(reader, Sample("k", 0, 0, {f"jsonl.{kind}": data}))[0]
+        return documents(reader, Sample("k", 0, {f"jsonl.{kind}": data}))[0]
 
     began = time.process_time()
     assert not isinstance(first(50_000), BadRecord)
@@ -294,7 +294,7 @@ def deep(depth: int) -> str:
 def test_json_of_any_depth_is_a_bad_record(field: str, record: str) -> None:
     record = record.replace("text", field.partition(":")[2])
     reader = DocumentReader(field=parse_field(field), chat=lambda _: (np.zeros(0, np.int32), np.zeros(0, bool)))
-    (bad,) = documents(reader, Sample("k", 0, 0, {field.partition(":")[0]: record.encode()}))
+    (bad,) = documents(reader, Sample("k", 0, {field.partition(":")[0]: record.encode()}))
     assert isinstance(bad, BadRecord)
     assert type(bad.error) is RecordError
 
@@ -307,7 +307,7 @@ def test_of_a_large_record_no_objects_are_made_to_say_what_is_wrong() -> None:
         (f'{{"text": {many}}}', "the value under 'text' is not a string"),
         (f'{{"text": "a", "beside": {many}', "broken JSON"),
     ):
-        sample = Sample("k", 0, 0, {"json": record.encode()})
+        sample = Sample("k", 0, {"json": record.encode()})
         with at_most(mib=64, seconds=10):
             (bad,) = documents(reader, sample)
         assert isinstance(bad, BadRecord)
@@ -324,7 +324,7 @@ def test_a_conversation_has_json_at_most_of_three_times_a_document() -> None:
             max_document_bytes=limit,
             chat=lambda _: (np.zeros(1, np.int32), np.ones(1, bool)),
         )
-        return documents(reader, Sample("k", 0, 0, data))[0]
+        return documents(reader, Sample("k", 0, data))[0]
 
     assert not isinstance(first(8 * MIB), BadRecord)
     bad = first(6 * MIB)
@@ -351,6 +351,6 @@ def test_a_npy_header_of_any_shape_is_a_bad_record_and_not_memory(shape: str, me
     data = b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head + bytes(4)
     reader = DocumentReader(field=parse_field("npy"))
     with at_most(mib=16, seconds=5):
-        (bad,) = documents(reader, Sample("k", 0, 0, {"npy": data}))
+        (bad,) = documents(reader, Sample("k", 0, {"npy": data}))
     assert isinstance(bad, BadRecord)
     assert message in str(bad.error)

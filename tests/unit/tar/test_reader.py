@@ -1,12 +1,15 @@
 """What is read from a tar: names, groups and payloads as WebDataset has them, and an error for every damage."""
 
+import gzip
 import io
 import itertools
 import tarfile
+from collections.abc import Callable
 from random import Random
 
 import pytest
 import webdataset
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 from support.tars import (
@@ -30,7 +33,7 @@ from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_itera
 from streampack.errors import CorruptShardError, ShardError, TruncatedShardError
 from streampack.records import Sample
 from streampack.tar.format import MAX_PREFIX_BYTES, parse_number
-from streampack.tar.reader import read_samples, split_name
+from streampack.tar.reader import read_samples, read_shard, split_name
 
 PLAIN: list[Member] = [("a.txt", b"one"), ("a.json", b"{}"), ("b/c.txt", b""), ("b/d.txt", b"x" * 700)]
 
@@ -56,7 +59,7 @@ def test_members_are_grouped_by_key() -> None:
         ("b/d", {"txt": b"x" * 700}),
     ]
     assert [sample.sizes for sample in samples] == [{"txt": 3, "json": 2}, {"txt": 0}, {"txt": 700}]
-    assert [(sample.ordinal, sample.offset) for sample in samples] == [(0, 0), (1, 2048), (2, 2560)]
+    assert [sample.position for sample in samples] == [0, 2048, 2560]
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -67,7 +70,7 @@ def test_shards_of_tarfile_read_as_webdataset_reads_them(form: str, seed: int) -
     assert contents(samples) == read_by_webdataset(data)
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         offsets = {info.offset for info in tar}
-    assert {sample.offset for sample in samples} <= offsets  # tarfile counts prefix headers in, too
+    assert {sample.position for sample in samples} <= offsets  # tarfile counts prefix headers in, too
 
 
 @pytest.mark.parametrize("form", [None, *FORMATS])
@@ -164,12 +167,23 @@ def test_a_member_above_the_limit_stands_in_sizes_only() -> None:
     ]
 
 
-def test_ordinals_and_offsets_count_from_where_reading_begins() -> None:
+def test_positions_in_a_plain_tar_count_from_its_beginning_wherever_reading_begins() -> None:
     data = write_tar(PLAIN)
-    rest = read_samples(
-        [data[2048:]], url=URL, wanted=lambda _: True, max_member_bytes=LIMIT, start=2048, first_ordinal=1
-    )
+    rest = read_samples([data[2048:]], url=URL, wanted=lambda _: True, max_member_bytes=LIMIT, start=2048)
     assert list(rest) == read(data)[1:]
+
+
+@pytest.mark.parametrize(
+    ("url", "pack"), [("a.tar", bytes), ("a.tar.gz", gzip.compress), ("a.tar.zst", zstandard.compress)]
+)
+def test_a_position_is_an_offset_in_a_plain_tar_and_an_ordinal_in_a_compressed_one(
+    url: str, pack: Callable[[bytes], bytes]
+) -> None:
+    data = write_tar(PLAIN)
+    plain = read(data)
+    found = list(read_shard([pack(data)], url=url, wanted=lambda _: True, max_member_bytes=LIMIT))
+    assert [sample.position for sample in found] == ([0, 2048, 2560] if url == "a.tar" else [0, 1, 2])
+    assert [sample._replace(position=0) for sample in found] == [sample._replace(position=0) for sample in plain]
 
 
 @pytest.mark.parametrize("kind", [b"1", b"2", b"3", b"4", b"5", b"6"])
@@ -237,7 +251,7 @@ def test_prefix_headers_name_the_next_entry_and_belong_to_it(prefix: bytes) -> N
     samples = read(data)
     assert contents(samples) == [("a", {"txt": b"1"}), ("new.name/b", {"txt": b"2"}), ("c", {"txt": b"3"})]
     assert contents(samples) == read_by_webdataset(data)
-    assert [sample.offset for sample in samples] == [0, 1024, 1024 + len(prefix) + 1024]
+    assert [sample.position for sample in samples] == [0, 1024, 1024 + len(prefix) + 1024]
 
 
 def test_a_size_may_stand_in_a_pax_header_or_in_base_256() -> None:

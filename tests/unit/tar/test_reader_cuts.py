@@ -3,7 +3,7 @@
 import io
 import tarfile
 import tracemalloc
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import pairwise
 from random import Random
 
@@ -55,15 +55,6 @@ def in_ranges(data: bytes, cuts: Iterable[int]) -> list[Sample]:
     return [sample for begin, end in pairwise(ends) for sample in range_of(data, begin, end)]
 
 
-def whole(data: bytes) -> list[Sample]:
-    """Ordinals aside: a range counts them from its own start."""
-    return [sample._replace(ordinal=0) for sample in read(data)]
-
-
-def unnumbered(samples: Sequence[Sample]) -> list[Sample]:
-    return [sample._replace(ordinal=0) for sample in samples]
-
-
 def boundary(data: bytes, cut: int, *, chunk: int = 1 << 16) -> Boundary:
     return find_sample(Shard(data, chunk).open_at, cut=cut, size=len(data), url=URL)
 
@@ -92,8 +83,8 @@ def tar_of(seed: int) -> bytes:
 @pytest.mark.parametrize("seed", range(8))
 def test_a_cut_at_any_byte_parts_a_tar_between_two_samples(seed: int) -> None:
     data = tar_of(seed + 8)
-    samples = whole(data)
-    offsets = {0: None} | {sample.offset: sample.key for sample in samples}
+    samples = read(data)
+    offsets = {0: None} | {sample.position: sample.key for sample in samples}
     before = 0
     for cut in [*range(0, len(data), 97), *range(500, 530), *range(len(data) - 1100, len(data) + 2)]:
         right = boundary(data, cut)
@@ -109,14 +100,14 @@ def test_a_cut_at_any_byte_parts_a_tar_between_two_samples(seed: int) -> None:
 @settings(max_examples=150)
 def test_the_ranges_between_any_cuts_hold_every_sample_once_and_in_order(seed: int, shares: list[float]) -> None:
     data = tar_of(seed)
-    assert unnumbered(in_ranges(data, [int(share * len(data)) for share in shares])) == whole(data)
+    assert in_ranges(data, [int(share * len(data)) for share in shares]) == read(data)
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_many_lanes_share_a_tar_evenly_and_completely(seed: int) -> None:
     data = tar_of(seed)
     for num_lanes in (2, 3, 7, 24, 200):
-        assert unnumbered(in_ranges(data, [lane * len(data) // num_lanes for lane in range(1, num_lanes)])) == whole(
+        assert in_ranges(data, [lane * len(data) // num_lanes for lane in range(1, num_lanes)]) == read(
             data
         )
 
@@ -132,11 +123,11 @@ def test_cuts_beside_every_block_lose_nothing(form: str) -> None:
         ("l" * 99 + "/l.txt", b"3"),
     ]
     data = write_tar(members, form, always_prefixed=True)
-    samples = whole(data)
+    samples = read(data)
     for block in range(0, len(data), 512):
         for cut in (block - 1, block, block + 1, block + 300):
-            assert unnumbered(in_ranges(data, [max(cut, 0)])) == samples
-            assert unnumbered(in_ranges(data, [max(cut, 0), max(cut, 0) + 512])) == samples
+            assert in_ranges(data, [max(cut, 0)]) == samples
+            assert in_ranges(data, [max(cut, 0), max(cut, 0) + 512]) == samples
 
 
 @given(st.integers(0, 10**6), st.floats(0, 1), st.integers(1, 3000))
@@ -151,9 +142,9 @@ def test_a_range_goes_on_from_any_of_its_samples(seed: int) -> None:
     data = tar_of(seed + 16)
     ends = [0, len(data) // 3, 2 * len(data) // 3, len(data)]
     for begin, end in pairwise(ends):
-        samples = unnumbered(range_of(data, begin, end))
+        samples = range_of(data, begin, end)
         for index, sample in enumerate(samples):
-            assert unnumbered(range_of(data, begin, end, resume=sample.offset)) == samples[index:]
+            assert range_of(data, begin, end, resume=sample.position) == samples[index:]
 
 
 def test_going_on_where_no_entry_begins_is_an_error() -> None:
@@ -193,10 +184,10 @@ def test_an_empty_archive_and_one_without_keys_can_be_cut() -> None:
 
 def test_headers_without_magic_are_never_guessed_but_read_by_the_lane_before() -> None:
     old = b"".join(header(f"{i}.txt", 3, b"\0", magic=bytes(8)) + body(b"one") for i in range(9)) + END
-    assert unnumbered(in_ranges(old, [100, 3000])) == whole(old)
+    assert in_ranges(old, [100, 3000]) == read(old)
     assert len(range_of(old, 0, 100)) == 9
     mixed = entry("a.txt") + entry("b.txt") + old
-    assert unnumbered(in_ranges(mixed, range(0, len(mixed), 300))) == whole(mixed)
+    assert in_ranges(mixed, range(0, len(mixed), 300)) == read(mixed)
 
 
 def test_long_prefix_headers_are_found_by_looking_back() -> None:
@@ -207,7 +198,7 @@ def test_long_prefix_headers_are_found_by_looking_back() -> None:
     data += END
     cuts = [cut + step for cut in range(0, len(data) - 600, 64_512 // 2) for step in (0, 1, 511, 512)]
     for cut in cuts:
-        assert unnumbered(in_ranges(data, [cut])) == whole(data)
+        assert in_ranges(data, [cut]) == read(data)
 
 
 # --- damage
@@ -217,7 +208,7 @@ def test_long_prefix_headers_are_found_by_looking_back() -> None:
 def test_a_shard_that_ends_too_soon_is_an_error_in_one_of_its_ranges(num_lanes: int) -> None:
     data = write_tar(random_members(Random(4), 6, "pax", max_bytes=700), "pax")
     end = len(data.rstrip(b"\0")) // 512 * 512 + 1024
-    samples = whole(data)
+    samples = read(data)
     for cut in range(1, end, 61):
         short = data[:cut]
         got: list[Sample] = []
@@ -229,7 +220,7 @@ def test_a_shard_that_ends_too_soon_is_an_error_in_one_of_its_ranges(num_lanes: 
                 error = caught
         assert isinstance(error, TruncatedShardError)
         assert "cut short" in str(error)
-        assert unnumbered(got) == samples[: len(got)]
+        assert got == samples[: len(got)]
 
 
 def test_a_shard_of_no_bytes_is_an_error() -> None:
@@ -297,8 +288,8 @@ def test_a_tar_inside_a_tar_is_read_rightly_or_refused_but_never_wrongly() -> No
     for seed in range(300):
         random = Random(seed)
         data = nested(random)
-        samples = whole(data)
-        assert unnumbered(in_ranges(data, [])) == samples  # whole shards are always right
+        samples = read(data)
+        assert in_ranges(data, []) == samples  # whole shards are always right
         for _ in range(2):
             cuts = [random.randrange(len(data)) for _ in range(random.choice([1, 1, 2, 5]))]
             got: list[Sample] = []
@@ -314,7 +305,7 @@ def test_a_tar_inside_a_tar_is_read_rightly_or_refused_but_never_wrongly() -> No
                 assert any('list the shard with "whole": true in a manifest' in text for text in errors)
             else:
                 num_right += 1
-                assert unnumbered(got) == samples
+                assert got == samples
     assert num_right > 100
     assert num_refused > 100
     print(f"\nof 600 sets of cuts {num_right} were right and {num_refused} were refused")  # noqa: T201
@@ -345,10 +336,10 @@ def test_a_guess_that_leads_nowhere_is_given_up() -> None:
         header("x", 1, b"x"),
     ):
         data = write_tar([("a.bin", body(fake)), ("b.txt", b"1"), ("c.txt", b"2"), ("d.txt", b"3")])
-        samples = whole(data)
+        samples = read(data)
         for cut in range(512, 512 + len(fake), 512):
-            assert boundary(data, cut) == Boundary(samples[2].offset, "c"), cut
-            assert unnumbered(in_ranges(data, [cut])) == samples
+            assert boundary(data, cut) == Boundary(samples[2].position, "c"), cut
+            assert in_ranges(data, [cut]) == samples
 
 
 def test_what_a_header_leads_to_does_not_depend_on_where_the_search_began() -> None:
@@ -407,7 +398,7 @@ def test_a_header_far_from_the_cut_is_found_in_one_request(chunk: int) -> None:
     """It stands behind the first bytes of a chunk, so that looking back from it needs the chunk before."""
     members: list[Member] = [("a.txt", b"1"), ("b.bin", bytes((24 << 20) - 1024)), ("c.txt", b"2"), ("d.txt", b"3")]
     data = write_tar([*members, ("e.bin", bytes(8 << 20))])
-    assert read(data)[2].offset == (24 << 20) + 512
+    assert read(data)[2].position == (24 << 20) + 512
     shard = Shard(data, chunk)
     assert find_sample(shard.open_at, cut=5000, size=len(data), url=URL).key == "d"
     assert shard.requests == [0]
@@ -434,7 +425,7 @@ def test_a_payload_made_to_send_the_search_around_is_refused() -> None:
     ):
         find_sample(shard.open_at, cut=700, size=len(data), url=URL)
     assert len(shard.requests) < 150
-    assert unnumbered(range_of(data, 0, len(data))) == whole(data)
+    assert range_of(data, 0, len(data)) == read(data)
 
 
 def test_tars_that_tarfile_appended_to_are_cut_rightly() -> None:
@@ -444,5 +435,5 @@ def test_tars_that_tarfile_appended_to_are_cut_rightly() -> None:
         info.size = 5
         tar.addfile(info, io.BytesIO(b"later"))
     data = buffer.getvalue()
-    assert unnumbered(in_ranges(data, range(0, len(data), 1000))) == whole(data)
-    assert whole(data)[-1].key == "z"
+    assert in_ranges(data, range(0, len(data), 1000)) == read(data)
+    assert read(data)[-1].key == "z"

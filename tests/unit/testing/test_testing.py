@@ -40,8 +40,8 @@ def documents(path: str, field: str) -> list[Document | BadRecord]:
     found = []
     for name, data in members(path).items():
         key, _, extension = name.partition(".")
-        sample = Sample(key=key, offset=0, ordinal=0, members={extension: data})
-        found += reader.read(sample, url=path, shard_name=path, shard_index=0, epoch=0, position=0)
+        sample = Sample(key=key, position=0, members={extension: data})
+        found += reader.read(sample, url=path, shard_name=path, shard_index=0, epoch=0)
     return found
 
 
