@@ -1,18 +1,36 @@
-"""One URL as exact bytes, or one error, however the storage behind it fails."""
+"""One URL as exact bytes, or one error, however the storage below it fails.
+
+URL -> backends -> cache -> ranges ----------------> checking -> bytes
+one reader  what is  growing ranges,          digests of
+per kind    on the   readahead: the next one  a manifest
+of storage  disk     retry: the failed one
+
+access       `StorageReader`, which the other packages use; it joins the steps above
+options      `Storage` and `RetryPolicy`, as users give them
+backends/    one module per kind of storage; its docstring says how to add one
+objects      `RangeReader`, what each backend must do
+cache/       blocks of remote shards on this node's disk, between a backend and the ranges
+ranges, readahead, retry      which bytes are asked for, when, and again
+faults       what an error of any library means
+checking, digests             bytes against the digests of a manifest
+listing      directories and globs
+clients      what each process has open
+libraries/   private names of other libraries, with the versions they were tried with
+"""
 
 __all__ = [
     "access",
+    "backends",
     "cache",
     "checking",
     "clients",
     "digests",
     "faults",
-    "http",
+    "libraries",
     "listing",
     "objects",
     "options",
     "ranges",
     "readahead",
     "retry",
-    "s3",
 ]

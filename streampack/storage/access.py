@@ -24,18 +24,16 @@ from pathlib import Path
 from typing import Any
 
 from streampack.records import StorageUse
+from streampack.storage.backends.choice import open_object
 from streampack.storage.cache import objects as cache
 from streampack.storage.cache.folder import CacheFolder
 from streampack.storage.checking import check_blocks, check_whole
 from streampack.storage.clients import Clients, local_path
 from streampack.storage.digests import parse_digest
-from streampack.storage.http import gcs_object, web_object
 from streampack.storage.listing import list_files, note_etag
-from streampack.storage.objects import FsspecObject, LocalFile, Pin, RangeReader
 from streampack.storage.options import RetryPolicy, Storage, hidden
 from streampack.storage.ranges import read_ranges
 from streampack.storage.retry import persist
-from streampack.storage.s3 import s3_object
 
 
 class StorageReader:
@@ -168,7 +166,7 @@ class StorageReader:
         first_bytes: int,
         max_bytes: int,
     ) -> Iterator[bytes]:
-        reader = self._reader(url, size)
+        reader = open_object(url, size, self._clients)
         if self._folder is not None and etag is not None:
             reader = cache.through(reader, self._folder, self._clients, etag)
         return read_ranges(
@@ -180,23 +178,6 @@ class StorageReader:
             clients=self._clients,
             size_of=lambda: self.size(url),
         )
-
-    def _reader(self, url: str, size: int | None) -> RangeReader:
-        clients = self._clients
-        pin = Pin(url, size, clients)
-        local = local_path(url)
-        if local is not None:
-            return LocalFile(local, pin)
-        protocol = "" if "::" in url else url.partition("://")[0]
-        make = {
-            "http": web_object,
-            "https": web_object,
-            "s3": s3_object,
-            "s3a": s3_object,
-            "gs": gcs_object,
-            "gcs": gcs_object,
-        }.get(protocol, FsspecObject)
-        return make(url, pin, clients)
 
     def size(self, url: str) -> int | None:
         """The object's size in bytes; None where the server does not tell; ShardNotFoundError where nothing is."""

@@ -18,12 +18,13 @@ from typing import Any, TypeVar
 
 import fsspec
 import fsspec.config
-from fsspec.asyn import reset_lock
 from fsspec.spec import AbstractFileSystem
 
 from streampack import heartbeat
 from streampack.errors import ConfigError
 from streampack.storage.faults import redacted, secrets_in
+from streampack.storage.libraries import fsspec as fsspec_names
+from streampack.storage.libraries import gcsfs
 from streampack.storage.options import RetryPolicy
 
 _log = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ class Clients:
         found = self._live.get(pid)
         if found is None:
             if self._live:
-                reset_lock()  # fsspec's own, which a thread of the parent may have held at the fork
+                fsspec_names.forget_parent()
             found = self._live.setdefault(pid, _Live())
         return found
 
@@ -95,10 +96,10 @@ class Clients:
             return made, path, {}  # a cache fetches whole objects, which may take long
         protocol = "file" if local_path(url) is not None else url.partition("://")[0]
         cls = _filesystem_class(protocol, url)
-        place = cls._get_kwargs_from_urls(url)
+        in_url = fsspec_names.arguments_in(cls, url)
 
         def make() -> AbstractFileSystem:
-            options = {**place, **_own_options(protocol, self.options)}
+            options = {**in_url, **_own_options(protocol, self.options)}
             try:
                 made = cls(**options, skip_instance_cache=True, use_listings_cache=False)
             except TypeError:
@@ -106,9 +107,9 @@ class Clients:
             _cap_retries(made, protocol)
             return made
 
-        filesystem = self._make(protocol, repr(sorted(place.items())), make)
+        filesystem = self._make(protocol, repr(sorted(in_url.items())), make)
         limit = {"timeout": self.retry.timeout_s} if getattr(filesystem, "async_impl", False) else {}
-        return filesystem, cls._strip_protocol(url), limit
+        return filesystem, fsspec_names.path_in(cls, url), limit
 
     def client(self, protocol: str, make: Callable[[], _T]) -> _T:
         """This process's native client for a protocol, made by `make` where there is none."""
@@ -203,8 +204,7 @@ def _chain(url: str) -> list[str]:
 
 def _filesystem_class(protocol: str, url: str) -> type[AbstractFileSystem]:
     if protocol in ("gs", "gcs"):
-        # Otherwise gcsfs asks each bucket's type over gRPC, whose threads hang a forked worker.
-        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        gcsfs.before_import()
     try:
         cls: type[AbstractFileSystem] = fsspec.get_filesystem_class(protocol)
     except ImportError as error:
@@ -231,6 +231,4 @@ def _cap_retries(filesystem: AbstractFileSystem, protocol: str) -> None:
     if protocol in ("s3", "s3a"):
         filesystem.retries = 1
     elif protocol in ("gs", "gcs"):
-        once = getattr(type(filesystem)._request, "__wrapped__", None)  # noqa: SLF001 - there is no option for it
-        if once is not None:  # what its decorator, which tries six times, was put around
-            filesystem._request = once.__get__(filesystem)  # noqa: SLF001
+        gcsfs.switch_off_retries(filesystem)

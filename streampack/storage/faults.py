@@ -16,6 +16,8 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 
+from streampack.storage.libraries import aiohttp
+
 _PASSING_STATUS = frozenset({408, 409, 416, 421, 423, 425, 429})
 _MISSING_CREDENTIALS = frozenset({"NoCredentialsError", "DefaultCredentialsError"})
 """Botocore's and google-auth's, by name, as their libraries may not be installed."""
@@ -68,8 +70,8 @@ def statuses(error: BaseException) -> list[int]:
 def is_final(error: BaseException) -> bool:
     """Whether trying again is pointless."""
     chain = list(causes(error))
-    if any(type(link).__module__ == "aiohttp.http_exceptions" for link in chain):
-        return False  # an answer cut or garbled on its way; aiohttp gives it status 400, which no server said
+    if any(aiohttp.is_garbled_answer(link) for link in chain):
+        return False
     found = statuses(error)
     if found:
         if any("RequestTimeout" in str(link) for link in chain):  # S3 says so with 400
@@ -79,7 +81,7 @@ def is_final(error: BaseException) -> bool:
         return True
     # fsspec's http turns refused connections into FileNotFoundError: the network's word counts before the translation.
     for link in chain:
-        network = isinstance(link, ConnectionError | TimeoutError) or type(link).__module__.startswith("aiohttp")
+        network = isinstance(link, ConnectionError | TimeoutError) or aiohttp.is_its_own(link)
         if (network and not isinstance(link, ValueError)) or isinstance(link, json.JSONDecodeError):
             return False
     final = FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError

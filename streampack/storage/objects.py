@@ -1,12 +1,10 @@
-"""One object in one storage, read by ranges: what every backend must do, and local files and fsspec's own way.
+"""One object, read by ranges: what every backend must do (`RangeReader`), and which object it is (`Pin`).
 
-In: a range [start, stop). Out: its bytes, handed to `keep` as they come, so that a fault loses nothing that came before
-it; or whatever exception the backend's library raises. More bytes than asked for: from `start` to the object's end,
-where a server ignores ranges. Fewer, without an exception: the object ends there, or the server likes small answers.
-Never: bytes of two versions of an object. The version is pinned by the first answer (`Pin`), for each reading.
+In: a range [start, stop). Out: its bytes, handed on as they come, so that a fault loses nothing that came before it; or
+whatever exception the backend's library raises.
+Never: bytes of two versions of an object. The version is pinned by the first answer, for each reading.
 """
 
-import os
 from collections.abc import Callable
 from typing import Protocol
 
@@ -18,24 +16,6 @@ LARGEST_BODY = 64 * 2**20
 """What is accepted from a server that ignores ranges and sends whole objects; more would break the memory budget."""
 
 Keep = Callable[[bytes], None]
-
-
-class RangeReader(Protocol):
-    """Reads one object. Only one thread at a time uses it."""
-
-    pin: "Pin"
-    is_remote: bool
-    reads_ahead: bool
-    """Whether ranges may be fetched by another thread than the consumer's."""
-    whole_ranges: bool
-    """Whether a range is in memory twice as it arrives: as a whole, and in what is handed on."""
-    tells_version: bool
-    """Whether the version comes with each answer, so that bytes can be kept under its name."""
-    is_cached: bool
-    """Whether most ranges need no request; it counts those that it makes."""
-
-    def fetch(self, start: int, stop: int, keep: Keep) -> None: ...
-    def close(self) -> None: ...
 
 
 class Pin:
@@ -98,83 +78,33 @@ def truncated(url: str, *, at: int, size: int | None) -> TruncatedShardError:
     )
 
 
-class LocalFile:
-    """A file of this machine, or of a file system that is mounted here."""
+class RangeReader(Protocol):
+    """Reads one object by ranges. A backend subclasses it, and says where it differs. One thread at a time uses it."""
 
-    is_remote = False
-    reads_ahead = False  # the kernel does
-    whole_ranges = False
-    tells_version = False
-    is_cached = False
-
-    def __init__(self, path: str, pin: Pin) -> None:
-        self.pin = pin
-        self._path = path
-        self._descriptor: int | None = None
-
-    def fetch(self, start: int, stop: int, keep: Keep) -> None:
-        if data := self.read(start, stop):
-            keep(data)
-
-    def read(self, start: int, stop: int) -> bytes:
-        if self._descriptor is None:
-            self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-            status = os.fstat(self._descriptor)
-            self.pin.check(size=status.st_size, version=f"time {status.st_mtime_ns}", offset=start)
-        try:
-            return os.pread(self._descriptor, stop - start, start)
-        except OSError:
-            self.close()  # a stale NFS handle is only cured by opening anew
-            raise
-
-    def close(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-
-class FsspecObject:
-    """An object of any storage that fsspec knows, by `cat_file`. It tells neither size nor version with its answers."""
-
-    is_remote = True
-    whole_ranges = True
-    tells_version = False
-    is_cached = False
-
-    def __init__(self, url: str, pin: Pin, clients: Clients) -> None:
-        self.pin = pin
-        self._url = url
-        self._clients = clients
-        self._knows_ranges = pin.size is not None
-        self.reads_ahead = False
+    pin: Pin
+    """What the object is known to be; each answer is checked against it."""
+    is_remote: bool = True
+    """Whether a request costs more than a system call: ranges may be large, and are worth a cache."""
+    reads_ahead: bool = True
+    """Whether ranges may be fetched by another thread than the consumer's."""
+    whole_ranges: bool = False
+    """Whether a range arrives in one piece only: it is in memory twice then, and a fault loses all of it."""
+    tells_version: bool = True
+    """Whether the version comes with each answer, so that bytes can be kept under its name."""
+    is_cached: bool = False
+    """Whether most ranges need no request; it counts by itself those that it makes."""
 
     def fetch(self, start: int, stop: int, keep: Keep) -> None:
-        if not self._knows_ranges:
-            # Only a length that cannot be the object's own shows that the server honours ranges.
-            probe = self._cat(0, 1)
-            if len(probe) > 1:
-                return self._keep_whole(probe, start, keep)
-            self._knows_ranges = True
-        data = self._cat(start, stop)
-        if len(data) > stop - start:
-            return self._keep_whole(data, start, keep)
-        if data:
-            keep(data)
-        return None
+        """Hand the bytes from `start` to `stop` to `keep`, block by block, as they come.
 
-    def _cat(self, start: int, stop: int) -> bytes:
-        filesystem, path, limit = self._clients.filesystem(self._url)
-        # The asynchronous ones are used by many at once; of the others nobody has promised that two threads may.
-        self.reads_ahead = bool(limit)
-        return bytes(filesystem.cat_file(path, start=start, end=stop, **limit))
+        More than asked for: from `start` to the object's end, where a server ignores ranges. Fewer, without an
+        exception: the object ends there, or the server gives small answers.
 
-    def _keep_whole(self, body: bytes, start: int, keep: Keep) -> None:
-        self.pin.check_body(len(body), start)
-        if self.pin.size is not None and len(body) < self.pin.size:
-            raise OSError(f"{len(body)} of {self.pin.size} bytes came")
-        self.pin.check(size=len(body), version=None, offset=start)
-        if body[start:]:
-            keep(body[start:])
+        Raises:
+            Exception: whatever the backend's library raises; `faults` judges it.
+            ShardError: the object is another one than it was, or shorter than the shard list says.
+        """
 
     def close(self) -> None:
-        pass
+        """Give back what is open; `fetch` may follow."""
+        return None  # noqa: RET501 - not abstract, as most backends have nothing to give back

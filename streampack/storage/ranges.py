@@ -6,9 +6,10 @@ Out: exactly these bytes, in pieces; or an error with the URL and the byte.
     |-- 512 KiB --|---- 1 MiB ----|-------- 2 MiB --------| ...        up to `max_bytes`
                                               ^ when a quarter of a range is left, a thread fetches the next one
 
-So there are never more bytes in memory than five quarters of `max_bytes`. The first range is read alone: who looks for
-a sample needs no second one. Where a fault loses a whole range, it shrinks those that follow, and they grow again.
-Never: a request behind `stop`; a request that is open while the consumer pauses; bytes after a gap.
+So there are never more bytes in memory than five quarters of `max_bytes`. While the first range is used nothing is read
+ahead: a reader that looks for one sample needs no second range. Where a fault loses a whole range, those that follow
+are smaller, and grow again.
+Never: a request for bytes after `stop`; a request that is open while the consumer pauses; bytes after a gap.
 """
 
 import time
@@ -43,70 +44,151 @@ def read_ranges(
     """The bytes from `start` to `stop` (None: to the object's end), in pieces of at most `max_bytes`.
 
     `size_of` asks for the object's size, to tell its end from an empty answer.
+
+    Raises:
+        ShardError: the object is another one than it was, or ends before `stop`.
+        StorageError: a request failed for good, or for too long.
     """
+    max_bytes, piece_bytes = _memory_bounds(reader, max_bytes)
+    url, position = reader.pin.url, start
+    end = _End(url, start, stop, size_of)
+    failures = Failures(url, clients)
+    requests = _Requests(reader, clients, _RangeSize(first_bytes, max_bytes))
+    if reader.is_remote:
+        clients.spread()
+    try:
+        while not end.is_reached(position):
+            began = time.monotonic()
+            answer = requests.next(position, end.byte)
+            if answer.num_bytes:
+                failures.clear()
+                clients.note_success(url)
+            end.learn(reader.pin.size)
+            wanted = end.cut(position, answer.num_bytes)
+            after = position + wanted
+            for piece in _pieces(answer, wanted, piece_bytes):
+                position += len(piece)
+                if 4 * (after - position) <= wanted and not answer.is_short:
+                    requests.read_ahead(after, end.byte)
+                yield piece
+            if answer.error is not None and not is_past_end(answer.error):
+                failures.add(answer.error, began=time.monotonic() if wanted else began, offset=position)
+            elif not wanted and not end.is_reached(position):
+                if end.is_at(position):
+                    return
+                failures.add(OSError("an empty answer"), began=began, offset=position)
+            elif answer.is_short and position != end.byte:
+                clients.num_retries += end.byte is not None
+    finally:
+        requests.close()
+
+
+def _memory_bounds(reader: RangeReader, max_bytes: int) -> tuple[int, int]:
+    """The largest range and the largest piece of it, for a reading that may have `max_bytes`."""
     if not reader.is_remote:
         max_bytes = min(max_bytes, LOCAL_RANGE_BYTES)
     if reader.whole_ranges:
         max_bytes = max(max_bytes // 2, 1)  # the range in use is held whole until its end
-    url, position, want = reader.pin.url, start, min(first_bytes, max_bytes)
-    smallest = min(want, _SMALLEST_RANGE)
-    failures = Failures(url, clients)
-    ahead: Fetch | None = None
-    num_ranges = 0
-    piece_bytes = max_bytes
-    if reader.is_remote:
-        piece_bytes = min(max(max_bytes // _MOST_PIECES, _SMALLEST_RANGE), max_bytes)
-        clients.spread()
-    try:
-        while stop is None or position < stop:
-            fetch, ahead = ahead or _fetch(reader, position, want, stop, clients), None
-            began = time.monotonic()
-            fetch.finish()
-            now = time.monotonic()
-            clients.waited_s += now - began
-            num_ranges += 1
-            left = fetch.num_bytes
-            clients.num_bytes += 0 if reader.is_cached else left
-            is_short = left < fetch.stop - fetch.start
-            if left:
-                failures.clear()
-                clients.note_success(url)
-            if not is_short:
-                if (
-                    fetch.seconds < clients.retry.timeout_s / 4
-                ):  # where that limits the whole request, the next one fits
-                    want = min(want * 2, max_bytes)
-            elif reader.whole_ranges:  # a fault loses the whole range
-                want = max(want // 4, smallest)
-            if stop is None and reader.pin.size is not None:
-                stop = max(reader.pin.size, start)
-            if stop is not None:
-                left = min(left, stop - position)  # a whole object came
-            end = position + left
-            for piece in _pieces(fetch, left, piece_bytes):
-                position += len(piece)
-                is_low = 4 * (end - position) <= left and num_ranges > 1 and not is_short
-                if ahead is None and is_low and reader.reads_ahead and stop is not None and end < stop:
-                    ahead = _fetch(reader, end, want, stop, clients)
-                    fetch_ahead(ahead)
-                yield piece
-            if fetch.error is not None and not is_past_end(fetch.error):
-                failures.add(fetch.error, began=time.monotonic() if left else began, offset=position)
-            elif not left and (stop is None or position < stop):
-                if _ends_here(url, position, stop, size_of):
-                    return
-                failures.add(OSError("an empty answer"), began=began, offset=position)
-            elif is_short and position != stop:
-                clients.num_retries += stop is not None
-    finally:
-        if ahead is not None:
-            ahead.drop()
-        reader.close()
+    if not reader.is_remote:
+        return max_bytes, max_bytes
+    return max_bytes, min(max(max_bytes // _MOST_PIECES, _SMALLEST_RANGE), max_bytes)
 
 
-def _fetch(reader: RangeReader, start: int, want: int, stop: int | None, clients: Clients) -> Fetch:
-    clients.num_requests += not reader.is_cached
-    return Fetch(reader, start, start + want if stop is None else min(start + want, stop))
+class _RangeSize:
+    """How many bytes the next request asks for."""
+
+    def __init__(self, first_bytes: int, max_bytes: int) -> None:
+        self.num_bytes = min(first_bytes, max_bytes)
+        self._largest = max_bytes
+        self._smallest = min(self.num_bytes, _SMALLEST_RANGE)
+
+    def grow(self) -> None:
+        self.num_bytes = min(self.num_bytes * 2, self._largest)
+
+    def shrink(self) -> None:
+        self.num_bytes = max(self.num_bytes // 4, self._smallest)
+
+
+class _Requests:
+    """The requests of one reading: one that is waited for, at most one ahead of it."""
+
+    def __init__(self, reader: RangeReader, clients: Clients, size: _RangeSize) -> None:
+        self._reader = reader
+        self._clients = clients
+        self._size = size
+        self._ahead: Fetch | None = None
+        self._num_done = 0
+
+    def next(self, position: int, stop: int | None) -> Fetch:
+        """The answer from `position` on, which may be short or a failure; the wait for it is counted."""
+        fetch, self._ahead = self._ahead or self._make(position, stop), None
+        began = time.monotonic()
+        fetch.finish()
+        self._clients.waited_s += time.monotonic() - began
+        self._clients.num_bytes += 0 if self._reader.is_cached else fetch.num_bytes
+        self._num_done += 1
+        if not fetch.is_short:
+            if fetch.seconds < self._clients.retry.timeout_s / 4:  # which may limit a whole request: the next one fits
+                self._size.grow()
+        elif self._reader.whole_ranges:  # the fault has lost the whole range
+            self._size.shrink()
+        return fetch
+
+    def read_ahead(self, position: int, stop: int | None) -> None:
+        """Have a thread ask for the range at `position`, once for each answer but the first."""
+        if self._ahead is not None or self._num_done == 1 or not self._reader.reads_ahead:
+            return
+        if stop is not None and position < stop:
+            self._ahead = self._make(position, stop)
+            fetch_ahead(self._ahead)
+
+    def _make(self, position: int, stop: int | None) -> Fetch:
+        self._clients.num_requests += not self._reader.is_cached
+        after = position + self._size.num_bytes
+        return Fetch(self._reader, position, after if stop is None else min(after, stop))
+
+    def close(self) -> None:
+        """Let go of what is under way."""
+        if self._ahead is not None:
+            self._ahead.drop()
+        self._reader.close()
+
+
+class _End:
+    """Where the reading ends: at the byte asked for, else at the object's end, as soon as that is known."""
+
+    def __init__(self, url: str, start: int, stop: int | None, size_of: Callable[[], int | None]) -> None:
+        self.byte = stop
+        """None: not known yet."""
+        self._url = url
+        self._start = start
+        self._size_of = size_of
+
+    def learn(self, size: int | None) -> None:
+        """Take note of the object's size, if an answer has told it."""
+        if self.byte is None and size is not None:
+            self.byte = max(size, self._start)
+
+    def is_reached(self, position: int) -> bool:
+        """Whether nothing is left to read at `position`."""
+        return self.byte is not None and self.byte <= position
+
+    def cut(self, position: int, num_bytes: int) -> int:
+        """How many of `num_bytes` that came from `position` on are wanted; a whole object may have come."""
+        return num_bytes if self.byte is None else min(num_bytes, self.byte - position)
+
+    def is_at(self, position: int) -> bool:
+        """Whether an empty answer at `position` means that the object ends there.
+
+        Raises:
+            TruncatedShardError: it does, and should not.
+        """
+        if self.byte is None:
+            return True
+        size = self._size_of()
+        if size is None or size > position:
+            return False
+        raise truncated(self._url, at=size, size=self.byte)
 
 
 def _pieces(fetch: Fetch, num_bytes: int, piece_bytes: int) -> Iterator[bytes]:
@@ -119,13 +201,3 @@ def _pieces(fetch: Fetch, num_bytes: int, piece_bytes: int) -> Iterator[bytes]:
         else:
             for at in range(0, len(block), piece_bytes):
                 yield block[at : at + piece_bytes]
-
-
-def _ends_here(url: str, position: int, stop: int | None, size_of: Callable[[], int | None]) -> bool:
-    """Whether the object ends at `position`, where that is no fault of the answer; an error if it should not end."""
-    if stop is None:
-        return True
-    actual = size_of()
-    if actual is None or actual > position:
-        return False
-    raise truncated(url, at=actual, size=stop)

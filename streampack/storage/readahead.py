@@ -50,6 +50,11 @@ class Fetch:
         self._parts: list[bytes] = []
         self._part_bytes = 0
 
+    @property
+    def is_short(self) -> bool:
+        """Whether fewer bytes have come than were asked for."""
+        return self.num_bytes < self.stop - self.start
+
     def run(self) -> None:
         """Make the request, if nobody has begun to."""
         if not self._claim.acquire(blocking=False):

@@ -15,7 +15,7 @@ from streampack.corpus.partition import check_ranks
 from streampack.examples.make_data import DATA
 from streampack.lanes.pool import LanePool, check_budget
 from streampack.lanes.stream import LaneEnd, LanePosition, LaneStream
-from streampack.storage import objects
+from streampack.storage.backends import local
 from streampack.testing import write_shards
 
 DEMO = str(Path(__file__).parents[2] / "configs" / "demo.yaml")
@@ -115,15 +115,15 @@ def test_an_epoch_takes_as_many_requests_as_it_says(
     )
     rank = plan(path, "--workers", "1", "--tokens-per-second", "1000", "--bytes-per-token", "5")["rank"]
     requests: list[int] = []
-    read = objects.LocalFile.read
+    read = local.LocalFile.read
 
-    def counted(self: objects.LocalFile, start: int, stop: int) -> bytes:
+    def counted(self: local.LocalFile, start: int, stop: int) -> bytes:
         requests.append(stop - start)
         return read(self, start, stop)
 
     dataset = PackedDataset(**load_config(path).dataset_arguments())
     corpus = dataset.corpus()
-    monkeypatch.setattr(objects.LocalFile, "read", counted)
+    monkeypatch.setattr(local.LocalFile, "read", counted)
     for lane in range(lanes):
         stream = LaneStream(
             dataset.pipeline, corpus, lane, LanePosition(), end_epoch=1, max_range_bytes=rank["range_bytes"]

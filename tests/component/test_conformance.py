@@ -20,7 +20,8 @@ from support.proxy import Proxy
 from streampack import PackedDataLoader, PackedDataset, RetryPolicy
 from streampack.errors import ShardNotFoundError, TruncatedShardError
 from streampack.storage.access import StorageReader
-from streampack.storage.objects import FsspecObject
+from streampack.storage.backends.anyfs import FsspecObject
+from streampack.storage.backends.choice import open_object
 from streampack.testing import ByteTokenizer, write_shards
 
 RETRY = RetryPolicy.immediate()
@@ -153,7 +154,7 @@ class TestEveryStorage:
         assert storage.num_retries == 0
 
     def test_the_client_is_the_one_that_is_meant(self, place: Place) -> None:
-        reader = place.storage()._reader(place.root + "notes.txt", None)
+        reader = open_object(place.root + "notes.txt", None, place.storage()._clients)
         assert isinstance(reader, FsspecObject) == (place.own_client or place.root.startswith("memory"))
 
     def test_the_size_is_told(self, place: Place, files: dict[str, bytes]) -> None:

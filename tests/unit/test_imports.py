@@ -30,8 +30,8 @@ PUBLIC = ("formats", "integrations", "testing", "tokenizers")
 USERS = {
     "torch": {"ranks", "state", "dataset", "loader", "formats", "integrations", "testing", "cli", "examples"},
     "fsspec": {"storage", "corpus", "testing"},
-    "botocore": {"storage.s3"},
-    "urllib3": {"storage.http"},
+    "botocore": {"storage.backends.s3"},
+    "urllib3": {"storage.backends.http"},
     "sentencepiece": {"tokenizers", "examples"},  # examples train it, wrap it
     "tokenizers": {"tokenizers.huggingface"},
     "jinja2": {"chat.jinja"},

@@ -59,13 +59,10 @@ def through(reader: RangeReader, folder: CacheFolder, clients: Clients, etag: st
     return reader
 
 
-class CachedObject:
+class CachedObject(RangeReader):
     """Reads one object through the cache. Only one thread at a time uses it."""
 
-    is_remote = True
     is_cached = True
-    tells_version = True
-    whole_ranges = False
 
     def __init__(self, inner: RangeReader, folder: CacheFolder, clients: Clients, listed: str | None) -> None:
         """`listed`: the version in the shard list; None: it says none."""

@@ -15,6 +15,7 @@ from streampack import RetryPolicy
 from streampack.errors import StorageError
 from streampack.storage import objects, readahead
 from streampack.storage.access import StorageReader
+from streampack.storage.backends import local
 
 KIB = 1024
 DATA = os.urandom(2000 * KIB)
@@ -89,13 +90,13 @@ class TestWhen:
     def test_a_local_file_is_read_by_the_consumer_itself(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path, threads = tmp_path / "a.tar", set()
         path.write_bytes(DATA)
-        fetch = objects.LocalFile.fetch
+        fetch = local.LocalFile.fetch
 
-        def noted(self: objects.LocalFile, start: int, stop: int, keep: objects.Keep) -> None:
+        def noted(self: local.LocalFile, start: int, stop: int, keep: objects.Keep) -> None:
             threads.add(threading.current_thread())
             fetch(self, start, stop, keep)
 
-        monkeypatch.setattr(objects.LocalFile, "fetch", noted)
+        monkeypatch.setattr(local.LocalFile, "fetch", noted)
         storage = StorageReader()
         assert b"".join(storage.chunks(str(path), size=SIZE, first_bytes=100 * KIB, max_bytes=800 * KIB)) == DATA
         assert threads == {threading.current_thread()}

@@ -1,0 +1,16 @@
+"""One module per kind of storage; each reads ranges of one object.
+
+    choice     URL -> which of these
+    local      a path, file://, local://        the operating system
+    http       http://, https://                urllib3 (connections that are kept)
+    s3         s3://, s3a://                    botocore, which s3fs brings along
+    gcs        gs://, gcs://                    urllib3, with gcsfs's address and credentials
+    anyfs      every other protocol             fsspec's `cat_file`; also options that only fsspec's client understands
+    answers    (no storage: what http, s3 and gcs have in common, an answer to a range, checked and handed on)
+
+To add a storage: write a module with a class that is a `RangeReader` (`streampack.storage.objects`, which says what it
+promises), add its protocol to the table in `choice`, and let `streampack.testing.StorageConformance` prove it. A
+protocol that fsspec knows works without that.
+"""
+
+__all__ = ["answers", "anyfs", "choice", "gcs", "http", "local", "s3"]

@@ -1,0 +1,81 @@
+"""The answer of an HTTP server to a request for a range: its head checked, its body handed on.
+
+In: a response of urllib3 whose body was not read yet. Out: the bytes of the range; each received block is handed on at
+once, so that a fault loses nothing that came before it.
+Never: a body that was decoded; an answer whose head does not fit the range asked for, the size in the shard list, or
+the version that the reading began with.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from streampack.storage.objects import Keep, Pin
+
+BLOCK_BYTES = 256 * 1024
+"""Of one read: one system call, which gives less where less has come."""
+
+
+def receive(
+    response: Any,  # a response of urllib3
+    pin: Pin,
+    *,
+    status: int,
+    headers: Mapping[str, str],
+    version: str | None,
+    asked: tuple[int, int],
+    keep: Keep,
+) -> None:
+    """Hand on the body of an answer to a range, after its head has been checked.
+
+    Raises:
+        ShardError: the object is another one than it was, or is shorter than the shard list says.
+        OSError: the answer does not fit the question, or ends before its time.
+    """
+    try:
+        _receive(response, pin, status, headers, version, asked, keep)
+    except BaseException:
+        response.close()  # what is left of the body is not waited for
+        raise
+    if response.length_remaining == 0:
+        response.release_conn()
+    else:
+        response.close()
+
+
+def _receive(
+    response: Any,
+    pin: Pin,
+    status: int,
+    headers: Mapping[str, str],
+    version: str | None,
+    asked: tuple[int, int],
+    keep: Keep,
+) -> None:
+    start, stop = asked
+    unwanted = 0  # bytes of the body before `start`
+    if status == 206:
+        told = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", headers.get("content-range", ""))
+        if told is None or int(told[1]) != start or not start <= int(told[2]) < stop:
+            raise OSError(f"an answer of the range {headers.get('content-range')!r}, asked for were {start}-{stop - 1}")
+        pin.check(size=None if told[3] == "*" else int(told[3]), version=version, offset=start)
+        missing: int | None = int(told[2]) + 1 - start
+    else:  # the server does not know ranges and sends the whole object
+        length = headers.get("content-length", "")
+        pin.check(size=int(length) if length.isdigit() else None, version=version, offset=start)
+        pin.check_body(pin.size or 0, start)
+        missing, unwanted = pin.size, start
+    received = 0
+    while received != missing:
+        block = response.read1(BLOCK_BYTES, decode_content=False)
+        if not block:
+            break
+        received += len(block)
+        pin.check_body(received, start)
+        if unwanted < len(block):
+            keep(block[unwanted:] if unwanted else block)
+        unwanted = max(unwanted - len(block), 0)
+    if missing is not None and received != missing:
+        raise OSError(f"the answer ended after {received} of {missing} bytes")
+    if status != 206:
+        pin.check(size=received, version=None, offset=start)

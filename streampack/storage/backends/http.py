@@ -1,0 +1,108 @@
+"""An object of a web server, read over urllib3 with connections that are kept.
+
+In, out: as `RangeReader` says. Private names: none. With options that only fsspec's own HTTP client (aiohttp)
+understands, that client reads.
+Never: a retry or a total time limit of urllib3's own.
+"""
+
+import base64
+import re
+import urllib.parse
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from streampack.errors import ConfigError
+from streampack.storage.backends.answers import receive
+from streampack.storage.backends.anyfs import FsspecObject
+from streampack.storage.clients import Clients
+from streampack.storage.faults import StatusError
+from streampack.storage.objects import Keep, Pin, RangeReader
+
+_HARMLESS = {"headers", "simple_links", "same_scheme", "size_policy", "block_size", "cache_type", "cache_options"}
+"""Options of fsspec's HTTP filesystem that do not change how an object is read, but for the headers."""
+
+
+class WebObject(RangeReader):
+    """An object of a web server. Its version is its ETag, else the time of its last change."""
+
+    def __init__(self, url: str, pin: Pin, clients: Clients) -> None:
+        self.pin = pin
+        self._clients = clients
+        parts = urllib.parse.urlsplit(url)
+        user, at, host = parts.netloc.rpartition("@")
+        self._url = parts._replace(netloc=host, fragment="").geturl()
+        self._headers = {"Accept-Encoding": "identity", **clients.configured("http").get("headers", {})}
+        if at:
+            plain = urllib.parse.unquote(user if ":" in user else f"{user}:")
+            self._headers["Authorization"] = "Basic " + base64.b64encode(plain.encode()).decode()
+
+    def fetch(self, start: int, stop: int, keep: Keep) -> None:
+        get_range(self._url, self._headers, start, stop, keep, pin=self.pin, version=_version, clients=self._clients)
+
+
+def web_object(url: str, pin: Pin, clients: Clients) -> RangeReader:
+    """The reader for a web URL; with options that only fsspec's own client understands, that client."""
+    understood = clients.configured("http").keys() <= _HARMLESS
+    return WebObject(url, pin, clients) if understood else FsspecObject(url, pin, clients)
+
+
+def get_range(
+    url: str,
+    headers: Mapping[str, str],
+    start: int,
+    stop: int,
+    keep: Keep,
+    *,
+    pin: Pin,
+    version: Callable[[Mapping[str, str]], str | None],
+    clients: Clients,
+) -> None:
+    """One GET of the bytes from `start` to `stop`; `version` finds the object's version in the answer's headers.
+
+    Raises:
+        StatusError: the server did not send the object.
+        ShardError, OSError: as `receive` says.
+    """
+    response = _pool_manager(clients).request(
+        "GET", url, headers={**headers, "Range": f"bytes={start}-{stop - 1}"}, preload_content=False
+    )
+    if response.status not in (200, 206):
+        said = " ".join(response.read1(4096, decode_content=False).decode("utf-8", "replace").split())
+        response.close()
+        if told := re.fullmatch(r"bytes \*/(\d+)", response.headers.get("content-range", "")):  # with 416
+            pin.check(size=int(told[1]), version=None, offset=start)
+        raise StatusError(response.status, said[:200], response.headers)
+    receive(
+        response,
+        pin,
+        status=response.status,
+        headers=response.headers,
+        version=version(response.headers),
+        asked=(start, stop),
+        keep=keep,
+    )
+
+
+def _version(headers: Mapping[str, str]) -> str | None:
+    return headers.get("etag") or headers.get("last-modified")
+
+
+def _pool_manager(clients: Clients) -> Any:
+    """This process's connections."""
+
+    def make() -> Any:
+        try:
+            import urllib3
+        except ImportError as error:
+            raise ConfigError(f"http:// needs `pip install 'streampack[http]'` ({error})") from error
+        timeout_s = clients.retry.timeout_s
+        return urllib3.PoolManager(
+            num_pools=16,
+            maxsize=32,
+            retries=urllib3.Retry(
+                None, connect=0, read=0, status=0, other=0, redirect=10, respect_retry_after_header=False
+            ),
+            timeout=urllib3.Timeout(connect=min(timeout_s, 10.0), read=timeout_s),  # read: without a byte
+        )
+
+    return clients.client("http", make)

@@ -1,0 +1,28 @@
+"""fsspec: what of a URL belongs to the filesystem and what to the path, and its lock after a fork.
+
+In: a class of filesystems, a URL. Out: arguments of the class, a path.
+"""
+
+from typing import Any
+
+from fsspec.asyn import reset_lock
+from fsspec.spec import AbstractFileSystem
+
+TRIED = ("2026.9.0",)
+
+
+def arguments_in(cls: type[AbstractFileSystem], url: str) -> dict[str, Any]:
+    """Arguments of the filesystem that the URL has in it: a host, a user."""
+    found: dict[str, Any] = cls._get_kwargs_from_urls(url)
+    return found
+
+
+def path_in(cls: type[AbstractFileSystem], url: str) -> str:
+    """The path by which the filesystem knows the URL."""
+    path: str = cls._strip_protocol(url)
+    return path
+
+
+def forget_parent() -> None:
+    """Make fsspec's lock new in a forked child: a thread of the parent may have held it at the fork."""
+    reset_lock()

@@ -1,0 +1,31 @@
+"""gcsfs: its retries switched off, and what it knows of a request that is made without it.
+
+In: a `GCSFileSystem`. Out: parameters and answers about it. It is not imported here, which takes seconds.
+"""
+
+import os
+from typing import Any
+
+TRIED = ("2026.10.1",)
+
+
+def before_import() -> None:
+    """Keep gcsfs from asking each bucket's type over gRPC, whose threads hang a forked worker."""
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+
+
+def switch_off_retries(filesystem: Any) -> None:
+    """Have each request made once; gcsfs tries it six times, in a decorator, and has no option for that."""
+    once = getattr(type(filesystem)._request, "__wrapped__", None)  # noqa: SLF001
+    if once is not None:
+        filesystem._request = once.__get__(filesystem)  # noqa: SLF001
+
+
+def query_parameters(filesystem: Any) -> dict[str, str]:
+    """What goes into the query of every request: who pays."""
+    return {name: str(value) for name, value in filesystem._get_params({}).items()}  # noqa: SLF001
+
+
+def uses_client_certificate(filesystem: Any) -> bool:
+    """Whether it opens its connections with a certificate of this machine, as only its own session does."""
+    return bool(getattr(filesystem, "_use_client_cert", False))
