@@ -21,7 +21,7 @@ from streampack.storage.libraries import aiohttp
 _PASSING_STATUS = frozenset({408, 409, 416, 421, 423, 425, 429})
 _MISSING_CREDENTIALS = frozenset({"NoCredentialsError", "DefaultCredentialsError"})
 """Botocore's and google-auth's, by name, as their libraries may not be installed."""
-_FINAL_NAMES = _MISSING_CREDENTIALS | {
+FINAL_NAMES = _MISSING_CREDENTIALS | {
     "ParamValidationError",  # botocore
     "PartialCredentialsError",
     "ProfileNotFound",
@@ -77,7 +77,7 @@ def is_final(error: BaseException) -> bool:
         if any("RequestTimeout" in str(link) for link in chain):  # S3 says so with 400
             return False
         return 400 <= found[0] < 500 and found[0] not in _PASSING_STATUS
-    if any(type(link).__name__ in _FINAL_NAMES for link in chain):
+    if any(type(link).__name__ in FINAL_NAMES for link in chain):
         return True
     # fsspec's http turns refused connections into FileNotFoundError: the network's word counts before the translation.
     for link in chain:
