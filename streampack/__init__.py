@@ -38,8 +38,9 @@ if TYPE_CHECKING:
     from streampack.loader.loader import PackedDataLoader
     from streampack.packing.options import Packing
     from streampack.packing.packer import pack
+    from streampack.packing.packs import Pack, Span
     from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary
-    from streampack.records import Document, Limits, Pack, Span, TokenizedDocument, Tokenizer
+    from streampack.records import Document, Limits, TokenizedDocument, Tokenizer
     from streampack.state.checkpoint import merge_state_dicts
     from streampack.storage.options import RetryPolicy, Storage
     from streampack.tokenizers.loading import SentencePieceTokenizer
@@ -93,7 +94,7 @@ _HOMES = {
     "LoaderError": "errors",
     "MissingFieldError": "errors",
     "NotBuiltError": "errors",
-    "Pack": "records",
+    "Pack": "packing.packs",
     "PackedDataLoader": "loader.loader",
     "PackedDataset": "dataset.dataset",
     "Packing": "packing.options",
@@ -103,7 +104,7 @@ _HOMES = {
     "SentencePieceTokenizer": "tokenizers.loading",
     "ShardError": "errors",
     "ShardNotFoundError": "errors",
-    "Span": "records",
+    "Span": "packing.packs",
     "StateError": "errors",
     "Storage": "storage.options",
     "StorageError": "errors",

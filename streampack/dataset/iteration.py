@@ -20,7 +20,7 @@ from streampack.errors import StateError
 from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.pool import LanePool
 from streampack.lanes.stream import LaneEnd, LanePosition
-from streampack.packing.policies import expand_block, stack
+from streampack.packing.blocks import expand_block, stack
 from streampack.records import Cursor
 from streampack.state.checkpoint import (
     ORDER_VERSION,

@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from streampack.records import IGNORE_INDEX, PackBlock
+from streampack.packing.blocks import stretches
+from streampack.packing.packs import PackBlock
+from streampack.records import IGNORE_INDEX
 
 Batch: TypeAlias = Any  # a dict of tensors and what stands beside them; for torchtitan a pair of a dict and the labels
 Arrays: TypeAlias = dict[str, torch.Tensor]
@@ -48,17 +50,7 @@ class Positions(StrEnum):
     """In every pack only, for plain causal attention over the pack."""
 
 
-def stretches(block: PackBlock) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of each segment, and of a pack's padding behind its segments, int64 [n]; how many a pack has, int64 [B]."""
-    num_packs, seq_len = block.tokens.shape
-    pack = np.repeat(np.arange(num_packs), block.num_segments)
-    padding = np.full(num_packs, seq_len, np.int64)
-    np.subtract.at(padding, pack, block.seq_lens)
-    lengths = np.insert(block.seq_lens.astype(np.int64), np.cumsum(block.num_segments), padding)
-    return lengths[lengths > 0], block.num_segments.astype(np.int64) + (padding > 0)
-
-
-def _cumulated(lengths: NDArray[np.int64]) -> torch.Tensor:
+def _cumulated(lengths: NDArray[np.int32]) -> torch.Tensor:
     """int32 [n + 1], from 0 on."""
     ends = np.zeros(lengths.size + 1, np.int32)
     np.cumsum(lengths, out=ends[1:])
@@ -70,12 +62,13 @@ def _streampack(rows: Arrays, block: PackBlock, positions: Positions) -> Batch:
 
 
 def _torchtune(rows: Arrays, block: PackBlock, positions: Positions) -> Batch:
-    lengths, counts = stretches(block)
+    cut = stretches(block)
+    lengths = cut.lengths.astype(np.int64)
     return {
         "tokens": rows["tokens"],
         "labels": rows["labels"],
         "input_pos": rows["position_ids"],
-        "seq_lens": [torch.from_numpy(of_pack) for of_pack in np.split(lengths, np.cumsum(counts)[:-1])],
+        "seq_lens": [torch.from_numpy(of_pack) for of_pack in np.split(lengths, np.cumsum(cut.counts)[:-1])],
     }
 
 
@@ -84,7 +77,7 @@ def _hf(rows: Arrays, block: PackBlock, positions: Positions) -> Batch:
 
 
 def _hf_flash(rows: Arrays, block: PackBlock, positions: Positions) -> Batch:
-    lengths, _ = stretches(block)
+    lengths = stretches(block).lengths
     ends, longest = _cumulated(lengths), int(lengths.max())
     flat = {name: tensor.reshape(1, -1) for name, tensor in _hf(rows, block, positions).items()}
     return flat | {
@@ -111,17 +104,17 @@ def _megatron(rows: Arrays, block: PackBlock, positions: Positions) -> Batch:
     if positions is Positions.PACK:
         return batch
     num_packs, seq_len = block.tokens.shape
-    lengths, counts = stretches(block)
-    cu_seqlens = torch.full((num_packs, int(counts.max()) + 1), seq_len, dtype=torch.int32)
+    cut = stretches(block)
+    cu_seqlens = torch.full((num_packs, max(cut.counts) + 1), seq_len, dtype=torch.int32)
     max_seqlen = torch.empty(num_packs, dtype=torch.int32)
-    for pack, of_pack in enumerate(np.split(lengths, np.cumsum(counts)[:-1])):
+    for pack, of_pack in enumerate(np.split(cut.lengths, np.cumsum(cut.counts)[:-1])):
         cu_seqlens[pack, : of_pack.size + 1] = _cumulated(of_pack)
         max_seqlen[pack] = int(of_pack.max())
     return batch | {"cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
 
 
 def _varlen(rows: Arrays, block: PackBlock, positions: Positions) -> Batch:
-    lengths, _ = stretches(block)
+    lengths = stretches(block).lengths
     flat = {name: rows[name].reshape(-1) for name in ("tokens", "labels", "position_ids")}
     return flat | {"cu_seqlens": _cumulated(lengths), "max_seqlen": int(lengths.max())}
 

@@ -30,9 +30,11 @@ import numpy as np
 import torch
 
 from streampack.errors import ConfigError, as_choice
-from streampack.formats.consumers import MAKERS, Batch, Format, Positions, stretches
-from streampack.packing.policies import Boundary, BoundaryPolicy, expand_block
-from streampack.records import IGNORE_INDEX, PackBlock
+from streampack.formats.consumers import MAKERS, Batch, Format, Positions
+from streampack.packing.blocks import expand_block, stretches
+from streampack.packing.packs import PackBlock
+from streampack.packing.policies import Boundary, BoundaryPolicy
+from streampack.records import IGNORE_INDEX
 
 MaskMod: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -91,13 +93,11 @@ class Layout:
         """float32 [B, L], beside the labels as the consumer has them; 0 where there is none."""
         weights = (labels != IGNORE_INDEX).float()
         if self.loss_weights is LossWeights.DOCUMENT:
-            lengths, counts = stretches(block)
+            cut = stretches(block)
             # One share a stretch; padding has no targets, and no document to divide by.
-            targets = np.ones(lengths.size, np.float64)
-            is_segment = np.ones(lengths.size, np.bool_)
-            is_segment[np.cumsum(counts)[counts > block.num_segments] - 1] = False
-            targets[is_segment] = np.maximum(np.asarray(document_targets, np.float64), 1)
-            weights *= torch.from_numpy(np.repeat(1 / targets, lengths).reshape(labels.shape).astype(np.float32))
+            targets = np.ones(cut.lengths.size, np.float64)
+            targets[cut.segment_ids > 0] = np.maximum(np.asarray(document_targets, np.float64), 1)
+            weights *= torch.from_numpy(np.repeat(1 / targets, cut.lengths).reshape(labels.shape).astype(np.float32))
         if self.format in MODEL_SHIFTS:
             weights = torch.nn.functional.pad(weights[:, :-1], (1, 0))
         return weights

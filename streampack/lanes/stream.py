@@ -25,7 +25,8 @@ from streampack.corpus.epochs import Corpus
 from streampack.errors import ConfigError, RecordError, ShardError
 from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.reader import REST_OF_PIECE, EpochStart, LaneReader, ReadError, Run, SkippedRange
-from streampack.records import Counts, Cursor, Joined, PackRows
+from streampack.packing.packs import PackRows
+from streampack.records import Counts, Cursor, Joined
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -1,21 +1,16 @@
-"""The messages of a rank's workers back into the global order, and packs of any of them side by side.
+"""The messages of a rank's workers back into the global order.
 
-In: messages, one of each worker in turn. Out: items in the rank's order, and the blocks that batches are made of.
-Never: a copy of packs that are neighbours in their message.
+In: messages, one of each worker in turn. Out: items in the rank's order.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
-
-import numpy as np
+from collections.abc import Iterator
+from typing import NamedTuple, TypeAlias
 
 from streampack.lanes.reader import SkippedRange
 from streampack.lanes.stream import Provenance
 from streampack.loader.messages import Message, Slot
-from streampack.records import Counts, PackBlock
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from streampack.packing.blocks import PackInBlock
+from streampack.records import Counts
 
 _NOTHING, _PACK = int(Slot.NOTHING), int(Slot.PACK)  # looking up an enum's member costs as much as the rest of a slot
 
@@ -39,7 +34,11 @@ class PackRef(NamedTuple):
     message: Message
     number: int
     segments: slice
-    """Its part of the message's `seq_lens` and `edge_labels`."""
+    """Its part of the `seq_lens` and `edge_labels` of the message's block."""
+
+    @property
+    def in_block(self) -> PackInBlock:
+        return PackInBlock(self.message.block, self.number, self.segments)
 
     @property
     def skipped_ranges(self) -> list[SkippedRange]:
@@ -87,61 +86,3 @@ def _opened(message: Message) -> list[_Opened | None]:
     if message.error is not None:
         slots.append((None, None, message.error))
     return slots
-
-
-def gather(packs: Iterable[PackRef | None], *, seq_len: int, pad_id: int) -> PackBlock:
-    """Packs from any messages side by side; None is a filler: all padding. Of neighbours nothing is copied."""
-    packs = list(packs)
-    if (block := _neighbours(packs)) is not None:
-        return block
-    none = np.zeros(0, dtype=np.int32)
-    tokens, seq_lens, edge_labels = [none], [none], [none]
-    ignored: NDArray[np.bool_] | None = None
-    num_segments: list[int] = []
-    num_targets = np.zeros(len(packs), dtype=np.int64)
-    for row, pack in enumerate(packs):
-        if pack is None:
-            tokens.append(np.full(seq_len, pad_id, dtype=np.int32))
-            num_segments.append(0)
-            continue
-        message, number, segments = pack
-        block = message.block
-        tokens.append(block.tokens[number])
-        seq_lens.append(block.seq_lens[segments])
-        edge_labels.append(block.edge_labels[segments])
-        num_segments.append(segments.stop - segments.start)
-        num_targets[row] = block.num_targets[number]
-        if block.ignored is not None:
-            if ignored is None:
-                ignored = np.zeros((len(packs), seq_len), dtype=np.bool_)
-            ignored[row] = block.ignored[number]
-    return PackBlock(
-        tokens=np.concatenate(tokens).reshape(len(packs), seq_len),
-        num_segments=np.array(num_segments, dtype=np.int32),
-        seq_lens=np.concatenate(seq_lens),
-        edge_labels=np.concatenate(edge_labels),
-        ignored=ignored,
-        num_targets=num_targets,
-    )
-
-
-def _neighbours(packs: Sequence[PackRef | None]) -> PackBlock | None:
-    """The packs as a part of the block that they stand in, if they are neighbours there: all are, without workers."""
-    if not packs or packs[0] is None or packs[-1] is None:
-        return None
-    message, first, segments = packs[0]
-    for number, pack in enumerate(packs, start=first):
-        if pack is None or pack.number != number or pack.message is not message:
-            return None
-    block, end = message.block, first + len(packs)
-    if len(packs) == len(block.num_targets):
-        return block
-    segments = slice(segments.start, packs[-1].segments.stop)
-    return PackBlock(
-        tokens=block.tokens[first:end],
-        num_segments=block.num_segments[first:end],
-        seq_lens=block.seq_lens[segments],
-        edge_labels=block.edge_labels[segments],
-        ignored=None if block.ignored is None else block.ignored[first:end],
-        num_targets=block.num_targets[first:end],
-    )

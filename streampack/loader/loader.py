@@ -26,10 +26,10 @@ from streampack.loader import trainers
 from streampack.loader.agreement import join_states, share_dataset
 from streampack.loader.commits import Commits
 from streampack.loader.consistency import Verifier
-from streampack.loader.dealing import gather
 from streampack.loader.passes import Pass, PassSettings
 from streampack.loader.restarts import WorkerRestarts
 from streampack.loader.rounds import Batch
+from streampack.packing.blocks import gather
 from streampack.ranks import topology
 from streampack.records import StorageUse
 from streampack.state.checkpoint import Committed, State, check_fingerprint, check_versions, fingerprint_of
@@ -412,7 +412,8 @@ class PackedDataLoader:
     def _hand_out(self, batch: Batch) -> FormattedBatch:
         dataset = self._dataset
         packs = [None if item is None else item.pack for item in batch.items]
-        block = gather(packs, seq_len=dataset.seq_len, pad_id=dataset.pipeline.pad_id)
+        in_blocks = [None if pack is None else pack.in_block for pack in packs]
+        block = gather(in_blocks, seq_len=dataset.seq_len, pad_id=dataset.pipeline.pad_id)
         sources = [() if pack is None else pack.sources for pack in packs]
         result = self._layout.batch(block, [source.targets for of_pack in sources for source in of_pack])
         if self._pin_memory:

@@ -28,8 +28,9 @@ from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.pool import LanePool
 from streampack.lanes.reader import SkippedRange
 from streampack.lanes.stream import LaneEnd, LanePack, LanePosition, Provenance
-from streampack.packing.policies import stack
-from streampack.records import Counts, PackBlock, StorageUse
+from streampack.packing.blocks import stack
+from streampack.packing.packs import PackBlock
+from streampack.records import Counts, StorageUse
 from streampack.state.checkpoint import DIGEST, FIELDS, PACKS
 
 

@@ -1,3 +1,3 @@
 """Token ids of documents as packs. Pure functions and NumPy only."""
 
-__all__ = ["buffer", "options", "packer", "policies"]
+__all__ = ["blocks", "buffer", "options", "packer", "packs", "policies"]

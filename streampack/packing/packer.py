@@ -60,8 +60,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streampack.errors import DocumentTooLongError, RecordError, as_integer
+from streampack.packing.blocks import spell_out
 from streampack.packing.buffer import RowBuffer, checked_mask, token_ids
 from streampack.packing.options import Overflow, Packing, PackingKind, Tail, as_packing
+from streampack.packing.packs import Pack, PackRows
 from streampack.packing.policies import (
     INT32,
     BoundaryPolicy,
@@ -71,9 +73,8 @@ from streampack.packing.policies import (
     document_edges,
     ignored_rows,
     looks_ahead,
-    spell_out,
 )
-from streampack.records import IGNORE_INDEX, Counts, Mask, Pack, PackRows, TokenizedDocument, Tokens
+from streampack.records import IGNORE_INDEX, Counts, Mask, TokenizedDocument, Tokens
 
 _NOTHING = Counts()
 

@@ -17,7 +17,6 @@ the next one:
     ReplaceBoundary(id)   A2            id
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -25,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streampack.errors import ConfigError, as_choice, as_integer
-from streampack.records import IGNORE_INDEX, Mask, Pack, PackBlock, PackRows
+from streampack.records import IGNORE_INDEX, Mask
 
 INT32 = np.iinfo(np.int32)
 
@@ -132,103 +131,3 @@ def document_edges(
         ignored |= last == eos_id
     labels[ignored] = IGNORE_INDEX
     return labels
-
-
-def stack(rows: Sequence[PackRows], *, seq_len: int, pad_id: int) -> PackBlock:
-    """Return the packs side by side, each padded to `seq_len`; one without rows becomes all padding."""
-    none = np.empty(0, np.int32)
-    tokens, seq_lens, edge_labels = [none], [none], [none]  # np.concatenate wants at least one array
-    num_segments: list[int] = []
-    num_targets: list[int] = []
-    ignored: Mask | None = None
-    for index, pack in enumerate(rows):
-        size = pack.tokens.size
-        tokens.append(pack.tokens)
-        if size < seq_len:
-            tokens.append(np.full(seq_len - size, pad_id, np.int32))
-        seq_lens.append(pack.seq_lens)
-        edge_labels.append(pack.edge_labels)
-        num_segments.append(pack.seq_lens.size)
-        num_targets.append(pack.num_targets)
-        if pack.ignored is not None:
-            if ignored is None:
-                ignored = np.zeros((len(rows), seq_len), np.bool_)
-            ignored[index, :size] = pack.ignored
-    return PackBlock(
-        tokens=np.concatenate(tokens).reshape(len(rows), seq_len),
-        num_segments=np.array(num_segments, np.int32),
-        seq_lens=np.concatenate(seq_lens),
-        edge_labels=np.concatenate(edge_labels),
-        ignored=ignored,
-        num_targets=np.array(num_targets, np.int64),
-    )
-
-
-def expand_block(block: PackBlock) -> dict[str, NDArray[np.int64]]:
-    """Return "tokens", "labels", "position_ids" and "segment_ids" of a block, each int64 [B, seq_len].
-
-    They are new, contiguous, and overlap neither each other nor the block.
-    """
-    # The caches are cold here, as documents were read and packed since the batch before: half of the time goes into
-    # writing the four arrays at all, most of the rest into what else is as long; so that is little, and int32.
-    num_packs, seq_len = shape = block.tokens.shape
-    lengths, ends, ids = _stretches(block)
-    # One allocation for three: with one for each, malloc gives the pages of all of them back to the system, batch
-    # after batch, and their faults cost more than all that is done here. The fourth saves a copy of it.
-    tokens, labels, position_ids = np.empty((3, num_packs * seq_len), np.int64)
-    segment_ids = ids.repeat(lengths)
-    tokens[:] = block.tokens.reshape(-1)
-    labels[:-1] = tokens[1:]
-    if block.ignored is not None:
-        labels[np.flatnonzero(block.ignored)] = IGNORE_INDEX
-    if lengths is block.seq_lens:
-        labels[ends - 1] = block.edge_labels
-    else:
-        labels[ends[ids > 0] - 1] = block.edge_labels
-        for end, length in zip(ends[ids == 0].tolist(), lengths[ids == 0].tolist(), strict=True):
-            labels[end - length : end] = IGNORE_INDEX
-    upwards = np.arange(seq_len)
-    np.concatenate([upwards[:length] for length in (0, *lengths.tolist())], out=position_ids)  # one array at least
-    arrays = {"tokens": tokens, "labels": labels, "position_ids": position_ids, "segment_ids": segment_ids}
-    return {name: array.reshape(shape) for name, array in arrays.items()}
-
-
-def _stretches(block: PackBlock) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
-    """Rows, end and id of each stretch of rows: the segments, and behind each pack's own its padding with id 0.
-
-    Where no pack has padding, the rows are `block.seq_lens` itself.
-    """
-    counts = block.num_segments.tolist()
-    ids: list[int] = []
-    ends = block.seq_lens.cumsum()
-    if ends.size and ends[-1] == block.tokens.size:
-        for count in counts:
-            ids += range(1, count + 1)
-        return block.seq_lens, ends, np.array(ids, np.int64)
-    seq_len, seq_lens = block.tokens.shape[1], block.seq_lens.tolist()
-    rows: list[int] = []
-    first = 0
-    for count in counts:
-        own = seq_lens[first : first + count]
-        first += count
-        rows += own
-        rows.append(seq_len - sum(own))
-        ids += range(1, count + 1)
-        ids.append(0)
-    lengths = np.array(rows, np.int32)
-    return lengths, lengths.cumsum(), np.array(ids, np.int64)
-
-
-def spell_out(rows: PackRows, *, seq_len: int, pad_id: int) -> Pack:
-    """Return one pack with its labels, positions and segments."""
-    arrays = expand_block(stack([rows], seq_len=seq_len, pad_id=pad_id))
-    return Pack(
-        tokens=arrays["tokens"][0],
-        labels=arrays["labels"][0],
-        position_ids=arrays["position_ids"][0],
-        segment_ids=arrays["segment_ids"][0],
-        seq_lens=rows.seq_lens.astype(np.int64),
-        num_tokens=rows.tokens.size,
-        num_targets=rows.num_targets,
-        spans=rows.spans,
-    )

@@ -11,8 +11,9 @@ from torch.nn.functional import cross_entropy
 
 from streampack.errors import ConfigError
 from streampack.formats.layout import as_layout, block_causal_mask, document_mask
-from streampack.packing.policies import as_boundary, expand_block
-from streampack.records import PackBlock
+from streampack.packing.blocks import expand_block
+from streampack.packing.packs import PackBlock
+from streampack.packing.policies import as_boundary
 
 SEQ_LEN = 16
 # torchtune and what it stands on warn of what is to come in torch; that is theirs.

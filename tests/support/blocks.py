@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 import streampack
-from streampack.records import IGNORE_INDEX, Pack, PackBlock
+from streampack.packing.packs import Pack, PackBlock
+from streampack.records import IGNORE_INDEX
 
 BOS, EOS, VOCAB = 1, 2, 40
 POLICIES = ("keep", "mask", "trim", "mask_bos_target", "mask_eos_input", streampack.ReplaceBoundary(3))

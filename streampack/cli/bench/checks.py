@@ -8,7 +8,7 @@ from streampack.cli.bench.slices import Slice
 from streampack.cli.bench.stages import BATCH_SIZE, MakeDataset, documents_of, pack_rows, samples_of
 from streampack.errors import TokenizerError
 from streampack.loader.loader import PackedDataLoader
-from streampack.packing.policies import expand_block, stack
+from streampack.packing.blocks import expand_block, stack
 from streampack.records import Tokenizer
 
 

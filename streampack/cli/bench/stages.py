@@ -17,8 +17,9 @@ from streampack.cli.bench.slices import Slice
 from streampack.cli.bench.stopwatch import Work
 from streampack.dataset.dataset import PackedDataset
 from streampack.loader.loader import PackedDataLoader
-from streampack.packing.policies import expand_block, stack
-from streampack.records import BadRecord, Document, PackRows, Sample, Tokenizer, join
+from streampack.packing.blocks import expand_block, stack
+from streampack.packing.packs import PackRows
+from streampack.records import BadRecord, Document, Sample, Tokenizer, join
 from streampack.tar.codecs import decompress
 from streampack.tar.reader import read_samples, read_shard
 

@@ -18,7 +18,8 @@ from streampack.dataset.dataset import PackedDataset
 from streampack.errors import ConfigError
 from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.stream import LaneEnd, LanePack, LanePosition, LaneStream, Provenance
-from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary, spell_out
+from streampack.packing.blocks import spell_out
+from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary
 from streampack.records import IGNORE_INDEX
 
 _RANGE_BYTES = 2**20

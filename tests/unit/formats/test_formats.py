@@ -15,8 +15,9 @@ import streampack
 from streampack.errors import ConfigError, StateError
 from streampack.formats.consumers import Format
 from streampack.formats.layout import as_layout, block_causal_mask, context_parallel_slice, document_mask
-from streampack.packing.policies import as_boundary, expand_block
-from streampack.records import PackBlock
+from streampack.packing.blocks import expand_block
+from streampack.packing.packs import PackBlock
+from streampack.packing.policies import as_boundary
 from streampack.testing import ByteTokenizer, write_shards
 
 SHIFTED = [kind for kind in Format if kind not in (Format.HF, Format.HF_FLASH)]

@@ -4,10 +4,11 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streampack.loader.dealing import PackRef, deal, gather
+from streampack.loader.dealing import Item, deal
 from streampack.loader.messages import Message
-from streampack.packing.policies import stack
-from streampack.records import PackBlock, PackRows, StorageUse
+from streampack.packing.blocks import PackInBlock, gather, stack
+from streampack.packing.packs import PackBlock, PackRows
+from streampack.records import StorageUse
 from streampack.state.checkpoint import FIELDS
 
 SEQ_LEN, PAD_ID = 6, 77
@@ -61,6 +62,11 @@ NONE = PackRows(
 )
 
 
+def in_block(item: Item) -> PackInBlock:
+    assert item.pack is not None
+    return item.pack.in_block
+
+
 @given(st.integers(1, 3), st.integers(1, 8), st.data())
 def test_packs_gathered_from_messages_are_the_packs_stacked(workers: int, size: int, data: st.DataObject) -> None:
     rows = [rows_of(number) for number in range(2 * workers * size)]
@@ -70,7 +76,7 @@ def test_packs_gathered_from_messages_are_the_packs_stacked(workers: int, size: 
         for worker in range(workers)
     ]
     items = deal(iter(messages), num_lanes=workers, num_workers=workers, first_round=0)
-    dealt: list[PackRef | None] = [next(items).pack for _ in rows]
+    dealt: list[PackInBlock | None] = [in_block(next(items)) for _ in rows]
     packs: list[PackRows] = list(rows)
     first, last = sorted(data.draw(st.tuples(st.integers(0, len(rows)), st.integers(0, len(rows)))))
     chosen = data.draw(st.one_of(st.just(range(first, last)), st.lists(st.integers(0, len(rows)))))
@@ -83,7 +89,7 @@ def test_packs_gathered_from_messages_are_the_packs_stacked(workers: int, size: 
 def test_neighbours_in_a_message_are_not_copied() -> None:
     message = message_of([rows_of(number) for number in range(9)])
     items = deal(iter([message]), num_lanes=1, num_workers=1, first_round=0)
-    packs = [next(items).pack for _ in range(9)]
+    packs = [in_block(next(items)) for _ in range(9)]
     assert gather(packs, seq_len=SEQ_LEN, pad_id=PAD_ID) is message.block
     assert np.shares_memory(gather(packs[3:7], seq_len=SEQ_LEN, pad_id=PAD_ID).tokens, message.block.tokens)
     assert not np.shares_memory(gather(packs[::2], seq_len=SEQ_LEN, pad_id=PAD_ID).tokens, message.block.tokens)

@@ -14,16 +14,12 @@ from hypothesis import strategies as st
 
 import streampack.packing.packer
 from streampack.errors import ConfigError, DocumentTooLongError, RecordError, as_choice
+from streampack.packing.blocks import expand_block, stack
 from streampack.packing.options import Overflow, Tail
 from streampack.packing.packer import Packer, pack
-from streampack.packing.policies import (
-    BoundaryPolicy,
-    ReplaceBoundary,
-    as_boundary,
-    expand_block,
-    stack,
-)
-from streampack.records import PackRows, TokenizedDocument
+from streampack.packing.packs import PackRows
+from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary, as_boundary
+from streampack.records import TokenizedDocument
 
 
 def packer(**arguments: Any) -> Packer:

@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from streampack.packing.blocks import expand_block, stack
 from streampack.packing.packer import Packer, pack
-from streampack.packing.policies import ReplaceBoundary, expand_block, stack
-from streampack.records import Pack, TokenizedDocument
+from streampack.packing.packs import Pack
+from streampack.packing.policies import ReplaceBoundary
+from streampack.records import TokenizedDocument
 
 BOS, EOS = 1, 2
 EVERY_POLICY = ["keep", "mask", "trim", "mask_bos_target", "mask_eos_input", ReplaceBoundary(9)]

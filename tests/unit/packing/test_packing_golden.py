@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from streampack.packing.blocks import expand_block, stack
 from streampack.packing.packer import Packer, pack
-from streampack.packing.policies import expand_block, stack
-from streampack.records import PackRows, TokenizedDocument
+from streampack.packing.packs import PackRows
+from streampack.records import TokenizedDocument
 
 CASES = json.loads((Path(__file__).parents[2] / "support" / "data" / "packing.json").read_text("utf-8"))["cases"]
 FIELDS = ("tokens", "labels", "position_ids", "segment_ids", "seq_lens", "spans")

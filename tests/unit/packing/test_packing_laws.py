@@ -13,9 +13,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from streampack.errors import DocumentTooLongError
+from streampack.packing.blocks import expand_block, stack
 from streampack.packing.packer import Packer, pack
-from streampack.packing.policies import ReplaceBoundary, expand_block, stack
-from streampack.records import Counts, Pack, PackRows, TokenizedDocument
+from streampack.packing.packs import Pack, PackRows
+from streampack.packing.policies import ReplaceBoundary
+from streampack.records import Counts, TokenizedDocument
 
 BOS, EOS, PAD = 1, 2, 2
 """Padding looks like EOS: nothing may depend on its value."""
