@@ -2,10 +2,11 @@
 
 Each shard is read from its first byte to its last, by the code that a run reads with: the tar's headers and end, the
 manifest's digests, the members that the field names, UTF-8, JSON, `.npy`, sizes. Nothing is tokenized. What is wrong is
-reported with where it is; behind a broken place a shard is not read on.
+reported with its place. Where a tar is broken, the rest of that shard is not read.
 
-With `--journal` each shard that is done is noted in a file, and what it notes is not read again: a run that was ended
-goes on, and one over repaired shards reads those only (a shard whose size or digest changed is another one).
+With `--journal FILE` each shard that is done is noted in the file, and a shard that is noted as good is not read again:
+after an interruption the same command goes on, and after a repair it reads only the shards that had problems or that
+have another size or digest now.
 """
 
 import contextlib
@@ -23,21 +24,19 @@ from streampack.cli.arguments import ChatTemplate, Field, Json, NumWorkers, Shar
 from streampack.cli.console import count, format_bytes, output, print_json, print_warning, printable
 from streampack.cli.per_shard import each_shard, num_processes
 from streampack.cli.progress import ShardProgress
-from streampack.corpus.partition import Piece
+from streampack.cli.whole_shard import read_whole_shard
 from streampack.errors import StreampackError
 from streampack.lanes.pipeline import Pipeline
 from streampack.records import BadRecord, Shard
-from streampack.tar.codecs import is_compressed
 
 _KEPT = 100
-"""Problems of one shard that are told; the others are counted."""
+"""Problems of one shard that are kept with their text; the others are only counted."""
 _SHOWN = 40
-_RANGE_BYTES = 4 * 2**20
-_STEP_BYTES = 2**20
+"""Problems that the table shows."""
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """What one shard is found to be."""
+    """What was found in one shard; also a line of the journal."""
 
     name: str
     size: int
@@ -45,7 +44,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     field: str
     samples: int
     documents: int
-    """Those that can be read."""
+    """Those that a run can read."""
     num_problems: int
     problems: list[str]
     """The first of them, each with its place."""
@@ -86,24 +85,13 @@ def verify(
 
 
 def verify_shard(pipeline: Pipeline, index: int, shard: Shard, *, tell: Callable[[int], None]) -> Verdict:
-    """Read one shard to its end, or to where it breaks."""
-    samples = documents = told = unheard = 0
+    """Read one shard to its end, or to where it is broken."""
+    samples = documents = num_problems = 0
     problems: list[str] = []
-    num_problems = 0
-    jumps = is_compressed(shard.url)  # positions are ordinals there
     try:
-        for sample in pipeline.samples(
-            shard, Piece(index, 0, shard.size, whole=True), resume=-1, max_range_bytes=_RANGE_BYTES
-        ):
+        for sample in read_whole_shard(pipeline, index, shard, tell=tell):
             samples += 1
-            unheard += sum(sample.sizes.values())
-            if unheard >= _STEP_BYTES:
-                reached = told if jumps else sample.position
-                tell(reached - told)
-                told, unheard = reached, 0
-            for item in pipeline.documents.read(
-                sample, url=shard.url, shard_name=shard.name, shard_index=index, epoch=0
-            ):
+            for item in sample.documents:
                 if isinstance(item, BadRecord):
                     num_problems += 1
                     if len(problems) < _KEPT:
@@ -113,7 +101,6 @@ def verify_shard(pipeline: Pipeline, index: int, shard: Shard, *, tell: Callable
     except StreampackError as error:
         num_problems += 1
         problems.append(str(error))
-    tell(shard.size - told)
     return Verdict(
         name=shard.name,
         size=shard.size,
@@ -127,14 +114,14 @@ def verify_shard(pipeline: Pipeline, index: int, shard: Shard, *, tell: Callable
 
 
 def _known(journal: Path, pipeline: Pipeline) -> dict[tuple[str, int, str | None], Verdict]:
-    """What the journal says of shards that were good; those with problems are read again, they may be repaired."""
+    """The verdicts of the journal on good shards; those with problems are read again, since they may be repaired."""
     found: dict[tuple[str, int, str | None], Verdict] = {}
     if journal.exists():
         for number, line in enumerate(journal.read_bytes().splitlines(), 1):
             try:
                 verdict = msgspec.json.decode(line, type=Verdict)
             except msgspec.DecodeError:
-                print_warning(f"{journal}, line {number} is not a verdict (cut short?); its shard is read again")
+                print_warning(f"{journal}, line {number} is not a verdict (was it cut off?); that shard is read again")
                 continue
             if verdict.field == str(pipeline.documents.field) and not verdict.num_problems:
                 found[verdict.name, verdict.size, verdict.digest] = verdict
@@ -143,14 +130,14 @@ def _known(journal: Path, pipeline: Pipeline) -> dict[tuple[str, int, str | None
 
 @contextlib.contextmanager
 def _opened(journal: Path | None) -> Iterator[IO[bytes] | None]:
-    """The journal, ready for more lines; None where there is none."""
+    """The journal, opened to add lines; None where there is none."""
     if journal is None:
         yield None
         return
     with journal.open("ab+") as file:
         if file.tell():
             file.seek(-1, 2)
-            if file.read(1) != b"\n":  # a line that was cut short
+            if file.read(1) != b"\n":  # a line that was cut off
                 file.write(b"\n")
         yield file
 
@@ -183,7 +170,7 @@ def _report(verdicts: list[Verdict], *, num_read: int, as_json: bool) -> None:
 
 
 def _shown(bad: list[Verdict]) -> Iterator[tuple[Verdict, str]]:
-    """The first problems, at least one of each shard as far as they go."""
+    """The first problems, at least one of each of the first shards."""
     most = max(1, _SHOWN // len(bad))
     for verdict in bad[:_SHOWN]:
         for problem in verdict.problems[:most]:

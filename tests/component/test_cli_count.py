@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 import streampack
 from streampack.cli import app
-from streampack.cli.count.tally import Lengths
+from streampack.cli.count.lengths import Lengths
 from streampack.examples.make_data import DATA, read_shards
 from streampack.testing import write_shards
 
@@ -160,10 +160,11 @@ def broken(tmp_path: Path) -> str:
 def test_bad_records_are_counted_and_the_first_ones_listed(broken: str, workers: str) -> None:
     counted = count(broken, "--on-error", "skip", "-w", workers)
     assert (counted["documents"], counted["bad_records"]) == (5, 7)
-    assert [row["key"] for row in counted["bad"]] == ["00000001", "00000003", "00000004", "00000005", "00000007"]
-    assert "not UTF-8: byte 0xff" in counted["bad"][0]["error"]
+    first = counted["first_bad_records"]
+    assert [row["key"] for row in first] == ["00000001", "00000003", "00000004", "00000005", "00000007"]
+    assert "not UTF-8: byte 0xff" in first[0]["error"]
     shown = run(broken, "--on-error", "skip", "-w", workers).stdout
-    assert re.search(r"^bad records +7 +passed over", shown, re.MULTILINE)
+    assert re.search(r"^bad records +7 +left out", shown, re.MULTILINE)
     assert "00000.tar, member '00000001.txt'" in shown.replace("\n", "")
     assert "and 2 more" in shown
 

@@ -1,23 +1,23 @@
-"""`streampack count`: what is in the shards, and how well it packs, without making a batch.
+"""`streampack count`: what is in the shards, and how well it packs; no batch is made.
 
-What comes back for a shard is a tally of fixed size. So memory does not grow with the corpus, and the result does not
-depend on how many processes there were.
+In:  the command line. Out: tables on stdout, or JSON.
+Invariants: what comes back for a shard is a tally of fixed size, so memory does not grow with the corpus, and the
+result does not depend on the number of processes.
 """
 
 from functools import partial
 from time import perf_counter
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from streampack.cli.arguments import ChatTemplate, Field, Json, NumWorkers, Shards, Tokenizer, make_measured_dataset
 from streampack.cli.console import output, print_json
+from streampack.cli.count.counted import Counted
 from streampack.cli.count.drawing import draw
 from streampack.cli.count.tally import Tally, tally_shard
 from streampack.cli.per_shard import each_shard, num_processes
 from streampack.cli.progress import ShardProgress
-from streampack.corpus.table import ShardTable
-from streampack.lanes.pipeline import Pipeline
 
 
 def count(
@@ -54,46 +54,15 @@ def count(
         work = partial(tally_shard, pipeline, has_tokens=has_tokens)
         for _, part in each_shard(work, table, range(len(table)), workers=workers, advance=progress.advance):
             tally.merge(part)
-    seconds = perf_counter() - begin
+    counted = Counted(
+        table=table,
+        pipeline=pipeline,
+        tally=tally,
+        has_tokens=has_tokens,
+        seconds=perf_counter() - begin,
+        num_processes=workers,
+    )
     if json:
-        print_json(_as_json(tally, table, pipeline, has_tokens=has_tokens))
-        return
-    draw(output(), tally, table, pipeline, has_tokens=has_tokens, seconds=seconds, workers=workers)
-
-
-def _as_json(tally: Tally, table: ShardTable, pipeline: Pipeline, *, has_tokens: bool) -> dict[str, Any]:
-    lengths, seq_len = tally.lengths, pipeline.seq_len
-    return {
-        "num_shards": len(table),
-        "shard_bytes": table.total_bytes,
-        "field": str(pipeline.documents.field),
-        "samples": tally.samples,
-        "documents": tally.documents,
-        "text_bytes": tally.text_bytes,
-        "tokens": tally.tokens if has_tokens else None,
-        "lengths": {
-            "unit": "tokens" if has_tokens else "bytes",
-            "mean": lengths.mean,
-            "median": lengths.percentile(0.5),
-            "p90": lengths.percentile(0.9),
-            "p99": lengths.percentile(0.99),
-            "max": lengths.longest,
-            "histogram": [
-                {"from": low, "to": high, "documents": documents, "units": units}
-                for low, high, documents, units in lengths.octaves()
-            ],
-        },
-        "seq_len": seq_len,
-        "packing": {
-            packing.value: {
-                "packs": packed.packs(seq_len),
-                "efficiency": packed.efficiency(seq_len),
-                "padding": packed.packs(seq_len) * seq_len - packed.tokens - packed.tail_tokens,
-                "split_documents": packed.split_documents,
-            }
-            for packing, packed in tally.packed.items()
-        },
-        "longest": [{"length": length, **place._asdict()} for length, place in tally.longest],
-        "bad_records": tally.bad_records,
-        "bad": [{"error": error, **place._asdict()} for place, error in tally.bad],
-    }
+        print_json(counted.as_json())
+    else:
+        draw(output(), counted)

@@ -1,4 +1,4 @@
-"""A tally on the terminal: totals, the lengths of documents as bars, how well they pack, and what is odd."""
+"""What was counted, on the terminal: totals, lengths as bars, how well documents pack, the longest, bad records."""
 
 import math
 
@@ -8,46 +8,28 @@ from rich.table import Table
 from rich.text import Text
 
 from streampack.cli.console import bar, common_folder, count, format_bytes, printable, shorten
+from streampack.cli.count.counted import Counted
 from streampack.cli.count.tally import Tally
-from streampack.corpus.table import ShardTable
-from streampack.lanes.pipeline import Pipeline
 
 _NARROW = 72
 
 
-def draw(
-    console: Console,
-    tally: Tally,
-    table: ShardTable,
-    pipeline: Pipeline,
-    *,
-    has_tokens: bool,
-    seconds: float,
-    workers: int,
-) -> None:
+def draw(console: Console, counted: Counted) -> None:
     """All of it, one part after the other."""
-    unit = "token" if has_tokens else "byte"
-    _draw_totals(console, tally, table, pipeline, has_tokens=has_tokens, seconds=seconds, workers=workers)
+    tally = counted.tally
+    _draw_totals(console, counted)
     if tally.documents:
-        _draw_lengths(console, tally, unit)
+        _draw_lengths(console, tally, counted.unit)
     if tally.packed and tally.documents:
-        _draw_packing(console, tally, pipeline.seq_len)
+        _draw_packing(console, tally, counted.pipeline.seq_len)
     if tally.longest:
-        _draw_longest(console, tally, unit)
+        _draw_longest(console, tally, counted.unit)
     if tally.bad_records:
         _draw_bad(console, tally)
 
 
-def _draw_totals(
-    console: Console,
-    tally: Tally,
-    table: ShardTable,
-    pipeline: Pipeline,
-    *,
-    has_tokens: bool,
-    seconds: float,
-    workers: int,
-) -> None:
+def _draw_totals(console: Console, counted: Counted) -> None:
+    tally, table, pipeline = counted.tally, counted.table, counted.pipeline
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(justify="right", no_wrap=True)
@@ -56,19 +38,20 @@ def _draw_totals(
     note = f", {estimated:,} of them estimated" if estimated else ""
     grid.add_row("shards", f"{len(table):,}", format_bytes(table.total_bytes) + note)
     grid.add_row("documents", f"{tally.documents:,}", f"{pipeline.documents.field} of {count(tally.samples, 'sample')}")
-    if tally.text_bytes or not has_tokens:
+    if tally.text_bytes or not counted.has_tokens:
         mean = format_bytes(tally.text_bytes / max(tally.documents, 1))
         grid.add_row("text", format_bytes(tally.text_bytes), f"{tally.text_bytes:,} bytes, {mean} a document")
-    if has_tokens:
+    if counted.has_tokens:
         ends = [name for name, token in (("BOS", pipeline.bos_id), ("EOS", pipeline.eos_id)) if token is not None]
         note = f"with {' and '.join(ends)}" if ends else "without BOS and EOS"
         if tally.text_bytes and tally.tokens:
             note += f", {tally.text_bytes / tally.tokens:.2f} bytes a token"
         grid.add_row("tokens", f"{tally.tokens:,}", note)
     style = "bold red" if tally.bad_records else ""
-    grid.add_row("bad records", Text(f"{tally.bad_records:,}", style=style), "passed over" if tally.bad_records else "")
-    processes = "1 process" if workers == 1 else f"{workers} processes"
-    grid.add_row("time", f"{seconds:,.1f} s", f"{format_bytes(table.total_bytes / max(seconds, 1e-9))}/s, {processes}")
+    grid.add_row("bad records", Text(f"{tally.bad_records:,}", style=style), "left out" if tally.bad_records else "")
+    speed = format_bytes(table.total_bytes / max(counted.seconds, 1e-9))
+    processes = "1 process" if counted.num_processes == 1 else f"{counted.num_processes} processes"
+    grid.add_row("time", f"{counted.seconds:,.1f} s", f"{speed}/s, {processes}")
     console.print(grid)
 
 
@@ -116,28 +99,27 @@ def _draw_packing(console: Console, tally: Tally, seq_len: int) -> None:
     for packing, packed in tally.packed.items():
         packs = packed.packs(seq_len)
         efficiency = packed.efficiency(seq_len)
-        padding = packs * seq_len - packed.tokens - packed.tail_tokens
         style = "green" if efficiency > 0.95 else "yellow" if efficiency > 0.8 else "red"
         table.add_row(
             str(packing),
             f"{packs:,}",
             Text(f"{efficiency:.2%}", style=style),
-            f"{padding:,}",
+            f"{packed.padding(seq_len):,}",
             f"{packed.split_documents:,} ({packed.split_documents / max(tally.documents, 1):.1%})",
         )
-    _print_table(console, table, "each shard is packed by itself, and the unfinished packs at their ends are joined")
+    _print_table(console, table, "each shard is packed by itself; the unfinished packs at their ends are added up")
 
 
 def _draw_longest(console: Console, tally: Tally, unit: str) -> None:
-    folder = common_folder(place.url for _, place in tally.longest)
+    folder = common_folder(location.url for _, location in tally.longest)
     table = _table("Longest documents")
     table.add_column(f"{unit}s", justify="right", no_wrap=True)
     table.add_column("key", style="bold", overflow="fold")
     table.add_column("shard", overflow="fold")
-    for length, place in tally.longest:
-        record = f" record {place.record}" if place.record else ""
-        part = f" part {place.part}" if place.part else ""
-        table.add_row(f"{length:,}", printable(place.key) + record + part, printable(place.url[len(folder) :]))
+    for length, location in tally.longest:
+        record = f" record {location.record}" if location.record else ""
+        part = f" part {location.part}" if location.part else ""
+        table.add_row(f"{length:,}", printable(location.key) + record + part, printable(location.url[len(folder) :]))
     _print_table(console, table, f"shards in {printable(folder)}" if folder else "")
 
 

@@ -1,41 +1,34 @@
 """What a shard holds, counted in one pass, and the tallies of shards added up.
 
-A tally has the same size whatever it counted: lengths go into bins of equal ratio, and of documents and bad records
-only a few are kept. Adding tallies up gives the same whatever the order.
+In:  a pipeline and a shard. Out: a `Tally`.
+Invariants: a tally takes the same room whatever it counted: lengths go into a histogram, and only a few of the longest
+documents and of the bad records are kept. The sum of tallies does not depend on the order.
 
-How well documents pack is tried with the real packer, shard by shard; rows that do not fill a pack at a shard's end
-are not padded there, but joined over all shards, as they are in a lane that reads one shard after the other.
+How well documents pack is tried with the real packer, shard by shard. The rows at a shard's end that do not fill a pack
+are not padded: they are added up over all shards and counted as packs at the end, since a lane goes on packing from one
+shard into the next.
 """
 
 import bisect
 import heapq
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from streampack.corpus.partition import Piece
+from streampack.cli.count.lengths import Lengths
+from streampack.cli.whole_shard import read_whole_shard
 from streampack.lanes.pipeline import Pipeline
 from streampack.packing.options import Overflow, PackingKind, Tail
 from streampack.packing.packer import Packer
 from streampack.packing.policies import BoundaryPolicy
 from streampack.records import BadRecord, Document, Shard
-from streampack.tar.codecs import is_compressed
 
-BINS_PER_OCTAVE = 8
-"""A bin's ends are 9 % apart, so a percentile is right to 4.5 %."""
-_NUM_BINS = 1 + 32 * BINS_PER_OCTAVE
 _KEPT = 5
-_RANGE_BYTES = 4 * 2**20
-_STEP_BYTES = 2**20
-"""How often progress is told, in bytes of members."""
+"""Of the longest documents and of the bad records."""
 
 
-class Place(NamedTuple):
-    """A document, by where it is."""
+class DocumentLocation(NamedTuple):
+    """Where a document or a bad record is."""
 
     shard: int
     sample: int
@@ -46,62 +39,14 @@ class Place(NamedTuple):
 
 
 @dataclass(slots=True)
-class Lengths:
-    """How many documents are how long, in bins of equal ratio."""
-
-    documents: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_NUM_BINS, dtype=np.int64))
-    """int64 [bins]; bin 0 is length 0, bin 1 + i the lengths from 2**(i/8) to below 2**((i+1)/8)."""
-    units: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_NUM_BINS, dtype=np.int64))
-    """int64 [bins]: their lengths added up."""
-    longest: int = 0
-
-    def add(self, length: int) -> None:
-        place = 1 + int(math.log2(length) * BINS_PER_OCTAVE) if length else 0
-        self.documents[place] += 1
-        self.units[place] += length
-        self.longest = max(self.longest, length)
-
-    def merge(self, other: "Lengths") -> None:
-        self.documents += other.documents
-        self.units += other.units
-        self.longest = max(self.longest, other.longest)
-
-    @property
-    def mean(self) -> float:
-        return float(self.units.sum()) / max(int(self.documents.sum()), 1)
-
-    def percentile(self, share: float) -> int:
-        """About the length that `share` of the documents do not exceed."""
-        below = np.cumsum(self.documents)
-        if not below[-1]:
-            return 0
-        place = int(np.searchsorted(below, share * below[-1]))
-        return min(round(2 ** ((place - 0.5) / BINS_PER_OCTAVE)), self.longest) if place else 0
-
-    def octaves(self) -> list[tuple[int, int, int, int]]:
-        """(from, to, documents, lengths added up) for each power of two between the shortest and the longest."""
-        used = np.flatnonzero(self.documents)
-        if not used.size:
-            return []
-        rows = [(0, 0, int(self.documents[0]), 0)] if used[0] == 0 else []
-        first = max(int(used[used > 0][0]) - 1, 0) // BINS_PER_OCTAVE if self.longest else 0
-        last = (int(used[-1]) - 1) // BINS_PER_OCTAVE
-        for octave in range(first, last + 1):
-            bins = slice(1 + octave * BINS_PER_OCTAVE, 1 + (octave + 1) * BINS_PER_OCTAVE)
-            counts = int(self.documents[bins].sum()), int(self.units[bins].sum())
-            rows.append((2**octave, 2 ** (octave + 1) - 1, *counts))
-        return rows
-
-
-@dataclass(slots=True)
 class Packed:
-    """What one strategy makes of the documents."""
+    """What one packing strategy makes of the documents."""
 
     full_packs: int = 0
     tokens: int = 0
-    """In full packs."""
+    """Those in full packs."""
     tail_tokens: int = 0
-    """Behind each shard's last full pack."""
+    """Those after each shard's last full pack, over all shards."""
     split_documents: int = 0
 
     def merge(self, other: "Packed") -> None:
@@ -111,11 +56,15 @@ class Packed:
         self.split_documents += other.split_documents
 
     def packs(self, seq_len: int) -> int:
-        """All packs, the joined tails among them."""
+        """All packs: the full ones, and those that the tails make together."""
         return self.full_packs + -(-self.tail_tokens // seq_len)
 
+    def padding(self, seq_len: int) -> int:
+        """Rows of the packs that hold no token."""
+        return self.packs(seq_len) * seq_len - self.tokens - self.tail_tokens
+
     def efficiency(self, seq_len: int) -> float:
-        """Tokens for each row of the packs; 0 where there are none."""
+        """The share of the packs' rows that are tokens, not padding; 0 without packs."""
         return (self.tokens + self.tail_tokens) / max(self.packs(seq_len) * seq_len, 1)
 
 
@@ -129,9 +78,9 @@ class Tally:
     tokens: int = 0
     bad_records: int = 0
     lengths: Lengths = field(default_factory=Lengths)
-    longest: list[tuple[int, Place]] = field(default_factory=list)
+    longest: list[tuple[int, DocumentLocation]] = field(default_factory=list)
     """The longest documents, longest first."""
-    bad: list[tuple[Place, str]] = field(default_factory=list)
+    bad: list[tuple[DocumentLocation, str]] = field(default_factory=list)
     """The first bad records, with what is wrong."""
     packed: dict[PackingKind, Packed] = field(default_factory=dict)
 
@@ -158,37 +107,27 @@ def tally_shard(
         pipeline: reads and encodes; its `on_error` decides on bad records.
         index: of the shard in the list.
         shard: the shard.
-        has_tokens: whether documents are tokenized (or tokens already), measured in tokens and packed.
+        has_tokens: whether documents are tokenized (or token ids already), measured in tokens and packed.
         tell: called now and then with how many more of the shard's bytes are done; it may raise to stop.
 
     Raises:
         RecordError: a bad record, with on_error="raise".
         ShardError: the shard cannot be read.
     """
-    tally, told, unheard = Tally(), 0, 0
-    jumps = is_compressed(shard.url)  # positions are ordinals there
+    tally = Tally()
     packers = {packing: _packer(pipeline, packing) for packing in PackingKind} if has_tokens else {}
     full = dict.fromkeys(packers, 0)
-    piece = Piece(index, 0, shard.size, whole=True)
-    for sample in pipeline.samples(shard, piece, resume=-1, max_range_bytes=_RANGE_BYTES):
+    for sample in read_whole_shard(pipeline, index, shard, tell=tell):
         tally.samples += 1
-        position = sample.position
-        unheard += sum(sample.sizes.values())
-        if unheard >= _STEP_BYTES:
-            reached = told if jumps else position
-            tell(reached - told)
-            told, unheard = reached, 0
-        for item in pipeline.documents.read(
-            sample, url=shard.url, shard_name=shard.name, shard_index=index, epoch=0
-        ):
+        for item in sample.documents:
             part = 0 if isinstance(item, BadRecord) else item.part
-            place = Place(index, position, item.record, part, sample.key, shard.url)
+            location = DocumentLocation(index, sample.position, item.record, part, sample.key, shard.url)
             if isinstance(item, BadRecord):
                 if pipeline.on_error == "raise":
                     raise item.error
                 tally.bad_records += 1
                 if len(tally.bad) < _KEPT:
-                    tally.bad.append((place, str(item.error)))
+                    tally.bad.append((location, str(item.error)))
                 continue
             length = _count_text(tally, item)
             if has_tokens:
@@ -199,13 +138,12 @@ def tally_shard(
                     packer.feed(tokens)
                     full[packing] += sum(1 for _ in iter(packer.pop, None))
             tally.lengths.add(length)
-            _keep_longest(tally, length, place)
+            _keep_longest(tally, length, location)
     for packing, packer in packers.items():
         packer.finish()
         full[packing] += sum(1 for _ in iter(packer.pop, None))
         counts = packer.counts
         tally.packed[packing] = Packed(full[packing], counts.tokens, counts.tail_tokens, counts.split_documents)
-    tell(shard.size - told)
     return tally
 
 
@@ -220,19 +158,19 @@ def _packer(pipeline: Pipeline, packing: PackingKind) -> Packer:
 
 
 def _count_text(tally: Tally, document: Document) -> int:
-    """Count the document; its bytes of UTF-8, 0 where it is tokens."""
+    """Count the document; returns its bytes of UTF-8, 0 where it is token ids."""
     tally.documents += 1
     size = 0 if document.text is None else len(document.text.encode("utf-8", "surrogatepass"))
     tally.text_bytes += size
     return size
 
 
-def _keep_longest(tally: Tally, length: int, place: Place) -> None:
+def _keep_longest(tally: Tally, length: int, location: DocumentLocation) -> None:
     kept = tally.longest
     if len(kept) < _KEPT or length > kept[-1][0]:
-        bisect.insort(kept, (length, place), key=_longest_first)
+        bisect.insort(kept, (length, location), key=_longest_first)
         del kept[_KEPT:]
 
 
-def _longest_first(entry: tuple[int, Place]) -> tuple[int, Sequence[object]]:
+def _longest_first(entry: tuple[int, DocumentLocation]) -> tuple[int, Sequence[object]]:
     return -entry[0], entry[1]

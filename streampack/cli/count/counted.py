@@ -1,0 +1,65 @@
+"""What `streampack count` has found, for the terminal and for JSON."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from streampack.cli.count.tally import Tally
+from streampack.corpus.table import ShardTable
+from streampack.lanes.pipeline import Pipeline
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counted:
+    """A tally with what it is of."""
+
+    table: ShardTable
+    pipeline: Pipeline
+    tally: Tally
+    has_tokens: bool
+    """Whether documents were measured in tokens (and packed), or in bytes."""
+    seconds: float
+    num_processes: int
+
+    @property
+    def unit(self) -> str:
+        """What lengths are measured in."""
+        return "token" if self.has_tokens else "byte"
+
+    def as_json(self) -> dict[str, Any]:  # Any: JSON
+        """All of it but the time, as plain values."""
+        tally, seq_len = self.tally, self.pipeline.seq_len
+        lengths = tally.lengths
+        return {
+            "num_shards": len(self.table),
+            "shard_bytes": self.table.total_bytes,
+            "field": str(self.pipeline.documents.field),
+            "samples": tally.samples,
+            "documents": tally.documents,
+            "text_bytes": tally.text_bytes,
+            "tokens": tally.tokens if self.has_tokens else None,
+            "lengths": {
+                "unit": "tokens" if self.has_tokens else "bytes",
+                "mean": lengths.mean,
+                "median": lengths.percentile(0.5),
+                "p90": lengths.percentile(0.9),
+                "p99": lengths.percentile(0.99),
+                "max": lengths.longest,
+                "histogram": [
+                    {"from": low, "to": high, "documents": documents, "units": units}
+                    for low, high, documents, units in lengths.octaves()
+                ],
+            },
+            "seq_len": seq_len,
+            "packing": {
+                packing.value: {
+                    "packs": packed.packs(seq_len),
+                    "efficiency": packed.efficiency(seq_len),
+                    "padding": packed.padding(seq_len),
+                    "split_documents": packed.split_documents,
+                }
+                for packing, packed in tally.packed.items()
+            },
+            "longest": [{"length": length, **location._asdict()} for length, location in tally.longest],
+            "bad_records": tally.bad_records,
+            "first_bad_records": [{"error": error, **location._asdict()} for location, error in tally.bad],
+        }
