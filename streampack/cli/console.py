@@ -1,7 +1,7 @@
-"""What the commands share: where they print, and how they show sizes, texts of documents, warnings and errors.
+"""Where commands print, and how they show sizes, texts of documents, warnings and errors.
 
-Results go to stdout, everything else to stderr. Nothing that comes from data reaches the terminal as it is: control
-characters are spelled out, and no text is taken for markup.
+Invariants: results go to stdout, everything else to stderr. No text that comes from data controls the terminal: control
+characters are written as escapes (`printable`), and no text is read as markup.
 """
 
 import json
@@ -40,7 +40,7 @@ def _one_line(found: re.Match[str]) -> str:
 
 
 def print_error(message: str) -> None:
-    """The message in red on stderr; where that is no terminal, on one line, so that it can be searched."""
+    """The message in red on stderr; unwrapped where stderr is no terminal, so that logs can be searched."""
     _print_message(Text.assemble(("error: ", "bold red"), (message, "red")))
 
 
@@ -66,13 +66,13 @@ def format_bytes(size: float) -> str:
     return f"{size:,.0f} {_UNITS[power]}" if power == 0 or size >= 100 else f"{size:.1f} {_UNITS[power]}"
 
 
-def count(number: int, noun: str) -> str:
-    """The number with its noun in singular or plural: `1 shard`, `2,000 shards`."""
+def plural(number: int, noun: str) -> str:
+    """The number with its noun in the singular or plural: `1 shard`, `2,000 shards`."""
     return f"{number:,} {noun if number == 1 else noun + 's'}"
 
 
 def printable(text: str) -> str:
-    r"""The text with every character that is not printable spelled out, so that no document steers the terminal.
+    r"""The text with escapes for what is not printable, so that no document controls the terminal.
 
     >>> printable("a\n\x1b[2J")
     'a↵\\x1b[2J'
@@ -89,7 +89,7 @@ def bar(share: float, width: int) -> str:
 
 
 def common_folder(urls: Iterable[str]) -> str:
-    """The part up to the last `/` that all the URLs begin with; what is behind it names a shard well enough."""
+    """The part up to the last `/` that all the URLs begin with; the rest names a shard well enough."""
     distinct = sorted(set(urls))
     if not distinct:
         return ""
@@ -99,7 +99,7 @@ def common_folder(urls: Iterable[str]) -> str:
 
 
 def shorten(text: str, width: int) -> str:
-    """The text in at most `width` columns; what is cut out of its middle is an ellipsis."""
+    """The text in at most `width` columns, with an ellipsis where its middle is cut out."""
     if len(text) <= width:
         return text
     back = (width - 1) // 2

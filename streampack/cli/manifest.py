@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from streampack.cli.arguments import Json, Shards, make_storage
-from streampack.cli.console import count, format_bytes, messages, output, print_json
+from streampack.cli.console import format_bytes, messages, output, plural, print_json
 from streampack.cli.progress import ShardProgress
 from streampack.corpus.table import ShardTable, resolve_shards
 from streampack.records import Shard
@@ -77,7 +77,7 @@ def manifest(
     unknown = int((~table.size_known).sum()) if not digests else 0
     note = f", {unknown:,} of unknown size" if unknown else ""
     output().print(
-        f"{output_file}: {count(len(table), 'shard')}, {format_bytes(num_bytes)}{note}; read it as @{output_file}"
+        f"{output_file}: {plural(len(table), 'shard')}, {format_bytes(num_bytes)}{note}; read it as @{output_file}"
     )
 
 

@@ -21,7 +21,7 @@ import typer
 from rich.table import Table
 
 from streampack.cli.arguments import ChatTemplate, Field, Json, NumWorkers, Shards, Tokenizer, make_measured_dataset
-from streampack.cli.console import count, format_bytes, output, print_json, print_warning, printable
+from streampack.cli.console import format_bytes, output, plural, print_json, print_warning, printable
 from streampack.cli.per_shard import each_shard, num_processes
 from streampack.cli.progress import ShardProgress
 from streampack.cli.whole_shard import read_whole_shard
@@ -163,9 +163,9 @@ def _report(verdicts: list[Verdict], *, num_read: int, as_json: bool) -> None:
         console.print(table)
     read = "" if num_read == len(verdicts) else f" ({num_read:,} read now, the others are in the journal)"
     console.print(
-        f"{count(totals['num_shards'], 'shard')}{read}, {format_bytes(totals['bytes'])}, "
-        f"{count(totals['documents'], 'document')}: "
-        + (f"{count(totals['num_problems'], 'problem')} in {count(len(bad), 'shard')}" if bad else "nothing is wrong")
+        f"{plural(totals['num_shards'], 'shard')}{read}, {format_bytes(totals['bytes'])}, "
+        f"{plural(totals['documents'], 'document')}: "
+        + (f"{plural(totals['num_problems'], 'problem')} in {plural(len(bad), 'shard')}" if bad else "nothing is wrong")
     )
 
 

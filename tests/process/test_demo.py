@@ -17,7 +17,9 @@ import torch
 from typer.testing import CliRunner
 
 from streampack.cli import app
-from streampack.cli.demo.trial import Training, judge, make_reference, read_attempts
+from streampack.cli.demo.attempts import read_attempts
+from streampack.cli.demo.training import Training
+from streampack.cli.demo.verdict import judge, make_reference
 from streampack.errors import StreampackError
 from streampack.examples.train import PACKS_PER_STEP, Transformer
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from streampack.cli.console import bar, common_folder, count, format_bytes, printable, shorten
+from streampack.cli.console import bar, common_folder, format_bytes, plural, printable, shorten
 from streampack.cli.count.counted import Counted
 from streampack.cli.count.tally import Tally
 
@@ -37,7 +37,9 @@ def _draw_totals(console: Console, counted: Counted) -> None:
     estimated = int((~table.size_known).sum())
     note = f", {estimated:,} of them estimated" if estimated else ""
     grid.add_row("shards", f"{len(table):,}", format_bytes(table.total_bytes) + note)
-    grid.add_row("documents", f"{tally.documents:,}", f"{pipeline.documents.field} of {count(tally.samples, 'sample')}")
+    grid.add_row(
+        "documents", f"{tally.documents:,}", f"{pipeline.documents.field} of {plural(tally.samples, 'sample')}"
+    )
     if tally.text_bytes or not counted.has_tokens:
         mean = format_bytes(tally.text_bytes / max(tally.documents, 1))
         grid.add_row("text", format_bytes(tally.text_bytes), f"{tally.text_bytes:,} bytes, {mean} a document")

@@ -1,6 +1,8 @@
 """`streampack peek`: what is in the packs of a run, row by row.
 
-The packs are those of the run's first epoch, made by the run's own lanes: global pack i is pack i // L of lane i % L.
+In:  the command line. Out: packs on stdout, or JSON.
+Invariants: the packs are those of the run's first epoch, made by the run's own lanes; with L lanes, global pack i is
+pack i // L of lane i % L.
 """
 
 import itertools
@@ -11,19 +13,17 @@ import msgspec
 import typer
 
 from streampack.cli.arguments import ChatTemplate, Field, Json, Shards, Tokenizer, TrainOn, make_dataset
-from streampack.cli.console import count, output, print_json
-from streampack.cli.peek.drawing import Edge, Segment, View, draw, draw_legend
+from streampack.cli.console import output, plural, print_json
+from streampack.cli.peek.drawing import draw, draw_legend
 from streampack.cli.peek.pieces import Pieces
+from streampack.cli.peek.view import make_view
 from streampack.dataset.dataset import PackedDataset
 from streampack.errors import ConfigError
-from streampack.lanes.pipeline import Pipeline
-from streampack.lanes.stream import LaneEnd, LanePack, LanePosition, LaneStream, Provenance
-from streampack.packing.blocks import spell_out
-from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary
-from streampack.records import IGNORE_INDEX
+from streampack.lanes.stream import LaneEnd, LanePack, LanePosition, LaneStream
+from streampack.packing.policies import BoundaryPolicy
 
 _RANGE_BYTES = 2**20
-"""A few packs need no more of a shard than this at once."""
+"""The largest request for a part of a shard: a few packs need no more at a time."""
 
 
 def peek(
@@ -78,7 +78,7 @@ def peek(
     pipeline = dataset.pipeline
     pieces = Pieces(pipeline.tokenizer)
     views = (
-        _view(pipeline, pieces, number, dataset.num_lanes, pack)
+        make_view(pipeline, pieces, number, dataset.num_lanes, pack)
         for number, pack in _packs(dataset, lane=lane, skip=skip, num=num)
     )
     if json:
@@ -97,7 +97,7 @@ def peek(
 
 
 def _packs(dataset: PackedDataset, *, lane: int | None, skip: int, num: int) -> Iterator[tuple[int, LanePack]]:
-    """`num` packs with their global numbers; of the lanes, only those that are asked for packs are read."""
+    """`num` packs with their global numbers; only the lanes that these belong to are read."""
     num_lanes = dataset.num_lanes
     if lane is not None and lane >= num_lanes:
         raise ConfigError(f"--lane {lane}: there are {num_lanes} lanes, 0 to {num_lanes - 1}")
@@ -126,76 +126,6 @@ def _packs(dataset: PackedDataset, *, lane: int | None, skip: int, num: int) -> 
         if shown == num or len(ended) == (num_lanes if lane is None else 1):
             break
     if not shown:
-        which = count(num_lanes, "lane") if lane is None else f"lane {lane}"
-        packs = count(sum(made.values()), "pack")
+        which = plural(num_lanes, "lane") if lane is None else f"lane {lane}"
+        packs = plural(sum(made.values()), "pack")
         raise ConfigError(f"no pack to show: an epoch has {packs} on {which}, and --skip is {skip:,}")
-
-
-def _view(pipeline: Pipeline, pieces: Pieces, number: int, num_lanes: int, pack: LanePack) -> View:
-    arrays = spell_out(pack.rows, seq_len=pipeline.seq_len, pad_id=pipeline.pad_id)
-    tokens, labels = arrays.tokens.tolist(), arrays.labels.tolist()
-    segments: list[Segment] = []
-    first_row = 0
-    for index, source in enumerate(pack.sources):
-        is_last = index == len(pack.sources) - 1
-        goes_on = is_last and pack.rows.next_row > 0
-        row = first_row + source.length - 1
-        following = None if is_last else tokens[row + 1]
-        label = labels[row]
-        edge = Edge(
-            row=row,
-            input=tokens[row],
-            input_text=pieces.name(tokens[row]),
-            label=label,
-            label_text="" if label == IGNORE_INDEX else pieces.name(label),
-            masked=label == IGNORE_INDEX,
-            reason=_reason(pipeline, label, following, goes_on=goes_on),
-        )
-        segments.append(_segment(index + 1, source, first_row, goes_on, edge))
-        first_row = row + 1
-    return View(
-        global_pack=number,
-        lane=number % num_lanes,
-        lane_pack=number // num_lanes,
-        num_tokens=arrays.num_tokens,
-        num_targets=arrays.num_targets,
-        num_masked=arrays.num_tokens - arrays.num_targets,
-        num_padding=pipeline.seq_len - arrays.num_tokens,
-        tokens=tokens,
-        labels=labels,
-        position_ids=arrays.position_ids.tolist(),
-        segment_ids=arrays.segment_ids.tolist(),
-        pieces=pieces.of(tokens),
-        segments=segments,
-    )
-
-
-def _segment(document: int, source: Provenance, first_row: int, goes_on: bool, edge: Edge) -> Segment:
-    return Segment(
-        document=document,
-        url=source.url,
-        key=source.key,
-        sample=source.sample,
-        record=source.record,
-        part=source.part,
-        first_row=first_row,
-        num_rows=source.length,
-        document_row=source.row,
-        goes_on=goes_on,
-        edge=edge,
-    )
-
-
-def _reason(pipeline: Pipeline, label: int, following: int | None, *, goes_on: bool) -> str:
-    """Why a segment's last row has its label; `following` is the first token of the segment behind it."""
-    if label == IGNORE_INDEX:
-        return "masked: no lookahead" if goes_on and not pipeline.lookahead else "masked"
-    if goes_on:
-        return "its next token, in the next pack"
-    if pipeline.boundary is BoundaryPolicy.TRIM:
-        return "the document's last token"
-    if isinstance(pipeline.boundary, ReplaceBoundary) and label == pipeline.boundary.token_id:
-        return "replaced"
-    if pipeline.boundary is not BoundaryPolicy.MASK and following in (None, label):
-        return "the next document's first token"
-    return "its next token, which overflow cut off"

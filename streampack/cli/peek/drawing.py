@@ -4,15 +4,15 @@ Everything that colour says is also said by a mark, for terminals and files with
 """
 
 import itertools
-from dataclasses import dataclass
 
 from rich.console import Console
 from rich.rule import Rule
 from rich.style import Style
 from rich.text import Text
 
-from streampack.cli.console import common_folder, count, printable
+from streampack.cli.console import common_folder, plural, printable
 from streampack.cli.peek.pieces import Pieces
+from streampack.cli.peek.view import Segment, View
 from streampack.records import IGNORE_INDEX
 
 _COLOURS = ("cyan", "yellow")
@@ -21,69 +21,13 @@ _OPEN, _CLOSE = "⟨", "⟩"
 _BAR = "┃ "
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Edge:
-    """The last row of a segment: where two documents meet, or a pack cuts one."""
-
-    row: int
-    input: int
-    input_text: str
-    label: int
-    label_text: str
-    masked: bool
-    reason: str
-    """Why the label is what it is."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Segment:
-    """Rows of one document in a pack."""
-
-    document: int
-    """Counted from 1 in the pack: the segment id of its rows."""
-    url: str
-    key: str
-    sample: int
-    """The sample's position in its shard: byte offset in a plain tar, ordinal in a compressed one."""
-    record: int
-    part: int
-    first_row: int
-    num_rows: int
-    document_row: int
-    """Which of the document's rows is the first one here."""
-    goes_on: bool
-    """Whether the next pack has more of the document."""
-    edge: Edge
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class View:
-    """One pack with all that is to be shown of it."""
-
-    global_pack: int
-    lane: int
-    lane_pack: int
-    num_tokens: int
-    num_targets: int
-    num_masked: int
-    """Rows that are neither padding nor have a target."""
-    num_padding: int
-    tokens: list[int]
-    labels: list[int]
-    position_ids: list[int]
-    segment_ids: list[int]
-    pieces: list[str] | None
-    """The tokenizer's pieces of `tokens`; None where it does not tell them."""
-    segments: list[Segment]
-
-
 def draw(console: Console, view: View, pieces: Pieces) -> None:
     """One pack, with all of its documents."""
     title = f"pack {view.global_pack:,}"
     console.print(Rule(Text.assemble((title, "bold"), f" = pack {view.lane_pack:,} of lane {view.lane}"), align="left"))
     console.print(
-        f"{count(len(view.tokens), 'row')}: {count(view.num_targets, 'target')}, {view.num_masked:,} masked, "
-        f"{view.num_padding:,} padding; {count(len(view.segments), 'document')}",
+        f"{plural(len(view.tokens), 'row')}: {plural(view.num_targets, 'target')}, {view.num_masked:,} masked, "
+        f"{view.num_padding:,} padding; {plural(len(view.segments), 'document')}",
         style="dim",
     )
     folder = common_folder(segment.url for segment in view.segments)

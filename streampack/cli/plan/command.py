@@ -10,7 +10,7 @@ import msgspec
 import typer
 
 from streampack.cli.arguments import Json, make_dataset
-from streampack.cli.console import count, format_bytes, output, print_error, print_json, print_warning
+from streampack.cli.console import format_bytes, output, plural, print_error, print_json, print_warning
 from streampack.cli.plan.drawing import draw
 from streampack.cli.plan.estimates import (
     CorpusPlan,
@@ -134,7 +134,7 @@ def _warn_of_lanes(
     endless = dataset.epochs is None
     stays = not corpus.shuffle or corpus.one_epoch
     if lanes.num_empty:
-        what = f"{lanes.num_empty:,} of {count(lanes.num_lanes, 'lane')} have no shard in epoch 0"
+        what = f"{lanes.num_empty:,} of {plural(lanes.num_lanes, 'lane')} have no shard in epoch 0"
         if endless and stays:
             errors.append(
                 f"{what}, nor in any other, since the order of shards stays: an endless run stops with an error. Use "
@@ -145,7 +145,7 @@ def _warn_of_lanes(
     elif lanes.max_bytes > _DRIFT * lanes.mean_bytes and (endless or not stays):
         warnings.append(
             f"lanes differ in size: the largest has {lanes.max_bytes / lanes.mean_bytes:.2f} times the mean in epoch "
-            f"0, since {count(shards.num_whole, 'shard')} cannot be cut. Lanes drift apart: some get epochs ahead."
+            f"0, since {plural(shards.num_whole, 'shard')} cannot be cut. Lanes drift apart: some get epochs ahead."
         )
     if lanes.filler_share is not None and lanes.filler_share > 1 - 1 / _DRIFT:
         warnings.append(
@@ -154,12 +154,12 @@ def _warn_of_lanes(
         )
     if shards.num_estimated:
         warnings.append(
-            f"{count(shards.num_estimated, 'shard')} of unknown size: they go whole, and count as the mean of the "
+            f"{plural(shards.num_estimated, 'shard')} of unknown size: they go whole, and count as the mean of the "
             "others. A manifest can give sizes."
         )
     if shards.num_compressed:
         warnings.append(
-            f"{count(shards.num_compressed, 'compressed shard')}: a resume decompresses the shard that each lane "
+            f"{plural(shards.num_compressed, 'compressed shard')}: a resume decompresses the shard that each lane "
             f"is in from its start, up to {format_bytes(shards.largest_compressed_bytes)} a lane."
         )
 
@@ -167,8 +167,8 @@ def _warn_of_lanes(
 def _warn_of_ranks(warnings: list[str], rank: RankPlan, workers: int, num_lanes: int) -> None:
     if rank.workers < workers:
         warnings.append(
-            f"{count(workers, 'worker')} for the {count(rank.lanes_per_rank, 'lane')} of a rank: only {rank.workers} "
-            "will be started."
+            f"{plural(workers, 'worker')} for the {plural(rank.lanes_per_rank, 'lane')} of a rank: only "
+            f"{rank.workers} will be started."
         )
     if rank.parks_often:
         warnings.append(
@@ -177,6 +177,6 @@ def _warn_of_ranks(warnings: list[str], rank: RankPlan, workers: int, num_lanes:
         )
     if rank.global_batch > num_lanes:
         warnings.append(
-            f"a global batch has {rank.global_batch:,} packs and there are {count(num_lanes, 'lane')}: each batch "
+            f"a global batch has {rank.global_batch:,} packs and there are {plural(num_lanes, 'lane')}: each batch "
             "takes several packs in a row from one lane, often of one document. More lanes mix better."
         )

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from streampack.cli.console import count, format_bytes
+from streampack.cli.console import format_bytes, plural
 from streampack.cli.plan.estimates import CorpusPlan, LanePlan, Plan, RankPlan
 
 Line = tuple[str, str | Text, str]
@@ -18,7 +18,7 @@ def draw(console: Console, plan: Plan) -> None:
     _draw_block(console, "Lanes", _lanes(plan.lanes, None if rank is None else rank.ranks))
     if rank is not None:
         workers = f"{rank.workers} workers" if rank.workers != 1 else "1 worker"
-        _draw_block(console, f"On {count(rank.ranks, 'rank')} with {workers}", _rank(plan, rank))
+        _draw_block(console, f"On {plural(rank.ranks, 'rank')} with {workers}", _rank(plan, rank))
         _draw_block(console, "Memory of a worker" if rank.workers else "Memory of a rank", _memory(rank))
     console.print()
 
@@ -27,7 +27,7 @@ def _corpus(plan: Plan, corpus: CorpusPlan) -> list[Line]:
     whole = "of unknown size, or by manifest"
     if corpus.num_compressed:
         whole = "compressed" if corpus.num_compressed == corpus.num_whole else f"{corpus.num_compressed:,} compressed"
-    epochs = "endless" if plan.epochs is None else count(plan.epochs, "epoch")
+    epochs = "endless" if plan.epochs is None else plural(plan.epochs, "epoch")
     return [
         ("shards", f"{corpus.num_shards:,}", format_bytes(corpus.total_bytes)),
         ("can be cut", f"{corpus.num_cut:,}", format_bytes(corpus.cut_bytes)),
@@ -71,7 +71,7 @@ def _rank(plan: Plan, rank: RankPlan) -> list[Line]:
         (
             "global batch",
             f"{rank.global_batch:,}",
-            f"packs of {plan.seq_len:,}: {_short(tokens)} tokens; {count(rank.batch_size, 'pack')} a rank",
+            f"packs of {plan.seq_len:,}: {_short(tokens)} tokens; {plural(rank.batch_size, 'pack')} a rank",
         ),
         ("batches", f"~{rank.batches_per_epoch:,}", "an epoch, of each rank"),
         (
@@ -88,7 +88,7 @@ def _memory(rank: RankPlan) -> list[Line]:
         f"a share holds {tokens} tokens, less than two packs" if rank.parks_often else f"above {tokens} tokens a lane"
     )
     return [
-        ("buffer", format_bytes(rank.buffer_bytes), f"for {count(rank.lanes_per_worker, 'lane')}"),
+        ("buffer", format_bytes(rank.buffer_bytes), f"for {plural(rank.lanes_per_worker, 'lane')}"),
         ("share of a lane", format_bytes(rank.share_bytes), ""),
         ("range", format_bytes(rank.range_bytes), "of the shard that a lane holds: its largest request"),
         ("parked", "often" if rank.parks_often else "rarely", parked),
