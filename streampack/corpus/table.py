@@ -31,9 +31,8 @@ from numpy.typing import NDArray
 from streampack.errors import ConfigError, ShardError, ShardNotFoundError
 from streampack.records import Shard
 from streampack.storage.digests import PATTERN, block_bytes_of, parse_digest
+from streampack.tar.codecs import ALL_SUFFIXES, COMPRESSED_SUFFIXES, path_of, suffix_of
 
-_COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tzst")
-_SUFFIXES = (".tar", *_COMPRESSED)
 _GUESSED_BYTES = 64 * 2**20
 """The size of shards of which nothing is known."""
 _LARGEST_RANGE = 10_000_000
@@ -277,7 +276,7 @@ def _rows(item: str, storage: Listing) -> list[_Row]:
                 raise ShardNotFoundError(f"nothing matches {url!r}; check the pattern, the folder and the credentials")
         elif url.endswith("/"):
             found = _tars_below(url, storage)
-        elif len(urls) == 1 and not _ending(url).endswith(_SUFFIXES) and storage.is_directory(url):
+        elif len(urls) == 1 and suffix_of(url) is None and storage.is_directory(url):
             found = _tars_below(url + "/", storage)
         else:
             rows.append(_Row(url))
@@ -288,14 +287,14 @@ def _rows(item: str, storage: Listing) -> list[_Row]:
 
 def _tars_below(directory: str, storage: Listing) -> list[tuple[str, int | None]]:
     files = storage.listing(directory)
-    tars = [(url, size) for url, size in files if _ending(url).endswith(_SUFFIXES)]
+    tars = [(url, size) for url, size in files if suffix_of(url) is not None]
     if tars:
         return tars
-    kinds = Counter(posixpath.splitext(_ending(url))[1] or "without a suffix" for url, _ in files).most_common(5)
+    kinds = Counter(posixpath.splitext(path_of(url))[1] or "without a suffix" for url, _ in files).most_common(5)
     held = ", ".join(f"{count} {kind}" for kind, count in kinds)
     what = f"has {len(files)} files but no tar ({held})" if files else "is empty, or not there"
     raise ShardNotFoundError(
-        f"the directory {directory} {what}; shards end with {', '.join(_SUFFIXES)}; give others by a glob or list"
+        f"the directory {directory} {what}; shards end with {', '.join(ALL_SUFFIXES)}; give others by a glob or list"
     )
 
 
@@ -380,7 +379,7 @@ def _table(rows: list[_Row]) -> ShardTable:
         raise ConfigError(f"the sizes of the {len(rows)} shards add up to more than {_LARGEST_CORPUS} bytes")
     sizes = np.array([row.size or 0 for row in rows], dtype=np.int64)
     sizes[~known] = int(sizes.sum()) // int(known.sum()) if known.any() else _GUESSED_BYTES
-    compressed = np.array([_ending(row.url).endswith(_COMPRESSED) for row in rows], dtype=np.bool_)
+    compressed = np.array([suffix_of(row.url) in COMPRESSED_SUFFIXES for row in rows], dtype=np.bool_)
     by_hand = np.array([row.whole for row in rows], dtype=np.bool_)
     return ShardTable(
         urls=Texts.of([row.url for row in rows]),
@@ -410,11 +409,6 @@ def relative_names(urls: Sequence[str]) -> list[str]:
 def _path(url: str) -> str:
     """The URL without the query and fragment that a web URL may have."""
     return re.split(r"[?#]", url, maxsplit=1)[0] if url.startswith(("http://", "https://")) else url
-
-
-def _ending(url: str) -> str:
-    """What the suffix is looked for in, by the same rule as in decompression."""
-    return url.partition("?")[0].lower()
 
 
 def _is_glob(url: str) -> bool:

@@ -1,54 +1,112 @@
-"""A shard's bytes as they are stored in, the bytes of its tar out. The URL's suffix says how: nothing is guessed.
+"""Suffixes of shards, and what they say: the bytes of a shard as they are stored in, the bytes of its tar out.
 
-Chunks may have any size; what goes out has at most 1 MiB a chunk, however well it was compressed, and what is held
-beside it is a window of at most 128 MiB. Never true here: that a bomb, a few bytes that become very many, is read to
-its end; that a stream cut short, damaged, or with other bytes behind it ends without an error. (Cut between two gzip
-members or two zstd frames it is a right stream: then the tar in it lacks its end, which the reader sees.)
+In:  a URL, and chunks of any size.
+Out: chunks of at most 1 MiB, however well they were compressed; beside them a window of at most 128 MiB is held.
+Never: that a compression is guessed from the bytes; that a decompression bomb (a few bytes that become very many) is
+read to its end; that a stream that is cut short, damaged, or has other bytes after it ends without an error. A stream
+cut between two gzip members or two zstd frames is a right stream: the tar in it then lacks its end, which the reader of
+the tar sees.
 """
 
+import gzip
 import zlib
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, TypeAlias
 
 from streampack.errors import ConfigError, CorruptShardError, TruncatedShardError
 from streampack.records import FREE_BYTES, MAX_RATIO, MAX_WINDOW_BYTES
 from streampack.tar.format import Chunks
 
+Compression: TypeAlias = Literal["gz", "zst"]
+SUFFIXES: Mapping[Compression | None, tuple[str, ...]] = {
+    None: (".tar",),
+    "gz": (".tar.gz", ".tgz"),
+    "zst": (".tar.zst", ".tzst"),
+}
+"""Of shards, by their compression (None: a plain tar), the usual suffix first."""
+COMPRESSED_SUFFIXES = (*SUFFIXES["gz"], *SUFFIXES["zst"])
+ALL_SUFFIXES = (*SUFFIXES[None], *COMPRESSED_SUFFIXES)
+_COMPRESSIONS = {suffix: compression for compression, suffixes in SUFFIXES.items() for suffix in suffixes}
+_NOT_SUPPORTED = (".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.lz4", ".tlz4")
+
+GZIP_MAGIC, ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_OTHER_FORMATS = {
+    GZIP_MAGIC: "gzip data: name it .tar.gz",
+    ZSTD_MAGIC: "zstd data: name it .tar.zst",
+    b"BZh": "bzip2 data, which is not supported: store it as .tar.zst",
+    b"\xfd7zXZ": "xz data, which is not supported: store it as .tar.zst",
+    b"PK\x03\x04": "a zip archive: write it again as a tar",
+    b"<": "HTML or XML, perhaps a message of the storage",
+}
+"""What bytes that are no tar begin with -> what they are, and what to do."""
+
 MAX_CHUNK_BYTES = 1 << 20
 _INPUT_BYTES = 1 << 16
-"""zlib copies what it has not consumed at each step; so it gets little."""
-_GZIP = (".tar.gz", ".tgz")
-_ZSTD = (".tar.zst", ".tzst")
-_NOT_SUPPORTED = (".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.lz4", ".tlz4")
+"""zlib copies what it has not consumed at each step, so it gets little at a time."""
+
+
+def path_of(url: str) -> str:
+    """What a suffix is looked for in: the URL without its query, in lower case."""
+    return url.partition("?")[0].lower()
+
+
+def suffix_of(url: str) -> str | None:
+    """The suffix of `ALL_SUFFIXES` that the URL has, in lower case; None if it has none of them."""
+    path = path_of(url)
+    if not path.endswith(ALL_SUFFIXES):
+        return None
+    return next(suffix for suffix in ALL_SUFFIXES if path.endswith(suffix))
+
+
+def compression_of(url: str) -> Compression | None:
+    """How the shard is compressed; None for any URL whose suffix names no compression.
+
+    Raises:
+        ConfigError: the suffix names a compression that is not supported.
+    """
+    suffix = suffix_of(url)
+    if suffix is not None:
+        return _COMPRESSIONS[suffix]
+    path = path_of(url)
+    for suffix in _NOT_SUPPORTED:
+        if path.endswith(suffix):
+            raise ConfigError(f"{suffix} is not supported; store the shard as .tar, .tar.gz or .tar.zst", url=url)
+    return None
 
 
 def is_compressed(url: str) -> bool:
-    """Whether the shard must be decompressed, and so can only be read from its start; a ConfigError if it cannot be."""
-    return _codec(url) is not None
+    """Whether the shard can only be read from its start, as it must be decompressed; errors as in `compression_of`."""
+    return compression_of(url) is not None
+
+
+def other_format_of(head: bytes) -> str | None:
+    """What bytes that are no tar are, by how they begin, and what to do; None where that is not known."""
+    return next((text for magic, text in _OTHER_FORMATS.items() if head.startswith(magic)), None)
+
+
+def compress(tar: bytes, *, url: str) -> bytes:
+    """The bytes of a tar as they are stored under the URL, the same bytes every time."""
+    compression = compression_of(url)
+    if compression is None:
+        return tar
+    if compression == "gz":
+        return gzip.compress(tar, mtime=0)
+    import zstandard
+
+    return zstandard.compress(tar)
 
 
 def decompress(chunks: Iterable[bytes], *, url: str) -> Iterator[bytes]:
     """The bytes of the tar; `chunks` themselves where the URL names no compression.
 
     Raises:
-        ConfigError: The suffix names a compression that is not supported.
-        TruncatedShardError, CorruptShardError: With the offset in the compressed bytes.
+        ConfigError: the suffix names a compression that is not supported.
+        TruncatedShardError, CorruptShardError: with the offset in the compressed bytes.
     """
-    codec = _codec(url)
-    if codec is None:
+    compression = compression_of(url)
+    if compression is None:
         return iter(chunks)
-    return (_gunzip if codec is _GZIP else _unzstd)(chunks, url)
-
-
-def _codec(url: str) -> tuple[str, ...] | None:
-    path = url.partition("?")[0].lower()
-    for codec in (_GZIP, _ZSTD):
-        if path.endswith(codec):
-            return codec
-    for suffix in _NOT_SUPPORTED:
-        if path.endswith(suffix):
-            raise ConfigError(f"{suffix} is not supported; store the shard as .tar, .tar.gz or .tar.zst", url=url)
-    return None
+    return _gunzip(chunks, url) if compression == "gz" else _unzstd(chunks, url)
 
 
 def _gunzip(chunks: Iterable[bytes], url: str) -> Iterator[bytes]:
@@ -61,14 +119,14 @@ def _gunzip(chunks: Iterable[bytes], url: str) -> Iterator[bytes]:
     first = True
     offset = given = 0
     source = Chunks(chunks)
-    while data := source.take(_INPUT_BYTES):  # how much comes before a damage must not depend on how the bytes come
+    while data := source.take(_INPUT_BYTES):  # what is read before a damage must not depend on the chunks
         offset += len(data)
         while data:
             if member is None:
-                data = data if first else data.lstrip(b"\0")  # as gzip does: padding behind a member is no damage
+                data = data if first else data.lstrip(b"\0")  # as gzip does: zeros after a member are padding
                 if not data:
                     break
-                if data[:2] != b"\x1f\x8b"[: len(data)]:
+                if data[:2] != GZIP_MAGIC[: len(data)]:
                     raise _corrupt(f"no gzip member begins here, but {data[:4]!r}", url, offset - len(data))
                 member = codec.decompressobj(wbits=31)
                 first = False
@@ -88,8 +146,8 @@ def _gunzip(chunks: Iterable[bytes], url: str) -> Iterator[bytes]:
 
 
 def _unzstd(chunks: Iterable[bytes], url: str) -> Iterator[bytes]:
-    # A decompressor has no bound on what it gives for its input, and does not tell a cut stream from a whole one. A
-    # block gives at most 128 KiB. So the frames are taken apart here (RFC 8878, section 3.1) and fed block by block.
+    # The library has no bound on what it gives for its input, and does not tell a cut stream from a whole
+    # one. A block gives at most 128 KiB. So frames are split here (RFC 8878, section 3.1) and go to it block by block.
     import zstandard
 
     decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES)
@@ -101,7 +159,7 @@ def _unzstd(chunks: Iterable[bytes], url: str) -> Iterator[bytes]:
             while left:
                 left -= len(_exactly(source, min(left, MAX_CHUNK_BYTES), url))
             continue
-        if magic != b"\x28\xb5\x2f\xfd"[: len(magic)]:
+        if magic != ZSTD_MAGIC[: len(magic)]:
             raise _corrupt(f"no zstd frame begins here, but {magic!r}", url, source.offset - len(magic))
         descriptor = _exactly(source, 1, url)
         is_single = descriptor[0] >> 5 & 1

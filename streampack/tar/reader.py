@@ -15,12 +15,10 @@ from collections.abc import Callable, Iterable, Iterator
 
 from streampack.errors import CorruptShardError, ShardError, TruncatedShardError, WrongCutError
 from streampack.records import Sample
-from streampack.tar.codecs import decompress, is_compressed
+from streampack.tar.codecs import decompress, is_compressed, other_format_of
 from streampack.tar.cuts import CUT_REMEDY, Boundary, find_sample, first_boundary
 from streampack.tar.format import BadEntryError, Chunks, Entry, Kind, read_entry, split_name
 from streampack.tar.scan import ELSEWHERE, Scanner
-
-__all__ = ["Boundary", "decompress", "find_sample", "is_compressed", "read_range", "read_samples", "split_name"]
 
 MAX_MEMBERS = 1024
 """Of one sample: more are no sample, but a shard whose names all have the same beginning."""
@@ -30,14 +28,6 @@ _MAX_EXTENSIONS = 64
 """For which it is remembered whether they are wanted."""
 _new_tuple = tuple.__new__  # half the time of a NamedTuple's own
 _REMEDY = "the shard is cut short or damaged; copy or write it again"
-_OTHER_FORMATS = {
-    b"\x1f\x8b": "gzip data: name it .tar.gz",
-    b"\x28\xb5\x2f\xfd": "zstd data: name it .tar.zst",
-    b"BZh": "bzip2 data, which is not supported: store it as .tar.zst",
-    b"\xfd7zXZ": "xz data, which is not supported: store it as .tar.zst",
-    b"PK\x03\x04": "a zip archive: write it again as a tar",
-    b"<": "HTML or XML, perhaps a message of the storage",
-}
 
 
 def read_samples(
@@ -59,8 +49,8 @@ def read_samples(
     Otherwise they end between two samples.
 
     Raises:
-        TruncatedShardError: The bytes end before the archive does.
-        CorruptShardError: They are no tar or a damaged one, or (not `whole`) do not end between two entries.
+        TruncatedShardError: the bytes end before the archive does.
+        CorruptShardError: they are no tar or a damaged one, or (not `whole`) do not end between two entries.
     """
     until = None if whole else _ANYWHERE
     source = Chunks(chunks, start)
@@ -98,9 +88,9 @@ def read_range(
     first few are read. `resume`: a `Sample.position` of this range to go on from.
 
     Raises:
-        TruncatedShardError: The shard ends before the archive does.
-        CorruptShardError: The shard is damaged.
-        WrongCutError: The headers of this range do not arrive where the next one begins.
+        TruncatedShardError: the shard ends before the archive does.
+        CorruptShardError: the shard is damaged.
+        WrongCutError: the headers of this range do not arrive where the next one begins.
     """
     if size == 0:
         raise _shard_error(_empty_shard(), url, 0, lambda: None, is_cut=False)
@@ -255,7 +245,7 @@ def _shard_error(
 ) -> ShardError:
     """What went wrong as an error for the user, and what to do."""
     if bad.block and start == 0 and bad.offset == (len(bad.block) if bad.is_short else 0):
-        known = next((text for magic, text in _OTHER_FORMATS.items() if bad.block.startswith(magic)), None)
+        known = other_format_of(bad.block)
         if known is not None or not bad.is_short:
             what = f"not a tar archive: it begins with {bad.block[:16]!r}" + (f", which is {known}" if known else "")
             return CorruptShardError(f"{what} ({bad.what})", url=url, offset=0)

@@ -10,16 +10,13 @@ A slice is cut out of the shards' own bytes between two samples, so it has their
 Invariants: of the shards only what the slices need is read, and at most one range more.
 """
 
-import gzip
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import zstandard
-
 from streampack.dataset.dataset import PackedDataset
 from streampack.errors import ConfigError
-from streampack.tar.codecs import decompress
+from streampack.tar.codecs import compress, decompress, suffix_of
 from streampack.tar.format import ZERO_BLOCK
 from streampack.tar.reader import read_samples
 
@@ -44,13 +41,8 @@ def cut_slices(dataset: PackedDataset, folder: Path, *, num_slices: int, slice_b
     paths: list[str] = []
     size = 0
     for part, suffix in _parts(dataset, slice_bytes):
-        data = part + 2 * ZERO_BLOCK
         path = folder / f"{len(slices):03d}-{len(paths):05d}{suffix}"
-        if suffix.endswith("gz"):
-            data = gzip.compress(data, mtime=0)
-        elif suffix.endswith("zst"):
-            data = zstandard.compress(data)
-        path.write_bytes(data)
+        path.write_bytes(compress(part + 2 * ZERO_BLOCK, url=path.name))
         paths.append(str(path))
         size += len(part)
         if size >= slice_bytes:
@@ -69,7 +61,7 @@ def _parts(dataset: PackedDataset, part_bytes: int) -> Iterator[tuple[bytes, str
     """The tars' bytes in parts of whole samples, the last one of a shard smaller, with the suffix of the shard."""
     pipeline = dataset.pipeline
     for shard in dataset.list_shards():
-        suffix = next((end for end in (".tar.gz", ".tgz", ".tar.zst", ".tzst") if shard.url.endswith(end)), ".tar")
+        suffix = suffix_of(shard.url) or ".tar"
         held = bytearray()
         begin = 0  # offset in the tar of what is held
         stored = pipeline.storage.chunks(shard.url, size=shard.size if shard.size_known else None)

@@ -19,7 +19,8 @@ from streampack.documents.reader import DocumentReader, parse_field
 from streampack.errors import CorruptShardError, DocumentTooLongError, RecordError
 from streampack.records import BadRecord, Sample
 from streampack.tar.codecs import MAX_CHUNK_BYTES, decompress
-from streampack.tar.reader import MAX_MEMBERS, find_sample, read_samples
+from streampack.tar.cuts import find_sample
+from streampack.tar.reader import MAX_MEMBERS, read_samples
 from streampack.testing import ByteTokenizer
 
 MIB = 2**20

@@ -32,8 +32,8 @@ from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_itera
 
 from streampack.errors import CorruptShardError, ShardError, TruncatedShardError
 from streampack.records import Sample
-from streampack.tar.format import MAX_PREFIX_BYTES, parse_number
-from streampack.tar.reader import read_samples, read_shard, split_name
+from streampack.tar.format import MAX_PREFIX_BYTES, parse_number, split_name
+from streampack.tar.reader import read_samples, read_shard
 
 PLAIN: list[Member] = [("a.txt", b"one"), ("a.json", b"{}"), ("b/c.txt", b""), ("b/d.txt", b"x" * 700)]
 

@@ -29,7 +29,8 @@ from support.tars import (
 
 from streampack.errors import CorruptShardError, ShardError, TruncatedShardError
 from streampack.records import Sample
-from streampack.tar.reader import Boundary, find_sample, read_range
+from streampack.tar.cuts import Boundary, find_sample
+from streampack.tar.reader import read_range
 
 
 def range_of(shard: Shard | bytes, begin: int, end: int, *, resume: int | None = None) -> list[Sample]:

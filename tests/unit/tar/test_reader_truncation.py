@@ -12,8 +12,8 @@ from support.tars import FORMATS, LIMIT, URL, Member, chunked, read, write_tar, 
 
 from streampack.errors import ConfigError, CorruptShardError, ShardError, TruncatedShardError
 from streampack.records import Sample
-from streampack.tar.codecs import MAX_CHUNK_BYTES
-from streampack.tar.reader import decompress, is_compressed, read_samples
+from streampack.tar.codecs import MAX_CHUNK_BYTES, decompress, is_compressed
+from streampack.tar.reader import read_samples
 
 
 def small(form: str) -> bytes:
