@@ -1,4 +1,4 @@
-"""README and docs tell the truth: their code runs, their tables are what the code gives, their links and tests exist."""
+"""README and docs tell the truth: their code runs, their tables are what the code gives, links and tests exist."""
 
 import re
 import shlex
