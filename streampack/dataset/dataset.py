@@ -23,8 +23,10 @@ from streampack.corpus.partition import auto_num_lanes, check_ranks, rank_lanes,
 from streampack.corpus.table import ShardTable, resolve_shards
 from streampack.dataset.iteration import PackIterator, Reading, WorkerShare
 from streampack.dataset.wrappers import check_not_dealt_again
-from streampack.documents.reader import DocumentReader, Transform, parse_field
+from streampack.documents.fields import parse_field
+from streampack.documents.reader import DocumentReader
 from streampack.documents.split import HoldOut
+from streampack.documents.transform import Transform
 from streampack.errors import ConfigError, LoaderError, TopologyError
 from streampack.lanes.pipeline import Pipeline
 from streampack.packing.options import Overflow, PackingKind

@@ -1,3 +1,16 @@
-"""Samples as documents: which member, what is in it, what a transform makes of it."""
+"""Samples as documents: which member, what is in it, what a transform makes of it.
 
-__all__ = ["contents", "reader", "split"]
+sample --members--> bytes --compression, contents, jsonrecords, npy--> document --transform--> documents
+"""
+
+__all__ = [
+    "compression",
+    "contents",
+    "fields",
+    "jsonrecords",
+    "members",
+    "npy",
+    "reader",
+    "split",
+    "transform",
+]

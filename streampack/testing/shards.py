@@ -21,7 +21,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from streampack.documents.reader import Field, parse_field
+from streampack.documents.fields import Field, parse_field
 from streampack.errors import ConfigError
 from streampack.records import Message
 from streampack.tokenizers.loading import ByteTokenizer

@@ -22,7 +22,8 @@ import zstandard
 
 from streampack.config.file import load_config
 from streampack.corpus.table import ShardTable, resolve_shards
-from streampack.documents.reader import DocumentReader, parse_field
+from streampack.documents.fields import parse_field
+from streampack.documents.reader import DocumentReader
 from streampack.errors import ConfigError, RecordError, ShardError, ShardNotFoundError, StreampackError
 from streampack.records import BadRecord, Document, Sample
 from streampack.tar.codecs import MAX_CHUNK_BYTES, decompress

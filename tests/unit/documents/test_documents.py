@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streampack import hashing, heartbeat
-from streampack.documents.reader import DocumentReader, Field, parse_field
+from streampack.documents.fields import Field, parse_field
+from streampack.documents.reader import DocumentReader
 from streampack.documents.split import HoldOut
 from streampack.errors import ConfigError, DocumentTooLongError, MissingFieldError, NotBuiltError, RecordError
 from streampack.records import BadRecord, Document, Sample

@@ -15,7 +15,8 @@ import zstandard
 from support.tars import END, URL, entry, header, pax, read, with_checksum
 
 import streampack
-from streampack.documents.reader import DocumentReader, parse_field
+from streampack.documents.fields import parse_field
+from streampack.documents.reader import DocumentReader
 from streampack.errors import CorruptShardError, DocumentTooLongError, RecordError
 from streampack.records import BadRecord, Sample
 from streampack.tar.codecs import MAX_CHUNK_BYTES, decompress

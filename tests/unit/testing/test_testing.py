@@ -14,7 +14,8 @@ import pytest
 import webdataset
 import zstandard
 
-from streampack.documents.reader import DocumentReader, parse_field
+from streampack.documents.fields import parse_field
+from streampack.documents.reader import DocumentReader
 from streampack.errors import ConfigError
 from streampack.records import BadRecord, Document, Sample
 from streampack.testing import ByteTokenizer, write_shards

@@ -1,0 +1,134 @@
+"""The JSON of a record in, what stands under the keys of the field out: a text, or a conversation.
+
+Out: a string or a tuple of messages, or a `BadContentError` that says why there is none.
+Never: Python objects made of what stands beside it, but to say what is wrong with a small record; a conversation that
+no chat template could read.
+"""
+
+import functools
+import re
+from typing import Any
+
+import msgspec
+
+from streampack.documents.contents import BadContentError, check_size, check_text_size
+from streampack.errors import DocumentTooLongError, MissingFieldError
+from streampack.records import Message
+
+_EXPLAIN_BYTES = 16 * 2**20
+"""Python objects of JSON take up to thirty times its bytes; those of a larger record are not made to say what it is."""
+
+
+@functools.lru_cache(maxsize=16)
+def _json_decoder(keys: tuple[str, ...], kind: type = str) -> msgspec.json.Decoder[Any]:
+    """Makes a Python object of the string (or another kind) under `keys` only, not of what stands beside it."""
+    wanted: Any = kind
+    for key in reversed(keys):
+        fields = [("value", wanted | msgspec.UnsetType, msgspec.UNSET)]
+        wanted = msgspec.defstruct("Record", fields, rename={"value": key}, gc=False)
+    return msgspec.json.Decoder(wanted)
+
+
+def json_text(data: bytes, keys: tuple[str, ...], limit: int) -> str:
+    """The string under the keys of a record."""
+    try:
+        text = _json_decoder(keys).decode(data)
+        for _ in keys:
+            text = text.value
+    except (ValueError, AttributeError, RecursionError):
+        text = None
+    if not isinstance(text, str):
+        text = _json_text_or_reason(data, keys)
+    if len(data) > limit:  # a text is never longer than its JSON
+        check_text_size(text, limit)
+    return text
+
+
+def _json_text_or_reason(data: bytes, keys: tuple[str, ...]) -> str:
+    """The slow way to the same string, which knows why there is none."""
+    value = _json_value(data, keys) if len(data) <= _EXPLAIN_BYTES else msgspec.json.decode(_json_raw(data, keys, str))
+    if not isinstance(value, str):
+        raise BadContentError(f"the value under {'.'.join(keys)!r} is {_json_kind(value)} and not a string")
+    return value
+
+
+def json_messages(data: bytes, keys: tuple[str, ...], limit: int) -> tuple[Message, ...]:
+    """The conversation under the keys of a record."""
+    if len(data) <= _EXPLAIN_BYTES:
+        return check_messages(_json_value(data, keys), limit)
+    raw = _json_raw(data, keys, list)
+    if len(raw) > 3 * limit:  # a letter of two bytes is six as an escape
+        what = f"a conversation of {len(raw):,} bytes of JSON, above three times max_document_bytes={limit:,}"
+        raise BadContentError(what, kind=DocumentTooLongError)
+    return check_messages(msgspec.json.decode(raw), limit)
+
+
+def _json_raw(data: bytes, keys: tuple[str, ...], kind: type[str] | type[list[Any]]) -> bytes:
+    """The JSON of the string or list under the keys of a large record, of which no objects are made."""
+    value: Any
+    try:
+        value = _json_decoder(keys, msgspec.Raw).decode(data)
+        for _ in keys:
+            value = value.value
+    except (ValueError, RecursionError) as error:
+        raise BadContentError(f"broken JSON, or not an object where one must be: {error}") from None
+    except AttributeError:
+        value = msgspec.UNSET
+    if value is msgspec.UNSET:
+        raise BadContentError(f"no key {'.'.join(keys)!r}", kind=MissingFieldError)
+    raw = bytes(value).lstrip()
+    if not raw.startswith(b'"' if kind is str else b"["):
+        raise BadContentError(f"the value under {'.'.join(keys)!r} is not {_json_kind(kind())}")
+    return raw
+
+
+def check_messages(value: object, limit: int) -> tuple[Message, ...]:
+    """A conversation, checked as far as it can be without a template."""
+    if not isinstance(value, (list, tuple)):
+        raise BadContentError(f"messages are {_json_kind(value)} and not a list")
+    if not value:
+        raise BadContentError("messages are an empty list: a conversation has at least one")
+    for number, message in enumerate(value):
+        if not isinstance(message, dict):
+            raise BadContentError(f"message {number} is {_json_kind(message)} and not an object with role and content")
+        for key in ("role", "content"):
+            if key not in message:
+                there = ", ".join(map(str, message)) or "none"
+                found = f"message {number} has no {key!r}; the keys there: {there:.200}"
+                raise BadContentError(found, kind=MissingFieldError)
+            if not isinstance(message[key], str):
+                raise BadContentError(f"the {key} of message {number} is {_json_kind(message[key])} and not a string")
+    check_size(sum(len(message["content"].encode("utf-8", "surrogatepass")) for message in value), limit)
+    return tuple(value)
+
+
+def _json_value(data: bytes, keys: tuple[str, ...]) -> object:
+    """What stands under the keys, of any kind."""
+    value: object
+    try:
+        value = msgspec.json.decode(data)
+    except UnicodeDecodeError:
+        try:
+            data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise BadContentError(f"broken JSON: not UTF-8 ({error.reason})", offset=error.start) from None
+        raise
+    except (msgspec.DecodeError, RecursionError) as error:
+        place = re.search(r" \(byte (\d+)\)", str(error))
+        half = "; an escaped half of a surrogate pair is no text" if re.search(rb"\\u[dD][89a-fA-F]", data) else ""
+        message = f"broken JSON: {error}".replace(place[0] if place else "\0", "") + half
+        raise BadContentError(message, offset=int(place[1]) if place else None) from None
+    for depth, key in enumerate(keys):
+        path = ".".join(keys[:depth]) or "the record"
+        if not isinstance(value, dict):
+            raise BadContentError(f"{path} is {_json_kind(value)} and not an object with the key {key!r}")
+        if key not in value:
+            there = ", ".join(sorted(value)) or "none"
+            raise BadContentError(f"{path} has no key {key!r}; the keys there: {there:.500}", kind=MissingFieldError)
+        value = value[key]
+    return value
+
+
+def _json_kind(value: object) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
