@@ -19,16 +19,11 @@ from streampack.corpus.epochs import Corpus
 from streampack.errors import StateError
 from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.pool import LanePool
-from streampack.lanes.stream import LaneEnd, LanePosition
+from streampack.lanes.position import LaneEnd, LanePosition
 from streampack.packing.blocks import expand_block, stack
 from streampack.records import Cursor
-from streampack.state.checkpoint import (
-    ORDER_VERSION,
-    check_fingerprint,
-    fingerprint_of,
-    skipped_ranges_from_json,
-    skipped_ranges_to_json,
-)
+from streampack.state.checkpoint import ORDER_VERSION, skipped_ranges_from_json, skipped_ranges_to_json
+from streampack.state.fingerprint import check_fingerprint, fingerprint_of
 
 VERSION = 2
 """The layout of an iterator's state."""
@@ -69,8 +64,8 @@ class PackIterator(Iterator[Item]):
         self._begin = begin
         self._reading: Reading | None = None
         self._pool: LanePool | None = None
-        self._starts: dict[int, LanePosition] = {}
-        """Where each lane stands behind the packs that were given."""
+        self._positions: dict[int, LanePosition] = {}
+        """Where each lane continues after the packs that were given."""
         self._ended: set[int] = set()
         self._has_raised = False
         self._epoch = 0
@@ -94,7 +89,7 @@ class PackIterator(Iterator[Item]):
         if self._reading is None:
             self._reading = reading = self._begin()
             self._epoch = reading.epoch
-            self._starts = {lane: LanePosition(cursor=Cursor(epoch=reading.epoch)) for lane in reading.lanes}
+            self._positions = {lane: LanePosition(cursor=Cursor(epoch=reading.epoch)) for lane in reading.lanes}
         return self._reading
 
     def _take(self, reading: Reading, lane: int) -> Item | None:
@@ -102,7 +97,7 @@ class PackIterator(Iterator[Item]):
             self._pool = LanePool(
                 reading.pipeline,
                 reading.corpus,
-                {lane: start for lane, start in self._starts.items() if lane not in self._ended},
+                {lane: position for lane, position in self._positions.items() if lane not in self._ended},
                 budget_bytes=reading.budget_bytes,
                 end_epoch=None if reading.epochs is None else self._epoch + reading.epochs,
             )
@@ -110,14 +105,7 @@ class PackIterator(Iterator[Item]):
         if isinstance(pack, LaneEnd):
             self._ended.add(lane)
             return None
-        start = self._starts[lane]
-        skipped_ranges = (
-            start.skipped_ranges.union(pack.skipped_ranges) if pack.skipped_ranges else start.skipped_ranges
-        )
-        documents = start.documents + pack.counts.documents
-        self._starts[lane] = LanePosition(
-            cursor=pack.cursor, packs=start.packs + 1, documents=documents, skipped_ranges=skipped_ranges
-        )
+        self._positions[lane] = self._positions[lane].after(pack)
         block = stack([pack.rows], seq_len=reading.pipeline.seq_len, pad_id=reading.pipeline.pad_id)
         return {name: torch.from_numpy(array[0]) for name, array in expand_block(block).items()}
 
@@ -134,11 +122,12 @@ class PackIterator(Iterator[Item]):
             "ended": sorted(self._ended),
             # A key for each lane: torchdata sends those that have changed.
             "lanes": {
-                f"{lane:06d}": [*start.cursor, start.packs, start.documents] for lane, start in self._starts.items()
+                f"{lane:06d}": [*position.cursor, position.packs, position.documents]
+                for lane, position in self._positions.items()
             },
             "skipped_ranges": {
-                f"{lane:06d}": skipped_ranges_to_json(sorted(start.skipped_ranges))
-                for lane, start in self._starts.items()
+                f"{lane:06d}": skipped_ranges_to_json(sorted(position.skipped_ranges))
+                for lane, position in self._positions.items()
             },
         }
 
@@ -168,7 +157,7 @@ class PackIterator(Iterator[Item]):
             skipped_ranges = frozenset(
                 skipped_ranges_from_json(state["skipped_ranges"][f"{lane:06d}"], f"skipped_ranges.{lane:06d}")
             )
-            self._starts[lane] = LanePosition(
+            self._positions[lane] = LanePosition(
                 cursor=Cursor(*cursor), packs=packs, documents=documents, skipped_ranges=skipped_ranges
             )
         self._ended, self._has_raised = set(state["ended"]), False

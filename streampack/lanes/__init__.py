@@ -1,3 +1,24 @@
-"""One lane, from a position on: all stages of the pipeline in a row, inside a memory budget."""
+"""One lane, from a position on: all stages of the pipeline in a row, inside a memory budget.
 
-__all__ = ["pipeline", "pool", "reader", "stream"]
+pool -> stream -> reader -> pieces      samples of a piece of a shard; read again where it breaks
+|          `----> batches     their documents, as columns
+|-> tokenizing                documents as token ids
+|-> skipping                  what cannot be read: raise, or skip and remember
+|-> (packer)                  packs
+|-> unpassed                  which documents the packer holds
+`-> position                  where the lane continues after each pack
+"""
+
+__all__ = [
+    "batches",
+    "pieces",
+    "pipeline",
+    "pool",
+    "position",
+    "provenance",
+    "reader",
+    "skipping",
+    "stream",
+    "tokenizing",
+    "unpassed",
+]

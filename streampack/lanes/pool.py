@@ -1,10 +1,14 @@
 """All lanes of one worker inside one memory budget.
 
+In:    the position of each lane; the number of a lane whose pack is wanted.
+Out:   that lane's next pack.
+Never: more memory than the budget because there are many lanes.
+
 Lanes take turns, so the lane that has just given a pack is the one that is needed last: when the lanes together hold
-more than the budget, that one is **parked**. It makes a run of packs that fills its share, then lets go of its range of
-the shard and its tokens; it wakes from the cursor of its last pack once the run is used up. A long document is thus
-tokenized once per run of packs, never once per pack. A lane inside a compressed shard is not parked: it would have to
-decompress the shard from its start to wake.
+more than the budget, that one is **parked**. It makes as many packs as its share of the budget holds, then lets go of
+its range of the shard and its tokens; it wakes at its position after the last of these packs once they are used up. A
+long document is thus tokenized once for many packs, never once for each. A lane inside a compressed shard is not
+parked: it would have to decompress the shard from its start to wake.
 """
 
 from collections import deque
@@ -14,7 +18,8 @@ from dataclasses import dataclass, field
 from streampack.corpus.epochs import Corpus
 from streampack.errors import ConfigError
 from streampack.lanes.pipeline import Pipeline
-from streampack.lanes.stream import LaneEnd, LanePack, LanePosition, LaneStream
+from streampack.lanes.position import LaneEnd, LanePack, LanePosition
+from streampack.lanes.stream import LaneStream
 
 MIN_SHARE_BYTES = 64 * 2**10
 MAX_RANGE_BYTES = 8 * 2**20
@@ -24,9 +29,10 @@ _PACK_OBJECTS_BYTES = 1024
 
 @dataclass(slots=True)
 class _Lane:
-    start: LanePosition
+    position: LanePosition
+    """Where its stream begins."""
     stream: LaneStream | None = None
-    run: deque[LanePack | LaneEnd | Exception] = field(default_factory=deque)
+    made: deque[LanePack | LaneEnd | Exception] = field(default_factory=deque)
     """Made and not taken; the last one may be the lane's end, or what was raised in a pack's place."""
     held_bytes: int = 0
 
@@ -38,24 +44,24 @@ class LanePool:
         self,
         pipeline: Pipeline,
         corpus: Corpus,
-        starts: Mapping[int, LanePosition],
+        positions: Mapping[int, LanePosition],
         *,
         budget_bytes: int,
         end_epoch: int | None,
-        with_sources: bool = False,
+        with_provenance: bool = False,
     ) -> None:
         check_budget(
             budget_bytes=budget_bytes,
-            num_lanes=len(starts),
+            num_lanes=len(positions),
             max_document_bytes=pipeline.documents.max_document_bytes,
         )
         self._pipeline = pipeline
         self._corpus = corpus
         self._budget_bytes = budget_bytes
-        self._share_bytes = budget_bytes // max(len(starts), 1)
+        self._share_bytes = budget_bytes // max(len(positions), 1)
         self._end_epoch = end_epoch
-        self._with_sources = with_sources
-        self._lanes = {lane: _Lane(start) for lane, start in starts.items()}
+        self._with_provenance = with_provenance
+        self._lanes = {lane: _Lane(position) for lane, position in positions.items()}
         self._held_bytes = 0
         self._served: dict[int, None] = {}
         """Lanes that are awake, the one served last at the end."""
@@ -66,19 +72,19 @@ class LanePool:
         What another lane raises while it is parked is raised when that one's turn has come.
         """
         state = self._lanes[lane]
-        if not state.run:
+        if not state.made:
             stream = self._awake(lane, state)
             if stream.has_pack:  # it holds no more for giving it
                 return stream.next()
-            state.run.append(stream.next())
+            state.made.append(stream.next())
             self._weigh(state)
             if self._held_bytes > self._budget_bytes:
                 self._make_room()
-        first = state.run[0]
+        first = state.made[0]
         if isinstance(first, Exception):
             raise first
         if not isinstance(first, LaneEnd):
-            state.run.popleft()
+            state.made.popleft()
         return first
 
     @property
@@ -94,10 +100,10 @@ class LanePool:
                 self._pipeline,
                 self._corpus,
                 lane,
-                state.start,
+                state.position,
                 end_epoch=self._end_epoch,
                 max_range_bytes=max(min(self._share_bytes // 2, MAX_RANGE_BYTES), MIN_SHARE_BYTES // 2),
-                with_sources=self._with_sources,
+                with_provenance=self._with_provenance,
             )
         return state.stream
 
@@ -114,7 +120,7 @@ class LanePool:
 
     def _weigh(self, state: _Lane) -> None:
         held = 0 if state.stream is None else state.stream.buffered_bytes
-        for pack in state.run:
+        for pack in state.made:
             held += _pack_bytes(pack)
         self._held_bytes += held - state.held_bytes
         state.held_bytes = held
@@ -122,22 +128,22 @@ class LanePool:
     def _park(self, state: _Lane) -> None:
         stream = state.stream
         assert stream is not None, "only a lane that is awake is parked"
-        run_bytes = sum(_pack_bytes(pack) for pack in state.run)
-        while (run_bytes < self._share_bytes or stream.has_pack) and not _is_over(state.run):
+        made_bytes = sum(_pack_bytes(pack) for pack in state.made)
+        while (made_bytes < self._share_bytes or stream.has_pack) and not _is_over(state.made):
             try:
-                state.run.append(stream.next())
+                state.made.append(stream.next())
             except Exception as error:  # noqa: BLE001 - raised when its turn comes
-                state.run.append(error)
-            run_bytes += _pack_bytes(state.run[-1])
-        if not _is_over(state.run):
-            state.start = stream.position()
+                state.made.append(error)
+            made_bytes += _pack_bytes(state.made[-1])
+        if not _is_over(state.made):
+            state.position = stream.position
             stream.close()
             state.stream = None
         self._weigh(state)
 
 
-def _is_over(run: Sequence[LanePack | LaneEnd | Exception]) -> bool:
-    return bool(run) and not isinstance(run[-1], LanePack)
+def _is_over(made: Sequence[LanePack | LaneEnd | Exception]) -> bool:
+    return bool(made) and not isinstance(made[-1], LanePack)
 
 
 def _pack_bytes(pack: LanePack | LaneEnd | Exception) -> int:

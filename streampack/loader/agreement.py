@@ -6,7 +6,8 @@ from streampack.corpus.table import ShardTable
 from streampack.dataset.dataset import PackedDataset
 from streampack.errors import ConfigError
 from streampack.ranks.topology import Peers
-from streampack.state.checkpoint import State, describe_differences, from_json, merge_state_dicts, to_json
+from streampack.state.checkpoint import State, from_json, merge_state_dicts, to_json
+from streampack.state.fingerprint import describe_differences
 
 
 def share_dataset(dataset: PackedDataset, peers: Peers, *, rank: int, in_step: Mapping[str, object]) -> None:

@@ -1,6 +1,6 @@
-"""What a loader has handed out: its lanes' rows, batch by batch, and the way back behind the last batches.
+"""What a loader has handed out: the committed rows of its lanes, batch by batch, and how to undo the last batches.
 
-In:    batches, each when it is handed out or gone past; the end of a pass; a state's rows.
+In:    batches, each when it is handed out or skipped; the end of a pass; the rows of a state.
 Out:   the committed rows, as they are now or were some batches ago.
 Never: a row of what workers have made ahead.
 """
@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streampack.errors import StateError
+from streampack.lanes.position import NUM_CURSOR
+from streampack.loader.messages import COLUMNS
 from streampack.loader.passes import LastWords
 from streampack.loader.rounds import Batch
 from streampack.state.checkpoint import FIELDS, PACKS, Committed
@@ -20,11 +22,11 @@ from streampack.state.checkpoint import FIELDS, PACKS, Committed
 BATCHES_BACK = 8
 """How many batches back a state can be asked for."""
 
+_IN_BOTH = [name for name in COLUMNS if name in FIELDS]
+_OF_MESSAGE = [COLUMNS.index(name) for name in _IN_BOTH]
+_OF_CHECKPOINT = [FIELDS.index(name) for name in _IN_BOTH]
 _DOCUMENTS = FIELDS.index("documents")
-_FILLER = np.zeros(len(FIELDS), dtype=np.int64)
-_FILLER[[PACKS, FIELDS.index("fillers")]] = 1
-_SKIPPED = np.zeros_like(_FILLER)
-_SKIPPED[[PACKS, FIELDS.index("skipped_packs")]] = 1
+_SKIPPED_PACKS = FIELDS.index("skipped_packs")
 
 
 class Commits:
@@ -35,39 +37,42 @@ class Commits:
         self._undos: deque[_Undo] = deque(maxlen=BATCHES_BACK)
 
     def add(self, batch: Batch, *, skipped: bool = False) -> None:
-        """Commit a batch that is handed out; `skipped`: gone past, in no digest and no other count.
+        """Commit a batch that is handed out, or `skipped`: then it is in no digest and no other count.
 
         But documents count in any case: a rate of bad records (`max_skipped`) is one of all that a lane has met.
         """
         rows = self.rows
-        changes: dict[int, NDArray[np.int64]] = {}
+        lanes: list[int] = []
+        changes: list[NDArray[np.int64]] = []
+        fillers: list[int] = []
         num_skipped_ranges: dict[int, int] = {}
         for item in batch.items:
             if item is None:
                 continue
-            _, place, pack, *_ = item
+            _, lane_index, pack, *_ = item
             if pack is None:
-                change = _FILLER.copy()
-                change[:PACKS] = changes.get(place, rows.rows[place])[:PACKS]  # the lane stays where it is
-            else:
-                change = pack.message.changes[pack.number]
-                if skipped:
-                    change = _gone_past(change)
-                if pack.message.skipped_ranges and (skipped_ranges := pack.skipped_ranges):
-                    num_skipped_ranges.setdefault(place, len(rows.skipped_ranges[place]))
-                    rows.skipped_ranges[place].extend(skipped_ranges)
-            changes[place] = _both(changes[place], change) if place in changes else change
-        places = np.array(list(changes), dtype=np.intp)
-        before = rows.add(places, np.array(list(changes.values()), dtype=np.int64).reshape(len(places), len(FIELDS)))
-        self._undos.append(_Undo(places, before, num_skipped_ranges, rows.global_pack))
+                fillers.append(lane_index)
+                continue
+            lanes.append(lane_index)
+            changes.append(pack.message.changes[pack.number])
+            if pack.message.skipped_ranges and (skipped_ranges := pack.skipped_ranges):
+                num_skipped_ranges.setdefault(lane_index, len(rows.skipped_ranges[lane_index]))
+                rows.skipped_ranges[lane_index].extend(skipped_ranges)
+        touched = np.array(lanes + fillers, dtype=np.intp)
+        self._undos.append(_Undo(touched, rows.rows.take(touched, axis=0), num_skipped_ranges, rows.global_pack))
+        if lanes:
+            committed = to_checkpoint(np.array(changes))
+            rows.add(touched[: len(lanes)], _only_skipped(committed) if skipped else committed)
+        if fillers:
+            rows.add_fillers(touched[len(lanes) :])
         rows.global_pack = batch.global_pack
 
     def end_pass(self, last_words: Mapping[int, LastWords], *, epochs: int) -> None:
         """All ranks are at the end: what came after the lanes' last packs counts, and the next epoch begins."""
         rows = self.rows
-        for place, (packs, counts) in last_words.items():
-            if rows.packs(place) >= packs:  # else the lane was cut before its last pack
-                rows.count(place, counts)
+        for lane_index, (packs, counts) in last_words.items():
+            if rows.packs(lane_index) >= packs:  # else the lane was cut before its last pack
+                rows.count(lane_index, counts)
         rows.end_pass(rows.first_epoch + epochs)
         self._undos.clear()
 
@@ -75,7 +80,7 @@ class Commits:
         """The rows as they were `num_batches` before those `ahead` that a trainer holds unused; a copy if any.
 
         Raises:
-            StateError: so far back, nothing is known.
+            StateError: nothing is known of so many batches ago.
         """
         if not num_batches and not ahead:
             return self.rows
@@ -90,38 +95,41 @@ class Commits:
         return rows
 
     def take_back(self, num_batches: int) -> None:
-        """Go back behind the last batches, as if they had not been handed out."""
+        """Undo the last batches, as if they had not been handed out."""
         for _ in range(num_batches):
             self._undos.pop().apply(self.rows)
 
 
-def _gone_past(change: NDArray[np.int64]) -> NDArray[np.int64]:
-    """What is left of a pack's change where it is gone past."""
-    left = _SKIPPED.copy()
-    left[:PACKS] = change[:PACKS]
-    left[_DOCUMENTS] = change[_DOCUMENTS]
+def to_checkpoint(changes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rows of messages, int64 [n, len(COLUMNS)], as rows of a checkpoint, int64 [n, len(FIELDS)]: one pack each."""
+    rows = np.zeros((len(changes), len(FIELDS)), dtype=np.int64)
+    rows[:, _OF_CHECKPOINT] = changes[:, _OF_MESSAGE]
+    rows[:, PACKS] = 1
+    return rows
+
+
+def _only_skipped(changes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """What is left of the changes of packs that are skipped."""
+    left = np.zeros_like(changes)
+    left[:, :NUM_CURSOR] = changes[:, :NUM_CURSOR]
+    left[:, _DOCUMENTS] = changes[:, _DOCUMENTS]
+    left[:, [PACKS, _SKIPPED_PACKS]] = 1
     return left
 
 
-def _both(first: NDArray[np.int64], then: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The changes of two packs of one lane."""
-    both = first + then
-    both[:PACKS] = then[:PACKS]
-    return both
-
-
 class _Undo(NamedTuple):
-    """What a batch has changed, to go back behind it."""
+    """What a batch has changed, to undo it."""
 
-    places: NDArray[np.intp]
+    lanes: NDArray[np.intp]
+    """Indexes of the rows; one of which the batch held several packs stands here as often."""
     rows: NDArray[np.int64]
-    """What stood at the places."""
+    """Those rows as they were before the batch."""
     num_skipped_ranges: dict[int, int]
-    """By place, where there are more now."""
+    """By lane, where there are more now."""
     global_pack: int
 
     def apply(self, committed: Committed) -> None:
-        committed.rows[self.places] = self.rows
-        for place, count in self.num_skipped_ranges.items():
-            del committed.skipped_ranges[place][count:]
+        committed.rows[self.lanes] = self.rows
+        for lane_index, count in self.num_skipped_ranges.items():
+            del committed.skipped_ranges[lane_index][count:]
         committed.global_pack = self.global_pack

@@ -23,7 +23,8 @@ from streampack.errors import LoaderError
 from streampack.loader.rounds import Batch
 from streampack.ranks.topology import Peers, Topology
 from streampack.records import Cursor
-from streampack.state.checkpoint import Committed, describe_differences
+from streampack.state.checkpoint import Committed
+from streampack.state.fingerprint import describe_differences
 
 _POSITION = len(Cursor._fields) + 1  # cursor and packs given
 _SHOWN_RANKS = 8
@@ -110,7 +111,7 @@ class Verifier:
     ) -> Claim:
         first = next((item for item in batch.items if item is not None), None)
         packs = [item.pack for item in batch.items if item is not None and item.pack is not None]
-        digests = [int(pack.message.digest_and_counts[pack.number, 0]) for pack in packs]
+        digests = [int(pack.message.digests[pack.number]) for pack in packs]
         return Claim(
             rank=rank,
             dp_rank=self._topology.rank,

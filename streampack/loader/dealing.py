@@ -1,13 +1,14 @@
 """The messages of a rank's workers back into the global order.
 
-In: messages, one of each worker in turn. Out: items in the rank's order.
+In:    messages, one of each worker in turn.
+Out:   items in the rank's order.
 """
 
 from collections.abc import Iterator
 from typing import NamedTuple, TypeAlias
 
-from streampack.lanes.reader import SkippedRange
-from streampack.lanes.stream import Provenance
+from streampack.lanes.position import SkippedRange
+from streampack.lanes.provenance import Provenance
 from streampack.loader.messages import Message, Slot
 from streampack.packing.blocks import PackInBlock
 from streampack.records import Counts
@@ -42,12 +43,13 @@ class PackRef(NamedTuple):
 
     @property
     def skipped_ranges(self) -> list[SkippedRange]:
+        """What was skipped for the first time while the pack was made."""
         return [skipped_range for index, skipped_range in self.message.skipped_ranges if index == self.number]
 
     @property
-    def sources(self) -> tuple[Provenance, ...]:
-        """One per segment; empty where the workers were not asked for them."""
-        return () if self.message.sources is None else self.message.sources[self.number]
+    def provenance(self) -> tuple[Provenance, ...]:
+        """One per segment; empty where the workers were not asked for it."""
+        return () if self.message.provenance is None else self.message.provenance[self.number]
 
 
 def deal(messages: Iterator[Message], *, num_lanes: int, num_workers: int, first_round: int) -> Iterator[Item]:
@@ -67,11 +69,11 @@ def deal(messages: Iterator[Message], *, num_lanes: int, num_workers: int, first
             step += 1
 
 
-_Opened: TypeAlias = tuple[PackRef | None, Counts | None, Exception | None]  # an item without its place
+_Opened: TypeAlias = tuple[PackRef | None, Counts | None, Exception | None]  # an item without its round and lane
 
 
 def _opened(message: Message) -> list[_Opened | None]:
-    """What stands in each slot of a message, and its error behind them."""
+    """What stands in each slot of a message, and its error after them."""
     slots: list[_Opened | None] = []
     ends = dict(message.ends)
     num_segments = message.block.num_segments.tolist()

@@ -32,7 +32,8 @@ from streampack.loader.rounds import Batch
 from streampack.packing.blocks import gather
 from streampack.ranks import topology
 from streampack.records import StorageUse
-from streampack.state.checkpoint import Committed, State, check_fingerprint, check_versions, fingerprint_of
+from streampack.state.checkpoint import Committed, State, check_versions
+from streampack.state.fingerprint import check_fingerprint, fingerprint_of
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -141,7 +142,7 @@ class PackedDataLoader:
             prefetch_bytes=prefetch_bytes,
             multiprocessing_context=multiprocessing_context,
             worker_timeout_s=worker_timeout_s,
-            with_sources=provenance or loss_weights == LossWeights.DOCUMENT,
+            with_provenance=provenance or loss_weights == LossWeights.DOCUMENT,
             drop_last=drop_last,
         )
         for name, wanted in (("verify_every", verify_every is not None), ("whole_state", whole_state)):
@@ -414,12 +415,12 @@ class PackedDataLoader:
         packs = [None if item is None else item.pack for item in batch.items]
         in_blocks = [None if pack is None else pack.in_block for pack in packs]
         block = gather(in_blocks, seq_len=dataset.seq_len, pad_id=dataset.pipeline.pad_id)
-        sources = [() if pack is None else pack.sources for pack in packs]
-        result = self._layout.batch(block, [source.targets for of_pack in sources for source in of_pack])
+        provenance = [() if pack is None else pack.provenance for pack in packs]
+        result = self._layout.batch(block, [segment.targets for of_pack in provenance for segment in of_pack])
         if self._pin_memory:
             result = pinned(result)
         if self._provenance:
-            result["provenance"] = sources
+            result["provenance"] = provenance
             committed = self._prepare().rows
             result["pack_numbers"] = torch.tensor(
                 [

@@ -1,4 +1,8 @@
-"""Packs from workers to the main process, few and large; `dealing` puts them back into the global order.
+"""Packs on their way from workers to the main process, in few and large messages.
+
+In:    the positions of a rank's lanes.
+Out:   one stream of messages for each worker; `dealing` puts their packs back into the global order.
+Never: a message that depends on what another worker does; an end. A lane that has ended says so in each of its slots.
 
 A rank takes its lanes in turn: slot s of round n is pack n of its s-th lane. Worker w of W makes the slots w, w + W,
 ... of each round, in order, and sends some at a time; where W does not divide the lanes, the last slots of a round are
@@ -9,9 +13,8 @@ empty. Every worker sends the same number of slots in its t-th message, so that 
                                               worker 1:  [s1 s3] [s5 s1'] [s3' s5'] ...
     wave by wave, dealt slot by slot          s0 s1 s2 s3 | s4 s5 s0' s1' | s2' s3' s4' s5' ...
 
-Workers never end by themselves: a lane that has ended says so in each of its slots, for as long as anyone asks. Where
-a lane fails, the message ends with the slot before, and carries the error: it takes its place in the rank's order, and
-all that comes before it is given.
+Where a lane fails, the message ends with the slot before and carries the error: the error takes its place in the rank's
+order, and all that comes before it is given.
 """
 
 import enum
@@ -26,12 +29,16 @@ from streampack import heartbeat
 from streampack.corpus.epochs import Corpus
 from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.pool import LanePool
-from streampack.lanes.reader import SkippedRange
-from streampack.lanes.stream import LaneEnd, LanePack, LanePosition, Provenance
+from streampack.lanes.position import NUM_CURSOR, LaneEnd, LanePack, LanePosition, SkippedRange
+from streampack.lanes.provenance import Provenance
 from streampack.packing.blocks import stack
 from streampack.packing.packs import PackBlock
-from streampack.records import Counts, StorageUse
-from streampack.state.checkpoint import DIGEST, FIELDS, PACKS
+from streampack.records import Counts, Cursor, StorageUse
+
+COLUMNS = (*Cursor._fields, "digest", *Counts._fields)
+"""Of a message's `changes`: the cursor after a pack, then what the pack adds. A checkpoint has columns of its own."""
+DIGEST = NUM_CURSOR
+DOCUMENTS = COLUMNS.index("documents")
 
 
 class Slot(enum.IntEnum):
@@ -55,77 +62,73 @@ class Message:
     block: PackBlock
     """The packs, one for each slot that has one: B of them."""
     changes: NDArray[np.int64]
-    """int64 [B, len(FIELDS)]: what each pack does to its lane's row, as `Committed.add` takes it."""
+    """int64 [B, len(COLUMNS)]: what each pack changes for its lane, as `advance_rows` takes it."""
     ends: tuple[tuple[int, Counts], ...]
     """(index in `slots`, counts after the lane's last pack) for slots of ended lanes."""
     skipped_ranges: tuple[tuple[int, SkippedRange], ...]
-    """(index of the pack, skipped_range)."""
-    sources: tuple[tuple[Provenance, ...], ...] | None
-    """One tuple per pack, one entry per segment."""
+    """(index of the pack, what was skipped for the first time while it was made)."""
+    provenance: tuple[tuple[Provenance, ...], ...] | None
+    """One tuple per pack, one entry per segment; None where it is not asked for."""
     storage: StorageUse
     """What the storage was asked for while the message was made."""
     error: Exception | None = None
-    """What stands in the place of the slot behind the last one; no message follows."""
+    """What stands in the place of the slot after the last one; no message follows."""
 
     @property
-    def cursors(self) -> NDArray[np.int64]:
-        """int64 [B, len(Cursor)]: the lane's cursor after the pack."""
-        return self.changes[:, :PACKS]
-
-    @property
-    def digest_and_counts(self) -> NDArray[np.int64]:
-        """int64 [B, 1 + len(Counts)]."""
-        return self.changes[:, DIGEST:]
+    def digests(self) -> NDArray[np.int64]:
+        """int64 [B]: the digest of each pack, its 64 bits with a sign."""
+        return self.changes[:, DIGEST]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
-    """What the workers of one rank are told; each finds its own part by its number."""
+class Assignment:
+    """What the workers of one rank are to do; each finds its own part by its number."""
 
     pipeline: Pipeline
     corpus: Corpus
     lanes: Sequence[int]
     """The rank's lanes, in order."""
-    starts: Sequence[LanePosition]
-    """One per lane."""
+    positions: Sequence[LanePosition]
+    """Where each lane continues."""
     first_round: int
     end_epoch: int | None
     first_slots: int
     """Slots of a worker's first message; it doubles up to `max_slots`."""
     max_slots: int
     max_buffer_bytes: int
-    with_sources: bool
-    given: Sequence[int] = ()
-    """Messages that each worker has given before, `starts` being behind them; empty: none."""
+    with_provenance: bool
+    sent: Sequence[int] = ()
+    """Messages that each worker has sent already; `positions` are those after them. Empty: none."""
 
 
 class WorkerStream:
-    """The messages of one worker, for ever, behind those that it has given before."""
+    """The messages of one worker, without end, after those that it has sent already."""
 
-    def __init__(self, share: Share, *, worker: int = 0, num_workers: int = 1) -> None:
-        self._share = share
+    def __init__(self, assignment: Assignment, *, worker: int = 0, num_workers: int = 1) -> None:
+        self._assignment = assignment
         self._worker = worker
         self._num_workers = num_workers
 
     def __iter__(self) -> Iterator[Message]:
-        share, num_workers = self._share, self._num_workers
-        lanes, starts = share.lanes[self._worker :: num_workers], share.starts[self._worker :: num_workers]
-        width = -(-len(share.lanes) // num_workers)
-        pipeline = share.pipeline
-        if num_workers > 1 or len(share.lanes) < share.corpus.num_lanes:  # this process is not the only one
-            pipeline.storage.spread_first_requests(share.corpus.num_lanes)
+        assignment, num_workers = self._assignment, self._num_workers
+        lanes = assignment.lanes[self._worker :: num_workers]
+        positions = assignment.positions[self._worker :: num_workers]
+        width = -(-len(assignment.lanes) // num_workers)
+        pipeline = assignment.pipeline
+        if num_workers > 1 or len(assignment.lanes) < assignment.corpus.num_lanes:  # this process is not the only one
+            pipeline.storage.spread_first_requests(assignment.corpus.num_lanes)
         pool = LanePool(
             pipeline,
-            share.corpus,
-            dict(zip(lanes, starts, strict=True)),
-            budget_bytes=share.max_buffer_bytes // num_workers,
-            end_epoch=share.end_epoch,
-            with_sources=share.with_sources,
+            assignment.corpus,
+            dict(zip(lanes, positions, strict=True)),
+            budget_bytes=assignment.max_buffer_bytes // num_workers,
+            end_epoch=assignment.end_epoch,
+            with_provenance=assignment.with_provenance,
         )
-        done, size = 0, share.first_slots
-        for _ in range(share.given[self._worker] if share.given else 0):
-            done, size = done + size, min(2 * size, share.max_slots)
-        slots = _slots(pool, lanes, starts, first_round=share.first_round + done // width, width=width)
+        done, size = 0, assignment.first_slots
+        for _ in range(assignment.sent[self._worker] if assignment.sent else 0):
+            done, size = done + size, min(2 * size, assignment.max_slots)
+        slots = _slots(pool, lanes, positions, first_round=assignment.first_round + done // width, width=width)
         slots = itertools.islice(slots, done % width, None)
         before = pipeline.storage.use
         while True:
@@ -137,23 +140,25 @@ class WorkerStream:
             except Exception as failure:  # noqa: BLE001 (it is raised in its place)
                 error = failure
             use = pipeline.storage.use  # threads read ahead between two messages, too
-            yield _message(made, pipeline, with_sources=share.with_sources, storage=use.since(before), error=error)
+            yield _message(
+                made, pipeline, with_provenance=assignment.with_provenance, storage=use.since(before), error=error
+            )
             if error is not None:
                 return
             before = use
-            size = min(2 * size, share.max_slots)
+            size = min(2 * size, assignment.max_slots)
 
 
 def _slots(
-    pool: LanePool, lanes: Sequence[int], starts: Sequence[LanePosition], *, first_round: int, width: int
+    pool: LanePool, lanes: Sequence[int], positions: Sequence[LanePosition], *, first_round: int, width: int
 ) -> Iterator[LanePack | LaneEnd | None]:
     number = first_round
     while True:
-        for place in range(width):
-            if place >= len(lanes) or starts[place].packs > number:
+        for index in range(width):
+            if index >= len(lanes) or positions[index].packs > number:
                 yield None
             else:
-                yield pool.take(lanes[place])
+                yield pool.take(lanes[index])
                 heartbeat.beat()
         number += 1
 
@@ -162,7 +167,7 @@ def _message(
     slots: Sequence[LanePack | LaneEnd | None],
     pipeline: Pipeline,
     *,
-    with_sources: bool,
+    with_provenance: bool,
     storage: StorageUse,
     error: Exception | None,
 ) -> Message:
@@ -178,7 +183,6 @@ def _message(
             packs.append(slot)
             kinds.append(_PACK)
             changes += slot.cursor
-            changes.append(1)
             changes.append(slot.digest - (slot.digest >> 63 << 64))  # the same 64 bits, with a sign
             changes += slot.counts
         elif slot is None:
@@ -189,10 +193,10 @@ def _message(
     return Message(
         slots=np.array(kinds, dtype=np.int8),
         block=stack([pack.rows for pack in packs], seq_len=pipeline.seq_len, pad_id=pipeline.pad_id),
-        changes=np.array(changes, dtype=np.int64).reshape(len(packs), len(FIELDS)),
+        changes=np.array(changes, dtype=np.int64).reshape(len(packs), len(COLUMNS)),
         ends=tuple(ends),
         skipped_ranges=tuple(skipped_ranges),
-        sources=tuple(pack.sources for pack in packs) if with_sources else None,
+        provenance=tuple(pack.provenance for pack in packs) if with_provenance else None,
         storage=storage,
         error=error,
     )

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from streampack.dataset.dataset import PackedDataset
 from streampack.errors import ConfigError
 from streampack.loader.dealing import Item, deal
-from streampack.loader.messages import Message, Share, WorkerStream
+from streampack.loader.messages import Assignment, Message, WorkerStream
 from streampack.loader.restarts import RestartingMessages, WorkerRestarts
 from streampack.loader.rounds import Batch, LeftOut, endless, finite
 from streampack.loader.workers import AHEAD
@@ -30,7 +30,7 @@ class PassSettings:
     prefetch_bytes: int
     multiprocessing_context: str | None
     worker_timeout_s: float
-    with_sources: bool
+    with_provenance: bool
     drop_last: bool
 
 
@@ -48,7 +48,7 @@ class Tally:
     """What is learned while a pass goes on. It is told by generators that must not hold on to the pass itself."""
 
     ends: dict[int, LastWords] = field(default_factory=dict)
-    """By place of the lane."""
+    """By index of the lane among the rank's."""
     left_out: LeftOut = field(default_factory=LeftOut)
     storage: StorageUse = field(default_factory=StorageUse)
     """Of this pass's workers, up to the messages that have come."""
@@ -82,21 +82,21 @@ class Pass:
         num_lanes, first_round = committed.num_lanes, committed.global_pack // committed.num_lanes
         num_workers = _fitting_workers(settings.num_workers, len(committed.lanes))
         max_slots = _max_slots(dataset.seq_len, num_workers, settings)
-        share = Share(
+        assignment = Assignment(
             pipeline=dataset.pipeline,
             corpus=dataset.corpus(num_lanes),
             lanes=committed.lanes,
-            starts=[committed.start(lane_index) for lane_index in range(len(committed.lanes))],
+            positions=[committed.position(lane_index) for lane_index in range(len(committed.lanes))],
             first_round=first_round,
             end_epoch=None if dataset.epochs is None else committed.first_epoch + dataset.epochs,
             first_slots=1 if num_workers else max_slots,  # without workers the first batch waits for all of it anyway
             max_slots=max_slots,
             max_buffer_bytes=dataset.max_buffer_bytes,
-            with_sources=settings.with_sources,
+            with_provenance=settings.with_provenance,
         )
         self._restarting = (
             RestartingMessages(
-                share,
+                assignment,
                 num_workers,
                 start_method=settings.multiprocessing_context,
                 timeout_s=settings.worker_timeout_s,
@@ -106,7 +106,7 @@ class Pass:
             else None
         )
         items = deal(
-            self.tally.watch_messages(self._restarting or iter(WorkerStream(share))),
+            self.tally.watch_messages(self._restarting or iter(WorkerStream(assignment))),
             num_lanes=len(committed.lanes),
             num_workers=max(num_workers, 1),
             first_round=first_round,
@@ -149,7 +149,7 @@ def _refuse_empty_lanes(items: Iterator[Item], committed: Committed) -> Iterator
     untouched = {
         lane_index
         for lane_index in range(len(committed.lanes))
-        if committed.start(lane_index).cursor == Cursor(epoch=committed.first_epoch)
+        if committed.position(lane_index).cursor == Cursor(epoch=committed.first_epoch)
     }
     for item in items:
         if item.pack is None and item.error is None and item.lane_index in untouched:

@@ -22,22 +22,21 @@ import numpy as np
 
 from streampack.errors import LoaderError
 from streampack.heartbeat import SampleLocation
-from streampack.lanes.stream import LanePosition
-from streampack.loader.messages import Message, Share, Slot
+from streampack.lanes.position import NUM_CURSOR, LanePosition, advance_rows
+from streampack.loader.messages import COLUMNS, DOCUMENTS, Assignment, Message, Slot
 from streampack.loader.workers import LostError, Workers
-from streampack.records import Counts, Cursor
+from streampack.records import Cursor
 from streampack.storage.faults import redacted
 from streampack.tar.codecs import is_compressed
 
 if TYPE_CHECKING:
-    from streampack.lanes.reader import SkippedRange
+    from streampack.lanes.position import SkippedRange
 
 _log = logging.getLogger(__name__)
 
 BUDGET = 3
 """Restarts allowed within `PERIOD_S`; workers that die more often have a cause that a restart does not remove."""
 PERIOD_S = 3600.0
-_DOCUMENTS = 1 + Counts._fields.index("documents")  # its column in `Message.digest_and_counts`
 
 
 @dataclass(slots=True)
@@ -63,19 +62,25 @@ class RestartingMessages:
     """The messages of a rank's workers: worker 0's, worker 1's, ..., worker 0's, ..."""
 
     def __init__(
-        self, share: Share, num_workers: int, *, start_method: str | None, timeout_s: float, restarts: WorkerRestarts
+        self,
+        assignment: Assignment,
+        num_workers: int,
+        *,
+        start_method: str | None,
+        timeout_s: float,
+        restarts: WorkerRestarts,
     ) -> None:
-        self._share = share
+        self._assignment = assignment
         self._num_workers = num_workers
         self._start_method = start_method
         self._timeout_s = timeout_s
         self._restarts = restarts
-        self._heard = [_Heard(share, worker, num_workers) for worker in range(num_workers)]
+        self._received = [_Received(assignment, worker, num_workers) for worker in range(num_workers)]
         self._next = 0
-        self._workers = self._start(share)
+        self._workers = self._start(assignment)
 
-    def _start(self, share: Share) -> Workers:
-        return Workers(share, self._num_workers, start_method=self._start_method, timeout_s=self._timeout_s)
+    def _start(self, assignment: Assignment) -> Workers:
+        return Workers(assignment, self._num_workers, start_method=self._start_method, timeout_s=self._timeout_s)
 
     def __iter__(self) -> "RestartingMessages":
         return self
@@ -88,7 +93,7 @@ class RestartingMessages:
             except LostError as lost:
                 self._restart(lost)
             else:
-                self._heard[self._next].add(message)
+                self._received[self._next].add(message)
                 self._next = (self._next + 1) % self._num_workers
                 return message
 
@@ -110,16 +115,16 @@ class RestartingMessages:
             self._restarts.number,
         )
         self._workers.end(politely=False)
-        starts = list(self._share.starts)
-        for worker, heard in enumerate(self._heard):
-            starts[worker :: self._num_workers] = heard.starts()
-        given = tuple(heard.messages for heard in self._heard)
-        self._workers = self._start(dataclasses.replace(self._share, starts=starts, given=given))
+        positions = list(self._assignment.positions)
+        for worker, received in enumerate(self._received):
+            positions[worker :: self._num_workers] = received.positions()
+        sent = tuple(received.messages for received in self._received)
+        self._workers = self._start(dataclasses.replace(self._assignment, positions=positions, sent=sent))
 
     def _describe(self, location: SampleLocation) -> str:
         if location.shard < 0:
             return "before its first sample"
-        url = self._share.corpus.table[location.shard].url
+        url = self._assignment.corpus.table[location.shard].url
         sample = f"sample {location.sample}" if is_compressed(url) else f"the sample at byte {location.sample}"
         return f"in lane {location.lane}, {redacted(url)}, {sample}"
 
@@ -138,42 +143,40 @@ _ADVICE = (
 )
 
 
-class _Heard:
-    """What has come from one worker: where its lanes go on."""
+class _Received:
+    """What has come from one worker: where its lanes continue."""
 
-    def __init__(self, share: Share, worker: int, num_workers: int) -> None:
+    def __init__(self, assignment: Assignment, worker: int, num_workers: int) -> None:
         self.messages = 0
-        self._first_round = share.first_round
-        self._begin = share.starts[worker::num_workers]
-        self._width = -(-len(share.lanes) // num_workers)
+        self._begin = assignment.positions[worker::num_workers]
+        self._width = -(-len(assignment.lanes) // num_workers)
         self._slots = 0
-        self._cursors: dict[int, list[int]] = {}
-        self._skipped_ranges: dict[int, list[SkippedRange]] = {}
-        self._documents = [start.documents for start in self._begin]
+        self._rows = np.zeros((len(self._begin), len(COLUMNS)), dtype=np.int64)
+        for row, begin in zip(self._rows, self._begin, strict=True):
+            row[:NUM_CURSOR], row[DOCUMENTS] = begin.cursor, begin.documents
+        self._packs = np.array([begin.packs for begin in self._begin])
+        self._skipped_ranges: list[list[SkippedRange]] = [[] for _ in self._begin]
 
     def add(self, message: Message) -> None:
         """A message came whole."""
-        packs = np.flatnonzero(message.slots == Slot.PACK)
-        columns = ((self._slots + packs) % self._width).tolist()
-        self._cursors.update(zip(columns, message.cursors.tolist(), strict=True))  # a lane's last one stays
-        for column, documents in zip(columns, message.digest_and_counts[:, _DOCUMENTS].tolist(), strict=True):
-            self._documents[column] += documents
-        for index, skipped_range in message.skipped_ranges:
-            self._skipped_ranges.setdefault(columns[index], []).append(skipped_range)
+        lanes = (self._slots + np.flatnonzero(message.slots == Slot.PACK)) % self._width
+        advance_rows(self._rows, lanes, message.changes)
+        self._packs += np.bincount(lanes, minlength=len(self._packs))
+        for pack, skipped_range in message.skipped_ranges:
+            self._skipped_ranges[lanes[pack]].append(skipped_range)
         self._slots += len(message.slots)
         self.messages += 1
 
-    def starts(self) -> list[LanePosition]:
-        """Where each of the worker's lanes goes on behind all messages."""
-        found = []
-        for column, begin in enumerate(self._begin):
-            rounds = max(0, self._slots - column + self._width - 1) // self._width
-            found.append(
-                LanePosition(
-                    cursor=Cursor(*self._cursors.get(column, begin.cursor)),
-                    packs=max(begin.packs, self._first_round + rounds),
-                    documents=self._documents[column],
-                    skipped_ranges=begin.skipped_ranges.union(self._skipped_ranges.get(column, ())),
-                )
+    def positions(self) -> list[LanePosition]:
+        """Where each of the worker's lanes continues after all messages."""
+        return [
+            LanePosition(
+                cursor=Cursor(*row[:NUM_CURSOR]),
+                packs=packs,
+                documents=row[DOCUMENTS],
+                skipped_ranges=begin.skipped_ranges.union(skipped_ranges),
             )
-        return found
+            for row, packs, begin, skipped_ranges in zip(
+                self._rows.tolist(), self._packs.tolist(), self._begin, self._skipped_ranges, strict=True
+            )
+        ]

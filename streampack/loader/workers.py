@@ -35,7 +35,7 @@ from torch._utils import ExceptionWrapper
 
 from streampack import heartbeat
 from streampack.loader import parcels
-from streampack.loader.messages import Message, Share, WorkerStream
+from streampack.loader.messages import Assignment, Message, WorkerStream
 
 AHEAD = 2
 """Messages that a worker may have made before the first of them is taken."""
@@ -70,7 +70,7 @@ class _Worker(NamedTuple):
 class Workers:
     """Processes that make the messages of a rank, from their start until `end`."""
 
-    def __init__(self, share: Share, num_workers: int, *, start_method: str | None, timeout_s: float) -> None:
+    def __init__(self, assignment: Assignment, num_workers: int, *, start_method: str | None, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._workers: list[_Worker] = []
         # Also where nobody calls `end`; and before multiprocessing's own way to end, which waits for stopped processes.
@@ -78,7 +78,7 @@ class Workers:
         context = multiprocessing.get_context(start_method)
         try:
             for worker in range(num_workers):
-                self._workers.append(_start(share, worker, num_workers, context))
+                self._workers.append(_start(assignment, worker, num_workers, context))
         except BaseException:
             self.end(politely=False)
             raise
@@ -135,11 +135,14 @@ class Workers:
         self._finalizer()
 
 
-def _start(share: Share, worker: int, num_workers: int, context: BaseContext) -> _Worker:
+def _start(assignment: Assignment, worker: int, num_workers: int, context: BaseContext) -> _Worker:
     ours, theirs = socket.socketpair()
     row = context.RawArray("q", heartbeat.NUM_FIELDS)
     process: BaseProcess = context.Process(  # type: ignore[attr-defined]  # every context has it but the base class
-        target=_work, args=(share, worker, num_workers, theirs, row), name=f"streampack-worker-{worker}", daemon=True
+        target=_work,
+        args=(assignment, worker, num_workers, theirs, row),
+        name=f"streampack-worker-{worker}",
+        daemon=True,
     )
     try:
         ours.setblocking(False)
@@ -208,7 +211,9 @@ def _signal_name(number: int) -> str:
 # --- in the worker
 
 
-def _work(share: Share, worker: int, num_workers: int, theirs: socket.socket, row: MutableSequence[int]) -> None:
+def _work(
+    assignment: Assignment, worker: int, num_workers: int, theirs: socket.socket, row: MutableSequence[int]
+) -> None:
     """A worker's life: a message for each byte that comes, until the socket is closed."""
     heartbeat.report_to(row)
     gc.freeze()  # the collector writes to what it looks at, and what a fork shares would be copied after some minutes
@@ -220,7 +225,7 @@ def _work(share: Share, worker: int, num_workers: int, theirs: socket.socket, ro
     random.seed(worker)
     np.random.seed(worker)  # noqa: NPY002 (the global stream is what is meant)
     torch.manual_seed(worker)
-    messages, has_failed = iter(WorkerStream(share, worker=worker, num_workers=num_workers)), False
+    messages, has_failed = iter(WorkerStream(assignment, worker=worker, num_workers=num_workers)), False
     with theirs, suppress(ConnectionError):
         while theirs.recv(1):
             if has_failed:

@@ -1,3 +1,3 @@
 """The positions of lanes as a checkpoint, and back."""
 
-__all__ = ["checkpoint"]
+__all__ = ["checkpoint", "fingerprint"]

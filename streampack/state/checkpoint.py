@@ -1,15 +1,19 @@
-"""The state of a loader: plain values, one key per lane, versioned, refused loudly where it does not fit.
+"""The state of a loader: the committed positions of its lanes as plain values, and back.
 
-    "lanes.000123"   int64 [len(FIELDS)]: the lane's cursor, packs given, running digest and counts
-    "skipped_ranges.000123"   JSON string: the bad records and broken shards that the lane passed over
+In:    changes of lanes by packs that are handed out; a state of any number of ranks.
+Out:   the rows of a rank's lanes; a state, fresh at each call.
+Never: a state that is accepted though it does not fit: `StateError` names what differs.
+
+    "lanes.000123"            int64 [len(FIELDS)]: the lane's cursor, packs given, running digest and counts
+    "skipped_ranges.000123"   JSON string: the bad records and broken shards that the lane has skipped
     and, equal on all ranks: "version", "order_version", "fingerprint" (JSON), "global_pack", "first_epoch"
 
-One key per lane is what lets torch.distributed.checkpoint save the state from any ranks and load it on any others.
+One key for each lane is what lets torch.distributed.checkpoint save the state from any ranks and load it on any others.
 """
 
 import json
 import operator
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -18,32 +22,38 @@ import torch
 from numpy.typing import NDArray
 
 from streampack.corpus.partition import packs_before
-from streampack.corpus.table import differing_block
 from streampack.errors import StateError
-from streampack.lanes.reader import SkippedRange
-from streampack.lanes.stream import LanePosition
+from streampack.lanes.position import NUM_CURSOR, LanePosition, SkippedRange, advance_rows
 from streampack.records import Counts, Cursor
 
 STATE_VERSION = 2
-"""The layout of the state."""
+"""The layout of the state: its keys, and the columns of a lane's row."""
 ORDER_VERSION = 1
 """The order of documents and packs that a seed stands for; a release that changes it counts this up."""
 
-FIELDS = (*Cursor._fields, "packs", "digest", *Counts._fields)
-PACKS = len(Cursor._fields)
-"""Where the cursor of a row ends."""
-DIGEST = PACKS + 1
-COUNTS = DIGEST + 1
+FIELDS = (
+    *("epoch", "piece", "sample", "record", "part", "row"),
+    "packs",
+    "digest",
+    *("documents", "tokens", "targets", "padding", "bad_records", "split_documents", "truncated_documents"),
+    *("truncated_tokens", "dropped_documents", "dropped_tokens", "targetless_packs", "targetless_tokens"),
+    *("tail_tokens", "fillers", "skipped_packs"),
+)
+"""The columns of a lane's row in a state; the first ones are those of a `Cursor`.
 
-RECUTTABLE = frozenset({"seq_len", "boundary", "packing", "overflow", "tail", "lookahead", "pad_id"})
-"""Fields that only decide how rows are cut into packs: a state can go on with other values, from the same row."""
+They are written out because they are saved: a new column is a new STATE_VERSION."""
+PACKS = FIELDS.index("packs")
+_DIGEST = FIELDS.index("digest")
+_FILLERS = FIELDS.index("fillers")
+_DOCUMENTS = FIELDS.index("documents")
+_COUNTS = [FIELDS.index(name) for name in Counts._fields]
 
 State: TypeAlias = dict[str, torch.Tensor | str | int]
 
 
 @dataclass(slots=True)
 class Committed:
-    """The committed rows of the lanes of one rank: the only truth about where the run is."""
+    """The committed rows of the lanes of one rank; no other place says where the run is."""
 
     lanes: range
     num_lanes: int
@@ -60,7 +70,7 @@ class Committed:
     def fresh(cls, lanes: range, num_lanes: int) -> "Committed":
         """The start of a run."""
         rows = np.zeros((len(lanes), len(FIELDS)), dtype=np.int64)
-        rows[:, :PACKS] = Cursor()
+        rows[:, :NUM_CURSOR] = Cursor()
         return cls(lanes=lanes, num_lanes=num_lanes, rows=rows, skipped_ranges=[[] for _ in lanes])
 
     def copy(self) -> "Committed":
@@ -73,48 +83,47 @@ class Committed:
             first_epoch=self.first_epoch,
         )
 
-    def start(self, place: int) -> LanePosition:
-        """Where the lane at a place in `lanes` goes on."""
-        row = self.rows[place].tolist()
+    def position(self, lane_index: int) -> LanePosition:
+        """Where a lane continues; `lane_index`: its index in `lanes`, here and below."""
+        row = self.rows[lane_index].tolist()
         return LanePosition(
-            cursor=Cursor(*row[:PACKS]),
+            cursor=Cursor(*row[:NUM_CURSOR]),
             packs=row[PACKS],
-            documents=row[COUNTS + Counts._fields.index("documents")],
-            skipped_ranges=frozenset(self.skipped_ranges[place]),
+            documents=row[_DOCUMENTS],
+            skipped_ranges=frozenset(self.skipped_ranges[lane_index]),
         )
 
-    def add(self, places: NDArray[np.intp], changes: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Commit what the lanes at `places` have given, none of them twice; returns their rows as they were before.
+    def add(self, lane_indexes: NDArray[np.intp], changes: NDArray[np.int64]) -> None:
+        """Commit packs: [n], the lane of each, and int64 [n, len(FIELDS)], as `advance_rows` takes them."""
+        advance_rows(self.rows, lane_indexes, changes)
 
-        `changes`, int64 [n, len(FIELDS)]: the cursor that a lane goes on from, and what is added to the other fields.
-        """
-        before = self.rows.take(places, axis=0)
-        after = before + changes  # the digest is meant to wrap around
-        after[:, :PACKS] = changes[:, :PACKS]
-        self.rows[places] = after
-        return before
+    def add_fillers(self, lane_indexes: NDArray[np.intp]) -> None:
+        """Commit fillers, each in the place of a pack of a lane that has ended; its cursor stays."""
+        numbers = np.bincount(lane_indexes, minlength=len(self.rows))
+        self.rows[:, PACKS] += numbers
+        self.rows[:, _FILLERS] += numbers
 
-    def packs(self, place: int) -> int:
-        """How many packs the lane at a place has given, fillers included."""
-        return int(self.rows[place, PACKS])
+    def packs(self, lane_index: int) -> int:
+        """How many packs the lane has given, fillers included."""
+        return int(self.rows[lane_index, PACKS])
 
-    def count(self, place: int, counts: Counts) -> None:
+    def count(self, lane_index: int, counts: Counts) -> None:
         """Add counts that belong to no pack: what came after a lane's last one."""
-        self.rows[place, COUNTS:] += np.array(counts, dtype=np.int64)
+        self.rows[lane_index, _COUNTS] += np.array(counts, dtype=np.int64)
 
     def end_pass(self, epoch: int) -> None:
         """Put every lane at the start of `epoch`, at the same global pack."""
-        self.rows[:, :PACKS] = Cursor(epoch=epoch)
+        self.rows[:, :NUM_CURSOR] = Cursor(epoch=epoch)
         self.rows[:, PACKS] = [packs_before(self.global_pack, lane, self.num_lanes) for lane in self.lanes]
         self.first_epoch = epoch
 
     def counts(self) -> Counts:
         """The lanes' counts added up."""
-        return Counts(*self.rows[:, COUNTS:].sum(axis=0).tolist())
+        return Counts(*self.rows[:, _COUNTS].sum(axis=0).tolist())
 
     def digest(self) -> int:
         """The lanes' digests added up modulo 2**64."""
-        return int(self.rows[:, DIGEST].view(np.uint64).sum(dtype=np.uint64))
+        return int(self.rows[:, _DIGEST].view(np.uint64).sum(dtype=np.uint64))
 
     def to_state(self, fingerprint: Mapping[str, Any]) -> State:
         """The state as plain values and fresh tensors, nothing shared with the running loader."""
@@ -125,20 +134,24 @@ class Committed:
             "global_pack": self.global_pack,
             "first_epoch": self.first_epoch,
         }
-        for place, lane in enumerate(self.lanes):
-            state[f"lanes.{lane:06d}"] = torch.tensor(self.rows[place].tolist(), dtype=torch.int64)
-            state[f"skipped_ranges.{lane:06d}"] = skipped_ranges_to_json(self.skipped_ranges[place])
+        for row, skipped_ranges, lane in zip(self.rows, self.skipped_ranges, self.lanes, strict=True):
+            state[f"lanes.{lane:06d}"] = torch.tensor(row.tolist(), dtype=torch.int64)
+            state[f"skipped_ranges.{lane:06d}"] = skipped_ranges_to_json(skipped_ranges)
         return state
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any], lanes: range, num_lanes: int) -> "Committed":
-        """The rows of `lanes` out of a state that may hold more; raises `StateError` where one is missing or odd."""
+        """The rows of `lanes` out of a state that may hold more lanes.
+
+        Raises:
+            StateError: a lane is missing, its row or its skipped ranges are damaged, or it is at another step.
+        """
         committed = cls.fresh(lanes, num_lanes)
         committed.global_pack = int(state["global_pack"])
         committed.first_epoch = int(state["first_epoch"])
-        for place, lane in enumerate(lanes):
-            key = f"lanes.{lane:06d}"
-            missing = [name for name in (key, f"skipped_ranges.{lane:06d}") if name not in state]
+        for lane_index, lane in enumerate(lanes):
+            key, skipped_key = f"lanes.{lane:06d}", f"skipped_ranges.{lane:06d}"
+            missing = [name for name in (key, skipped_key) if name not in state]
             if missing:
                 held = sum(name.startswith("lanes.") for name in state)
                 raise StateError(
@@ -146,11 +159,9 @@ class Committed:
                     f"{len(lanes)} of them. A rank's own state fits as many ranks only: join the states of all with "
                     "streampack.merge_state_dicts, or save and load them with torch.distributed.checkpoint."
                 )
-            committed.rows[place] = _row_of(state[key], key)
-            committed.skipped_ranges[place] = skipped_ranges_from_json(
-                state[f"skipped_ranges.{lane:06d}"], f"skipped_ranges.{lane:06d}"
-            )
-            packs, due = int(committed.rows[place, PACKS]), packs_before(committed.global_pack, lane, num_lanes)
+            committed.rows[lane_index] = _row_of(state[key], key)
+            committed.skipped_ranges[lane_index] = skipped_ranges_from_json(state[skipped_key], skipped_key)
+            packs, due = committed.packs(lane_index), packs_before(committed.global_pack, lane, num_lanes)
             if packs != due:
                 raise StateError(
                     f"{key} has given {packs} packs, and the state stands at global pack {committed.global_pack}, "
@@ -171,20 +182,20 @@ def _row_of(value: Any, key: str) -> NDArray[np.int64]:
 
 
 def skipped_ranges_to_json(skipped_ranges: Iterable[SkippedRange]) -> str:
-    """A row of integers for each skipped_range, of which one that is a record as a whole or more has no part."""
-    return json.dumps(
-        [skipped_range if skipped_range.part >= 0 else skipped_range[:-1] for skipped_range in skipped_ranges]
-    )
+    """A row of integers for each skipped range; one that is a record as a whole, or more, is without its part."""
+    return json.dumps([skipped if skipped.part >= 0 else skipped[:-1] for skipped in skipped_ranges])
 
 
 def skipped_ranges_from_json(value: Any, key: str) -> list[SkippedRange]:
-    """A lane's skipped_ranges; `key` is where they stand, for the `StateError` of what is none."""
+    """A lane's skipped ranges.
+
+    Raises:
+        StateError: the value is not what `skipped_ranges_to_json` wrote; the error names its `key`.
+    """
     try:
-        return [
-            SkippedRange(*(operator.index(number) for number in skipped_range)) for skipped_range in json.loads(value)
-        ]
+        return [SkippedRange(*(operator.index(number) for number in skipped)) for skipped in json.loads(value)]
     except (TypeError, ValueError) as error:
-        raise StateError(f"{key} is {value!r:.80}, not a JSON list of skipped_ranges: the state is damaged") from error
+        raise StateError(f"{key} is {value!r:.80}, not a JSON list of skipped ranges: the state is damaged") from error
 
 
 def check_versions(state: Mapping[str, Any]) -> None:
@@ -196,71 +207,12 @@ def check_versions(state: Mapping[str, Any]) -> None:
         raise StateError(f"not a state of a PackedDataLoader: no {', '.join(missing)} among its {len(state)} keys")
     for key, known in (("version", STATE_VERSION), ("order_version", ORDER_VERSION)):
         if state[key] != known:
+            earlier = ' (a state of version 1 has keys "holes...", which this release does not read)'
             raise StateError(
-                f"the state has {key} {state[key]}, this release of streampack reads {known}: "
-                "go on with the release that wrote it, or start a new run"
+                f"the state has {key} {state[key]}, this release of streampack reads {known}"
+                f"{earlier if key == 'version' and state[key] == 1 else ''}: "
+                "continue with the release that wrote it, or start a new run"
             )
-
-
-def fingerprint_of(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The fingerprint that a state was saved with."""
-    try:
-        fingerprint = json.loads(state["fingerprint"])
-    except (TypeError, ValueError) as error:
-        raise StateError(f"the state's fingerprint is not JSON: {state['fingerprint']!r:.80}") from error
-    if not isinstance(fingerprint, dict):
-        raise StateError(f"the state's fingerprint is not an object: {fingerprint!r:.80}")
-    return fingerprint
-
-
-def check_fingerprint(saved: Mapping[str, Any], now: Mapping[str, Any], *, allow: Collection[str] = ()) -> None:
-    """Raise `StateError` that names every field that differs, both values, and what would work."""
-    odd = set(allow) - RECUTTABLE
-    if odd:
-        raise StateError(
-            f"allow={sorted(odd)} cannot be allowed: it changes which rows come. What only re-cuts rows can be: "
-            f"{', '.join(sorted(RECUTTABLE))}."
-        )
-    differences = describe_differences(saved, now, skip=allow)
-    if differences:
-        raise StateError("the state is of another run:\n  " + "\n  ".join(differences))
-
-
-def describe_differences(
-    saved: Mapping[str, Any],
-    now: Mapping[str, Any],
-    *,
-    skip: Collection[str] = (),
-    saved_where: str = "in the checkpoint",
-    now_where: str = "now",
-    advise: bool = True,
-) -> list[str]:
-    """A line for each field of two fingerprints that differs: its name, both values, and what would work."""
-    lines = []
-    for name in sorted({*saved, *now} - set(skip)):
-        before, after = saved.get(name), now.get(name)
-        if before == after:
-            continue
-        if name == "shards" and isinstance(before, dict) and isinstance(after, dict):
-            what = _describe_shards(before, after, saved_where, now_where)
-            remedy = "point the dataset at the same shards in the same order, or start a new run"
-        else:
-            what = f"{before!r} {saved_where}, {after!r} {now_where}"
-            remedy = f"set {name} back to the checkpoint's value, or start a new run"
-        if name in RECUTTABLE:
-            remedy = f'load_state_dict(state, allow={{"{name}"}}) goes on from the same row with the new value'
-        lines.append(f"{name}: {what}" + (f"; {remedy}" if advise else ""))
-    return lines
-
-
-def _describe_shards(before: Mapping[str, Any], after: Mapping[str, Any], saved_where: str, now_where: str) -> str:
-    for key in ("num_shards", "total_bytes"):
-        if before.get(key) != after.get(key):
-            return f"{key} is {before.get(key)} {saved_where}, {after.get(key)} {now_where}"
-    where = differing_block(before.get("blocks", ()), after.get("blocks", ()), num_shards=int(after["num_shards"]))
-    if where is None:
-        return f"{dict(before)} {saved_where}, {dict(after)} {now_where}"
-    return f"names or sizes differ among shards {where.start} to {where.stop - 1} of {after['num_shards']}"
 
 
 def merge_state_dicts(states: Iterable[Mapping[str, Any]]) -> State:

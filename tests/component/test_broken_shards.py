@@ -202,9 +202,9 @@ def test_the_log_says_what_was_passed_over_and_where(tmp_path: Path, caplog: pyt
     damage(corpus, 2, 5, "a broken header")
     with Job(dataset(corpus, **arguments(epochs=1))) as job:
         job.run_out()
-    lines = [record.getMessage() for record in caplog.records if "passes over" in record.getMessage()]
+    lines = [record.getMessage() for record in caplog.records if " skips " in record.getMessage()]
     assert len(lines) == 1
-    assert "passes over the rest of a broken shard: " in lines[0]
+    assert "skips the rest of a broken shard: " in lines[0]
     assert "002.tar, byte" in lines[0] and "checksum is wrong" in lines[0]
 
 
@@ -298,7 +298,7 @@ def documents_until_the_error(data: PackedDataset, *, pause: int = 0) -> str:
 def test_a_rate_counts_the_lanes_documents_also_through_a_resume(tmp_path: Path, pause: int) -> None:
     data = dataset(partly_bad(tmp_path), **arguments(epochs=1, num_lanes=1, max_skipped=0.3))
     said = documents_until_the_error(data, pause=pause)
-    assert "lane 0 has passed over max_skipped=0.3 bad records or shards of 33 documents; the next one is: " in said
+    assert "lane 0 has skipped max_skipped=0.3 bad records or shards of 33 documents; the next one is: " in said
 
 
 @pytest.mark.parametrize("begin", [5, 17])

@@ -14,7 +14,8 @@ from streampack.config.file import load_config
 from streampack.corpus.partition import check_ranks
 from streampack.examples.make_data import DATA
 from streampack.lanes.pool import LanePool, check_budget
-from streampack.lanes.stream import LaneEnd, LanePosition, LaneStream
+from streampack.lanes.position import LaneEnd, LanePosition
+from streampack.lanes.stream import LaneStream
 from streampack.storage.backends import local
 from streampack.testing import write_shards
 

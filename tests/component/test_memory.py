@@ -16,7 +16,7 @@ from support.jobs import Corpus, Job, assert_equal, dataset, texts, uneven, writ
 from streampack.cli.bench.clocks import own_memory_mb
 from streampack.errors import ConfigError
 from streampack.lanes.pool import LanePool, check_budget
-from streampack.lanes.stream import LaneEnd, LanePack, LanePosition
+from streampack.lanes.position import LaneEnd, LanePack, LanePosition
 from streampack.records import Document
 from streampack.storage.access import StorageReader
 from streampack.testing import ByteTokenizer

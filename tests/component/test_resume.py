@@ -542,7 +542,7 @@ def test_a_hole_ahead_of_a_lane_is_left_out(tmp_path: Path, field: str, record: 
 def test_more_bad_records_than_max_skipped_are_an_error_that_names_the_next(tmp_path: Path) -> None:
     corpus = spoilt(tmp_path / "spoilt")
     data = dataset(corpus, on_error="skip", max_skipped=3, num_lanes=1, seq_len=16)
-    with Job(data) as job, pytest.raises(OSError, match="lane 0 has passed over max_skipped=3 bad records") as error:
+    with Job(data) as job, pytest.raises(OSError, match="lane 0 has skipped max_skipped=3 bad records") as error:
         job.step(200)
     assert "not UTF-8: byte 0xff" in str(error.value)
     assert str(tmp_path) in str(error.value)

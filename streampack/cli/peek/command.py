@@ -19,7 +19,8 @@ from streampack.cli.peek.pieces import Pieces
 from streampack.cli.peek.view import make_view
 from streampack.dataset.dataset import PackedDataset
 from streampack.errors import ConfigError
-from streampack.lanes.stream import LaneEnd, LanePack, LanePosition, LaneStream
+from streampack.lanes.position import LaneEnd, LanePack, LanePosition
+from streampack.lanes.stream import LaneStream
 from streampack.packing.policies import BoundaryPolicy
 
 _RANGE_BYTES = 2**20
@@ -110,7 +111,7 @@ def _packs(dataset: PackedDataset, *, lane: int | None, skip: int, num: int) -> 
         at = number % num_lanes
         if at not in streams:
             streams[at] = LaneStream(
-                pipeline, corpus, at, LanePosition(), end_epoch=1, max_range_bytes=_RANGE_BYTES, with_sources=True
+                pipeline, corpus, at, LanePosition(), end_epoch=1, max_range_bytes=_RANGE_BYTES, with_provenance=True
             )
             made[at] = 0
         pack: LanePack | LaneEnd | None = None

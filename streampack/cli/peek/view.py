@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from streampack.cli.peek.pieces import Pieces
 from streampack.lanes.pipeline import Pipeline
-from streampack.lanes.stream import LanePack, Provenance
+from streampack.lanes.position import LanePack
+from streampack.lanes.provenance import Provenance
 from streampack.packing.blocks import spell_out
 from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary
 from streampack.records import IGNORE_INDEX
@@ -75,8 +76,8 @@ def make_view(pipeline: Pipeline, pieces: Pieces, number: int, num_lanes: int, p
     tokens, labels = arrays.tokens.tolist(), arrays.labels.tolist()
     segments: list[Segment] = []
     first_row = 0
-    for index, source in enumerate(pack.sources):
-        is_last = index == len(pack.sources) - 1
+    for index, source in enumerate(pack.provenance):
+        is_last = index == len(pack.provenance) - 1
         goes_on = is_last and pack.rows.next_row > 0
         row = first_row + source.length - 1
         following = None if is_last else tokens[row + 1]

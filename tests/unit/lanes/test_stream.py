@@ -14,7 +14,8 @@ from support.jobs import npy, write_tar
 
 import streampack
 from streampack.errors import TokenizerError
-from streampack.lanes.stream import LaneEnd, LanePack, LanePosition, LaneStream
+from streampack.lanes.position import LaneEnd, LanePack, LanePosition
+from streampack.lanes.stream import LaneStream
 from streampack.packing.policies import ReplaceBoundary
 from streampack.testing import ByteTokenizer
 
@@ -53,12 +54,12 @@ def given_by(dataset: streampack.PackedDataset, start: LanePosition, max_range_b
         start,
         end_epoch=dataset.epochs,
         max_range_bytes=max_range_bytes,
-        with_sources=True,
+        with_provenance=True,
     )
     found: list[Any] = []
     while isinstance(pack := stream.next(), LanePack):
         rows = pack.rows
-        found.append((rows.tokens.tolist(), rows.edge_labels.tolist(), rows.num_targets, pack[1:], stream.position()))
+        found.append((rows.tokens.tolist(), rows.edge_labels.tolist(), rows.num_targets, pack[1:], stream.position))
     assert isinstance(pack, LaneEnd)
     assert stream.next() == pack
     return [*found, pack.counts]

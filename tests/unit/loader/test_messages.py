@@ -5,11 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streampack.loader.dealing import Item, deal
-from streampack.loader.messages import Message
+from streampack.loader.messages import COLUMNS, Message
 from streampack.packing.blocks import PackInBlock, gather, stack
 from streampack.packing.packs import PackBlock, PackRows
 from streampack.records import StorageUse
-from streampack.state.checkpoint import FIELDS
 
 SEQ_LEN, PAD_ID = 6, 77
 
@@ -35,10 +34,10 @@ def message_of(packs: list[PackRows]) -> Message:
     return Message(
         slots=np.ones(len(packs), np.int8),
         block=stack(packs, seq_len=SEQ_LEN, pad_id=PAD_ID),
-        changes=np.zeros((len(packs), len(FIELDS)), np.int64),
+        changes=np.zeros((len(packs), len(COLUMNS)), np.int64),
         ends=(),
         skipped_ranges=(),
-        sources=None,
+        provenance=None,
         storage=StorageUse(),
     )
 

@@ -1,0 +1,106 @@
+"""Where a lane continues, and the one rule by which a pack moves it on.
+
+In:    a lane's position, or rows of numbers for many lanes; the packs that the lanes have given.
+Out:   the positions after those packs.
+Never: a second place that knows the rule. `LanePosition.after` states it for one pack, `advance_rows` for many packs at
+       once; the stream of a lane, workers' restarts, the iterator of a dataset and the commits of a loader call them.
+
+    position    cursor (0, 2, 5120, 0, 0, 7)    packs 41    documents 96    skipped ranges {a}
+    pack        cursor (0, 2, 9728, 0, 0, 0)                documents  3    skipped ranges (b,)
+    after it    cursor (0, 2, 9728, 0, 0, 0)    packs 42    documents 99    skipped ranges {a, b}
+"""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from streampack.packing.packs import PackRows
+from streampack.records import Counts, Cursor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from streampack.lanes.provenance import Provenance
+
+NUM_CURSOR = len(Cursor._fields)
+"""Integers of a cursor: the first columns of every row that `advance_rows` takes."""
+
+WHOLE_MEMBER = -1
+REST_OF_PIECE = -2
+
+
+class SkippedRange(NamedTuple):
+    """What a lane has skipped, a record or the rest of a broken shard; it stays out on every resume and topology."""
+
+    epoch: int
+    shard: int
+    first: int
+    """The first `Sample.position` that is out."""
+    end: int
+    """The positions [first, end) are out."""
+    record: int
+    """-1: the member as a whole, and so all its records; -2: all samples of the piece from `first` on."""
+    part: int = -1
+    """Of what the transform made of the record; -1: the record as a whole."""
+
+
+class LanePack(NamedTuple):
+    """One pack of a lane and what is committed with it."""
+
+    rows: PackRows
+    cursor: Cursor
+    """Where the lane's next pack begins."""
+    counts: Counts
+    digest: int
+    """64 bits, of the pack's global number and its content."""
+    skipped_ranges: tuple[SkippedRange, ...]
+    """What was skipped for the first time while this pack was made."""
+    provenance: "tuple[Provenance, ...]"
+    """One per segment; empty unless asked for."""
+
+
+class LaneEnd(NamedTuple):
+    """A lane of a finite run has no more packs; `counts` is what came after its last one."""
+
+    counts: Counts
+
+
+class LanePosition(NamedTuple):
+    """Where a lane continues. A tuple, because a stream makes one for every pack."""
+
+    cursor: Cursor = Cursor()
+    packs: int = 0
+    """How many packs the lane has given."""
+    documents: int = 0
+    """How many documents these packs have passed."""
+    skipped_ranges: frozenset[SkippedRange] = frozenset()
+    """All that the lane has skipped since the start of the run."""
+
+    def after(self, pack: LanePack) -> "LanePosition":
+        """The position after the lane's next pack."""
+        new = pack.skipped_ranges
+        return LanePosition(
+            pack.cursor,
+            self.packs + 1,
+            self.documents + pack.counts.documents,
+            self.skipped_ranges.union(new) if new else self.skipped_ranges,
+        )
+
+
+def advance_rows(rows: "NDArray[np.int64]", lanes: "NDArray[np.intp]", changes: "NDArray[np.int64]") -> None:
+    """Move lanes past n packs, in place: the last pack's cursor takes the place of a lane's, all else is added up.
+
+    Args:
+        rows: int64 [L, C], one row for each lane: its cursor, then numbers such as packs, counts or a digest.
+        lanes: [n], for each pack the row of its lane; packs of the same lane stand in the lane's order.
+        changes: int64 [n, C], for each pack the cursor after it, then what it adds to the numbers. Sums wrap around.
+    """
+    if not len(lanes):
+        return
+    order = np.argsort(lanes, kind="stable")
+    lanes, changes = lanes[order], changes[order]
+    last = np.flatnonzero(np.diff(lanes, append=-1))  # of each lane
+    first = np.concatenate(([0], last[:-1] + 1))
+    advanced = lanes[last]
+    rows[advanced, :NUM_CURSOR] = changes[last, :NUM_CURSOR]
+    rows[advanced, NUM_CURSOR:] += np.add.reduceat(changes[:, NUM_CURSOR:], first, axis=0)

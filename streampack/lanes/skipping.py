@@ -1,0 +1,72 @@
+"""What cannot be read, and the decision about it: an error that ends the run, or a range that the lane skips.
+
+In:    read errors of one lane, each when its turn in the lane's order has come.
+Out:   nothing, or an error; the ranges that were skipped for the first time.
+Never: a decision that depends on how far ahead the lane reads.
+"""
+
+import logging
+from collections.abc import Collection
+from typing import NamedTuple
+
+from streampack.errors import ShardError, StreampackError
+from streampack.lanes.position import REST_OF_PIECE, SkippedRange
+
+_log = logging.getLogger(__name__)
+
+_RATE_FLOOR = 10
+"""Bad records that a lane may skip in any case where `max_skipped` is a part of its documents."""
+
+
+class ReadError(NamedTuple):
+    """Something that cannot be read, in its place among a lane's documents."""
+
+    skipped_range: SkippedRange
+    """What is left out if the lane skips it."""
+    error: StreampackError | None
+    """None: the lane skipped it before, so it was not read again."""
+
+
+class SkipPolicy:
+    """The policy `on_error` with its bound `max_skipped`, and what one lane has skipped so far."""
+
+    def __init__(self, lane: int, known: Collection[SkippedRange], *, on_error: str, max_skipped: float) -> None:
+        """`known`: what the lane had skipped where it continues; `max_skipped`: a number, or a part of documents."""
+        self._lane = lane
+        self._known = set(known)
+        self._new: list[SkippedRange] = []
+        self._on_error = on_error
+        self._max_skipped = max_skipped
+
+    def skip(self, read_error: ReadError, *, num_documents: int) -> None:
+        """Skip what cannot be read, or raise; `num_documents`: how many the lane has met before it.
+
+        Raises:
+            StreampackError: the error itself where `on_error` is "raise".
+            ShardError: the lane has skipped as much as `max_skipped` allows.
+        """
+        skipped_range, error = read_error
+        if error is None or skipped_range in self._known:
+            return
+        if self._on_error == "raise":
+            raise error
+        most, allowed = self._max_skipped, self._max_skipped
+        if isinstance(most, float):
+            allowed = max(_RATE_FLOOR, int(most * num_documents))
+        if len(self._known) >= allowed:
+            of = f" of {num_documents} documents" if isinstance(most, float) else ""
+            raise ShardError(
+                f"lane {self._lane} has skipped max_skipped={most} bad records or shards{of}; the next one "
+                f"is: {error}. Repair the data or raise max_skipped."
+            ) from error
+        self._known.add(skipped_range)
+        self._new.append(skipped_range)
+        what = "the rest of a broken shard" if skipped_range.record == REST_OF_PIECE else "a bad record"
+        _log.warning("lane %d skips %s: %s", self._lane, what, error)
+
+    def take_new(self) -> tuple[SkippedRange, ...]:
+        """What was skipped for the first time since the last call."""
+        if not self._new:
+            return ()
+        new, self._new = tuple(self._new), []
+        return new

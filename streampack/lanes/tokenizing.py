@@ -1,0 +1,69 @@
+"""Documents as token ids, many at a time where that can be.
+
+In:    batches of documents, as texts or as ids.
+Out:   batches of ids that stand side by side, BOS and EOS in; an exception in the place of a document that fails.
+Never: a batch that holds a document from behind one that failed.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+from streampack import heartbeat
+from streampack.lanes.batches import DocumentBatch
+from streampack.lanes.pipeline import Pipeline
+from streampack.records import Joined
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from streampack.records import Tokens
+
+
+class TokenizedBatch(NamedTuple):
+    """Documents, read and tokenized, that the packer has not got yet."""
+
+    documents: DocumentBatch
+    """Without its contents."""
+    joined: Joined
+    is_checked: bool
+    """Otherwise it is one document, and the packer must look at its ids."""
+
+    def singles(self) -> "Iterator[TokenizedBatch]":
+        """The same, document by document."""
+        (tokens, lengths, mask), stop = self.joined, 0
+        for index, length in enumerate(lengths):
+            start, stop = stop, stop + length
+            joined = Joined(tokens[start:stop], [length], None if mask is None else mask[start:stop])
+            yield self._replace(documents=self.documents.without_contents(index, index + 1), joined=joined)
+
+
+def tokenized(pipeline: Pipeline, batch: DocumentBatch, *, lane: int) -> Iterator[TokenizedBatch | Exception]:
+    """The documents as tokens; an exception is the last item, in the place of the document that fails."""
+    contents, documents = batch.contents, batch._replace(contents=[])
+    if isinstance(contents, Joined):
+        yield TokenizedBatch(documents, pipeline.joined_with_ends(contents), True)
+        return
+    ids: list[NDArray[np.integer]] = []
+    failure: Exception | None = None
+    for text, key, (sample, record, _) in zip(contents, batch.keys, batch.origins, strict=True):
+        heartbeat.begin_sample(lane, batch.shard, sample)
+        try:
+            ids.append(pipeline.tokenize(text, url=batch.url, key=key, record=record))
+        except Exception as error:  # noqa: BLE001 - raised when its turn comes
+            failure = error
+            break
+    joined = pipeline.joined(ids)
+    if joined is not None:
+        yield TokenizedBatch(documents if failure is None else documents.without_contents(0, len(ids)), joined, True)
+    else:
+        for index, each in enumerate(ids):
+            try:
+                tokens, _ = pipeline.with_ends(each, None)
+            except Exception as error:  # noqa: BLE001 - raised when its turn comes
+                failure = error
+                break
+            single = Joined(cast("Tokens", tokens), [len(tokens)])
+            yield TokenizedBatch(documents.without_contents(index, index + 1), single, False)
+    if failure is not None:
+        yield failure

@@ -1,0 +1,76 @@
+"""Whether a state belongs to this run: the fingerprints of both, compared field by field.
+
+In:    two fingerprints, plain JSON objects such as {"seq_len": 4096, "seed": 0, "shards": {...}}.
+Out:   nothing, or a line for each field that differs: its name, both values, and what to do.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from streampack.corpus.table import differing_block
+from streampack.errors import StateError
+
+RECUTTABLE = frozenset({"seq_len", "boundary", "packing", "overflow", "tail", "lookahead", "pad_id"})
+"""Fields that only decide how rows are cut into packs: a state can go on with other values, from the same row."""
+
+
+def fingerprint_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The fingerprint that a state was saved with."""
+    try:
+        fingerprint = json.loads(state["fingerprint"])
+    except (TypeError, ValueError) as error:
+        raise StateError(f"the state's fingerprint is not JSON: {state['fingerprint']!r:.80}") from error
+    if not isinstance(fingerprint, dict):
+        raise StateError(f"the state's fingerprint is not an object: {fingerprint!r:.80}")
+    return fingerprint
+
+
+def check_fingerprint(saved: Mapping[str, Any], now: Mapping[str, Any], *, allow: Collection[str] = ()) -> None:
+    """Raise `StateError` that names every field that differs, both values, and what would work."""
+    odd = set(allow) - RECUTTABLE
+    if odd:
+        raise StateError(
+            f"allow={sorted(odd)} cannot be allowed: it changes which rows come. What only re-cuts rows can be: "
+            f"{', '.join(sorted(RECUTTABLE))}."
+        )
+    differences = describe_differences(saved, now, skip=allow)
+    if differences:
+        raise StateError("the state is of another run:\n  " + "\n  ".join(differences))
+
+
+def describe_differences(
+    saved: Mapping[str, Any],
+    now: Mapping[str, Any],
+    *,
+    skip: Collection[str] = (),
+    saved_where: str = "in the checkpoint",
+    now_where: str = "now",
+    advise: bool = True,
+) -> list[str]:
+    """A line for each field of two fingerprints that differs: its name, both values, and what would work."""
+    lines = []
+    for name in sorted({*saved, *now} - set(skip)):
+        before, after = saved.get(name), now.get(name)
+        if before == after:
+            continue
+        if name == "shards" and isinstance(before, dict) and isinstance(after, dict):
+            what = _describe_shards(before, after, saved_where, now_where)
+            remedy = "point the dataset at the same shards in the same order, or start a new run"
+        else:
+            what = f"{before!r} {saved_where}, {after!r} {now_where}"
+            remedy = f"set {name} back to the checkpoint's value, or start a new run"
+        if name in RECUTTABLE:
+            remedy = f'load_state_dict(state, allow={{"{name}"}}) goes on from the same row with the new value'
+        lines.append(f"{name}: {what}" + (f"; {remedy}" if advise else ""))
+    return lines
+
+
+def _describe_shards(before: Mapping[str, Any], after: Mapping[str, Any], saved_where: str, now_where: str) -> str:
+    for key in ("num_shards", "total_bytes"):
+        if before.get(key) != after.get(key):
+            return f"{key} is {before.get(key)} {saved_where}, {after.get(key)} {now_where}"
+    where = differing_block(before.get("blocks", ()), after.get("blocks", ()), num_shards=int(after["num_shards"]))
+    if where is None:
+        return f"{dict(before)} {saved_where}, {dict(after)} {now_where}"
+    return f"names or sizes differ among shards {where.start} to {where.stop - 1} of {after['num_shards']}"
