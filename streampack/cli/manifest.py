@@ -19,7 +19,8 @@ import typer
 from streampack.cli.arguments import Json, Shards, make_storage
 from streampack.cli.console import format_bytes, messages, output, plural, print_json
 from streampack.cli.progress import ShardProgress
-from streampack.corpus.table import ShardTable, resolve_shards
+from streampack.corpus.resolve import resolve_shards
+from streampack.corpus.table import ShardTable
 from streampack.records import Shard
 from streampack.storage.access import StorageReader
 from streampack.storage.clients import local_path

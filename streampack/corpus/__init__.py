@@ -1,3 +1,6 @@
-"""Which shards there are, and who reads which of their bytes: the table, the epochs, the lanes."""
+"""Which shards there are, and who reads which of their bytes.
 
-__all__ = ["epochs", "partition", "table"]
+what the user wrote --resolve (braces, manifest)--> table --epochs--> an order --partition--> pieces of a lane
+"""
+
+__all__ = ["braces", "epochs", "manifest", "partition", "resolve", "table", "urls"]

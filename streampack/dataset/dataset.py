@@ -20,7 +20,8 @@ from streampack.chat.options import Chat
 from streampack.chat.templates import ChatFunction, TrainOn
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.partition import auto_num_lanes, check_ranks, rank_lanes, worker_lanes
-from streampack.corpus.table import ShardTable, resolve_shards
+from streampack.corpus.resolve import resolve_shards
+from streampack.corpus.table import ShardTable
 from streampack.dataset.iteration import PackIterator, Reading, WorkerShare
 from streampack.dataset.wrappers import check_not_dealt_again
 from streampack.documents.fields import parse_field

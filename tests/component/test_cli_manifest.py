@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from streampack import PackedDataset
 from streampack.cli import app
-from streampack.corpus.table import ShardTable, resolve_shards
+from streampack.corpus.resolve import resolve_shards
+from streampack.corpus.table import ShardTable
 from streampack.storage.access import StorageReader
 from streampack.storage.options import RetryPolicy
 from streampack.testing import ByteTokenizer, write_shards

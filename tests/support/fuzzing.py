@@ -21,7 +21,8 @@ import numpy as np
 import zstandard
 
 from streampack.config.file import load_config
-from streampack.corpus.table import ShardTable, resolve_shards
+from streampack.corpus.resolve import resolve_shards
+from streampack.corpus.table import ShardTable
 from streampack.documents.fields import parse_field
 from streampack.documents.reader import DocumentReader
 from streampack.errors import ConfigError, RecordError, ShardError, ShardNotFoundError, StreampackError

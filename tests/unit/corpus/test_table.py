@@ -17,7 +17,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streampack.corpus.table import ShardTable, Texts, differing_block, expand_braces, relative_names, resolve_shards
+from streampack.corpus.braces import expand_braces
+from streampack.corpus.resolve import resolve_shards
+from streampack.corpus.table import ShardTable, Texts, differing_block
+from streampack.corpus.urls import relative_names
 from streampack.errors import ConfigError, ShardError, ShardNotFoundError, StorageError
 from streampack.storage.access import StorageReader
 from streampack.storage.options import RetryPolicy

@@ -1,0 +1,92 @@
+"""A manifest: a file with one JSON line for each shard, written by the user or by `streampack manifest`.
+
+    {"url": "en/00000.tar", "size": 104857600, "digest": "...", "num_samples": 8192}
+
+In:    the bytes of the manifest, and its URL.
+Out:   a row for each line, in the order of the lines; relative URLs are below the manifest's own folder.
+"""
+
+import difflib
+import posixpath
+import re
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from streampack.corpus.urls import refuse_shell, without_query
+from streampack.errors import ConfigError
+from streampack.storage.digests import PATTERN, parse_digest
+
+_LARGEST_SHARD = 2**50
+
+
+class ShardRow(msgspec.Struct, forbid_unknown_fields=True):
+    """One shard; also the form of a manifest's line."""
+
+    url: Annotated[str, Meta(min_length=1)]
+    size: Annotated[int, Meta(ge=0, le=_LARGEST_SHARD)] | None = None
+    etag: str | None = None
+    digest: Annotated[str, Meta(pattern=PATTERN)] | None = None
+    num_samples: Annotated[int, Meta(ge=0, le=_LARGEST_SHARD)] | None = None
+    count: Annotated[int, Meta(ge=0, le=_LARGEST_SHARD)] | None = None
+    """Another word for `num_samples`."""
+    whole: bool = False
+
+
+def read_manifest(data: bytes, *, manifest: str) -> list[ShardRow]:
+    """The rows of a manifest with these bytes and this URL.
+
+    Raises:
+        ConfigError: the line that cannot be read, by its number; or there is none.
+    """
+    try:
+        rows = msgspec.json.Decoder(ShardRow).decode_lines(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        rows = _find_bad_line(data, manifest)
+    for number, row in enumerate(rows, 1):
+        refuse_shell(row.url)
+        if row.digest is not None:
+            try:
+                parse_digest(row.digest, size=row.size)
+            except ConfigError as error:
+                raise ConfigError(f"shard {number}: {error}", url=manifest) from None
+        if row.count is not None:
+            if row.num_samples is not None:
+                raise ConfigError(f"shard {number}: give num_samples or count, not both", url=manifest)
+            row.num_samples = row.count
+        if "://" not in row.url:
+            row.url = _resolve(manifest, row.url)
+    if not rows:
+        raise ConfigError('the manifest is empty; it needs a line like {"url": "a.tar", "size": 1024}', url=manifest)
+    return rows
+
+
+def _find_bad_line(data: bytes, manifest: str) -> list[ShardRow]:
+    """Decode line by line, which is slower and says where it fails."""
+    rows = []
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(msgspec.json.decode(line, type=ShardRow))
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            why = str(error)
+            if match := re.search(r"unknown field `(.*)`", why):
+                keys = [name for name in ShardRow.__struct_fields__ if name != "count"]
+                near = difflib.get_close_matches(match[1], ShardRow.__struct_fields__, n=1, cutoff=0.4)
+                nearest = f"did you mean {near[0]!r}? " if near else ""
+                why = f"unknown key {match[1]!r}; {nearest}a line has {', '.join(keys)}"
+            raise ConfigError(f"line {number} of the manifest: {why}", url=manifest) from error
+    return rows
+
+
+def _resolve(manifest: str, url: str) -> str:
+    """A manifest's relative URL, relative to the manifest's folder; an absolute path stays one."""
+    scheme, separator, path = without_query(manifest).rpartition("://")
+    if separator and url.startswith("/"):
+        raise ConfigError(
+            f"{url!r} is a path of one machine; write it relative to the manifest, or as file://{url}", url=manifest
+        )
+    joined = posixpath.join(posixpath.dirname(path), url)
+    return scheme + separator + (posixpath.normpath(joined) if "./" in url else joined)  # no bucket resolves ".."

@@ -1,0 +1,167 @@
+"""What the user wrote as shards, resolved once into URLs, relative names and sizes, in an order that is kept.
+
+    "s3://b/c/{00000..01023}.tar"   braces, as shells have them; not listed     kept in the order written
+    "data/*.tar"                    a glob (*, ?, [..])                         listed and sorted
+    "data/"                         a directory, every tar below it             listed and sorted
+    "@manifest.jsonl"               a line per shard: {"url": ..., "size": ...} kept in the order of its lines
+    ["...", "..."]                  a list of any of these                      kept in the order written
+
+In:    a specification, and a storage that lists, reads and tells sizes.
+Out:   a `ShardTable`. One process does this and hands `ShardTable.to_bytes` to the others: workers never list.
+Never: a shard twice, an empty shard, a missing shard, or a pattern that matches nothing: these are errors.
+"""
+
+import posixpath
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+
+from streampack.corpus.braces import expand_braces
+from streampack.corpus.manifest import ShardRow, read_manifest
+from streampack.corpus.table import ShardTable, Texts
+from streampack.corpus.urls import is_glob, refuse_shell, relative_names
+from streampack.errors import ConfigError, ShardError, ShardNotFoundError
+from streampack.tar.codecs import ALL_SUFFIXES, COMPRESSED_SUFFIXES, path_of, suffix_of
+
+_GUESSED_BYTES = 64 * 2**20
+"""The size of shards of which nothing is known."""
+_LARGEST_CORPUS = 2**62
+"""In bytes: sums of sizes are 64-bit integers."""
+_MOST_LISTINGS = 16
+"""At once."""
+_MOST_SIZES = 32
+"""Looked up at once."""
+
+Progress = Callable[[int, int], None]
+
+
+class Listing(Protocol):
+    """What the storage must answer."""
+
+    def listing(self, url: str) -> list[tuple[str, int | None]]:
+        """(URL, size) of the files below a directory (it ends with `/`), or that match a glob; None: not told."""
+
+    def is_directory(self, url: str) -> bool:
+        """Whether the URL is one."""
+
+    def size(self, url: str) -> int | None:
+        """The size in bytes; None: not told. ShardNotFoundError where nothing is."""
+
+    def etag(self, url: str) -> str | None:
+        """What `listing` or `size` told of the version of the URL's content, once; None: nothing."""
+
+    def read(self, url: str) -> bytes:
+        """All of a small object."""
+
+
+def resolve_shards(spec: str | Sequence[str], storage: Listing, *, progress: Progress | None = None) -> ShardTable:
+    """The shards that a specification stands for, with their sizes.
+
+    Args:
+        spec: A URL with or without braces, a glob, a directory, "@manifest", or a list of these.
+        storage: Lists, reads and tells sizes.
+        progress: Called with (sizes known, sizes to look up) while sizes are looked up one request each.
+
+    Raises:
+        ConfigError: a specification that cannot be read, or a shard given twice.
+        ShardNotFoundError: nothing matches, or a listed shard is not there.
+        ShardError: an empty shard.
+    """
+    items = [spec] if isinstance(spec, str) else list(spec)
+    with ThreadPoolExecutor(max_workers=min(_MOST_LISTINGS, max(len(items), 1))) as pool:
+        rows = [row for rows in pool.map(lambda item: _rows(item, storage), items) for row in rows]
+    if not rows:
+        raise ConfigError(f"no shards: {spec!r} is empty; give a URL, a glob, a directory, '@manifest' or a list")
+    twice = [url for url, times in Counter(row.url for row in rows).items() if times > 1]
+    if twice:
+        raise ConfigError(
+            f"{len(twice)} of {len(rows)} shards are given more than once, the first is {twice[0]}; list each shard "
+            "once (to repeat data use epochs)"
+        )
+    _look_up_sizes([row for row in rows if row.size is None], storage, progress)
+    for row in rows:
+        row.etag = storage.etag(row.url) or row.etag
+        if row.size == 0:
+            raise ShardError("the shard is empty (0 bytes); write it again or take it out of the list", url=row.url)
+    return _table(rows)
+
+
+def _rows(item: str, storage: Listing) -> list[ShardRow]:
+    if not isinstance(item, str) or not item.strip("@ "):
+        raise ConfigError(f"{item!r} is not a shard specification; give a URL, a glob, a directory or '@manifest'")
+    if item.startswith("@"):
+        refuse_shell(item[1:])
+        return read_manifest(storage.read(item[1:]), manifest=item[1:])
+    urls = expand_braces(item)
+    rows = []
+    for url in urls:
+        refuse_shell(url)
+        if is_glob(url):
+            found = storage.listing(url)
+            if not found:
+                raise ShardNotFoundError(f"nothing matches {url!r}; check the pattern, the folder and the credentials")
+        elif url.endswith("/"):
+            found = _tars_below(url, storage)
+        elif len(urls) == 1 and suffix_of(url) is None and storage.is_directory(url):
+            found = _tars_below(url + "/", storage)
+        else:
+            rows.append(ShardRow(url))
+            continue
+        rows += [ShardRow(name, size) for name, size in sorted(found)]
+    return rows
+
+
+def _tars_below(directory: str, storage: Listing) -> list[tuple[str, int | None]]:
+    files = storage.listing(directory)
+    tars = [(url, size) for url, size in files if suffix_of(url) is not None]
+    if tars:
+        return tars
+    kinds = Counter(posixpath.splitext(path_of(url))[1] or "without a suffix" for url, _ in files).most_common(5)
+    held = ", ".join(f"{count} {kind}" for kind, count in kinds)
+    what = f"has {len(files)} files but no tar ({held})" if files else "is empty, or not there"
+    raise ShardNotFoundError(
+        f"the directory {directory} {what}; shards end with {', '.join(ALL_SUFFIXES)}; give others by a glob or list"
+    )
+
+
+def _look_up_sizes(rows: list[ShardRow], storage: Listing, progress: Progress | None) -> None:
+    if not rows:
+        return
+    missing: list[ShardNotFoundError] = []
+    with ThreadPoolExecutor(max_workers=min(_MOST_SIZES, len(rows))) as pool:
+        futures = [pool.submit(storage.size, row.url) for row in rows]
+        try:
+            for done, (row, future) in enumerate(zip(rows, futures, strict=True), 1):
+                try:
+                    row.size = future.result()
+                except ShardNotFoundError as error:
+                    missing.append(error)
+                if progress is not None:
+                    progress(done, len(rows))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    if missing:
+        raise ShardNotFoundError(f"{len(missing)} of {len(rows)} shards are not there; the first: {missing[0]}")
+
+
+def _table(rows: list[ShardRow]) -> ShardTable:
+    known = np.array([row.size is not None for row in rows], dtype=np.bool_)
+    if sum(row.size or 0 for row in rows) > _LARGEST_CORPUS:
+        raise ConfigError(f"the sizes of the {len(rows)} shards add up to more than {_LARGEST_CORPUS} bytes")
+    sizes = np.array([row.size or 0 for row in rows], dtype=np.int64)
+    sizes[~known] = int(sizes.sum()) // int(known.sum()) if known.any() else _GUESSED_BYTES
+    compressed = np.array([suffix_of(row.url) in COMPRESSED_SUFFIXES for row in rows], dtype=np.bool_)
+    by_hand = np.array([row.whole for row in rows], dtype=np.bool_)
+    return ShardTable(
+        urls=Texts.of([row.url for row in rows]),
+        names=Texts.of(relative_names([row.url for row in rows])),
+        digests=Texts.of([row.digest or "" for row in rows]),
+        etags=Texts.of([row.etag or "" for row in rows]),
+        sizes=sizes,
+        size_known=known,
+        whole=compressed | ~known | by_hand,
+        num_samples=np.array([-1 if row.num_samples is None else row.num_samples for row in rows], dtype=np.int64),
+    )
