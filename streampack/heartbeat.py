@@ -1,11 +1,11 @@
-"""Signs of life: what a worker tells of itself to whoever waits for it.
+"""Signs of life of a worker, for the process that waits for it.
 
-In: calls from where the work gets on: a sample begun, a pack made, bytes that came, a wait that is meant.
-Out: a row of integers in memory that the main process shares: how often there was progress, and where the worker is.
-Never: a sign from a thread that lives on while the work stands still. A process that is stopped, or waits for a lock
-for ever, is told from a slow one by this alone.
+In:    calls where there is progress: a sample begun, a pack made, bytes received, an intended wait.
+Out:   a row of integers in memory shared with the main process: how often there was progress, and at which sample.
+Never: a sign from a thread that runs on while the work stands still: a process that is stopped, or waits for a lock for
+       ever, is told from a slow one by these signs alone.
 
-In a process that nobody watches the calls do nothing.
+In a process that is no worker the calls do nothing.
 """
 
 import time
@@ -20,7 +20,7 @@ _row: MutableSequence[int] | None = None  # of this process, which does the work
 
 
 class SampleLocation(NamedTuple):
-    """Which sample a worker has begun last; -1: none yet."""
+    """The sample that a worker has begun last; -1: none yet."""
 
     lane: int = -1
     shard: int = -1
@@ -29,7 +29,7 @@ class SampleLocation(NamedTuple):
 
 
 def report_to(row: MutableSequence[int] | None) -> None:
-    """Write this process's signs of life into `row` from now on, beginning with the first; None: nowhere."""
+    """Write this process's signs of life into `row` from now on, the first one at once; None: nowhere."""
     global _row  # noqa: PLW0603 (a worker is a process, so its row is the process's)
     _row = row
     if row is not None:
@@ -53,7 +53,7 @@ def begin_sample(lane: int, shard: int, sample: int) -> None:
 
 
 def sleep(seconds: float) -> None:
-    """Wait, and let nobody take the wait for the end."""
+    """Wait, and give signs of life meanwhile."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         time.sleep(min(left, _NAP_S))

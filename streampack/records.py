@@ -163,7 +163,7 @@ class ControlToken(NamedTuple):
 
 
 class Cursor(NamedTuple):
-    """Where a lane goes on: plain integers, so that a state is a row of them."""
+    """Where a lane continues: plain integers, so that a state is a row of them."""
 
     epoch: int = 0
     piece: int = 0
@@ -177,17 +177,17 @@ class Cursor(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """What one pack, or one lane since the start of the run, stands for."""
+    """What is counted for one pack, or for one lane since the start of the run."""
 
     documents: int = 0
-    """Documents whose last row has been given or passed over (or that left no row)."""
+    """Documents whose last row has been given or dropped (or that left no row)."""
     tokens: int = 0
     """Input rows that are not padding."""
     targets: int = 0
     padding: int = 0
     """Padded rows of packs; fillers are not in it."""
     bad_records: int = 0
-    """Bad records passed over by `on_error="skip"`."""
+    """Bad records and rests of broken shards that `on_error="skip"` left out, once in each epoch."""
     split_documents: int = 0
     truncated_documents: int = 0
     truncated_tokens: int = 0
@@ -202,7 +202,7 @@ class Counts(NamedTuple):
     fillers: int = 0
     """Packs of nothing but padding that keep finite runs in step."""
     skipped_packs: int = 0
-    """Packs that `loader.skip` went past."""
+    """Packs that `loader.skip` skipped."""
 
     def plus(self, more: "Counts") -> "Counts":
         """Both together."""
@@ -224,7 +224,7 @@ class StorageUse(NamedTuple):
     """Bytes of shards that came from the cache, and not from the storage."""
 
     def since(self, before: "StorageUse") -> "StorageUse":
-        """What came after `before`."""
+        """What was used after `before` was taken."""
         return StorageUse(*map(operator.sub, self, before))
 
     def plus(self, more: "StorageUse") -> "StorageUse":

@@ -8,7 +8,7 @@ import string
 from streampack.errors import ConfigError
 
 LARGEST_RANGE = 10_000_000
-"""A pattern that stands for more than this is a slip of the pen that would fill the memory."""
+"""A pattern for more strings than this is taken for a mistake: it would fill the memory."""
 _LETTERS = string.ascii_uppercase + string.ascii_lowercase
 _MARKS = re.compile(r"\\.|[{},]", re.DOTALL)
 _RANGE = re.compile(r"(?:(-?[0-9]+)\.\.(-?[0-9]+)|([A-Za-z])\.\.([A-Za-z]))(?:\.\.-?([0-9]+))?")

@@ -1,6 +1,8 @@
 """Which bytes come when: the shards of every epoch in its order, divided into lanes.
 
-A corpus knows nothing of what is in the shards, nor of ranks, workers or batches.
+In:    the table of shards, the number of lanes and the seed.
+Out:   the pieces that a lane reads in an epoch.
+Never: a choice that depends on what is in the shards, or on ranks, workers or batches.
 """
 
 from dataclasses import dataclass, field
@@ -20,7 +22,7 @@ class Corpus:
     seed: int
     shuffle: bool
     one_epoch: bool = False
-    """Every epoch is the first one over again: the validation stream."""
+    """Every epoch has the order of the first one: for validation."""
     _lines: dict[int, EpochLine] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def pieces(self, epoch: int, lane: int) -> list[Piece]:
@@ -34,5 +36,5 @@ class Corpus:
         return self._lines[epoch].pieces(lane, self.num_lanes)
 
     def order_epoch(self, epoch: int) -> int:
-        """The epoch by which an epoch's choices are made."""
+        """The epoch whose order an epoch has; it also seeds what transforms draw."""
         return 0 if self.one_epoch else epoch

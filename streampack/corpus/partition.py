@@ -1,7 +1,8 @@
 """Who reads what: bytes to lanes, lanes to ranks and workers, packs to global numbers. Arithmetic on integers only.
 
-In comes the size of every shard; out come the pieces of shards that a lane reads in an epoch, and who owns the lane.
-Ranks and workers never decide what is in a lane: they only divide the lanes among themselves.
+In:    the size of every shard, and the order of the shards in an epoch.
+Out:   the pieces of shards that a lane reads in the epoch, and who owns the lane.
+Never: a lane whose content depends on ranks or workers; they only divide the lanes among themselves.
 
     the epoch's line of shards    |---- shard 7 ----|- 2 -|------ shard 4 ------|--- 0 ---|      T bytes
     lane l of L reads the bytes   [l*T//L, (l+1)*T//L)          (whole shards: where the shard's first byte lies)
@@ -56,9 +57,9 @@ class EpochLine:
         first = int(np.searchsorted(self._starts, begin, side="right")) - 1
         last = int(np.searchsorted(self._starts, end, side="left"))
         pieces = []
-        for place in range(first, last):
-            shard = int(self._order[place])
-            start, stop = int(self._starts[place]), int(self._starts[place + 1])
+        for index in range(first, last):
+            shard = int(self._order[index])
+            start, stop = int(self._starts[index]), int(self._starts[index + 1])
             if not self._whole[shard]:
                 pieces.append(Piece(shard, max(begin - start, 0), min(end, stop) - start, whole=False))
             elif begin <= start:
@@ -67,7 +68,7 @@ class EpochLine:
 
 
 def lane_bytes(lane: int, num_lanes: int, total_bytes: int) -> tuple[int, int]:
-    """The lane's range of the epoch's line, as (first byte, byte behind the last)."""
+    """The lane's range of the epoch's line, as (first byte, byte after the last)."""
     return lane * total_bytes // num_lanes, (lane + 1) * total_bytes // num_lanes
 
 

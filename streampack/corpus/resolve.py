@@ -42,16 +42,20 @@ class Listing(Protocol):
     """What the storage must answer."""
 
     def listing(self, url: str) -> list[tuple[str, int | None]]:
-        """(URL, size) of the files below a directory (it ends with `/`), or that match a glob; None: not told."""
+        """(URL, size) of the files below a directory (it ends with `/`), or that match a glob; a size that is not known is None."""
 
     def is_directory(self, url: str) -> bool:
         """Whether the URL is one."""
 
     def size(self, url: str) -> int | None:
-        """The size in bytes; None: not told. ShardNotFoundError where nothing is."""
+        """The size in bytes, None where it is not known.
+
+        Raises:
+            ShardNotFoundError: there is no such object.
+        """
 
     def etag(self, url: str) -> str | None:
-        """What `listing` or `size` told of the version of the URL's content, once; None: nothing."""
+        """The version of the object that `listing` or `size` met, once; None where the storage has none."""
 
     def read(self, url: str) -> bytes:
         """All of a small object."""

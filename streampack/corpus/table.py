@@ -52,7 +52,7 @@ class ShardTable:
     digests: Texts
     """Empty where the manifest gave none."""
     etags: Texts
-    """Empty where neither a manifest nor the storage told one."""
+    """Empty where neither a manifest nor the storage gave one."""
     sizes: NDArray[np.int64]
     """int64 [n] bytes; the mean of the known ones where a size is unknown."""
     size_known: NDArray[np.bool_]
@@ -88,13 +88,13 @@ class ShardTable:
 
     @property
     def num_unchecked(self) -> int:
-        """Shards whose digest is of the whole, though several lanes read them in parts and nobody all of them."""
+        """Shards whose digest nobody checks: it is of the whole shard, and several lanes read parts of it."""
         with_digest = np.flatnonzero(np.diff(self.digests.offsets) * ~self.whole)
         return sum(not block_bytes_of(self.digests[int(index)]) for index in with_digest)
 
     @property
     def digest(self) -> str:
-        """32 hex digits that stand for the names and sizes in their order."""
+        """32 hex digits, a digest of the names and sizes in their order."""
         blocks = "".join(self.block_digests())
         return hashlib.blake2b(f"{len(self)}:{blocks}".encode(), digest_size=16).hexdigest()
 

@@ -1,12 +1,12 @@
-"""One pass over a `PackedDataset` in one process: its lanes in turn, pack after pack, and where they stand.
+"""One pass over a `PackedDataset` in one process: its lanes in turn, pack after pack, with a state.
 
-In:    a function that tells, when it is asked first, what to read (`Reading`); later a state of the same place.
+In:    a function that gives, at first use, what to read (`Reading`); later a state of the same rank and worker.
 Out:   items, each a dict of int64 tensors [seq_len]; `state_dict` and `load_state_dict`, which torchdata's
        StatefulDataLoader looks for on a dataset's iterator and ships from its workers with every batch.
 Never: another rank's or worker's packs: such a state is refused. States for any topology are the loader's.
 
 Without a state StatefulDataLoader reads a dataset again from its start and drops what had been handed out; it counts
-those packs once more (torchdata 0.11), so that the resume after the first one would be at the wrong place.
+those packs once more (torchdata 0.11), so that the second resume would be at the wrong pack.
 """
 
 import json
@@ -32,7 +32,7 @@ Item = dict[str, torch.Tensor]
 
 
 class WorkerShare(NamedTuple):
-    """Whose packs they are."""
+    """Whose packs an iterator gives: those of one worker's share of one rank's lanes."""
 
     rank: int
     num_ranks: int
@@ -110,7 +110,7 @@ class PackIterator(Iterator[Item]):
         return {name: torch.from_numpy(array[0]) for name, array in expand_block(block).items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the lanes stand; plain values, nothing shared with the iterator."""
+        """Where the lanes continue; plain values, nothing shared with the iterator."""
         reading = self._read()
         return {
             "version": VERSION,
@@ -132,7 +132,7 @@ class PackIterator(Iterator[Item]):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state of the same rank and worker.
+        """Continue from a state of the same rank and worker.
 
         Raises:
             StateError: of another release, another run, or another place.
@@ -142,7 +142,7 @@ class PackIterator(Iterator[Item]):
             if state.get(key) != known:
                 raise StateError(
                     f"the state of the dataset's iterator has {key} {state.get(key)}, this release reads {known}: "
-                    "go on with the release that wrote it, or start a new run"
+                    "continue with the release that wrote it, or start a new run"
                 )
         check_fingerprint(fingerprint_of(state), reading.fingerprint())
         share = WorkerShare(*state["share"])

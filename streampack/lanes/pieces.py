@@ -5,8 +5,8 @@ Out:   samples in order, some at a time; a `ReadError` for the rest of the piece
 Never: a sample twice or one left out when the shard is read again from where it broke; a skip of what earlier packs
        hold the beginning of.
 
-    reading 1   s0 s1 s2 x                   the bytes break behind s2: read again from s2 on
-    reading 2         s2 s3 x                s3 is new, so the count of readings at one place begins again
+    reading 1   s0 s1 s2 x                   the bytes break after s2: read again from s2 on
+    reading 2         s2 s3 x                s3 is new, so readings are counted again from here
     reading 3, 4         s3 x, s3 x          as often as `_READINGS` at the same place: the rest is a `SkippedRange`
 """
 
@@ -32,7 +32,7 @@ _READINGS = 3  # at the place where a shard breaks: bytes that were altered on t
 
 @dataclass(slots=True)
 class Demand:
-    """How much a lane's reader is to read before it gives something; set by whoever asks it for more."""
+    """How much a lane's reader reads before it gives a batch; its caller may change this before each one."""
 
     num_bytes: int = 1
     """Of members or records, about; the last sample or record comes whole."""
@@ -94,7 +94,7 @@ class PieceReader:
             yield ReadError(self._broken, None)
 
     def _read_once(self) -> Generator[SampleBatch | ReadError, None, StreampackError | None]:
-        """The samples behind the last one; returns what broke the shard, or None where there is no more to read."""
+        """The samples after the last one; returns what broke the shard, or None where there is no more to read."""
         demand = self._demand
         some: list[Sample] = []
         num_bytes, is_cut, failure = 0, False, None
@@ -138,7 +138,7 @@ class PieceReader:
             StreampackError: the rest cannot be skipped, whatever `on_error` says.
         """
         if isinstance(error, WrongCutError) or (self._last == self._begin and self._resume >= 0):
-            # Behind a resume earlier packs hold the beginning of what cannot be read now.
+            # Where a run was resumed, earlier packs may hold the beginning of what cannot be read now.
             raise self._errors[0] from None
         first = end = self._last + 1
         if self._pipeline.on_error == "skip":

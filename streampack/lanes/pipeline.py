@@ -1,6 +1,8 @@
-"""What is done with a shard's bytes: the stages put in order, bytes -> samples -> documents -> tokens -> packs.
+"""What is done with a shard's bytes: the stages in order, bytes -> samples -> documents -> tokens -> packs.
 
-A pipeline knows nothing of lanes, ranks, workers or batches. It holds nothing live: it can be pickled and forked.
+In:    the arguments of a dataset, checked.
+Out:   a function for each stage.
+Never: knowledge of lanes, ranks, workers or batches; an open file or connection: it can be pickled and forked.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -102,10 +104,10 @@ class Pipeline:
             )
 
     def next_range(self, shard: Shard, piece: Piece, *, damaged_at: int, max_range_bytes: int) -> int:
-        """Where the range behind a damaged piece begins: the end of what is lost with it, in positions.
+        """Where the range after a damaged piece begins: the end of what is lost with it, as a `Sample.position`.
 
-        A range trusts that the one before it arrives at its first header. The damaged one cannot; so from behind each
-        damage its headers are followed to the cut, without using what they describe.
+        A range trusts that the one before it arrives at its first header. The damaged one cannot; so after each
+        damaged place its headers are followed to the cut, without using what they describe.
 
         Raises:
             WrongCutError: they do not lead to where the next range begins.
@@ -159,7 +161,7 @@ class Pipeline:
         """The document's tokens, BOS and EOS as asked for (integers [n]), and its loss mask (bool [n] or None)."""
         if document.tokens is not None:
             return self.with_ends(document.tokens, document.loss_mask)
-        assert document.text is not None, "messages are tokens behind the chat template"
+        assert document.text is not None, "a chat template has made tokens of messages"
         ids = self.tokenize(document.text, url=document.url, key=document.key, record=document.record)
         return self.with_ends(ids, None)
 

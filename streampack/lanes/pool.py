@@ -5,8 +5,8 @@ Out:   that lane's next pack.
 Never: more memory than the budget because there are many lanes.
 
 Lanes take turns, so the lane that has just given a pack is the one that is needed last: when the lanes together hold
-more than the budget, that one is **parked**. It makes as many packs as its share of the budget holds, then lets go of
-its range of the shard and its tokens; it wakes at its position after the last of these packs once they are used up. A
+more than the budget, that one is **parked**. It makes as many packs as its share of the budget holds, then drops its
+range of the shard and its tokens; it wakes at its position after the last of these packs once they are used up. A
 long document is thus tokenized once for many packs, never once for each. A lane inside a compressed shard is not
 parked: it would have to decompress the shard from its start to wake.
 """

@@ -92,7 +92,7 @@ def advance_rows(rows: "NDArray[np.int64]", lanes: "NDArray[np.intp]", changes: 
 
     Args:
         rows: int64 [L, C], one row for each lane: its cursor, then numbers such as packs, counts or a digest.
-        lanes: [n], for each pack the row of its lane; packs of the same lane stand in the lane's order.
+        lanes: [n], for each pack the row of its lane; packs of one lane come in its order.
         changes: int64 [n, C], for each pack the cursor after it, then what it adds to the numbers. Sums wrap around.
     """
     if not len(lanes):

@@ -2,8 +2,8 @@
 
 In:    the lane's pieces of each epoch.
 Out:   what the lane meets, in order: the beginning of an epoch, batches of documents, read errors.
-Never: a decision about what cannot be read. Whether a bad record or a broken shard ends the run is the caller's to
-       say when its turn in the order comes; so it makes no difference how far ahead of its use something is read.
+Never: a decision about what cannot be read. The caller decides whether a bad record or a broken shard ends the run,
+       when its turn in the order comes; so it makes no difference how far ahead the lane reads.
 
     LaneReader       pieces of all epochs
       PieceReader      -> samples of one piece, read again where its shard breaks
@@ -71,7 +71,7 @@ class LaneReader:
         return next(self._events, None)
 
     def close(self) -> None:
-        """Let go of the shard."""
+        """Close the shard."""
         self._events.close()
 
     def _read(self, cursor: Cursor) -> Generator[Event, None, None]:

@@ -7,7 +7,7 @@ Never: state that the position does not hold. Dropping a stream and starting ano
 
     pack k of a lane carries   rows      what labels, positions and segments are made of
                                cursor    where pack k + 1 begins: (epoch, piece, sample, record, part, row)
-                               counts    what it stands for; documents and bad records count once, when passed
+                               counts    of its rows; documents and bad records count once, when they are passed
                                digest    of its global number and its content
 """
 
@@ -104,11 +104,11 @@ class LaneStream:
 
     @property
     def replays(self) -> bool:
-        """Whether going on from the cursor would decompress a shard from its start again."""
+        """Whether a new stream at this position would decompress a shard from its start again."""
         return self._reader.in_compressed
 
     def close(self) -> None:
-        """Let go of the shard; the stream gives nothing more."""
+        """Close the shard; the stream gives nothing more."""
         self._reader.close()
 
     def next(self) -> LanePack | LaneEnd:

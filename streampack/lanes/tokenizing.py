@@ -1,8 +1,8 @@
 """Documents as token ids, many at a time where that can be.
 
 In:    batches of documents, as texts or as ids.
-Out:   batches of ids that stand side by side, BOS and EOS in; an exception in the place of a document that fails.
-Never: a batch that holds a document from behind one that failed.
+Out:   batches of ids side by side, BOS and EOS in; an exception in the place of a document that fails.
+Never: a document that comes after one that failed.
 """
 
 from collections.abc import Iterator

@@ -35,7 +35,7 @@ class Unpassed:
         self._bad: deque[tuple[int, int]] = deque()
         """(document, how many bad records stood before it), for documents that are not passed."""
         self._num_bad = 0
-        """Bad records behind the last document."""
+        """Bad records after the last document."""
 
     def __bool__(self) -> bool:
         return bool(self._fed)
@@ -49,7 +49,7 @@ class Unpassed:
         self._fed.append(_Fed(documents, first, self.num_fed, targets))
 
     def add_bad_record(self) -> None:
-        """A record was skipped behind the documents that the packer has got."""
+        """A record was skipped after the documents that the packer has got."""
         self._num_bad += 1
 
     def cursor(self, document: int, row: int) -> Cursor:
@@ -72,7 +72,7 @@ class Unpassed:
     def pass_to(self, document: int, *, is_over: bool) -> int:
         """Packs have passed all documents before this one; returns how many bad records they have passed with them.
 
-        `is_over`: the packer gets no more, so that the last document takes along what was skipped behind it.
+        `is_over`: the packer gets no more, so that the last document takes along what was skipped after it.
         """
         while self._fed and self._fed[0].stop <= document:
             self._fed.popleft()

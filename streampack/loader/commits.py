@@ -121,7 +121,7 @@ class _Undo(NamedTuple):
     """What a batch has changed, to undo it."""
 
     lanes: NDArray[np.intp]
-    """Indexes of the rows; one of which the batch held several packs stands here as often."""
+    """Indexes of the rows, once for each pack of the batch."""
     rows: NDArray[np.int64]
     """Those rows as they were before the batch."""
     num_skipped_ranges: dict[int, int]

@@ -72,7 +72,7 @@ class Message:
     storage: StorageUse
     """What the storage was asked for while the message was made."""
     error: Exception | None = None
-    """What stands in the place of the slot after the last one; no message follows."""
+    """Raised in the place of the slot after the last one; no message follows."""
 
     @property
     def digests(self) -> NDArray[np.int64]:

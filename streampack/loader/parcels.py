@@ -1,9 +1,9 @@
 """One value as one file of shared memory without a name, to be sent between processes as a file descriptor.
 
-In: what can be pickled; its arrays are written as they are. Out: the descriptor, and on the other side the
-value, with arrays of its own.
+In:    what can be pickled; its arrays are written as they are.
+Out:   the descriptor, and on the other side the value, with arrays of its own.
 Never: a name under which something could be left over. A sender that dies takes nothing of what it has sent with it,
-and what nobody takes is gone with the last descriptor.
+and memory that is not received is freed with the last descriptor.
 
     |- sizes of the parts -|- pickle -|- array -|- array -| ...      each part begins at a multiple of 64 bytes
 """
@@ -19,7 +19,7 @@ _ALIGNED = 64
 
 
 def wrap(value: Any) -> int:
-    """A file descriptor that stands for the value; the caller closes it."""
+    """A file descriptor of memory that holds the value; the caller closes it."""
     buffers: list[pickle.PickleBuffer] = []
     pickled = memoryview(pickle.dumps(value, protocol=5, buffer_callback=buffers.append))
     parts = [pickled, *(buffer.raw() for buffer in buffers)]

@@ -1,4 +1,8 @@
-"""One run of a rank's workers, from committed rows on: until the pass ends, or until it is abandoned."""
+"""One pass of a rank, from committed rows on: until it ends, or until it is abandoned.
+
+In:    the committed rows, the dataset, and how the rank reads its lanes and cuts batches.
+Out:   batches; what ended lanes, the storage and packs that were left out add to the counts.
+"""
 
 import warnings
 from collections.abc import Iterator
@@ -35,7 +39,7 @@ class PassSettings:
 
 
 class LastWords(NamedTuple):
-    """What an ended lane says."""
+    """What a lane reports when it has ended."""
 
     packs: int
     """How many it has given since the start of the run."""
@@ -45,7 +49,7 @@ class LastWords(NamedTuple):
 
 @dataclass(slots=True)
 class Tally:
-    """What is learned while a pass goes on. It is told by generators that must not hold on to the pass itself."""
+    """What is counted during a pass. Generators write to it, which must hold no reference to the pass itself."""
 
     ends: dict[int, LastWords] = field(default_factory=dict)
     """By index of the lane among the rank's."""

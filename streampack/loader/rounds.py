@@ -1,7 +1,10 @@
 """Batches of one pass, the same number on every rank.
 
-In come a rank's items in its order; out come batches of them with the global pack that is reached after each. In a
-finite run the ranks must end together though their lanes are of different length. They agree some rounds ahead: each
+In:    a rank's items in its order.
+Out:   batches of them, with the global pack that is reached after each.
+Never: another number of batches on one rank than on the others.
+
+In a finite run the ranks must end together though their lanes are of different length. They agree some rounds ahead: each
 rank makes its packs of the next K rounds, and only then joins a small all-reduce of how many of those rounds are
 still to be handed out ("pad": the most that any rank has packs for; "stop": the fewest that all lanes have packs for).
 
@@ -9,8 +12,8 @@ still to be handed out ("pad": the most that any rank has packs for; "stop": the
                     rank 1: C0 D0 | C1 D1 | -- D2        window 0: 2 rounds; window 1 (rounds 2, 3): max(0, 1) = 1
                                                          the pass has M = 3 rounds on both ranks
 
-An error is raised when its item's turn has come. A rank that has met one takes part in no agreement behind it, so that
-no other rank takes the pass for ended.
+An error is raised when its item's turn has come. A rank that has met one takes part in no agreement after it, so that
+no other rank believes that the pass has ended.
 """
 
 from collections import deque
@@ -29,7 +32,7 @@ class Batch(NamedTuple):
     """What is handed out at once."""
 
     items: Sequence[Item | None]
-    """None: a filler that stands for no global pack, to make up the number."""
+    """None: a filler without a global number, where a batch would have too few packs."""
     global_pack: int
     """All global packs below this one have been handed out with this batch, over all ranks."""
 
@@ -67,11 +70,11 @@ def finite(
     """The batches of one finite pass.
 
     Args:
-        items: the rank's items from `global_pack` on, never ending (ended lanes go on saying so).
+        items: the rank's items from `global_pack` on, never ending (a lane that has ended says so in each round).
         batch_size: packs of a batch.
         num_ranks: data-parallel ranks.
         num_lanes: lanes over all ranks.
-        global_pack: where the pass goes on.
+        global_pack: where the pass continues.
         pad: whether the pass lasts as long as the longest lane, not as the shortest.
         drop_last: leave out what does not fill a batch on every rank.
         agree: starts to find the ranks' highest (pad) or lowest number and gives a function that waits for it; None
@@ -179,7 +182,7 @@ def _fail(error: Exception) -> int:
 
 
 def _rounds_to_give(window: list[Item], *, start: int, rounds: int, pad: bool) -> int:
-    if window and window[-1].error is not None:  # what comes behind it is not known; nobody gets past it
+    if window and window[-1].error is not None:  # what comes after it is not known, and no rank gets past it
         return min((item.round - start for item in window[:-1] if item.pack is None and not pad), default=rounds)
     if pad:
         return max((item.round + 1 - start for item in window if item.pack is not None), default=0)

@@ -1,7 +1,8 @@
 """The processes of a rank: started, listened to, ended.
 
-In: what to do, and how many do it. Out: their messages, each worker's in its order, with what went wrong in a worker's
-own code as that error; or `LostError` where a worker has died, or is silent while it is waited for.
+In:    what to do, and how many workers do it.
+Out:   their messages, each worker's in its order, with what went wrong in a worker's own code as that error; or
+       `LostError` where a worker has died, or is silent while it is waited for.
 Never: a wait without an end; a signal handler in the trainer's process; a process left behind.
 
 Each worker has a socket of its own, so whatever happens to one in the middle of a message concerns no other:
@@ -73,7 +74,7 @@ class Workers:
     def __init__(self, assignment: Assignment, num_workers: int, *, start_method: str | None, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._workers: list[_Worker] = []
-        # Also where nobody calls `end`; and before multiprocessing's own way to end, which waits for stopped processes.
+        # Also where `end` is not called; and before multiprocessing's own way to end, which waits for stopped processes.
         self._finalizer = util.Finalize(self, _end, args=(self._workers,), exitpriority=10)
         context = multiprocessing.get_context(start_method)
         try:
@@ -271,7 +272,7 @@ def _end_with_parent() -> None:
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(1)  # nothing tells of a parent's end, so it is looked for
+            time.sleep(1)  # a parent's end sends no signal
         os._exit(1)
 
     threading.Thread(target=watch, name="streampack-parent-watch", daemon=True).start()

@@ -29,7 +29,7 @@ from streampack.records import Counts, Cursor
 STATE_VERSION = 2
 """The layout of the state: its keys, and the columns of a lane's row."""
 ORDER_VERSION = 1
-"""The order of documents and packs that a seed stands for; a release that changes it counts this up."""
+"""The order of documents and packs for a seed; a release that changes the order raises this."""
 
 FIELDS = (
     *("epoch", "piece", "sample", "record", "part", "row"),
@@ -164,7 +164,7 @@ class Committed:
             packs, due = committed.packs(lane_index), packs_before(committed.global_pack, lane, num_lanes)
             if packs != due:
                 raise StateError(
-                    f"{key} has given {packs} packs, and the state stands at global pack {committed.global_pack}, "
+                    f"{key} has given {packs} packs, and the state is at global pack {committed.global_pack}, "
                     f"which makes {due}: parts of different steps were mixed"
                 )
         return committed
@@ -216,7 +216,7 @@ def check_versions(state: Mapping[str, Any]) -> None:
 
 
 def merge_state_dicts(states: Iterable[Mapping[str, Any]]) -> State:
-    """One state of all lanes from the states of all ranks; refuses ranks that stand at different steps.
+    """One state of all lanes from the states of all ranks; refuses ranks that are at different steps.
 
     Raises:
         StateError: where two states differ in anything but their lanes, or hold one lane in different positions.
@@ -235,7 +235,7 @@ def merge_state_dicts(states: Iterable[Mapping[str, Any]]) -> State:
             same = torch.equal(torch.as_tensor(held), torch.as_tensor(value)) if is_row else held == value
             if not same and key == "global_pack":
                 raise StateError(
-                    f"the ranks stand at different steps: global_pack is {held} in state 0, {value} in state {rank}. "
+                    f"the ranks are at different steps: global_pack is {held} in state 0, {value} in state {rank}. "
                     "Take every rank's state after the same batch."
                 )
             if not same:

@@ -12,7 +12,7 @@ from streampack.corpus.table import differing_block
 from streampack.errors import StateError
 
 RECUTTABLE = frozenset({"seq_len", "boundary", "packing", "overflow", "tail", "lookahead", "pad_id"})
-"""Fields that only decide how rows are cut into packs: a state can go on with other values, from the same row."""
+"""Fields that only decide how rows are cut into packs: a run can continue with other values, from the same row."""
 
 
 def fingerprint_of(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,10 +28,10 @@ def fingerprint_of(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_fingerprint(saved: Mapping[str, Any], now: Mapping[str, Any], *, allow: Collection[str] = ()) -> None:
     """Raise `StateError` that names every field that differs, both values, and what would work."""
-    odd = set(allow) - RECUTTABLE
-    if odd:
+    unknown = set(allow) - RECUTTABLE
+    if unknown:
         raise StateError(
-            f"allow={sorted(odd)} cannot be allowed: it changes which rows come. What only re-cuts rows can be: "
+            f"allow={sorted(unknown)} cannot be allowed: it changes which rows come. Allowed is what only re-cuts rows: "
             f"{', '.join(sorted(RECUTTABLE))}."
         )
     differences = describe_differences(saved, now, skip=allow)
@@ -61,7 +61,7 @@ def describe_differences(
             what = f"{before!r} {saved_where}, {after!r} {now_where}"
             remedy = f"set {name} back to the checkpoint's value, or start a new run"
         if name in RECUTTABLE:
-            remedy = f'load_state_dict(state, allow={{"{name}"}}) goes on from the same row with the new value'
+            remedy = f'load_state_dict(state, allow={{"{name}"}}) continues from the same row with the new value'
         lines.append(f"{name}: {what}" + (f"; {remedy}" if advise else ""))
     return lines
 
