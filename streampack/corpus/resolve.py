@@ -42,7 +42,7 @@ class Listing(Protocol):
     """What the storage must answer."""
 
     def listing(self, url: str) -> list[tuple[str, int | None]]:
-        """(URL, size) of the files below a directory (it ends with `/`), or that match a glob; a size that is not known is None."""
+        """(URL, size or None) of the files below a directory (it ends with `/`), or of those that match a glob."""
 
     def is_directory(self, url: str) -> bool:
         """Whether the URL is one."""

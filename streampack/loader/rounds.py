@@ -4,8 +4,8 @@ In:    a rank's items in its order.
 Out:   batches of them, with the global pack that is reached after each.
 Never: another number of batches on one rank than on the others.
 
-In a finite run the ranks must end together though their lanes are of different length. They agree some rounds ahead: each
-rank makes its packs of the next K rounds, and only then joins a small all-reduce of how many of those rounds are
+In a finite run the ranks must end together though their lanes are of different length. They agree some rounds ahead:
+each rank makes its packs of the next K rounds, and only then joins a small all-reduce of how many of those rounds are
 still to be handed out ("pad": the most that any rank has packs for; "stop": the fewest that all lanes have packs for).
 
     K = 2, pad      rank 0: A0 B0 | A1 -- | -- --        -- : the lane has ended, a filler stands there

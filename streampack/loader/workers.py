@@ -74,7 +74,7 @@ class Workers:
     def __init__(self, assignment: Assignment, num_workers: int, *, start_method: str | None, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._workers: list[_Worker] = []
-        # Also where `end` is not called; and before multiprocessing's own way to end, which waits for stopped processes.
+        # Also where `end` is not called; before multiprocessing ends its processes, as it waits for stopped ones.
         self._finalizer = util.Finalize(self, _end, args=(self._workers,), exitpriority=10)
         context = multiprocessing.get_context(start_method)
         try:

@@ -31,7 +31,7 @@ def check_fingerprint(saved: Mapping[str, Any], now: Mapping[str, Any], *, allow
     unknown = set(allow) - RECUTTABLE
     if unknown:
         raise StateError(
-            f"allow={sorted(unknown)} cannot be allowed: it changes which rows come. Allowed is what only re-cuts rows: "
+            f"allow={sorted(unknown)} cannot be allowed: it changes which rows come. What only re-cuts rows can be: "
             f"{', '.join(sorted(RECUTTABLE))}."
         )
     differences = describe_differences(saved, now, skip=allow)
