@@ -20,12 +20,12 @@ from streampack.errors import StreampackError
 
 _HELP = {
     "peek": "Show packs: their text, where documents meet, and which labels are masked.",
-    "plan": "What a configuration needs and gives on so many ranks and workers.",
+    "plan": "Show what a config needs on so many ranks and workers: lanes, batches, memory, requests.",
     "count": "Count documents, bytes and tokens of shards, and how well they pack.",
-    "manifest": "Write the list of the shards with their sizes, so that nothing is listed again.",
+    "manifest": "List shards and their sizes once, into a file that later runs read instead.",
     "verify": "Read whole shards and report what is wrong in them, and where.",
-    "bench": "How fast the line is on your shards and model, and where its time goes.",
-    "demo": "Train on the demo data that ships, with a resume on another topology.",
+    "bench": "Measure the speed on your shards and model, and show where the time goes.",
+    "demo": "Kill a training, resume it on other ranks and workers, and compare every pack.",
 }
 _MODULES = {
     "peek": "streampack.cli.peek.command",
@@ -67,7 +67,7 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(
     cls=_Commands,
-    help="Tar shards in, packed and labelled batches out, with exact state on any topology.",
+    help="Tar shards in, packed and labelled batches out, with bit-exact resume on any number of ranks and workers.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -92,7 +92,7 @@ for _name, _help in _HELP.items():
 
 def main() -> None:
     """Run the command line on `sys.argv`."""
-    app()
+    app(prog_name="streampack")
 
 
 def _load(name: str) -> Any:  # Any: typer's commands moved between its releases

@@ -1,4 +1,7 @@
-"""What is said on the command line, as arguments of `PackedDataset`."""
+"""Options that several commands have, and the dataset that they make.
+
+In:  what was given on the command line. Out: a `PackedDataset` on one rank, or what is needed to reach the shards.
+"""
 
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -14,9 +17,9 @@ from streampack.tokenizers.loading import ByteTokenizer
 Shards = Annotated[
     list[str],
     typer.Argument(
-        metavar="SHARDS...",
-        help="Paths or URLs, with braces or globs, directories, @manifest; or one config file (.yaml), whose dataset "
-        "is taken and which the options change.",
+        metavar="SHARDS",
+        help="Paths or URLs, with braces or globs; directories; @manifest; or one config file (.yaml): its dataset, "
+        "with what the options change.",
         show_default=False,
     ),
 ]
@@ -25,23 +28,35 @@ Tokenizer = Annotated[
 ]
 Field = Annotated[
     str | None,
-    typer.Option(help="What a document is: txt, json:KEY, jsonl:KEY (KEY messages: chats), npy.", show_default="txt"),
+    typer.Option(
+        help="What a document is: txt, json:KEY, jsonl:KEY (conversations with KEY messages) or npy.",
+        show_default="txt",
+    ),
 ]
 ChatTemplate = Annotated[
     str | None,
-    typer.Option(help="Of chats: phi3, llama2, mistral, llama3, chatml, or tokenizer_config.json.", show_default=False),
+    typer.Option(
+        help="For conversations: phi3, llama2, mistral, llama3, chatml, or the path of a template.", show_default=False
+    ),
 ]
 TrainOn = Annotated[
-    str | None, typer.Option(help="Of chats: assistant, last_assistant or all.", show_default="assistant")
+    str | None,
+    typer.Option(
+        help="For conversations, what is trained: assistant, last_assistant or all.", show_default="assistant"
+    ),
 ]
 NumWorkers = Annotated[
-    int | None, typer.Option("--workers", "-w", min=1, help="Processes.", show_default="one per core")
+    int | None, typer.Option("--workers", "-w", min=1, help="Processes that read shards.", show_default="one per core")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
+AddBos = Annotated[
+    bool | None, typer.Option("--bos/--no-bos", help="Begin each document with BOS.", show_default="bos")
+]
+AddEos = Annotated[bool | None, typer.Option("--eos/--no-eos", help="End each document with EOS.", show_default="eos")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
 def make_dataset(shards: Sequence[str], **given: Any) -> PackedDataset:  # Any: each argument has its own type
-    """The dataset of the shards, or of a config file in their place, on one rank; None means not given."""
+    """The dataset of the shards, or of one config file, on one rank; an argument that is None was not given."""
     given = {name: value for name, value in given.items() if value is not None}
     if len(shards) == 1 and shards[0].endswith((".yaml", ".yml")):
         given = load_config(shards[0]).dataset_arguments() | given
@@ -54,17 +69,17 @@ def make_dataset(shards: Sequence[str], **given: Any) -> PackedDataset:  # Any: 
 
 
 def make_measured_dataset(shards: Sequence[str], tokenizer: str | None, **given: Any) -> tuple[PackedDataset, bool]:
-    """The dataset, and whether it gives tokens; without a tokenizer text is only read and measured."""
+    """The dataset, and whether it gives tokens: without a tokenizer text is only read and measured in bytes."""
     if tokenizer is None and given["field"] == "npy":
         bare = dict.fromkeys(("add_bos", "add_eos"), False)
         return make_dataset(shards, **given | {name: given.get(name) or value for name, value in bare.items()}), True
     if tokenizer is None and not (len(shards) == 1 and shards[0].endswith((".yaml", ".yml"))):
-        return make_dataset(shards, tokenizer=ByteTokenizer(), **given), False  # which is asked for nothing
+        return make_dataset(shards, tokenizer=ByteTokenizer(), **given), False  # the tokenizer is never called
     return make_dataset(shards, tokenizer=tokenizer, **given), True
 
 
 def make_storage(shards: Sequence[str]) -> tuple[list[str], StorageReader]:
-    """What to read and how to reach it, for commands that need no tokenizer; of a config file its dataset's."""
+    """The shards and how to reach them, for commands that need no tokenizer; from a config file its dataset's."""
     if len(shards) == 1 and shards[0].endswith((".yaml", ".yml")):
         given = load_config(shards[0]).dataset_arguments()
         found = given["shards"]

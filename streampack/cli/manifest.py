@@ -1,7 +1,8 @@
-"""`streampack manifest`: the shards with their sizes, listed once, as a file that needs no listing again.
+"""`streampack manifest`: the shards with their sizes, listed once, into a file that later runs read instead.
 
-The lines stand in the order in which the shards would be read without the manifest (globs and directories sorted), so
-that `@FILE` stands for the same run: the same names, sizes and order. The file appears whole or not at all.
+In:  shards as anywhere else. Out: a file of JSON lines, one for each shard.
+Invariants: the lines have the order in which the shards would be read without the manifest (globs and directories
+sorted), so a run over `@FILE` is the same run. The file appears whole or not at all.
 """
 
 import json as json_module
@@ -32,18 +33,26 @@ def manifest(
     shards: Shards,
     *,
     output_file: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write it; read it as @FILE.")
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="The file to write; give it as @FILE where shards are asked for."
+        ),
     ],
     digests: Annotated[
-        bool, typer.Option("--digests", help="Read every shard and write a digest of each of its blocks.")
+        bool,
+        typer.Option(
+            "--digests", help="Read every shard, and write a digest of each of its blocks, which readers then check."
+        ),
     ] = False,
     block_bytes: Annotated[
-        int, typer.Option(min=2**16, max=MAX_BLOCK_BYTES, help="Bytes of a block, with --digests.")
+        int, typer.Option(min=2**16, max=MAX_BLOCK_BYTES, help="With --digests: bytes of a block.")
     ] = BLOCK_BYTES,
-    workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="Shards read at once, with --digests.")] = 8,
+    workers: Annotated[
+        int, typer.Option("--workers", "-w", min=1, help="With --digests: shards that are read at the same time.")
+    ] = 8,
     json: Json = False,
 ) -> None:
-    """Write the list of the shards with their sizes, so that nothing is listed again."""
+    """List shards and their sizes once, into a file that later runs read instead."""
     specs, storage = make_storage(shards)
     console = messages()
     with console.status("listing") as status:
@@ -78,7 +87,7 @@ def manifest(
     unknown = int((~table.size_known).sum()) if not digests else 0
     note = f", {unknown:,} of unknown size" if unknown else ""
     output().print(
-        f"{output_file}: {plural(len(table), 'shard')}, {format_bytes(num_bytes)}{note}; read it as @{output_file}"
+        f"{output_file}: {plural(len(table), 'shard')}, {format_bytes(num_bytes)}{note}; use it as @{output_file}"
     )
 
 
@@ -98,7 +107,7 @@ def _line(shard: Shard, *, size: int | None, digest: str | None, folder: Path) -
 
 
 def _url(url: str, folder: Path) -> str:
-    """The URL as the manifest says it: below the manifest's folder relative to it, so that both can move together."""
+    """The URL in the manifest: relative for a shard below the manifest's folder, so that both can move together."""
     path = local_path(url)
     if path is None:
         return url
@@ -111,7 +120,7 @@ def _url(url: str, folder: Path) -> str:
 def _digested(
     table: ShardTable, storage: StorageReader, *, block_bytes: int, workers: int, progress: ShardProgress
 ) -> Iterator[tuple[Shard, int | None, str | None]]:
-    """Each shard with its size and digest, in order; threads wait for the storage side by side."""
+    """Each shard with its size and digest, in order; several threads read."""
     lock = Lock()
     bytes_done = shards_done = 0
 

@@ -57,12 +57,15 @@ def verify(
     tokenizer: Tokenizer = None,
     chat_template: ChatTemplate = None,
     journal: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Note each shard that is done; what is noted is not read again.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Note each finished shard in this file; good shards that it notes are not read again."
+        ),
     ] = None,
     workers: NumWorkers = None,
     json: Json = False,
 ) -> None:
-    """Read whole shards and report what is wrong in them, and where; exit code 1 if anything is."""
+    """Read whole shards and report what is wrong in them, and where; the exit code is 1 if there is a problem."""
     dataset, _ = make_measured_dataset(shards, tokenizer, field=field, chat_template=chat_template)
     table, pipeline = dataset.list_shards(), dataset.pipeline
     known = {} if journal is None else _known(journal, pipeline)

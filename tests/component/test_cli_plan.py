@@ -209,7 +209,7 @@ def test_an_unknown_key_is_the_error_of_the_config(tmp_path: Path) -> None:
          "13 workers for the 12 lanes of a rank: only 12 will be started"),
         ("num_lanes: 12", "batch_size: 13", "a global batch has 13 packs and there are 12 lanes"),
         ("num_lanes: 12, max_document_bytes: 1MiB, max_buffer_bytes: 2MiB, seq_len: 32768", "num_workers: 1",
-         "holds less than two packs beside a range of its shard"),
+         "holds less than two packs besides a range of its shard"),
     ],
 )  # fmt: skip
 def test_what_is_not_wise_is_a_warning(dataset: str, loader: str, warning: str, uneven: Path, tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_whole_shards_make_lanes_drift_and_leave_some_empty(uneven: Path, tmp_pa
         return "\n".join(plan(config(tmp_path, f"shards: '@{uneven}/whole.jsonl', {rest}"))["warnings"])
 
     drift = warnings("num_lanes: 3, shuffle: false")  # 200 documents, 20 + 60, 120; and the archives' ends
-    assert "lanes differ in size: the largest has 1.48 times the mean in epoch 0, since 4 shards cannot be cut" in drift
+    assert "lanes differ in size: the largest has 1.48 times the mean in epoch 0, since 4 shards cannot be divided among lanes" in drift
     assert re.search(r"\d+ of 12 lanes have no shard in epoch 0: there are too few", warnings("num_lanes: 12"))
     assert re.search(r"about \d\d% of the packs are fillers", warnings("num_lanes: 12, epochs: 1"))
 
@@ -249,7 +249,7 @@ def test_an_endless_run_that_would_stop_is_an_error_here_too(uneven: Path, tmp_p
 def test_compressed_shards_warn_of_what_a_resume_costs() -> None:
     size = (DATA / "devil-00008.tar.zst").stat().st_size / 1024
     warning = run(DEMO, "--batch-size", "1").stderr
-    assert "1 compressed shard: a resume decompresses the shard that each lane is in from its start" in warning
+    assert "1 compressed shard: for each lane that stands in one, a resume decompresses it from its start" in warning
     assert f"up to {size:.1f} KiB a lane" in warning
 
 

@@ -11,7 +11,17 @@ from typing import Annotated
 
 import typer
 
-from streampack.cli.arguments import ChatTemplate, Field, Json, NumWorkers, Shards, Tokenizer, make_measured_dataset
+from streampack.cli.arguments import (
+    AddBos,
+    AddEos,
+    ChatTemplate,
+    Field,
+    Json,
+    NumWorkers,
+    Shards,
+    Tokenizer,
+    make_measured_dataset,
+)
 from streampack.cli.console import output, print_json
 from streampack.cli.count.counted import Counted
 from streampack.cli.count.drawing import draw
@@ -27,10 +37,14 @@ def count(
     seq_len: Annotated[int | None, typer.Option(help="Tokens of a pack.", show_default="4096")] = None,
     field: Field = None,
     chat_template: ChatTemplate = None,
-    bos: Annotated[bool | None, typer.Option("--bos/--no-bos", help="BOS first.", show_default="bos")] = None,
-    eos: Annotated[bool | None, typer.Option("--eos/--no-eos", help="EOS last.", show_default="eos")] = None,
+    bos: AddBos = None,
+    eos: AddEos = None,
     on_error: Annotated[
-        str | None, typer.Option(help='"raise" stops at a bad record, "skip" counts it.', show_default="raise")
+        str | None,
+        typer.Option(
+            help='"raise" stops at the first bad record; "skip" leaves bad records out and counts them.',
+            show_default="raise",
+        ),
     ] = None,
     workers: NumWorkers = None,
     json: Json = False,

@@ -86,10 +86,10 @@ def _draw_lengths(console: Console, tally: Tally, unit: str) -> None:
     console.print(
         Text.assemble(
             ("mean ", "dim"), f"{lengths.mean:,.0f}",
-            ("   half of them up to about ", "dim"), f"{median:,}",
-            (", 90 % ", "dim"), f"{most_of:,}",
-            (", 99 % ", "dim"), f"{nearly:,}",
-            (", all ", "dim"), f"{lengths.longest:,}",
+            ("   median about ", "dim"), f"{median:,}",
+            ("   90 % up to ", "dim"), f"{most_of:,}",
+            ("   99 % up to ", "dim"), f"{nearly:,}",
+            ("   longest ", "dim"), f"{lengths.longest:,}",
         )
     )  # fmt: skip
 

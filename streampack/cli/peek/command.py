@@ -12,7 +12,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from streampack.cli.arguments import ChatTemplate, Field, Json, Shards, Tokenizer, TrainOn, make_dataset
+from streampack.cli.arguments import AddBos, AddEos, ChatTemplate, Field, Json, Shards, Tokenizer, TrainOn, make_dataset
 from streampack.cli.console import output, plural, print_json
 from streampack.cli.peek.drawing import draw, draw_legend
 from streampack.cli.peek.pieces import Pieces
@@ -32,29 +32,34 @@ def peek(
     *,
     tokenizer: Tokenizer = None,
     seq_len: Annotated[int | None, typer.Option(help="Tokens of a pack.", show_default="256")] = None,
-    num: Annotated[int, typer.Option("--num", "-n", min=1, help="How many packs.")] = 2,
-    skip: Annotated[int, typer.Option(min=0, help="Packs to go past first.")] = 0,
+    num: Annotated[int, typer.Option("--num", "-n", min=1, help="How many packs to show.")] = 2,
+    skip: Annotated[int, typer.Option(min=0, help="Packs to leave out first.")] = 0,
     lane: Annotated[
-        int | None, typer.Option(min=0, help="Packs of this lane only.", show_default="all, in the global order")
+        int | None, typer.Option(min=0, help="Show packs of this lane only.", show_default="all, in the global order")
     ] = None,
-    num_lanes: Annotated[int | None, typer.Option(min=1, help="Lanes of the run.", show_default="auto")] = None,
+    num_lanes: Annotated[
+        int | None, typer.Option(min=1, help="Number of lanes of the run.", show_default="auto")
+    ] = None,
     field: Field = None,
     chat_template: ChatTemplate = None,
     train_on: TrainOn = None,
     boundary: Annotated[
         str | None,
         typer.Option(
-            help="mask, keep, trim, mask_bos_target, mask_eos_input or replace:ID.", show_default=BoundaryPolicy.MASK
+            help="What the last row of a document is trained on: mask, keep, trim, mask_bos_target, mask_eos_input or "
+            "replace:ID.",
+            show_default=BoundaryPolicy.MASK,
         ),
     ] = None,
     packing: Annotated[
-        str | None, typer.Option(help="wrap or next_fit.", show_default="wrap, of chats next_fit")
+        str | None, typer.Option(help="wrap or next_fit.", show_default="wrap; next_fit for conversations")
     ] = None,
-    bos: Annotated[bool | None, typer.Option("--bos/--no-bos", help="BOS first.", show_default="bos")] = None,
-    eos: Annotated[bool | None, typer.Option("--eos/--no-eos", help="EOS last.", show_default="eos")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the order of shards.", show_default="0")] = None,
+    bos: AddBos = None,
+    eos: AddEos = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the order of shards.", show_default="0")] = None,
     shuffle: Annotated[
-        bool | None, typer.Option("--shuffle/--listed", help="The order of shards.", show_default="shuffle")
+        bool | None,
+        typer.Option("--shuffle/--listed", help="Shards in shuffled or in listed order.", show_default="shuffle"),
     ] = None,
     json: Json = False,
 ) -> None:

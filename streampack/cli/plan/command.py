@@ -1,6 +1,8 @@
-"""`streampack plan`: what a configuration needs and gives on so many ranks and workers, before anything runs.
+"""`streampack plan`: what a configuration needs on so many ranks and workers, before anything runs.
 
-It lists the shards and reads none of them. What depends on the data's contents is an estimate, with what it assumes.
+In:  a config file, and a topology. Out: tables on stdout, or JSON; warnings and errors on stderr.
+Invariants: the shards are listed, and not read. What depends on their contents is an estimate, shown with what it
+assumes.
 """
 
 import inspect
@@ -31,7 +33,7 @@ from streampack.lanes.pool import check_budget
 from streampack.loader.loader import PackedDataLoader
 
 _DRIFT = 1.1
-"""Lanes whose largest is so much above the mean get a warning."""
+"""There is a warning where the largest lane has more than this times the mean."""
 
 
 def plan(
@@ -42,13 +44,16 @@ def plan(
         int | None, typer.Option("--workers", "-w", min=0, help="Workers of each rank.", show_default="the config's")
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", "-b", min=1, help="Packs, of each rank.", show_default="the config's")
+        int | None,
+        typer.Option("--batch-size", "-b", min=1, help="Packs in a batch of each rank.", show_default="the config's"),
     ] = None,
-    tokens_per_second: Annotated[float, typer.Option(min=1, help="What each rank trains on; an assumption.")] = 10_000,
-    bytes_per_token: Annotated[float, typer.Option(min=0.1, help="Of shards; an assumption.")] = 4.0,
+    tokens_per_second: Annotated[
+        float, typer.Option(min=1, help="Assumed speed of the training on each rank.")
+    ] = 10_000,
+    bytes_per_token: Annotated[float, typer.Option(min=0.1, help="Assumed bytes of shards for each token.")] = 4.0,
     json: Json = False,
 ) -> None:
-    """What a configuration needs and gives on so many ranks and workers."""
+    """Show what a config needs on so many ranks and workers: lanes, batches, memory, requests."""
     dataset = make_dataset([config])
     asked = {"num_workers": workers, "batch_size": batch_size}
     arguments = load_config(config).loader_arguments() | {k: v for k, v in asked.items() if v is not None}
@@ -138,29 +143,32 @@ def _warn_of_lanes(
         if endless and stays:
             errors.append(
                 f"{what}, nor in any other, since the order of shards stays: an endless run stops with an error. Use "
-                "fewer lanes (num_lanes), shards that can be cut (.tar), or shuffle: true."
+                "fewer lanes (num_lanes), plain .tar shards, or shuffle: true."
             )
         else:
-            warnings.append(f"{what}: there are too few shards that go whole. Fewer lanes, or plain .tar shards, help.")
+            warnings.append(
+                f"{what}: there are fewer shards that are read whole than lanes. Use fewer lanes, or plain .tar shards."
+            )
     elif lanes.max_bytes > _DRIFT * lanes.mean_bytes and (endless or not stays):
         warnings.append(
             f"lanes differ in size: the largest has {lanes.max_bytes / lanes.mean_bytes:.2f} times the mean in epoch "
-            f"0, since {plural(shards.num_whole, 'shard')} cannot be cut. Lanes drift apart: some get epochs ahead."
+            f"0, since {plural(shards.num_whole, 'shard')} cannot be divided among lanes. Lanes drift apart: some get "
+            "epochs ahead of others."
         )
     if lanes.filler_share is not None and lanes.filler_share > 1 - 1 / _DRIFT:
         warnings.append(
             f"about {lanes.filler_share:.0%} of the packs are fillers, since lanes end at different times. Fewer "
-            "lanes, plain .tar shards, or epoch_end: stop avoid them."
+            "lanes, plain .tar shards or epoch_end: stop avoid them."
         )
     if shards.num_estimated:
         warnings.append(
-            f"{plural(shards.num_estimated, 'shard')} of unknown size: they go whole, and count as the mean of the "
-            "others. A manifest can give sizes."
+            f"{plural(shards.num_estimated, 'shard')} of unknown size: each is read whole, and counted with the mean "
+            "size of the others. A manifest can give sizes."
         )
     if shards.num_compressed:
         warnings.append(
-            f"{plural(shards.num_compressed, 'compressed shard')}: a resume decompresses the shard that each lane "
-            f"is in from its start, up to {format_bytes(shards.largest_compressed_bytes)} a lane."
+            f"{plural(shards.num_compressed, 'compressed shard')}: for each lane that stands in one, a resume "
+            f"decompresses it from its start, up to {format_bytes(shards.largest_compressed_bytes)}."
         )
 
 
@@ -172,11 +180,11 @@ def _warn_of_ranks(warnings: list[str], rank: RankPlan, workers: int, num_lanes:
         )
     if rank.parks_often:
         warnings.append(
-            f"a lane's share of {format_bytes(rank.share_bytes)} holds less than two packs beside a range of its "
-            "shard: lanes are parked and read again and again. Raise max_buffer_bytes, or use more ranks."
+            f"a lane's share of {format_bytes(rank.share_bytes)} holds less than two packs besides a range of its "
+            "shard, so lanes are parked and read again all the time. Raise max_buffer_bytes, or use more ranks."
         )
     if rank.global_batch > num_lanes:
         warnings.append(
             f"a global batch has {rank.global_batch:,} packs and there are {plural(num_lanes, 'lane')}: each batch "
-            "takes several packs in a row from one lane, often of one document. More lanes mix better."
+            "has several consecutive packs of one lane, often of one document. More lanes mix better."
         )

@@ -1,4 +1,4 @@
-"""A plan on the terminal: a block for the corpus, the lanes, a rank's work and its memory."""
+"""A plan on the terminal: a block each for the corpus, the lanes, the work of a rank and its memory."""
 
 from rich.console import Console
 from rich.table import Table
@@ -8,7 +8,7 @@ from streampack.cli.console import format_bytes, plural
 from streampack.cli.plan.estimates import CorpusPlan, LanePlan, Plan, RankPlan
 
 Line = tuple[str, str | Text, str]
-"""Name, value, and what there is to say of it."""
+"""Name, value, and a note."""
 
 
 def draw(console: Console, plan: Plan) -> None:
@@ -24,31 +24,31 @@ def draw(console: Console, plan: Plan) -> None:
 
 
 def _corpus(plan: Plan, corpus: CorpusPlan) -> list[Line]:
-    whole = "of unknown size, or by manifest"
+    whole = "of unknown size, or marked in the manifest"
     if corpus.num_compressed:
         whole = "compressed" if corpus.num_compressed == corpus.num_whole else f"{corpus.num_compressed:,} compressed"
     epochs = "endless" if plan.epochs is None else plural(plan.epochs, "epoch")
     return [
         ("shards", f"{corpus.num_shards:,}", format_bytes(corpus.total_bytes)),
-        ("can be cut", f"{corpus.num_cut:,}", format_bytes(corpus.cut_bytes)),
+        ("divided", f"{corpus.num_cut:,}", f"{format_bytes(corpus.cut_bytes)}, each among several lanes"),
         (
-            "go whole",
+            "read whole",
             f"{corpus.num_whole:,}",
-            f"{format_bytes(corpus.whole_bytes)}, {whole}" if corpus.num_whole else "",
+            f"{format_bytes(corpus.whole_bytes)}, each by one lane: {whole}" if corpus.num_whole else "",
         ),
         (
             "tokens",
             f"~{_short(corpus.estimated_tokens)}",
-            f"an epoch, at {plan.bytes_per_token:g} bytes a token; {epochs}",
+            f"in an epoch, with {plan.bytes_per_token:g} bytes per token; {epochs}",
         ),
     ]
 
 
 def _lanes(lanes: LanePlan, ranks: int | None) -> list[Line]:
     least, mean, most = (format_bytes(size) for size in (lanes.min_bytes, lanes.mean_bytes, lanes.max_bytes))
-    note = "in epoch 0, equal" if least == most else f"on the mean in epoch 0, from {least} to {most}"
+    note = "in epoch 0, the same for all" if least == most else f"mean in epoch 0; lowest {least}, highest {most}"
     if lanes.num_empty:
-        note += f"; {lanes.num_empty:,} with nothing"
+        note += f"; {lanes.num_empty:,} have none"
     fits = Text()
     for number in lanes.fitting_ranks:
         fits.append(f"{number:,}", style="bold green" if number == ranks else "")
@@ -56,28 +56,28 @@ def _lanes(lanes: LanePlan, ranks: int | None) -> list[Line]:
     lines: list[Line] = [
         ("lanes", f"{lanes.num_lanes:,}", "from the corpus's bytes (auto)" if lanes.auto else "as configured"),
         ("bytes per lane", mean, note),
-        ("state", format_bytes(lanes.state_bytes), "of all lanes"),
+        ("state", format_bytes(lanes.state_bytes), "in a checkpoint, for all lanes"),
     ]
     if lanes.filler_share is not None:
-        lines.append(("fillers", f"{lanes.filler_share:.1%}", "of the packs, estimated from the lanes' bytes"))
+        lines.append(("fillers", f"{lanes.filler_share:.1%}", "of all packs, estimated from the lanes' bytes"))
     return [*lines, ("ranks that fit", fits, "")]
 
 
 def _rank(plan: Plan, rank: RankPlan) -> list[Line]:
-    most = f"at most {rank.lanes_per_worker:,} a worker" if rank.workers else "read in the main process"
+    most = f"at most {rank.lanes_per_worker:,} per worker" if rank.workers else "read in the main process"
     tokens = rank.global_batch * plan.seq_len
     return [
         ("lanes per rank", f"{rank.lanes_per_rank:,}", most),
         (
             "global batch",
             f"{rank.global_batch:,}",
-            f"packs of {plan.seq_len:,}: {_short(tokens)} tokens; {plural(rank.batch_size, 'pack')} a rank",
+            f"packs of {plan.seq_len:,}: {_short(tokens)} tokens; {plural(rank.batch_size, 'pack')} per rank",
         ),
-        ("batches", f"~{rank.batches_per_epoch:,}", "an epoch, of each rank"),
+        ("batches", f"~{rank.batches_per_epoch:,}", "in an epoch, on each rank"),
         (
             "requests",
             f"~{rank.requests_per_s:.2g}/s",
-            f"over all ranks, of {format_bytes(rank.request_bytes)}, at {plan.tokens_per_second:,.0f} tokens/s a rank",
+            f"of {format_bytes(rank.request_bytes)}, over all ranks, at {plan.tokens_per_second:,.0f} tokens/s a rank",
         ),
     ]
 
@@ -85,14 +85,14 @@ def _rank(plan: Plan, rank: RankPlan) -> list[Line]:
 def _memory(rank: RankPlan) -> list[Line]:
     tokens = _short(rank.spare_tokens)
     parked = (
-        f"a share holds {tokens} tokens, less than two packs" if rank.parks_often else f"above {tokens} tokens a lane"
+        f"a share holds {tokens} tokens, less than two packs" if rank.parks_often else f"over {tokens} tokens per lane"
     )
     return [
         ("buffer", format_bytes(rank.buffer_bytes), f"for {plural(rank.lanes_per_worker, 'lane')}"),
         ("share of a lane", format_bytes(rank.share_bytes), ""),
-        ("range", format_bytes(rank.range_bytes), "of the shard that a lane holds: its largest request"),
+        ("range", format_bytes(rank.range_bytes), "the part of a shard that a lane holds; its largest request"),
         ("parked", "often" if rank.parks_often else "rarely", parked),
-        ("made ahead", format_bytes(rank.prefetch_bytes), "packs of all of a rank's workers"),
+        ("prefetched", format_bytes(rank.prefetch_bytes), "of packs, over all workers of a rank"),
     ]
 
 

@@ -1,6 +1,8 @@
-"""What follows from the sizes of shards and the number of ranks and workers: arithmetic, nothing is read.
+"""What follows from the sizes of shards and the number of ranks and workers.
 
-The layout of lanes is the run's own, so bytes and requests are exact; tokens are estimated from bytes.
+In:  a dataset, its shards, and a topology. Out: the records of a `Plan`.
+Invariants: no shard is read. The lanes are those of the run, so bytes and requests are exact; tokens are estimated from
+bytes.
 """
 
 from collections.abc import Iterable
@@ -19,14 +21,14 @@ from streampack.storage.ranges import LOCAL_RANGE_BYTES
 from streampack.tar.codecs import is_compressed
 
 _FIRST_RANGE_BYTES = 512 * 2**10
-"""Of each piece of a shard."""
+"""The first request for each piece of a shard; the next ones are larger."""
 _MEASURED_LANES = 100_000
-"""Lanes times epochs that are measured at most."""
+"""At most so many lanes times epochs are added up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CorpusPlan:
-    """The shards."""
+    """What the shards are."""
 
     num_shards: int
     total_bytes: int
@@ -45,7 +47,7 @@ class CorpusPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LanePlan:
-    """How the shards are divided."""
+    """How the shards are divided among lanes."""
 
     num_lanes: int
     auto: bool
@@ -57,7 +59,7 @@ class LanePlan:
     max_bytes: int
     fitting_ranks: list[int]
     state_bytes: int
-    """Of the state of all lanes at the start."""
+    """Bytes of the state of all lanes, at the start of a run."""
     filler_share: float | None
     """Of the packs of a finite run with epoch_end="pad", estimated: 1 - mean / max of the lanes' bytes."""
 
@@ -69,9 +71,9 @@ class RankPlan:
     ranks: int
     lanes_per_rank: int
     workers: int
-    """Those that are started."""
+    """Workers that are started."""
     lanes_per_worker: int
-    """Of the worker with most."""
+    """Lanes of the worker that has most."""
     batch_size: int
     global_batch: int
     """Packs of all ranks' batches."""
@@ -84,27 +86,27 @@ class RankPlan:
     range_bytes: int
     """The largest request of a lane."""
     spare_tokens: int
-    """What each lane may hold besides, before lanes are parked."""
+    """Tokens that each lane may hold besides, before lanes are parked."""
     parks_often: bool
-    """Whether that is less than two packs, so that lanes are parked again and again."""
+    """Whether that is less than two packs, so that lanes are parked all the time."""
     prefetch_bytes: int
     request_bytes: float
-    """The mean over an epoch, of one lane's shards after the other."""
+    """Mean bytes of a request, over an epoch."""
     requests_per_s: float
     """Over all ranks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """All that is shown."""
+    """Everything that is shown."""
 
     config: str
     epochs: int | None
     seq_len: int
     tokens_per_second: float
-    """Of each rank; assumed."""
+    """Of each rank: an assumption."""
     bytes_per_token: float
-    """Of shards; assumed."""
+    """Bytes of shards for each token: an assumption."""
     corpus: CorpusPlan
     lanes: LanePlan
     rank: RankPlan | None
