@@ -231,8 +231,8 @@ def test_whole_shards_make_lanes_drift_and_leave_some_empty(uneven: Path, tmp_pa
         return "\n".join(plan(config(tmp_path, f"shards: '@{uneven}/whole.jsonl', {rest}"))["warnings"])
 
     drift = warnings("num_lanes: 3, shuffle: false")  # 200 documents, 20 + 60, 120; and the archives' ends
-    assert "lanes differ in size: the largest has 1.48 times the mean in epoch 0, since 4 shards cannot be divided among lanes" in drift
-    assert re.search(r"\d+ of 12 lanes have no shard in epoch 0: there are too few", warnings("num_lanes: 12"))
+    assert "lanes differ in size: the largest has 1.48 times the mean in epoch 0, since 4 shards cannot be" in drift
+    assert re.search(r"\d+ of 12 lanes have no shard in epoch 0: there are fewer shards", warnings("num_lanes: 12"))
     assert re.search(r"about \d\d% of the packs are fillers", warnings("num_lanes: 12, epochs: 1"))
 
 
@@ -250,7 +250,7 @@ def test_compressed_shards_warn_of_what_a_resume_costs() -> None:
     size = (DATA / "devil-00008.tar.zst").stat().st_size / 1024
     warning = run(DEMO, "--batch-size", "1").stderr
     assert "1 compressed shard: for each lane that stands in one, a resume decompresses it from its start" in warning
-    assert f"up to {size:.1f} KiB a lane" in warning
+    assert f"up to {size:.1f} KiB" in warning
 
 
 # -- how it looks ----------------------------------------------------------------------------------------------------
