@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     )
     from streampack.loader.loader import PackedDataLoader
     from streampack.packing.options import Packing
-    from streampack.packing.packer import pack
     from streampack.packing.packs import Pack, Span
     from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary
+    from streampack.packing.public import pack
     from streampack.records import Document, Limits, TokenizedDocument, Tokenizer
     from streampack.state.checkpoint import merge_state_dicts
     from streampack.storage.options import RetryPolicy, Storage
@@ -116,7 +116,7 @@ _HOMES = {
     "TruncatedShardError": "errors",
     "WrongCutError": "errors",
     "merge_state_dicts": "state.checkpoint",
-    "pack": "packing.packer",
+    "pack": "packing.public",
 }
 
 

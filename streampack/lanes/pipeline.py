@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from streampack.corpus.partition import Piece
 from streampack.documents.reader import DocumentReader
 from streampack.errors import CorruptShardError, TokenizerError, TruncatedShardError, WrongCutError
+from streampack.packing.options import Packing
 from streampack.packing.packer import Packer
 from streampack.packing.policies import INT32, BoundaryPolicy, ReplaceBoundary
 from streampack.records import IGNORE_INDEX, Document, Joined, Mask, Sample, Shard, Tokenizer, Tokens, join
@@ -231,13 +232,10 @@ class Pipeline:
             at_once=at_once,
             seq_len=self.seq_len,
             boundary=self.boundary,
-            packing=self.packing,
-            overflow=self.overflow,
-            tail=self.tail,
+            packing=Packing(self.packing, overflow=self.overflow, tail=self.tail, lookahead=self.lookahead),
             pad_id=self.pad_id,
             bos_id=self.token_ids[0],
             eos_id=self.token_ids[1],
-            lookahead=self.lookahead,
         )
 
 

@@ -1,3 +1,6 @@
-"""Token ids of documents as packs. Pure functions and NumPy only."""
+"""Token ids of documents as packs. Pure functions and NumPy only.
 
-__all__ = ["blocks", "buffer", "options", "packer", "packs", "policies"]
+documents -> packer.Packer -> packs.PackRows -> blocks.stack -> packs.PackBlock -> blocks.expand_block -> arrays
+"""
+
+__all__ = ["blocks", "buffer", "counting", "cuts", "held", "options", "packer", "packs", "policies", "public"]

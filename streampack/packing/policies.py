@@ -1,8 +1,8 @@
-"""Where documents meet: the choices, the labels of the rows there, and how compact packs become a batch.
+"""Where documents meet: the policies, and the labels that they give to the rows there.
 
-In: token ids of documents, or packs as the packer makes them. Out: labels, positions and segments. Pure functions on
-numpy arrays. A boundary is where the packer's bookkeeping says that a document ends; it is never inferred from a
-token's value. Only the two token-valued policies look at values, and they are named after that.
+In:  token ids of documents. Out: labels of rows. Pure functions on NumPy arrays.
+Never: a boundary that is inferred from a token's value; it is where the packer says that a document ends. Only the two
+token-valued policies look at values, and they are named after that.
 
 Row i of the stream of documents is (input S[i], label y(i)). y(i) is -100 where S[i+1] does not exist, is padding or
 may not be a target (`loss_mask`). Otherwise the policy decides. Let A1 A2 be the end of a document, B1 the start of
@@ -70,64 +70,71 @@ def as_boundary(value: object) -> Boundary:
         raise ConfigError(f"{error} Or give ReplaceBoundary(token_id).") from None
 
 
-def check_ids(boundary: Boundary, *, bos_id: int | None, eos_id: int | None) -> None:
-    """Raise a ConfigError where a token-valued policy lacks the token that it looks for."""
-    if boundary is BoundaryPolicy.MASK_BOS_TARGET and bos_id is None:
-        raise ConfigError('boundary="mask_bos_target" needs bos_id; without a BOS token use boundary="mask".')
-    if boundary is BoundaryPolicy.MASK_BOS_TARGET and bos_id == eos_id:
-        raise ConfigError(
-            f'boundary="mask_bos_target" with bos_id == eos_id == {bos_id} would mask every EOS target; '
-            'boundary="mask" finds document ends without looking at token values.'
-        )
-    if boundary is BoundaryPolicy.MASK_EOS_INPUT and eos_id is None:
-        raise ConfigError('boundary="mask_eos_input" needs eos_id; without an EOS token use boundary="mask".')
+@dataclass(frozen=True, slots=True)
+class BoundaryLabels:
+    """A policy, and the tokens that the token-valued ones look for.
 
-
-def looks_ahead(boundary: Boundary) -> bool:
-    """Say whether the label of a document's last row depends on the document that follows."""
-    return boundary not in (BoundaryPolicy.MASK, BoundaryPolicy.TRIM)
-
-
-def ignored_rows(
-    tokens: NDArray[np.integer], loss_mask: Mask | None, boundary: Boundary, *, bos_id: int | None, eos_id: int | None
-) -> Mask | None:
-    """Return which rows of a document have label -100 though a token of the same document follows them.
-
-    bool [n - 1]: the last token's row is not among them (`document_edge` has it). None: no row at all.
+    Raises:
+        ConfigError: A token-valued policy lacks its token, or would find it everywhere.
     """
-    # loss_mask says which tokens may be *targets*: token i + 1 is the target of row i.
-    ignored = None if loss_mask is None else ~loss_mask[1:]
-    found: Mask | None = None
-    if boundary is BoundaryPolicy.MASK_BOS_TARGET:
-        found = tokens[1:] == bos_id
-    elif boundary is BoundaryPolicy.MASK_EOS_INPUT:
-        found = tokens[:-1] == eos_id
-    if found is not None:
-        ignored = found if ignored is None else ignored | found
-    return ignored if ignored is not None and np.count_nonzero(ignored) else None
 
+    boundary: Boundary
+    bos_id: int | None = None
+    eos_id: int | None = None
 
-def document_edges(
-    last: NDArray[np.integer],
-    following: NDArray[np.integer],
-    may_be_target: Mask,
-    boundary: Boundary,
-    *,
-    bos_id: int | None,
-    eos_id: int | None,
-) -> NDArray[np.int64]:
-    """Return the labels of documents' last rows, under a policy that looks ahead; all arrays are [n].
+    def __post_init__(self) -> None:
+        boundary, bos_id, eos_id = self.boundary, self.bos_id, self.eos_id
+        if boundary is BoundaryPolicy.MASK_BOS_TARGET and bos_id is None:
+            raise ConfigError('boundary="mask_bos_target" needs bos_id; without a BOS token use boundary="mask".')
+        if boundary is BoundaryPolicy.MASK_BOS_TARGET and bos_id == eos_id:
+            raise ConfigError(
+                f'boundary="mask_bos_target" with bos_id == eos_id == {bos_id} would mask every EOS target; '
+                'boundary="mask" finds document ends without looking at token values.'
+            )
+        if boundary is BoundaryPolicy.MASK_EOS_INPUT and eos_id is None:
+            raise ConfigError('boundary="mask_eos_input" needs eos_id; without an EOS token use boundary="mask".')
 
-    `last` are their inputs, `following` the first tokens of the documents behind them, each a target or not. Where
-    nothing follows, the label is -100 under every policy.
-    """
-    labels = following.astype(np.int64)
-    if isinstance(boundary, ReplaceBoundary):
-        labels[:] = boundary.token_id
-    ignored = ~may_be_target
-    if boundary is BoundaryPolicy.MASK_BOS_TARGET:
-        ignored |= following == bos_id
-    elif boundary is BoundaryPolicy.MASK_EOS_INPUT:
-        ignored |= last == eos_id
-    labels[ignored] = IGNORE_INDEX
-    return labels
+    @property
+    def trims(self) -> bool:
+        """Whether a document's last token is no row, but only the label of the row before it."""
+        return self.boundary is BoundaryPolicy.TRIM
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether the label of a document's last row depends on the document that follows."""
+        return self.boundary not in (BoundaryPolicy.MASK, BoundaryPolicy.TRIM)
+
+    def ignored_rows(self, tokens: NDArray[np.integer], loss_mask: Mask | None) -> Mask | None:
+        """Return which rows of a document have label -100 though a token of the same document follows them.
+
+        bool [n - 1]: the last token's row is not among them (`document_edges` has it). None: no row at all.
+        """
+        # loss_mask says which tokens may be *targets*: token i + 1 is the target of row i.
+        ignored = None if loss_mask is None else ~loss_mask[1:]
+        found: Mask | None = None
+        if self.boundary is BoundaryPolicy.MASK_BOS_TARGET:
+            found = tokens[1:] == self.bos_id
+        elif self.boundary is BoundaryPolicy.MASK_EOS_INPUT:
+            found = tokens[:-1] == self.eos_id
+        if found is not None:
+            ignored = found if ignored is None else ignored | found
+        return ignored if ignored is not None and np.count_nonzero(ignored) else None
+
+    def document_edges(
+        self, last: NDArray[np.integer], following: NDArray[np.integer], may_be_target: Mask
+    ) -> NDArray[np.int64]:
+        """Return the labels of documents' last rows, under a policy that looks ahead; all arrays are [n].
+
+        `last` are their inputs, `following` the first tokens of the documents after them, each a target or not. Where
+        nothing follows, the label is -100 under every policy.
+        """
+        labels = following.astype(np.int64)
+        if isinstance(self.boundary, ReplaceBoundary):
+            labels[:] = self.boundary.token_id
+        ignored = ~may_be_target
+        if self.boundary is BoundaryPolicy.MASK_BOS_TARGET:
+            ignored |= following == self.bos_id
+        elif self.boundary is BoundaryPolicy.MASK_EOS_INPUT:
+            ignored |= last == self.eos_id
+        labels[ignored] = IGNORE_INDEX
+        return labels

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from streampack.cli.count.lengths import Lengths
 from streampack.cli.whole_shard import read_whole_shard
 from streampack.lanes.pipeline import Pipeline
-from streampack.packing.options import Overflow, PackingKind, Tail
+from streampack.packing.options import Packing, PackingKind, Tail
 from streampack.packing.packer import Packer
 from streampack.packing.policies import BoundaryPolicy
 from streampack.records import BadRecord, Document, Shard
@@ -151,9 +151,7 @@ def _packer(pipeline: Pipeline, packing: PackingKind) -> Packer:
     return Packer(
         seq_len=pipeline.seq_len,
         boundary=BoundaryPolicy.MASK,
-        packing=packing,
-        overflow=Overflow.SPLIT,
-        tail=Tail.DROP,
+        packing=Packing(packing, tail=Tail.DROP),
     )
 
 

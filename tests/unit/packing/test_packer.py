@@ -11,20 +11,21 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.packing import packer_of
 
 import streampack.packing.packer
 from streampack.errors import ConfigError, DocumentTooLongError, RecordError, as_choice
 from streampack.packing.blocks import expand_block, stack
 from streampack.packing.options import Overflow, Tail
-from streampack.packing.packer import Packer, pack
+from streampack.packing.packer import Packer
 from streampack.packing.packs import PackRows
 from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary, as_boundary
+from streampack.packing.public import pack
 from streampack.records import TokenizedDocument
 
 
 def packer(**arguments: Any) -> Packer:
-    defaults = {"seq_len": 4, "boundary": "mask", "packing": "wrap", "overflow": "split", "tail": "pad"}
-    return Packer(**{**defaults, **arguments})
+    return packer_of(**{"seq_len": 4, "boundary": "mask", **arguments})
 
 
 def test_the_worked_example_is_true() -> None:

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from streampack.packing.blocks import expand_block, stack
-from streampack.packing.packer import Packer, pack
+from streampack.packing.options import Packing
+from streampack.packing.packer import Packer
 from streampack.packing.packs import Pack
 from streampack.packing.policies import ReplaceBoundary
+from streampack.packing.public import pack
 from streampack.records import TokenizedDocument
 
 BOS, EOS = 1, 2
@@ -77,7 +79,7 @@ def test_what_truncation_and_dropping_lose_is_counted() -> None:
     documents = [list(range(10, 17)), [BOS, 5, EOS], list(range(30, 50))]
     counts = {}
     for overflow in ("truncate", "drop"):
-        packer = Packer(seq_len=5, boundary="mask", packing="next_fit", overflow=overflow, tail="pad")
+        packer = Packer(seq_len=5, boundary="mask", packing=Packing("next_fit", overflow=overflow))
         for document in documents:
             packer.feed(document)
         packer.finish()
@@ -148,7 +150,7 @@ def test_labels_and_tokens_share_no_memory_with_each_other_or_with_the_documents
 
 def test_a_packs_tokens_do_not_keep_the_document_in_memory() -> None:
     document = np.arange(10, 30, dtype=np.int32)
-    packer = Packer(seq_len=8, boundary="mask", packing="wrap", overflow="split", tail="pad")
+    packer = Packer(seq_len=8, boundary="mask", packing="wrap")
     packer.feed(document)
     rows = packer.pop()
     assert rows is not None
@@ -173,7 +175,7 @@ def test_num_targets_is_what_counting_labels_gives(boundary: Any, lookahead: boo
 
 def test_rows_of_a_block_do_not_run_into_each_other() -> None:
     # One document over four packs: laid flat, each pack still begins a segment, and its last label is its own.
-    packer = Packer(seq_len=4, boundary="mask", packing="wrap", overflow="split", tail="pad")
+    packer = Packer(seq_len=4, boundary="mask", packing="wrap")
     packer.feed(list(range(10, 25)))
     packer.finish()
     rows = list(iter(packer.pop, None))

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.packing import packer_of
 
 from streampack.packing.blocks import expand_block, stack
-from streampack.packing.packer import Packer, pack
+from streampack.packing.packer import Packer
 from streampack.packing.packs import PackRows
+from streampack.packing.public import pack
 from streampack.records import TokenizedDocument
 
 CASES = json.loads((Path(__file__).parents[2] / "support" / "data" / "packing.json").read_text("utf-8"))["cases"]
@@ -33,10 +35,6 @@ def documents_of(case: dict[str, Any], container: Any = list) -> Iterator[Any]:
             yield container(ids)
         else:
             yield TokenizedDocument(container(ids), np.array(case["loss_mask"][index], np.bool_))
-
-
-def filled_in(case: dict[str, Any]) -> dict[str, Any]:
-    return {"overflow": "split", **case["arguments"]}
 
 
 def blocks_of(packer: Packer, rows: list[PackRows]) -> list[dict[str, list[Any]]]:
@@ -70,7 +68,7 @@ def test_pack_gives_the_golden_packs(case: dict[str, Any], container: str) -> No
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
 @pytest.mark.parametrize("pop_each_time", [True, False])
 def test_the_packer_gives_the_golden_packs(case: dict[str, Any], pop_each_time: bool) -> None:
-    packer = Packer(**filled_in(case))
+    packer = packer_of(**case["arguments"])
     rows = []
     for document in documents_of(case):
         if isinstance(document, TokenizedDocument):

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from support.packing import packer_of
 
 from streampack.errors import DocumentTooLongError
 from streampack.packing.blocks import expand_block, stack
-from streampack.packing.packer import Packer, pack
+from streampack.packing.packer import Packer
 from streampack.packing.packs import Pack, PackRows
 from streampack.packing.policies import ReplaceBoundary
+from streampack.packing.public import pack
 from streampack.records import Counts, TokenizedDocument
 
 BOS, EOS, PAD = 1, 2, 2
@@ -38,7 +40,7 @@ class Arguments:
     lookahead: bool = True
 
     def packer(self) -> Packer:
-        return Packer(**vars(self))
+        return packer_of(**vars(self))
 
 
 @dataclass
