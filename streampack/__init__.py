@@ -16,7 +16,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from streampack.chat.options import Chat
     from streampack.dataset.dataset import PackedDataset
+    from streampack.documents.split import HoldOut
     from streampack.errors import (
         ConfigError,
         CorruptShardError,
@@ -49,10 +51,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BoundaryPolicy",
+    "Chat",
     "ConfigError",
     "CorruptShardError",
     "Document",
     "DocumentTooLongError",
+    "HoldOut",
     "Limits",
     "LoaderError",
     "MissingFieldError",
@@ -86,10 +90,12 @@ __all__ = [
 # Imported on first use: the packing core needs no torch, and `streampack --help` must not wait for it.
 _HOMES = {
     "BoundaryPolicy": "packing.policies",
+    "Chat": "chat.options",
     "ConfigError": "errors",
     "CorruptShardError": "errors",
     "Document": "records",
     "DocumentTooLongError": "errors",
+    "HoldOut": "documents.split",
     "Limits": "records",
     "LoaderError": "errors",
     "MissingFieldError": "errors",

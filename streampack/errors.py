@@ -12,7 +12,7 @@ StreampackError
 │   └── StorageError                  the storage kept failing until the retry budget was spent
 ├── RecordError (ValueError)          one sample or record inside a good shard; `on_error="skip"` passes over it
 │   ├── MissingFieldError             the member or the key that `field` asks for is not there
-│   └── DocumentTooLongError          above `max_document_bytes`, or above a pack with `overflow="error"`
+│   └── DocumentTooLongError          above `limits.document_bytes`, or above a pack with `overflow="error"`
 ├── TokenizerError (ValueError)       a model that cannot be loaded, or is asked for what it does not have
 ├── StateError (ValueError)           a state that cannot be loaded here, with the field that differs
 └── LoaderError (RuntimeError)        an iterator used after its end, or workers that cannot begin or go on
@@ -105,7 +105,7 @@ class MissingFieldError(RecordError):
 
 
 class DocumentTooLongError(RecordError):
-    """A document above `max_document_bytes`, or above a pack with `overflow="error"`."""
+    """A document above `limits.document_bytes`, or above a pack with `overflow="error"`."""
 
 
 class TokenizerError(StreampackError, ValueError):

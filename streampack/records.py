@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from streampack.errors import ConfigError, RecordError
+from streampack.errors import RecordError, as_integer
 
 IGNORE_INDEX = -100
 """The label of a row that is not trained: `torch.nn.functional.cross_entropy` ignores it by default."""
@@ -35,12 +35,6 @@ Message: TypeAlias = Mapping[str, Any]
 """One message of a conversation: "role" and "content", both strings, and whatever else a template may use."""
 
 
-def check_whole_number(value: object, name: str, *, least: int) -> None:
-    """Raise `ConfigError` where an argument is not an int of at least `least`; True and False are not numbers."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError(f"{name}={value!r} must be a whole number of at least {least}")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """How much memory documents and lanes may take."""
@@ -51,8 +45,8 @@ class Limits:
     """Of the lanes of one rank, divided over its workers."""
 
     def __post_init__(self) -> None:
-        check_whole_number(self.document_bytes, "limits.document_bytes", least=1)
-        check_whole_number(self.buffer_bytes, "limits.buffer_bytes", least=1)
+        as_integer(self.document_bytes, "limits.document_bytes", low=1)
+        as_integer(self.buffer_bytes, "limits.buffer_bytes", low=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,15 +3,19 @@
 In:  what was given on the command line. Out: a `PackedDataset` on one rank, or what is needed to reach the shards.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
+from streampack.chat.options import as_chat
 from streampack.config.file import load_config
 from streampack.dataset.dataset import PackedDataset
+from streampack.packing.options import Packing
 from streampack.packing.policies import ReplaceBoundary
 from streampack.storage.access import StorageReader
+from streampack.storage.options import Storage
 from streampack.tokenizers.loading import ByteTokenizer
 
 Shards = Annotated[
@@ -33,7 +37,7 @@ Field = Annotated[
         show_default="txt",
     ),
 ]
-ChatTemplate = Annotated[
+Chat = Annotated[
     str | None,
     typer.Option(
         help="For conversations: phi3, llama2, mistral, llama3, chatml, or the path of a template.", show_default=False
@@ -55,34 +59,58 @@ AddEos = Annotated[bool | None, typer.Option("--eos/--no-eos", help="End each do
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
-def make_dataset(shards: Sequence[str], **given: Any) -> PackedDataset:  # Any: each argument has its own type
-    """The dataset of the shards, or of one config file, on one rank; an argument that is None was not given."""
-    given = {name: value for name, value in given.items() if value is not None}
-    if len(shards) == 1 and shards[0].endswith((".yaml", ".yml")):
-        given = load_config(shards[0]).dataset_arguments() | given
-    else:
-        given = {"shards": list(shards), "tokenizer": None} | given
-    boundary = given.get("boundary")
-    if isinstance(boundary, str) and boundary.startswith("replace:") and boundary[8:].isdecimal():
-        given["boundary"] = ReplaceBoundary(int(boundary[8:]))
-    return PackedDataset(**given, dp_rank=0, dp_size=1)
+def is_config(shards: Sequence[str]) -> bool:
+    """Whether a config file is given in the place of shards."""
+    return len(shards) == 1 and shards[0].endswith((".yaml", ".yml"))
+
+
+def make_dataset(
+    shards: Sequence[str],
+    *,
+    chat: str | None = None,
+    train_on: str | None = None,
+    boundary: str | None = None,
+    packing: str | None = None,
+    **others: Any,  # Any: each argument has its own type
+) -> PackedDataset:
+    """The dataset of the shards, or of one config file, on one rank; an argument that is None was not given.
+
+    An option changes what it names of a config file's record, and leaves the rest as it is.
+    """
+    given: dict[str, Any] = {"data": list(shards), "tokenizer": None}
+    if is_config(shards):
+        given = load_config(shards[0]).dataset_arguments()
+    given |= {name: value for name, value in others.items() if value is not None}
+    if chat is not None or train_on is not None:
+        asked = {"template": chat, "train_on": train_on}
+        changes = {name: value for name, value in asked.items() if value is not None}
+        given["chat"] = dataclasses.replace(as_chat(given.get("chat")), **changes)
+    if packing is not None:
+        record = given.get("packing")
+        given["packing"] = dataclasses.replace(record, kind=packing) if isinstance(record, Packing) else packing
+    if boundary is not None:
+        token = boundary.removeprefix("replace:")
+        given["boundary"] = ReplaceBoundary(int(token)) if token != boundary and token.isdecimal() else boundary
+    return PackedDataset(**given).for_rank(0, 1)
 
 
 def make_measured_dataset(shards: Sequence[str], tokenizer: str | None, **given: Any) -> tuple[PackedDataset, bool]:
-    """The dataset, and whether it gives tokens: without a tokenizer text is only read and measured in bytes."""
+    """The dataset, and whether it gives tokens; without a tokenizer text is only read and measured in bytes."""
     if tokenizer is None and given["field"] == "npy":
         bare = dict.fromkeys(("add_bos", "add_eos"), False)
         return make_dataset(shards, **given | {name: given.get(name) or value for name, value in bare.items()}), True
-    if tokenizer is None and not (len(shards) == 1 and shards[0].endswith((".yaml", ".yml"))):
+    if tokenizer is None and not is_config(shards):
         return make_dataset(shards, tokenizer=ByteTokenizer(), **given), False  # the tokenizer is never called
     return make_dataset(shards, tokenizer=tokenizer, **given), True
 
 
 def make_storage(shards: Sequence[str]) -> tuple[list[str], StorageReader]:
-    """The shards and how to reach them, for commands that need no tokenizer; from a config file its dataset's."""
-    if len(shards) == 1 and shards[0].endswith((".yaml", ".yml")):
-        given = load_config(shards[0]).dataset_arguments()
-        found = given["shards"]
-        specs = [found] if isinstance(found, str) else list(found)
-        return specs, StorageReader(given.get("storage_options"), given.get("retry"))
-    return list(shards), StorageReader()
+    """The shards and how to reach them, for commands that need no tokenizer; from a config file its dataset's.
+
+    Nothing is kept in a cache: what these commands read, they read once.
+    """
+    if not is_config(shards):
+        return list(shards), StorageReader()
+    given = load_config(shards[0]).dataset_arguments()
+    data, storage = given["data"], given.get("storage", Storage())
+    return [data] if isinstance(data, str) else data, StorageReader(storage.options, storage.retry)

@@ -20,7 +20,7 @@ import msgspec
 import typer
 from rich.table import Table
 
-from streampack.cli.arguments import ChatTemplate, Field, Json, NumWorkers, Shards, Tokenizer, make_measured_dataset
+from streampack.cli.arguments import Chat, Field, Json, NumWorkers, Shards, Tokenizer, make_measured_dataset
 from streampack.cli.console import format_bytes, output, plural, print_json, print_warning, printable
 from streampack.cli.per_shard import each_shard, num_processes
 from streampack.cli.progress import ShardProgress
@@ -55,7 +55,7 @@ def verify(
     *,
     field: Field = None,
     tokenizer: Tokenizer = None,
-    chat_template: ChatTemplate = None,
+    chat: Chat = None,
     journal: Annotated[
         Path | None,
         typer.Option(
@@ -66,7 +66,7 @@ def verify(
     json: Json = False,
 ) -> None:
     """Read whole shards and report what is wrong in them, and where; the exit code is 1 if there is a problem."""
-    dataset, _ = make_measured_dataset(shards, tokenizer, field=field, chat_template=chat_template)
+    dataset, _ = make_measured_dataset(shards, tokenizer, field=field, chat=chat)
     table, pipeline = dataset.list_shards(), dataset.pipeline
     known = {} if journal is None else _known(journal, pipeline)
     verdicts: dict[int, Verdict] = {}

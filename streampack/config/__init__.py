@@ -1,3 +1,3 @@
 """A configuration file as the arguments of the dataset and the loader."""
 
-__all__ = ["file", "yamltree"]
+__all__ = ["file", "lines", "sections", "values", "yamltree"]

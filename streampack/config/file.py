@@ -1,94 +1,41 @@
 """Configuration from a YAML file: typed, strict, and only what the file says.
 
-In: a file with the sections `dataset` and `loader`, whose keys are the keyword arguments of `PackedDataset` and
-`PackedDataLoader`. Out: a frozen `Config`, whose `dataset_arguments()` and `loader_arguments()` go to the constructors
-as they are. A key that the file leaves out is not there: defaults live in the constructors and nowhere else, and so
-do the checks of what the values may be together.
-
-An unknown key, a key given twice and a value of the wrong type are errors that name file, line and key. Environment
-variables and `~` are not expanded: a config means the same for everyone who reads it. What is written otherwise than
-in Python:
+In:    a file with the sections `dataset` and `loader`, whose keys are the keyword arguments of `PackedDataset` and
+       `PackedDataLoader`; an option record is a mapping of its fields, or its shorthand.
+Out:   a frozen `Config`, whose `dataset_arguments()` and `loader_arguments()` go to the constructors as they are.
+Never: a default; a key that the file leaves out is not there. An unknown key, a key given twice or a value of the wrong
+       type is an error that names file, line and key.
 
     sizes in bytes    a number, or text with a unit: 512MiB, 8MB
     boundary          a name, or {replace: 7} for ReplaceBoundary(7)
     transform         "module:function", imported when the arguments are asked for
-    retry             a mapping of RetryPolicy's fields
-    paths             of shards, tokenizer, chat_template and cache_dir: one that starts with ./ or ../ is relative to
-                      the config file, package://some.package/path is inside an installed package, any other stays
+    packing, chat     a shorthand (wrap, phi3) or a mapping: {kind: next_fit, overflow: truncate}
+    paths             of data, tokenizer, chat template and cache_dir: one that starts with ./ or ../ is relative to the
+                      config file, package://some.package/path is inside an installed package, any other stays
 """
 
-import importlib.resources
 import os
-import pkgutil
 import re
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
-from enum import EnumType
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import msgspec
 import yaml
 from msgspec import UNSET, UnsetType
 
+from streampack.config.lines import Keys, Lines
+from streampack.config.sections import Section, described, has_shorthand, inner_section, record_of, section_of
+from streampack.config.values import as_bytes, as_function, as_path, shown
 from streampack.config.yamltree import LimitError, compose, construct
+from streampack.dataset.arguments import DatasetArguments
 from streampack.errors import ConfigError
-from streampack.packing.options import Overflow, PackingKind, Tail
-from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary
-from streampack.storage.options import RetryPolicy
 
 
-class Replace(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`boundary: {replace: 7}`: the label between two documents is this token."""
-
-    replace: int
-
-
-class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    def given(self) -> dict[str, Any]:  # Any: each field has its own type, and the constructors take it by name
-        """The fields that the file sets."""
-        return {name: value for name in self.__struct_fields__ if (value := getattr(self, name)) is not UNSET}
-
-
-class DatasetConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Arguments of `PackedDataset`; a field that the file does not set is `msgspec.UNSET`."""
-
-    shards: str | list[str]
-    tokenizer: str | None
-    seq_len: int | UnsetType = UNSET
-    field: str | UnsetType = UNSET
-    boundary: BoundaryPolicy | Replace | UnsetType = UNSET
-    packing: PackingKind | UnsetType = UNSET
-    overflow: Overflow | UnsetType = UNSET
-    tail: Tail | UnsetType = UNSET
-    lookahead: bool | UnsetType = UNSET
-    pad_id: int | UnsetType | None = UNSET
-    add_bos: bool | UnsetType = UNSET
-    add_eos: bool | UnsetType = UNSET
-    chat_template: str | UnsetType | None = UNSET
-    train_on: Literal["assistant", "last_assistant", "all"] | UnsetType = UNSET
-    transform: str | UnsetType | None = UNSET
-    transform_version: str | UnsetType = UNSET
-    split: Literal["train", "val"] | UnsetType | None = UNSET
-    val_fraction: float | UnsetType = UNSET
-    seed: int | UnsetType = UNSET
-    shuffle: bool | UnsetType = UNSET
-    num_lanes: int | Literal["auto"] | UnsetType = UNSET
-    epochs: int | UnsetType | None = UNSET
-    epoch_end: Literal["pad", "stop"] | UnsetType = UNSET
-    on_error: Literal["raise", "skip"] | UnsetType = UNSET
-    max_skipped: int | float | UnsetType = UNSET
-    max_document_bytes: int | UnsetType = UNSET
-    max_buffer_bytes: int | UnsetType = UNSET
-    storage_options: dict[str, object] | UnsetType = UNSET
-    retry: RetryPolicy | UnsetType = UNSET
-    cache_dir: str | UnsetType | None = UNSET
-    cache_bytes: int | UnsetType = UNSET
-    engine: str | UnsetType = UNSET
-
-
-class LoaderConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Arguments of `PackedDataLoader`; a field that the file does not set is `msgspec.UNSET`."""
+class LoaderSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Arguments of `PackedDataLoader`, but for those that only a program can give: the dataset, ranks and groups."""
 
     batch_size: int | UnsetType = UNSET
     num_workers: int | UnsetType = UNSET
@@ -106,11 +53,20 @@ class LoaderConfig(_Section, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     whole_state: bool | UnsetType = UNSET
 
 
-class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+SECTIONS: dict[str, type[Section]] = {
+    "dataset": section_of(DatasetArguments, required=("data", "tokenizer")),
+    "loader": LoaderSection,
+}
+_PATHS = frozenset({"data", "tokenizer", "chat", "template", "cache_dir"})
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
     """What one config file says."""
 
-    dataset: DatasetConfig
-    loader: LoaderConfig = LoaderConfig()
+    dataset: dict[str, Any]
+    """Arguments of `PackedDataset`; `transform` is the name of a function."""
+    loader: dict[str, Any]
 
     def dataset_arguments(self) -> dict[str, Any]:
         """Keyword arguments for `PackedDataset`: those that the file sets, ready to use.
@@ -118,16 +74,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Raises:
             ConfigError: `transform` cannot be imported.
         """
-        arguments = self.dataset.given()
-        if isinstance(boundary := arguments.get("boundary"), Replace):
-            arguments["boundary"] = ReplaceBoundary(boundary.replace)
+        arguments = dict(self.dataset)
         if (transform := arguments.get("transform")) is not None:
-            arguments["transform"] = _imported(transform)
+            arguments["transform"] = as_function(transform, "dataset.transform")
         return arguments
 
     def loader_arguments(self) -> dict[str, Any]:
         """Keyword arguments for `PackedDataLoader`: those that the file sets."""
-        return self.loader.given()
+        return dict(self.loader)
 
 
 def load_config(path: str | os.PathLike[str]) -> Config:
@@ -139,7 +93,7 @@ def load_config(path: str | os.PathLike[str]) -> Config:
     path = Path(path)
     try:
         text = path.read_text("utf-8")
-        lines = _Lines(path, compose(text))
+        lines = Lines(path, compose(text))
         data = construct(text)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the config file cannot be read: {error}", url=str(path)) from error
@@ -148,62 +102,33 @@ def load_config(path: str | os.PathLike[str]) -> Config:
         raise ConfigError(f"the config file is too large: {error}", url=where) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"the config file is not YAML: {error}", url=str(path)) from error
-    data = _checked_mapping(data, (), tuple(_SECTIONS), lines)
-    for section, kind in _SECTIONS.items():
-        if section in data:
-            values = _checked_mapping(data[section], (section,), kind.__struct_fields__, lines)
-            data[section] = {key: _plain(value, (section, key), lines) for key, value in values.items()}
-    try:
-        return msgspec.convert(data, Config)
-    except msgspec.ValidationError as error:
-        raise _type_error(str(error), data, lines) from error
+    data = _checked_mapping(data, (), tuple(SECTIONS), lines)
+    if "dataset" not in data:
+        raise ConfigError("`dataset` must be given", url=lines.where(()))
+    found = {}
+    for name, kind in SECTIONS.items():
+        plain = _plain_mapping(data.get(name, {}), (name,), kind, lines)
+        try:
+            section = msgspec.convert(plain, kind)
+        except msgspec.ValidationError as error:
+            raise _type_error(str(error), (name,), plain, kind, lines) from error
+        found[name] = _with_records(section, (name,), lines)
+    return Config(**found)
 
 
-_SECTIONS: dict[str, type[_Section]] = {"dataset": DatasetConfig, "loader": LoaderConfig}
-_UNITS = {f"{prefix}{i}B": (1024 if i else 1000) ** power for power, prefix in enumerate("KMGT", 1) for i in ("", "i")}
-
-
-class _Lines:
-    """Where each key stands in the file; refuses a key that stands there twice, which YAML lets pass."""
-
-    def __init__(self, file: Path, root: yaml.Node | None) -> None:
-        self.file = file
-        self._lines: dict[tuple[str, ...], int] = {(): 1}
-        if root is not None:
-            self._collect(root, ())
-
-    def _collect(self, node: yaml.Node, keys: tuple[str, ...]) -> None:
-        if isinstance(node, yaml.SequenceNode):
-            for index, item in enumerate(node.value):
-                self._collect(item, (*keys, str(index)))
-        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
-            inner = (*keys, str(key.value))
-            first, self._lines[inner] = self._lines.get(inner), key.start_mark.line + 1
-            if first is not None:
-                problem = f"`{'.'.join(inner)}` is given twice, first on line {first}; leave one"
-                raise ConfigError(problem, url=self.where(inner))
-            self._collect(value, inner)
-
-    def where(self, keys: tuple[str, ...]) -> str:
-        """`file:line` of the key, or of what is nearest above it."""
-        while keys not in self._lines:
-            keys = keys[:-1]
-        return f"{self.file}:{self._lines[keys]}"
-
-
-def _checked_mapping(value: object, keys: tuple[str, ...], known: tuple[str, ...], lines: _Lines) -> dict[str, Any]:
+def _checked_mapping(value: object, keys: Keys, known: tuple[str, ...], lines: Lines) -> dict[str, Any]:
     """`value`, if it is a mapping of known keys."""
     section = ".".join(keys)
     if not isinstance(value, dict):
         raise ConfigError(
             f"{f'`{section}`' if keys else 'the file'} must be a mapping with keys of {', '.join(known)}; "
-            f"found {_shown(value)}",
+            f"found {shown(value)}",
             url=lines.where(keys),
         )
     for key in map(str, value):
         if key in known:
             continue
-        homes = [name for name, kind in _SECTIONS.items() if key in kind.__struct_fields__]
+        homes = [name for name, kind in _all_sections(SECTIONS) if key in kind.__struct_fields__]
         nearest = get_close_matches(key, known, n=1, cutoff=0.5)
         hint = f"did you mean `{nearest[0]}`?" if nearest else f"known are {', '.join(known)}"
         if homes:
@@ -213,100 +138,71 @@ def _checked_mapping(value: object, keys: tuple[str, ...], known: tuple[str, ...
     return dict(value)
 
 
-def _plain(value: object, keys: tuple[str, str], lines: _Lines) -> object:
-    """The value with sizes as numbers and paths resolved; a value of a wrong type stays for the check of types."""
-    key = keys[1]
-    if key in {"shards", "tokenizer", "chat_template", "cache_dir"}:
-        if isinstance(value, list):
-            return [_plain(item, keys, lines) for item in value]
-        return _resolved(value, lines.file, lines.where(keys)) if isinstance(value, str) else value
-    if key == "retry":
-        return _checked_mapping(value, keys, tuple(RetryPolicy.__dataclass_fields__), lines)
-    if key.endswith("_bytes") and isinstance(value, str):
-        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]i?B)", value)
-        if match is None:
-            problem = f"must be a number of bytes or a size such as 512MiB or 8MB; found {_shown(value)}"
-            raise ConfigError(f"`{'.'.join(keys)}` {problem}", url=lines.where(keys))
-        return int(float(match[1]) * _UNITS[match[2]])
+def _all_sections(sections: Mapping[str, type[Section]]) -> Iterator[tuple[str, type[Section]]]:
+    """Each section with its place in a file, such as "dataset.limits"."""
+    for name, kind in sections.items():
+        yield name, kind
+        inner = {f"{name}.{key}": inner_section(kind, key) for key in kind.__struct_fields__}
+        yield from _all_sections({place: each for place, each in inner.items() if each is not None})
+
+
+def _plain_mapping(value: object, keys: Keys, kind: type[Section], lines: Lines) -> dict[str, Any]:
+    """A mapping of a section's keys, with sizes as numbers and paths resolved; types are checked after this."""
+    data = _checked_mapping(value, keys, kind.__struct_fields__, lines)
+    return {key: _plain(inner, (*keys, key), kind, lines) for key, inner in data.items()}
+
+
+def _plain(value: object, keys: Keys, kind: type[Section], lines: Lines) -> object:
+    inner = inner_section(kind, keys[-1])
+    if inner is not None and (isinstance(value, dict) or not has_shorthand(kind, keys[-1])):
+        return _plain_mapping(value, keys, inner, lines)
+    if isinstance(value, list):
+        return [_plain(item, keys, kind, lines) for item in value]
+    if not isinstance(value, str):
+        return value
+    try:
+        if keys[-1] in _PATHS:
+            return as_path(value, lines.file.parent)
+        if keys[-1].endswith("_bytes"):
+            return as_bytes(value)
+    except ConfigError as error:
+        raise ConfigError(f"`{'.'.join(keys)}`: {error.message}", url=lines.where(keys)) from error
     return value
 
 
-def _resolved(path: str, file: Path, where: str) -> str:
-    """A path of the config file as the rest of the library takes it."""
-    if path.startswith("@"):  # a manifest
-        return "@" + _resolved(path[1:], file, where)
-    if path.startswith(("./", "../")):
-        return os.path.abspath(file.parent / path)  # noqa: PTH100  # resolve() would follow symbolic links
-    if path.startswith("package://"):
-        package, _, inner = path.removeprefix("package://").partition("/")
+def _with_records(section: Section, keys: Keys, lines: Lines) -> dict[str, Any]:
+    """What a section says, each section in it as the record that it stands for."""
+    found = section.given()
+    for key, value in found.items():
+        if not isinstance(value, Section):
+            continue
+        inner = (*keys, key)
+        values = _with_records(value, inner, lines)
         try:
-            return f"{importlib.resources.files(package)}/{inner}"
-        except (ImportError, ValueError) as error:
-            raise ConfigError(f"{path}: there is no package {package!r} to import", url=where) from error
-    return path
+            found[key] = record_of(type(value), values)
+        except ConfigError as error:
+            raise ConfigError(f"`{'.'.join(inner)}`: {error.message}", url=lines.where(inner)) from error
+    return found
 
 
-def _imported(name: str) -> Callable[..., object]:
-    """The function that "module:function" names."""
-    try:
-        function: object = pkgutil.resolve_name(name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"`dataset.transform`: {name!r} cannot be imported: {error}") from error
-    if not callable(function):
-        raise ConfigError(f'`dataset.transform` is "module:function"; {name!r} is {_shown(function)}')
-    return function
-
-
-def _type_error(message: str, data: object, lines: _Lines) -> ConfigError:
-    """The first wrong value that msgspec complains of, with what was expected and where it stands."""
-    match = re.fullmatch(r"(.*?)(?: - at .*`\$\.(.*)`)?", message)
+def _type_error(message: str, keys: Keys, value: Any, kind: type[Section], lines: Lines) -> ConfigError:
+    """The first wrong value of a section that msgspec complains of: what was expected, and where it is."""
+    match = re.fullmatch(r"(.*?)(?: - at .*`\$\.?(.*)`)?", message)
     assert match is not None
     problem, path = match.groups("")
-    keys = tuple(re.findall(r"[^.\[\]]+", path))
+    inside = re.findall(r"[^.\[\]]+", path)
     if missing := re.fullmatch("Object missing required field `(.*)`", problem):
-        return ConfigError(f"`{'.'.join((*keys, missing[1]))}` must be given", url=lines.where(keys))
-    value = data
-    for key in keys:
-        if isinstance(value, dict):
-            value = value[key]
-        elif isinstance(value, list):
-            value = value[int(key)]
-    if len(keys) == 2 and problem.startswith(("Expected", "Invalid")):  # not what a policy's own check says
-        problem = f"expected {_described(get_type_hints(_SECTIONS[keys[0]])[keys[1]])}"
+        problem = f"`{'.'.join((*keys, *inside, missing[1]))}` must be given"
+        return ConfigError(problem, url=lines.where((*keys, *inside)))
+    holder: type[Section] | None = kind
+    for depth, key in enumerate(inside):
+        value = value[int(key)] if isinstance(value, list) else value.get(key, value)
+        last = depth == len(inside) - 1
+        if holder is not None and last and key in holder.__struct_fields__ and problem.startswith(("Expected", "Inv")):
+            problem = f"expected {described(holder, key)}"
+        holder = None if holder is None else inner_section(holder, key)
     hint = ""
     if isinstance(value, str) and re.fullmatch(r"\d+(\.\d*)?[eE][+-]?\d+", value):
         hint = " (in YAML a number with an exponent needs a point and a sign: 1.0e-3)"
-    return ConfigError(f"`{path}`: {problem}, found {_shown(value)}{hint}", url=lines.where(keys))
-
-
-def _described(hint: object) -> str:
-    """A field's type in words: what a file may say there."""
-    options: list[str] = []
-    for option in get_args(hint) or (hint,):
-        if get_origin(option) is Literal:
-            options += get_args(option)
-        elif isinstance(option, EnumType):
-            options += option
-        elif option is not UnsetType:
-            options.append(_NAMES.get(option) or str(option))
-    return " or ".join(options)
-
-
-_NAMES: dict[object, str] = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    type(None): "null",
-    list[str]: "a list of texts",
-    dict[str, object]: "a mapping",
-    Replace: "{replace: token id}",
-    RetryPolicy: "a mapping of RetryPolicy's fields",
-}
-
-
-def _shown(value: object) -> str:
-    if value is None:
-        return "null"
-    text = repr(value)
-    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+    place = ".".join((*keys, path))
+    return ConfigError(f"`{place}`: {problem}, found {shown(value)}{hint}", url=lines.where((*keys, *inside)))

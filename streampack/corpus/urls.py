@@ -36,5 +36,5 @@ def refuse_shell(url: str) -> None:
     if url.startswith("pipe:"):
         raise ConfigError(
             f"{url!r} would run a shell, which streampack never does; give the storage's own URL (s3://, gs://, "
-            "https://, a path) and what it needs in storage_options"
+            "https://, a path) and what it needs in Storage(options=...)"
         )

@@ -1,102 +1,89 @@
 """PackedDataset: shards and a tokenizer in, packs out, as a PyTorch IterableDataset.
 
-Arguments are checked here, once; from then on a `Pipeline` is trusted. The dataset itself can be pickled and forked: it
-holds no open file, no client and no handle of a tokenizer that does not survive either.
+In:    the arguments of a run. They are checked here, once; from then on a frozen `Pipeline` is trusted.
+Out:   packs of one rank and worker; to the loader the shards, their division into lanes, and a fingerprint of it all.
+Never: an open file, a client, or a tokenizer's handle that does not survive a pickle or a fork.
 """
 
 import dataclasses
-import hashlib
 import os
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from streampack.chat.encoder import ChatEncoder, make_encoder
 from streampack.chat.options import Chat
-from streampack.chat.templates import ChatFunction, TrainOn
+from streampack.chat.templates import ChatFunction
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.partition import auto_num_lanes, check_ranks, rank_lanes, worker_lanes
-from streampack.corpus.resolve import resolve_shards
 from streampack.corpus.table import ShardTable
+from streampack.dataset.arguments import Data, DatasetArguments, as_storage
+from streampack.dataset.assembly import fingerprint, make_pipeline
 from streampack.dataset.iteration import PackIterator, Reading, WorkerShare
+from streampack.dataset.shardlist import ShardList
 from streampack.dataset.wrappers import check_not_dealt_again
-from streampack.documents.fields import parse_field
-from streampack.documents.reader import DocumentReader
 from streampack.documents.split import HoldOut
 from streampack.documents.transform import Transform
 from streampack.errors import ConfigError, LoaderError, TopologyError
-from streampack.lanes.pipeline import Pipeline
-from streampack.packing.options import Overflow, PackingKind
-from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary, as_boundary
+from streampack.packing.options import Packing, PackingKind
+from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary
 from streampack.ranks import topology
-from streampack.records import Tokenizer
+from streampack.records import Limits, Tokenizer
 from streampack.storage.access import StorageReader
-from streampack.storage.cache.folder import MIN_CACHE_BYTES, CacheFolder
-from streampack.storage.options import RetryPolicy
-from streampack.tokenizers.engines import choose_engine
-from streampack.tokenizers.loading import check_tokenizer, load_tokenizer, special_ids
+from streampack.storage.options import Storage
 
 
 class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
     """Packs of `seq_len` tokens with labels, from tar shards, tokenized and packed on the fly.
 
     Iterating gives dicts of int64 tensors of shape [seq_len]: "tokens", "labels" (already shifted, -100 where there is
-    no target), "position_ids" (restart in every segment) and "segment_ids" (1, 2, ...; 0 on padding). It works as it
-    is in `torch.utils.data.DataLoader(dataset, batch_size=8, num_workers=4)`: every pack comes once over all workers
-    and ranks. Use `PackedDataLoader` for the global order, exact state, and ranks that end together.
+    no target), "position_ids" (restart in every segment) and "segment_ids" (1, 2, ...; 0 on padding). Use
+    `PackedDataLoader` for the global order, exact state, and ranks that end together. In torch's own DataLoader,
+    `DataLoader(dataset, batch_size=8, num_workers=4)`, every pack comes once over all workers; there each of several
+    ranks takes `dataset.for_rank(rank, size)`.
 
     Args:
-        shards: URL, braces (`s3://b/{00000..01023}.tar`), glob, directory, `@manifest.jsonl`, or a list of those.
+        data: which shards: a URL, braces (`s3://b/{00000..01023}.tar`), a glob, a directory, `@manifest.jsonl`, or a
+            list of those.
         tokenizer: path or URL of a SentencePiece model or a tokenizer.json (known by content), or a `Tokenizer`;
             None only for pre-tokenized shards without `add_bos` and `add_eos`.
         seq_len: tokens of a pack, at least 2.
         field: what of a sample is the document: "txt", "json:KEY", "jsonl:KEY" (many documents) or "npy" (token ids).
-        boundary: what the row at a document's end has as its label; see `BoundaryPolicy`, or `ReplaceBoundary(id)`.
-        packing: "wrap" cuts the stream of rows every `seq_len`; "next_fit" keeps documents whole. None: "wrap", for
-            conversations "next_fit".
-        overflow: what "next_fit" does with a document above `seq_len`: "split", "truncate", "drop" or "error". None:
-            "split", for conversations "error".
-        tail: "pad" or "drop" the unfinished pack at the end of each lane of a finite run.
-        lookahead: False masks the last label of every full pack, as for a model that shifts labels itself.
-        pad_id: the token of padding; None takes the tokenizer's, else 0.
-        add_bos: put the tokenizer's BOS before each document, pre-tokenized ones too.
-        add_eos: put its EOS behind each document.
-        chat_template: for conversations (a field whose key is `messages`): "phi3", "llama2", "llama3", "mistral",
-            "chatml"; the path of a tokenizer_config.json, or a Jinja template, in which `{% generation %}` encloses
-            the assistant's; or a function that gives (text or token id, trained) pairs of a list of messages. The
-            built-in ones put BOS and EOS where the model's format has them, the others say themselves what is there.
-        train_on: which messages are targets: "assistant", "last_assistant" or "all".
+            Under a key `messages` stands a conversation.
+        chat: for conversations: how they become tokens, and which messages are targets; a `Chat`, or its template
+            alone, such as "phi3" or the path of a tokenizer_config.json. The built-in templates put BOS and EOS where
+            the model's format has them (where `add_bos`, `add_eos` ask for them); others write them themselves.
         transform: `fn(document, rng)` gives a `Document`, a list of them, or None. `rng` depends on the document alone.
         transform_version: a name for what `transform` does; part of the fingerprint.
-        split: "train" or "val": without, or only, the documents held out by a hash; "val" is one epoch as listed.
-        val_fraction: share of the documents that is held out, 0 to 1.
+        add_bos: put the tokenizer's BOS before each document, pre-tokenized ones too.
+        add_eos: put its EOS after each document.
+        pad_id: the token of padding; None takes the tokenizer's, else 0.
+        boundary: what the row at a document's end has as its label: a `BoundaryPolicy` or its name, or
+            `ReplaceBoundary(id)`.
+        packing: how rows become packs: "wrap" cuts them every `seq_len`, "next_fit" keeps documents whole; or a
+            `Packing`, which also says what becomes of a document that is longer than a pack. None: "wrap", for
+            conversations "next_fit".
+        shuffle: whether shards come in a new order each epoch (True, or "shards") or as listed (False).
         seed: decides the order of shards per epoch and the transform's `rng`.
-        shuffle: whether shards come in a new order each epoch.
         num_lanes: independent streams that the corpus is divided into, for the life of a run; a multiple of every
             number of ranks that it shall run on. "auto" depends on the bytes of the corpus alone.
         epochs: passes over the corpus that one iteration makes; None: without end.
         epoch_end: a finite run on several ranks ends with its longest lane ("pad") or its shortest ("stop").
+        hold_out: documents held out of training by a hash: `HoldOut("train", 0.001)` for all others,
+            `HoldOut("val", 0.001)` for those, in one epoch as listed. None: all documents.
         on_error: "raise" at a bad record or a broken shard, or "skip" the record, or what the lane would read of the
-            shard from where it breaks on (counted, logged, remembered in the state). A missing shard and failing
+            shard from where it is broken (counted, logged, remembered in the state). A missing shard and failing
             storage always raise.
-        max_skipped: what one lane may skip: a number, or a part of its documents as a fraction below 1 (and 10 in any
-            case).
-        max_document_bytes: a larger document is a bad record.
-        max_buffer_bytes: memory for the lanes of a rank, divided over its workers.
-        storage_options: for fsspec's filesystem.
-        retry: how long and how often to try again when storage fails.
-        cache_dir: a folder on a disk of this node, where the bytes of remote shards are kept and shared by all ranks
-            and workers; made if it is not there. None: nothing is kept.
-        cache_bytes: what the folder may hold; the blocks that were not read for longest are removed first.
+        max_bad: how many bad records and broken shards one lane may skip: a number, or a part of its documents as a
+            fraction below 1 (and 10 in any case).
+        limits: the memory of a document and of all lanes of a rank.
+        storage: how the shards are reached: options of fsspec's filesystem, when to try again, a cache on the node's
+            disk. A plain mapping stands for `Storage(options=mapping)`.
         engine: which library tokenizes for a SentencePiece model; the ids are the same. "auto" takes gigatoken where it
             is installed (extra `fast`) and its ids are proved equal, "sentencepiece" and "gigatoken" insist. For BPE
             models SentencePiece gets long texts in parts where that is proved to give the same ids, too.
-        dp_rank: data-parallel rank, for use without `PackedDataLoader`; None asks torch.distributed or torchrun.
-        dp_size: data-parallel ranks.
 
     Raises:
         ConfigError: an argument that cannot work.
@@ -106,251 +93,177 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
 
     def __init__(
         self,
-        shards: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        data: Data,
         tokenizer: str | os.PathLike[str] | Tokenizer | None,
         seq_len: int = 4096,
         *,
         field: str = "txt",
-        boundary: BoundaryPolicy | ReplaceBoundary | str = "mask",
-        packing: PackingKind | str | None = None,
-        overflow: Overflow | str | None = None,
-        tail: str = "pad",
-        lookahead: bool = True,
-        pad_id: int | None = None,
-        add_bos: bool = True,
-        add_eos: bool = True,
-        chat_template: str | ChatFunction | None = None,
-        train_on: TrainOn | str = "assistant",
+        chat: Chat | str | ChatFunction | None = None,
         transform: Transform | None = None,
         transform_version: str = "",
-        split: Literal["train", "val"] | None = None,
-        val_fraction: float = 0.0,
+        add_bos: bool = True,
+        add_eos: bool = True,
+        pad_id: int | None = None,
+        boundary: BoundaryPolicy | ReplaceBoundary | str = "mask",
+        packing: Packing | PackingKind | str | None = None,
+        shuffle: bool | Literal["shards"] = True,
         seed: int = 0,
-        shuffle: bool = True,
         num_lanes: int | Literal["auto"] = "auto",
         epochs: int | None = None,
         epoch_end: Literal["pad", "stop"] = "pad",
+        hold_out: HoldOut | None = None,
         on_error: Literal["raise", "skip"] = "raise",
-        max_skipped: float = 1000,
-        max_document_bytes: int = 64 * 2**20,
-        max_buffer_bytes: int = 512 * 2**20,
-        storage_options: Mapping[str, Any] | None = None,
-        retry: RetryPolicy | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        cache_bytes: int = 64 * 2**30,
+        max_bad: float = 1000,
+        limits: Limits = Limits(),  # noqa: B008  # frozen
+        storage: Storage | Mapping[str, object] = Storage(),  # noqa: B008  # frozen
         engine: str = "auto",
-        dp_rank: int | None = None,
-        dp_size: int | None = None,
     ) -> None:
         super().__init__()
-        _choose("epoch_end", epoch_end, ("pad", "stop"))
-        _choose("on_error", on_error, ("raise", "skip"))
-        folder = None
-        if cache_dir is not None:
-            name = os.fspath(cache_dir)
-            if not name or "://" in name:
-                raise ConfigError(f"cache_dir={name!r} must be a folder on a disk of this node, or None")
-            folder = CacheFolder(cache_dir, cache_bytes)
-        for name, value, least in (
-            ("epochs", epochs, 1),
-            ("max_skipped", None if isinstance(max_skipped, float) else max_skipped, 0),
-            ("max_document_bytes", max_document_bytes, 1),
-            ("max_buffer_bytes", max_buffer_bytes, 1),
-            ("cache_bytes", cache_bytes, MIN_CACHE_BYTES),
-            ("num_lanes", None if num_lanes == "auto" else num_lanes, 1),
-            ("seed", seed, 0),
-        ):
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-                raise ConfigError(f"{name}={value!r} must be a whole number of at least {least}")
-        if isinstance(max_skipped, float) and not 0 < max_skipped < 1:
-            raise ConfigError(f"max_skipped={max_skipped!r} must be a whole number, or a fraction above 0 and below 1")
-        if split is None and val_fraction:
-            warnings.warn(f"val_fraction={val_fraction} has no effect without a split", stacklevel=2)
-        if split == "val" and epochs not in (None, 1):
-            raise ConfigError(f'split="val" is one epoch, the same at every pass; epochs={epochs} cannot be')
-        self.epochs: int | None = 1 if split == "val" else epochs
-        self.epoch_end = epoch_end
-        self.seq_len = seq_len
-        self.max_buffer_bytes = max_buffer_bytes
-        self._asked_lanes = num_lanes
-        self.auto_lanes = num_lanes == "auto"
-        """Whether the number of lanes was left to the data."""
-        self._specs = _specs(shards)
-        self._storage = StorageReader(storage_options, RetryPolicy() if retry is None else retry, folder)
-        self._table: ShardTable | None = None
-        self._shards_print: dict[str, Any] | None = None
-        self._by_hand = dp_rank is not None
-        self._topology = topology.resolve(dp_rank=dp_rank, dp_size=dp_size)
+        self._arguments = DatasetArguments(
+            data=data,
+            tokenizer=tokenizer,
+            seq_len=seq_len,
+            field=field,
+            chat=chat,
+            transform=transform,
+            transform_version=transform_version,
+            add_bos=add_bos,
+            add_eos=add_eos,
+            pad_id=pad_id,
+            boundary=boundary,
+            packing=packing,
+            shuffle=shuffle,
+            seed=seed,
+            num_lanes=num_lanes,
+            epochs=epochs,
+            epoch_end=epoch_end,
+            hold_out=hold_out,
+            on_error=on_error,
+            max_bad=max_bad,
+            limits=limits,
+            storage=as_storage(storage),
+            engine=engine,
+        )
+        reader = StorageReader.of(self._arguments.storage)
+        self.pipeline = make_pipeline(self._arguments, reader)
+        """What is done with a shard's bytes."""
+        self._shards = ShardList(self._arguments.names_of_shards, reader)
+        self._num_lanes = None if num_lanes == "auto" else num_lanes
+        self._topology = topology.resolve()
         # In shared memory, so that persistent workers see a later `set_epoch`.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
-
-        if isinstance(tokenizer, (str, os.PathLike)):
-            path = os.fspath(tokenizer)
-            tokenizer = load_tokenizer(self._storage.read(path), name=path)
-        if tokenizer is None and (field != "npy" or add_bos or add_eos):
-            raise ConfigError('tokenizer=None works with field="npy", add_bos=False and add_eos=False only')
-        if tokenizer is not None:
-            tokenizer = choose_engine(check_tokenizer(tokenizer), engine)
-        parsed = parse_field(field)
-        bos_id, eos_id = None, None
-        chat: ChatEncoder | None = None
-        if parsed.is_chat:
-            chat = make_encoder(
-                Chat(chat_template, train_on),
-                tokenizer=tokenizer,
-                add_bos=add_bos,
-                add_eos=add_eos,
-                read=self._storage.read,
-            )
-        elif chat_template is not None or train_on != TrainOn.ASSISTANT:
-            raise ConfigError(f"chat_template and train_on are for conversations, and field={field!r} holds none")
-        elif tokenizer is not None:
-            bos_id, eos_id = special_ids(tokenizer, add_bos=add_bos, add_eos=add_eos)
-        if pad_id is None:
-            pad_id = None if tokenizer is None else tokenizer.pad_id
-        self.pipeline = Pipeline(
-            storage=self._storage,
-            documents=DocumentReader(
-                field=parsed,
-                transform=transform,
-                transform_version=transform_version,
-                hold_out=None if split is None else HoldOut(split, val_fraction),
-                seed=seed,
-                max_document_bytes=max_document_bytes,
-                chat=chat,
-            ),
-            tokenizer=tokenizer,
-            bos_id=bos_id,
-            eos_id=eos_id,
-            seq_len=seq_len,
-            boundary=as_boundary(boundary),
-            packing=str(packing or (PackingKind.WRAP if chat is None else PackingKind.NEXT_FIT)),
-            overflow=str(
-                overflow or (Overflow.SPLIT if chat is None or packing == PackingKind.WRAP else Overflow.ERROR)
-            ),
-            tail=tail,
-            lookahead=lookahead,
-            pad_id=0 if pad_id is None else pad_id,
-            token_ids=(None, None) if tokenizer is None else (tokenizer.bos_id, tokenizer.eos_id),
-            on_error=on_error,
-            max_skipped=max_skipped,
-        )
-        """What is done with a shard's bytes."""
-        self.pipeline.packer()  # it checks the arguments of packing
-        self._seed = seed
-        self._shuffle = shuffle and split != "val"
-        self._field = field
-        self._chat = None if chat is None else {"chat_template": chat.digest, "train_on": str(chat.train_on)}
-        self._adds = {"add_bos": add_bos, "add_eos": add_eos}
-        if self._by_hand or not topology.may_be_distributed():
+        if not topology.may_be_distributed():
             # On one process, list here, so that workers never do; with peers PackedDataLoader lets rank 0 list for all.
             self.list_shards()
 
-    # -- the shards ------------------------------------------------------------------------------------------------
-
-    def list_shards(self) -> ShardTable:
-        """The shard list, expanded and measured on the first call; later calls ask no storage."""
-        if self._table is None:
-            self._table = resolve_shards(self._specs, self._storage)
-            if unchecked := self._table.num_unchecked:
-                warnings.warn(
-                    f"the digests of {unchecked} of {len(self._table)} shards are of whole shards, and lanes read "
-                    "these in parts: they are checked by `streampack verify` only. `streampack manifest --digests` "
-                    "writes digests of blocks, which are checked while reading.",
-                    UserWarning,
-                    stacklevel=2,
-                )
-        return self._table
-
-    def adopt_shards(self, table: ShardTable) -> None:
-        """Take the shard list that another rank has made."""
-        self._table = table
-        self._shards_print = None
+    # -- what the arguments say ------------------------------------------------------------------------------------
 
     @property
-    def num_lanes(self) -> int:
-        """Lanes of the run; "auto" is resolved from the shards' bytes."""
-        if self._asked_lanes == "auto":
-            self._asked_lanes = auto_num_lanes(self.list_shards().total_bytes)
-        return self._asked_lanes
-
-    def without_lookahead(self) -> "PackedDataset":
-        """The same packs for a model that shifts labels itself, or this dataset where labels never lie behind a pack.
-
-        Whole-document packings have labels inside their packs only, but where `overflow` cut a document.
-        """
-        pipeline = self.pipeline
-        if not pipeline.lookahead or pipeline.packing != PackingKind.WRAP:
-            return self
-        other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__, pipeline=dataclasses.replace(pipeline, lookahead=False))
-        return other
-
-    def check_same_topology(self, other: topology.Topology) -> None:
-        """Refuse a loader's ranks that differ from ranks given to the dataset by hand."""
-        if self._by_hand and (other.rank, other.size) != (self._topology.rank, self._topology.size):
-            raise TopologyError(
-                f"the dataset was given dp_rank={self._topology.rank}, dp_size={self._topology.size}, the loader is "
-                f"rank {other.rank} of {other.size}: give them to the loader only"
-            )
+    def seq_len(self) -> int:
+        """Tokens of a pack."""
+        return self.pipeline.seq_len
 
     @property
     def vocab_size(self) -> int | None:
         """Of the tokenizer; None without one."""
         return None if self.pipeline.tokenizer is None else self.pipeline.tokenizer.vocab_size
 
-    def corpus(self, num_lanes: int | None = None) -> Corpus:
-        """Which bytes come when, in `num_lanes` lanes (None: as asked for); lists the shards if that was not done."""
-        hold_out = self.pipeline.documents.hold_out
-        return Corpus(
-            table=self.list_shards(),
-            num_lanes=self.num_lanes if num_lanes is None else num_lanes,
-            seed=self._seed,
-            shuffle=self._shuffle,
-            one_epoch=hold_out is not None and hold_out.part == "val",
-        )
+    @property
+    def epochs(self) -> int | None:
+        """Passes over the corpus that one iteration makes; None: without end."""
+        return 1 if self._arguments.is_validation else self._arguments.epochs
+
+    @property
+    def epoch_end(self) -> Literal["pad", "stop"]:
+        """How a finite run on several ranks ends."""
+        return self._arguments.epoch_end
+
+    @property
+    def limits(self) -> Limits:
+        """The memory of a document and of all lanes of a rank."""
+        return self._arguments.limits
+
+    @property
+    def auto_lanes(self) -> bool:
+        """Whether the number of lanes was left to the data."""
+        return self._arguments.num_lanes == "auto"
+
+    @property
+    def num_lanes(self) -> int:
+        """Lanes of the run; "auto" is resolved from the shards' bytes."""
+        if self._num_lanes is None:
+            self._num_lanes = auto_num_lanes(self.list_shards().total_bytes)
+        return self._num_lanes
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be equal for two runs to have the same packs; plain JSON values."""
-        pipeline, documents = self.pipeline, self.pipeline.documents
-        boundary, hold_out = pipeline.boundary, documents.hold_out
-        return {
-            "num_lanes": self.num_lanes,
-            "seed": self._seed,
-            "shuffle": self._shuffle,
-            "field": self._field,
-            "split": "all" if hold_out is None else hold_out.part,
-            "val_fraction": 0.0 if hold_out is None else hold_out.fraction,
-            "max_document_bytes": documents.max_document_bytes,
-            "transform": "none" if documents.transform is None else f"version {documents.transform_version!r}",
-            "tokenizer": "none" if pipeline.tokenizer is None else pipeline.tokenizer.digest,
-            **(self._chat or {}),
-            **self._adds,
-            "seq_len": pipeline.seq_len,
-            "boundary": f"replace:{boundary.token_id}" if isinstance(boundary, ReplaceBoundary) else str(boundary),
-            "packing": pipeline.packing,
-            "overflow": pipeline.overflow,
-            "tail": pipeline.tail,
-            "lookahead": pipeline.lookahead,
-            "pad_id": pipeline.pad_id,
-            "shards": self._shards_fingerprint(),
-        }
+        shards = self._shards.fingerprint()
+        return {"num_lanes": self.num_lanes, **fingerprint(self._arguments, self.pipeline), "shards": shards}
 
-    def _shards_fingerprint(self) -> dict[str, Any]:
-        if self._shards_print is None:
-            table = self.list_shards()
-            self._shards_print = {
-                "num_shards": len(table),
-                "total_bytes": table.total_bytes,
-                "num_estimated_sizes": int((~table.size_known).sum()),
-                "digest": table.digest,
-                "blocks": table.block_digests(),
-            }
-        return self._shards_print
+    # -- the shards ------------------------------------------------------------------------------------------------
 
-    def spec_digest(self) -> str:
-        """A digest of the shards as they were asked for, before anything is listed."""
-        return hashlib.blake2b("\n".join(self._specs).encode(), digest_size=8).hexdigest()
+    def list_shards(self) -> ShardTable:
+        """The shard list, expanded and measured on the first call; later calls ask no storage."""
+        return self._shards.table()
+
+    def adopt_shards(self, table: ShardTable) -> None:
+        """Take the shard list that another rank has made."""
+        self._shards.adopt(table)
+
+    def data_digest(self) -> str:
+        """A digest of `data` as it was given, before anything is listed."""
+        return self._shards.digest
+
+    def corpus(self, num_lanes: int | None = None) -> Corpus:
+        """Which bytes come when, in `num_lanes` lanes (None: as asked for); lists the shards if that was not done."""
+        return Corpus(
+            table=self.list_shards(),
+            num_lanes=self.num_lanes if num_lanes is None else num_lanes,
+            seed=self._arguments.seed,
+            shuffle=bool(self._arguments.shuffle) and not self._arguments.is_validation,
+            one_epoch=self._arguments.is_validation,
+        )
+
+    # -- variants --------------------------------------------------------------------------------------------------
+
+    def for_rank(self, rank: int, size: int) -> Self:
+        """This dataset as data-parallel rank `rank` of `size` has it, for torch's own DataLoader on several ranks.
+
+        `PackedDataLoader` needs no such call: it takes the dataset itself, and knows its rank. The shards are listed
+        at once if that was not done. `set_epoch` is each dataset's own.
+
+        Raises:
+            TopologyError: there is no such rank.
+        """
+        if not 0 <= rank < size:
+            raise TopologyError(f"for_rank({rank}, {size}): the rank must be at least 0 and below the number of ranks")
+        self.list_shards()
+        epoch = self._epoch.clone().share_memory_()
+        return self._copy(_topology=topology.Topology(rank=rank, size=size, by_hand=True), _epoch=epoch)
+
+    def without_lookahead(self) -> Self:
+        """The same packs for a model that shifts labels itself; this dataset where no label is in the next pack.
+
+        Packings of whole documents have each label in the pack of its row, except where `overflow` cut a document.
+        """
+        pipeline = self.pipeline
+        if not pipeline.lookahead or pipeline.packing != PackingKind.WRAP:
+            return self
+        return self._copy(pipeline=dataclasses.replace(pipeline, lookahead=False))
+
+    def _copy(self, **changes: object) -> Self:
+        other = object.__new__(type(self))  # `copy.copy` would call `__getstate__`, which lists the shards
+        other.__dict__.update(self.__dict__, **changes)
+        return other
+
+    def check_same_topology(self, other: topology.Topology) -> None:
+        """Refuse a loader of another rank than the dataset was made for."""
+        mine = self._topology
+        if mine.by_hand and (other.rank, other.size) != (mine.rank, mine.size):
+            raise TopologyError(
+                f"the dataset was made by for_rank({mine.rank}, {mine.size}), the loader is rank {other.rank} of "
+                f"{other.size}: give the loader the dataset itself"
+            )
 
     # -- iteration without PackedDataLoader ------------------------------------------------------------------------
 
@@ -368,10 +281,10 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
 
     def _reading(self, worker: int, num_workers: int) -> Reading:
         """What an iterator of this process reads, once it begins."""
-        if get_worker_info() is not None and self._table is None:
+        if get_worker_info() is not None and not self._shards.is_listed:
             raise LoaderError(
-                "the shards were not listed before the workers were forked: give dp_rank and dp_size to PackedDataset, "
-                "call dataset.list_shards() in the main process, or use PackedDataLoader"
+                "the shards were not listed before the workers were forked: give the DataLoader "
+                "dataset.for_rank(rank, size), call dataset.list_shards() in the main process, or use PackedDataLoader"
             )
         self._check_topology()
         rank, size = self._topology.rank, self._topology.size
@@ -385,20 +298,20 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
             share=WorkerShare(rank, size, worker, num_workers),
             epoch=int(self._epoch.item()),
             epochs=self.epochs,
-            budget_bytes=self.max_buffer_bytes // num_workers,
+            budget_bytes=self.limits.buffer_bytes // num_workers,
             fingerprint=self.fingerprint,
         )
 
     def _check_topology(self) -> None:
         """Refuse ranks that were resolved before torch.distributed knew them."""
-        if self._by_hand or not topology.has_process_group():
+        if self._topology.by_hand or not topology.has_process_group():
             return
         now = topology.resolve()
         if (now.rank, now.size) != (self._topology.rank, self._topology.size):
             raise TopologyError(
                 f"the dataset was made as rank {self._topology.rank} of {self._topology.size}, and torch.distributed "
-                f"now says rank {now.rank} of {now.size}: make the dataset after init_process_group, or give dp_rank "
-                "and dp_size"
+                f"now says rank {now.rank} of {now.size}: make the dataset after init_process_group, or iterate over "
+                "dataset.for_rank(rank, size)"
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -407,14 +320,3 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         check_not_dealt_again(rank=self._topology.rank, size=self._topology.size)
         self.list_shards()
         return self.__dict__.copy()
-
-
-def _specs(shards: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
-    if isinstance(shards, (str, os.PathLike)):
-        return (os.fspath(shards),)
-    return tuple(os.fspath(shard) for shard in shards)
-
-
-def _choose(name: str, value: object, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{name}={value!r} must be one of {', '.join(map(repr, choices))}")

@@ -40,7 +40,7 @@ def check_not_dealt_again(*, rank: int, size: int) -> None:
             f"{dealer} deals out the packs of a dataset that is rank {rank} of {size} "
             "already, so packs would be lost. Give PackedDataLoader to the trainer: Accelerate's prepare leaves it "
             "as it is, and for Transformers' Trainer override get_train_dataloader. Or let the wrapper alone deal: "
-            "PackedDataset(..., dp_rank=0, dp_size=1)"
+            "dataset.for_rank(0, 1)"
         )
     if dealer is not None and stateful and processes > 1:
         raise TopologyError(

@@ -32,9 +32,9 @@ class BadContentError(Exception):
 
 
 def check_size(size: int, limit: int) -> None:
-    """Refuse a document of more bytes than `max_document_bytes`."""
+    """Refuse a document of more bytes than `limits.document_bytes`."""
     if size > limit:
-        what = f"a document of {size:,} bytes, above max_document_bytes={limit:,}"
+        what = f"a document of {size:,} bytes, above limits.document_bytes={limit:,}"
         raise BadContentError(what, kind=DocumentTooLongError)
 
 

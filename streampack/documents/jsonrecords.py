@@ -58,7 +58,7 @@ def json_messages(data: bytes, keys: tuple[str, ...], limit: int) -> tuple[Messa
         return check_messages(_json_value(data, keys), limit)
     raw = _json_raw(data, keys, list)
     if len(raw) > 3 * limit:  # a letter of two bytes is six as an escape
-        what = f"a conversation of {len(raw):,} bytes of JSON, above three times max_document_bytes={limit:,}"
+        what = f"a conversation of {len(raw):,} bytes of JSON, above three times limits.document_bytes={limit:,}"
         raise BadContentError(what, kind=DocumentTooLongError)
     return check_messages(msgspec.json.decode(raw), limit)
 

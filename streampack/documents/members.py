@@ -43,5 +43,5 @@ def find_member(sample: Sample, field: Field, *, member_bytes: int, max_document
         raise BadContentError(f"{message}; write it again with one, as an ordinary file", extension=extension)
     message = f"{size:,} bytes in .{extension}, more than is read of one member ({member_bytes:,})"
     if field.kind == "txt":
-        message = f"a document of {size:,} bytes, above max_document_bytes={max_document_bytes:,}"
+        message = f"a document of {size:,} bytes, above limits.document_bytes={max_document_bytes:,}"
     raise BadContentError(message, kind=DocumentTooLongError, extension=extension)

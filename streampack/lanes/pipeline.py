@@ -50,7 +50,7 @@ class Pipeline:
     token_ids: tuple[int | None, int | None]
     """The tokenizer's (BOS, EOS), for the policies that look at values."""
     on_error: str
-    max_skipped: int | float
+    max_bad: int | float
     """Of one lane: a number, or a part of its documents."""
 
     def samples(

@@ -151,15 +151,15 @@ def _pack_bytes(pack: LanePack | LaneEnd | Exception) -> int:
 
 
 def check_budget(*, budget_bytes: int, num_lanes: int, max_document_bytes: int) -> None:
-    """Raise `ConfigError` where a worker's part of `max_buffer_bytes` cannot hold its lanes or one document."""
+    """Raise `ConfigError` where a worker's part of `limits.buffer_bytes` cannot hold its lanes or one document."""
     if budget_bytes < num_lanes * MIN_SHARE_BYTES:
         raise ConfigError(
-            f"max_buffer_bytes leaves a worker {budget_bytes:,} bytes for {num_lanes} lanes, less than 64 KiB each. "
-            f"Raise max_buffer_bytes to at least {num_lanes * MIN_SHARE_BYTES:,} per worker, or use more ranks."
+            f"limits.buffer_bytes leaves a worker {budget_bytes:,} bytes for {num_lanes} lanes, less than 64 KiB each. "
+            f"Raise limits.buffer_bytes to at least {num_lanes * MIN_SHARE_BYTES:,} per worker, or use more ranks."
         )
     if budget_bytes < max_document_bytes:
         raise ConfigError(
-            f"max_buffer_bytes leaves a worker {budget_bytes:,} bytes, less than one document may have "
-            f"(max_document_bytes={max_document_bytes:,}). Raise max_buffer_bytes, lower max_document_bytes, "
+            f"limits.buffer_bytes leaves a worker {budget_bytes:,} bytes, less than one document may have "
+            f"(limits.document_bytes={max_document_bytes:,}). Raise limits.buffer_bytes, lower limits.document_bytes, "
             "or use fewer workers."
         )

@@ -15,7 +15,7 @@ from streampack.lanes.position import REST_OF_PIECE, SkippedRange
 _log = logging.getLogger(__name__)
 
 _RATE_FLOOR = 10
-"""Bad records that a lane may skip in any case where `max_skipped` is a part of its documents."""
+"""Bad records that a lane may skip in any case where `max_bad` is a part of its documents."""
 
 
 class ReadError(NamedTuple):
@@ -28,36 +28,36 @@ class ReadError(NamedTuple):
 
 
 class SkipPolicy:
-    """The policy `on_error` with its bound `max_skipped`, and what one lane has skipped so far."""
+    """The policy `on_error` with its bound `max_bad`, and what one lane has skipped so far."""
 
-    def __init__(self, lane: int, known: Collection[SkippedRange], *, on_error: str, max_skipped: float) -> None:
-        """`known`: what the lane had skipped where it continues; `max_skipped`: a number, or a part of documents."""
+    def __init__(self, lane: int, known: Collection[SkippedRange], *, on_error: str, max_bad: float) -> None:
+        """`known`: what the lane had skipped where it continues; `max_bad`: a number, or a part of documents."""
         self._lane = lane
         self._known = set(known)
         self._new: list[SkippedRange] = []
         self._on_error = on_error
-        self._max_skipped = max_skipped
+        self._max_bad = max_bad
 
     def skip(self, read_error: ReadError, *, num_documents: int) -> None:
         """Skip what cannot be read, or raise; `num_documents`: how many the lane has met before it.
 
         Raises:
             StreampackError: the error itself where `on_error` is "raise".
-            ShardError: the lane has skipped as much as `max_skipped` allows.
+            ShardError: the lane has skipped as much as `max_bad` allows.
         """
         skipped_range, error = read_error
         if error is None or skipped_range in self._known:
             return
         if self._on_error == "raise":
             raise error
-        most, allowed = self._max_skipped, self._max_skipped
+        most, allowed = self._max_bad, self._max_bad
         if isinstance(most, float):
             allowed = max(_RATE_FLOOR, int(most * num_documents))
         if len(self._known) >= allowed:
             of = f" of {num_documents} documents" if isinstance(most, float) else ""
             raise ShardError(
-                f"lane {self._lane} has skipped max_skipped={most} bad records or shards{of}; the next one "
-                f"is: {error}. Repair the data or raise max_skipped."
+                f"lane {self._lane} has skipped max_bad={most} bad records or shards{of}; the next one "
+                f"is: {error}. Repair the data or raise max_bad."
             ) from error
         self._known.add(skipped_range)
         self._new.append(skipped_range)

@@ -70,7 +70,7 @@ class LaneStream:
         self._packer = pipeline.packer(at_once=self._most_ahead)
         self._unpassed = Unpassed()
         self._policy = SkipPolicy(
-            lane, start.skipped_ranges, on_error=pipeline.on_error, max_skipped=pipeline.max_skipped
+            lane, start.skipped_ranges, on_error=pipeline.on_error, max_bad=pipeline.max_bad
         )
         self._may_refuse = pipeline.packing != "wrap" and pipeline.overflow == "error"
         self._end: LaneEnd | None = None

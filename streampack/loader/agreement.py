@@ -18,10 +18,10 @@ def share_dataset(dataset: PackedDataset, peers: Peers, *, rank: int, in_step: M
     Raises:
         ConfigError: on every rank, where the ranks' arguments differ or rank 0 cannot list the shards.
     """
-    asked = peers.all_gather(dataset.spec_digest())
+    asked = peers.all_gather(dataset.data_digest())
     odd = [other for other, digest in enumerate(asked) if digest != asked[0]]
     if odd:
-        raise ConfigError(f"shards differs between ranks: ranks {odd} were given other shards than rank 0")
+        raise ConfigError(f"data differs between ranks: ranks {odd} were given other shards than rank 0")
     dataset.adopt_shards(_list_once(dataset, peers, rank=rank))
     fingerprints = peers.all_gather({**dataset.fingerprint(), **in_step})
     for other, fingerprint in enumerate(fingerprints):

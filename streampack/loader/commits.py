@@ -39,7 +39,7 @@ class Commits:
     def add(self, batch: Batch, *, skipped: bool = False) -> None:
         """Commit a batch that is handed out, or `skipped`: then it is in no digest and no other count.
 
-        But documents count in any case: a rate of bad records (`max_skipped`) is one of all that a lane has met.
+        But documents count in any case: a rate of bad records (`max_bad`) is one of all that a lane has met.
         """
         rows = self.rows
         lanes: list[int] = []

@@ -95,7 +95,7 @@ class Assignment:
     first_slots: int
     """Slots of a worker's first message; it doubles up to `max_slots`."""
     max_slots: int
-    max_buffer_bytes: int
+    buffer_bytes: int
     with_provenance: bool
     sent: Sequence[int] = ()
     """Messages that each worker has sent already; `positions` are those after them. Empty: none."""
@@ -121,7 +121,7 @@ class WorkerStream:
             pipeline,
             assignment.corpus,
             dict(zip(lanes, positions, strict=True)),
-            budget_bytes=assignment.max_buffer_bytes // num_workers,
+            budget_bytes=assignment.buffer_bytes // num_workers,
             end_epoch=assignment.end_epoch,
             with_provenance=assignment.with_provenance,
         )

@@ -95,7 +95,7 @@ class Pass:
             end_epoch=None if dataset.epochs is None else committed.first_epoch + dataset.epochs,
             first_slots=1 if num_workers else max_slots,  # without workers the first batch waits for all of it anyway
             max_slots=max_slots,
-            max_buffer_bytes=dataset.max_buffer_bytes,
+            buffer_bytes=dataset.limits.buffer_bytes,
             with_provenance=settings.with_provenance,
         )
         self._restarting = (

@@ -137,7 +137,7 @@ class RestartingMessages:
 
 
 _ADVICE = (
-    "Look for the kernel's out-of-memory report; fewer workers (num_workers), a smaller max_buffer_bytes or "
+    "Look for the kernel's out-of-memory report; fewer workers (num_workers), a smaller limits.buffer_bytes or "
     "prefetch_bytes need less memory, a larger worker_timeout_s waits longer for a slow transform or storage, and "
     'multiprocessing_context="forkserver" keeps what the trainer holds away from the workers.'
 )

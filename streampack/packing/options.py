@@ -61,7 +61,7 @@ class Packing:
         ConfigError: An option that is not known, or two that contradict each other.
     """
 
-    kind: PackingKind | str = PackingKind.WRAP
+    kind: PackingKind | str
     overflow: Overflow | str | None = None
     tail: Tail | str = Tail.PAD
     lookahead: bool = True

@@ -186,7 +186,7 @@ def local_path(url: str) -> str | None:
     if url.startswith("pipe:") or "::pipe:" in url:
         raise ConfigError(
             "pipe: is not read, as it would run a shell; give the storage's own URL (s3://, gs://, https://, a path) "
-            "and what it needs in storage_options",
+            "and what it needs in Storage(options=...)",
             url=redacted(url),
         )
     if re.match(r"\w+::", url):  # a chain, as simplecache::s3://...

@@ -92,7 +92,7 @@ class Failures:
             )
         return StorageError(
             f"cannot be read, and trying again would not help ({cause}); check the credentials and the other "
-            "storage_options, and what they allow",
+            "Storage(options=...), and what they allow",
             url=url,
             offset=offset,
         )

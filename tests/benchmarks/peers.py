@@ -32,7 +32,7 @@ import numpy as np
 import texts
 from pipelines import BATCH_SIZE, PEERS, SEQ_LEN, Batch, Model, Peer, Source
 
-from streampack import PackedDataLoader, PackedDataset
+from streampack import PackedDataLoader, PackedDataset, Packing
 from streampack.cli.bench.stopwatch import Spread, Variant, Work, cpu_ratio, interleave, read
 from streampack.records import Tokenizer
 from streampack.tokenizers.engines import choose_engine
@@ -175,7 +175,7 @@ def ours(shards: list[str], tokenizer: Tokenizer | None, workers: int) -> Iterab
         num_lanes=max(workers, 1),
         epochs=1,
         shuffle=False,
-        tail="drop",
+        packing=Packing("wrap", tail="drop"),
         engine="sentencepiece" if type(tokenizer) is SentencePieceTokenizer else "auto",
     )
     loader = PackedDataLoader(dataset, BATCH_SIZE, num_workers=workers, drop_last=False)

@@ -104,7 +104,7 @@ def compare(urls: list[str], field: str, model: str, rounds: int) -> dict[str, d
             field=field,
             num_lanes=NUM_SHARDS,
             epochs=1,
-            storage_options=options,
+            storage=options,
             **({"add_bos": False, "add_eos": False} if field == "npy" else {}),
         )
         dataset.list_shards()  # what a run does once is not timed: the list, the tokenizer

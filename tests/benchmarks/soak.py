@@ -20,16 +20,17 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from support.arguments import packed_dataset
 from support.proxy import Fault, Proxy
 from support.torchrun import Job
 
-from streampack import PackedDataLoader, PackedDataset
-from streampack.testing import ByteTokenizer, write_shards
+from streampack import PackedDataLoader
+from streampack.testing import write_shards
 
 RANKS = 2
 MORE_MB, MORE_PART, MORE_FILES = 12.0, 0.10, 8
 NUM_SHARDS, DOCUMENTS = 24, 250
-DATASET = {"seq_len": 2048, "num_lanes": 24, "max_buffer_bytes": 2**22, "max_document_bytes": 2**18}
+DATASET = {"seq_len": 2048, "num_lanes": 24, "buffer_bytes": 2**22, "document_bytes": 2**18}
 """Small shares of memory, so that there are many small requests."""
 LOADER = {"batch_size": 4, "num_workers": 2}
 RETRY = {"timeout_s": 1.5, "first_wait_s": 0.02, "max_wait_s": 0.5}
@@ -85,7 +86,7 @@ def main() -> None:
         proxy.faults = weather = Weather(arguments.seed, arguments.rate, max(map(len, objects.values())))
         job = {"seconds": arguments.seconds, "pause_s": arguments.pause, "retry": RETRY}
         job["loader"] = {**LOADER, "multiprocessing_context": arguments.context}
-        job["dataset"] = {**DATASET, "shards": f"@{proxy.url}/manifest.jsonl"}
+        job["dataset"] = {**DATASET, "data": f"@{proxy.url}/manifest.jsonl"}
         (folder / "job.json").write_text(json.dumps(job), "utf-8")
         with Job("soaking.py", folder / "job.json", folder, ranks=RANKS, log=folder / "log") as running:
             code = running.wait(arguments.seconds + 90)
@@ -131,7 +132,7 @@ def write(folder: Path, seed: int) -> tuple[str, dict[str, bytes]]:
 
 def quiet(shards: str, rank: int, found: dict[str, Any]) -> int:
     """The digest of as many batches of the rank, in one process and without a network."""
-    dataset = PackedDataset(shards, ByteTokenizer(), **DATASET)
+    dataset = packed_dataset(shards, **DATASET)
     with PackedDataLoader(dataset, LOADER["batch_size"], num_workers=0, dp_rank=rank, dp_size=RANKS) as loader:
         for batches, _ in enumerate(loader, 1):
             if batches == found["batches"]:

@@ -296,14 +296,14 @@ def documents_until_the_error(data: PackedDataset, *, pause: int = 0) -> str:
 
 @pytest.mark.parametrize("pause", [0, 1, 7, 20])
 def test_a_rate_counts_the_lanes_documents_also_through_a_resume(tmp_path: Path, pause: int) -> None:
-    data = dataset(partly_bad(tmp_path), **arguments(epochs=1, num_lanes=1, max_skipped=0.3))
+    data = dataset(partly_bad(tmp_path), **arguments(epochs=1, num_lanes=1, max_bad=0.3))
     said = documents_until_the_error(data, pause=pause)
-    assert "lane 0 has skipped max_skipped=0.3 bad records or shards of 33 documents; the next one is: " in said
+    assert "lane 0 has skipped max_bad=0.3 bad records or shards of 33 documents; the next one is: " in said
 
 
 @pytest.mark.parametrize("begin", [5, 17])
 def test_a_rate_counts_the_documents_that_skip_went_past_also_through_a_resume(tmp_path: Path, begin: int) -> None:
-    data = dataset(partly_bad(tmp_path), **arguments(epochs=1, num_lanes=1, max_skipped=0.3))
+    data = dataset(partly_bad(tmp_path), **arguments(epochs=1, num_lanes=1, max_bad=0.3))
     with Job(data) as job:
         job.loaders[0].skip(begin)
         state = job.state()
@@ -313,11 +313,11 @@ def test_a_rate_counts_the_documents_that_skip_went_past_also_through_a_resume(t
 
 def test_a_rate_that_is_kept_lets_the_run_go_on_and_the_first_record_trips_none(tmp_path: Path) -> None:
     corpus = partly_bad(tmp_path)
-    with Job(dataset(corpus, **arguments(epochs=1, num_lanes=1, max_skipped=0.4))) as job:
+    with Job(dataset(corpus, **arguments(epochs=1, num_lanes=1, max_bad=0.4))) as job:
         job.run_out()
         assert job.stats()["bad_records"] == 20
     few = partly_bad(tmp_path / "few", count=40)
-    with Job(dataset(few, **arguments(epochs=1, num_lanes=1, max_skipped=1e-9))) as job:
+    with Job(dataset(few, **arguments(epochs=1, num_lanes=1, max_bad=1e-9))) as job:
         job.run_out()
         assert job.stats()["bad_records"] == 10
 
@@ -326,8 +326,8 @@ def test_a_number_counts_shards_too(tmp_path: Path) -> None:
     corpus = make(tmp_path)
     damage(corpus, 0, 9, "a broken header")
     with (
-        Job(dataset(corpus, **arguments(epochs=1, max_skipped=0))) as job,
-        pytest.raises(ShardError, match=r"max_skipped=0 bad records or shards; the next one is: .*000\.tar"),
+        Job(dataset(corpus, **arguments(epochs=1, max_bad=0))) as job,
+        pytest.raises(ShardError, match=r"max_bad=0 bad records or shards; the next one is: .*000\.tar"),
     ):
         job.run_out()
 

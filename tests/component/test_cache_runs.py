@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.arguments import packed_dataset
 from support.caches import MIB, RETRY, held, num_bytes, storage
 from support.proxy import Fault, Proxy, _Handler
 
 import streampack
-from streampack.testing import ByteTokenizer, write_shards
+from streampack.testing import write_shards
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def loader_of(
     shards: str | list[str], *, num_workers: int = 0, context: str | None = None, **arguments: Any
 ) -> streampack.PackedDataLoader:
     arguments = {"seq_len": 1024, "num_lanes": 6, "epochs": 2, "retry": RETRY, **arguments}
-    dataset = streampack.PackedDataset(shards, ByteTokenizer(), **arguments)
+    dataset = packed_dataset(shards, **arguments)
     return streampack.PackedDataLoader(
         dataset, 16, num_workers=num_workers, multiprocessing_context=context, dp_rank=0, dp_size=1
     )

@@ -194,7 +194,7 @@ def test_a_process_that_dies_is_an_error_and_no_hang(tmp_path: Path, monkeypatch
     (tmp_path / "deadly_transform.py").write_text("import os\ndef end(document, rng):\n    os._exit(9)\n")
     monkeypatch.syspath_prepend(tmp_path)
     config = tmp_path / "run.yaml"
-    config.write_text(f"dataset: {{shards: {SHARDS!r}, tokenizer: {MODEL!r}, transform: deadly_transform:end}}\n")
+    config.write_text(f"dataset: {{data: {SHARDS!r}, tokenizer: {MODEL!r}, transform: deadly_transform:end}}\n")
     result = run(str(config), "-w", "2")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "a working process died" in result.stderr

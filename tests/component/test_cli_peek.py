@@ -201,7 +201,7 @@ def test_masked_rows_inside_a_document_are_marked_as_runs(tmp_path: Path, monkey
     monkeypatch.syspath_prepend(tmp_path)
     write_shards(tmp_path / "data", [[11, 12, 13, 14, 15], [21, 22, 23, 24]], field="npy")
     (tmp_path / "run.yaml").write_text(
-        "dataset: {shards: ./data/, tokenizer: null, field: npy, add_bos: false, add_eos: false, seq_len: 16, "
+        "dataset: {data: ./data/, tokenizer: null, field: npy, add_bos: false, add_eos: false, seq_len: 16, "
         "shuffle: false, transform: prompt_of_three:hide, pad_id: 0}\n"
     )
     shown = run(str(tmp_path / "run.yaml")).stdout
@@ -240,11 +240,13 @@ def test_debug_anywhere_gives_the_error_itself() -> None:
 @pytest.mark.filterwarnings("default")  # as outside of tests
 def test_a_warning_is_a_line_on_stderr(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(
-        f"dataset: {{shards: {SHARDS!r}, tokenizer: {MODEL!r}, val_fraction: 0.1, seq_len: 64}}\n"
+        f"dataset: {{data: {SHARDS!r}, tokenizer: {MODEL!r}, packing: {{kind: wrap, overflow: drop}}, seq_len: 64}}\n"
     )
     result = run(str(tmp_path / "run.yaml"), "-n", "1")
     assert result.exit_code == 0
-    assert result.stderr == "warning: val_fraction=0.1 has no effect without a split\n"
+    assert result.stderr == (
+        'warning: overflow="drop" does nothing under packing="wrap", which cuts documents every seq_len.\n'
+    )
 
 
 def test_the_module_runs_as_a_program_and_help_loads_no_command() -> None:
@@ -272,9 +274,9 @@ def test_the_program_fails_with_a_message_and_no_traceback() -> None:
 def test_chats_are_shown_with_what_is_trained(tmp_path: Path) -> None:
     talk = [{"role": "user", "content": "What is a cat?"}, {"role": "assistant", "content": "An automaton."}]
     shards = write_shards(tmp_path, [talk] * 4, field="jsonl:messages")
-    chats = ["-t", MODEL, "--field", "jsonl:messages", "--chat-template", "phi3", "--seq-len", "64"]
+    chats = ["-t", MODEL, "--field", "jsonl:messages", "--chat", "phi3", "--seq-len", "64"]
     [pack] = peek(*shards, *chats, "--num", "1")["packs"]
-    run = PackedDataset(shards, MODEL, 64, field="jsonl:messages", chat_template="phi3", num_lanes=1)
+    run = PackedDataset(shards, MODEL, 64, field="jsonl:messages", chat="phi3", num_lanes=1)
     assert pack["labels"] == next(iter(run))["labels"].tolist()
     everything = peek(*shards, *chats, "--train-on", "all", "--num", "1")["packs"][0]
     assert everything["tokens"] == pack["tokens"]

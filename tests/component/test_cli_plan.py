@@ -76,15 +76,15 @@ def test_the_demo_on_three_ranks() -> None:
 
 @pytest.mark.parametrize(("workers", "buffer"), [(0, "64MiB"), (1, "64MiB"), (3, "200MiB")])
 def test_the_range_and_the_share_are_those_of_the_pool(workers: int, buffer: str, tmp_path: Path) -> None:
-    path = config(tmp_path, f"shards: {str(DATA / 'devil-*.tar')!r}, num_lanes: 24, max_buffer_bytes: {buffer}")
+    path = config(tmp_path, f"data: {str(DATA / 'devil-*.tar')!r}, num_lanes: 24, limits: {{buffer_bytes: {buffer}}}")
     rank = plan(path, "--ranks", "2", "--workers", str(workers))["rank"]
-    dataset = PackedDataset(**load_config(path).dataset_arguments(), dp_rank=0, dp_size=2)
+    dataset = PackedDataset(**load_config(path).dataset_arguments()).for_rank(0, 2)
     lanes = range(0, 24, 2)[:: max(workers, 1)]
     pool = LanePool(
         dataset.pipeline,
         dataset.corpus(),
         {lane: LanePosition() for lane in lanes},
-        budget_bytes=dataset.max_buffer_bytes // max(workers, 1),
+        budget_bytes=dataset.limits.buffer_bytes // max(workers, 1),
         end_epoch=None,
     )
     pool.take(lanes[0])
@@ -112,7 +112,7 @@ def test_an_epoch_takes_as_many_requests_as_it_says(
 ) -> None:
     spec = f"@{uneven}/whole.jsonl" if shards else f"{uneven}/"
     path = config(
-        tmp_path, f"shards: {spec!r}, num_lanes: {lanes}, max_buffer_bytes: {buffer}, max_document_bytes: 64KiB"
+        tmp_path, f"data: {spec!r}, num_lanes: {lanes}, limits: {{buffer_bytes: {buffer}, document_bytes: 64KiB}}"
     )
     rank = plan(path, "--workers", "1", "--tokens-per-second", "1000", "--bytes-per-token", "5")["rank"]
     requests: list[int] = []
@@ -146,7 +146,7 @@ def test_the_state_has_the_size_that_it_says() -> None:
 
 
 def test_the_share_of_fillers_is_about_that_of_the_run(uneven: Path, tmp_path: Path) -> None:
-    path = config(tmp_path, f"shards: '@{uneven}/whole.jsonl', num_lanes: 3, epochs: 1, seq_len: 64, shuffle: false")
+    path = config(tmp_path, f"data: '@{uneven}/whole.jsonl', num_lanes: 3, epochs: 1, seq_len: 64, shuffle: false")
     estimated = plan(path)["lanes"]["filler_share"]
     with PackedDataLoader.from_config(path) as loader:
         packs = sum(1 for _ in loader)
@@ -157,7 +157,7 @@ def test_the_share_of_fillers_is_about_that_of_the_run(uneven: Path, tmp_path: P
 
 def test_epochs_even_lanes_out_and_endless_runs_have_no_fillers(uneven: Path, tmp_path: Path) -> None:
     def share(epochs: str) -> float | None:
-        path = config(tmp_path, f"shards: '@{uneven}/whole.jsonl', num_lanes: 3, {epochs}")
+        path = config(tmp_path, f"data: '@{uneven}/whole.jsonl', num_lanes: 3, {epochs}")
         found: float | None = plan(path)["lanes"]["filler_share"]
         return found
 
@@ -182,7 +182,7 @@ def test_ranks_that_do_not_fit_are_the_error_of_the_lanes_and_the_rest_is_shown(
 
 
 def test_a_budget_that_is_too_small_is_the_error_of_the_pool(tmp_path: Path) -> None:
-    path = config(tmp_path, f"shards: {str(DATA / 'devil-*.tar')!r}, num_lanes: 60, max_buffer_bytes: 65MiB")
+    path = config(tmp_path, f"data: {str(DATA / 'devil-*.tar')!r}, num_lanes: 60, limits: {{buffer_bytes: 65MiB}}")
     with pytest.raises(StreampackError) as refused:
         check_budget(budget_bytes=65 * 2**20 // 2, num_lanes=30, max_document_bytes=64 * 2**20)
     result = run(path, "--workers", "2")
@@ -191,13 +191,13 @@ def test_a_budget_that_is_too_small_is_the_error_of_the_pool(tmp_path: Path) -> 
 
 
 def test_what_the_loader_refuses_is_an_error(tmp_path: Path) -> None:
-    path = config(tmp_path, f"shards: {str(DATA / 'devil-*.tar')!r}", loader="format: nonsense")
+    path = config(tmp_path, f"data: {str(DATA / 'devil-*.tar')!r}", loader="format: nonsense")
     assert "nonsense" in run(path).stderr
     assert run(path).exit_code == 1
 
 
 def test_an_unknown_key_is_the_error_of_the_config(tmp_path: Path) -> None:
-    result = run(config(tmp_path, "shards: x.tar, sequence_len: 3"))
+    result = run(config(tmp_path, "data: x.tar, sequence_len: 3"))
     assert (result.exit_code, result.stdout) == (1, "")
     assert "unknown key `sequence_len` in `dataset`: did you mean `seq_len`?" in result.stderr
 
@@ -205,22 +205,22 @@ def test_an_unknown_key_is_the_error_of_the_config(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("dataset", "loader", "warning"),
     [
-        ("num_lanes: 12, max_document_bytes: 1MiB", "num_workers: 13",
+        ("num_lanes: 12, limits: {document_bytes: 1MiB}", "num_workers: 13",
          "13 workers for the 12 lanes of a rank: only 12 will be started"),
         ("num_lanes: 12", "batch_size: 13", "a global batch has 13 packs and there are 12 lanes"),
-        ("num_lanes: 12, max_document_bytes: 1MiB, max_buffer_bytes: 2MiB, seq_len: 32768", "num_workers: 1",
+        ("num_lanes: 12, limits: {document_bytes: 1MiB, buffer_bytes: 2MiB}, seq_len: 32768", "num_workers: 1",
          "holds less than two packs besides a range of its shard"),
     ],
 )  # fmt: skip
 def test_what_is_not_wise_is_a_warning(dataset: str, loader: str, warning: str, uneven: Path, tmp_path: Path) -> None:
-    result = run(config(tmp_path, f"shards: {f'{uneven}/'!r}, {dataset}", loader))
+    result = run(config(tmp_path, f"data: {f'{uneven}/'!r}, {dataset}", loader))
     assert (result.exit_code, result.stderr.count("\n")) == (0, 1)
     assert result.stderr.startswith("warning: ")
     assert warning in result.stderr
 
 
 def test_plain_tars_of_any_size_give_equal_lanes_and_no_warning(uneven: Path, tmp_path: Path) -> None:
-    made = plan(config(tmp_path, f"shards: {f'{uneven}/'!r}, num_lanes: 7, epochs: 3"))
+    made = plan(config(tmp_path, f"data: {f'{uneven}/'!r}, num_lanes: 7, epochs: 3"))
     assert made["warnings"] == []
     assert made["lanes"]["max_bytes"] - made["lanes"]["min_bytes"] <= 1
     assert made["lanes"]["filler_share"] < 1e-4
@@ -228,7 +228,7 @@ def test_plain_tars_of_any_size_give_equal_lanes_and_no_warning(uneven: Path, tm
 
 def test_whole_shards_make_lanes_drift_and_leave_some_empty(uneven: Path, tmp_path: Path) -> None:
     def warnings(rest: str) -> str:
-        return "\n".join(plan(config(tmp_path, f"shards: '@{uneven}/whole.jsonl', {rest}"))["warnings"])
+        return "\n".join(plan(config(tmp_path, f"data: '@{uneven}/whole.jsonl', {rest}"))["warnings"])
 
     drift = warnings("num_lanes: 3, shuffle: false")  # 200 documents, 20 + 60, 120; and the archives' ends
     assert "lanes differ in size: the largest has 1.48 times the mean in epoch 0, since 4 shards cannot be" in drift
@@ -237,7 +237,7 @@ def test_whole_shards_make_lanes_drift_and_leave_some_empty(uneven: Path, tmp_pa
 
 
 def test_an_endless_run_that_would_stop_is_an_error_here_too(uneven: Path, tmp_path: Path) -> None:
-    path = config(tmp_path, f"shards: '@{uneven}/whole.jsonl', num_lanes: 12, shuffle: false")
+    path = config(tmp_path, f"data: '@{uneven}/whole.jsonl', num_lanes: 12, shuffle: false")
     result = run(path)
     assert result.exit_code == 1
     assert re.search(r"error: \d+ of 12 lanes have no shard in epoch 0, nor in any other", result.stderr)

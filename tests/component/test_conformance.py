@@ -17,7 +17,7 @@ import pytest
 from support import servers
 from support.proxy import Proxy
 
-from streampack import PackedDataLoader, PackedDataset, RetryPolicy
+from streampack import PackedDataLoader, PackedDataset, RetryPolicy, Storage
 from streampack.errors import ShardNotFoundError, TruncatedShardError
 from streampack.storage.access import StorageReader
 from streampack.storage.backends.anyfs import FsspecObject
@@ -115,13 +115,12 @@ def run(place: Place, files: dict[str, bytes], folder: Path, **more: Any) -> int
     shards = [name for name in files if ".tar" in name]
     manifest.write_text("\n".join(json.dumps({"url": place.root + name, "size": len(files[name])}) for name in shards))
     dataset = PackedDataset(
-        more.pop("shards", f"@{manifest}"),
+        more.pop("data", f"@{manifest}"),
         ByteTokenizer(),
         seq_len=512,
         num_lanes=4,
         epochs=1,
-        storage_options=place.options,
-        retry=RETRY,
+        storage=Storage(options=place.options, retry=RETRY),
     )
     with PackedDataLoader(dataset, batch_size=8, **{"num_workers": 0, **more}) as loader:
         for _ in loader:
@@ -193,7 +192,7 @@ class TestEveryStorage:
         self, place: Place, files: dict[str, bytes], digest: int, tmp_path: Path
     ) -> None:
         if place.lists:  # globs sort, and so does the manifest
-            listed = run(place, files, tmp_path, shards=[place.root + "*.tar", place.root + "*.tar.gz"], num_workers=2)
+            listed = run(place, files, tmp_path, data=[place.root + "*.tar", place.root + "*.tar.gz"], num_workers=2)
             assert listed == digest
         else:
             assert place.storage().size(place.root + "notes.txt") == len(files["notes.txt"])

@@ -114,7 +114,7 @@ def test_the_packs_of_an_epoch_hold_every_document_once(corpus: Corpus) -> None:
     """One lane a rank, so that the documents can be read off the packs."""
     numbered = {}
     for rank in range(LANES):
-        data = dataset(corpus, epochs=1, dp_rank=rank, dp_size=LANES)
+        data = dataset(corpus, epochs=1, rank=rank, size=LANES)
         packs = packs_of(DataLoader(data, batch_size=4, num_workers=int(rank == 5)))
         numbered |= in_lanes(packs, [rank] * len(packs))
     assert sorted(documents_of(numbered)) == sorted(corpus.texts)
@@ -124,7 +124,7 @@ def test_the_packs_of_an_epoch_hold_every_document_once(corpus: Corpus) -> None:
 def test_ranks_by_hand_share_no_pack_and_miss_none(corpus: Corpus, workers: int) -> None:
     found: Counter[bytes] = Counter()
     for rank in range(3):
-        data = dataset(corpus, epochs=1, dp_rank=rank, dp_size=3)
+        data = dataset(corpus, epochs=1, rank=rank, size=3)
         found += as_multiset(packs_of(DataLoader(data, batch_size=4, num_workers=workers)))
     assert found == finite_packs(corpus)
 
@@ -212,15 +212,15 @@ def test_workers_never_list_the_shards(corpus: Corpus, monkeypatch: pytest.Monke
 
 
 def test_ranks_of_the_dataset_and_of_the_loader_must_agree(corpus: Corpus) -> None:
-    data = dataset(corpus, dp_rank=0, dp_size=2)
-    message = "the dataset was given dp_rank=0, dp_size=2, the loader is rank 1 of 2: give them to the loader only"
+    data = dataset(corpus, rank=0, size=2)
+    message = r"the dataset was made by for_rank\(0, 2\), the loader is rank 1 of 2: give the loader the dataset itself"
     with pytest.raises(TopologyError, match=message):
         streampack.PackedDataLoader(data, dp_rank=1, dp_size=2)
     streampack.PackedDataLoader(data, dp_rank=0, dp_size=2)
 
 
 def test_ranks_that_do_not_divide_the_lanes_are_refused(corpus: Corpus) -> None:
-    data = dataset(corpus, dp_rank=0, dp_size=5)
+    data = dataset(corpus, rank=0, size=5)
     with pytest.raises(TopologyError, match="5 data-parallel ranks do not divide num_lanes=12"):
         next(iter(data))
 
@@ -241,25 +241,29 @@ def test_ranks_that_do_not_divide_the_lanes_are_refused(corpus: Corpus) -> None:
         ({"field": "text"}, ConfigError, "field='text' is not known: 'txt', 'json:KEY', 'jsonl:KEY' and 'npy' are"),
         ({"field": "json:"}, ConfigError, "field='json:' names no key"),
         ({"field": "json:messages"}, ConfigError, "messages need a chat template, chat=: one of phi3, llama2"),
-        ({"chat_template": "phi3"}, ConfigError, "chat_template and train_on are for conversations"),
-        ({"split": "test"}, ConfigError, "part='test' is not known"),
-        ({"split": "val"}, ConfigError, "part='val' with fraction=0 holds nothing"),
-        ({"split": "val", "val_fraction": 0.1, "epochs": 2}, ConfigError, 'split="val" is one epoch'),
-        ({"split": "train", "val_fraction": 1.0}, ConfigError, "fraction=1.0 must be a number of at least 0"),
+        ({"chat": "phi3"}, ConfigError, "chat is for conversations, and field='txt' holds none"),
+        ({"train_on": "all"}, ConfigError, "chat is for conversations"),
+        ({"part": "test", "fraction": 0.1}, ConfigError, "part='test' is not known"),
+        ({"part": "val", "fraction": 0}, ConfigError, "part='val' with fraction=0 holds nothing"),
+        ({"part": "val", "fraction": 0.1, "epochs": 2}, ConfigError, 'hold_out: part="val" is one epoch'),
+        ({"part": "train", "fraction": 1.0}, ConfigError, "fraction=1.0 must be a number of at least 0"),
         ({"epochs": 0}, ConfigError, "epochs=0 must be a whole number of at least 1"),
         ({"num_lanes": 0}, ConfigError, "num_lanes=0 must be a whole number of at least 1"),
         ({"num_lanes": True}, ConfigError, "num_lanes=True must be a whole number of at least 1"),
         ({"seed": -1}, ConfigError, "seed=-1 must be a whole number of at least 0"),
-        ({"max_skipped": -1}, ConfigError, "max_skipped=-1 must be a whole number of at least 0"),
-        ({"max_skipped": 1.0}, ConfigError, "max_skipped=1.0 must be a whole number, or a fraction above 0"),
-        ({"max_buffer_bytes": 0}, ConfigError, "max_buffer_bytes=0 must be a whole number of at least 1"),
-        ({"epoch_end": "wrap"}, ConfigError, "epoch_end='wrap' must be one of 'pad', 'stop'"),
-        ({"on_error": "ignore"}, ConfigError, "on_error='ignore' must be one of 'raise', 'skip'"),
+        ({"max_bad": -1}, ConfigError, "max_bad=-1 must be a whole number of at least 0"),
+        ({"max_bad": 1.0}, ConfigError, "max_bad=1.0 must be a whole number, or a fraction above 0"),
+        ({"buffer_bytes": 0}, ConfigError, "limits.buffer_bytes=0 must be a whole number of at least 1"),
+        ({"epoch_end": "wrap"}, ConfigError, "epoch_end='wrap' is not known; choose one of pad, stop"),
+        ({"on_error": "ignore"}, ConfigError, "on_error='ignore' is not known; choose one of raise, skip"),
         ({"cache_dir": "s3://b/cache"}, ConfigError, "cache_dir='s3://b/cache' must be a folder on a disk"),
         ({"cache_bytes": 1000}, ConfigError, "cache_bytes=1000 must be a whole number of at least 16777216"),
         ({"engine": "rust"}, ConfigError, "engine='rust' must be one of 'auto', 'sentencepiece', 'gigatoken'"),
-        ({"dp_rank": 0}, TopologyError, "dp_rank=0 and dp_size=None: give both or neither"),
-        ({"dp_rank": 3, "dp_size": 3}, TopologyError, "dp_rank=3 is not in 0..2"),
+        ({"rank": 3, "size": 3}, TopologyError, "for_rank(3, 3): the rank must be at least 0 and below"),
+        ({"shuffle": "blocks"}, ConfigError, "shuffle='blocks' must be True, False or \"shards\""),
+        ({"limits": 7}, ConfigError, "limits=7 must be a streampack.Limits"),
+        ({"storage": "s3"}, ConfigError, "storage='s3' must be a streampack.Storage"),
+        ({"hold_out": 0.1}, ConfigError, "hold_out=0.1 must be a streampack.HoldOut or None"),
         ({"tokenizer": None}, ConfigError, 'tokenizer=None works with field="npy", add_bos=False and add_eos=False'),
         ({"tokenizer": 5}, TokenizerError, "int cannot be used as a tokenizer: bos_id must be"),
     ],
@@ -291,8 +295,6 @@ def test_a_tokenizer_without_bos_needs_to_be_told(corpus: Corpus) -> None:
 def test_a_setting_without_effect_warns(corpus: Corpus) -> None:
     with pytest.warns(UserWarning, match='overflow="truncate" does nothing under packing="wrap"'):
         dataset(corpus, overflow="truncate")
-    with pytest.warns(UserWarning, match="val_fraction=0.1 has no effect without a split"):
-        dataset(corpus, val_fraction=0.1)
 
 
 @pytest.mark.parametrize(
@@ -477,9 +479,9 @@ BAD: dict[str, tuple[Callable[[Path], Path], dict[str, Any], type[Exception], li
     ),
     "too long": (
         member("m.txt", b"x" * 2000),
-        {"max_document_bytes": 1000},
+        {"document_bytes": 1000},
         DocumentTooLongError,
-        ["member 'm.txt'", "a document of 2,000 bytes, above max_document_bytes=1,000"],
+        ["member 'm.txt'", "a document of 2,000 bytes, above limits.document_bytes=1,000"],
     ),
     "longer than a pack": (
         member("m.txt", b"x" * 200),

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.proxy import Fault, Proxy
 
-from streampack import PackedDataLoader, PackedDataset, RetryPolicy
+from streampack import Limits, PackedDataLoader, PackedDataset, RetryPolicy, Storage
 from streampack.errors import CorruptShardError
 from streampack.storage.access import StorageReader
 from streampack.storage.digests import BlockDigester, parse_digest
@@ -157,9 +157,8 @@ class TestRuns:
             256,
             num_lanes=3,
             epochs=1,
-            max_document_bytes=BLOCK,
-            max_buffer_bytes=8 * BLOCK,
-            retry=RetryPolicy.immediate(),
+            limits=Limits(document_bytes=BLOCK, buffer_bytes=8 * BLOCK),
+            storage=Storage(retry=RetryPolicy.immediate()),
         )
         with PackedDataLoader(dataset, batch_size=8, num_workers=0) as loader:
             for _ in loader:

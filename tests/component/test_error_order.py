@@ -12,7 +12,7 @@ from streampack.errors import RecordError, ShardError, ShardNotFoundError, Token
 from streampack.testing import ByteTokenizer
 
 TOPOLOGIES = [(1, 0, 1), (1, 0, 5), (1, 1, 1), (1, 3, 2), (2, 0, 3), (3, 2, 1)]
-PARKED = {"max_buffer_bytes": 12 * 64 * 2**10, "max_document_bytes": 64 * 2**10}
+PARKED = {"buffer_bytes": 12 * 64 * 2**10, "document_bytes": 64 * 2**10}
 
 
 def run(data: streampack.PackedDataset, ranks: int, workers: int, batch_size: int, *, state: Any = None) -> Any:
@@ -113,7 +113,7 @@ def test_one_bad_record_too_many_costs_no_pack_before_it(tmp_path: Path) -> None
     corpus = write_corpus(tmp_path, [(".tar", group)], alike=True)
     for path in corpus.shards:
         path.write_bytes(path.read_bytes().replace("\ufffd".encode(), b"\xff\xff\xff"))
-    for options, kind in (({"on_error": "raise"}, RecordError), ({"on_error": "skip", "max_skipped": 3}, ShardError)):
+    for options, kind in (({"on_error": "raise"}, RecordError), ({"on_error": "skip", "max_bad": 3}, ShardError)):
         data = dataset(corpus, num_lanes=3, **options)
         places = []
         for ranks, workers in ((1, 0), (1, 3), (1, 2)):

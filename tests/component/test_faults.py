@@ -22,7 +22,7 @@ import pytest
 from support import servers
 from support.proxy import Fault, Proxy
 
-from streampack import PackedDataLoader, PackedDataset, RetryPolicy
+from streampack import Limits, PackedDataLoader, PackedDataset, RetryPolicy, Storage
 from streampack.errors import CorruptShardError, ShardError, ShardNotFoundError, StorageError
 from streampack.storage.access import StorageReader
 from streampack.testing import ByteTokenizer, write_shards
@@ -123,10 +123,8 @@ class Place:
             seq_len=4096,
             num_lanes=1,
             epochs=1,
-            max_document_bytes=RANGE,
-            max_buffer_bytes=2 * RANGE,
-            storage_options=self.options,
-            retry=retry,
+            limits=Limits(document_bytes=RANGE, buffer_bytes=2 * RANGE),
+            storage=Storage(options=self.options, retry=retry),
         )
         with PackedDataLoader(dataset, batch_size=64, num_workers=0) as loader:
             for _ in loader:

@@ -140,8 +140,8 @@ def test_a_run_over_a_changed_shard_ends_with_packs_or_with_an_error_of_the_tree
                 num_lanes=3,
                 epochs=1,
                 on_error=on_error,
-                max_skipped=3,
-                retry=streampack.RetryPolicy.immediate(),
+                max_bad=3,
+                storage=streampack.Storage(retry=streampack.RetryPolicy.immediate()),
                 **({"add_bos": False, "add_eos": False} if field == "npy" else {}),
             )
             packs[on_error] = sum(1 for _ in dataset)
@@ -201,12 +201,16 @@ def test_any_braces_are_urls_or_an_error(text: str) -> None:
 KEYS = [
     "dataset",
     "loader",
-    "shards",
+    "data",
     "tokenizer",
     "seq_len",
     "boundary",
     "replace",
-    "storage_options",
+    "limits",
+    "packing",
+    "chat",
+    "storage",
+    "options",
     "retry",
     "x",
     "1",
@@ -241,7 +245,7 @@ VALUES = [
         max_size=9,
     ).map("\n".join)
 )
-@example("dataset: {shards: a, tokenizer: t, storage_options: {1: {2: x}}}")
+@example("dataset: {data: a, tokenizer: t, storage: {options: {1: {2: x}}}}")
 def test_any_yaml_is_a_config_or_an_error_that_names_the_file(text: str) -> None:
     TARGETS["config"](text.encode())
 

@@ -53,7 +53,7 @@ CASES: dict[str, dict[str, Any]] = {
     "endless": {"seed": 3, "num_lanes": 4, "on_error": "skip"},
     "finite": {"epochs": 1, "num_lanes": 4, "on_error": "skip"},
     "two epochs": {"epochs": 2, "num_lanes": 3, "packing": "next_fit", "on_error": "skip"},
-    "one rank of two": {"epochs": 1, "num_lanes": 4, "on_error": "skip", "dp_rank": 1, "dp_size": 2},
+    "one rank of two": {"epochs": 1, "num_lanes": 4, "on_error": "skip", "rank": 1, "size": 2},
 }
 
 
@@ -103,18 +103,18 @@ def test_a_state_remembers_the_epoch_that_was_set(corpus: Corpus) -> None:
 
 
 def test_a_state_of_another_run_place_or_release_is_refused(corpus: Corpus) -> None:
-    iterator = iter(dataset(corpus, dp_rank=0, dp_size=2))
+    iterator = iter(dataset(corpus, rank=0, size=2))
     take(iterator, 3)
     state = iterator.state_dict()
     with pytest.raises(StateError, match="seed: 0 in the checkpoint, 4 now"):
-        iter(dataset(corpus, seed=4, dp_rank=0, dp_size=2)).load_state_dict(state)
+        iter(dataset(corpus, seed=4, rank=0, size=2)).load_state_dict(state)
     for rank, size in ((1, 2), (0, 1), (0, 3)):
         match = rf"worker 0 of 1 on rank 0 of 2, .* {rank} of {size}.*PackedDataLoader go on"
         with pytest.raises(StateError, match=match):
-            iter(dataset(corpus, dp_rank=rank, dp_size=size)).load_state_dict(state)
+            iter(dataset(corpus, rank=rank, size=size)).load_state_dict(state)
     for key, known in (("version", VERSION), ("order_version", ORDER_VERSION)):
         with pytest.raises(StateError, match=f"has {key} 99, this release reads {known}"):
-            iter(dataset(corpus, dp_rank=0, dp_size=2)).load_state_dict({**state, key: 99})
+            iter(dataset(corpus, rank=0, size=2)).load_state_dict({**state, key: 99})
 
 
 def test_an_iterator_that_has_raised_is_over(tmp_path: Path) -> None:
@@ -186,9 +186,9 @@ def test_torchdatas_stateful_dataloader_resumes_exactly_again_and_again(
 
 @torchdatas
 def test_torchdatas_stateful_dataloader_refuses_the_state_of_another_rank(small: Corpus) -> None:
-    loader = stateful(dataset(small, num_lanes=4, dp_rank=0, dp_size=2), 1, 0)
+    loader = stateful(dataset(small, num_lanes=4, rank=0, size=2), 1, 0)
     next(iter(loader))
-    other = stateful(dataset(small, num_lanes=4, dp_rank=1, dp_size=2), 1, 0)
+    other = stateful(dataset(small, num_lanes=4, rank=1, size=2), 1, 0)
     other.load_state_dict(loader.state_dict())
     with pytest.raises(StateError, match="PackedDataLoader go on with any number of ranks and workers"):
         iter(other)

@@ -65,7 +65,7 @@ class Run:
 
     def __init__(self, corpus: Corpus, budget_bytes: int, **changes: Any) -> None:
         self.tokenizer, self.storage = CountingTokenizer(), CountingStorage()
-        arguments = {"seq_len": SEQ_LEN, "num_lanes": LANES, "max_document_bytes": 5 * SHARE, **changes}
+        arguments = {"seq_len": SEQ_LEN, "num_lanes": LANES, "document_bytes": 5 * SHARE, **changes}
         data = dataset(corpus, tokenizer=self.tokenizer, **arguments)
         self.tokenizer.texts.clear()
         self.num_lanes = data.num_lanes
@@ -163,7 +163,7 @@ class FewTokens(ByteTokenizer):
 def test_texts_of_few_tokens_do_not_pile_up_while_a_pack_is_made(tmp_path: Path) -> None:
     """What is read ahead is bounded in characters too; by tokens alone it would be 5 MB here."""
     corpus = write_corpus(tmp_path, [(".tar", ["long " * 2000] * 1200)], alike=True)
-    arguments: dict[str, Any] = {"add_bos": False, "add_eos": False, "boundary": "keep", "max_document_bytes": SHARE}
+    arguments: dict[str, Any] = {"add_bos": False, "add_eos": False, "boundary": "keep", "document_bytes": SHARE}
     data = dataset(corpus, tokenizer=FewTokens(), seq_len=512, num_lanes=1, **arguments)
     pool = LanePool(data.pipeline, data.corpus(), {0: LanePosition()}, budget_bytes=4 * SHARE, end_epoch=None)
     pool.take(0)  # the first pack teaches what a character gives
@@ -196,7 +196,7 @@ def test_a_lane_in_a_compressed_shard_is_not_parked(tmp_path: Path) -> None:
     """It would have to decompress the shard from its start to go on."""
     group = ["word " * (LONGEST // 5) for _ in range(8)]
     corpus = write_corpus(tmp_path, [(".tar.gz", group[:4]), (".tar.zst", group[4:])])
-    data = dataset(corpus, seq_len=SEQ_LEN, num_lanes=1, max_document_bytes=2 * SHARE)
+    data = dataset(corpus, seq_len=SEQ_LEN, num_lanes=1, document_bytes=2 * SHARE)
     storage = CountingStorage()
     pool = LanePool(
         dataclasses.replace(data.pipeline, storage=storage),
@@ -217,10 +217,10 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 2), (3, 0)])
 def test_the_budget_of_a_loader_changes_no_pack(corpus: Corpus, ranks: int, workers: int) -> None:
-    arguments = {"seq_len": SEQ_LEN, "num_lanes": LANES, "max_document_bytes": 3 * SHARE}
+    arguments = {"seq_len": SEQ_LEN, "num_lanes": LANES, "document_bytes": 3 * SHARE}
     with Job(dataset(corpus, **arguments)) as job:
         wanted = list(job.step(60).values())
-    tight = dataset(corpus, **arguments, max_buffer_bytes=LANES * SHARE)
+    tight = dataset(corpus, **arguments, buffer_bytes=LANES * SHARE)
     with Job(tight, ranks, workers, 5) as job:
         assert_equal(job.step(60 // ranks // 5), wanted)
         state = job.state()
@@ -231,28 +231,28 @@ def test_the_budget_of_a_loader_changes_no_pack(corpus: Corpus, ranks: int, work
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_budget_that_is_too_small_is_an_error_at_the_start(small: Corpus, workers: int) -> None:
     cases = [
-        ({"max_buffer_bytes": 12 * SHARE - 1}, "786,431 bytes for 12 lanes, less than 64 KiB each"),
+        ({"buffer_bytes": 12 * SHARE - 1}, "786,431 bytes for 12 lanes, less than 64 KiB each"),
         (
-            {"max_buffer_bytes": 12 * SHARE - 1},
-            "Raise max_buffer_bytes to at least 786,432 per worker, or use more ranks",
+            {"buffer_bytes": 12 * SHARE - 1},
+            "Raise limits.buffer_bytes to at least 786,432 per worker, or use more ranks",
         ),
-        ({"max_buffer_bytes": 10**6, "max_document_bytes": 10**6 + 1}, "less than one document may have"),
-        ({"max_buffer_bytes": 10**6, "max_document_bytes": 10**6 + 1}, r"\(max_document_bytes=1,000,001\)"),
+        ({"buffer_bytes": 10**6, "document_bytes": 10**6 + 1}, "less than one document may have"),
+        ({"buffer_bytes": 10**6, "document_bytes": 10**6 + 1}, r"\(limits.document_bytes=1,000,001\)"),
     ]
     for changes, text in cases:
-        data = dataset(small, **{"max_document_bytes": 2000, **changes})
+        data = dataset(small, **{"document_bytes": 2000, **changes})
         with Job(data, 1, workers) as job, pytest.raises(ConfigError, match=text):
             job.step(1)
-    with Job(dataset(small, max_buffer_bytes=12 * SHARE, max_document_bytes=2000)) as job:
+    with Job(dataset(small, buffer_bytes=12 * SHARE, document_bytes=2000)) as job:
         assert job.step(1)
 
 
 def test_the_budget_is_divided_over_workers(small: Corpus) -> None:
     """Two workers of six lanes each have half of it, which is enough; a rank of six lanes needs half of it."""
-    data = dataset(small, max_buffer_bytes=12 * SHARE, max_document_bytes=6 * SHARE)
+    data = dataset(small, buffer_bytes=12 * SHARE, document_bytes=6 * SHARE)
     with Job(data, 1, 2) as job:
         assert job.step(1)
-    with Job(dataset(small, max_buffer_bytes=6 * SHARE, max_document_bytes=6 * SHARE), 2) as job:
+    with Job(dataset(small, buffer_bytes=6 * SHARE, document_bytes=6 * SHARE), 2) as job:
         assert job.step(1)
     with Job(data, 1, 3) as job, pytest.raises(ConfigError, match="262,144 bytes, less than one document may have"):
         job.step(1)
@@ -262,7 +262,7 @@ def test_check_budget_says_what_would_be_enough() -> None:
     check_budget(budget_bytes=10 * SHARE, num_lanes=10, max_document_bytes=10 * SHARE)
     with pytest.raises(ConfigError, match="at least 655,360 per worker"):
         check_budget(budget_bytes=10 * SHARE - 1, num_lanes=10, max_document_bytes=1)
-    with pytest.raises(ConfigError, match="Raise max_buffer_bytes, lower max_document_bytes, or use fewer workers"):
+    with pytest.raises(ConfigError, match="Raise limits.buffer_bytes, lower limits.document_bytes, or use fewer"):
         check_budget(budget_bytes=10 * SHARE, num_lanes=10, max_document_bytes=10 * SHARE + 1)
 
 

@@ -271,10 +271,10 @@ def test_provenance_names_the_sample_of_every_segment(corpus: Corpus, workers: i
 
 
 def test_train_and_val_share_no_document_and_miss_none(corpus: Corpus) -> None:
-    arguments = {"val_fraction": 0.3, "epochs": 1}
+    arguments = {"fraction": 0.3, "epochs": 1}
     found = {}
     for split in ("train", "val"):
-        with Job(dataset(corpus, split=split, **arguments), 2, 0, 4) as job:
+        with Job(dataset(corpus, part=split, **arguments), 2, 0, 4) as job:
             packs, _ = job.run_out()
         found[split] = sorted(documents_of(packs))
     assert sorted(found["train"] + found["val"]) == sorted(corpus.texts)
@@ -284,7 +284,7 @@ def test_train_and_val_share_no_document_and_miss_none(corpus: Corpus) -> None:
 def test_the_split_is_the_same_for_every_seed_lane_and_epoch(corpus: Corpus) -> None:
     found = set()
     for changes in ({}, {"seed": 9}, {"num_lanes": 1}, {"shuffle": False}, {"seq_len": 99}):
-        with Job(dataset(corpus, split="train", val_fraction=0.3, epochs=1, **changes), 1, 0, 4) as job:
+        with Job(dataset(corpus, part="train", fraction=0.3, epochs=1, **changes), 1, 0, 4) as job:
             for _ in range(2):
                 packs, _ = job.run_out()
                 found.add(tuple(sorted(documents_of(packs, job.num_lanes))))
@@ -292,7 +292,7 @@ def test_the_split_is_the_same_for_every_seed_lane_and_epoch(corpus: Corpus) -> 
 
 
 def test_validation_is_one_epoch_as_listed_and_the_same_at_every_pass(corpus: Corpus) -> None:
-    data = dataset(corpus, split="val", val_fraction=0.3, seed=5, num_lanes=1)
+    data = dataset(corpus, part="val", fraction=0.3, seed=5, num_lanes=1)
     with Job(data, 1, 0, 4) as job:
         passes = [job.run_out()[0] for _ in range(3)]
     documents = [documents_of(packs, num_lanes=1) for packs in passes]
@@ -319,7 +319,7 @@ def test_what_a_transform_does_depends_on_the_document_alone(corpus: Corpus) -> 
 
 
 def test_a_transform_draws_the_same_at_every_pass_of_a_validation_run(corpus: Corpus) -> None:
-    data = dataset(corpus, split="val", val_fraction=0.5, num_lanes=1, transform=cut_up)
+    data = dataset(corpus, part="val", fraction=0.5, num_lanes=1, transform=cut_up)
     with Job(data) as job:
         first, second = (list(job.run_out()[0].values()) for _ in range(2))
     np.testing.assert_array_equal(first, second)

@@ -67,7 +67,7 @@ def random_run(folder: Path, choose: random.Random) -> streampack.PackedDataset:
         "shuffle": choose.random() < 0.6,
         "epochs": choose.choice((None, None, 1, 2)),
         "on_error": choose.choice(("skip", "skip", "skip", "raise")),
-        "max_skipped": choose.choice((1000, 3, 0.2)),
+        "max_bad": choose.choice((1000, 3, 0.2)),
         "boundary": choose.choice(("keep", "mask", "trim", "mask_bos_target", streampack.ReplaceBoundary(99))),
         "packing": (packing := choose.choice(("wrap", "next_fit"))),
         "overflow": "split" if packing == "wrap" else choose.choice(("split", "truncate", "drop", "error")),
@@ -77,7 +77,7 @@ def random_run(folder: Path, choose: random.Random) -> streampack.PackedDataset:
     if (kind := choose.choice(("", "refuse", "drop", "pieces"))) != "":
         options |= {"transform": transform_of(kind, f"<{choose.randrange(50)}>"), "transform_version": "1"}
     if choose.random() < 0.4:
-        options |= {"max_buffer_bytes": lanes * 4 * 64 * 2**10, "max_document_bytes": 64 * 2**10}  # lanes are parked
+        options |= {"buffer_bytes": lanes * 4 * 64 * 2**10, "document_bytes": 64 * 2**10}  # lanes are parked
     return dataset(corpus, **options)
 
 

@@ -192,7 +192,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "transform": {"transform": in_pieces},
     "transform, whole documents": {"transform": in_pieces, "packing": "next_fit", "boundary": "keep"},
     "loss mask": {"transform": with_mask, "boundary": "keep"},
-    "train": {"split": "train", "val_fraction": 0.4},
+    "train": {"part": "train", "fraction": 0.4},
     "json": {"field": "json:text"},
     "json lines": {"field": "jsonl:text"},
     "json lines, transform": {"field": "jsonl:text", "transform": in_pieces},
@@ -327,7 +327,7 @@ def test_a_run_resumed_at_the_end_of_a_pass_reads_the_next_epoch(corpus: Corpus)
 
 
 def test_the_second_pass_of_a_validation_run_can_be_resumed_anywhere(corpus: Corpus) -> None:
-    data = dataset(corpus, split="val", val_fraction=0.2, num_lanes=3, seq_len=24)
+    data = dataset(corpus, part="val", fraction=0.2, num_lanes=3, seq_len=24)
     states: list[dict[str, Any]] = []
     passes = []
     with Job(data) as job:
@@ -539,23 +539,23 @@ def test_a_hole_ahead_of_a_lane_is_left_out(tmp_path: Path, field: str, record: 
         assert documents_of(packs, num_lanes=2) == corpus.texts
 
 
-def test_more_bad_records_than_max_skipped_are_an_error_that_names_the_next(tmp_path: Path) -> None:
+def test_more_bad_records_than_max_bad_are_an_error_that_names_the_next(tmp_path: Path) -> None:
     corpus = spoilt(tmp_path / "spoilt")
-    data = dataset(corpus, on_error="skip", max_skipped=3, num_lanes=1, seq_len=16)
-    with Job(data) as job, pytest.raises(OSError, match="lane 0 has skipped max_skipped=3 bad records") as error:
+    data = dataset(corpus, on_error="skip", max_bad=3, num_lanes=1, seq_len=16)
+    with Job(data) as job, pytest.raises(OSError, match="lane 0 has skipped max_bad=3 bad records") as error:
         job.step(200)
     assert "not UTF-8: byte 0xff" in str(error.value)
     assert str(tmp_path) in str(error.value)
 
 
-def test_max_skipped_counts_through_a_resume(tmp_path: Path) -> None:
+def test_max_bad_counts_through_a_resume(tmp_path: Path) -> None:
     corpus = spoilt(tmp_path / "spoilt")
-    data = dataset(corpus, on_error="skip", max_skipped=5, num_lanes=1, seq_len=16)
+    data = dataset(corpus, on_error="skip", max_bad=5, num_lanes=1, seq_len=16)
     with Job(data) as job:
         while job.stats()["bad_records"] < 3:
             job.step()
         state = job.state()
-    with Job(data, state=state) as job, pytest.raises(OSError, match="max_skipped=5"):
+    with Job(data, state=state) as job, pytest.raises(OSError, match="max_bad=5"):
         job.step(200)
 
 

@@ -596,9 +596,9 @@ def assert_refused(
         ({"num_lanes": 6}, "num_lanes: 12 in the checkpoint, 6 now; set num_lanes back"),
         ({"add_bos": False}, "add_bos: True in the checkpoint, False now"),
         ({"add_eos": False}, "add_eos: True in the checkpoint, False now"),
-        ({"split": "train", "val_fraction": 0.1}, "split: 'all' in the checkpoint, 'train' now"),
-        ({"split": "train", "val_fraction": 0.1}, "val_fraction: 0.0 in the checkpoint, 0.1 now"),
-        ({"max_document_bytes": 10**6}, "max_document_bytes: 67108864 in the checkpoint, 1000000 now"),
+        ({"part": "train", "fraction": 0.1}, "split: 'all' in the checkpoint, 'train' now"),
+        ({"part": "train", "fraction": 0.1}, "val_fraction: 0.0 in the checkpoint, 0.1 now"),
+        ({"document_bytes": 10**6}, "max_document_bytes: 67108864 in the checkpoint, 1000000 now"),
         ({"transform": lambda document, rng: document}, "transform: 'none' in the checkpoint, \"version ''\" now"),
     ],
     ids=lambda given: given if isinstance(given, str) else ",".join(given),
@@ -659,7 +659,7 @@ def test_a_corpus_may_move_and_what_is_no_part_of_the_data_may_change(
         job.step(24)
         state = job.state()
     moved = [shutil.copy(path, tmp_path) for path in corpus.shards]
-    other = dataset(moved, on_error="skip", epochs=30, max_buffer_bytes=10**8, max_skipped=3)
+    other = dataset(moved, on_error="skip", epochs=30, buffer_bytes=10**8, max_bad=3)
     with Job(other, 3, 0, 2, state=state) as job:
         assert_equal(job.step(8), wanted, begin=24)
 

@@ -19,9 +19,8 @@ def shards(tmp_path: Path) -> list[str]:
 
 
 def dataset_of(shards: list[str], *, rank: int, size: int) -> streampack.PackedDataset:
-    return streampack.PackedDataset(
-        shards, ByteTokenizer(), 16, num_lanes=2, epochs=1, shuffle=False, dp_rank=rank, dp_size=size
-    )
+    dataset = streampack.PackedDataset(shards, ByteTokenizer(), 16, num_lanes=2, epochs=1, shuffle=False)
+    return dataset.for_rank(rank, size)
 
 
 def tokens(batches: Any) -> list[list[int]]:

@@ -24,12 +24,13 @@ from typing import Any
 
 import pytest
 from support import servers
+from support.arguments import packed_dataset
 from support.caches import MIB
 from support.proxy import Proxy
 from support.torchrun import Job, needs_proc
 
 import streampack
-from streampack.testing import ByteTokenizer, write_shards
+from streampack.testing import write_shards
 
 RANKS_PER_NODE = 2
 
@@ -100,12 +101,12 @@ def test_two_nodes_have_the_packs_of_one_process_and_ask_for_each_byte_once(node
     arguments: dict[str, Any] = {"seq_len": 512, "num_lanes": 12, "epochs": 1}
     proxies = [Proxy(upstream=servers.s3().url, host=f"10.213.{node}.1") for node in range(2)]
     place = [
-        {"dataset": {"cache_dir": str(tmp_path / f"cache{node}"), "storage_options": servers.s3().at(proxy.url)}}
+        {"dataset": {"cache_dir": str(tmp_path / f"cache{node}"), "options": servers.s3().at(proxy.url)}}
         for node, proxy in enumerate(proxies)
     ]
     case = {
         "name": "two nodes",
-        "dataset": {"shards": shards, **arguments},
+        "dataset": {"data": shards, **arguments},
         "loader": {"batch_size": 8, "num_workers": 1},
         "passes": 3,
         "per_rank": {str(rank): place[rank // RANKS_PER_NODE] for rank in range(2 * RANKS_PER_NODE)},
@@ -140,7 +141,7 @@ def test_two_nodes_have_the_packs_of_one_process_and_ask_for_each_byte_once(node
             proxy.close()
     outcomes = [pickle.loads((tmp_path / f"rank{rank}.pickle").read_bytes())[0] for rank in range(2 * RANKS_PER_NODE)]
     assert [outcome["errors"] for outcome in outcomes] == [[]] * 4
-    dataset = streampack.PackedDataset(shards, ByteTokenizer(), storage_options=servers.s3().options, **arguments)
+    dataset = packed_dataset(shards, options=servers.s3().options, **arguments)
     with streampack.PackedDataLoader(dataset, 32, num_workers=0, dp_rank=0, dp_size=1) as alone:
         for number in range(3):
             assert sum(1 for _ in alone) == len(outcomes[0]["passes"][number]["tokens"])

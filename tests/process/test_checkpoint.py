@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from support.arguments import packed_dataset
 from support.reference import Pass, assert_batches, endless_batches, lane_packs, prose
 from support.torchrun import torchrun
 
 import streampack
 from streampack.records import Counts
-from streampack.testing import ByteTokenizer, write_shards
+from streampack.testing import write_shards
 
 pytestmark = pytest.mark.timeout(170)
 
@@ -57,9 +58,9 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     uneven = write_shards(folder / "uneven", prose(7, sum(sizes)), shard_sizes=sizes)
     (folder / "whole.jsonl").write_text("".join(json.dumps({"url": url, "whole": True}) + "\n" for url in uneven))
     datasets = {
-        "endless": {"shards": good, "seq_len": 32, "num_lanes": 12},
-        "skipping": {"shards": bad, "seq_len": 48, "num_lanes": 8, "on_error": "skip"},
-        "finite": {"shards": f"@{folder / 'whole.jsonl'}", "seq_len": 32, "num_lanes": 12, "epochs": 1},
+        "endless": {"data": good, "seq_len": 32, "num_lanes": 12},
+        "skipping": {"data": bad, "seq_len": 48, "num_lanes": 8, "on_error": "skip"},
+        "finite": {"data": f"@{folder / 'whole.jsonl'}", "seq_len": 32, "num_lanes": 12, "epochs": 1},
     }
     lanes = {key: lane_packs(dataset, limit=40) for key, dataset in datasets.items() if key != "finite"}
     lanes["finite"] = lane_packs(datasets["finite"])
@@ -136,7 +137,7 @@ def test_digests_and_counts_of_the_ranks_add_up_to_those_of_one_uninterrupted_pr
     chain: Chain, name: str, key: str
 ) -> None:
     job = chain.jobs[name]
-    dataset = streampack.PackedDataset(tokenizer=ByteTokenizer(), **chain.datasets[key])
+    dataset = packed_dataset(**chain.datasets[key])
     with streampack.PackedDataLoader(dataset, 1, num_workers=0, dp_rank=0, dp_size=1) as alone:
         batches = iter(alone)
         for _ in range(job.only(key, "middle")):

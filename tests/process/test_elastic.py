@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from support.arguments import packed_dataset
 from support.reference import prose
 from support.torchrun import torchrun
 
 import streampack
-from streampack.testing import ByteTokenizer, write_shards
+from streampack.testing import write_shards
 
 pytestmark = pytest.mark.timeout(170)
 
@@ -46,7 +47,7 @@ Outcomes = list[dict[str, Any]]
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     shards = write_shards(tmp_path_factory.mktemp("shards"), prose(8, 80), documents_per_shard=19)
-    return {"shards": shards, "seq_len": 32, "num_lanes": 12}
+    return {"data": shards, "seq_len": 32, "num_lanes": 12}
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def lives(dataset: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="module")
 def uninterrupted(dataset: dict[str, Any]) -> dict[int, dict[int, str]]:
     """What each global batch holds in one process that is never stopped: by step, by global pack."""
-    data = streampack.PackedDataset(tokenizer=ByteTokenizer(), **dataset)
+    data = packed_dataset(**dataset)
     steps = {}
     with streampack.PackedDataLoader(data, GLOBAL_BATCH, num_workers=0, dp_rank=0, dp_size=1) as loader:
         for step, batch in zip(range(len(LIVES) * STEPS + LOST), loader, strict=False):
@@ -123,7 +124,7 @@ def test_every_life_has_trained(lives: dict[str, Outcomes]) -> None:
 def test_the_digest_at_the_end_is_that_of_the_uninterrupted_run(
     lives: dict[str, Outcomes], dataset: dict[str, Any]
 ) -> None:
-    data = streampack.PackedDataset(tokenizer=ByteTokenizer(), **dataset)
+    data = packed_dataset(**dataset)
     with streampack.PackedDataLoader(data, GLOBAL_BATCH, num_workers=0, dp_rank=0, dp_size=1) as loader:
         for _ in zip(range(len(LIVES) * STEPS + LOST), loader, strict=False):
             pass

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.arguments import packed_dataset
 from support.reference import assert_batches, endless_batches, lane_packs, prose
 from support.torchrun import Job, needs_proc, torchrun
 from support.training import await_checkpoint, complete, handed_out, write_job
 
 import streampack
-from streampack.testing import ByteTokenizer, write_shards
+from streampack.testing import write_shards
 
 pytestmark = pytest.mark.timeout(170)
 
@@ -23,7 +24,7 @@ WORKERS_NOTICE_S = 15
 @needs_proc
 def test_workers_of_a_rank_that_was_killed_end_though_nobody_takes_what_they_made(tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "shards", prose(8, 80), documents_per_shard=21)
-    dataset = {"shards": shards, "seq_len": 32, "num_lanes": 12}
+    dataset = {"data": shards, "seq_len": 32, "num_lanes": 12}
     # By the hundredth batch messages are so large that they fill the pipe to the rank while it computes.
     loader = {"batch_size": 2, "num_workers": 2}
     write_job(tmp_path, dataset=dataset, loader=loader, every=100, pause_after=101)
@@ -41,7 +42,7 @@ def test_workers_of_a_rank_that_was_killed_end_though_nobody_takes_what_they_mad
 @needs_proc
 def test_a_job_killed_at_a_random_moment_goes_on_exactly_on_other_ranks_and_workers(tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "shards", prose(8, 80), documents_per_shard=21)
-    dataset = {"shards": shards, "seq_len": 32, "num_lanes": 12}
+    dataset = {"data": shards, "seq_len": 32, "num_lanes": 12}
 
     def job(name: str, load: Path | None, batches: int | None, **loader: int) -> tuple[Path, Path]:
         folder = tmp_path / name
@@ -76,7 +77,7 @@ def test_a_job_killed_at_a_random_moment_goes_on_exactly_on_other_ranks_and_work
         split = {"rank": rank, "num_ranks": num_ranks, "batch_size": batch_size}
         expected = endless_batches(lanes, begin, count=count, **split)
         assert_batches(batches, expected, f"{folder.name}, rank {rank}, killed after {moment_s:.2f} s")
-    alone = streampack.PackedDataset(tokenizer=ByteTokenizer(), **dataset)
+    alone = packed_dataset(**dataset)
     with streampack.PackedDataLoader(alone, end, num_workers=0, dp_rank=0, dp_size=1) as loader:
         next(iter(loader))
         assert wrote[last[1], 0][2] == loader.digest()
@@ -86,14 +87,14 @@ def test_a_bad_shard_in_one_worker_ends_the_job_with_what_is_wrong_with_it(tmp_p
     shards = write_shards(tmp_path / "shards", prose(9, 40), documents_per_shard=10)
     whole = Path(shards[3]).read_bytes()
     Path(shards[3]).write_bytes(whole[: len(whole) * 2 // 3 // 512 * 512 + 100])
-    said = failing(tmp_path, {"shards": shards, "num_lanes": 4})
+    said = failing(tmp_path, {"data": shards, "num_lanes": 4})
     assert "TruncatedShardError" in said
     assert shards[3] in said
 
 
 def test_stop_with_a_lane_that_has_nothing_ends_the_job_with_an_error_that_says_so(tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "shards", prose(3, 40), shard_sizes=[24, 16], compression="gz")
-    said = failing(tmp_path, {"shards": shards, "num_lanes": 4, "epoch_end": "stop"})
+    said = failing(tmp_path, {"data": shards, "num_lanes": 4, "epoch_end": "stop"})
     assert "ConfigError" in said
     assert 'epoch_end="stop"' in said
     assert "lane 1" in said or "lane 3" in said

@@ -7,19 +7,20 @@ from typing import Any
 
 import pytest
 from support import servers
+from support.arguments import packed_dataset
 from support.reference import assert_batches, endless_batches, lane_packs, prose
 from support.torchrun import Job, needs_proc
 from support.training import await_checkpoint, complete, handed_out, write_job
 
 import streampack
-from streampack.testing import ByteTokenizer, write_shards
+from streampack.testing import write_shards
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(170)]
 
 AWAY_S = 3
 COUNT = 30
 RETRY = {"first_wait_s": 0.05, "max_wait_s": 1.0}
-SMALL = {"max_buffer_bytes": 2**20, "max_document_bytes": 2**14}
+SMALL = {"buffer_bytes": 2**20, "document_bytes": 2**14}
 """Lanes that hold little, so that the server is asked all the time."""
 
 
@@ -46,7 +47,7 @@ def test_a_run_outlives_kills_of_the_server_with_the_packs_of_a_quiet_one(
     arguments = {"seq_len": 512, "num_lanes": 4, "epochs": 1, **SMALL}
 
     def digest(shards: list[str], kill_at: tuple[int, ...] = (), **options: Any) -> tuple[int, dict[str, float]]:
-        dataset = streampack.PackedDataset(shards, ByteTokenizer(), **arguments, **options)
+        dataset = packed_dataset(shards, **arguments, **options)
         back = []
         with streampack.PackedDataLoader(dataset, 8, num_workers=2, prefetch_bytes=2**16) as loader:
             for batches, _ in enumerate(loader, 1):
@@ -59,7 +60,7 @@ def test_a_run_outlives_kills_of_the_server_with_the_packs_of_a_quiet_one(
             return loader.digest(), loader.stats()
 
     quiet, _ = digest(corpus["files"])
-    options = {"storage_options": server.server.options, "retry": streampack.RetryPolicy(**RETRY)}
+    options = {"options": server.server.options, "retry": streampack.RetryPolicy(**RETRY)}
     found, stats = digest(corpus["objects"], (40,), **options)
     assert found == quiet
     assert stats["retries"] > 0
@@ -72,7 +73,7 @@ def test_ranks_and_the_server_are_killed_at_once_and_the_job_goes_on_exactly_els
     server: servers.MortalS3, corpus: dict[str, list[str]], tmp_path: Path
 ) -> None:
     dataset = {"seq_len": 128, "num_lanes": 12, **SMALL}
-    stored = {**dataset, "shards": corpus["objects"], "storage_options": server.server.options}
+    stored = {**dataset, "data": corpus["objects"], "options": server.server.options}
 
     def job(name: str, load: Path | None, batches: int | None, **loader: int) -> tuple[Path, Path]:
         folder = tmp_path / name
@@ -98,7 +99,7 @@ def test_ranks_and_the_server_are_killed_at_once_and_the_job_goes_on_exactly_els
         assert not running.processes()
 
     begin = int(complete(killed[1])[-1].name.removeprefix("step")) * 2 * 2
-    lanes = lane_packs({**dataset, "shards": corpus["files"]}, limit=-(-(begin + COUNT * 12 + 1000) // 12))
+    lanes = lane_packs({**dataset, "data": corpus["files"]}, limit=-(-(begin + COUNT * 12 + 1000) // 12))
     for folder, ranks, batch_size, start in ((killed[1], 2, 2, 0), (resumed[1], 4, 3, begin)):
         for rank in range(ranks):
             first, batches, _ = handed_out(folder, rank)

@@ -78,7 +78,7 @@ DIFFER = {
     "seq_len": ({"dataset": {"seq_len": 33}}, "seq_len: 32 on rank 0, 33 on rank 1"),
     "boundary": ({"dataset": {"boundary": "keep"}}, "boundary: 'mask'"),
     "num_lanes": ({"dataset": {"num_lanes": 8}}, "num_lanes: 4 on rank 0, 8 on rank 1"),
-    "shards": ({"dataset": {"shards": "elsewhere/*.tar"}}, "shards"),
+    "data": ({"dataset": {"data": "elsewhere/*.tar"}}, "data"),
 }
 DIFFER_IN_THE_RUN = {
     # In no state, as a resume may change them; but ranks that differ wait for each other for ever, or lose step.
@@ -118,11 +118,11 @@ def _cases(num_ranks: int, references: References, place: Path) -> Iterator[dict
         }
     even = {"dataset": corpora["even"], "loader": {"batch_size": 2, "num_workers": 1}, "batches": 2}
     uneven = {"dataset": {**corpora["uneven"], "epochs": 1}, "loader": {"batch_size": 2, "num_workers": 1}}
-    folder = Path(corpora["even"]["shards"][0]).parent
-    watched = {**even, "dataset": {**corpora["even"], "shards": f"watched://{folder}/*.tar"}}
+    folder = Path(corpora["even"]["data"][0]).parent
+    watched = {**even, "dataset": {**corpora["even"], "data": f"watched://{folder}/*.tar"}}
     yield {**watched, "name": "watched", "watched": str(place / "watched")}
-    missing = [*corpora["even"]["shards"], str(folder / "99999.tar")]
-    yield {**even, "name": "missing shard", "dataset": {**corpora["even"], "shards": missing}}
+    missing = [*corpora["even"]["data"], str(folder / "99999.tar")]
+    yield {**even, "name": "missing shard", "dataset": {**corpora["even"], "data": missing}}
     yield {**even, "name": "lanes that do not divide", "dataset": {**corpora["even"], "num_lanes": 9}}
     if num_ranks > 1:
         for name, (given, _) in DIFFER.items():

@@ -64,7 +64,7 @@ def refused_by_two(references: References) -> dict[str, tuple[dict[str, Any], li
             ["boundary: 'mask' on rank 0, 'keep' on rank 1", "the same arguments"],
         ),
         "peers with other bytes in shards of one name": (
-            {**tp, "per_rank": {"1": {"dataset": {"shards": references.corpora["other bytes"]["shards"]}}}},
+            {**tp, "per_rank": {"1": {"dataset": {"data": references.corpora["other bytes"]["data"]}}}},
             [f"digest of the batch's packs {same}0x", "on rank 0, 0x", "shards with the same bytes"],
         ),
         "peers with a transform that is no pure function": (

@@ -25,6 +25,7 @@ from streampack.hashing import Purpose, permutation
 from streampack.records import Counts
 from streampack.state.checkpoint import to_json
 from streampack.testing import ByteTokenizer
+from support.arguments import packed_dataset
 
 NAMES = ("tokens", "labels", "position_ids", "segment_ids")
 BOS, EOS = ByteTokenizer.bos_id, ByteTokenizer.eos_id
@@ -270,10 +271,9 @@ def expected(corpus: Corpus, num_packs: int, *, num_lanes: int = LANES, **argume
 
 
 def dataset(corpus: Corpus | Sequence[str], **changes: Any) -> streampack.PackedDataset:
-    """Fast settings: bytes as tokens, packs of 32, twelve lanes."""
+    """Fast settings: bytes as tokens, packs of 32, twelve lanes; `changes` as `packed_dataset` takes them."""
     urls = corpus.urls if isinstance(corpus, Corpus) else list(corpus)
-    arguments: dict[str, Any] = {"tokenizer": ByteTokenizer(), "seq_len": 32, "num_lanes": LANES, **changes}
-    return streampack.PackedDataset(urls, arguments.pop("tokenizer"), arguments.pop("seq_len"), **arguments)
+    return packed_dataset(urls, **{"seq_len": 32, "num_lanes": LANES, **changes})
 
 
 def rows(batch: Mapping[str, Any]) -> list[Array]:

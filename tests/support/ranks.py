@@ -10,7 +10,8 @@ from typing import Any
 
 import streampack
 from streampack.state.checkpoint import to_json
-from streampack.testing import ByteTokenizer, write_shards
+from streampack.testing import write_shards
+from support.arguments import packed_dataset
 from support.reference import Pass, lane_packs, prose
 from support.torchrun import torchrun
 
@@ -36,14 +37,14 @@ def write_corpora(folder: Path) -> dict[str, Dataset]:
         copy.write_bytes(Path(url).read_bytes().replace(b"boundary", b"boundery").replace(b"tokens", b"tokans"))
         other_bytes.append(str(copy))
     return {
-        "even": {"shards": even, "seq_len": 32, "num_lanes": 12},
-        "other bytes": {"shards": other_bytes, "seq_len": 32, "num_lanes": 12},
+        "even": {"data": even, "seq_len": 32, "num_lanes": 12},
+        "other bytes": {"data": other_bytes, "seq_len": 32, "num_lanes": 12},
         # Whole shards: lanes of very different length.
-        "uneven": {"shards": f"@{manifest}", "seq_len": 32, "num_lanes": 4},
+        "uneven": {"data": f"@{manifest}", "seq_len": 32, "num_lanes": 4},
         # Two shards for four lanes, at 0 and behind the middle: lanes 1 and 3 have nothing, so an odd rank neither.
-        "few": {"shards": few, "seq_len": 64, "num_lanes": 4, "shuffle": False},
-        "small": {"shards": small, "seq_len": 32, "num_lanes": 4},
-        "next_fit": {"shards": even, "seq_len": 64, "num_lanes": 8, "packing": "next_fit", "boundary": "trim"},
+        "few": {"data": few, "seq_len": 64, "num_lanes": 4, "shuffle": False},
+        "small": {"data": small, "seq_len": 32, "num_lanes": 4},
+        "next_fit": {"data": even, "seq_len": 64, "num_lanes": 8, "packing": "next_fit", "boundary": "trim"},
     }
 
 
@@ -76,7 +77,7 @@ class References:
     def loader(self, corpus: str, batch_size: int, **arguments: Any) -> streampack.PackedDataLoader:
         """The same run in one process."""
         drop_last = arguments.pop("drop_last", False)
-        dataset = streampack.PackedDataset(tokenizer=ByteTokenizer(), **self.corpora[corpus], **arguments)
+        dataset = packed_dataset(**self.corpora[corpus], **arguments)
         return streampack.PackedDataLoader(
             dataset, batch_size, num_workers=0, dp_rank=0, dp_size=1, drop_last=drop_last
         )

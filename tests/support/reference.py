@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import streampack
 from streampack.testing import ByteTokenizer
+from support.arguments import packed_dataset
 
 Pack = dict[str, NDArray[np.int64]]
 KEYS = ("tokens", "labels", "position_ids", "segment_ids", "num_targets")
@@ -31,9 +31,7 @@ def lane_packs(dataset: dict[str, Any], *, epoch: int = 0, limit: int | None = N
     """The packs of every lane: all of a finite pass that begins with `epoch`, or the first `limit`."""
     lanes = []
     for lane in range(dataset["num_lanes"]):
-        stream = streampack.PackedDataset(
-            tokenizer=ByteTokenizer(), dp_rank=lane, dp_size=dataset["num_lanes"], **dataset
-        )
+        stream = packed_dataset(**dataset, rank=lane, size=dataset["num_lanes"])
         stream.set_epoch(epoch)
         packs = [{key: tensor.numpy() for key, tensor in item.items()} for item in itertools.islice(stream, limit)]
         lanes.append([{**pack, "num_targets": (pack["labels"] != -100).sum()} for pack in packs])

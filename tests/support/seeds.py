@@ -31,14 +31,16 @@ LINES = b"".join(
 )
 CONFIG = b"""\
 dataset: &all
-  shards: ["s3://b/{000..127}.tar", './x.tar']
+  data: ["s3://b/{000..127}.tar", './x.tar']
   tokenizer: package://streampack.examples/data/devil.model
   seq_len: 4_096
   boundary: {replace: 7}
-  max_buffer_bytes: 512MiB
-  val_fraction: 1.0e-3
-  storage_options: {a: &x [1, 2.5, ~, "t", 2001-01-01], b: {<<: {k: *x}}}
-  retry: {timeout_s: 3}
+  limits: {buffer_bytes: 512MiB}
+  hold_out: {part: train, fraction: 1.0e-3}
+  packing: {kind: next_fit, overflow: truncate}
+  storage:
+    options: {a: &x [1, 2.5, ~, "t", 2001-01-01], b: {<<: {k: *x}}}
+    retry: {timeout_s: 3}
 loader: {batch_size: 8, pin_memory: auto, multiprocessing_context: spawn}
 """
 MANIFEST = (
@@ -71,5 +73,5 @@ SEEDS: dict[str, list[bytes]] = {
     ],
     "manifest": [MANIFEST],
     "braces": [b"s3://b/{a,b{1..3},{08..11..2}}/x.tar", b"{a..e}\\{,}.tgz"],
-    "config": [CONFIG, b"dataset: {shards: a.tar, tokenizer: null}\n"],
+    "config": [CONFIG, b"dataset: {data: a.tar, tokenizer: null}\n"],
 }

@@ -69,7 +69,14 @@ class Job:
                 stdin=subprocess.DEVNULL,
                 stdout=file if stdout is None else stdout,
                 stderr=file,
-                env={**os.environ, **environment, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", name: value},
+                env={
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join([str(PROGRAMS.parents[1]), os.environ.get("PYTHONPATH", "")]),
+                    **environment,
+                    "OMP_NUM_THREADS": "1",
+                    "PYTHONFAULTHANDLER": "1",
+                    name: value,
+                },
                 start_new_session=True,
             )
 

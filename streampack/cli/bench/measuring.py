@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from streampack.cli.arguments import make_dataset
+from streampack.cli.arguments import is_config, make_dataset
 from streampack.cli.bench.checks import check_ids
 from streampack.cli.bench.clocks import first_batch, resume, scale
 from streampack.cli.bench.comparison import compare
@@ -49,10 +50,12 @@ def make_report(
     """All measures, with a bar of their progress on stderr."""
     machine = _machine()
     ids_alone = tokenizer is None and field == "npy"
-    given = {"field": field, "seq_len": seq_len, **({"add_bos": False, "add_eos": False} if ids_alone else {})}
+    given: dict[str, Any] = {"field": field, "seq_len": seq_len}
+    if ids_alone:
+        given |= {"add_bos": False, "add_eos": False}
     if not shards and (field or "txt") != "txt":
         raise ConfigError(f"field={field!r} without shards: the made-up text is txt")
-    if not (ids_alone or tokenizer or (len(shards) == 1 and shards[0].endswith((".yaml", ".yml")))):
+    if not (ids_alone or tokenizer or is_config(shards)):
         tokenizer = str(DEMO_MODEL)
     with tempfile.TemporaryDirectory(prefix="streampack-bench-") as name:
         folder = Path(name)
@@ -138,10 +141,8 @@ def make_finite(
         epochs=epochs,
         shuffle=shuffle,
         engine="sentencepiece" if type(tokenizer) is SentencePieceTokenizer else "auto",
-        dp_rank=0,
-        dp_size=1,
         **arguments,  # type: ignore[arg-type]  # checked where they came in
-    )
+    ).for_rank(0, 1)
 
 
 def _plain(path: str) -> Tokenizer:

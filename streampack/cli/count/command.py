@@ -14,7 +14,7 @@ import typer
 from streampack.cli.arguments import (
     AddBos,
     AddEos,
-    ChatTemplate,
+    Chat,
     Field,
     Json,
     NumWorkers,
@@ -36,7 +36,7 @@ def count(
     tokenizer: Tokenizer = None,
     seq_len: Annotated[int | None, typer.Option(help="Tokens of a pack.", show_default="4096")] = None,
     field: Field = None,
-    chat_template: ChatTemplate = None,
+    chat: Chat = None,
     bos: AddBos = None,
     eos: AddEos = None,
     on_error: Annotated[
@@ -56,7 +56,7 @@ def count(
         tokenizer,
         seq_len=seq_len,
         field=field,
-        chat_template=chat_template,
+        chat=chat,
         add_bos=bos,
         add_eos=eos,
         on_error=on_error,

@@ -12,7 +12,18 @@ from typing import Annotated
 import msgspec
 import typer
 
-from streampack.cli.arguments import AddBos, AddEos, ChatTemplate, Field, Json, Shards, Tokenizer, TrainOn, make_dataset
+from streampack.cli.arguments import (
+    AddBos,
+    AddEos,
+    Chat,
+    Field,
+    Json,
+    Shards,
+    Tokenizer,
+    TrainOn,
+    is_config,
+    make_dataset,
+)
 from streampack.cli.console import output, plural, print_json
 from streampack.cli.peek.drawing import draw, draw_legend
 from streampack.cli.peek.pieces import Pieces
@@ -41,7 +52,7 @@ def peek(
         int | None, typer.Option(min=1, help="Number of lanes of the run.", show_default="auto")
     ] = None,
     field: Field = None,
-    chat_template: ChatTemplate = None,
+    chat: Chat = None,
     train_on: TrainOn = None,
     boundary: Annotated[
         str | None,
@@ -64,13 +75,12 @@ def peek(
     json: Json = False,
 ) -> None:
     """Show packs: their text, where documents meet, and which labels are masked."""
-    is_config = len(shards) == 1 and shards[0].endswith((".yaml", ".yml"))
     dataset = make_dataset(
         shards,
         tokenizer=tokenizer,
-        seq_len=256 if seq_len is None and not is_config else seq_len,
+        seq_len=256 if seq_len is None and not is_config(shards) else seq_len,
         field=field,
-        chat_template=chat_template,
+        chat=chat,
         train_on=train_on,
         boundary=boundary,
         packing=packing,

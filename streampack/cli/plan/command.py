@@ -181,7 +181,7 @@ def _warn_of_ranks(warnings: list[str], rank: RankPlan, workers: int, num_lanes:
     if rank.parks_often:
         warnings.append(
             f"a lane's share of {format_bytes(rank.share_bytes)} holds less than two packs besides a range of its "
-            "shard, so lanes are parked and read again all the time. Raise max_buffer_bytes, or use more ranks."
+            "shard, so lanes are parked and read again all the time. Raise limits.buffer_bytes, or use more ranks."
         )
     if rank.global_batch > num_lanes:
         warnings.append(

@@ -184,7 +184,7 @@ def rank_plan(
     workers = min(num_workers, lanes_per_rank)
     processes = max(workers, 1)
     lanes_per_worker = -(-lanes_per_rank // processes)
-    buffer_bytes = dataset.max_buffer_bytes // processes
+    buffer_bytes = dataset.limits.buffer_bytes // processes
     share_bytes = buffer_bytes // lanes_per_worker
     range_bytes = max(min(share_bytes // 2, MAX_RANGE_BYTES), MIN_SHARE_BYTES // 2)
     table = dataset.list_shards()

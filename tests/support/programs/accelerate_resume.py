@@ -63,7 +63,7 @@ def main(folder: str, place: Path) -> None:
     accelerator.dataloader_config.use_stateful_dataloader = True
     accelerator.dataloader_config.dispatch_batches = False
     for workers in (0, 1):
-        dataset = streampack.PackedDataset(f"{folder}/*.tar", ByteTokenizer(), 32, num_lanes=4, dp_rank=0, dp_size=1)
+        dataset = streampack.PackedDataset(f"{folder}/*.tar", ByteTokenizer(), 32, num_lanes=4).for_rank(0, 1)
         wrapped = accelerator.prepare(torch.utils.data.DataLoader(dataset, batch_size=2, num_workers=workers))
         try:
             next(iter(wrapped))

@@ -47,8 +47,7 @@ def main(folder: str) -> None:
             results[f"refused {dispatches} {workers}"] = refused
 
         if not dispatches:
-            alone = {**arguments, "dp_rank": 0, "dp_size": 1}
-            dataset = streampack.PackedDataset(f"{folder}/*.tar", ByteTokenizer(), 16, **alone)
+            dataset = streampack.PackedDataset(f"{folder}/*.tar", ByteTokenizer(), 16, **arguments).for_rank(0, 1)
             results["dealt by accelerate"] = packs_of(accelerator.prepare(DataLoader(dataset, batch_size=2)))
     gathered: list[Any] = [None, None]
     dist.all_gather_object(gathered, results)

@@ -24,12 +24,12 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from fsspec.implementations.local import LocalFileSystem
+from support.arguments import packed_dataset
 from torch.distributed.device_mesh import init_device_mesh
 
 import streampack
 from streampack.formats.layout import context_parallel_slice
 from streampack.state.checkpoint import to_json
-from streampack.testing import ByteTokenizer
 
 KEYS = ("tokens", "labels", "position_ids", "segment_ids", "num_targets")
 
@@ -86,8 +86,7 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
     for _ in range(case.get("tries", 1)):
         try:
             if loader is None:
-                dataset = streampack.PackedDataset(
-                    tokenizer=ByteTokenizer(),
+                dataset = packed_dataset(
                     **case["dataset"] | mine.get("dataset", {}),
                     transform=restless if case.get("restless") else None,
                 )

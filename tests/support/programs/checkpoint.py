@@ -19,9 +19,9 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from cases import _stack, _take
+from support.arguments import packed_dataset
 
 import streampack
-from streampack.testing import ByteTokenizer
 
 
 def parts(loaders: dict[str, Any], job: dict[str, Any], model: torch.nn.Module) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
     loaders = {
         key: streampack.PackedDataLoader(
-            streampack.PackedDataset(tokenizer=ByteTokenizer(), **given["dataset"]), **given["loader"]
+            packed_dataset(**given["dataset"]), **given["loader"]
         )
         for key, given in job["loaders"].items()
     }

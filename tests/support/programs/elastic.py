@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from support.arguments import packed_dataset
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.checkpoint.stateful import Stateful
 from torch.distributed.device_mesh import init_device_mesh
@@ -91,7 +92,7 @@ def main() -> None:
     fully_shard(model[1], mesh=mesh[names])
     fully_shard(model, mesh=mesh[names])
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    dataset = streampack.PackedDataset(tokenizer=ByteTokenizer(), **job["dataset"])
+    dataset = packed_dataset(**job["dataset"])
     batch_size = job["global_batch"] // mesh[names].size()
     loader = streampack.PackedDataLoader(
         dataset, batch_size, device_mesh=mesh, provenance=True, verify_every=2, **job["loader"]

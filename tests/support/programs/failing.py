@@ -6,15 +6,15 @@ import sys
 from pathlib import Path
 
 import torch.distributed as dist
+from support.arguments import packed_dataset
 
 import streampack
-from streampack.testing import ByteTokenizer
 
 
 def main() -> None:
     faulthandler.dump_traceback_later(25, repeat=True)
     dist.init_process_group("gloo")
-    dataset = streampack.PackedDataset(tokenizer=ByteTokenizer(), **json.loads(Path(sys.argv[1]).read_text()))
+    dataset = packed_dataset(**json.loads(Path(sys.argv[1]).read_text()))
     for _ in streampack.PackedDataLoader(dataset, 2, num_workers=1):
         pass
     sys.stderr.write("no error on this rank\n")

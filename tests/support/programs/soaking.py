@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 
 import torch.distributed as dist
+from support.arguments import packed_dataset
 
 import streampack
 from streampack.cli.bench.clocks import own_memory_mb
-from streampack.testing import ByteTokenizer
 
 
 def files(pid: int) -> int:
@@ -28,8 +28,7 @@ def main() -> None:
     dist.init_process_group("gloo")
     job, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     faulthandler.dump_traceback_later(job["seconds"] + 60, exit=True)
-    retry = streampack.RetryPolicy(**job["retry"])
-    dataset = streampack.PackedDataset(tokenizer=ByteTokenizer(), retry=retry, **job["dataset"])
+    dataset = packed_dataset(retry=job["retry"], **job["dataset"])
     curve: list[tuple[float, dict[int, tuple[float, int]]]] = []
     with streampack.PackedDataLoader(dataset, **job["loader"]) as loader:
         began = time.monotonic()

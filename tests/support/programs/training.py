@@ -17,16 +17,16 @@ from pathlib import Path
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from support.arguments import packed_dataset
 
 import streampack
-from streampack.testing import ByteTokenizer
 
 
 def main() -> None:
     faulthandler.dump_traceback_later(25, repeat=True)
     dist.init_process_group("gloo")
     job, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
-    dataset = streampack.PackedDataset(tokenizer=ByteTokenizer(), **job["dataset"])
+    dataset = packed_dataset(**job["dataset"])
     loader = streampack.PackedDataLoader(dataset, **job["loader"])
     if job["load"]:
         dcp.load({"loader": loader}, checkpoint_id=job["load"])

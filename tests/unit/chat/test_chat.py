@@ -243,7 +243,7 @@ def shards_of(folder: Path, conversations: list[Any], *, field: str = "jsonl:mes
 
 
 def dataset_of(shards: list[str], **arguments: Any) -> streampack.PackedDataset:
-    options = {"field": "jsonl:messages", "num_lanes": 1, "epochs": 1, "shuffle": False, "chat_template": "phi3"}
+    options = {"field": "jsonl:messages", "num_lanes": 1, "epochs": 1, "shuffle": False, "chat": "phi3"}
     return streampack.PackedDataset(shards, ChatBytes(), **{"seq_len": 400, **options, **arguments})
 
 
@@ -277,7 +277,8 @@ def test_a_conversation_that_is_too_long_is_an_error_unless_something_else_is_as
     shards = shards_of(tmp_path, [TWO, talk(("u", "long " * 100), ("a", "A")), TWO])
     with pytest.raises(DocumentTooLongError, match="00000.tar.*a pack has 400; raise seq_len"):
         list(dataset_of(shards))
-    dropped = streampack.PackedDataLoader(dataset_of(shards, overflow="drop"), num_workers=0)
+    whole = streampack.Packing("next_fit", overflow="drop")
+    dropped = streampack.PackedDataLoader(dataset_of(shards, packing=whole), num_workers=0)
     skipped = streampack.PackedDataLoader(dataset_of(shards, on_error="skip"), num_workers=0)
     with dropped, skipped:
         assert len(list(dropped)) == len(list(skipped)) == 1
@@ -293,14 +294,14 @@ BAD = [
     ([{"role": 1, "content": "a"}], RecordError, "the role of message 0 is a number and not a string"),
     ([{"role": "narrator", "content": "a"}], RecordError, "role 'narrator'; the chat template 'phi3' knows"),
     ([{"role": "assistant", "content": "", "tool_calls": [1]}], RecordError, "message 0 has tool_calls"),
-    ([{"role": "user", "content": "a" * 9000}], DocumentTooLongError, "above max_document_bytes=5,000"),
+    ([{"role": "user", "content": "a" * 9000}], DocumentTooLongError, "above limits.document_bytes=5,000"),
 ]
 
 
 @pytest.mark.parametrize(("bad", "error", "message"), BAD)
 def test_a_bad_conversation_is_a_bad_record(tmp_path: Path, bad: Any, error: type[Exception], message: str) -> None:
     shards = shards_of(tmp_path, [TWO, bad, TWO])
-    options = {"max_document_bytes": 5000}
+    options = {"limits": streampack.Limits(document_bytes=5000)}
     with pytest.raises(error) as raised:
         list(dataset_of(shards, **options))
     assert message in str(raised.value)
@@ -340,7 +341,7 @@ def test_the_template_and_who_is_trained_are_in_the_fingerprint_of_conversations
     shards = shards_of(tmp_path, [TWO])
     prints = [
         dataset_of(shards, **changes).fingerprint()
-        for changes in ({}, {"chat_template": "chatml"}, {"train_on": "all"}, {"add_eos": False})
+        for changes in ({}, {"chat": "chatml"}, {"chat": streampack.Chat("phi3", train_on="all")}, {"add_eos": False})
     ]
     assert len({(one["chat_template"], one["train_on"], one["add_eos"]) for one in prints}) == 4
     text = write_shards(tmp_path / "text", ["text"])

@@ -3,19 +3,20 @@
 import inspect
 import itertools
 import time
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 
-import msgspec
 import pytest
 
 import streampack
-from streampack.config.file import Config, DatasetConfig, LoaderConfig, load_config
+from streampack.config.file import SECTIONS, Config, load_config
 from streampack.errors import ConfigError
+from streampack.packing.options import PackingKind
 from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary
-from streampack.storage.options import RetryPolicy
+from streampack.storage.options import RetryPolicy, Storage
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
-MINIMAL = "dataset:\n  shards: a.tar\n  tokenizer: t.model\n"
+MINIMAL = "dataset:\n  data: a.tar\n  tokenizer: t.model\n"
 
 
 def written(folder: Path, text: str) -> Path:
@@ -43,8 +44,8 @@ def test_fields_are_the_keyword_arguments_of_the_constructors() -> None:
     """But for what only a program can say: ranks, groups, and the dataset object itself."""
     dataset = set(inspect.signature(streampack.PackedDataset).parameters)
     loader = set(inspect.signature(streampack.PackedDataLoader).parameters)
-    assert set(DatasetConfig.__struct_fields__) == dataset - {"dp_rank", "dp_size"}
-    assert set(LoaderConfig.__struct_fields__) == loader - {
+    assert set(SECTIONS["dataset"].__struct_fields__) == dataset
+    assert set(SECTIONS["loader"].__struct_fields__) == loader - {
         "dataset",
         "dp_rank",
         "dp_size",
@@ -61,22 +62,21 @@ def test_the_ranks_of_a_loader_from_a_file_can_be_compared(tmp_path: Path) -> No
 
 
 def test_only_what_the_file_sets_becomes_an_argument(tmp_path: Path) -> None:
-    config = loaded(tmp_path, MINIMAL + "  epochs: null\n  lookahead: false\nloader:\n  batch_size: 3\n")
-    assert config.dataset_arguments() == {"shards": "a.tar", "tokenizer": "t.model", "epochs": None, "lookahead": False}
+    config = loaded(tmp_path, MINIMAL + "  epochs: null\n  add_bos: false\nloader:\n  batch_size: 3\n")
+    assert config.dataset_arguments() == {"data": "a.tar", "tokenizer": "t.model", "epochs": None, "add_bos": False}
     assert config.loader_arguments() == {"batch_size": 3}
     assert loaded(tmp_path, MINIMAL).loader_arguments() == {}
 
 
 def test_token_ids_need_no_tokenizer(tmp_path: Path) -> None:
-    config = loaded(tmp_path, "dataset:\n  shards: a.tar\n  tokenizer: null\n  field: npy\n")
-    assert config.dataset_arguments() == {"shards": "a.tar", "tokenizer": None, "field": "npy"}
+    config = loaded(tmp_path, "dataset:\n  data: a.tar\n  tokenizer: null\n  field: npy\n")
+    assert config.dataset_arguments() == {"data": "a.tar", "tokenizer": None, "field": "npy"}
 
 
 def test_a_config_is_frozen(tmp_path: Path) -> None:
     config = loaded(tmp_path, MINIMAL)
-    with pytest.raises(AttributeError, match="immutable"):
-        config.dataset.seq_len = 7  # type: ignore[misc]
-    assert config.dataset.seq_len is msgspec.UNSET
+    with pytest.raises(FrozenInstanceError):
+        config.dataset = {}  # type: ignore[misc]
 
 
 def test_boundary_is_a_name_or_a_replacement(tmp_path: Path) -> None:
@@ -86,13 +86,49 @@ def test_boundary_is_a_name_or_a_replacement(tmp_path: Path) -> None:
 
 
 def test_retry_becomes_a_policy_with_the_fields_given(tmp_path: Path) -> None:
-    config = loaded(tmp_path, MINIMAL + "  retry: {budget_s: 7, max_tries: null}\n")
-    assert config.dataset_arguments()["retry"] == RetryPolicy(budget_s=7.0, max_tries=None)
+    config = loaded(tmp_path, MINIMAL + "  storage: {retry: {budget_s: 7, max_tries: null}}\n")
+    retry = RetryPolicy(budget_s=7.0, max_tries=None)
+    assert config.dataset_arguments()["storage"] == Storage(retry=retry)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("packing: next_fit", {"packing": "next_fit"}),
+        (
+            "packing: {kind: next_fit, overflow: truncate}",
+            {"packing": streampack.Packing("next_fit", overflow="truncate")},
+        ),
+        ("chat: phi3", {"chat": "phi3"}),
+        ("chat: {template: phi3, train_on: all}", {"chat": streampack.Chat("phi3", train_on="all")}),
+        ("hold_out: {part: val, fraction: 0.1}", {"hold_out": streampack.HoldOut("val", 0.1)}),
+        ("hold_out: null", {"hold_out": None}),
+        ("limits: {document_bytes: 1KiB}", {"limits": streampack.Limits(document_bytes=1024)}),
+        ("storage: {cache_dir: /x, cache_bytes: 1GiB}", {"storage": Storage(cache_dir="/x", cache_bytes=2**30)}),
+        ("shuffle: shards", {"shuffle": "shards"}),
+        ("max_bad: 7", {"max_bad": 7}),
+        ("max_bad: 0.5", {"max_bad": 0.5}),
+    ],
+)
+def test_an_option_record_is_a_mapping_of_its_fields_or_its_shorthand(
+    tmp_path: Path, text: str, expected: dict[str, object]
+) -> None:
+    arguments = loaded(tmp_path, MINIMAL + f"  {text}\n").dataset_arguments()
+    found = {name: value for name, value in arguments.items() if name not in ("data", "tokenizer")}
+    assert found == expected
+    assert [type(value) for value in found.values()] in ([PackingKind], [type(value) for value in expected.values()])
+
+
+def test_paths_in_records_are_relative_to_the_file(tmp_path: Path) -> None:
+    config = loaded(tmp_path, MINIMAL + "  chat: {template: ./t.json}\n  storage: {cache_dir: ../cache}\n")
+    assert config.dataset["chat"] == streampack.Chat(f"{tmp_path}/t.json")
+    assert config.dataset["storage"].cache_dir == f"{tmp_path.parent}/cache"
+    assert loaded(tmp_path, MINIMAL + "  chat: ./t.json\n").dataset["chat"] == f"{tmp_path}/t.json"
 
 
 def test_a_transform_is_imported_when_asked_for(tmp_path: Path) -> None:
     config = loaded(tmp_path, MINIMAL + '  transform: "os.path:basename"\n  transform_version: "1"\n')
-    assert config.dataset.transform == "os.path:basename"
+    assert config.dataset["transform"] == "os.path:basename"
     assert config.dataset_arguments()["transform"]("a/b") == "b"
 
 
@@ -126,16 +162,16 @@ def test_a_transform_that_cannot_be_imported_says_why(tmp_path: Path, name: str,
     ],
 )
 def test_sizes_are_numbers_or_have_a_unit(tmp_path: Path, text: str, num_bytes: int) -> None:
-    config = loaded(tmp_path, MINIMAL + f"  max_buffer_bytes: {text}\nloader:\n  prefetch_bytes: {text}\n")
-    assert config.dataset.max_buffer_bytes == config.loader.prefetch_bytes == num_bytes
+    config = loaded(tmp_path, MINIMAL + f"  limits: {{buffer_bytes: {text}}}\nloader:\n  prefetch_bytes: {text}\n")
+    assert config.dataset["limits"].buffer_bytes == config.loader["prefetch_bytes"] == num_bytes
 
 
 @pytest.mark.parametrize("text", ["lots", "512M", "MiB", "-8MB", "8mb", "1e3MB"])
 def test_a_size_of_another_form_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(
-        ConfigError, match=rf"run.yaml:4: `dataset.max_buffer_bytes` must be .* 512MiB .*found '{text}'"
+        ConfigError, match=rf"run.yaml:5: `dataset.limits.buffer_bytes`: must be .* 512MiB .*found '{text}'"
     ):
-        loaded(tmp_path, MINIMAL + f"  max_buffer_bytes: {text}\n")
+        loaded(tmp_path, MINIMAL + f"  limits:\n    buffer_bytes: {text}\n")
 
 
 @pytest.mark.parametrize(
@@ -159,14 +195,14 @@ def test_only_paths_with_a_leading_dot_or_package_are_resolved(tmp_path: Path, g
         .replace("{parent}", str(tmp_path.parent))
         .replace("{package}", str(Path(streampack.__file__).parent))
     )
-    config = loaded(tmp_path, f'dataset:\n  shards: ["{given}", b.tar]\n  tokenizer: "{given}"\n')
-    assert config.dataset.shards == [expected, "b.tar"]
-    assert config.dataset.tokenizer == expected
+    config = loaded(tmp_path, f'dataset:\n  data: ["{given}", b.tar]\n  tokenizer: "{given}"\n')
+    assert config.dataset["data"] == [expected, "b.tar"]
+    assert config.dataset["tokenizer"] == expected
 
 
 def test_a_package_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"run.yaml:3: package://nowhere_pkg/x: there is no package 'nowhere_pkg'"):
-        loaded(tmp_path, "dataset:\n  shards: a.tar\n  tokenizer: package://nowhere_pkg/x\n")
+    with pytest.raises(ConfigError, match="run.yaml:3: `dataset.tokenizer`: package://nowhere_pkg/x: there is no"):
+        loaded(tmp_path, "dataset:\n  data: a.tar\n  tokenizer: package://nowhere_pkg/x\n")
 
 
 @pytest.mark.parametrize(
@@ -191,12 +227,32 @@ def test_a_package_that_is_not_there_is_an_error(tmp_path: Path) -> None:
             "run.yaml:4: unknown key `seed` at the top of the file: it belongs into the section `dataset`",
         ),
         (MINIMAL + "  7: 1\n", "run.yaml:4: unknown key `7` in `dataset`"),
+        (
+            MINIMAL + "  buffer_bytes: 1\n",
+            "run.yaml:4: unknown key `buffer_bytes` in `dataset`: it belongs into the section `dataset.limits`",
+        ),
+        (
+            MINIMAL + "  limits: {max_document_bytes: 1}\n",
+            r"unknown key `max_document_bytes` in `dataset.limits`: did you mean `document_bytes`\?",
+        ),
+        # records
+        (MINIMAL + "  limits: {document_bytes: 0}\n", "run.yaml:4: `dataset.limits`: limits.document_bytes=0 must be"),
+        (MINIMAL + "  limits:\n", "`dataset.limits` must be a mapping with keys of document_bytes, buffer_bytes"),
+        (MINIMAL + "  packing: {overflow: drop}\n", "run.yaml:4: `dataset.packing.kind` must be given"),
+        (MINIMAL + "  packing: best\n", "`dataset.packing`: expected a mapping of Packing's fields or wrap or next"),
+        (MINIMAL + "  packing: {kind: next_fit, tail: x}\n", "`dataset.packing.tail`: expected pad or drop, found 'x'"),
+        (
+            MINIMAL + "  packing: {kind: next_fit, lookahead: false}\n",
+            'run.yaml:4: `dataset.packing`: lookahead=False works with packing="wrap" only',
+        ),
+        (MINIMAL + "  chat: 7\n", "`dataset.chat`: expected a mapping of Chat's fields or text or null, found 7"),
+        (MINIMAL + "  hold_out: {part: val}\n", "`dataset.hold_out.fraction` must be given"),
         # keys given twice
         (MINIMAL + "  seed: 1\n  seed: 2\n", "run.yaml:5: `dataset.seed` is given twice, first on line 4"),
         (MINIMAL + "dataset: {}\n", "run.yaml:4: `dataset` is given twice, first on line 1"),
         (
-            MINIMAL + "  storage_options: {a: [{b: 1, b: 2}]}\n",
-            "run.yaml:4: `dataset.storage_options.a.0.b` is given twice",
+            MINIMAL + "  storage: {options: {a: [{b: 1, b: 2}]}}\n",
+            "run.yaml:4: `dataset.storage.options.a.0.b` is given twice",
         ),
         # wrong types
         (
@@ -208,38 +264,38 @@ def test_a_package_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         (MINIMAL + "  seq_len: null\n", "`dataset.seq_len`: expected a whole number, found null"),
         (MINIMAL + "  epochs: x\n", "`dataset.epochs`: expected a whole number or null, found 'x'"),
         (MINIMAL + "  num_lanes: many\n", "`dataset.num_lanes`: expected a whole number or auto, found 'many'"),
-        (MINIMAL + "  shuffle: 1\n", "`dataset.shuffle`: expected true or false, found 1"),
+        (MINIMAL + "  shuffle: 1\n", "`dataset.shuffle`: expected true or false or shards, found 1"),
         (
-            MINIMAL + "  val_fraction: 1e-3\n",
-            "`dataset.val_fraction`: expected a number, found '1e-3'.*point and a sign: 1.0e-3",
+            MINIMAL + "  hold_out: {part: train, fraction: 1e-3}\n",
+            "`dataset.hold_out.fraction`: expected a number, found '1e-3'.*point and a sign: 1.0e-3",
         ),
         (
             MINIMAL + "  boundary: masked\n",
             "`dataset.boundary`: expected keep or mask or trim .*or {replace: token id}, found 'masked'",
         ),
-        (MINIMAL + "  boundary: {replace: x}\n", "`dataset.boundary.replace`: Expected `int`, got `str`, found 'x'"),
+        (MINIMAL + "  boundary: {replace: x}\n", "`dataset.boundary.replace`: expected a whole number, found 'x'"),
         (MINIMAL + "  boundary: {}\n", "`dataset.boundary.replace` must be given"),
-        (MINIMAL + "  storage_options: {1: 2}\n", "`dataset.storage_options`: expected a mapping, found {1: 2}"),
+        (MINIMAL + "  storage: {options: {1: 2}}\n", "`dataset.storage.options`: expected a mapping, found {1: 2}"),
         (
-            MINIMAL + "  retry: {budget: 3}\n",
-            r"run.yaml:4: unknown key `budget` in `dataset.retry`: did you mean `budget_s`\?",
+            MINIMAL + "  storage: {retry: {budget: 3}}\n",
+            r"run.yaml:4: unknown key `budget` in `dataset.storage.retry`: did you mean `budget_s`\?",
         ),
         (
-            MINIMAL + "  retry:\n    budget_s: x\n",
-            r"run.yaml:5: `dataset.retry.budget_s`: Expected `float`, got `str`, found 'x'",
+            MINIMAL + "  storage:\n    retry:\n      budget_s: x\n",
+            r"run.yaml:6: `dataset.storage.retry.budget_s`: expected a number, found 'x'",
         ),
-        (MINIMAL + "  retry: {max_tries: 0}\n", "run.yaml:4: `dataset.retry`: max_tries is 0; it must be at least 1"),
-        (MINIMAL + "  retry: 3\n", "run.yaml:4: `dataset.retry` must be a mapping with keys of .*; found 3"),
-        ("dataset:\n  tokenizer: t\n  shards: [a, 7]\n", r"run.yaml:3: `dataset.shards\[1\]`: .*found 7"),
+        (MINIMAL + "  storage: {retry: {max_tries: 0}}\n", "run.yaml:4: `dataset.storage.retry`: max_tries is 0"),
+        (MINIMAL + "  storage: {retry: 3}\n", "run.yaml:4: `dataset.storage.retry` must be a mapping .*; found 3"),
+        ("dataset:\n  tokenizer: t\n  data: [a, 7]\n", r"run.yaml:3: `dataset.data\[1\]`: .*found 7"),
         (
-            "dataset:\n  tokenizer: t\n  shards: 7\n",
-            "run.yaml:3: `dataset.shards`: expected text or a list of texts, found 7",
+            "dataset:\n  tokenizer: t\n  data: 7\n",
+            "run.yaml:3: `dataset.data`: expected text or a list of texts, found 7",
         ),
         # sections
         ("", "run.yaml:1: the file must be a mapping with keys of dataset, loader; found null"),
         ("- dataset\n", "run.yaml:1: the file must be a mapping"),
         ("loader: {}\n", "run.yaml:1: `dataset` must be given"),
-        ("dataset:\n  shards: a.tar\n", "run.yaml:1: `dataset.tokenizer` must be given"),
+        ("dataset:\n  data: a.tar\n", "run.yaml:1: `dataset.tokenizer` must be given"),
         (MINIMAL + "loader:\n", "run.yaml:4: `loader` must be a mapping with keys of batch_size.*; found null"),
         # not YAML, and YAML that makes objects
         ("dataset: [\n", "run.yaml: the config file is not YAML"),
@@ -271,7 +327,7 @@ MERGES = "a: &a {x: 1}\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("dataset: &d\n  shards: *d\n  tokenizer: t\n", r":2: .* large: the alias \*d stands in what it stands for"),
+        ("dataset: &d\n  data: *d\n  tokenizer: t\n", r":2: .* large: the alias \*d stands in what it stands for"),
         (LAUGHS, r"run.yaml:6: .*with its aliases spelled out the file has more than 1,048,576 values and characters"),
         (MERGES, r"run.yaml:7: .*with its aliases spelled out the file has more than 1,048,576 values"),
         (f"a: &a {'x' * 10**5}\nb: [{'*a, ' * 20}]\n", r"run.yaml:2: .*with its aliases spelled out"),
@@ -297,5 +353,5 @@ def test_a_value_that_yaml_cannot_make_is_refused_with_its_line(tmp_path: Path, 
 
 
 def test_anchors_and_merge_keys_work(tmp_path: Path) -> None:
-    config = loaded(tmp_path, MINIMAL + "  storage_options: {a: &x {k: 1}, b: {<<: *x, l: 2}}\n")
-    assert config.dataset.storage_options == {"a": {"k": 1}, "b": {"k": 1, "l": 2}}
+    config = loaded(tmp_path, MINIMAL + "  storage: {options: {a: &x {k: 1}, b: {<<: *x, l: 2}}}\n")
+    assert config.dataset["storage"].options == {"a": {"k": 1}, "b": {"k": 1, "l": 2}}

@@ -215,7 +215,7 @@ class TestErrors:
             "{pipe:cat x,en/a.tar}",
             manifest({"url": "pipe:rm x", "size": 1}),
         ):
-            with pytest.raises(ConfigError, match=r"'pipe:.*would run a shell.*storage_options"):
+            with pytest.raises(ConfigError, match=r"'pipe:.*would run a shell.*Storage"):
                 resolve_shards(spec, STORAGE)
 
     def test_directories_out_of_braces_need_their_slash(self, here: Path) -> None:

@@ -468,13 +468,13 @@ def test_a_text_may_have_max_document_bytes_and_not_one_more(members: dict[str, 
     assert texts(read(data, field, max_document_bytes=101)) == ["é" * 50 + "a"]
     error = the_error(read(data, field, max_document_bytes=100))
     assert isinstance(error, DocumentTooLongError)
-    assert "a document of 101 bytes, above max_document_bytes=100" in str(error)
+    assert "a document of 101 bytes, above limits.document_bytes=100" in str(error)
 
 
 def test_tokens_count_four_bytes_each() -> None:
     data = {"npy": as_npy(np.zeros(10, dtype=np.uint16))}
     assert len(read(data, "npy", max_document_bytes=40)[0].tokens) == 10
-    assert "a document of 40 bytes, above max_document_bytes=39" in str(
+    assert "a document of 40 bytes, above limits.document_bytes=39" in str(
         the_error(read(data, "npy", max_document_bytes=39))
     )
 
@@ -487,7 +487,7 @@ def test_what_stands_beside_the_text_does_not_count() -> None:
 @pytest.mark.parametrize(
     ("field", "extension", "message"),
     [
-        ("txt", "txt", "a document of 2,000,000,000 bytes, above max_document_bytes=67,108,864"),
+        ("txt", "txt", "a document of 2,000,000,000 bytes, above limits.document_bytes=67,108,864"),
         ("npy", "a.npy", "2,000,000,000 bytes in .a.npy, more than is read of one member (134,283,274)"),
         ("json:text", "json", "2,000,000,000 bytes in .json, more than is read of one member (536,870,912)"),
         ("jsonl:text", "jsonl.gz", "2,000,000,000 bytes in .jsonl.gz, more than is read of one member (1,073,741,824)"),
@@ -651,13 +651,13 @@ def test_a_record_with_one_part_too_long_gives_no_part_of_it() -> None:
     items = read(data, "jsonl:text", transform=grow, max_document_bytes=60)
     assert texts(items) == [None, "dd" * 10]
     assert isinstance(items[0].error, DocumentTooLongError)
-    assert "a document of 70 bytes, above max_document_bytes=60" in str(items[0].error)
+    assert "a document of 70 bytes, above limits.document_bytes=60" in str(items[0].error)
 
 
 def test_tokens_that_a_transform_makes_count_four_bytes_each() -> None:
     assert len(read({"txt": b"to the ferry"}, "txt", transform=tokenize, max_document_bytes=12)) == 1
     error = the_error(read({"npy": GOOD}, "npy", transform=doubled, max_document_bytes=79))
-    assert "a document of 80 bytes, above max_document_bytes=79" in str(error)
+    assert "a document of 80 bytes, above limits.document_bytes=79" in str(error)
 
 
 def returns(**changes: object) -> Callable[[Document, np.random.Generator], Document]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.arguments import packed_dataset
 from support.blocks import LAYOUTS, block_of, documents, packs
 
 import streampack
@@ -221,7 +222,7 @@ def test_trim_is_refused_where_the_model_shifts_labels(tmp_path: Path, kind: str
 def dataset_of(folder: Path, **arguments: Any) -> streampack.PackedDataset:
     texts = [f"document {i} " * (1 + i % 7) for i in range(60)]
     shards = write_shards(folder, texts, documents_per_shard=20)
-    return streampack.PackedDataset(shards, ByteTokenizer(), 32, num_lanes=2, **arguments)
+    return packed_dataset(shards, seq_len=32, num_lanes=2, **arguments)
 
 
 def loader_of(folder: Path, *, format: str = "streampack", **arguments: Any) -> streampack.PackedDataLoader:  # noqa: A002
@@ -273,7 +274,7 @@ def test_workers_and_a_config_file_give_formats_too(tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "shards", ["some text"] * 50, documents_per_shard=25)
     config = tmp_path / "config.yaml"
     config.write_text(
-        f"dataset: {{shards: {shards}, tokenizer: '{model_path()}', seq_len: 16, num_lanes: 2}}\n"
+        f"dataset: {{data: {shards}, tokenizer: '{model_path()}', seq_len: 16, num_lanes: 2}}\n"
         "loader: {batch_size: 2, num_workers: 1, format: megatron, positions: pack}\n"
     )
     with streampack.PackedDataLoader.from_config(str(config)) as loader:

@@ -101,16 +101,14 @@ def test_a_lane_gives_the_same_however_far_it_reads_ahead_and_wherever_it_goes_o
             seq_len,
             field=field,
             boundary=boundary,
-            packing=packing[0],
-            overflow=packing[1],
-            tail=tail,
+            packing=streampack.Packing(packing[0], overflow=packing[1], tail=tail),
             add_bos=ends and field != "npy",
             add_eos=ends and field != "npy",
             num_lanes=1,
             epochs=2,
             shuffle=False,
             on_error="skip",
-            max_skipped=10_000,
+            max_bad=10_000,
         )
         whole = given_by(dataset, LanePosition(), ONE_PACK)
         assert given_by(dataset, LanePosition(), MANY_PACKS) == whole

@@ -71,7 +71,7 @@ def test_of_many_ranks_only_some_are_named() -> None:
 @pytest.fixture
 def dataset(tmp_path: Path) -> streampack.PackedDataset:
     shards = write_shards(tmp_path / "shards", [f"document {i}" * 3 for i in range(20)], documents_per_shard=10)
-    return streampack.PackedDataset(shards, ByteTokenizer(), 32, num_lanes=2, dp_rank=None)
+    return streampack.PackedDataset(shards, ByteTokenizer(), 32, num_lanes=2)
 
 
 def test_one_process_alone_has_nothing_to_compare(dataset: streampack.PackedDataset) -> None:

@@ -64,7 +64,7 @@ def test_a_member_that_is_one_document_is_refused_by_its_header_and_never_held()
     (bad,) = documents(reader, samples[1])
     assert isinstance(bad, BadRecord)
     assert isinstance(bad.error, DocumentTooLongError)
-    assert "member 'b.txt': a document of 314,572,800 bytes, above max_document_bytes=1,000" in str(bad.error)
+    assert "member 'b.txt': a document of 314,572,800 bytes, above limits.document_bytes=1,000" in str(bad.error)
 
 
 def documents(reader: DocumentReader, sample: Sample) -> list[object]:
@@ -93,7 +93,7 @@ def test_a_document_too_long_by_its_header_is_a_hole_and_the_rest_stays(tmp_path
             field=field,
             num_lanes=1,
             epochs=1,
-            max_document_bytes=4000,
+            limits=streampack.Limits(document_bytes=4000),
             **({"add_bos": False, "add_eos": False} if field == "npy" else {}),
             **options,
         )

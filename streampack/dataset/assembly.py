@@ -1,0 +1,118 @@
+"""The stages of a dataset from its arguments: tokenizer, chat template, documents and packing, put together.
+
+In:    `DatasetArguments`, and the reader of the storage, for the files of a tokenizer or a template.
+Out:   a `Pipeline`; everything about the arguments that the tokenizer or the template decides is checked by then.
+"""
+
+import os
+from typing import Any
+
+from streampack.chat.encoder import ChatEncoder, make_encoder
+from streampack.chat.options import Chat, as_chat
+from streampack.dataset.arguments import DatasetArguments
+from streampack.documents.fields import parse_field
+from streampack.documents.reader import DocumentReader
+from streampack.errors import ConfigError
+from streampack.lanes.pipeline import Pipeline
+from streampack.packing.options import as_packing
+from streampack.packing.policies import ReplaceBoundary, as_boundary
+from streampack.records import Tokenizer
+from streampack.storage.access import StorageReader
+from streampack.tokenizers.engines import choose_engine
+from streampack.tokenizers.loading import check_tokenizer, load_tokenizer, special_ids
+
+
+def make_pipeline(arguments: DatasetArguments, storage: StorageReader) -> Pipeline:
+    """What is done with a shard's bytes.
+
+    Raises:
+        ConfigError: an argument that cannot work.
+        TokenizerError: not a tokenizer, or one without the BOS, EOS or control token that is needed.
+    """
+    field = parse_field(arguments.field)
+    tokenizer = _tokenizer(arguments, storage)
+    chat = _chat_encoder(arguments, tokenizer, storage) if field.is_chat else None
+    bos_id, eos_id = None, None
+    if chat is None:
+        if as_chat(arguments.chat) != Chat():
+            raise ConfigError(f"chat is for conversations, and field={arguments.field!r} holds none")
+        if tokenizer is not None:
+            bos_id, eos_id = special_ids(tokenizer, add_bos=arguments.add_bos, add_eos=arguments.add_eos)
+    pad_id = arguments.pad_id
+    if pad_id is None and tokenizer is not None:
+        pad_id = tokenizer.pad_id
+    packing = as_packing(arguments.packing, conversations=field.is_chat)
+    pipeline = Pipeline(
+        storage=storage,
+        documents=DocumentReader(
+            field=field,
+            transform=arguments.transform,
+            transform_version=arguments.transform_version,
+            hold_out=arguments.hold_out,
+            seed=arguments.seed,
+            max_document_bytes=arguments.limits.document_bytes,
+            chat=chat,
+        ),
+        tokenizer=tokenizer,
+        bos_id=bos_id,
+        eos_id=eos_id,
+        seq_len=arguments.seq_len,
+        boundary=as_boundary(arguments.boundary),
+        packing=str(packing.kind),
+        overflow=str(packing.overflow),
+        tail=str(packing.tail),
+        lookahead=packing.lookahead,
+        pad_id=0 if pad_id is None else pad_id,
+        token_ids=(None, None) if tokenizer is None else (tokenizer.bos_id, tokenizer.eos_id),
+        on_error=arguments.on_error,
+        max_bad=arguments.max_bad,
+    )
+    pipeline.packer()  # it checks seq_len, pad_id, and whether the boundary has the token that it looks for
+    return pipeline
+
+
+def _tokenizer(arguments: DatasetArguments, storage: StorageReader) -> Tokenizer | None:
+    tokenizer = arguments.tokenizer
+    if isinstance(tokenizer, (str, os.PathLike)):
+        path = os.fspath(tokenizer)
+        tokenizer = load_tokenizer(storage.read(path), name=path)
+    return None if tokenizer is None else choose_engine(check_tokenizer(tokenizer), arguments.engine)
+
+
+def _chat_encoder(arguments: DatasetArguments, tokenizer: Tokenizer | None, storage: StorageReader) -> ChatEncoder:
+    return make_encoder(
+        as_chat(arguments.chat),
+        tokenizer=tokenizer,
+        add_bos=arguments.add_bos,
+        add_eos=arguments.add_eos,
+        read=storage.read,
+    )
+
+
+def fingerprint(arguments: DatasetArguments, pipeline: Pipeline) -> dict[str, Any]:
+    """What of the arguments must be equal for two runs to have the same packs; plain JSON values.
+
+    The keys are those of saved states, so they stay when an argument gets another name.
+    """
+    documents, hold_out, boundary = pipeline.documents, arguments.hold_out, pipeline.boundary
+    chat = documents.chat
+    return {
+        "seed": arguments.seed,
+        "shuffle": bool(arguments.shuffle) and not arguments.is_validation,
+        "field": arguments.field,
+        "split": "all" if hold_out is None else hold_out.part,
+        "val_fraction": 0.0 if hold_out is None else hold_out.fraction,
+        "max_document_bytes": documents.max_document_bytes,
+        "transform": "none" if documents.transform is None else f"version {documents.transform_version!r}",
+        "tokenizer": "none" if pipeline.tokenizer is None else pipeline.tokenizer.digest,
+        **({"chat_template": chat.digest, "train_on": str(chat.train_on)} if isinstance(chat, ChatEncoder) else {}),
+        "add_bos": arguments.add_bos,
+        "add_eos": arguments.add_eos,
+        "seq_len": pipeline.seq_len,
+        "boundary": f"replace:{boundary.token_id}" if isinstance(boundary, ReplaceBoundary) else str(boundary),
+        "packing": pipeline.packing,
+        "overflow": pipeline.overflow,
+        "tail": pipeline.tail,
+        "lookahead": pipeline.lookahead,
+        "pad_id": pipeline.pad_id,
+    }

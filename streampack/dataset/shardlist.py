@@ -1,0 +1,67 @@
+"""The shards of a dataset: listed once, or taken from the rank that has listed them.
+
+In:    what names shards, and how the storage is read.
+Out:   the `ShardTable`, and what of it must be equal for two runs to have the same packs.
+Never: a second listing; what is listed travels with a pickle, so that workers ask for nothing.
+"""
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from streampack.corpus.resolve import resolve_shards
+from streampack.corpus.table import ShardTable
+from streampack.storage.access import StorageReader
+
+
+class ShardList:
+    """The shards that some names stand for."""
+
+    def __init__(self, names: Sequence[str], storage: StorageReader) -> None:
+        self._names = tuple(names)
+        self._storage = storage
+        self._table: ShardTable | None = None
+        self._fingerprint: dict[str, Any] | None = None
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether the table is known, so that no storage will be asked."""
+        return self._table is not None
+
+    @property
+    def digest(self) -> str:
+        """Of the names as they were given, before anything is listed."""
+        return hashlib.blake2b("\n".join(self._names).encode(), digest_size=8).hexdigest()
+
+    def table(self) -> ShardTable:
+        """The shards with their sizes; the first call lists them, with a warning where digests cannot be checked."""
+        if self._table is None:
+            self._table = resolve_shards(self._names, self._storage)
+            if unchecked := self._table.num_unchecked:
+                warnings.warn(
+                    f"the digests of {unchecked} of {len(self._table)} shards are of whole shards, and lanes read "
+                    "these in parts: they are checked by `streampack verify` only. `streampack manifest --digests` "
+                    "writes digests of blocks, which are checked while reading.",
+                    UserWarning,
+                    stacklevel=3,
+                )
+        return self._table
+
+    def adopt(self, table: ShardTable) -> None:
+        """Take the table that another rank has made."""
+        self._table = table
+        self._fingerprint = None
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Names and sizes of all shards, in digests; plain JSON values."""
+        if self._fingerprint is None:
+            table = self.table()
+            self._fingerprint = {
+                "num_shards": len(table),
+                "total_bytes": table.total_bytes,
+                "num_estimated_sizes": int((~table.size_known).sum()),
+                "digest": table.digest,
+                "blocks": table.block_digests(),
+            }
+        return self._fingerprint
