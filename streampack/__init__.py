@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from streampack.records import Document, Limits, TokenizedDocument, Tokenizer
     from streampack.state.checkpoint import merge_state_dicts
     from streampack.storage.options import RetryPolicy, Storage
-    from streampack.tokenizers.loading import SentencePieceTokenizer
+    from streampack.tokenizers.sentencepiece import SentencePieceTokenizer
 
     __version__: str
 
@@ -107,7 +107,7 @@ _HOMES = {
     "RecordError": "errors",
     "ReplaceBoundary": "packing.policies",
     "RetryPolicy": "storage.options",
-    "SentencePieceTokenizer": "tokenizers.loading",
+    "SentencePieceTokenizer": "tokenizers.sentencepiece",
     "ShardError": "errors",
     "ShardNotFoundError": "errors",
     "Span": "packing.packs",

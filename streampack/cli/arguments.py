@@ -16,7 +16,7 @@ from streampack.packing.options import Packing
 from streampack.packing.policies import ReplaceBoundary
 from streampack.storage.access import StorageReader
 from streampack.storage.options import Storage
-from streampack.tokenizers.loading import ByteTokenizer
+from streampack.tokenizers.bytes import ByteTokenizer
 
 Shards = Annotated[
     list[str],

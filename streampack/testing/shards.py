@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from streampack.documents.fields import Field, parse_field
 from streampack.errors import ConfigError
 from streampack.records import Message
-from streampack.tokenizers.loading import ByteTokenizer
+from streampack.tokenizers.bytes import ByteTokenizer
 
 __all__ = ["ByteTokenizer", "write_shards"]
 

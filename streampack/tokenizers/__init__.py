@@ -1,6 +1,7 @@
 """Text as token ids: the tokenizers that streampack brings. Any other `streampack.Tokenizer` works too."""
 
+from streampack.tokenizers.bytes import ByteTokenizer
 from streampack.tokenizers.huggingface import HuggingFaceTokenizer
-from streampack.tokenizers.loading import ByteTokenizer, SentencePieceTokenizer
+from streampack.tokenizers.sentencepiece import SentencePieceTokenizer
 
 __all__ = ["ByteTokenizer", "HuggingFaceTokenizer", "SentencePieceTokenizer"]

@@ -1,107 +1,17 @@
-"""Text in, token ids out: the tokenizers that streampack brings, and the check of one that the user brings.
+"""The bytes of a model in, a tokenizer out; and the check of a tokenizer that the user brings.
 
-In:  the bytes of a model (a SentencePiece `.model` or a Hugging Face `tokenizer.json`, known by content), then texts.
-Out: int32 ids of each text alone; BOS and EOS are joined by the caller, with `special_ids`.
-
-Never true: that a document's text `<s>` becomes a control id (it gives ordinary pieces), that a text is cut or padded,
-that a library's live handle crosses a process (a pickle holds the model's bytes; the worker loads them again), or that
-a thread pool is started (one text at a time; parallelism is the loader's workers).
-
-    >>> ByteTokenizer().encode("hi").tolist()
-    [107, 108]
+In:  a SentencePiece `.model` or a Hugging Face `tokenizer.json`, known by content.
+Out: a `Tokenizer`. BOS and EOS are put around its ids by the caller, with `special_ids`.
+Never: a text that is cut or padded; a thread pool (one text at a time: the loader's workers run in parallel).
 """
 
-import hashlib
-import os
-
 import numpy as np
-import sentencepiece
 
 from streampack.errors import TokenizerError
-from streampack.records import ControlToken, Tokenizer, Tokens
-from streampack.tokenizers.files import check_unicode, describe, read_model_file
+from streampack.records import Tokenizer
+from streampack.tokenizers.files import describe
 from streampack.tokenizers.huggingface import HuggingFaceTokenizer
-
-
-class SentencePieceTokenizer:
-    """A SentencePiece model: the ids are exactly those of `SentencePieceProcessor.encode(text)`.
-
-    Args:
-        model: the model's bytes, or a local path of it.
-        name: what error messages call the model; by default the path.
-    """
-
-    def __init__(self, model: bytes | str | os.PathLike[str], *, name: str | None = None) -> None:
-        self._model, name = read_model_file(model, name)
-        try:
-            # An empty model loads, and then writes to stderr at each use.
-            if not self._model:
-                raise ValueError("no bytes")
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=self._model)
-        except (RuntimeError, ValueError, OSError) as error:
-            raise TokenizerError(f"not a SentencePiece model: {describe(self._model)} ({error})", url=name) from error
-        self.digest = f"sentencepiece:{hashlib.sha256(self._model).hexdigest()}"
-        self.vocab_size = int(self._processor.vocab_size())
-        self.bos_id = _id_or_none(self._processor.bos_id())
-        self.eos_id = _id_or_none(self._processor.eos_id())
-        self.pad_id = _id_or_none(self._processor.pad_id())
-        try:
-            self._numpy = isinstance(self._processor.encode("", out_type="numpy"), np.ndarray)
-        except (RuntimeError, ValueError, TypeError):  # sentencepiece before 0.2.3 knows lists only
-            self._numpy = False
-
-    def encode(self, text: str) -> Tokens:
-        """The ids of `text`, int32 [n] (read-only where the library hands out its own buffer)."""
-        try:
-            if self._numpy:
-                ids: Tokens = self._processor.encode(text, out_type="numpy")
-                return ids
-            return np.array(self._processor.encode(text), dtype=np.int32)
-        except Exception:
-            check_unicode(text)
-            raise
-
-    def control_tokens(self) -> dict[str, ControlToken]:
-        """The model's control pieces, by name."""
-        processor = self._processor
-        control = [token for token in range(self.vocab_size) if processor.is_control(token)]
-        return {str(processor.id_to_piece(token)): ControlToken(token) for token in control}
-
-    @property
-    def model(self) -> bytes:
-        """The model's bytes."""
-        return self._model
-
-    def normalize(self, text: str) -> str:
-        """`text` as the model's pieces are matched against it, with U+2581 for spaces."""
-        return str(self._processor.normalize(text))
-
-    def id_to_piece(self, token: int) -> str:
-        """The vocabulary's piece of an id, with its U+2581 for a space."""
-        return str(self._processor.id_to_piece(token))
-
-    def __reduce__(self) -> tuple[type["SentencePieceTokenizer"], tuple[bytes]]:
-        return type(self), (self._model,)
-
-    def __repr__(self) -> str:
-        return f"SentencePieceTokenizer(vocab_size={self.vocab_size}, digest={self.digest!r})"
-
-
-class ByteTokenizer:
-    """UTF-8 bytes as tokens (id = byte + 3), for tests and demonstrations: no model, every text, 259 ids."""
-
-    pad_id, bos_id, eos_id = 0, 1, 2
-    vocab_size = 259
-    digest = "bytes:1"
-
-    def encode(self, text: str) -> Tokens:
-        """The ids of `text`, int32 [n]."""
-        check_unicode(text)
-        return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32) + np.int32(3)
-
-    def id_to_piece(self, token: int) -> str:
-        """What stands for an id, bytes as SentencePiece writes them."""
-        return ("<pad>", "<s>", "</s>")[token] if token < 3 else f"<0x{token - 3:02X}>"
+from streampack.tokenizers.sentencepiece import SentencePieceTokenizer
 
 
 def load_tokenizer(data: bytes, *, name: str) -> Tokenizer:
@@ -168,10 +78,6 @@ def special_ids(tokenizer: Tokenizer, *, add_bos: bool, add_eos: bool) -> tuple[
                 remedy += f", or HuggingFaceTokenizer(path, {kind}_token=...); special tokens in the file: {names}"
             raise TokenizerError(f"add_{kind}=True, but {tokenizer.digest} has no {kind.upper()} token: {remedy}")
     return tokenizer.bos_id if add_bos else None, tokenizer.eos_id if add_eos else None
-
-
-def _id_or_none(token: int) -> int | None:
-    return int(token) if token >= 0 else None
 
 
 _MISSING = object()

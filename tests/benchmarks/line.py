@@ -35,7 +35,7 @@ from streampack.cli.bench.stages import whole_pipeline
 from streampack.cli.bench.stopwatch import Spread, Variant, Work, cpu_ratio, interleave, read
 from streampack.records import Tokenizer
 from streampack.tokenizers.engines import choose_engine
-from streampack.tokenizers.loading import SentencePieceTokenizer
+from streampack.tokenizers.sentencepiece import SentencePieceTokenizer
 
 TOKENS_PER_DOCUMENT = 1000
 """Of the pre-tokenized documents, about."""

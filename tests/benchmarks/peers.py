@@ -36,7 +36,7 @@ from streampack import PackedDataLoader, PackedDataset, Packing
 from streampack.cli.bench.stopwatch import Spread, Variant, Work, cpu_ratio, interleave, read
 from streampack.records import Tokenizer
 from streampack.tokenizers.engines import choose_engine
-from streampack.tokenizers.loading import SentencePieceTokenizer
+from streampack.tokenizers.sentencepiece import SentencePieceTokenizer
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ import texts
 from streampack import PackedDataset
 from streampack.cli.bench.stopwatch import Spread, Variant, Work, interleave, wall_ratio
 from streampack.storage.access import StorageReader
-from streampack.tokenizers.loading import SentencePieceTokenizer
+from streampack.tokenizers.sentencepiece import SentencePieceTokenizer
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from support import servers

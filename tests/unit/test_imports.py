@@ -34,6 +34,7 @@ USERS = {
     "urllib3": {"storage.backends.http"},
     "sentencepiece": {"tokenizers", "examples"},  # examples train it, wrap it
     "tokenizers": {"tokenizers.huggingface"},
+    "gigatoken": {"tokenizers.gigatoken"},
     "jinja2": {"chat.jinja"},
     **{name: {"examples"} for name in ("accelerate", "omegaconf", "pytorch_lightning", "torchtitan", "torchtune")},
     "transformers": {"examples"},

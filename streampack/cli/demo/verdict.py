@@ -14,7 +14,7 @@ from typing import NamedTuple
 from streampack.cli.demo.attempts import Attempt
 from streampack.examples.train import PACKS_PER_STEP, SHARDS, TOKENIZER, make_dataset, pack_digests
 from streampack.loader.loader import PackedDataLoader
-from streampack.tokenizers.loading import SentencePieceTokenizer
+from streampack.tokenizers.sentencepiece import SentencePieceTokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from streampack.chat.options import Chat
 from streampack.errors import RecordError
 from streampack.records import Tokenizer
 from streampack.tokenizers.huggingface import HuggingFaceTokenizer
-from streampack.tokenizers.loading import SentencePieceTokenizer
+from streampack.tokenizers.sentencepiece import SentencePieceTokenizer
 
 # Of the libraries compared with, and none of ours.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::SyntaxWarning")

@@ -21,12 +21,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.sentencepieces import PROSE, train, written
 
-import streampack.tokenizers.engines
+import streampack
+import streampack.tokenizers.gigatoken
 from streampack.errors import ConfigError, TokenizerError
 from streampack.records import Tokenizer
 from streampack.tokenizers import bpe
-from streampack.tokenizers.engines import CHECK_ONE_IN, GigatokenTokenizer, PartsTokenizer, choose_engine
-from streampack.tokenizers.loading import ByteTokenizer, SentencePieceTokenizer, check_tokenizer
+from streampack.tokenizers.bytes import ByteTokenizer
+from streampack.tokenizers.engines import choose_engine
+from streampack.tokenizers.gigatoken import CHECK_ONE_IN, GigatokenTokenizer
+from streampack.tokenizers.loading import check_tokenizer
+from streampack.tokenizers.parts import PartsTokenizer
+from streampack.tokenizers.sentencepiece import SentencePieceTokenizer
 
 _MISTRAL = Path(importlib.util.find_spec("mistral_common").submodule_search_locations[0]) / "data"
 MISTRAL = _MISTRAL / "tokenizer.model.v1"
@@ -336,7 +341,7 @@ def test_one_document_in_256_is_compared_the_same_ones_in_every_process() -> Non
 
 
 def test_a_difference_is_an_error_that_shows_the_document_and_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streampack.tokenizers.engines, "CHECK_ONE_IN", 1)
+    monkeypatch.setattr(streampack.tokenizers.gigatoken, "CHECK_ONE_IN", 1)
     tokenizer = pickle.loads(pickle.dumps(fast()))
     tokenizer._encode_bytes = OffByOne.from_json(tokenizer._json).encode
     right = tokenizer.plain.encode("some document").tolist()
@@ -349,7 +354,7 @@ def test_a_difference_is_an_error_that_shows_the_document_and_the_way_out(monkey
 
 
 def test_a_difference_in_length_is_one_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streampack.tokenizers.engines, "CHECK_ONE_IN", 1)
+    monkeypatch.setattr(streampack.tokenizers.gigatoken, "CHECK_ONE_IN", 1)
     tokenizer = pickle.loads(pickle.dumps(fast()))
     tokenizer._encode_bytes = lambda data: tokenizer.plain.encode(data.decode())[:-1].view(np.uint32)
     with pytest.raises(TokenizerError, match=r"from token 1 on \[\] instead of \[\d+\]"):
@@ -374,8 +379,8 @@ import sys, types
 import numpy as np
 package = types.ModuleType("streampack"); package.__path__ = [{package!r}]
 sys.modules["streampack"] = package  # without torch
-from streampack.tokenizers.engines import GigatokenTokenizer
-from streampack.tokenizers.loading import SentencePieceTokenizer
+from streampack.tokenizers.gigatoken import GigatokenTokenizer
+from streampack.tokenizers.sentencepiece import SentencePieceTokenizer
 
 def resident_mb():
     with open("/proc/self/statm") as file:
@@ -395,7 +400,7 @@ def test_memory_is_bounded_over_text_that_never_comes_again() -> None:
     """Seven megabytes of numbers; what the last half adds to the first quarter."""
 
     def grown_mb(cache_bytes: int) -> float:
-        names = {"package": str(Path(streampack.tokenizers.engines.__file__).parent), "model": str(MISTRAL)}
+        names = {"package": str(Path(streampack.__file__).parent), "model": str(MISTRAL)}
         program = GROWTH.format(cache_bytes=cache_bytes, **names)
         return float(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
 

@@ -14,8 +14,9 @@ from support.sentencepieces import PROSE, piece, train, written
 
 from streampack.errors import ConfigError, TokenizerError
 from streampack.tokenizers import bpe
-from streampack.tokenizers.engines import PartsTokenizer, choose_engine
-from streampack.tokenizers.loading import SentencePieceTokenizer
+from streampack.tokenizers.engines import choose_engine
+from streampack.tokenizers.parts import PartsTokenizer
+from streampack.tokenizers.sentencepiece import SentencePieceTokenizer
 
 _MISTRAL = Path(importlib.util.find_spec("mistral_common").submodule_search_locations[0]) / "data"
 IDENTITY = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}

@@ -18,14 +18,10 @@ from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
 from streampack.errors import TokenizerError
 from streampack.records import Tokenizer
+from streampack.tokenizers.bytes import ByteTokenizer
 from streampack.tokenizers.huggingface import HuggingFaceTokenizer
-from streampack.tokenizers.loading import (
-    ByteTokenizer,
-    SentencePieceTokenizer,
-    check_tokenizer,
-    load_tokenizer,
-    special_ids,
-)
+from streampack.tokenizers.loading import check_tokenizer, load_tokenizer, special_ids
+from streampack.tokenizers.sentencepiece import SentencePieceTokenizer
 
 _MISTRAL = Path(importlib.util.find_spec("mistral_common").submodule_search_locations[0]) / "data"
 MISTRAL_MODELS = sorted(path for path in _MISTRAL.iterdir() if ".model" in path.name)
