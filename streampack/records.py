@@ -200,7 +200,7 @@ class Counts(NamedTuple):
 
     def plus(self, more: "Counts") -> "Counts":
         """Both together."""
-        return Counts(*map(operator.add, self, more))
+        return Counts._make(map(operator.add, self, more))
 
 
 class StorageUse(NamedTuple):

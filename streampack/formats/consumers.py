@@ -28,7 +28,7 @@ class Format(StrEnum):
     TORCHTUNE = "torchtune"
     """What torchtune's `padded_collate_packed` takes; with the mask, what it gives to the recipes."""
     HF = "hf"
-    """Transformers' causal models, which shift labels themselves: no label lies behind the end of a pack."""
+    """Transformers' causal models, which shift labels themselves: a pack's last row has no label."""
     HF_FLASH = "hf_flash"
     """As `DataCollatorWithFlattening(return_flash_attn_kwargs=True)` gives."""
     TORCHTITAN = "torchtitan"

@@ -1,7 +1,7 @@
 """A batch as a trainer wants it: the last stage, from a block of packs to the keys and shapes of a consumer.
 
 In: a `PackBlock`, which holds B packs of L rows. Out: a dict of tensors (for torchtitan a pair), new and contiguous.
-Never true: that a boundary is inferred from a token's value, that padding is known by its token, that labels are
+Never: that a boundary is inferred from a token's value, that padding is known by its token, that labels are
 shifted twice. `labels[i]` is the target of `tokens[i]`, except where the table says that the model shifts.
 
     format      keys                                                            labels
@@ -49,7 +49,7 @@ class LossWeights(StrEnum):
 
 
 MODEL_SHIFTS = frozenset({Format.HF, Format.HF_FLASH})
-"""Formats whose labels the model shifts; a dataset for them has no look at the label behind a pack."""
+"""Formats whose labels the model shifts; a dataset for them does not look for the label of a pack's last row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,10 +137,10 @@ def as_layout(
     if weights is LossWeights.DOCUMENT and boundary not in (BoundaryPolicy.MASK, BoundaryPolicy.TRIM):
         raise ConfigError(
             f'loss_weights="document" with boundary="{boundary}": there the last row of a document trains a token that '
-            'is none of its own. Use boundary="mask" or "trim".'
+            'is not one of its own. Use boundary="mask" or "trim".'
         )
     if weights is not None and kind is Format.TORCHTITAN:
-        raise ConfigError('loss_weights has no place in the pairs of format="torchtitan"; choose another format')
+        raise ConfigError('loss_weights has no place in the pairs of format="torchtitan"; choose another format.')
     return Layout(format=kind, positions=where, mask=mask, loss_weights=weights)
 
 
@@ -187,7 +187,7 @@ _CUT_ROWS = (
 def context_parallel_slice(batch: Mapping[str, Any], *, rank: int, size: int) -> dict[str, Any]:
     """Return the part of a batch that one context-parallel rank has: of each pack a piece of its head and of its tail.
 
-    The L rows are cut into 2 * size pieces; rank r has pieces r and 2 * size - 1 - r, one behind the other, so that
+    The L rows are cut into 2 * size pieces; rank r has pieces r and 2 * size - 1 - r, one after the other, so that
     causal attention costs every rank the same. That is the order of Megatron and of torch's own head-tail load
     balancer. What has no rows stays as it is: "num_targets", "seq_lens" and "cu_seqlens" are those of the whole packs,
     and "mask" keeps all L keys of the rank's queries.

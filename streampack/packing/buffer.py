@@ -1,8 +1,9 @@
-"""What the packer holds: the rows of documents, looked at when they come, until the last of them is in a pack.
+"""The rows of documents, checked when they come and held until the last of them is in a pack.
 
-In: token ids of documents and which rows of them are ignored. Out: any stretch of rows, by their numbers, a copy.
-Rows are numbered from the first one that was ever fed, so that a number stays right when rows before it are let go.
-Never: a copy of what is fed; tokens that do not fit int32, or that as a label would mean none.
+In:  token ids of documents, and which of their rows have no label (are ignored).
+Out: any stretch of rows, by their numbers, as a copy. Rows are numbered from the first one that was ever fed, so that
+     a number stays right when rows before it are freed.
+Never: a copy of what is fed; a token id that does not fit int32, or that is -100, which as a label means no label.
 """
 
 from collections import deque
@@ -18,7 +19,7 @@ from streampack.packing.policies import INT32
 from streampack.records import IGNORE_INDEX, Mask, Tokens
 
 
-class _Run(NamedTuple):
+class _Fed(NamedTuple):
     """Rows as they were fed."""
 
     tokens: NDArray[np.integer]
@@ -29,44 +30,44 @@ class _Run(NamedTuple):
 
 
 class RowBuffer:
-    """Rows side by side; `end` is the number behind the last one."""
+    """Rows side by side; `end` is the number after the last one."""
 
     def __init__(self) -> None:
         self.end = 0
         self.num_bytes = 0
-        """Of what was fed and is held, each feeding counted whole until its last row is let go."""
-        self._runs: deque[_Run] = deque()
+        """Of what was fed and is held, each feeding counted whole until its last row is freed."""
+        self._fed: deque[_Fed] = deque()
 
     def append(self, tokens: NDArray[np.integer], ignored: Mask | None, *, num_bytes: int) -> None:
         """Hold more rows, [n]; `ignored` may end before them. `num_bytes` is what it keeps in memory."""
         begin, self.end = self.end, self.end + tokens.size
-        self._runs.append(_Run(tokens, ignored, begin, self.end, num_bytes))
+        self._fed.append(_Fed(tokens, ignored, begin, self.end, num_bytes))
         self.num_bytes += num_bytes
 
     def tokens(self, begin: int, end: int) -> Tokens:
         """The rows `begin` to `end`, int32."""
-        parts = [run.tokens[max(begin - run.begin, 0) : end - run.begin] for run in self._overlapping(begin, end)]
+        parts = [fed.tokens[max(begin - fed.begin, 0) : end - fed.begin] for fed in self._overlapping(begin, end)]
         return np.concatenate(parts, dtype=np.int32)
 
     def ignored(self, begin: int, end: int) -> Mask | None:
-        """Which of the rows are ignored; None where none is. Of a document's last row it says nothing."""
-        runs = [(run, run.ignored) for run in self._overlapping(begin, end) if run.ignored is not None]
-        if not runs:
+        """Which of the rows are ignored; None where no row is. Of a document's last row it says nothing."""
+        parts = [(fed, fed.ignored) for fed in self._overlapping(begin, end) if fed.ignored is not None]
+        if not parts:
             return None
         ignored = np.zeros(end - begin, np.bool_)
-        for run, mask in runs:
-            part = mask[max(begin - run.begin, 0) : end - run.begin]
-            at = max(run.begin - begin, 0)
+        for fed, mask in parts:
+            part = mask[max(begin - fed.begin, 0) : end - fed.begin]
+            at = max(fed.begin - begin, 0)
             ignored[at : at + part.size] = part
         return ignored
 
-    def let_go(self, row: int) -> None:
-        """Give back what lies before `row`."""
-        while self._runs and self._runs[0].end <= row:
-            self.num_bytes -= self._runs.popleft().num_bytes
+    def free_before(self, row: int) -> None:
+        """Free what was fed if all its rows lie before `row`."""
+        while self._fed and self._fed[0].end <= row:
+            self.num_bytes -= self._fed.popleft().num_bytes
 
-    def _overlapping(self, begin: int, end: int) -> Iterator[_Run]:
-        return takewhile(lambda run: run.begin < end, dropwhile(lambda run: run.end <= begin, self._runs))
+    def _overlapping(self, begin: int, end: int) -> Iterator[_Fed]:
+        return takewhile(lambda fed: fed.begin < end, dropwhile(lambda fed: fed.end <= begin, self._fed))
 
 
 def token_ids(tokens: NDArray[np.integer] | Sequence[int], ordinal: int) -> NDArray[np.integer]:

@@ -32,10 +32,8 @@ class OverflowLosses:
     def __init__(self, overflow: Overflow | str | None, seq_len: int) -> None:
         self._overflow = overflow
         self._seq_len = seq_len
-        self._losses: deque[_Loss] = deque()
-
-    def __len__(self) -> int:
-        return len(self._losses)
+        self.losses: deque[_Loss] = deque()
+        """Of documents that are not passed yet, in order."""
 
     def shorten(
         self, ids: NDArray[np.integer], document: int, *, row: int, rows: int
@@ -59,15 +57,15 @@ class OverflowLosses:
         if self._overflow is Overflow.SPLIT:
             return ids, rows
         kept = row + self._seq_len if self._overflow is Overflow.TRUNCATE else row
-        self._losses.append(_Loss(document, rows - kept, kept == row))
+        self.losses.append(_Loss(document, rows - kept, kept == row))
         # One token more than rows: the last row's label. A copy, so that the rest can be freed.
         return ids[: kept + 1].copy(), kept
 
     def before(self, document: int) -> Counts:
         """What was taken from the documents before number `document`; each is given once."""
         counts = _NOTHING
-        while self._losses and self._losses[0].document < document:
-            loss = self._losses.popleft()
+        while self.losses and self.losses[0].document < document:
+            loss = self.losses.popleft()
             if loss.is_dropped:
                 counts = counts.plus(Counts(dropped_documents=1, dropped_tokens=loss.rows))
             else:
@@ -103,7 +101,7 @@ class PackCounter:
             counts = Counts(passed, rows, num_targets, self._seq_len - rows, split_documents=int(is_split))
         else:  # its loss would be 0/0
             counts = Counts(passed, split_documents=int(is_split), targetless_packs=1, targetless_tokens=rows)
-        if self._losses:
+        if self._losses.losses:
             counts = counts.plus(self._losses.before(next_document))
         if self.since is not _NOTHING:
             counts = self.since.plus(counts)

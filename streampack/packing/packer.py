@@ -321,9 +321,9 @@ class Packer:
                 self._made.append((pack, part.end))
 
     def _go_on(self, row: int) -> None:
-        """The next pack begins with this row; what lies before it is given back."""
+        """The next pack begins with this row; the rows before it are freed."""
         self._begin = row
-        self._rows.let_go(row)
+        self._rows.free_before(row)
 
 
 def _as_token_id(value: object, argument: str) -> int | None:
