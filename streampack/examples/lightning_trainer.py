@@ -17,23 +17,24 @@ from torch import Tensor, nn
 from streampack import PackedDataLoader, PackedDataset
 from streampack.examples.devil import SEQ_LEN, SHARDS, TOKENIZER, VOCAB_SIZE, digest_of, print_step
 from streampack.examples.train import Transformer
+from streampack.integrations import LightningLoader
 
 GLOBAL_BATCH = 8
 
 
 class Packs(lightning.LightningDataModule):
-    """The data; Lightning asks for the loader when it has its ranks, and loads the state that belongs to it."""
+    """The data; Lightning asks for the loader when it has its ranks, and its checkpoints hold the loader's state."""
 
     def __init__(self, num_workers: int) -> None:
         super().__init__()
         self.num_workers = num_workers
 
-    def train_dataloader(self) -> PackedDataLoader:
+    def train_dataloader(self) -> LightningLoader:
         dataset = PackedDataset(SHARDS, TOKENIZER, SEQ_LEN, num_lanes=24)
         batch_size = GLOBAL_BATCH // self.trainer.world_size
         # Lightning saves the state that the first rank's loader gives, so it has to be that of all ranks.
         self.loader = PackedDataLoader(dataset, batch_size, num_workers=self.num_workers, whole_state=True)
-        return self.loader
+        return LightningLoader(self.loader, self.trainer)
 
     def teardown(self, stage: str) -> None:
         self.loader.close()

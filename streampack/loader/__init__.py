@@ -2,15 +2,17 @@
 
 __all__ = [
     "agreement",
+    "claims",
     "commits",
     "consistency",
     "dealing",
+    "formatting",
     "loader",
     "messages",
     "parcels",
     "passes",
     "restarts",
     "rounds",
-    "trainers",
+    "stats",
     "workers",
 ]

@@ -16,8 +16,8 @@ from streampack.loader.messages import Assignment, Message, WorkerStream
 from streampack.loader.restarts import RestartingMessages, WorkerRestarts
 from streampack.loader.rounds import Batch, LeftOut, endless, finite
 from streampack.loader.workers import AHEAD
-from streampack.ranks.topology import Peers
-from streampack.records import Counts, Cursor, StorageUse
+from streampack.ranks.exchange import Exchange
+from streampack.records import Counts, Cursor, StorageUse, check_whole_number
 from streampack.state.checkpoint import Committed
 
 _MAX_MESSAGE_BYTES = 2 * 2**20
@@ -36,6 +36,13 @@ class PassSettings:
     worker_timeout_s: float
     with_provenance: bool
     drop_last: bool
+
+    def __post_init__(self) -> None:
+        check_whole_number(self.batch_size, "batch_size", least=1)
+        check_whole_number(self.num_workers, "num_workers", least=0)
+        check_whole_number(self.prefetch_bytes, "prefetch_bytes", least=1)
+        if not isinstance(self.worker_timeout_s, int | float) or not self.worker_timeout_s > 0:
+            raise ConfigError(f"worker_timeout_s={self.worker_timeout_s!r} must be a number of seconds above 0")
 
 
 class LastWords(NamedTuple):
@@ -77,7 +84,7 @@ class Pass:
         dataset: PackedDataset,
         committed: Committed,
         settings: PassSettings,
-        peers: Peers | None,
+        ranks: Exchange | None,
         restarts: WorkerRestarts,
     ) -> None:
         self.taken = False
@@ -136,7 +143,7 @@ class Pass:
                 num_lanes=num_lanes,
                 pad=pad,
                 drop_last=settings.drop_last,
-                agree=None if peers is None else lambda number: peers.start_agreeing(number, highest=pad).wait,
+                agree=None if ranks is None else lambda number: ranks.start_agreeing(number, highest=pad).wait,
                 left_out=self.tally.left_out,
             )
         )

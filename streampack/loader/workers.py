@@ -32,11 +32,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch._utils import ExceptionWrapper
 
 from streampack import heartbeat
 from streampack.loader import parcels
 from streampack.loader.messages import Assignment, Message, WorkerStream
+from streampack.ranks.torch_private import ExceptionWrapper
 
 AHEAD = 2
 """Messages that a worker may have made before the first of them is taken."""

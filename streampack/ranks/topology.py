@@ -1,55 +1,48 @@
-"""Who am I: the data-parallel rank and size of this process, and the group it talks over.
+"""Who am I: the data-parallel rank of this process, how many there are, and which processes they are.
 
-The only module that asks `torch.distributed` or the environment. Ranks are resolved in the parent process and handed
-on: a spawned worker sees neither the process group nor the mesh, a forked one must not use them.
+In:    arguments, a device mesh, `torch.distributed` or torchrun's environment, in this order.
+Out:   a `Topology`.
+Never: asked in a worker. A spawned one sees neither the process group nor the mesh, a forked one must not use them; so
+       ranks are resolved in the main process and handed on.
 """
 
-import hashlib
 import os
-from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
-import msgspec
-import torch
 import torch.distributed as dist
-from torch.distributed.constants import default_pg_timeout
-from torch.distributed.distributed_c10d import PrefixStore, _get_default_store  # torch has no other way to its store
 
 from streampack.errors import TopologyError
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-_T = TypeVar("_T")
-
 _DATA_PARALLEL_DIMS = ("dp", "dp_replicate", "dp_shard", "data", "data_parallel", "replicate", "shard", "fsdp", "batch")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topology:
-    """A data-parallel rank, how many there are, and the global ranks that stand behind them (None: by hand)."""
+    """A data-parallel rank, how many there are, and which global ranks they are, where that is known."""
 
     rank: int = 0
     size: int = 1
     by_hand: bool = False
-    """Given as numbers: there is no process group to ask."""
+    """Whether rank and size were given as numbers; then there is no process group to ask."""
     peers: tuple[int, ...] | None = None
-    """Global ranks of the data-parallel peers, in data-parallel order, where torch.distributed knows them."""
+    """Global ranks of the data-parallel ranks, in their order; None: torch.distributed was not asked."""
     everyone: tuple[int, ...] | None = None
-    """Global ranks of the whole mesh (without one, of the job): peers, and those that have the same packs as one."""
+    """Global ranks of the whole mesh (without one, of the job), those that get the same packs as another included."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.size:
             raise TopologyError(f"dp_rank={self.rank} is not in 0..{self.size - 1} (dp_size={self.size})")
 
-    def is_alone(self, process_group: dist.ProcessGroup | None) -> bool:
-        """Whether no other rank has to do with this loader."""
-        return self.size == 1 and process_group is None and len(self.everyone or ()) <= 1
-
     def joined(self) -> "Topology":
-        """The same, with the ranks that can be reached by now, where torchrun's environment told who this is."""
+        """The same with `peers`, if it came from torchrun's environment and torch.distributed has begun since.
+
+        Raises:
+            TopologyError: torch.distributed says another rank or size.
+        """
         if self.by_hand or self.peers is not None or not has_process_group():
             return self
         now = resolve()
@@ -64,7 +57,12 @@ class Topology:
 def resolve(
     *, dp_rank: int | None = None, dp_size: int | None = None, device_mesh: "DeviceMesh | None" = None
 ) -> Topology:
-    """The topology from arguments, else a mesh, else torch.distributed, else torchrun's environment, else 0 of 1."""
+    """The topology from arguments, else a mesh, else torch.distributed, else torchrun's environment, else 0 of 1.
+
+    Raises:
+        TopologyError: only one of `dp_rank` and `dp_size`, both and a mesh, or a mesh that does not tell which of its
+            dimensions are data-parallel.
+    """
     if (dp_rank is None) != (dp_size is None):
         raise TopologyError(f"dp_rank={dp_rank} and dp_size={dp_size}: give both or neither")
     if dp_rank is not None and dp_size is not None:
@@ -111,133 +109,3 @@ def has_process_group() -> bool:
 def may_be_distributed() -> bool:
     """Whether other ranks may exist, now or once torch.distributed is initialized."""
     return (has_process_group() and dist.get_world_size() > 1) or int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-_UNREACHABLE = (
-    "this loader does not know how to reach the others of {size} ranks: make it behind "
-    "torch.distributed.init_process_group, without dp_rank and dp_size or with process_group too"
-)
-
-
-class Peers:
-    """The loader's own small exchanges between ranks (the data-parallel ones), over gloo, in the main process."""
-
-    def __init__(self, topology: Topology, process_group: dist.ProcessGroup | None, *, purpose: str = "") -> None:
-        """`purpose`: exchanges of one purpose are apart from those of others, in whatever order they come."""
-        ranks = topology.peers if process_group is None else dist.get_process_group_ranks(process_group)
-        if ranks is None:
-            raise TopologyError(_UNREACHABLE.format(size=topology.size))
-        if len(ranks) != topology.size:
-            raise TopologyError(
-                f"process_group has {len(ranks)} ranks, the loader {topology.size} data-parallel ones: "
-                "pass the group of the data-parallel ranks"
-            )
-        self._group = _gloo_group(tuple(ranks), purpose)
-
-    @classmethod
-    def of_all(cls, topology: Topology, process_group: dist.ProcessGroup | None, *, purpose: str) -> "Peers":
-        """Between all ranks of the mesh."""
-        ranks = topology.everyone
-        if ranks is None and process_group is not None:
-            ranks = tuple(dist.get_process_group_ranks(process_group))
-        if ranks is None:
-            raise TopologyError(_UNREACHABLE.format(size=topology.size))
-        peers = object.__new__(cls)
-        peers._group = _gloo_group(ranks, purpose)
-        return peers
-
-    @property
-    def rank(self) -> int:
-        """Of this process, among all of the job."""
-        return dist.get_rank()
-
-    def all_gather_ints(self, numbers: Sequence[int]) -> list[list[int]]:
-        """As many int64 of every rank, in one exchange."""
-        mine = torch.tensor(numbers, dtype=torch.int64)
-        boxes = [torch.zeros_like(mine) for _ in range(self._group.size())]
-        _keep(self._group.allgather([boxes], [mine])).wait()
-        return [box.tolist() for box in boxes]
-
-    def broadcast(self, value: _T) -> _T:
-        """Rank 0's value, on every rank; values are what MessagePack knows, and tuples come back as lists."""
-        mine = _encode(value) if self._group.rank() == 0 else torch.zeros(0, dtype=torch.uint8)
-        size = torch.tensor([len(mine)])
-        _keep(self._group.broadcast(size, 0)).wait()
-        box = mine if len(mine) else torch.zeros(int(size), dtype=torch.uint8)
-        _keep(self._group.broadcast(box, 0)).wait()
-        told: _T = _decode(box)
-        return told
-
-    def all_gather(self, value: _T) -> list[_T]:
-        """Every rank's value, by data-parallel rank, on every rank; see `broadcast` for what values may be."""
-        mine = _encode(value)
-        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self._group.size())]
-        _keep(self._group.allgather([sizes], [torch.tensor([len(mine)])])).wait()
-        longest = max(int(size) for size in sizes)
-        boxes = [torch.zeros(longest, dtype=torch.uint8) for _ in sizes]
-        _keep(self._group.allgather([boxes], [torch.nn.functional.pad(mine, (0, longest - len(mine)))])).wait()
-        return [_decode(box[: int(size)]) for box, size in zip(boxes, sizes, strict=True)]
-
-    def start_agreeing(self, number: int, *, highest: bool) -> "Agreement":
-        """Begin to find the highest (or lowest) of the ranks' numbers; does not wait."""
-        tensor = torch.tensor([number], dtype=torch.int64)
-        op = dist.ReduceOp.MAX if highest else dist.ReduceOp.MIN
-        return Agreement(tensor, _keep(self._group.allreduce(tensor, op)))
-
-
-def _encode(value: object) -> torch.Tensor:
-    return torch.frombuffer(bytearray(msgspec.msgpack.encode(value)), dtype=torch.uint8)
-
-
-def _decode(box: torch.Tensor) -> Any:
-    return msgspec.msgpack.decode(box.numpy().tobytes())
-
-
-_recent: deque[dist.Work] = deque(maxlen=64)
-
-
-def _keep(work: dist.Work) -> dist.Work:
-    """The work, held for some while after it is done.
-
-    Whoever lets go of a tensor last needs Python's thread state. Gloo's threads must not be the ones: a process that
-    forks its workers while another thread is making itself a thread state hands the interpreter's lock on as it is,
-    taken, and the worker waits for it for ever, before its first line (Python 3.11).
-    """
-    _recent.append(work)
-    return work
-
-
-_groups: dict[tuple[str, tuple[int, ...]], list[tuple[dist.ProcessGroup, dist.ProcessGroup]]] = {}
-"""By purpose and global ranks: (torch's default group of then, our group). Nothing is taken out: the destructor of a
-group must not run in a forked worker."""
-
-
-def _gloo_group(ranks: tuple[int, ...], purpose: str = "") -> dist.ProcessGroup:
-    """This process's group of these ranks, made on first use and shared by all loaders.
-
-    It is our own: collectives of the trainer on a common group could come in another order. And it is made without
-    `new_group`, which either must be called on every rank of the job, or names a group by how many groups the process
-    has: then ranks that differ in that would wait for each other for ever.
-    """
-    world = dist.group.WORLD
-    assert world is not None, "without torch.distributed there are no peers"
-    made = _groups.setdefault((purpose, ranks), [])
-    if not made or made[-1][0] is not world:
-        name = f"streampack/{purpose}{'-'.join(map(str, ranks))}/{len(made)}"
-        name = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()  # 4,096 ranks would make a long one
-        store = PrefixStore(name, _get_default_store())
-        group = dist.ProcessGroupGloo(store, ranks.index(dist.get_rank()), len(ranks), default_pg_timeout)
-        made.append((world, group))  # type: ignore[arg-type]  # torch's stubs hide that it is a ProcessGroup
-    return made[-1][1]
-
-
-class Agreement:
-    """A number that the ranks are agreeing on."""
-
-    def __init__(self, tensor: torch.Tensor, work: dist.Work) -> None:
-        self._tensor = tensor
-        self._work = work
-
-    def wait(self) -> int:
-        self._work.wait()
-        return int(self._tensor.item())

@@ -11,7 +11,8 @@ import torch
 from support.torchrun import torchrun
 
 import streampack
-from streampack.errors import LoaderError
+from streampack.errors import ConfigError, LoaderError, StateError
+from streampack.integrations import PackedTrainerMixin, register_for_checkpointing
 from streampack.testing import ByteTokenizer, write_shards
 
 accelerate = pytest.importorskip("accelerate", reason="the extra `trainers` has it")
@@ -66,15 +67,16 @@ def test_one_process_goes_on_from_what_two_ranks_saved(
     accelerator = accelerate.Accelerator(cpu=True)
     accelerator.prepare(torch.nn.Linear(2, 2))
     with loader_of(shards) as loader:
-        accelerator.register_for_checkpointing(accelerator.prepare(loader))
+        register_for_checkpointing(accelerator, accelerator.prepare(loader))
         accelerator.load_state(two[0] / "saved again")
         assert take(loader, 2) == [[20, 21], [22, 23]]
 
 
 def test_accelerate_may_not_save_the_state_of_one_rank_for_all(two: tuple[Path, list[dict[str, Any]]]) -> None:
     for outcome in two[1]:
-        assert outcome["refused"].startswith("StateError: accelerate.checkpointing saves the state of rank 0 only")
-        assert "PackedDataLoader(whole_state=True)" in outcome["refused"]
+        for name, saver in (("refused", "Accelerate"), ("refused without the adapter", "accelerate.checkpointing")):
+            assert outcome[name].startswith(f"StateError: {saver} saves the state of rank 0 only")
+            assert "PackedDataLoader(whole_state=True)" in outcome[name]
 
 
 def test_accelerates_stateful_dataloader_around_what_it_deals_out_is_refused(
@@ -124,6 +126,7 @@ def test_skip_first_batches_would_make_another_loader_and_is_refused(shards: lis
             ):
                 skip(accelerator.prepare(loader), 2)
         assert isinstance(loader.dataset, streampack.PackedDataset)
+        assert not hasattr(loader, "drop_last"), "who asks whether it is there gets an answer"
         loader.skip(2)
         assert take(loader, 1) == [[4, 5]]
 
@@ -144,53 +147,77 @@ class Watching(torch.nn.Module):
         return {"loss": self.layer(torch.ones(1, 1)).sum()}
 
 
-def trainer_of(loader: streampack.PackedDataLoader, place: Path, **options: Any) -> Any:
+def trainer_of(loader: streampack.PackedDataLoader, place: Path, *, adapted: bool = True, **options: Any) -> Any:
     transformers = pytest.importorskip("transformers")
 
-    class Trainer(transformers.Trainer):
+    class Adapted(PackedTrainerMixin, transformers.Trainer):
+        pass
+
+    class Bare(transformers.Trainer):
         def get_train_dataloader(self) -> streampack.PackedDataLoader:
             return loader
-
-    class SaveLoader(transformers.TrainerCallback):
-        """What docs/operations.md tells to write."""
-
-        def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-            saved = loader.state_dict()  # on all ranks, which make it together
-            if state.is_world_process_zero:
-                torch.save(saved, Path(args.output_dir, f"checkpoint-{state.global_step}", "loader.pt"))
 
     quiet = {"report_to": [], "disable_tqdm": True, "use_cpu": True}
     saves = {"output_dir": str(place), "save_strategy": "steps", "save_steps": 2}
     arguments = transformers.TrainingArguments(**quiet, **saves, **options)
-    return Trainer(model=Watching(), args=arguments, callbacks=[SaveLoader()])
+    if adapted:
+        return Adapted(model=Watching(), args=arguments, loader=loader)
+    return Bare(model=Watching(), args=arguments)
+
+
+HF = {"format": "hf", "provenance": False}
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])
-def test_transformers_trainer_goes_on_exactly_with_a_callback(
+def test_transformers_trainer_goes_on_exactly_from_each_checkpoint(
     shards: list[str], tmp_path: Path, accumulated: int
 ) -> None:
     options = {"gradient_accumulation_steps": accumulated, "ignore_data_skip": True}
-    hf = {"format": "hf", "provenance": False}
-    with loader_of(shards, **hf) as loader:
+    with loader_of(shards, **HF) as loader:
         batches = [batch["input_ids"].tolist() for batch in itertools.islice(loader, 12)]
-    with loader_of(shards, **hf) as loader:
+    with loader_of(shards, **HF) as loader:
         trainer = trainer_of(loader, tmp_path, max_steps=5, **options)
         trainer.train()
         assert trainer.model.seen == batches[: 5 * accumulated]
     for step in (2, 4):
         checkpoint = tmp_path / f"checkpoint-{step}"
-        with loader_of(shards, **hf) as loader:
-            loader.load_state_dict(torch.load(checkpoint / "loader.pt"))
+        with loader_of(shards, **HF) as loader:
             trainer = trainer_of(loader, tmp_path / "later", max_steps=6, **options)
             trainer.train(resume_from_checkpoint=str(checkpoint))
             assert trainer.model.seen == batches[step * accumulated : 6 * accumulated], f"from step {step}"
 
 
-def test_transformers_trainer_may_not_replay_batches(shards: list[str], tmp_path: Path) -> None:
-    hf = {"format": "hf", "provenance": False}
-    with loader_of(shards, **hf) as loader:
-        trainer_of(loader, tmp_path, max_steps=2).train()
-    with loader_of(shards, **hf) as loader:
-        trainer = trainer_of(loader, tmp_path, max_steps=4)
-        with pytest.raises(LoaderError, match="set ignore_data_skip=True and load the state"):
+def test_transformers_trainer_takes_the_newest_checkpoint_that_was_written_to_its_end(
+    shards: list[str], tmp_path: Path
+) -> None:
+    with loader_of(shards, **HF) as loader:
+        batches = [batch["input_ids"].tolist() for batch in itertools.islice(loader, 6)]
+    seen = []
+    for steps, killed in ((4, "checkpoint-4"), (6, None)):
+        with loader_of(shards, **HF) as loader:
+            trainer = trainer_of(loader, tmp_path, max_steps=steps, ignore_data_skip=True)
+            trainer.train(resume_from_checkpoint=True)
+        seen.append(trainer.model.seen)
+        if killed is not None:  # as by a kill before the last file
+            (tmp_path / killed / "loader.pt").unlink()
+    assert seen == [batches[:4], batches[2:6]]
+
+
+def test_transformers_trainer_needs_a_checkpoint_that_has_the_loaders_state(shards: list[str], tmp_path: Path) -> None:
+    with loader_of(shards, **HF) as loader:
+        trainer_of(loader, tmp_path, max_steps=2, adapted=False).train()
+    with loader_of(shards, **HF) as loader:
+        trainer = trainer_of(loader, tmp_path, max_steps=4, ignore_data_skip=True)
+        with pytest.raises(StateError, match=r"checkpoint-2/loader.pt does not exist"):
             trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_transformers_trainer_may_not_replay_batches(shards: list[str], tmp_path: Path) -> None:
+    with loader_of(shards, **HF) as loader:
+        trainer_of(loader, tmp_path, max_steps=2, adapted=False).train()
+    with loader_of(shards, **HF) as loader:
+        with pytest.raises(ConfigError, match="set ignore_data_skip=True in TrainingArguments"):
+            trainer_of(loader, tmp_path, max_steps=4)
+        bare = trainer_of(loader, tmp_path, max_steps=4, adapted=False)
+        with pytest.raises(LoaderError, match="set ignore_data_skip=True"):
+            bare.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))

@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support.torchrun import PROGRAMS, torchrun
 
 import streampack
+from streampack.errors import ConfigError, LoaderError
+from streampack.integrations import LightningLoader
 from streampack.testing import ByteTokenizer, write_shards
 
 pytest.importorskip("pytorch_lightning", reason="the extra `trainers` has it")
 sys.path.insert(0, str(PROGRAMS))
-from lightninged import fit
+import pytorch_lightning as lightning
+from lightninged import Watching, fit
 
 pytestmark = [pytest.mark.timeout(170), pytest.mark.filterwarnings("ignore")]  # Lightning has much advice to give
 
@@ -40,7 +44,7 @@ def saved(place: Path) -> dict[int, str]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_endless_run_goes_on_behind_the_last_batch_that_was_trained_on(
+def test_an_endless_run_goes_on_after_the_last_batch_that_was_trained_on(
     shards: list[str], tmp_path: Path, workers: int
 ) -> None:
     """Lightning has one more in its hands when it saves."""
@@ -53,7 +57,7 @@ def test_an_endless_run_goes_on_behind_the_last_batch_that_was_trained_on(
             assert fit(loader, checkpoint=checkpoint, max_steps=7)[1] == batches(step, 7 - step)
 
 
-def test_a_checkpoint_behind_the_fit_and_resumes_in_a_row(shards: list[str], tmp_path: Path) -> None:
+def test_a_checkpoint_after_the_fit_and_resumes_in_a_row(shards: list[str], tmp_path: Path) -> None:
     seen: list[list[int]] = []
     checkpoint = None
     for number in range(3):
@@ -133,5 +137,85 @@ def test_one_process_goes_on_from_the_checkpoint_of_two_ranks(
 
 def test_lightning_may_not_save_the_state_of_one_rank_for_all(two: tuple[Path, list[dict[str, Any]]]) -> None:
     for outcome in two[1]:
-        assert outcome["refused"].startswith("StateError: pytorch_lightning.utilities.combined_loader saves the state")
+        assert outcome["refused"].startswith("StateError: Lightning saves the state of rank 0 only")
         assert "PackedDataLoader(whole_state=True)" in outcome["refused"]
+
+
+def test_a_fit_without_the_adapter_is_refused(shards: list[str], tmp_path: Path) -> None:
+    with loader_of(shards) as loader:
+        with pytest.raises(LoaderError, match=r"give it streampack.integrations.LightningLoader\(loader, trainer\)"):
+            fit(loader, place=tmp_path, bare=True, max_steps=5)
+        assert next(iter(loader))["pack_numbers"].tolist() == [0, 1], "nothing was taken"
+
+
+class TakingItself(Watching):
+    """Takes from the iterator as many batches as it wants, here two a step."""
+
+    def training_step(self, dataloader_iter: Any) -> Any:  # type: ignore[override]
+        for _ in range(2):
+            batch, _, _ = next(dataloader_iter)
+            loss = super().training_step(batch, 0)
+        return loss
+
+
+def test_a_step_that_takes_its_batches_itself_has_none_ahead(shards: list[str], tmp_path: Path) -> None:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    seen: list[list[int]] = []
+    checkpoint = None
+    for number in range(2):
+        trainer = lightning.Trainer(accelerator="cpu", enable_checkpointing=False, max_steps=2 * number + 2, **quiet)
+        model = TakingItself()
+        with loader_of(shards) as loader:
+            trainer.fit(model, LightningLoader(loader, trainer), ckpt_path=checkpoint)
+            checkpoint = str(tmp_path / f"{number}.ckpt")
+            trainer.save_checkpoint(checkpoint)
+        seen += model.seen
+    assert seen == batches(0, 8)
+
+
+class Validating(Watching):
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self.validated = batch["pack_numbers"].tolist()
+
+
+def test_a_loader_itself_may_be_validated_on_and_the_adapter_may_not(shards: list[str]) -> None:
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
+    model = Validating()
+    with loader_of(shards) as loader, loader_of(shards) as other:
+        trainer = lightning.Trainer(accelerator="cpu", limit_val_batches=2, max_steps=3, val_check_interval=2, **quiet)
+        trainer.fit(model, LightningLoader(loader, trainer), other)
+        assert model.seen == batches(0, 3)
+        assert model.validated
+        with pytest.raises(LoaderError, match="To validate or test, give Lightning the PackedDataLoader itself"):
+            trainer.validate(model, LightningLoader(other, trainer), verbose=False)
+
+
+def test_a_release_that_does_not_tell_what_it_took_is_refused_before_the_first_batch(
+    shards: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pytorch_lightning.loops import fetchers
+
+    class Unknown(fetchers._PrefetchDataFetcher):
+        @property
+        def batches(self) -> None:
+            return None
+
+        @batches.setter
+        def batches(self, value: Any) -> None:
+            self.held = value
+
+    from pytorch_lightning.loops import fit_loop
+
+    monkeypatch.setattr(fit_loop, "_select_data_fetcher", lambda *_: Unknown())
+    with loader_of(shards) as loader, pytest.raises(LoaderError, match="Unknown does not have batches as streampack"):
+        fit(loader, max_steps=2)
+
+
+def test_only_a_trainer_of_lightning_has_the_loops(shards: list[str]) -> None:
+    with loader_of(shards) as loader, pytest.raises(ConfigError, match="must be Lightning's Trainer, not Linear"):
+        LightningLoader(loader, torch.nn.Linear(1, 1))

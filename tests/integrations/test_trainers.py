@@ -1,4 +1,4 @@
-"""What trainers do behind a loader's back, where the real ones are not needed to see it."""
+"""What trainers do with a loader, where the real ones are not needed to see it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import torch.distributed as dist
 
 import streampack
-from streampack.errors import LoaderError, StateError, TopologyError
+from streampack.errors import StateError, TopologyError
 from streampack.testing import ByteTokenizer, write_shards
 
 
@@ -16,31 +16,6 @@ from streampack.testing import ByteTokenizer, write_shards
 def dataset(tmp_path: Path) -> streampack.PackedDataset:
     shards = write_shards(tmp_path / "shards", [f"document {i}" * 3 for i in range(20)], documents_per_shard=10)
     return streampack.PackedDataset(shards, ByteTokenizer(), 32, num_lanes=2)
-
-
-class Fetcher:
-    """As Lightning's, but for what it holds."""
-
-    def __init__(self, iterator: Iterator[Any]) -> None:
-        self.iterator = iterator
-
-    def __next__(self) -> Any:
-        return next(self.iterator)
-
-
-def test_a_prefetcher_that_does_not_tell_what_it_holds_is_refused(dataset: streampack.PackedDataset) -> None:
-    unknown = type("_PrefetchDataFetcher", (Fetcher,), {"__module__": "pytorch_lightning.loops.fetchers"})
-    another = type("_PrefetchDataFetcher", (Fetcher,), {"__module__": "mine.fetchers"})
-    with streampack.PackedDataLoader(dataset, num_workers=0) as loader:
-        assert next(another(iter(loader)))["tokens"].shape == (1, 32)
-        with pytest.raises(LoaderError, match="takes batches ahead, and this release .* does not know how many"):
-            next(unknown(iter(loader)))
-
-
-def test_classes_on_the_way_may_say_anything_of_their_module(dataset: streampack.PackedDataset) -> None:
-    odd = type("Odd", (Fetcher,), {"__module__": property(lambda self: "of its instance")})
-    with streampack.PackedDataLoader(dataset, num_workers=0) as loader:
-        assert next(odd(iter(loader)))["tokens"].shape == (1, 32)
 
 
 def test_a_state_that_is_asked_for_in_order_to_join_it_is_given(dataset: streampack.PackedDataset) -> None:

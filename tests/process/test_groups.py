@@ -90,7 +90,7 @@ def test_a_group_of_the_trainer_that_only_one_rank_of_a_mesh_belongs_to_does_not
 def test_workers_that_are_forked_right_after_the_ranks_spoke_come_to_life(tmp_path: Path) -> None:
     """What gloo's threads do behind an exchange must not be under way in Python then: Python 3.11 hands its lock on.
 
-    Without `topology._keep` one loader in about 200 waits for ever for its workers on a busy machine.
+    Without `Group._hold` one loader in about 200 waits for ever for its workers on a busy machine.
     """
     write_shards(tmp_path / "shards", prose(1, 70), documents_per_shard=19)
     torchrun("forking.py", tmp_path / "shards", tmp_path, ranks=2, log=tmp_path / "log", deadline_s=150)

@@ -31,8 +31,8 @@ SAVED = ["dp x tp", "pp x dp", "dp of one x cp x tp"]
 REFUSED: dict[str, tuple[str, str]] = {
     # Name -> (what some ranks of dp x tp are given, what the error says on all four)
     "another seed on the ranks 1 and 3": ("dataset seed", "seed: 0 on ranks 0, 2, 7 on ranks 1, 3"),
-    "another state on rank 3": ("one state", "packs behind the batch: 4 on ranks 0, 1, 2, 12 on rank 3"),
-    "another state on the ranks 2 and 3": ("states", "packs behind the batch: 4 on ranks 0, 1, 12 on ranks 2, 3"),
+    "another state on rank 3": ("one state", "packs after the batch: 4 on ranks 0, 1, 2, 12 on rank 3"),
+    "another state on the ranks 2 and 3": ("states", "packs after the batch: 4 on ranks 0, 1, 12 on ranks 2, 3"),
 }
 
 

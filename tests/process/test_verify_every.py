@@ -27,17 +27,17 @@ def refused_by_two(references: References) -> dict[str, tuple[dict[str, Any], li
             {"per_rank": {"1": {"state": at[0]}}},
             [
                 "at batch 0",
-                "global packs behind the batch: 4 on rank 0, 8 on rank 1",
+                "global packs after the batch: 4 on rank 0, 8 on rank 1",
                 "load the same state on all ranks",
             ],
         ),
         "states of different steps": (
             {"per_rank": {"0": {"state": at[1]}, "1": {"state": at[2]}}},
-            ["global packs behind the batch: 12 on rank 0, 16 on rank 1", "load the same state"],
+            ["global packs after the batch: 12 on rank 0, 16 on rank 1", "load the same state"],
         ),
         "skip on one rank only": (
             {"per_rank": {"1": {"skip": 3}}},
-            ["global packs behind the batch: 4 on rank 0, 16 on rank 1", "skip on all"],
+            ["global packs after the batch: 4 on rank 0, 16 on rank 1", "skip on all"],
         ),
         "one dp_rank twice": (
             {"given_group": True, "per_rank": {"1": {"loader": {"dp_rank": 0}}}},

@@ -37,7 +37,7 @@ USERS = {
     "gigatoken": {"tokenizers.gigatoken"},
     "jinja2": {"chat.jinja"},
     **{name: {"examples"} for name in ("accelerate", "omegaconf", "pytorch_lightning", "torchtitan", "torchtune")},
-    "transformers": {"examples"},
+    "transformers": {"integrations", "examples"},
     "webdataset": {"testing", "examples"},  # it writes shards; reading is our own
     "yaml": {"config"},
     "typer": {"cli"},

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 import streampack
+from streampack.integrations import register_for_checkpointing
 from streampack.testing import ByteTokenizer
 
 
@@ -29,7 +30,7 @@ def main(folder: str, place: Path) -> None:
         return accelerator.prepare(streampack.PackedDataLoader(dataset, 2, num_workers=1, provenance=True, **options))
 
     model, first = accelerator.prepare(torch.nn.Linear(2, 2)), loader(whole_state=True)
-    accelerator.register_for_checkpointing(first)
+    register_for_checkpointing(accelerator, first)
     outcome: dict[str, Any] = {"first": take(first, 3)}
     accelerator.save_state(place / "saved")
     accelerator.wait_for_everyone()  # rank 0 writes what all of them will read
@@ -47,18 +48,22 @@ def main(folder: str, place: Path) -> None:
 
     accelerator._custom_objects.clear()  # as in a new process
     with loader(whole_state=True) as second:
-        accelerator.register_for_checkpointing(second)
+        register_for_checkpointing(accelerator, second)
         accelerator.load_state(place / "saved again")
         outcome["third"] = take(second, 2)
 
     accelerator._custom_objects.clear()
     with loader() as alone:
+        try:
+            register_for_checkpointing(accelerator, alone)
+        except streampack.StreampackError as error:
+            outcome["refused"] = f"{type(error).__name__}: {error}"
         accelerator.register_for_checkpointing(alone)
         take(alone, 1)
         try:
             accelerator.save_state(place / "never")
         except streampack.StreampackError as error:
-            outcome["refused"] = f"{type(error).__name__}: {error}"
+            outcome["refused without the adapter"] = f"{type(error).__name__}: {error}"
 
     accelerator.dataloader_config.use_stateful_dataloader = True
     accelerator.dataloader_config.dispatch_batches = False

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 import streampack
+from streampack.integrations import LightningLoader
 from streampack.testing import ByteTokenizer
 
 warnings.simplefilter("ignore")
@@ -38,16 +39,16 @@ class Watching(lightning.LightningModule):
 
 
 def fit(
-    loader: Any, *, checkpoint: str | None = None, place: Path | None = None, **options: Any
+    loader: Any, *, checkpoint: str | None = None, place: Path | None = None, bare: bool = False, **options: Any
 ) -> tuple[lightning.Trainer, list[list[int]]]:
-    """What was trained on in a fit, which saves every second step in `place`."""
+    """What was trained on in a fit, which saves every second step in `place`; `bare`: without the adapter."""
     saves = [] if place is None else [ModelCheckpoint(place, filename="{step}", save_top_k=-1, every_n_train_steps=2)]
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = lightning.Trainer(
         accelerator="cpu", callbacks=saves, enable_checkpointing=bool(saves), **quiet, **options
     )
     model = Watching()
-    trainer.fit(model, loader, ckpt_path=checkpoint)
+    trainer.fit(model, loader if bare else LightningLoader(loader, trainer), ckpt_path=checkpoint)
     return trainer, model.seen
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import streampack
 from streampack.errors import ConfigError, TopologyError
-from streampack.loader.consistency import Claim, differences, different_arguments
+from streampack.loader.claims import Claim, differences, different_arguments
 from streampack.testing import ByteTokenizer, write_shards
 
 

@@ -1,0 +1,51 @@
+"""The packs of one batch as what the trainer gets: one block, in the keys and shapes of a format.
+
+In:    a rank's batch, and which lanes its items come from.
+Out:   a dict of tensors, or what the format says; with `provenance` also where each segment comes from.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from streampack.errors import ConfigError
+from streampack.formats.consumers import Batch as FormattedBatch
+from streampack.formats.consumers import Format
+from streampack.formats.layout import Layout, pinned
+from streampack.loader.rounds import Batch
+from streampack.packing.blocks import gather
+from streampack.state.checkpoint import Committed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchFormatter:
+    """How a loader makes a batch of packs."""
+
+    layout: Layout
+    seq_len: int
+    pad_id: int
+    pin_memory: bool
+    provenance: bool
+
+    def __post_init__(self) -> None:
+        if self.provenance and self.layout.format is Format.TORCHTITAN:
+            raise ConfigError('provenance=True has no place in the pairs of format="torchtitan"; choose another format')
+
+    def format(self, batch: Batch, committed: Committed) -> FormattedBatch:
+        """The batch for the trainer; `committed` tells the lanes of this rank."""
+        packs = [None if item is None else item.pack for item in batch.items]
+        in_blocks = [None if pack is None else pack.in_block for pack in packs]
+        block = gather(in_blocks, seq_len=self.seq_len, pad_id=self.pad_id)
+        provenance = [() if pack is None else pack.provenance for pack in packs]
+        result = self.layout.batch(block, [segment.targets for of_pack in provenance for segment in of_pack])
+        if self.pin_memory:
+            result = pinned(result)
+        if self.provenance:
+            result["provenance"] = provenance
+            result["pack_numbers"] = torch.tensor(
+                [
+                    -1 if item is None else item.round * committed.num_lanes + committed.lanes[item.lane_index]
+                    for item in batch.items
+                ]
+            )
+        return result

@@ -1,0 +1,225 @@
+"""The small exchanges between the ranks of a job: a few integers or a few kilobytes, over gloo, in the main process.
+
+In:    a topology; from each rank a number or a plain value.
+Out:   the values of all ranks, those of rank 0, or the highest or lowest number.
+Never: a collective on a group of the trainer's: its own collectives could come in another order.
+
+    RankExchanges    what one loader exchanges, and with whom; the loader owns it
+      Exchange       between some ranks, for one purpose
+        ProcessGroups    the gloo groups of this process; all loaders share them
+"""
+
+import hashlib
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Final, TypeVar
+
+import msgspec
+import torch
+import torch.distributed as dist
+
+from streampack.errors import ConfigError, TopologyError
+from streampack.ranks.topology import Topology, has_process_group
+from streampack.ranks.torch_private import new_gloo_group
+
+_T = TypeVar("_T")
+
+
+class RankExchanges:
+    """The exchanges of one loader with other ranks; each is connected when it is first asked for, by all its ranks.
+
+    Exchanges for different purposes are independent of each other: ranks may begin them in any order.
+    """
+
+    def __init__(self, topology: Topology, process_group: dist.ProcessGroup | None) -> None:
+        """`process_group`: the data-parallel ranks; None takes them from the topology."""
+        self.topology = topology
+        self._process_group = process_group
+        self._exchanges: dict[str, Exchange] = {}
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether this loader has nobody to exchange anything with, not even ranks that get the same packs."""
+        topology = self.topology
+        return topology.size == 1 and self._process_group is None and len(topology.everyone or ()) <= 1
+
+    @property
+    def are_unknown(self) -> bool:
+        """Whether there are other data-parallel ranks, given by hand and without a group to reach them through."""
+        return self.topology.by_hand and self.topology.size > 1 and self._process_group is None
+
+    def check_known(self, argument: str) -> None:
+        """Raise `ConfigError` where an argument needs ranks that cannot be reached, for all that is known now."""
+        if self.are_unknown:
+            raise ConfigError(
+                f"{argument} asks the other ranks, and how to reach ranks that were given by hand is not known: give "
+                "process_group too, or device_mesh instead of dp_rank and dp_size"
+            )
+
+    def join(self) -> Topology:
+        """The topology, with the ranks that can be reached by now; see `Topology.joined`."""
+        self.topology = self.topology.joined()
+        return self.topology
+
+    def data_parallel(self) -> "Exchange":
+        """Between the data-parallel ranks, for the start and the end of a pass."""
+        return self._between_data_parallel_ranks("pass")
+
+    def states(self) -> "Exchange":
+        """Between the data-parallel ranks, for their states."""
+        return self._between_data_parallel_ranks("state")
+
+    def everyone(self) -> "Exchange":
+        """Between all ranks of the mesh, those with the same packs too; for comparing them."""
+        ranks = self.topology.everyone
+        return self._connect("verify", self._ranks_of_group() if ranks is None else ranks)
+
+    def _between_data_parallel_ranks(self, purpose: str) -> "Exchange":
+        topology = self.topology
+        ranks = topology.peers if self._process_group is None else self._ranks_of_group()
+        if ranks is not None and len(ranks) != topology.size:
+            raise TopologyError(
+                f"process_group has {len(ranks)} ranks, the loader {topology.size} data-parallel ones: "
+                "pass the group of the data-parallel ranks"
+            )
+        return self._connect(purpose, ranks)
+
+    def _ranks_of_group(self) -> tuple[int, ...] | None:
+        return None if self._process_group is None else tuple(dist.get_process_group_ranks(self._process_group))
+
+    def _connect(self, purpose: str, ranks: tuple[int, ...] | None) -> "Exchange":
+        if ranks is None or not has_process_group():
+            raise TopologyError(
+                f"this loader does not know how to reach the others of {self.topology.size} ranks: make it after "
+                "torch.distributed.init_process_group, without dp_rank and dp_size or with process_group too"
+            )
+        if purpose not in self._exchanges:
+            self._exchanges[purpose] = Exchange(PROCESS_GROUPS.group_of(ranks, purpose))
+        return self._exchanges[purpose]
+
+
+class Exchange:
+    """Between some ranks, for one purpose. All of them must make the same calls in the same order."""
+
+    def __init__(self, group: "Group") -> None:
+        self._group = group
+
+    @property
+    def rank(self) -> int:
+        """The rank of this process among all of the job."""
+        return dist.get_rank()
+
+    def all_gather_ints(self, numbers: Sequence[int]) -> list[list[int]]:
+        """The numbers of every rank, in one exchange; each rank gives equally many that fit int64."""
+        mine = torch.tensor(numbers, dtype=torch.int64)
+        boxes = [torch.zeros_like(mine) for _ in range(self._group.size)]
+        self._group.all_gather(boxes, mine).wait()
+        return [box.tolist() for box in boxes]
+
+    def broadcast(self, value: _T) -> _T:
+        """Rank 0's value, on every rank. Values are what MessagePack knows; tuples come back as lists."""
+        mine = _encode(value) if self._group.rank == 0 else torch.zeros(0, dtype=torch.uint8)
+        size = torch.tensor([len(mine)])
+        self._group.broadcast(size).wait()
+        box = mine if len(mine) else torch.zeros(int(size), dtype=torch.uint8)
+        self._group.broadcast(box).wait()
+        received: _T = _decode(box)
+        return received
+
+    def all_gather(self, value: _T) -> list[_T]:
+        """Every rank's value, by rank, on every rank; see `broadcast` for what values may be."""
+        mine = _encode(value)
+        sizes = [size for [size] in self.all_gather_ints([len(mine)])]
+        boxes = [torch.zeros(max(sizes), dtype=torch.uint8) for _ in sizes]
+        self._group.all_gather(boxes, torch.nn.functional.pad(mine, (0, max(sizes) - len(mine)))).wait()
+        return [_decode(box[:size]) for box, size in zip(boxes, sizes, strict=True)]
+
+    def start_agreeing(self, number: int, *, highest: bool) -> "Agreement":
+        """Begin to find the highest (or lowest) of the ranks' numbers; does not wait."""
+        tensor = torch.tensor([number], dtype=torch.int64)
+        return Agreement(tensor, self._group.all_reduce(tensor, dist.ReduceOp.MAX if highest else dist.ReduceOp.MIN))
+
+
+class Agreement:
+    """A number that the ranks are agreeing on."""
+
+    def __init__(self, tensor: torch.Tensor, work: dist.Work) -> None:
+        self._tensor = tensor
+        self._work = work
+
+    def wait(self) -> int:
+        """The number, when all ranks have given theirs."""
+        self._work.wait()
+        return int(self._tensor.item())
+
+
+def _encode(value: object) -> torch.Tensor:
+    return torch.frombuffer(bytearray(msgspec.msgpack.encode(value)), dtype=torch.uint8)
+
+
+def _decode(box: torch.Tensor) -> Any:
+    return msgspec.msgpack.decode(box.numpy().tobytes())
+
+
+class Group:
+    """A gloo group with the collectives that are used, and the last of these collectives.
+
+    A collective is held for some while after it is done: whoever lets go of a tensor last needs Python's thread state,
+    and gloo's threads must not be the ones. A process that forks its workers while another thread is making itself a
+    thread state hands on the interpreter's lock as it is, taken, and the worker waits for it for ever, before its first
+    line (Python 3.11).
+    """
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self._group = group
+        self._recent: deque[dist.Work] = deque(maxlen=64)
+        self.rank: Final[int] = group.rank()
+        self.size: Final[int] = group.size()
+
+    def all_gather(self, boxes: list[torch.Tensor], mine: torch.Tensor) -> dist.Work:
+        return self._hold(self._group.allgather([boxes], [mine]))
+
+    def broadcast(self, box: torch.Tensor) -> dist.Work:
+        return self._hold(self._group.broadcast(box, 0))
+
+    def all_reduce(self, tensor: torch.Tensor, op: Any) -> dist.Work:
+        return self._hold(self._group.allreduce(tensor, op))
+
+    def _hold(self, work: dist.Work) -> dist.Work:
+        self._recent.append(work)
+        return work
+
+
+class ProcessGroups:
+    """The gloo groups of this process, by purpose and ranks; each is made on first use and kept until the process ends.
+
+    They are the process's and not a loader's:
+
+    * A group's name must be the same on all its ranks without asking them, so it counts how often torch.distributed was
+      initialized, and not the loaders, of which a rank may have made more than another.
+    * A job that makes many loaders keeps the same connections.
+    * The destructor of a group, and of a collective that gloo's threads may still hold, must not run in a forked worker
+      or right before a fork: nothing is ever taken out.
+
+    `torch.distributed.new_group` would not do: it must be called on every rank of the job, or names a group by how many
+    groups the process has, and ranks that differ in that number would wait for each other for ever.
+    """
+
+    def __init__(self) -> None:
+        self._groups: dict[tuple[str, tuple[int, ...]], list[tuple[dist.ProcessGroup, Group]]] = {}
+        """(torch's default group of that time, ours); only the last one is in use."""
+
+    def group_of(self, ranks: tuple[int, ...], purpose: str) -> Group:
+        """The group of these global ranks for one purpose; a collective the first time."""
+        world = dist.group.WORLD
+        assert world is not None, "there are no other ranks without torch.distributed"
+        made = self._groups.setdefault((purpose, ranks), [])
+        if not made or made[-1][0] is not world:
+            name = f"streampack/{purpose}/{'-'.join(map(str, ranks))}/{len(made)}"
+            name = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()  # 4,096 ranks would make a long one
+            group = new_gloo_group(name, rank=ranks.index(dist.get_rank()), size=len(ranks))
+            made.append((world, Group(group)))
+        return made[-1][1]
+
+
+PROCESS_GROUPS: Final = ProcessGroups()

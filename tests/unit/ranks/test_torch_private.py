@@ -1,0 +1,40 @@
+"""What torch does not document and streampack uses: a release of torch that changes it is named here."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from streampack.ranks.torch_private import TRIED, ExceptionWrapper, new_gloo_group
+
+
+@pytest.fixture
+def group_of_one() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_a_group_on_the_default_store_has_the_collectives_that_are_used(group_of_one: None) -> None:
+    where = f"torch {torch.__version__} changed its gloo groups; tried with {TRIED}"
+    try:
+        group = new_gloo_group("one", rank=0, size=1)
+        number = torch.tensor([7])
+        boxes = [torch.zeros_like(number)]
+        group.allgather([boxes], [number]).wait()
+        group.broadcast(number, 0).wait()
+        group.allreduce(number, dist.ReduceOp.MAX).wait()
+    except (AttributeError, TypeError, RuntimeError) as error:
+        pytest.fail(f"{where}: {error!r}")
+    assert (group.rank(), group.size(), boxes[0].item(), number.item()) == (0, 1, 7, 7), where
+
+
+def test_an_error_in_a_worker_is_raised_again_with_its_class_and_where_it_was() -> None:
+    try:
+        raise ValueError("a bad record")
+    except ValueError as error:
+        wrapper = ExceptionWrapper((type(error), error, error.__traceback__), where="in worker process 3")
+    assert wrapper.exc_type is ValueError, f"torch {torch.__version__} changed ExceptionWrapper; tried with {TRIED}"
+    with pytest.raises(ValueError, match=r"in worker process 3(.|\n)*a bad record"):
+        wrapper.reraise()
