@@ -18,11 +18,11 @@ from collections.abc import Mapping
 
 import xxhash
 
-from streampack.errors import LoaderError
+from streampack.errors import LoaderError, as_integer
 from streampack.loader.claims import Claim, differences, different_arguments
 from streampack.loader.rounds import Batch
 from streampack.ranks.exchange import RankExchanges
-from streampack.records import Cursor, check_whole_number
+from streampack.records import Cursor
 from streampack.state.checkpoint import Committed
 
 _POSITION = len(Cursor._fields) + 1  # cursor and packs given
@@ -32,9 +32,8 @@ class Verifier:
     """Compares the ranks at the first batch and at every `every`-th after it; a collective each time."""
 
     def __init__(self, every: int, exchanges: RankExchanges) -> None:
-        check_whole_number(every, "verify_every", least=1)
         exchanges.check_known("verify_every")
-        self.every = every
+        self.every = as_integer(every, "verify_every", low=1)
         self._exchanges = exchanges
 
     def is_due(self, batches: int) -> bool:

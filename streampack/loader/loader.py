@@ -18,7 +18,7 @@ import torch
 from streampack.config.file import load_config
 from streampack.dataset import wrappers
 from streampack.dataset.dataset import PackedDataset
-from streampack.errors import ConfigError, LoaderError
+from streampack.errors import ConfigError, LoaderError, as_integer
 from streampack.formats.consumers import Batch as FormattedBatch
 from streampack.formats.consumers import Format, Positions
 from streampack.formats.layout import MODEL_SHIFTS, LossWeights, as_layout
@@ -113,6 +113,7 @@ class PackedDataLoader:
     ) -> None:
         if not isinstance(dataset, PackedDataset):
             raise ConfigError(f"dataset must be a PackedDataset, not {type(dataset).__name__}")
+        batch_size = as_integer(batch_size, "batch_size", low=1)
         layout = as_layout(
             format, positions=positions, mask=mask, boundary=dataset.pipeline.boundary, loss_weights=loss_weights
         )
@@ -129,8 +130,8 @@ class PackedDataLoader:
         self._settings = PassSettings(
             batch_size=batch_size,
             num_ranks=here.size,
-            num_workers=num_workers,
-            prefetch_bytes=prefetch_bytes,
+            num_workers=as_integer(num_workers, "num_workers", low=0),
+            prefetch_bytes=as_integer(prefetch_bytes, "prefetch_bytes", low=1),
             multiprocessing_context=multiprocessing_context,
             worker_timeout_s=worker_timeout_s,
             with_provenance=provenance or loss_weights == LossWeights.DOCUMENT,
@@ -268,9 +269,7 @@ class PackedDataLoader:
             wrappers.check_every_rank_saves(sys._getframe(1), size=self.dp_size)  # noqa: SLF001  # the caller
         committed = commits.before(batches_back, ahead=len(self._ahead))
         state = committed.to_state(self.dataset.fingerprint() | {"num_lanes": committed.num_lanes})
-        if not self.whole_state or self.dp_size == 1:
-            return state
-        return join_states(state, self._exchanges.states())
+        return join_states(state, self._exchanges.states()) if self.whole_state and self.dp_size > 1 else state
 
     def load_state_dict(self, state: Mapping[str, Any], *, allow: Collection[str] = ()) -> None:
         """Go on from a state of any number of ranks and workers; ends the workers and iterators that there are.

@@ -17,7 +17,7 @@ from streampack.loader.restarts import RestartingMessages, WorkerRestarts
 from streampack.loader.rounds import Batch, LeftOut, endless, finite
 from streampack.loader.workers import AHEAD
 from streampack.ranks.exchange import Exchange
-from streampack.records import Counts, Cursor, StorageUse, check_whole_number
+from streampack.records import Counts, Cursor, StorageUse
 from streampack.state.checkpoint import Committed
 
 _MAX_MESSAGE_BYTES = 2 * 2**20
@@ -38,9 +38,6 @@ class PassSettings:
     drop_last: bool
 
     def __post_init__(self) -> None:
-        check_whole_number(self.batch_size, "batch_size", least=1)
-        check_whole_number(self.num_workers, "num_workers", least=0)
-        check_whole_number(self.prefetch_bytes, "prefetch_bytes", least=1)
         if not isinstance(self.worker_timeout_s, int | float) or not self.worker_timeout_s > 0:
             raise ConfigError(f"worker_timeout_s={self.worker_timeout_s!r} must be a number of seconds above 0")
 
