@@ -47,8 +47,8 @@ def test_a_shorthand_becomes_a_record_whose_overflow_is_decided(
     [
         ({"kind": "wrapped"}, "packing='wrapped' is not known; did you mean \"wrap\"\\?"),
         ({"kind": None}, "packing=None is not known; choose one of wrap, next_fit"),
-        ({"overflow": "cut"}, "overflow='cut' is not known"),
-        ({"tail": "padding"}, "tail='padding' is not known; did you mean \"pad\""),
+        ({"kind": "next_fit", "overflow": "cut"}, "overflow='cut' is not known"),
+        ({"kind": "wrap", "tail": "padding"}, "tail='padding' is not known; did you mean \"pad\""),
         ({"kind": "next_fit", "lookahead": False}, 'lookahead=False works with packing="wrap" only'),
     ],
 )
