@@ -91,7 +91,7 @@ class Document:
     text: str | None = None
     tokens: Tokens | None = None
     messages: tuple[Message, ...] | None = None
-    """A conversation; a chat template makes tokens of it, behind the transform."""
+    """A conversation; a chat template makes tokens of it, after the transform."""
     loss_mask: Mask | None = None
     key: str = ""
     url: str = ""
@@ -153,7 +153,7 @@ class ControlToken(NamedTuple):
     lstrip: bool = False
     """It takes the white space before it along."""
     rstrip: bool = False
-    """The same behind it."""
+    """It takes the white space after it along."""
 
 
 class Cursor(NamedTuple):
@@ -228,7 +228,7 @@ class StorageUse(NamedTuple):
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What streampack asks of a tokenizer. It must survive pickling, or be built anew in each worker.
+    """What streampack asks of a tokenizer. It must survive pickling, or be built again in each worker.
 
     `encode` returns the ids of the text alone (no BOS, no EOS) as an integer array [n]; an id is None where the
     vocabulary has no such token; `digest` names the mapping from text to ids and is part of the fingerprint.

@@ -5,8 +5,8 @@ Out: int32 ids [n], and bool [n]: True where the token may be a target.
 
     messages --template--> parts: texts and control tokens, each trained or not --tokenizer--> ids, loss mask
 
-Never true: that a token is searched for to find out what is trained, that the text "<|end|>" in a message becomes the
-control token of that name, or that a conversation is cut. Templates: `chattemplates`; a model's own: `chatjinja`.
+Never: a search for a token to find out what is trained; the control token of the text "<|end|>" in a message; a
+conversation that is cut. The built-in templates are in `templates`, a model's own in `jinja`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -92,7 +92,7 @@ class ChatEncoder:
 
     def _encode_plain(self, text: str, *, trimmed: bool) -> NDArray[np.integer]:
         if trimmed:
-            # SentencePiece puts a space before a text. Behind a line feed it does not; then that is taken off again.
+            # SentencePiece puts a space before a text. After a line feed it does not; the line feed is then taken off.
             before = np.asarray(self.tokenizer.encode("\n"))
             ids = np.asarray(self.tokenizer.encode("\n" + text))
             if before.size and np.array_equal(ids[: before.size], before):
@@ -126,7 +126,7 @@ class ChatEncoder:
 
 
 def _cut_inside(text: str, name: str) -> list[str]:
-    """The text in pieces, with a cut behind the first character of each `name` in it."""
+    """The text in pieces, with a cut after the first character of each `name` in it."""
     first, *rest = text.split(name)
     pieces = [first]
     for piece in rest:
@@ -196,6 +196,6 @@ def make_encoder(
 
 
 def _unknown_id(tokenizer: Tokenizer) -> int | None:
-    """A text may well have characters without a token: that id is none of a control token here."""
+    """A text may well have characters without a token: its id does not count as a control token here."""
     unknown = control_tokens_of(tokenizer).get("<unk>")
     return None if unknown is None else unknown.id

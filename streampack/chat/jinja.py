@@ -4,10 +4,10 @@ In:  messages. Out: parts, as of any template. What `{% generation %}` ... `{% e
      assistant's, as in Transformers' `apply_chat_template(..., return_assistant_tokens_mask=True)`.
 
 The template's own control tokens become ids; those that a message's text spells out do not. To tell them apart, each
-of the latter gets a mark inside before rendering, which is taken out again behind it. The marks are code points that
+of the latter gets a mark inside before rendering, which is taken out again afterwards. The marks are code points that
 Unicode keeps for a program's own use (noncharacters); a message that holds one of them is refused.
 
-Never true: that a template reaches anything but the messages, or that a clock decides what it gives: `strftime_now` is
+Never: a template that reaches anything but the messages; a clock that decides what it gives: `strftime_now` is
 not defined, so templates take their fixed date. BOS and EOS are where the template puts them, and nowhere else.
 """
 
@@ -152,7 +152,7 @@ def _marked(value: Any, control: re.Pattern[str]) -> Any:
     """The value with a mark inside of each control token that one of its strings spells out."""
     if isinstance(value, str):
         if _MARKS.search(value):
-            raise RecordError("a message holds one of the noncharacters U+FDD0 to U+FDD2, which are no text")
+            raise RecordError("a message holds one of the noncharacters U+FDD0 to U+FDD2, which are not text")
         return control.sub(lambda match: match[0][:1] + _INSIDE + match[0][1:], value)
     if isinstance(value, Mapping):
         return {key: _marked(inner, control) for key, inner in value.items()}

@@ -14,8 +14,8 @@ assistant's message, and in brackets what `train_on="assistant"` trains:
              [<|start_header_id|> assistant <|end_header_id|> \n\n a <|eot_id|>] <|end_of_text|>
     chatml   <|im_start|> user \n u <|im_end|> \n [<|im_start|> assistant \n a <|im_end|>]
 
-Never true: that a message is left out or cut, but for what torchtune does with system messages of llama2: one goes into
-every user's message behind it, and of two in a row the second one counts.
+Never: a message that is left out or cut, but for what torchtune does with system messages of llama2: one goes into
+every user's message after it, and of two in a row the second one counts.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -255,7 +255,7 @@ class BuiltInTemplate:
     def control_tokens(self, tokenizer: Tokenizer) -> Mapping[str, ControlToken]:
         kind, own = _BUILT_IN[self.name], control_tokens_of(tokenizer)
         ids = kind.published.values()
-        # Published ids are right behind a vocabulary that ends before them; inside of one they are other tokens.
+        # Published ids come right after a vocabulary that ends before them; inside of one they are other tokens.
         published = kind.published if ids and tokenizer.vocab_size <= min(ids) else {}
         found: dict[str, ControlToken] = {}
         missing = []

@@ -59,7 +59,7 @@ def parse_field(field: str) -> Field:
     """The record for `"txt"`, `"json:KEY"`, `"jsonl:KEY"` or `"npy"`.
 
     Raises:
-        ConfigError: it is none of these.
+        ConfigError: it is not one of these.
     """
     kind, colon, path = field.partition(":")
     keys = tuple(path.split(".")) if colon else ()

@@ -115,7 +115,7 @@ def _json_value(data: bytes, keys: tuple[str, ...]) -> object:
         raise
     except (msgspec.DecodeError, RecursionError) as error:
         place = re.search(r" \(byte (\d+)\)", str(error))
-        half = "; an escaped half of a surrogate pair is no text" if re.search(rb"\\u[dD][89a-fA-F]", data) else ""
+        half = "; an escaped half of a surrogate pair is not text" if re.search(rb"\\u[dD][89a-fA-F]", data) else ""
         message = f"broken JSON: {error}".replace(place[0] if place else "\0", "") + half
         raise BadContentError(message, offset=int(place[1]) if place else None) from None
     for depth, key in enumerate(keys):

@@ -74,7 +74,8 @@ class DocumentReader:
             first_part: parts of `first_record` before it are not given.
 
         Raises:
-            ConfigError: the transform returned what is no document. What it raises passes as it is, with a note.
+            ConfigError: the transform returned something that is not a document. What it raises itself goes on, with a
+                note.
         """
         if self.field.holds_many:
             items: Iterable[Document | BadRecord] = self._read_many(sample, url, shard_name, first_record)
@@ -148,7 +149,7 @@ class DocumentReader:
         return self.hold_out is None or self.hold_out.has(shard_name, key, record)
 
     def _document(self, data: bytes, sample: Sample, url: str, record: int) -> Document:
-        """The document that a member or a line of it is; a BadContentError says why it is none."""
+        """The document that a member or a line of it is; a BadContentError says why it cannot be used."""
         field, limit = self.field, self.max_document_bytes
         text, tokens, messages = None, None, None
         if field.kind == "npy":

@@ -1,6 +1,6 @@
 """A document in, the documents that a user's transform makes of it out.
 
-Never: a part of what the transform made, if another part is no document or is too long.
+Never: a part of what the transform made, if another part is not a document or is too long.
 """
 
 import dataclasses

@@ -38,7 +38,7 @@ _OTHER_FORMATS = {
     b"PK\x03\x04": "a zip archive: write it again as a tar",
     b"<": "HTML or XML, perhaps a message of the storage",
 }
-"""What bytes that are no tar begin with -> what they are, and what to do."""
+"""What another format begins with -> its name, and what to do."""
 
 MAX_CHUNK_BYTES = 1 << 20
 _INPUT_BYTES = 1 << 16
@@ -80,7 +80,7 @@ def is_compressed(url: str) -> bool:
 
 
 def other_format_of(head: bytes) -> str | None:
-    """What bytes that are no tar are, by how they begin, and what to do; None where that is not known."""
+    """The format of bytes that are not a tar, by how they begin, and what to do; None if it is not known."""
     return next((text for magic, text in _OTHER_FORMATS.items() if head.startswith(magic)), None)
 
 

@@ -36,12 +36,12 @@ _STEPS, _STEPS_A_BLOCK = 1 << 16, 16
 """Headers that a search may follow, so many and some for each block that it has seen: it ends in time, whatever the
 bytes. What is not made to hinder it takes one for each header."""
 _MAX_FAR_GUESSES = 64
-"""Each costs two requests. More than a few are no accident, so it is better to say so than to go on for hours."""
+"""Each costs two requests. More than a few do not come up by accident: an error is better than a search of hours."""
 CUT_REMEDY = (
     "the shard is cut short or damaged, or it was replaced, or a member looks like a tar inside the tar and a cut fell "
     'into it; for the last, list the shard with "whole": true in a manifest, or store it as .tar.gz or .tar.zst'
 )
-"""What to do where the entries behind a cut are not what they should be."""
+"""What to do where the entries after a cut are not what they should be."""
 
 
 class Boundary(NamedTuple):
@@ -60,7 +60,7 @@ def find_sample(open_at: Callable[[int], Iterator[bytes]], *, cut: int, size: in
 
     Raises:
         TruncatedShardError: It gives fewer bytes than the shard has.
-        CorruptShardError: Around the cut so much looks like headers and is none that the search would not end.
+        CorruptShardError: so much around the cut looks like a header, and is not one, that the search would not end.
     """
     found = first_boundary(open_at, begin=cut, end=size, size=size, url=url)
     return Boundary(size, None) if found is None else found
@@ -93,11 +93,11 @@ def first_boundary(
             failed_at = result
             furthest = max(furthest, failed_at)
             if window.num_takes > _STEPS + _STEPS_A_BLOCK * (furthest - begin) // BLOCK:
-                what = f"{window.num_takes} headers behind the cut at byte {begin} were followed and led nowhere"
+                what = f"{window.num_takes} headers after the cut at byte {begin} were followed and led nowhere"
                 raise CorruptShardError(f"{what}; {CUT_REMEDY}", url=url, offset=at)
             num_far += window.num_opens > num_opens
             if num_far > _MAX_FAR_GUESSES:
-                what = f"{num_far} times what looked like a header behind the cut at byte {begin} led far and nowhere"
+                what = f"{num_far} times what looked like a header after the cut at byte {begin} led far and nowhere"
                 raise CorruptShardError(f"{what}; {CUT_REMEDY}", url=url, offset=at)
         header = parse_header(window.read(at, BLOCK))
         header_end = at + BLOCK + padded(header.size)
@@ -108,7 +108,7 @@ def first_boundary(
 
 
 def _walk(window: "_Window", start: int) -> Boundary | int:
-    """The boundary behind the sample of the first keyed entry from `start` on, or where the chain of entries breaks."""
+    """The boundary after the sample of the first keyed entry from `start` on, or where the chain of entries breaks."""
     window.offset = start
     first_key = None
     while True:

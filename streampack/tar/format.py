@@ -7,8 +7,8 @@ their own whose payload only describes the entry (PAX `x`, GNU long name `L`, lo
     [x header]    [path=d/a.txt]  [header]  [700 bytes of payload]  [next entry's header ...
 
 PAX, GNU, USTAR and V7 headers are understood as far as names and sizes go; what must not be misread (sparse files,
-links, devices) is recognised. Never true here: that a header with a wrong checksum, or a number that is none, goes out.
-What is wrong is a BadEntryError (in the functions on one block a ValueError); URLs are the reader's business.
+links, devices) is recognised. What is wrong is a BadEntryError, in the functions on one block a ValueError; the reader
+adds the URL. Never: a header with a wrong checksum, or with an invalid number, as an entry.
 """
 
 import enum
@@ -76,7 +76,7 @@ class Entry(NamedTuple):
     size: int
     """Payload bytes, without padding."""
     end: int
-    """Offset behind the padded payload, where the next entry begins."""
+    """Offset after the padded payload, where the next entry begins."""
 
 
 class BadEntryError(Exception):
@@ -234,7 +234,7 @@ def padded(size: int) -> int:
 
 
 def parse_header(block: bytes) -> Header:
-    """The header in a block of 512 bytes, or a ValueError that says why it is none."""
+    """The header in a block of 512 bytes, or a ValueError that says why it is not one."""
     stored = parse_number(block[148:156])
     # adler32's low half is 1 + the sum of the bytes modulo 65521: exact for 256 bytes, and a fifth of sum()'s time.
     # The checksum counts its own field as eight blanks (256).
@@ -304,7 +304,7 @@ def parse_pax(payload: bytes) -> PaxFields:
 def split_name(name: str) -> tuple[str, str] | None:
     """(key, extension) of a member in WebDataset's sense, or None where WebDataset counts the member to no sample.
 
-    The extension begins behind the first dot of the base name and is lower-cased; folders stay in the key.
+    The extension begins after the first dot of the base name and is lower-cased; folders stay in the key.
 
     >>> split_name("train/en/000017.meta.JSON")
     ('train/en/000017', 'meta.json')

@@ -1,11 +1,11 @@
 """The bytes of one tar in, samples out. No IO.
 
 Samples are grouped as WebDataset groups them: members that follow each other and share a key. A sample goes out only
-when it is known to be complete: the next sample's header, or the end of the archive, has been seen. Never true here:
-that a shard cut short, or damaged where a header or an end must be, gives fewer samples without an error.
+when it is known to be complete: the next sample's header, or the end of the archive, has been seen. Never:
+fewer samples without an error, from a shard that is cut short, or damaged where a header or an end must be.
 
 A plain tar may be read in ranges. Range i begins where range i-1 ends: at a boundary that is computed from the bytes
-around the cut (`tarcuts`), which a tar inside the tar can fool. So each range's own chain of headers must arrive at the
+around the cut (`cuts`), which a tar inside the tar can fool. So each range's own chain of headers must arrive at the
 next one's boundary, and with another key. The first range begins at byte 0, where a header is; so by induction, if no
 range complains, together they hold every sample exactly once, in order.
 """
@@ -21,7 +21,7 @@ from streampack.tar.format import BadEntryError, Chunks, Entry, Kind, read_entry
 from streampack.tar.scan import ELSEWHERE, Scanner
 
 MAX_MEMBERS = 1024
-"""Of one sample: more are no sample, but a shard whose names all have the same beginning."""
+"""Of one sample: with more, the names in the shard all begin alike, and are not those of one sample."""
 
 _ANYWHERE = Boundary(-1, None)
 _MAX_EXTENSIONS = 64
@@ -45,12 +45,12 @@ def read_samples(
     not their content) are passed over without a copy; they stand in `Sample.sizes` only. So does what would bring the
     members of one sample above twice `max_member_bytes` together.
 
-    `whole`: the bytes run to the shard's end, which must be an archive's end: a zero block, and only zeros behind it.
+    `whole`: the bytes run to the shard's end, which must be an archive's end: a zero block, and only zeros after it.
     Otherwise they end between two samples.
 
     Raises:
         TruncatedShardError: the bytes end before the archive does.
-        CorruptShardError: they are no tar or a damaged one, or (not `whole`) do not end between two entries.
+        CorruptShardError: they are not a tar or a damaged one, or (not `whole`) do not end between two entries.
     """
     until = None if whole else _ANYWHERE
     source = Chunks(chunks, start)
@@ -109,7 +109,7 @@ def read_range(
 
     if first >= end and first >= right().offset:
         if first > right().offset:
-            what = f"this range begins behind byte {right().offset}, where the next one begins"
+            what = f"this range begins after byte {right().offset}, where the next one begins"
             raise _shard_error(_WrongCut(what, first), url, first, right, is_cut=True)
         return
 
@@ -199,7 +199,7 @@ def _read(
 
 
 def _payload(source: Chunks, name: str, size: int) -> bytes:
-    """What is not all in the chunk at hand, or behind a header that is not common."""
+    """A payload that is not all in the chunk at hand, or that has an uncommon header."""
     payload = source.take(size)
     if len(payload) < size:
         what = f"the bytes end inside a member, after {len(payload)} of {size}"
@@ -208,12 +208,12 @@ def _payload(source: Chunks, name: str, size: int) -> bytes:
 
 
 def _held(members: dict[str, bytes]) -> int:
-    """Bytes; counted anew for each member but a sample's first, as most samples have one that is wanted."""
+    """Bytes; counted again for each member but a sample's first, as most samples have one that is wanted."""
     return sum(map(len, members.values()))
 
 
 def _check_end(source: Chunks, last: Entry, until: Boundary | None, key: str | None) -> None:
-    """Raise if the bytes may not end as they do: behind entry `last`, in sample `key`."""
+    """Raise if the bytes may not end as they do: after entry `last`, in sample `key`."""
     if until is not None:
         if last.kind is Kind.ZERO_BLOCK:
             raise BadEntryError("the archive ends before the range does", last.offset)

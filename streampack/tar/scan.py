@@ -1,14 +1,14 @@
 r"""The files of a tar that have the commonest shape, many at a time: the chunk at hand in, files out. No IO.
 
-That shape is a USTAR or GNU header of a file, alone or behind a PAX header that tells no more than a time (Python's
+That shape is a USTAR or GNU header of a file, alone or after a PAX header that tells no more than a time (Python's
 tarfile, and so WebDataset's writer, puts one before every file)::
 
     [x header]  [27 mtime=17...\n ]  [name, owner, size, time | checksum | kind, magic, prefix ]  [payload]  [x ...
      known       known   its end       their sum is right       in the usual form, and this known
 
-What headers of a tar have in common (the PAX header with the begin of its record, and all of a header behind its
+What headers of a tar have in common (the PAX header with the begin of its record, and all of a header after its
 checksum) is checked once, and then only compared. Where anything is other than it should be, the files end: there
-`read_entry` must look, which knows all shapes and says what is wrong. Never true here: a file that `read_entry` would
+`read_entry` must look, which knows all shapes and says what is wrong. Never: a file that `read_entry` would
 refuse, or give otherwise.
 """
 
@@ -28,7 +28,7 @@ _FIELDS = "100s24x11sB12xQ356s"
 _ALONE = Struct(f"<{_FIELDS}").unpack_from
 """Of a header: name, size's digits and the byte that ends them, checksum, and all from the kind on."""
 _PREFIXED = Struct(f"<521s503x{_FIELDS}").unpack_from
-"""The same behind a PAX header, of which the whole block comes first, with the nine bytes of "NN mtime=" behind it."""
+"""The same after a PAX header, of which the whole block comes first, with the nine bytes of "NN mtime=" after it."""
 _FILE_KIND, _PAX_KIND = b"0", ord("x")
 _MAGICS = (b"ustar\x0000", b"ustar  \0")  # with their versions: POSIX, GNU
 _WINDOW = 1 << 18
@@ -93,7 +93,7 @@ class Scanner:
         return found, base + at
 
     def _record_end(self, front: bytes) -> int:
-        """Where from the first block's begin on a PAX header's only record ends; 0 if it is no time, or none."""
+        """Where a PAX header's only record ends, from the first block's begin; 0 if it is anything but a time."""
         end = self._fronts.get(front)
         if end is None:
             end = 0
@@ -108,7 +108,7 @@ class Scanner:
         return end
 
     def _rest_sum(self, rest: bytes) -> int:
-        """What a header's bytes from the kind on add to its checksum, and the constants; 0 if it is no plain file's."""
+        """What a header's bytes from the kind on, and constants, add to its checksum; 0 if it is not a plain file's."""
         total = self._rests.get(rest)
         if total is None:
             is_plain = rest.startswith(_FILE_KIND) and rest[101:109] in _MAGICS and rest[189] == 0  # no prefix

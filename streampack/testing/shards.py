@@ -1,9 +1,8 @@
-"""For tests of your own training code, and for ours: small shards from Python values, and a tokenizer without a model.
+"""For tests of your own training code: small shards from Python values.
 
 In:  documents as strings, integer sequences, or bytes that are stored as they are.
 Out: tar shards as webdataset's own writer makes them, the same bytes every time.
-
-Never true: that importing this module imports torch or webdataset.
+Never: an import of torch or webdataset when this module is imported.
 """
 
 import contextlib
@@ -21,15 +20,13 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
+from streampack.documents.compression import SUFFIXES as MEMBER_SUFFIXES
 from streampack.documents.fields import Field, parse_field
 from streampack.errors import ConfigError
 from streampack.records import Message
-from streampack.tokenizers.bytes import ByteTokenizer
-
-__all__ = ["ByteTokenizer", "write_shards"]
+from streampack.tar.codecs import SUFFIXES as SHARD_SUFFIXES
 
 _FORMATS = {"pax": tarfile.PAX_FORMAT, "gnu": tarfile.GNU_FORMAT, "ustar": tarfile.USTAR_FORMAT}
-_SUFFIXES = {None: "", "gz": ".gz", "zst": ".zst"}
 
 Source = str | bytes | Sequence[int] | Sequence[Message] | NDArray[np.integer]
 
@@ -65,22 +62,23 @@ def write_shards(
         storage_options: for fsspec.
 
     Raises:
-        ConfigError: an argument that cannot be, or `shard_sizes` that do not add up.
+        ConfigError: an argument that cannot work, or `shard_sizes` that do not add up.
     """
     target = parse_field(field)
     if member_compression is not None and not target.holds_many:
         raise ConfigError(f"member_compression={member_compression!r} goes with field='jsonl:KEY', not with {field!r}")
-    if format not in _FORMATS or compression not in _SUFFIXES or member_compression not in _SUFFIXES:
+    is_known = compression in SHARD_SUFFIXES and member_compression in (None, *MEMBER_SUFFIXES)
+    if format not in _FORMATS or not is_known:
         raise ConfigError(f"not known: one of {format=}, {compression=}, {member_compression=}")
     filesystem, root = fsspec.url_to_fs(os.fspath(directory), **(storage_options or {}))
     filesystem.makedirs(root, exist_ok=True)
     prefix = os.fspath(directory) if "://" in os.fspath(directory) else root
     keys = (f"{number:08d}" for number in itertools.count())
-    extension = target.kind + _SUFFIXES[member_compression]
+    extension = target.kind if member_compression is None else f"{target.kind}.{member_compression}"
     per_member = documents_per_member if target.holds_many else 1
     paths = []
     for index, group in enumerate(_groups(documents, documents_per_shard, shard_sizes)):
-        name = f"{index:05d}.tar{_SUFFIXES[compression]}"
+        name = f"{index:05d}{SHARD_SUFFIXES[compression][0]}"
         members = [group[start : start + per_member] for start in range(0, len(group), per_member)]
         with filesystem.open(f"{root}/{name}", "wb") as file, _tar_writer(file, compression, format) as write:
             for member in members:
@@ -118,7 +116,7 @@ def _tar_writer(file: IO[bytes], compression: str | None, format: str) -> Iterat
             stream = stack.enter_context(zstandard.ZstdCompressor().stream_writer(file, closefd=False))
         # A time with a fraction is what makes tarfile write PAX headers.
         writer = stack.enter_context(webdataset.TarWriter(stream, encoder=False, mtime=0.5))
-        writer.tarstream.format = _FORMATS[format]  # TarWriter takes a format, and leaves it aside
+        writer.tarstream.format = _FORMATS[format]  # TarWriter takes a format, and ignores it
         yield writer.write
 
 

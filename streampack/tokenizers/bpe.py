@@ -103,7 +103,7 @@ _SIZES = {1: 8, _BYTES: None, _FLOAT: 4}
 def _fields(message: bytes) -> Iterator[tuple[tuple[int, int], Any]]:
     """The fields of a protobuf message: (number, wire type), and an int, or the bytes of anything else.
 
-    A field with a wire type that it does not have is none to protobuf, and so it must be to the caller.
+    Protobuf ignores a field whose wire type is not the expected one, so the caller must, too.
     """
     at = 0
 

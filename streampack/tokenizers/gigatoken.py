@@ -27,8 +27,8 @@ CHECK_ONE_IN = 256
 CHECK_MAX_BYTES = 2**20
 """A larger document is not encoded by both: SentencePiece takes hundreds of bytes of memory for each of its bytes."""
 CACHE_BYTES = 32 * 2**20
-"""UTF-8 after which the library starts afresh, because its cache has no bound: 2 to 4 bytes for a byte of ordinary
-text, 13 for one of random numbers. To start afresh takes about 40 ms, and 5 % of the rate in all."""
+"""UTF-8 after which the library is started again, because its cache has no bound: 2 to 4 bytes for a byte of ordinary
+text, 13 for one of random numbers. That takes about 40 ms, and 5 % of the rate in all."""
 
 
 class GigatokenTokenizer(Engine):

@@ -1,6 +1,8 @@
 """A `tokenizer.json` of Hugging Face as a tokenizer: its ids, and which of its tokens begin, end and pad.
 
-Never true: that the text of a special token becomes its id, or that a text is cut or padded.
+In:  the bytes of the file, then texts.
+Out: int32 ids of each text alone.
+Never: the id of a special token for its text; a text that is cut or padded.
 """
 
 import functools

@@ -228,7 +228,7 @@ def test_any_json_with_the_key_gives_its_string(beside: object, text: str) -> No
         (b'{"x": NaN, "text": "a"}', 6, "broken JSON: JSON is malformed: invalid character"),
         (b'{"text": "a\nb"}', 11, "broken JSON: JSON is malformed: invalid character"),
         (b'{"text": "ab\xff"}', 12, "broken JSON: not UTF-8 .invalid start byte"),
-        (b'{"text": "\\ud800"}', None, "broken JSON: .*; an escaped half of a surrogate pair is no text"),
+        (b'{"text": "\\ud800"}', None, "broken JSON: .*; an escaped half of a surrogate pair is not text"),
         (b'{"x": ' + b"[" * 100_000, None, "broken JSON: .*recursion"),
         (b'["text"]', None, "the record is a list and not an object with the key 'text'"),
         (b'"text"', None, "the record is a string and not an object"),

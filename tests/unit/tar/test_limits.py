@@ -199,7 +199,7 @@ def test_a_search_for_a_sample_ends_whatever_the_headers_around_the_cut_say() ->
     data = b"".join(firsts) + header("same.txt") * half + b"\1" * 512
     data = entry("a.txt", bytes(512)) + entry("big.bin", data * 2) + END
     began = time.process_time()
-    with pytest.raises(CorruptShardError, match=r"\d+ headers behind the cut at byte 1536 were followed and led nowh"):
+    with pytest.raises(CorruptShardError, match=r"\d+ headers after the cut at byte 1536 were followed and led nowh"):
         find_sample(lambda offset: iter([data[offset:]]), cut=1536, size=len(data), url=URL)
     assert time.process_time() - began < 10
 

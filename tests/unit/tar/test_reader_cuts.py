@@ -153,7 +153,7 @@ def test_going_on_where_no_entry_begins_is_an_error() -> None:
     with pytest.raises(CorruptShardError, match=r"byte 512: .* or it was replaced"):
         range_of(data, 0, len(data), resume=512)
     with pytest.raises(
-        CorruptShardError, match=r"byte 2560: this range begins behind byte 0, where the next one begins"
+        CorruptShardError, match=r"byte 2560: this range begins after byte 0, where the next one begins"
     ):
         range_of(data, 0, 0, resume=2560)
 
