@@ -1,7 +1,17 @@
-"""For tests of your own training code: small shards, a tokenizer without a model, and the check of a resume."""
+"""For tests of your own: small shards, a byte tokenizer, the check of a resume, faults, and what a storage must do."""
 
+from streampack.testing.conformance import StorageConformance
+from streampack.testing.faults import Fault, FaultyFileSystem
 from streampack.testing.resume import ResumableLoader, assert_resumes_exactly
 from streampack.testing.shards import write_shards
 from streampack.tokenizers.bytes import ByteTokenizer
 
-__all__ = ["ByteTokenizer", "ResumableLoader", "assert_resumes_exactly", "write_shards"]
+__all__ = [
+    "ByteTokenizer",
+    "Fault",
+    "FaultyFileSystem",
+    "ResumableLoader",
+    "StorageConformance",
+    "assert_resumes_exactly",
+    "write_shards",
+]
