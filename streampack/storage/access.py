@@ -1,17 +1,10 @@
-"""One URL as bytes: whatever the storage is and however it fails, exactly the bytes asked for, or one clear error.
+"""What other packages see of the storage: a URL as bytes, its size, what is in a folder.
 
 In: a URL (a local path, `file://`, s3://, gs://, http(s)://, any protocol fsspec has, a chain as simplecache::s3://),
-the options to reach it, a range of bytes. Out: the bytes of exactly that range, in order, in pieces of bounded size.
+the options to reach it, a range of bytes. Out: the bytes of exactly that range, in order, in pieces of bounded size; or
+one clear error.
 Never: a range that ends early without an error; bytes of two versions of an object; a client that crosses a fork or a
 pickle; a secret in a repr, a log or an error.
-
-    storage      what the other stages see
-    ranges       the reading: growing ranges, lengths, resuming        readahead   requests ahead of the consumer
-    checking     the digests of a manifest
-    cache        what was read before, on this node's disk   cacherelay, cachefolder, cachenames, blockfile
-    retrying     trying again, budget, the final error                 faults      what an error means; RetryPolicy
-    objects      an object by ranges: local files, fsspec's way        web, s3     HTTP and GCS, S3
-    listing      directories and globs                                 clients     what each process has open
 
 A fault that may pass costs time only: the range is asked for again from the byte reached, until `RetryPolicy.budget_s`
 has gone by without a byte. One that will not pass is an error at once.
@@ -25,8 +18,8 @@ from typing import Any
 
 from streampack.records import StorageUse
 from streampack.storage.backends.choice import open_object
-from streampack.storage.cache import objects as cache
 from streampack.storage.cache.folder import CacheFolder
+from streampack.storage.cache.reader import forget_range, read_through
 from streampack.storage.checking import check_blocks, check_whole
 from streampack.storage.clients import Clients, local_path
 from streampack.storage.digests import parse_digest
@@ -67,7 +60,7 @@ class StorageReader:
 
     @property
     def num_retries(self) -> int:
-        """Faults that passed, in this process."""
+        """Requests that failed and were repeated, in this process."""
         return self._clients.num_retries
 
     @property
@@ -87,7 +80,7 @@ class StorageReader:
 
     @property
     def use(self) -> StorageUse:
-        """All of these, in this process."""
+        """All of these counts, and those of the cache, in this process."""
         clients = self._clients
         return StorageUse(
             self.num_retries,
@@ -99,9 +92,9 @@ class StorageReader:
         )
 
     def spread_first_requests(self, num_lanes: int) -> None:
-        """Say how many lanes the run has: this process's first request waits a random part of a ms for each.
+        """Have this process's first request wait a random time of at most a millisecond for each lane of the run.
 
-        Thousands of workers start at the same moment, and a bucket that is asked by all at once says no.
+        Thousands of workers start at the same moment, and a bucket that is asked by all of them at once refuses.
         """
         self._clients.num_lanes = num_lanes
 
@@ -147,13 +140,13 @@ class StorageReader:
             yield from open_range(start, stop)
 
     def forget(self, url: str, start: int, stop: int | None, *, size: int | None, etag: str | None) -> None:
-        """Take what the cache holds of a shard's bytes `start` to `stop` (None: the end) out of it.
+        """Remove what the cache holds of a shard's bytes `start` to `stop` (None: the end).
 
-        They are not what they should be: if they were altered on their way, they come again, and right.
+        For bytes that are wrong: if they were altered on their way, the next request gives the right ones.
         """
         if self._folder is not None and size is not None:
             stop = size if stop is None else stop
-            cache.forget(self._folder, url, start, stop, size=size, version=etag, clients=self._clients)
+            forget_range(self._folder, url, start, stop, size=size, version=etag, clients=self._clients)
 
     def _ranges(
         self,
@@ -168,7 +161,7 @@ class StorageReader:
     ) -> Iterator[bytes]:
         reader = open_object(url, size, self._clients)
         if self._folder is not None and etag is not None:
-            reader = cache.through(reader, self._folder, self._clients, etag)
+            reader = read_through(reader, self._folder, self._clients, etag)
         return read_ranges(
             reader,
             start=start,
@@ -180,7 +173,11 @@ class StorageReader:
         )
 
     def size(self, url: str) -> int | None:
-        """The object's size in bytes; None where the server does not tell; ShardNotFoundError where nothing is."""
+        """The object's size in bytes; None where the server does not tell it.
+
+        Raises:
+            ShardNotFoundError: nothing is there.
+        """
         local = local_path(url)
 
         def ask() -> int | None:
@@ -199,7 +196,7 @@ class StorageReader:
         return persist(url, self._clients, ask)
 
     def etag(self, url: str) -> str | None:
-        """What `listing` or `size` was told of the version of the URL's content, once; None: nothing."""
+        """The version of the URL's content that `listing` or `size` was told; it is given once. None: they were not."""
         return self._clients.etags.pop(url, None)
 
     def read(self, url: str) -> bytes:
@@ -223,6 +220,6 @@ class StorageReader:
     def listing(self, url: str) -> list[tuple[str, int | None]]:
         """Files below a directory (a URL that ends with `/`), else those that match a glob: (URL, size), sorted.
 
-        Empty where nothing is; the size is None where the listing does not tell it.
+        Empty where there are none; the size is None where the listing does not tell it.
         """
         return list_files(url, self._clients)

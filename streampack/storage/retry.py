@@ -1,8 +1,8 @@
-"""Trying again: an action that fails is repeated after a wait, until it works, is hopeless, or its budget is spent.
+"""Retries: an action that fails is repeated after a wait, until it works, cannot work, or its budget is spent.
 
-In: what failed, and since when someone waits for it. Out: a return after the wait, or the one error that says where
-(URL, byte), how often and how long it was tried, what was said last, and what to do.
-Never: a wait that ends after the budget; a second count of failures that lie before a byte of progress.
+In: what failed, and since when a consumer waits for it. Out: a return after the wait, or the one error that says where
+(URL, byte), how often and how long it was tried, what the server or library said last, and what to do.
+Never: a wait that ends after the budget; failures that are still counted after a byte of progress.
 """
 
 import logging
@@ -40,13 +40,24 @@ class Failures:
         self.clear()
 
     def clear(self) -> None:
-        """There was progress."""
+        """Begin to count again, as a byte has come."""
         self._tries = 0
         self._since: float | None = None
         self._renewed = False
 
     def add(self, error: Exception, *, began: float, offset: int | None = None) -> None:
-        """Wait for the next try, or raise the end; `began`: since when (monotonic) the caller waits."""
+        """Return when it is time for the next try.
+
+        Args:
+            error: what the last try raised.
+            began: when the caller began to wait, by the monotonic clock in seconds.
+            offset: the byte of the object that is waited for.
+
+        Raises:
+            StorageError: another try would not help, or there is no time or number left for one.
+            ShardNotFoundError: there is no such object.
+            StreampackError: `error` itself, where it is one.
+        """
         if isinstance(error, StreampackError):
             raise error
         clients, url = self._clients, redacted(self._url)
@@ -71,7 +82,7 @@ class Failures:
         asked_s = retry_after_s(error)
         wait = retry.wait_s(self._tries, asked_s)
         if elapsed + wait > budget_s or self._tries == retry.max_tries:
-            asked = f" (which asks for {asked_s:.0f} s of peace)" if asked_s else ""
+            asked = f" (server sent Retry-After: {asked_s:.0f} s)" if asked_s else ""
             raise StorageError(
                 f"not a byte in {elapsed:.0f} s and {self._tries} tries, last {cause}{asked}; check the network and "
                 f"the service, or allow more with RetryPolicy(budget_s=...), now {budget_s:g} s",

@@ -75,7 +75,7 @@ ROWS = {
     "503": Row(status(503, "SlowDown"), for_good=(StorageError, EMPTY.format("SlowDown"))),
     "503, Retry-After": Row(
         status(503, "SlowDown", **{"Retry-After": "1"}),
-        for_good=(StorageError, EMPTY.format(r"SlowDown.*which asks for 1 s of peace")),
+        for_good=(StorageError, EMPTY.format(r"SlowDown.*server sent Retry-After: 1 s")),
         least_s=1.0,
     ),
     "429": Row(status(429, "TooManyRequests"), for_good=(StorageError, EMPTY.format("TooManyRequests"))),
@@ -203,7 +203,7 @@ def test_a_server_that_asks_for_more_peace_than_the_budget_has_is_an_error_at_on
     for asked in ("3600", later):
         place.proxy.reset()
         place.proxy.always = status(503, "SlowDown", **{"Retry-After": asked})
-        with pytest.raises(StorageError, match=r"1 tries, last .*which asks for 3[56]\d\d s of peace"):
+        with pytest.raises(StorageError, match=r"1 tries, last .*server sent Retry-After: 3[56]\d\d s"):
             list(StorageReader(place.options).chunks(place.url, size=len(place.data)))
         assert len(place.proxy.gets) == 1
 

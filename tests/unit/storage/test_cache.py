@@ -41,9 +41,9 @@ from streampack.errors import CorruptShardError, ShardError
 from streampack.storage import clients
 from streampack.storage.access import StorageReader
 from streampack.storage.cache import blockfile
-from streampack.storage.cache import folder as cachefolder
-from streampack.storage.cache import names as cachenames
+from streampack.storage.cache import folder as cache_folder
 from streampack.storage.cache.blockfile import BLOCK_BYTES, CHUNK_BYTES
+from streampack.storage.cache.blocknames import block_names, object_key
 from streampack.storage.cache.folder import CacheFolder
 from streampack.storage.clients import Clients
 from streampack.storage.digests import BlockDigester
@@ -303,7 +303,7 @@ class TestTogether:
         proxy.always = Fault("throttle", seconds=0.02)
         with other_process(proxy, cache_dir) as one:
             wait_for(lambda: held(cache_dir) > MIB)
-            folder, (name,) = CacheFolder(cache_dir, 2**30), cachenames.names(f"{proxy.url}/a.tar", SIZE, ETAG, 0, 0)
+            folder, (name,) = CacheFolder(cache_dir, 2**30), block_names(f"{proxy.url}/a.tar", SIZE, ETAG, 0, 0)
             one.send_signal(signal.SIGSTOP)
             while (file := folder.claim(name, BLOCK_BYTES)) is not None:  # it was between two requests
                 file.close()
@@ -321,8 +321,8 @@ class TestTogether:
     def test_those_who_wait_do_not_take_each_others_looks_for_progress(
         self, proxy: Proxy, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(cachefolder, "_TOUCH_S", 0.0)  # as where a request may be silent for more than a minute
-        (name,) = cachenames.names(f"{proxy.url}/a.tar", SIZE, ETAG, 0, 0)
+        monkeypatch.setattr(cache_folder, "_TOUCH_S", 0.0)  # as where a request may be silent for more than a minute
+        (name,) = block_names(f"{proxy.url}/a.tar", SIZE, ETAG, 0, 0)
         stuck = CacheFolder(cache_dir, 2**30).claim(name, BLOCK_BYTES)
         assert stuck is not None
         found: list[bytes] = []
@@ -506,18 +506,18 @@ class TestVersions:
             *(f"https://h/get?{query}" for query in ("se=1", "se=2", "Expires=1", "Policy=2", "X-Amz-Date=3", "key=4")),
             *("https://h/get", "https://h/get?x", "https://g/get"),
         ]
-        assert [cachenames.place(url, nobody) for url in urls] == urls
+        assert [object_key(url, nobody) for url in urls] == urls
 
     def test_one_url_at_two_endpoints_is_two_objects(self, monkeypatch: pytest.MonkeyPatch) -> None:
         options: list[dict[str, object]] = [
             *({}, {"endpoint_url": "http://a:1"}, {"endpoint_url": "http://b:1"}),
             {"client_kwargs": {"endpoint_url": "http://c:1"}},
         ]
-        found = [cachenames.place("s3://bucket/a.tar", Clients(one, RETRY)) for one in options]
+        found = [object_key("s3://bucket/a.tar", Clients(one, RETRY)) for one in options]
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://d:1")
-        found.append(cachenames.place("s3://bucket/a.tar", Clients({}, RETRY)))
+        found.append(object_key("s3://bucket/a.tar", Clients({}, RETRY)))
         assert len(set(found)) == 5
-        assert found[1] == cachenames.place("s3://bucket/a.tar", Clients({"endpoint_url": "http://a:1/"}, RETRY))
+        assert found[1] == object_key("s3://bucket/a.tar", Clients({"endpoint_url": "http://a:1/"}, RETRY))
 
     def test_two_s3_servers_with_one_url_and_etag_do_not_share_blocks(self, cache_dir: Path) -> None:
         found = []

@@ -30,9 +30,9 @@ from support.caches import (
 from support.proxy import Proxy
 
 from streampack.storage.cache import blockfile
-from streampack.storage.cache import folder as cachefolder
-from streampack.storage.cache import names as cachenames
+from streampack.storage.cache import folder as cache_folder
 from streampack.storage.cache.blockfile import BLOCK_BYTES, CHUNK_BYTES
+from streampack.storage.cache.blocknames import block_names
 from streampack.storage.cache.folder import CacheFolder
 
 
@@ -189,7 +189,7 @@ class TestDisk:
         assert "the disk of cache_dir is full" in caplog.messages[0]
         assert "make room, give a smaller cache_bytes, or another cache_dir" in caplog.messages[0]
         assert 2 <= len(tried) <= 8
-        monkeypatch.setattr(cachefolder, "_PAUSE_S", 0.0)
+        monkeypatch.setattr(cache_folder, "_PAUSE_S", 0.0)
         monkeypatch.setattr(os, "pwrite", real)
         again = storage(cache_dir)
         assert read(again, proxy) == DATA
@@ -282,7 +282,7 @@ class TestSmallDisk:
     ) -> None:
         cache_dir = small_disk / "cache"
         reader = storage(cache_dir)
-        names = cachenames.names(f"{proxy.url}/a.tar", SIZE, ETAG, 0, 2)
+        names = block_names(f"{proxy.url}/a.tar", SIZE, ETAG, 0, 2)
         for number in range(3 - len({name[:2] for name in names})):  # folders that are not needed
             (small_disk / f"{number}").touch()
         with caplog.at_level(logging.WARNING, logger="streampack"):
@@ -396,7 +396,7 @@ class TestBudget:
         monkeypatch: pytest.MonkeyPatch,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        monkeypatch.setattr(cachefolder, "_PATIENCE_S", 0.1)
+        monkeypatch.setattr(cache_folder, "_PATIENCE_S", 0.1)
         read(storage(cache_dir), proxy, 0, MIB)
         descriptor = os.open(cache_dir / "streampack-1" / "usage", os.O_RDWR)
         try:

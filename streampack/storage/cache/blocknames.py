@@ -1,8 +1,8 @@
-"""What blocks of the cache are called: a hash of which object it is, its size, its version, and which part of it.
+"""The names of the cache's blocks: a hash of which object it is, its size, its version, and which part of it.
 
 In: the URL and the options that a shard is read with. Out: the same names for all who read the same bytes.
 Never: one name for objects at two endpoints, which may have all else in common; another name because of what only opens
-an object: a password, or a signature that is made anew for each run. Nothing can be read out of a name.
+an object: a password, or a signature that each run makes again. Nothing about the object can be read from a name.
 """
 
 import hashlib
@@ -29,8 +29,8 @@ _ENDPOINTS = {
 """Where else than in the options an endpoint is found."""
 
 
-def place(url: str, clients: Clients) -> str:
-    """Which object it is, whoever asks for it: the URL without what only opens it, and the endpoint if one is given."""
+def object_key(url: str, clients: Clients) -> str:
+    """Which object it is, whoever asks: the URL without what only opens it, after the endpoint if one is given."""
     if url.startswith(("http://", "https://")):
         return _unsigned(url)
     protocol = url.partition("://")[0]
@@ -53,10 +53,10 @@ def _unsigned(url: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="").geturl()
 
 
-def names(place: str, size: int, version: str, first: int, last: int) -> list[str]:
+def block_names(key: str, size: int, version: str, first: int, last: int) -> list[str]:
     """The names of the blocks `first` to `last` of one version of an object: 32 hex digits each."""
     whole = hashlib.blake2b(f"{BLOCK_BYTES} {CHUNK_BYTES} {size} {len(version)} {version} ".encode(), digest_size=16)
-    whole.update(place.encode("utf-8", "surrogatepass"))
+    whole.update(key.encode("utf-8", "surrogatepass"))
     made = []
     for index in range(first, last + 1):
         one = whole.copy()

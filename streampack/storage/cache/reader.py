@@ -1,27 +1,27 @@
 """A remote object read through the cache on this node's disk: what is there is not asked for, what comes is kept.
 
-In: the reader of an object that tells its version, a range. Out: the range's bytes, as `objects` says.
+In: the reader of an object that tells its version, a range. Out: the range's bytes, as `RangeReader` says.
 
     range        |............................|
     in the cache |#####|              |#######|.....       chunks of 256 KiB, in files of 8 MiB
     asked for          |--------------|                    one request, under the locks of the files that it fills
 
-So with the cache no byte waits for more than the chunk that it is in, and requests are no more than without. Somebody
-else who wants the same bytes meanwhile waits for the lock and reads behind the one who fetches, chunk by chunk; if that
-one dies the kernel gives the lock to the next, and if it only stands still the bytes are read without the cache.
+With the cache a byte waits for the chunk that it is in and no longer, and there are no more requests than without it. A
+process that wants bytes which another one is fetching waits for them, chunk by chunk. If the other one dies, the kernel
+gives its lock to the next; if it makes no progress, the bytes are read without the cache.
 
-Blocks are named by object, size and version (`cachenames`), so bytes of two versions never meet. The version is the one
+Blocks are named by object, size and version (`blocknames`), so bytes of two versions never meet. The version is the one
 that the storage has told this process, else the one of the shard list, else it is asked for, once. Where the storage
-then answers with another one, nothing of the old one is left to be used.
-Never: an error of the disk's; a wait that is not bounded; a lock that is held but while one request is under way.
+then answers with another version, the blocks of the old one are removed.
+Never: an error because of the disk; a wait without a limit; a lock that is held for longer than one request.
 """
 
 from collections.abc import Iterator
 
 from streampack.errors import ShardError
 from streampack.storage.cache.blockfile import BLOCK_BYTES, BlockFile
+from streampack.storage.cache.blocknames import block_names, object_key
 from streampack.storage.cache.folder import CacheFolder
-from streampack.storage.cache.names import names, place
 from streampack.storage.cache.relay import EnoughError, Patience, Relay, chunks_around, next_chunk
 from streampack.storage.clients import Clients
 from streampack.storage.objects import Keep, RangeReader
@@ -36,18 +36,19 @@ _NO_RANGES = (
 )
 
 
-def forget(
+def forget_range(
     folder: CacheFolder, url: str, start: int, stop: int, *, size: int, version: str | None, clients: Clients
 ) -> None:
-    """Take the blocks with the bytes `start` to `stop` out of the cache: something in them is not as it should be."""
+    """Remove the blocks with the bytes `start` to `stop` from the cache: something in them is wrong."""
     for known in {version, clients.seen_version(url)} - {None, ""}:
         assert known is not None
-        for name in names(place(url, clients), size, known, start // BLOCK_BYTES, max(stop - 1, start) // BLOCK_BYTES):
+        first, last = start // BLOCK_BYTES, max(stop - 1, start) // BLOCK_BYTES
+        for name in block_names(object_key(url, clients), size, known, first, last):
             folder.remove(name)
 
 
-def through(reader: RangeReader, folder: CacheFolder, clients: Clients, etag: str) -> RangeReader:
-    """The object read through the cache, or as it is where its blocks could have no names; `etag`: "" is none."""
+def read_through(reader: RangeReader, folder: CacheFolder, clients: Clients, etag: str) -> RangeReader:
+    """The object's reader through the cache; `reader` itself where blocks can have no names. `etag`: "" is unknown."""
     if not reader.is_remote:
         return reader
     if reader.tells_version and reader.pin.size is not None:
@@ -70,7 +71,7 @@ class CachedObject(RangeReader):
         self.pin = inner.pin
         self.reads_ahead = inner.reads_ahead
         self._size: int = inner.pin.size
-        self._place = place(inner.pin.url, clients)
+        self._key = object_key(inner.pin.url, clients)
         self._inner = inner
         self._folder = folder
         self._clients = clients
@@ -136,7 +137,7 @@ class CachedObject(RangeReader):
     def _blocks(self, version: str, start: int, stop: int) -> Iterator[tuple[int, str, int]]:
         """Of each block with bytes from `start` to `stop`: where it begins, its name and length."""
         first, last = start // BLOCK_BYTES, (stop - 1) // BLOCK_BYTES
-        for index, name in enumerate(names(self._place, self._size, version, first, last), first):
+        for index, name in enumerate(block_names(self._key, self._size, version, first, last), first):
             begin = index * BLOCK_BYTES
             yield begin, name, min(BLOCK_BYTES, self._size - begin)
 
@@ -150,7 +151,7 @@ class CachedObject(RangeReader):
         return name, file.digests
 
     def _read(self, version: str, start: int, stop: int, keep: Keep) -> int:
-        """Hand on what is in the cache from `start` on; how many bytes."""
+        """Hand on what is in the cache from `start` on; returns how many bytes that was."""
         position = start
         for begin, name, length in self._blocks(version, start, stop):
             file = self._folder.open(name, length)
@@ -176,7 +177,7 @@ class CachedObject(RangeReader):
         return got
 
     def _missing_until(self, version: str, start: int, stop: int) -> int:
-        """Where the bytes end that are not in the cache; that those at `start` are not is known."""
+        """Where the bytes end that are not in the cache; those at `start` are not, as the caller knows."""
         for begin, name, length in self._blocks(version, start, stop):
             file = self._folder.open(name, length)
             if file is not None:
@@ -187,9 +188,9 @@ class CachedObject(RangeReader):
         return stop
 
     def _claim(self, version: str, start: int, stop: int, *, tries: int = 1) -> tuple[list[BlockFile] | None, int]:
-        """The locked files for the bytes from `start` to the end that is given besides.
+        """The locked files for the bytes from `start` on, and where these bytes end.
 
-        None: nothing can be kept now; with an end at `start`: somebody else is at it.
+        Without files nothing can be kept now; with an end at `start`, as another process fills the block.
         """
         files: list[BlockFile] = []
         end = stop
@@ -220,10 +221,10 @@ class CachedObject(RangeReader):
         return None, end
 
     def _fill(self, version: str, files: list[BlockFile], start: int, stop: int, keep: Keep) -> tuple[int, bool]:
-        """Ask the storage for the bytes, keep them and hand them on: how many, and whether the answer was short."""
+        """Ask the storage for the bytes, keep them and hand them on; returns how many, and whether that is too few."""
         relay = None
         try:
-            # Somebody may have been here before the lock was.
+            # Another process may have filled it before it was locked here.
             begin = start // BLOCK_BYTES * BLOCK_BYTES
             if got := self._read_block(files[0], version, begin, start, stop, keep):
                 return got, False
@@ -244,11 +245,11 @@ class CachedObject(RangeReader):
         finally:
             _close(files)
             if relay is not None and relay.came and not relay.given and not relay.num_stored:
-                self._stuck_at = start  # the next try must get on, whatever becomes of the chunk
+                self._stuck_at = start  # the next try must make progress without the cache
         return relay.given, relay.given < stop - start
 
     def _ask(self, start: int, stop: int, keep: Keep) -> int:
-        """Ask the storage for the bytes and hand them on; how many came."""
+        """Ask the storage for the bytes and hand them on; returns how many came."""
         num_bytes = 0
 
         def keep_counted(piece: bytes) -> None:
