@@ -6,10 +6,10 @@ In: a function that reads a range, what its bytes should hash to. Out: the same 
     asked for         ^start      ^stop
     read             |----|----|----|             whole blocks; each is checked before its first byte goes out
 
-A block that is not right is asked for again: what was altered on its way is right the next time. One that stays wrong
-is an error at its first byte.
+A block that is wrong is asked for again, as it may have been altered on its way. One that stays wrong is an error at
+its first byte.
 Never: a byte of a block that was not checked. (A digest of a whole shard can only be checked at its end, when most of
-it has gone out; it is an error then, and before the last byte.)
+its bytes are given; the error comes before the last piece.)
 """
 
 import logging
@@ -40,7 +40,7 @@ def check_blocks(
 ) -> Iterator[bytes]:
     """The bytes from `start` to `stop` of a shard of `size` bytes; a block and what `open_range` holds are in memory.
 
-    `forget` takes a range out of the cache: a block that is not right was kept as it came.
+    `forget` removes a range from the cache, which keeps a wrong block as it came.
 
     Raises:
         CorruptShardError: a block is not what the digest says, however often it is asked for.
@@ -79,7 +79,7 @@ def check_blocks(
 
 
 def check_whole(chunks: Iterator[bytes], forget: Forget, digest: Digest, *, url: str) -> Iterator[bytes]:
-    """All bytes of a shard; the last ones only if the digest is right."""
+    """All bytes of a shard; the last piece only if the digest is right."""
     hasher, held = digest.hasher(), b""
     for chunk in chunks:
         if held:
@@ -121,7 +121,7 @@ class _Pieces:
         return parts, hasher.hexdigest()
 
     def close(self) -> None:
-        """Let go of what is under way."""
+        """Drop the request that is under way."""
         close = getattr(self._pieces, "close", None)
         if close is not None:
             close()

@@ -1,9 +1,9 @@
-"""The clients of this process: fsspec filesystems, an S3 client, HTTP connections; made on first use, for nobody else.
+"""The clients of this process: fsspec filesystems, an S3 client, HTTP connections; made on first use, never shared.
 
-In: the storage options as the user gave them. Out: clients that do not retry by themselves (our retries would multiply
-theirs), that give up on a connection without a byte, and that are made anew where credentials have expired.
-Never: a client of another process. Connections, event loops and threads do not survive a fork, so everything live is
-kept under the process id, and a forked child makes its own; nothing live is in a pickle.
+In: the storage options as the user gave them. Out: clients that do not retry by themselves (their retries would
+multiply ours) and that give up on a connection without a byte; new ones where credentials have expired.
+Never: a client of another process. Connections, event loops and threads do not survive a fork, so they are kept under
+the process id, and a forked child makes its own; a pickle has none of them.
 """
 
 import logging
@@ -64,7 +64,7 @@ class Clients:
         self.num_bytes = 0
         self.waited_s = 0.0
         self.num_thread_requests = 0
-        """By readings through the cache, on top of `num_requests`: here threads add, there the consumer does."""
+        """Those of readings through the cache, which threads may make; the others are in `num_requests`."""
         self.num_thread_bytes = 0
         self.num_cache_hits = 0
         """Blocks read from the cache."""
@@ -73,7 +73,7 @@ class Clients:
 
     @property
     def here(self) -> _Live:
-        """What this process has open; what its parent has is left alone, as the parent still uses it."""
+        """What this process has open. What its parent had open is left alone, as the parent still uses it."""
         pid = os.getpid()
         found = self._live.get(pid)
         if found is None:
@@ -83,7 +83,7 @@ class Clients:
         return found
 
     def configured(self, protocol: str) -> dict[str, Any]:
-        """The options for a protocol: those given, and beneath them those of fsspec's own configuration."""
+        """The options for a protocol: those of fsspec's own configuration, overridden by those given."""
         return {**fsspec.config.conf.get(protocol, {}), **self.options}
 
     def filesystem(self, url: str) -> tuple[AbstractFileSystem, str, dict[str, float]]:
@@ -112,7 +112,7 @@ class Clients:
         return filesystem, fsspec_names.path_in(cls, url), limit
 
     def client(self, protocol: str, make: Callable[[], _T]) -> _T:
-        """This process's native client for a protocol, made by `make` where there is none."""
+        """This process's client for a protocol, not of fsspec; `make` makes it at the first call."""
         return self._make(protocol, "native", make)
 
     def _make(self, protocol: str, place: str, make: Callable[[], _T]) -> _T:
@@ -129,7 +129,7 @@ class Clients:
         return found
 
     def renew(self, url: str) -> None:
-        """Forget this process's clients of the URL's protocol: the next request makes one, with credentials of then."""
+        """Forget this process's clients of the URL's protocol: the next request makes one, with new credentials."""
         live, chain = self.here, _chain(url)
         for key in list(live.made):
             if key[0] == (chain[0] if len(chain) == 1 else "::"):
@@ -138,7 +138,7 @@ class Clients:
             fsspec.get_filesystem_class(protocol).clear_instance_cache()
 
     def note_success(self, url: str) -> None:
-        """The credentials for the URL's protocol are good."""
+        """Remember that the credentials for the URL's protocol are good."""
         self.here.succeeded.add(_chain(url)[0])
 
     def has_succeeded(self, url: str) -> bool:
@@ -166,11 +166,11 @@ class Clients:
             self.num_cached_bytes += num_bytes
 
     def seen_version(self, url: str) -> str | None:
-        """What this process was told last of the version of a URL's content; None: nothing, or it is long ago."""
+        """The version of a URL's content that this process was told last; None: it was told none, or forgot it."""
         return self.here.versions.get(hash(url))
 
     def note_version(self, url: str, version: str) -> None:
-        """Warn where a shard is another one than at an earlier reading, though of the same size."""
+        """Warn where a shard is not the one of an earlier reading, though it has the same size."""
         versions, key = self.here.versions, hash(url)  # the hash stays in this process
         before = versions.get(key, version)
         if before != version:
@@ -216,7 +216,7 @@ def _filesystem_class(protocol: str, url: str) -> type[AbstractFileSystem]:
 
 
 def _own_options(protocol: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The user's options, and beneath them what keeps a client from retrying or unpacking by itself."""
+    """What keeps a client from retrying or decompressing by itself, overridden by the user's options."""
     if protocol in ("file", "local"):
         return {}
     if protocol in ("http", "https"):

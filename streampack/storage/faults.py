@@ -5,7 +5,7 @@ Never: a decision by one library's types alone: the backends' exceptions share n
 whole chain is looked through, and an HTTP status counts before everything else.
 
     passing   reset, stall, cut or garbled answer, 408, 409, 425, 429, 5xx, what is not known      asked for again
-    renewed   401, what says "expired", 403 after a success                         once, with clients made anew
+    renewed   401, what says "expired", 403 after a success                         once, with new clients
     missing   no credentials found before the first success                 passing for 60 s, as sidecars come up
     final     403, 404 and other 4xx, wrong arguments                                                an error at once
 """
@@ -34,7 +34,7 @@ _SECRET_OPTION = re.compile(
 
 
 class StatusError(OSError):
-    """An answer that says no: its HTTP status, its headers and the beginning of its body."""
+    """An answer that is a refusal: its HTTP status, its headers and the beginning of its body."""
 
     def __init__(self, status: int, said: str = "", headers: Mapping[str, str] | None = None) -> None:
         super().__init__(f"HTTP status {status}" + (f": {said}" if said else ""))
@@ -43,7 +43,7 @@ class StatusError(OSError):
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what was behind it, outermost first."""
+    """The error and its causes, outermost first."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -79,7 +79,7 @@ def is_final(error: BaseException) -> bool:
         return 400 <= found[0] < 500 and found[0] not in _PASSING_STATUS
     if any(type(link).__name__ in FINAL_NAMES for link in chain):
         return True
-    # fsspec's http turns refused connections into FileNotFoundError: the network's word counts before the translation.
+    # fsspec's http turns refused connections into FileNotFoundError: the network's error counts, not its translation.
     for link in chain:
         network = isinstance(link, ConnectionError | TimeoutError) or aiohttp.is_its_own(link)
         if (network and not isinstance(link, ValueError)) or isinstance(link, json.JSONDecodeError):
@@ -102,7 +102,7 @@ def is_refused(error: BaseException) -> bool:
 
 
 def is_expired(error: BaseException) -> bool:
-    """Whether credentials may have been good once: with fresh ones it is worth another try."""
+    """Whether the credentials have expired, so that fresh ones may work."""
     return statuses(error)[:1] == [401] or any("expired" in str(link).lower() for link in causes(error))
 
 
@@ -112,12 +112,12 @@ def lacks_credentials(error: BaseException) -> bool:
 
 
 def is_past_end(error: BaseException) -> bool:
-    """Whether the range begins behind the object's end."""
+    """Whether the range begins after the object's end."""
     return 416 in statuses(error) or "InvalidRange" in str(error)
 
 
 def retry_after_s(error: BaseException) -> float:
-    """Seconds that the server asked to be left alone, 0 where it did not."""
+    """Seconds of the server's `Retry-After`, 0 where it sent none."""
     for link in causes(error):
         response = getattr(link, "response", None)
         if isinstance(response, dict):
@@ -157,7 +157,7 @@ def secrets_in(options: Mapping[str, object]) -> tuple[str, ...]:
 
 
 def secrets_of(url: str) -> tuple[str, ...]:
-    """What a URL has in itself that must be shown nowhere: a server may say it again in its error."""
+    """Secrets in a URL, which must be shown nowhere: a server may repeat them in its error."""
     found = [*_URL_PASSWORD.findall(url), *_URL_SECRET.findall(url)]
     return tuple(value for _, value in found if len(value) >= 6)
 
@@ -170,7 +170,7 @@ def redacted(text: str, secrets: Iterable[str] = ()) -> str:
 
 
 def summary(error: BaseException, secrets: Iterable[str]) -> str:
-    """What was said and what was behind it, in one line."""
+    """The error and its first cause, in one line."""
     chain = list(causes(error))
     ends = chain if len(chain) == 1 else (chain[0], chain[-1])
     said = ", from ".join(f"{type(link).__name__}: {str(link)[:300]}" for link in ends)
@@ -178,6 +178,6 @@ def summary(error: BaseException, secrets: Iterable[str]) -> str:
 
 
 def shown(error: BaseException, secrets: Iterable[str]) -> BaseException | None:
-    """The error as the visible cause of ours; None where a traceback through it would show a secret."""
+    """The error, to be shown as the cause of ours; None where its traceback would show a secret."""
     texts = [str(link) for link in causes(error)]
     return error if all(redacted(text, secrets) == text for text in texts) else None

@@ -1,7 +1,7 @@
 """Which files are below a directory, or match a glob: their URLs and sizes, sorted.
 
-In: a URL. Out: URLs in the manner of that URL, so that each can be given back as it is.
-Never: a folder passed over because it could not be listed, as fsspec's own `find` and `glob` do.
+In: a URL. Out: URLs in the form of that URL (relative, absolute, with a protocol), so that each can be read as it is.
+Never: a folder left out because it could not be listed, as fsspec's own `find` and `glob` do.
 """
 
 import os
@@ -31,7 +31,7 @@ class _Entry(NamedTuple):
 
 
 def list_files(url: str, clients: Clients) -> list[tuple[str, int | None]]:
-    """(URL, size) of each file; empty where nothing is; the size is None where the listing does not tell it."""
+    """(URL, size) of each file; empty where there are none; the size is None where the listing does not tell it."""
     filesystem, path, limit = clients.filesystem(url)
     root, pattern, depth = path.rstrip("/") + "/", "**", None
     if not url.endswith("/"):
@@ -43,7 +43,7 @@ def list_files(url: str, clients: Clients) -> list[tuple[str, int | None]]:
     wanted = re.compile(glob_translate(pattern))
     found: list[tuple[str, int | None]] = []
     folders: list[tuple[str, tuple[str, ...]]] = [(root, ())]
-    # Of filesystems that are not asynchronous nobody has promised that two threads may use them.
+    # fsspec does not promise that two threads may use a filesystem that is not asynchronous.
     with ThreadPoolExecutor(_MOST_FOLDERS if limit else 1) as pool:
         while folders:  # all folders of one depth
             below: list[tuple[str, tuple[str, ...]]] = []
@@ -64,7 +64,7 @@ def list_files(url: str, clients: Clients) -> list[tuple[str, int | None]]:
 
 
 def note_etag(url: str, info: Mapping[str, Any], clients: Clients) -> None:
-    """Keep what a filesystem's `info` says of the content's version, as answers with its bytes will say it too."""
+    """Keep the content's version from a filesystem's `info`; it is the one that the answers to requests will have."""
     etag = info.get("generation") or info.get("ETag") or info.get("etag") or info.get("Last-Modified")
     if isinstance(etag, str):
         clients.etags[url] = etag
@@ -94,7 +94,7 @@ def _entries(url: str, folder: str, clients: Clients, *, is_root: bool) -> list[
 
 
 def _as_given(url: str, filesystem: AbstractFileSystem, path: str, name: str) -> str:
-    """A listed `name` in the manner of the `url` that was listed (whose stripped form is `path`)."""
+    """A listed `name` in the form of the `url` that was listed (whose path is `path`)."""
     url = url if url.endswith("://") else url.rstrip("/")
     if url and path.endswith(url):  # a relative path, which was made absolute
         return name[len(path) - len(url) :]

@@ -13,7 +13,7 @@ from streampack.storage.clients import Clients
 from streampack.storage.faults import redacted
 
 LARGEST_BODY = 64 * 2**20
-"""What is accepted from a server that ignores ranges and sends whole objects; more would break the memory budget."""
+"""The largest object that is accepted from a server that ignores ranges; a larger one would break the memory budget."""
 
 Keep = Callable[[bytes], None]
 
@@ -30,13 +30,13 @@ class Pin:
         self._clients = clients
 
     def check(self, *, size: int | None, version: str | None, offset: int) -> None:
-        """Take note of what an answer says of the whole object; an error if it is another one."""
+        """Keep the size and version that an answer tells; an error if they are those of another object."""
         if size is not None and self.size not in (None, size):
             if self.size > size:  # not None, as the line above says
                 raise truncated(self.url, at=size, size=self.size)
             raise ShardError(
                 f"the object has {size} bytes, {self.size} were expected: it was replaced; give the new size where a "
-                "manifest has the old one, and begin a new run, as the data are others",
+                "manifest has the old one, and begin a new run, as the data differ",
                 url=redacted(self.url),
                 offset=offset,
             )
@@ -49,7 +49,7 @@ class Pin:
             self.size = size
 
     def replaced(self, how: str, offset: int) -> ShardError:
-        """The error for an object that is another one now."""
+        """The error for an object that has another version now."""
         return ShardError(
             f"the object was replaced while it was read ({how}); bytes of two versions are never mixed. Write changed "
             "shards under new names, or begin a new run",
@@ -58,7 +58,7 @@ class Pin:
         )
 
     def check_body(self, num_bytes: int, offset: int) -> None:
-        """An error if a server that ignores ranges sends more than works."""
+        """An error if a server that ignores ranges sends more than `LARGEST_BODY`."""
         if num_bytes > LARGEST_BODY:
             raise StorageError(
                 f"{num_bytes} bytes came where a range was asked for: the server ignores ranges, which works for "

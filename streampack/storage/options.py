@@ -9,7 +9,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from streampack.errors import ConfigError
+from streampack.errors import ConfigError, as_integer
 from streampack.storage.cache.folder import MIN_CACHE_BYTES
 
 _system_random = random.SystemRandom()
@@ -17,24 +17,24 @@ _system_random = random.SystemRandom()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How long a failing storage is waited for. The waits are random on purpose; they never influence the data.
+    """How long and how often failed requests are repeated. The waits are random; they never change the data.
 
     `RetryPolicy.immediate()` retries without waiting, for tests.
     """
 
     budget_s: float = 420.0
-    """Seconds a reader may wait with an empty buffer, without a byte of progress; its own pauses do not count."""
+    """Seconds that a reader may wait with an empty buffer and without a byte; pauses of the consumer do not count."""
     timeout_s: float = 30.0
-    """Seconds without a byte after which a request has stalled; a slow one that makes progress is never cut off."""
+    """Seconds without a byte after which a request counts as stalled; a slow one that makes progress is never ended."""
     first_wait_s: float = 0.1
     max_wait_s: float = 20.0
-    """The largest wait that is our own choice; a `Retry-After` may ask for more. 0: never wait."""
+    """The largest wait, but for a server's `Retry-After`, which may ask for more. 0: never wait."""
     jitter: bool = True
-    """Wait a random part of the doubling wait ("full jitter"), so that a thousand workers do not come back at once."""
+    """Wait a random part of the doubling wait ("full jitter"), so that a thousand workers do not try again at once."""
     max_tries: int | None = None
-    """Failures in a row after which it is over whatever the time; None: only the budget counts."""
+    """Failures in a row that are an error, whatever the time; None: only `budget_s` counts."""
     credentials_s: float = 60.0
-    """Seconds for which credentials may be missing at the start."""
+    """Seconds at the start in which missing credentials are looked for again, as a sidecar may bring them."""
 
     def __post_init__(self) -> None:
         if not (self.budget_s >= 0 and self.timeout_s > 0 and 0 <= self.first_wait_s <= self.max_wait_s):
@@ -54,7 +54,7 @@ class RetryPolicy:
         if self.max_wait_s == 0:
             return 0.0
         wait = min(self.max_wait_s, self.first_wait_s * 2.0 ** min(tries - 1, 60))
-        # Nobody comes back before the time, and all who were sent away at once do not come back at once.
+        # Not before the time that the server asked for, and not all workers at that time.
         return asked_s + (wait * _system_random.random() if self.jitter else wait)
 
 
@@ -87,9 +87,7 @@ class Storage:
             if not name or "://" in name:
                 raise ConfigError(f"cache_dir={name!r} must be a folder on a disk of this node, or None")
             object.__setattr__(self, "cache_dir", name)  # so that a path and its text are equal
-        value = self.cache_bytes
-        if not isinstance(value, int) or isinstance(value, bool) or value < MIN_CACHE_BYTES:
-            raise ConfigError(f"cache_bytes={value!r} must be a whole number of at least {MIN_CACHE_BYTES}")
+        as_integer(self.cache_bytes, "cache_bytes", low=MIN_CACHE_BYTES)
 
     def __repr__(self) -> str:
         shown = f"options={hidden(self.options)}, retry={self.retry!r}"

@@ -148,7 +148,7 @@ class _Requests:
         return Fetch(self._reader, position, after if stop is None else min(after, stop))
 
     def close(self) -> None:
-        """Let go of what is under way."""
+        """Drop the request that is under way."""
         if self._ahead is not None:
             self._ahead.drop()
         self._reader.close()

@@ -3,11 +3,11 @@
     fetch = Fetch(reader, start, stop)
     fetch_ahead(fetch)                  a thread makes the request, once; it never waits and never tries again
     ...                                 the consumer uses what it has
-    fetch.finish()                      waits for it, or makes the request here where no thread has come to it
+    fetch.finish()                      waits for it, or makes the request here if no thread has begun to
     fetch.blocks, fetch.error           what came, also where it failed in the middle
 
-So all waiting between tries is the consumer's, with an empty buffer; a thread is held for one request at most, and a
-shard that stalls cannot keep the others from being read.
+So only the consumer waits between tries, with an empty buffer; a thread is busy for one request at most, and a shard
+that stalls cannot keep the others from being read.
 Never: a thread or a lock of another process; a thread that keeps the interpreter from ending.
 """
 
@@ -21,14 +21,14 @@ from streampack import heartbeat
 from streampack.storage.objects import RangeReader
 
 MOST_THREADS = 8
-"""Of a process: with the consumer's own request, so many more are under way at most."""
+"""Of a process. With the consumer's own, at most one more request is under way."""
 _IDLE_S = 15.0
 _BLOCK_BYTES = 256 * 1024
 """Small pieces that come over the network are joined to blocks of about this size."""
 
 
 class _DroppedError(Exception):
-    """Nobody wants the rest."""
+    """The consumer does not want the rest."""
 
 
 class Fetch:
@@ -56,7 +56,7 @@ class Fetch:
         return self.num_bytes < self.stop - self.start
 
     def run(self) -> None:
-        """Make the request, if nobody has begun to."""
+        """Make the request, if no thread has begun to."""
         if not self._claim.acquire(blocking=False):
             return
         began = time.monotonic()
@@ -71,13 +71,13 @@ class Fetch:
             self._done.set()
 
     def finish(self) -> None:
-        """Return when the request has ended, well or not."""
+        """Make or await the request; returns when it has ended, also in an error."""
         assert self._pid == os.getpid(), "a reading that is under way does not cross a fork"
         self.run()
         self._done.wait()
 
     def drop(self) -> None:
-        """Tell a thread that may be at it to let go; takes no lock, as it may run in a forked child."""
+        """Tell the thread that makes the request to end it; takes no lock, as it may run in a forked child."""
         self._dropped = True
         self.blocks.clear()
 

@@ -8,9 +8,10 @@
     anyfs      every other protocol             fsspec's `cat_file`; also options that only fsspec's client understands
     answers    (no storage: what http, s3 and gcs have in common, an answer to a range, checked and handed on)
 
-To add a storage: write a module with a class that is a `RangeReader` (`streampack.storage.objects`, which says what it
-promises), add its protocol to the table in `choice`, and let `streampack.testing.StorageConformance` prove it. A
-protocol that fsspec knows works without that.
+To add a storage: a protocol that fsspec knows works without more. For a client of its own, write a module here with a
+class that is a `RangeReader` (`streampack.storage.objects`, which says what it promises), add its protocol to the table
+in `choice`, and let `streampack.testing.StorageConformance` prove it. Sizes and listings still come from fsspec's
+filesystem; `clients` keeps that one from retrying by itself.
 """
 
 __all__ = ["answers", "anyfs", "choice", "gcs", "http", "local", "s3"]

@@ -8,6 +8,7 @@ the version that the reading began with.
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from streampack.storage.objects import Keep, Pin
@@ -16,24 +17,44 @@ BLOCK_BYTES = 256 * 1024
 """Of one read: one system call, which gives less where less has come."""
 
 
-def receive(
-    response: Any,  # a response of urllib3
-    pin: Pin,
-    *,
-    status: int,
-    headers: Mapping[str, str],
-    version: str | None,
-    asked: tuple[int, int],
-    keep: Keep,
-) -> None:
-    """Hand on the body of an answer to a range, after its head has been checked.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """An answer whose head is here and whose body is not."""
+
+    response: Any
+    """Of urllib3."""
+    status: int
+    """200 or 206."""
+    headers: Mapping[str, str]
+    """By names in small letters, or whatever their case."""
+    version: str | None
+    """Of the object, from the headers."""
+
+
+def receive(answer: Answer, pin: Pin, start: int, stop: int, keep: Keep) -> None:
+    """Hand on the body of an answer to a request for the bytes from `start` to `stop`, after a check of its head.
 
     Raises:
         ShardError: the object is another one than it was, or is shorter than the shard list says.
-        OSError: the answer does not fit the question, or ends before its time.
+        OSError: the answer does not fit the request, or ends early.
     """
+    response = answer.response
     try:
-        _receive(response, pin, status, headers, version, asked, keep)
+        missing, unwanted = _check_head(answer, pin, start, stop)
+        received = 0
+        while received != missing:
+            block = response.read1(BLOCK_BYTES, decode_content=False)
+            if not block:
+                break
+            received += len(block)
+            pin.check_body(received, start)
+            if unwanted < len(block):
+                keep(block[unwanted:] if unwanted else block)
+            unwanted = max(unwanted - len(block), 0)
+        if missing is not None and received != missing:
+            raise OSError(f"the answer ended after {received} of {missing} bytes")
+        if answer.status != 206:
+            pin.check(size=received, version=None, offset=start)
     except BaseException:
         response.close()  # what is left of the body is not waited for
         raise
@@ -43,39 +64,16 @@ def receive(
         response.close()
 
 
-def _receive(
-    response: Any,
-    pin: Pin,
-    status: int,
-    headers: Mapping[str, str],
-    version: str | None,
-    asked: tuple[int, int],
-    keep: Keep,
-) -> None:
-    start, stop = asked
-    unwanted = 0  # bytes of the body before `start`
-    if status == 206:
+def _check_head(answer: Answer, pin: Pin, start: int, stop: int) -> tuple[int | None, int]:
+    """Bytes of the body (None: not told), and how many of them come before `start`."""
+    headers = answer.headers
+    if answer.status == 206:
         told = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", headers.get("content-range", ""))
         if told is None or int(told[1]) != start or not start <= int(told[2]) < stop:
             raise OSError(f"an answer of the range {headers.get('content-range')!r}, asked for were {start}-{stop - 1}")
-        pin.check(size=None if told[3] == "*" else int(told[3]), version=version, offset=start)
-        missing: int | None = int(told[2]) + 1 - start
-    else:  # the server does not know ranges and sends the whole object
-        length = headers.get("content-length", "")
-        pin.check(size=int(length) if length.isdigit() else None, version=version, offset=start)
-        pin.check_body(pin.size or 0, start)
-        missing, unwanted = pin.size, start
-    received = 0
-    while received != missing:
-        block = response.read1(BLOCK_BYTES, decode_content=False)
-        if not block:
-            break
-        received += len(block)
-        pin.check_body(received, start)
-        if unwanted < len(block):
-            keep(block[unwanted:] if unwanted else block)
-        unwanted = max(unwanted - len(block), 0)
-    if missing is not None and received != missing:
-        raise OSError(f"the answer ended after {received} of {missing} bytes")
-    if status != 206:
-        pin.check(size=received, version=None, offset=start)
+        pin.check(size=None if told[3] == "*" else int(told[3]), version=answer.version, offset=start)
+        return int(told[2]) + 1 - start, 0
+    length = headers.get("content-length", "")  # the server does not know ranges and sends the whole object
+    pin.check(size=int(length) if length.isdigit() else None, version=answer.version, offset=start)
+    pin.check_body(pin.size or 0, start)
+    return pin.size, start

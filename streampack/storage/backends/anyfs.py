@@ -36,7 +36,7 @@ class FsspecObject(RangeReader):
 
     def _cat(self, start: int, stop: int) -> bytes:
         filesystem, path, limit = self._clients.filesystem(self._url)
-        # The asynchronous ones are used by many at once; of the others nobody has promised that two threads may.
+        # Several threads may use the asynchronous ones; for the others fsspec does not promise it.
         self.reads_ahead = bool(limit)
         return bytes(filesystem.cat_file(path, start=start, end=stop, **limit))
 

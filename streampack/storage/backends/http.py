@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from streampack.errors import ConfigError
-from streampack.storage.backends.answers import receive
+from streampack.storage.backends.answers import Answer, receive
 from streampack.storage.backends.anyfs import FsspecObject
 from streampack.storage.clients import Clients
 from streampack.storage.faults import StatusError
@@ -72,15 +72,9 @@ def get_range(
         if told := re.fullmatch(r"bytes \*/(\d+)", response.headers.get("content-range", "")):  # with 416
             pin.check(size=int(told[1]), version=None, offset=start)
         raise StatusError(response.status, said[:200], response.headers)
-    receive(
-        response,
-        pin,
-        status=response.status,
-        headers=response.headers,
-        version=version(response.headers),
-        asked=(start, stop),
-        keep=keep,
-    )
+    head = response.headers
+    answer = Answer(response=response, status=response.status, headers=head, version=version(head))
+    receive(answer, pin, start, stop, keep)
 
 
 def _version(headers: Mapping[str, str]) -> str | None:

@@ -9,7 +9,7 @@ s3fs understands, s3fs reads. Listings and sizes are s3fs's in any case.
 
 from typing import Any
 
-from streampack.storage.backends.answers import receive
+from streampack.storage.backends.answers import Answer, receive
 from streampack.storage.backends.anyfs import FsspecObject
 from streampack.storage.clients import Clients
 from streampack.storage.faults import statuses
@@ -39,21 +39,18 @@ class S3Object(RangeReader):
         client, more = self._clients.client(self._protocol, lambda: _make_client(self._clients))
         pinned = {} if self.pin.version is None else {"IfMatch": self.pin.version}
         try:
-            answer = client.get_object(**self._object, **more, **pinned, Range=f"bytes={start}-{stop - 1}")
+            found = client.get_object(**self._object, **more, **pinned, Range=f"bytes={start}-{stop - 1}")
         except Exception as error:
             if pinned and 412 in statuses(error):
                 raise self.pin.replaced(f"ETag {self.pin.version} is no longer there", start) from error
             raise
-        head = answer["ResponseMetadata"]
-        receive(
-            raw_response(answer["Body"]),
-            self.pin,
-            status=head["HTTPStatusCode"],
-            headers=head["HTTPHeaders"],
-            version=answer.get("ETag"),
-            asked=(start, stop),
-            keep=keep,
+        answer = Answer(
+            response=raw_response(found["Body"]),
+            status=found["ResponseMetadata"]["HTTPStatusCode"],
+            headers=found["ResponseMetadata"]["HTTPHeaders"],
+            version=found.get("ETag"),
         )
+        receive(answer, self.pin, start, stop, keep)
 
 
 def s3_object(url: str, pin: Pin, clients: Clients) -> RangeReader:

@@ -3,13 +3,13 @@
     | a digest for each chunk, 0: not there | chunk | chunk |  (skipped_range)  | chunk | ... |
       8 bytes each                            256 KiB each, the shard's last one shorter
 
-In: chunks, in any order, from whoever holds the file's lock. Out: chunks that were written, to anyone at any time.
+In: chunks, in any order, from the process that has the file's lock. Out: chunks that were written, to any process.
 Never: a byte that is not what was written. A digest (xxh3, seeded by the file's name and the chunk's number) is
-written behind its chunk and checked on every reading, so a chunk that is half written, torn by a crash of the machine,
-altered on the disk or in a file of another name is a chunk that is not there. That is why nothing need be written
-elsewhere and renamed: a rename would show whole blocks only, and promises nothing of what a power cut leaves in them.
+written after its chunk and checked on every reading, so a chunk that is half written, torn by a crash of the machine,
+altered on the disk or in a file of another name is a chunk that is not there. So blocks need not be written elsewhere
+and renamed: a rename would show whole blocks only, and promises nothing about what a power cut leaves in them.
 
-The lock is the kernel's (flock), so it ends with its owner, however that ends. A forked child lets go of its copies.
+The lock is the kernel's (flock), so it ends with the process that has it. A forked child closes its copies.
 """
 
 import contextlib
@@ -46,11 +46,11 @@ class BlockFile:
         return struct.unpack(f"<{self._num_chunks}Q", head)
 
     def has(self, chunk: int) -> bool:
-        """Whether the chunk was there when the file was opened; that it is right is not said."""
+        """Whether the chunk was there when the file was opened; whether it is right is known when it is read."""
         return self.digests[chunk] != 0
 
     def read(self, start: int, stop: int, keep: Callable[[bytes], None]) -> int:
-        """Hand on the bytes from `start` on, up to `stop` or the first chunk that is not there; how many they were."""
+        """Hand on the bytes from `start` to `stop` or the first chunk that is not there; returns how many."""
         given = 0
         for chunk in range(start // CHUNK_BYTES, -(-stop // CHUNK_BYTES)):
             if not self.has(chunk):
@@ -91,7 +91,7 @@ class BlockFile:
 
 
 def try_lock(descriptor: int) -> bool:
-    """Take the lock of an open file if nobody has it."""
+    """Take the lock of an open file if no process has it; returns whether it was taken."""
     global _watching_forks  # noqa: PLW0603 - descriptors belong to the process
     if not _watching_forks:
         _watching_forks = True

@@ -5,9 +5,9 @@
 
 In: names of blocks. Out: open files, where the disk gives them. All processes of a node share a folder; nothing of it
 is kept in memory, and it may be deleted at any time.
-Never: an error. A disk that is full or cannot be written costs a warning, and the cache only gives what it has. Never
-a file outside of the folder, or one that is not of this pattern; never more than the budget and what is under way, for
-which it is asked before a byte is written. Removing a file takes nothing from those that have it open.
+Never: an error. Where a disk is full or cannot be written there is one warning, and the cache gives what it has. Never
+a file outside of the folder, or one that does not match this pattern; never more bytes than the budget, of which a part
+is reserved before a byte is written. Who has a removed file open can still read it.
 """
 
 import contextlib
@@ -35,13 +35,13 @@ _CANNOT_BE_WRITTEN = (
     "give a cache_dir that this user may write, on a disk with flock; two users need a folder each",
 )
 MOST_TRIES = 3
-"""To write something on a disk that is full."""
+"""Of writing to a disk that is full."""
 _KEPT = 0.9
-"""Of the budget, after an eviction: each looks at all files, so it makes room for many blocks."""
+"""The part of the budget that an eviction leaves: each looks at all files, so it makes room for many blocks."""
 _TOUCH_S = 60.0
-"""How exactly it is known when a block was last read."""
+"""How exactly the time of a block's last reading is kept."""
 _SKEW_S = 3600.0
-"""By which the clocks of this machine and of its disks may differ."""
+"""By how much the clocks of this machine and of its disks may differ."""
 _FILE_BYTES = 4096
 """What a file takes on the disk besides its chunks: its head, and the rest of its last page."""
 _COUNT_S = 3600.0
@@ -49,10 +49,10 @@ _COUNT_S = 3600.0
 _PAUSE_S = 300.0
 """For which nothing is written after the disk has failed."""
 _ROOM_S = 10.0
-"""For which somebody else's eviction counts as one's own, if the disk has room now."""
+"""For which an eviction by another process counts as one of this process, if the disk has room now."""
 _PATIENCE_S = 5.0
-"""For which the file with the sum may be somebody else's, who looks at 100,000 files in about a second; then nothing is
-written for as long."""
+"""For which another process may hold the file with the sum (it looks at 100,000 files in about a second); after that,
+nothing is written for as long again."""
 _FOLDER = re.compile(r"[0-9a-f]{2}")
 _BLOCK = re.compile(r"[0-9a-f]{32}")
 _SUM = re.compile(rb"(\d{20}) (\d{12})\n")
@@ -71,7 +71,7 @@ class CacheFolder:
         return type(self), (str(self._root.parent), self.max_bytes)
 
     def open(self, name: str, length: int) -> BlockFile | None:
-        """The block's file for reading; None: there is none."""
+        """The block's file for reading; None where it is missing."""
         try:
             self._check_owner()
             descriptor = os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -87,7 +87,7 @@ class CacheFolder:
             return None
 
     def claim(self, name: str, length: int) -> BlockFile | None:
-        """The block's file, made where there is none, with its lock; None: somebody else has it.
+        """The block's file, made if it is missing, with its lock; None: another process has the lock.
 
         Raises:
             OSError: the disk does not allow it; `failed` judges it.
@@ -120,14 +120,14 @@ class CacheFolder:
             return os.open(path, flags, 0o600)
 
     def _check_owner(self) -> None:
-        """What another user can write could be made to hold anything. A deleted folder may be theirs the next time."""
+        """Refuse a folder of another user, who could write anything into it; one that was deleted may be theirs now."""
         with contextlib.suppress(FileNotFoundError):
             found = self._root.lstat()
             if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
                 raise PermissionError(errno.EPERM, "it is not a folder of this user", str(self._root))
 
     def remove(self, name: str) -> None:
-        """Take a block out, if it is there; who reads it goes on."""
+        """Remove a block, if it is there; who has it open can still read it."""
         with contextlib.suppress(OSError):
             self._path(name).unlink()
 
@@ -142,15 +142,15 @@ class CacheFolder:
         return time.monotonic() < self._off_until
 
     def failed(self, error: OSError, *, tries: int = MOST_TRIES) -> bool:
-        """The disk said no: whether it is worth another try, as room was made; else nothing is written for a time.
+        """Whether another try may work after a disk error, as room was made; if not, nothing is written for a time.
 
-        `tries`: how often it has said so.
+        `tries`: how often it has failed.
         """
         if error.errno in _FULL and tries < MOST_TRIES:
             with contextlib.suppress(OSError):
                 if self._make_room(is_first=tries == 1):
                     return True
-        if error.errno == errno.ENOENT:  # somebody is deleting the folder at this moment
+        if error.errno == errno.ENOENT:  # the folder is being deleted at this moment
             return False
         self._off_until = time.monotonic() + _PAUSE_S
         what, remedy = _CANNOT_BE_WRITTEN
@@ -158,23 +158,23 @@ class CacheFolder:
             what, remedy = _IS_FULL
         self.say_once(
             what,
-            f"the disk of cache_dir {what} ({error}); what is not there is read from the storage and not kept, and "
-            f"writing is tried again every {_PAUSE_S:.0f} s: {remedy}",
+            f"the disk of cache_dir {what} ({error}); bytes that are missing in it are read from the storage and "
+            f"not kept, and writing is tried again every {_PAUSE_S:.0f} s: {remedy}",
         )
         return False
 
     def say_once(self, what: str, message: str) -> None:
         """Warn, the first time in this process."""
         mine = object()
-        if self._said.setdefault(what, mine) is mine:  # of threads that come at once too, only one
+        if self._said.setdefault(what, mine) is mine:  # also of threads that come at once, only one
             _log.warning("%s (%s)", message, self._root)
 
     # -- the budget ------------------------------------------------------------------------------------------------
 
     def reserve(self, num_bytes: int, *, num_files: int = 0) -> bool:
-        """Ask for the budget of so many bytes in so many files, by removing what was not read for longest.
+        """Reserve so many bytes in so many new files, if need be by removing the blocks that were not read for longest.
 
-        False: it is not to be had.
+        Returns whether they were reserved.
         """
         num_bytes += num_files * _FILE_BYTES
         try:
@@ -195,10 +195,10 @@ class CacheFolder:
         return fits
 
     def _make_room(self, *, is_first: bool) -> bool:
-        """Remove a part of what is held, as the disk has less than the budget; whether there may be room now.
+        """Remove a part of what is held, as the disk has less than the budget. Returns whether there may be room now.
 
-        All processes of a node meet a full disk at once, and one tenth is enough for them all. So at first the disk is
-        believed if it says that there is room again; a quota knows better.
+        All processes of a node meet a full disk at once, and one tenth is enough for them all. So the first time, what
+        the disk says of its free room is believed; where a quota still refuses to write, more is removed.
         """
         descriptor = self._lock_usage()
         if descriptor is None:
@@ -231,7 +231,7 @@ class CacheFolder:
         return held
 
     def _lock_usage(self) -> int | None:
-        """The file with the sum, locked; None: somebody has held it for too long."""
+        """The file with the sum, locked; None: another process has held the lock for too long."""
         descriptor = self._create(self._root / "usage")
         deadline, pause_s = time.monotonic() + _PATIENCE_S, 0.001
         try:
@@ -242,12 +242,12 @@ class CacheFolder:
                     self.say_once(
                         "is locked",
                         f"the sum of cache_dir was locked by another process for {_PATIENCE_S:.0f} s, and nothing is "
-                        "kept meanwhile: one that uses the folder stands still (end it), or the disk is slow",
+                        "kept meanwhile: a process that uses the folder is stuck (end it), or the disk is slow",
                     )
                     return None
                 heartbeat.sleep(pause_s)
                 pause_s = min(2 * pause_s, 0.05)
-        except BaseException:  # the same
+        except BaseException:  # an interrupt too, as above
             blockfile.close(descriptor)
             raise
         return descriptor
@@ -255,7 +255,7 @@ class CacheFolder:
     def _files(self) -> Iterator[tuple[float, int, str]]:
         """Of each block: when it was last read or written, its bytes on the disk, its path.
 
-        A time to come is none: a clock that was wrong once must not keep what it stamped for ever.
+        A time in the future counts as 0: a clock that was wrong once must not keep a block for ever.
         """
         latest = time.time() + _SKEW_S
         with os.scandir(self._root) as folders:
@@ -279,7 +279,7 @@ def _is_there(descriptor: int, path: Path) -> bool:
 
 
 def _has_room(folder: Path) -> bool:
-    """Whether the disk says so; quotas are not in it."""
+    """Whether the disk has free room for a block; quotas do not count."""
     found = os.statvfs(folder)
     return found.f_bavail * found.f_frsize >= BLOCK_BYTES and (found.f_favail > 0 or not found.f_files)
 

@@ -66,7 +66,7 @@ class CachedObject(RangeReader):
     is_cached = True
 
     def __init__(self, inner: RangeReader, folder: CacheFolder, clients: Clients, listed: str | None) -> None:
-        """`listed`: the version in the shard list; None: it says none."""
+        """`listed`: the version in the shard list; None: it has none."""
         assert inner.pin.size is not None, "blocks are named by it"
         self.pin = inner.pin
         self.reads_ahead = inner.reads_ahead
@@ -142,7 +142,7 @@ class CachedObject(RangeReader):
             yield begin, name, min(BLOCK_BYTES, self._size - begin)
 
     def _marks(self, version: str, position: int) -> object:
-        """What changes when somebody adds to the block of `position`, and not when somebody reads it."""
+        """What changes when a process adds to the block of `position`, and not when one reads it."""
         ((_, name, length),) = self._blocks(version, position, position + 1)
         file = self._folder.open(name, length)
         if file is None:
@@ -214,7 +214,7 @@ class CachedObject(RangeReader):
             if self._folder.failed(error, tries=tries):
                 return self._claim(version, start, stop, tries=tries + 1)
             return None, stop
-        except BaseException:  # a lock that nobody gives back would last as long as the process
+        except BaseException:  # a lock that is not given back would last as long as the process
             _close(files)
             raise
         _close(files)

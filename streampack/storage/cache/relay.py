@@ -1,13 +1,13 @@
 """An answer of the storage on its way through the cache: kept in whole chunks, handed on as it comes.
 
-Who finds a block in somebody else's hands waits with `Patience`.
+A process whose block is being filled by another one waits with `Patience`.
 
     asked for       |  chunk  |  chunk  |  chunk  |       whole chunks around what is wanted
     wanted              ^start                ^stop
     to the files    |=========|=========|=========|       as long as the disk takes them, and the version is right
     to the reader       |---------------------|           at once, piece by piece
 
-Never: a disk's error to the reader; a chunk of another version than the files are of.
+Never: an error of the disk that reaches the reader; a chunk of another version than that of the files.
 """
 
 import time
@@ -19,11 +19,11 @@ from streampack.storage.objects import Keep, Pin
 
 _FIRST_POLL_S = 0.001
 _POLL_S = 0.05
-"""The longest pause between two looks at a file that somebody else fills."""
+"""The longest pause between two looks at a file that another process fills."""
 
 
 class EnoughError(Exception):
-    """The rest of an answer is of no use."""
+    """Raised to end a request: the rest of its answer is of no use."""
 
 
 class Relay:
@@ -91,7 +91,7 @@ class Relay:
 
 
 class Patience:
-    """Waits for somebody else, as long as something changes now and then."""
+    """Waits for another process, as long as it makes progress."""
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
@@ -99,12 +99,12 @@ class Patience:
         self._last = self._waited_s = self._pause_s = 0.0
 
     def is_over(self, seen: object) -> bool:
-        """Whether nothing has changed for too long, and from then on until it does; else waits a little."""
+        """Whether nothing has changed for too long (which stays so until it does); if not, waits a little first."""
         now = time.monotonic()
         if seen != self._seen:
             self._seen, self._waited_s, self._pause_s = seen, 0.0, _FIRST_POLL_S
         elif self._waited_s <= self._timeout_s:
-            # Looks that lie far apart are of two readings of a block, not of one wait.
+            # Two looks with a long time between them belong to two readings of a block, not to one wait.
             self._waited_s += min(now - self._last, 1.0)
         self._last = now
         if self._waited_s > self._timeout_s:
@@ -115,7 +115,7 @@ class Patience:
 
 
 def next_chunk(file: BlockFile, begin: int, length: int, start: int, stop: int) -> int:
-    """Where the first chunk of a block behind that of `start` begins that is there; at most `stop`, the block's end."""
+    """Where the first chunk that is there after that of `start` begins; at most `stop`, and the block's end."""
     stop = min(stop, begin + length)
     first = max(start // CHUNK_BYTES + 1, begin // CHUNK_BYTES)
     for chunk in range(first, -(-stop // CHUNK_BYTES)):
