@@ -175,8 +175,7 @@ def _digest(shards: Mapping[str, int] | Sequence[str], storage: Storage, *, num_
             512,
             num_lanes=4,
             epochs=1,
-            storage_options=dict(storage.options),
-            retry=storage.retry,
+            storage=storage,
         )
         with PackedDataLoader(dataset, batch_size=8, num_workers=num_workers) as loader:
             for _ in loader:

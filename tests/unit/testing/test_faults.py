@@ -6,7 +6,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from streampack import PackedDataLoader, PackedDataset, RetryPolicy, StorageError
+from streampack import PackedDataLoader, PackedDataset, RetryPolicy, Storage, StorageError
 from streampack.testing import ByteTokenizer, Fault, FaultyFileSystem, write_shards
 
 DATA = bytes(range(200))
@@ -63,8 +63,7 @@ def digest(shards: str, **options: object) -> tuple[int, int]:
         64,
         num_lanes=2,
         epochs=1,
-        storage_options=options,
-        retry=RetryPolicy.immediate(3),
+        storage=Storage(options=options, retry=RetryPolicy.immediate(3)),
     )
     with PackedDataLoader(dataset, batch_size=4, num_workers=0) as loader:
         for _ in loader:
