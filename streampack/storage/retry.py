@@ -102,8 +102,8 @@ class Failures:
                 offset=offset,
             )
         return StorageError(
-            f"cannot be read, and trying again would not help ({cause}); check the credentials and the other "
-            "Storage(options=...), and what they allow",
+            f"cannot be read, and trying again would not help ({cause}); check the credentials and the other options "
+            "in Storage(options=...), and what they allow",
             url=url,
             offset=offset,
         )

@@ -399,7 +399,7 @@ class TestFaultsThatStay:
     def test_a_refusal_is_final_at_once(self, server: Server, status: int) -> None:
         server.always = status
         with pytest.raises(
-            StorageError, match=rf"a\.tar, byte 0: .*trying again would not help .*{status}.*storage_op"
+            StorageError, match=rf"a\.tar, byte 0: .*trying again would not help .*{status}.*Storage\(options"
         ):
             read(StorageReader(), f"{server.url}/a.tar", size=10_000)
         assert len(server.gets) == (2 if status == 401 else 1)  # 401: credentials may have expired
