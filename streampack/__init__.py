@@ -2,12 +2,17 @@
 
 The packages, in the order in which bytes become batches:
 
-    corpus -> storage -> tar -> documents -> chat, tokenizers -> packing     what one lane does
-       which     bytes   samples  texts      token ids           packs
-       bytes
-    lanes  -> dataset -> loader -> formats                                   from lanes to batches
-    restart   arguments  workers,  names that
-    anywhere  checked    order     a trainer knows
+    corpus              which bytes of which shards a lane reads
+    storage             a URL -> its bytes
+    tar                 bytes -> samples
+    documents           samples -> documents
+    chat, tokenizers    documents -> token ids
+    packing             token ids -> packs
+    lanes               all of the above, as one stream that can restart anywhere
+    state               where lanes continue <-> a checkpoint
+    dataset             the arguments, checked once
+    loader, ranks       lanes -> batches of one rank
+    formats             a batch as a trainer takes it
 
 Global batches are the same, bit for bit, on every number of ranks and workers, and after every resume.
 """

@@ -14,6 +14,15 @@ from streampack.errors import StateError
 RECUTTABLE = frozenset({"seq_len", "boundary", "packing", "overflow", "tail", "lookahead", "pad_id"})
 """Fields that only decide how rows are cut into packs: a run can continue with other values, from the same row."""
 
+_ARGUMENTS = {
+    "chat_template": "Chat(template=...)",
+    "max_document_bytes": "Limits(document_bytes=...)",
+    "split": "HoldOut(part=...)",
+    "train_on": "Chat(train_on=...)",
+    "val_fraction": "HoldOut(fraction=...)",
+}
+"""The argument that a field is about, where it has another name."""
+
 
 def fingerprint_of(state: Mapping[str, Any]) -> dict[str, Any]:
     """The fingerprint that a state was saved with."""
@@ -59,7 +68,7 @@ def describe_differences(
             remedy = "point the dataset at the same shards in the same order, or start a new run"
         else:
             what = f"{before!r} {saved_where}, {after!r} {now_where}"
-            remedy = f"set {name} back to the checkpoint's value, or start a new run"
+            remedy = f"set {_ARGUMENTS.get(name, name)} back to the checkpoint's value, or start a new run"
         if name in RECUTTABLE:
             remedy = f'load_state_dict(state, allow={{"{name}"}}) continues from the same row with the new value'
         lines.append(f"{name}: {what}" + (f"; {remedy}" if advise else ""))
