@@ -132,7 +132,7 @@ def _checked_mapping(value: object, keys: Keys, known: tuple[str, ...], lines: L
         nearest = get_close_matches(key, known, n=1, cutoff=0.5)
         hint = f"did you mean `{nearest[0]}`?" if nearest else f"known are {', '.join(known)}"
         if homes:
-            hint = f"it belongs into the section `{homes[0]}`"
+            hint = f"it belongs in the section `{homes[0]}`"
         place = f"in `{section}`" if keys else "at the top of the file"
         raise ConfigError(f"unknown key `{key}` {place}: {hint}", url=lines.where((*keys, key)))
     return dict(value)

@@ -1,8 +1,10 @@
-"""A YAML text in, its nodes and its plain data out, whatever the text: small, flat, and of finite size.
+"""A YAML text as its nodes and its plain data, within limits on its size, its depth and its aliases.
 
-A few lines of aliases can stand for more data than there are atoms (`b: [*a, *a]`, `c: [*b, *b]`, ...), and so can
-merge keys. So the events of the text are counted first, each alias as all that it stands for, and a text above a limit
-goes no further. Never true here: that a text is an error other than a YAMLError, which says the line.
+In:    any text. Out: the nodes of its one document, and the same as dicts, lists and plain values.
+Never: an error other than a YAMLError, which says the line; more data than `MAX_EXPANDED`.
+
+A few lines of aliases can stand for more data than fits any memory (`b: [*a, *a]`, `c: [*b, *b]`, ...), and so can merge
+keys. So the text is first read as events, with each alias counted as all that it stands for.
 """
 
 from typing import Any
@@ -32,7 +34,7 @@ class _Loader(yaml.SafeLoader):
             return super().construct_object(node, deep)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             # Dates that no calendar has, `!!bool 7`, a number of 5000 digits: yaml lets these pass as they are.
-            what = f"a {node.tag.rpartition(':')[2]} that is none: {str(node.value)[:60]!r} ({error})"
+            what = f"an invalid {node.tag.rpartition(':')[2]}: {str(node.value)[:60]!r} ({error})"
             raise yaml.constructor.ConstructorError(None, None, what, node.start_mark) from error
 
 
@@ -65,7 +67,7 @@ def _check_size(text: str) -> None:
             anchor, before = open_.pop()
         elif isinstance(event, yaml.AliasEvent):
             if event.anchor in (name for name, _ in open_):
-                raise LimitError(f"the alias *{event.anchor} stands in what it stands for", line)
+                raise LimitError(f"the alias *{event.anchor} is inside what it stands for", line)
             total += sizes.get(str(event.anchor), 1)
             anchor = None
         elif isinstance(event, yaml.NodeEvent):

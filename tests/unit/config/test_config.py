@@ -212,7 +212,7 @@ def test_a_package_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         (MINIMAL + "  seqlen: 8\n", r"run.yaml:4: unknown key `seqlen` in `dataset`: did you mean `seq_len`\?"),
         (
             MINIMAL + "  batch_size: 8\n",
-            r"run.yaml:4: unknown key `batch_size` in `dataset`: it belongs into the section `loader`",
+            r"run.yaml:4: unknown key `batch_size` in `dataset`: it belongs in the section `loader`",
         ),
         (
             MINIMAL + "loader:\n  xyzzy: 1\n",
@@ -224,12 +224,12 @@ def test_a_package_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         ),
         (
             MINIMAL + "seed: 1\n",
-            "run.yaml:4: unknown key `seed` at the top of the file: it belongs into the section `dataset`",
+            "run.yaml:4: unknown key `seed` at the top of the file: it belongs in the section `dataset`",
         ),
         (MINIMAL + "  7: 1\n", "run.yaml:4: unknown key `7` in `dataset`"),
         (
             MINIMAL + "  buffer_bytes: 1\n",
-            "run.yaml:4: unknown key `buffer_bytes` in `dataset`: it belongs into the section `dataset.limits`",
+            "run.yaml:4: unknown key `buffer_bytes` in `dataset`: it belongs in the section `dataset.limits`",
         ),
         (
             MINIMAL + "  limits: {max_document_bytes: 1}\n",
@@ -327,7 +327,7 @@ MERGES = "a: &a {x: 1}\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("dataset: &d\n  data: *d\n  tokenizer: t\n", r":2: .* large: the alias \*d stands in what it stands for"),
+        ("dataset: &d\n  data: *d\n  tokenizer: t\n", r":2: .* large: the alias \*d is inside what it stands for"),
         (LAUGHS, r"run.yaml:6: .*with its aliases spelled out the file has more than 1,048,576 values and characters"),
         (MERGES, r"run.yaml:7: .*with its aliases spelled out the file has more than 1,048,576 values"),
         (f"a: &a {'x' * 10**5}\nb: [{'*a, ' * 20}]\n", r"run.yaml:2: .*with its aliases spelled out"),
