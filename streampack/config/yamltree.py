@@ -3,8 +3,8 @@
 In:    any text. Out: the nodes of its one document, and the same as dicts, lists and plain values.
 Never: an error other than a YAMLError, which says the line; more data than `MAX_EXPANDED`.
 
-A few lines of aliases can stand for more data than fits any memory (`b: [*a, *a]`, `c: [*b, *b]`, ...), and so can merge
-keys. So the text is first read as events, with each alias counted as all that it stands for.
+A few lines of aliases can stand for more data than fits any memory (`b: [*a, *a]`, `c: [*b, *b]`, ...), and so can
+merge keys. So the text is first read as events, with each alias counted as all that it stands for.
 """
 
 from typing import Any

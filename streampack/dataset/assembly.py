@@ -41,7 +41,6 @@ def make_pipeline(arguments: DatasetArguments, storage: StorageReader) -> Pipeli
     pad_id = arguments.pad_id
     if pad_id is None and tokenizer is not None:
         pad_id = tokenizer.pad_id
-    packing = as_packing(arguments.packing, conversations=field.is_chat)
     pipeline = Pipeline(
         storage=storage,
         documents=DocumentReader(
@@ -58,10 +57,7 @@ def make_pipeline(arguments: DatasetArguments, storage: StorageReader) -> Pipeli
         eos_id=eos_id,
         seq_len=arguments.seq_len,
         boundary=as_boundary(arguments.boundary),
-        packing=str(packing.kind),
-        overflow=str(packing.overflow),
-        tail=str(packing.tail),
-        lookahead=packing.lookahead,
+        packing=as_packing(arguments.packing, conversations=field.is_chat),
         pad_id=0 if pad_id is None else pad_id,
         token_ids=(None, None) if tokenizer is None else (tokenizer.bos_id, tokenizer.eos_id),
         on_error=arguments.on_error,
@@ -94,8 +90,8 @@ def fingerprint(arguments: DatasetArguments, pipeline: Pipeline) -> dict[str, An
 
     The keys are those of saved states, so they stay when an argument gets another name.
     """
-    documents, hold_out, boundary = pipeline.documents, arguments.hold_out, pipeline.boundary
-    chat = documents.chat
+    documents, boundary, packing = pipeline.documents, pipeline.boundary, pipeline.packing
+    hold_out, chat = arguments.hold_out, documents.chat
     return {
         "seed": arguments.seed,
         "shuffle": bool(arguments.shuffle) and not arguments.is_validation,
@@ -110,9 +106,9 @@ def fingerprint(arguments: DatasetArguments, pipeline: Pipeline) -> dict[str, An
         "add_eos": arguments.add_eos,
         "seq_len": pipeline.seq_len,
         "boundary": f"replace:{boundary.token_id}" if isinstance(boundary, ReplaceBoundary) else str(boundary),
-        "packing": pipeline.packing,
-        "overflow": pipeline.overflow,
-        "tail": pipeline.tail,
-        "lookahead": pipeline.lookahead,
+        "packing": str(packing.kind),
+        "overflow": str(packing.overflow),
+        "tail": str(packing.tail),
+        "lookahead": packing.lookahead,
         "pad_id": pipeline.pad_id,
     }

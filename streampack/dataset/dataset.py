@@ -246,10 +246,11 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
 
         Packings of whole documents have each label in the pack of its row, except where `overflow` cut a document.
         """
-        pipeline = self.pipeline
-        if not pipeline.lookahead or pipeline.packing != PackingKind.WRAP:
+        packing = self.pipeline.packing
+        if not packing.lookahead or packing.keeps_documents_whole:
             return self
-        return self._copy(pipeline=dataclasses.replace(pipeline, lookahead=False))
+        without = dataclasses.replace(packing, lookahead=False)
+        return self._copy(pipeline=dataclasses.replace(self.pipeline, packing=without))
 
     def _copy(self, **changes: object) -> Self:
         other = object.__new__(type(self))  # `copy.copy` would call `__getstate__`, which lists the shards

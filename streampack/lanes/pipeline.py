@@ -42,10 +42,8 @@ class Pipeline:
     eos_id: int | None
     seq_len: int
     boundary: BoundaryPolicy | ReplaceBoundary
-    packing: str
-    overflow: str
-    tail: str
-    lookahead: bool
+    packing: Packing
+    """With `overflow` decided."""
     pad_id: int
     token_ids: tuple[int | None, int | None]
     """The tokenizer's (BOS, EOS), for the policies that look at values."""
@@ -223,7 +221,7 @@ class Pipeline:
     def targets(self, tokens: NDArray[np.integer], mask: Mask | None) -> int:
         """How many of a document's tokens its own rows train, but for what `overflow` takes from it."""
         kept = len(tokens)
-        if self.packing != "wrap" and self.overflow == "truncate":
+        if self.packing.keeps_documents_whole and self.packing.overflow == "truncate":
             kept = min(kept, self.seq_len + 1)
         return max(kept - 1, 0) if mask is None else int(np.count_nonzero(mask[1:kept]))
 
@@ -232,7 +230,7 @@ class Pipeline:
             at_once=at_once,
             seq_len=self.seq_len,
             boundary=self.boundary,
-            packing=Packing(self.packing, overflow=self.overflow, tail=self.tail, lookahead=self.lookahead),
+            packing=self.packing,
             pad_id=self.pad_id,
             bos_id=self.token_ids[0],
             eos_id=self.token_ids[1],

@@ -72,7 +72,7 @@ class LaneStream:
         self._policy = SkipPolicy(
             lane, start.skipped_ranges, on_error=pipeline.on_error, max_bad=pipeline.max_bad
         )
-        self._may_refuse = pipeline.packing != "wrap" and pipeline.overflow == "error"
+        self._may_refuse = pipeline.packing.keeps_documents_whole and pipeline.packing.overflow == "error"
         self._end: LaneEnd | None = None
         self._is_over = False
         """Whether the packer has got all documents."""

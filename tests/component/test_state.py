@@ -584,7 +584,7 @@ def assert_refused(
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"seq_len": 40}, 'seq_len: 32 in the checkpoint, 40 now; load_state_dict(state, allow={"seq_len"}) goes on'),
+        ({"seq_len": 40}, 'seq_len: 32 in the checkpoint, 40 now; load_state_dict(state, allow={"seq_len"}) continues'),
         ({"boundary": "keep"}, "boundary: 'mask' in the checkpoint, 'keep' now; load_state_dict(state, allow="),
         ({"boundary": streampack.ReplaceBoundary(7)}, "boundary: 'mask' in the checkpoint, 'replace:7' now"),
         ({"packing": "next_fit"}, "packing: 'wrap' in the checkpoint, 'next_fit' now; load_state_dict(state, allow="),

@@ -102,7 +102,7 @@ def peek(
             "num_lanes": dataset.num_lanes,
             "seq_len": pipeline.seq_len,
             "boundary": dataset.fingerprint()["boundary"],
-            "packing": str(pipeline.packing),
+            "packing": str(pipeline.packing.kind),
         }
         print_json(heading | {"packs": [msgspec.to_builtins(view) for view in views]})
         return

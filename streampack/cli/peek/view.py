@@ -129,7 +129,7 @@ def _segment(document: int, source: Provenance, first_row: int, goes_on: bool, e
 def _reason(pipeline: Pipeline, label: int, following: int | None, *, goes_on: bool) -> str:
     """Why a segment's last row has its label; `following` is the first token of the next segment."""
     if label == IGNORE_INDEX:
-        return "masked: no lookahead" if goes_on and not pipeline.lookahead else "masked"
+        return "masked: no lookahead" if goes_on and not pipeline.packing.lookahead else "masked"
     if goes_on:
         return "its next token, in the next pack"
     if pipeline.boundary is BoundaryPolicy.TRIM:
