@@ -95,12 +95,11 @@ def advance_rows(rows: "NDArray[np.int64]", lanes: "NDArray[np.intp]", changes: 
         lanes: [n], for each pack the row of its lane; packs of one lane come in its order.
         changes: int64 [n, C], for each pack the cursor after it, then what it adds to the numbers. Sums wrap around.
     """
-    if not len(lanes):
-        return
-    order = np.argsort(lanes, kind="stable")
-    lanes, changes = lanes[order], changes[order]
-    last = np.flatnonzero(np.diff(lanes, append=-1))  # of each lane
-    first = np.concatenate(([0], last[:-1] + 1))
-    advanced = lanes[last]
-    rows[advanced, :NUM_CURSOR] = changes[last, :NUM_CURSOR]
-    rows[advanced, NUM_CURSOR:] += np.add.reduceat(changes[:, NUM_CURSOR:], first, axis=0)
+    last = dict(zip(lanes.tolist(), range(len(lanes)), strict=True))  # the last pack of each lane
+    if len(last) == len(lanes):
+        after = rows.take(lanes, axis=0) + changes
+        after[:, :NUM_CURSOR] = changes[:, :NUM_CURSOR]
+        rows[lanes] = after
+    else:
+        np.add.at(rows[:, NUM_CURSOR:], lanes, changes[:, NUM_CURSOR:])
+        rows[list(last), :NUM_CURSOR] = changes[list(last.values()), :NUM_CURSOR]

@@ -54,8 +54,10 @@ class Unpassed:
 
     def cursor(self, document: int, row: int) -> Cursor:
         """Row `row` of a document that is not passed."""
-        fed = next(fed for fed in self._fed if document < fed.stop)
-        return fed.documents.cursor(document - fed.first, row)
+        for documents, first, stop, _ in self._fed:
+            if document < stop:
+                return documents.cursor(document - first, row)
+        raise AssertionError(f"document {document} has not been fed")
 
     def provenance(self, rows: PackRows) -> Iterator[Provenance]:
         """Of each segment of a pack, before its documents are passed."""
