@@ -22,9 +22,8 @@ from streampack.state.checkpoint import FIELDS, PACKS, Committed
 BATCHES_BACK = 8
 """How many batches back a state can be asked for."""
 
-_IN_BOTH = [name for name in COLUMNS if name in FIELDS]
-_OF_MESSAGE = [COLUMNS.index(name) for name in _IN_BOTH]
-_OF_CHECKPOINT = [FIELDS.index(name) for name in _IN_BOTH]
+_COLUMN_OF = np.array([0 if name == "packs" else COLUMNS.index(name) for name in FIELDS])
+"""The column of a message for each one of a checkpoint; messages have none for packs, and the 0 there is not used."""
 _DOCUMENTS = FIELDS.index("documents")
 _SKIPPED_PACKS = FIELDS.index("skipped_packs")
 
@@ -102,8 +101,7 @@ class Commits:
 
 def to_checkpoint(changes: NDArray[np.int64]) -> NDArray[np.int64]:
     """Rows of messages, int64 [n, len(COLUMNS)], as rows of a checkpoint, int64 [n, len(FIELDS)]: one pack each."""
-    rows = np.zeros((len(changes), len(FIELDS)), dtype=np.int64)
-    rows[:, _OF_CHECKPOINT] = changes[:, _OF_MESSAGE]
+    rows: NDArray[np.int64] = changes.take(_COLUMN_OF, axis=1)
     rows[:, PACKS] = 1
     return rows
 
