@@ -21,8 +21,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from support.arguments import packed_dataset
+from support.processes import Job
 from support.proxy import Fault, Proxy
-from support.torchrun import Job
 
 from streampack import PackedDataLoader
 from streampack.testing import write_shards

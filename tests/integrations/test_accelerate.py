@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.torchrun import torchrun
+from support.processes import run_program
 
 import streampack
 from streampack.errors import ConfigError, LoaderError, StateError
@@ -17,7 +17,7 @@ from streampack.testing import ByteTokenizer, write_shards
 
 accelerate = pytest.importorskip("accelerate", reason="the extra `trainers` has it")
 
-pytestmark = [pytest.mark.timeout(170), pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,7 @@ def own(rank: int, first: int, count: int) -> list[list[int]]:
 @pytest.fixture(scope="module")
 def two(shards: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     place = tmp_path_factory.mktemp("accelerate")
-    torchrun("accelerate_resume.py", Path(shards[0]).parent, place, ranks=2, log=place / "log")
+    run_program("accelerate_resume.py", Path(shards[0]).parent, place, ranks=2, log=place / "log")
     return place, [json.loads((place / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 

@@ -19,10 +19,10 @@ from typing import Any
 
 import pytest
 import torch
-from support.torchrun import PROGRAMS, Job, launcher, needs_proc
+from support.processes import PROGRAMS, Job, launcher, needs_proc
 from torch.nn.functional import one_hot
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.slow, needs_proc]
+pytestmark = needs_proc
 
 STEPS, CHECKPOINT_EVERY, KILL_AFTER = 15, 5, 7
 """Killed two steps behind a checkpoint, at least two before the next: the steps since the checkpoint come twice."""
@@ -82,7 +82,7 @@ def run(tmp_path: Path) -> Run:
         program = [PROGRAMS / name] if name.endswith(".py") else ["-m", f"streampack.examples.{name}"]
         command = [*python, *program, *arguments]
         with Example(command, log=tmp_path / f"log{count}") as example:
-            found = example.steps(until=kill_after, deadline_s=90)
+            found = example.steps(until=kill_after)
             if kill_after is None:
                 code = example.wait(20)
                 assert code == 0, f"the example ended with {code}; it said:\n{example.output}"
@@ -111,9 +111,7 @@ def test_pytorch_with_fsdp2_goes_on_exactly_after_a_kill(run: Run, tmp_path: Pat
     assert_goes_on_exactly(run, "pytorch_fsdp2", tmp_path / "whole", tmp_path / "killed", *COUNTS, ranks=2)
 
 
-def test_pytorch_with_fsdp2_has_the_same_batches_when_it_goes_on_with_fewer_processes(
-    run: Run, tmp_path: Path
-) -> None:
+def test_pytorch_with_fsdp2_has_the_same_batches_when_it_goes_on_with_fewer_processes(run: Run, tmp_path: Path) -> None:
     whole = run("pytorch_fsdp2", tmp_path / "whole", *COUNTS, "--workers=0")
     first = run("pytorch_fsdp2", tmp_path / "moved", *COUNTS, ranks=2, kill_after=KILL_AFTER)
     second = run("pytorch_fsdp2", tmp_path / "moved", *COUNTS)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.torchrun import PROGRAMS, torchrun
+from support.processes import PROGRAMS, run_program
 
 import streampack
 from streampack.errors import ConfigError, LoaderError
@@ -20,7 +20,7 @@ sys.path.insert(0, str(PROGRAMS))
 import pytorch_lightning as lightning
 from lightninged import Watching, fit
 
-pytestmark = [pytest.mark.timeout(170), pytest.mark.filterwarnings("ignore")]  # Lightning has much advice to give
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning has much advice to give
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_epochs_of_so_many_batches_lose_none_and_go_on(shards: list[str], tmp_pa
 @pytest.fixture(scope="module")
 def two(shards: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     place = tmp_path_factory.mktemp("ddp")
-    torchrun("lightninged.py", Path(shards[0]).parent, place, ranks=2, log=place / "log")
+    run_program("lightninged.py", Path(shards[0]).parent, place, ranks=2, log=place / "log")
     return place, [json.loads((place / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.torchrun import needs_proc, torchrun
+from support.processes import needs_proc, run_program
 from torch.utils.data import DataLoader, DistributedSampler
 
 import streampack
@@ -39,9 +39,7 @@ def test_a_wrapper_that_deals_a_ranks_packs_again_is_refused(shards: list[str]) 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_workers_of_such_a_wrapper_are_refused_too(shards: list[str], context: str) -> None:
-    loader = DataLoader(
-        shard_of(dataset_of(shards, rank=0, size=2), 0), num_workers=1, multiprocessing_context=context
-    )
+    loader = DataLoader(shard_of(dataset_of(shards, rank=0, size=2), 0), num_workers=1, multiprocessing_context=context)
     with pytest.raises(TopologyError, match="deals out the packs"):
         next(iter(loader))
 
@@ -66,7 +64,7 @@ def test_accelerate_leaves_the_loader_as_it_is_and_cannot_deal_a_ranks_packs_aga
     shards: list[str], tmp_path: Path
 ) -> None:
     pytest.importorskip("accelerate")
-    output = torchrun("accelerated.py", str(Path(shards[0]).parent), ranks=2, log=tmp_path / "log")
+    output = run_program("accelerated.py", str(Path(shards[0]).parent), ranks=2, log=tmp_path / "log")
     [line] = [line for line in output.splitlines() if line.startswith("RESULT ")]
     first, second = json.loads(line.removeprefix("RESULT "))
     everything = tokens(dataset_of(shards, rank=0, size=1))

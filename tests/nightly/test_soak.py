@@ -6,14 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.torchrun import needs_proc
+from support.processes import needs_proc
 
 SOAK = Path(__file__).parents[1] / "benchmarks" / "soak.py"
 SECONDS = 60
 
 
 @needs_proc
-@pytest.mark.slow
 @pytest.mark.timeout(SECONDS + 170)
 def test_a_run_through_random_faults_gives_the_packs_of_a_quiet_one_in_flat_memory_and_files(tmp_path: Path) -> None:
     results = tmp_path / "results.json"

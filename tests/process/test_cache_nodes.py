@@ -26,8 +26,8 @@ import pytest
 from support import servers
 from support.arguments import packed_dataset
 from support.caches import MIB
+from support.processes import Job, needs_proc
 from support.proxy import Proxy
-from support.torchrun import Job, needs_proc
 
 import streampack
 from streampack.testing import write_shards
@@ -85,7 +85,6 @@ def nodes() -> Iterator[list[int]]:
         yield holders
 
 
-@pytest.mark.slow
 @needs_proc
 def test_two_nodes_have_the_packs_of_one_process_and_ask_for_each_byte_once(nodes: list[int], tmp_path: Path) -> None:
     chooser = random.Random(7)
@@ -135,7 +134,7 @@ def test_two_nodes_have_the_packs_of_one_process_and_ask_for_each_byte_once(node
                 for node, pid in enumerate(nodes)
             ]
             for job in jobs:
-                assert job.wait(120) == 0, job.output
+                assert job.wait(150) == 0, job.output
     finally:
         for proxy in proxies:
             proxy.close()

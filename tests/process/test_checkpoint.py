@@ -8,14 +8,12 @@ from typing import Any
 
 import pytest
 from support.arguments import packed_dataset
+from support.processes import run_program
 from support.reference import Pass, assert_batches, endless_batches, lane_packs, prose
-from support.torchrun import torchrun
 
 import streampack
 from streampack.records import Counts
 from streampack.testing import write_shards
-
-pytestmark = pytest.mark.timeout(170)
 
 Dataset = dict[str, Any]
 NUM_RANKS = {"first": 2, "second": 4, "third": 1}
@@ -88,7 +86,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
         }
         saved = str(place / "checkpoint")
         (place / "job.json").write_text(json.dumps({"load": loaded, "save": saved, "loaders": loaders}))
-        torchrun("checkpoint.py", place / "job.json", place, ranks=num_ranks, log=place / "log")
+        run_program("checkpoint.py", place / "job.json", place, ranks=num_ranks, log=place / "log")
         outcomes = [pickle.loads((place / f"rank{rank}.pickle").read_bytes()) for rank in range(num_ranks)]
         jobs[name] = Job(num_ranks=num_ranks, loaders=loaders, outcomes=outcomes)
         loaded = saved

@@ -23,8 +23,6 @@ from streampack.cli.demo.verdict import judge, make_reference
 from streampack.errors import StreampackError
 from streampack.examples.train import PACKS_PER_STEP, Transformer
 
-pytestmark = pytest.mark.slow
-
 STEPS = 12
 needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
 

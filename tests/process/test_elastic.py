@@ -9,13 +9,11 @@ from typing import Any
 
 import pytest
 from support.arguments import packed_dataset
+from support.processes import run_program
 from support.reference import prose
-from support.torchrun import torchrun
 
 import streampack
 from streampack.testing import write_shards
-
-pytestmark = pytest.mark.timeout(170)
 
 GLOBAL_BATCH = 8
 STEPS = 3
@@ -71,7 +69,7 @@ def lives(dataset: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
             "after": LOST,
         }
         (place / "job.json").write_text(json.dumps(job))
-        torchrun("elastic.py", place / "job.json", place, ranks=life.num_ranks, log=place / "log", deadline_s=60)
+        run_program("elastic.py", place / "job.json", place, ranks=life.num_ranks, log=place / "log")
         found[name] = [pickle.loads((place / f"rank{rank}.pickle").read_bytes()) for rank in range(life.num_ranks)]
         loaded = saved
     return found

@@ -3,13 +3,11 @@
 from pathlib import Path
 
 import pytest
+from support.processes import run_program
 from support.ranks import Finite, Ran, References, run_job
 from support.reference import assert_batches, endless_batches, prose
-from support.torchrun import torchrun
 
 from streampack.testing import write_shards
-
-pytestmark = pytest.mark.timeout(170)
 
 
 def uneven(given: References) -> dict:
@@ -26,7 +24,7 @@ def lives(references: References, tmp_path_factory: pytest.TempPathFactory) -> R
         *({**even, "name": f"loader {number}", "close": True} for number in range(8)),
         {**uneven(references), "name": "group of rank 0", "group_of": [0]},
     ]
-    return run_job(cases, 2, tmp_path_factory.mktemp("lives"), deadline_s=40)
+    return run_job(cases, 2, tmp_path_factory.mktemp("lives"))
 
 
 def test_a_loader_that_was_closed_between_passes_still_ends_on_all_ranks_at_once(
@@ -69,7 +67,7 @@ def test_a_group_of_the_trainer_that_only_one_rank_belongs_to_does_not_hinder(
 def test_loaders_of_a_mesh_can_be_closed_and_others_made(references: References, tmp_path: Path) -> None:
     even = {"dataset": references.corpora["even"], "loader": {"batch_size": 2, "num_workers": 1}, "batches": 2}
     mesh = {**even, "mesh": {"dp": 2, "tp": 2}, "close": True}
-    job = run_job([{**mesh, "name": f"mesh {number}"} for number in range(3)], 4, tmp_path, deadline_s=40)
+    job = run_job([{**mesh, "name": f"mesh {number}"} for number in range(3)], 4, tmp_path)
     lanes = references.lanes("even", 0, None, 2)
     for number in range(3):
         for rank, outcome in enumerate(job[f"mesh {number}"]):
@@ -82,7 +80,7 @@ def test_a_group_of_the_trainer_that_only_one_rank_of_a_mesh_belongs_to_does_not
 ) -> None:
     mesh = {**uneven(references), "name": "mesh", "mesh": {"dp": 2, "tp": 2}, "group_of": [0]}
     current = references.one_pass(Finite(), 0, 0)
-    for rank, outcome in enumerate(run_job([mesh], 4, tmp_path, deadline_s=40)["mesh"]):
+    for rank, outcome in enumerate(run_job([mesh], 4, tmp_path)["mesh"]):
         expected = current.batches(0, rank=rank // 2, num_ranks=2, batch_size=2)
         assert_batches(outcome["passes"][0], expected, f"rank {rank}")
 
@@ -93,5 +91,5 @@ def test_workers_that_are_forked_right_after_the_ranks_spoke_come_to_life(tmp_pa
     Without `Group._hold` one loader in about 200 waits for ever for its workers on a busy machine.
     """
     write_shards(tmp_path / "shards", prose(1, 70), documents_per_shard=19)
-    torchrun("forking.py", tmp_path / "shards", tmp_path, ranks=2, log=tmp_path / "log", deadline_s=150)
+    run_program("forking.py", tmp_path / "shards", tmp_path, ranks=2, log=tmp_path / "log")
     assert [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)] == ["120", "120"]

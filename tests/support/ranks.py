@@ -12,8 +12,8 @@ import streampack
 from streampack.state.checkpoint import to_json
 from streampack.testing import write_shards
 from support.arguments import packed_dataset
+from support.processes import run_program
 from support.reference import Pass, lane_packs, prose
-from support.torchrun import torchrun
 
 Dataset = dict[str, Any]
 """Arguments of a PackedDataset but for the tokenizer."""
@@ -148,10 +148,11 @@ class Ran:
         return found
 
 
-def run_job(cases: Iterable[dict[str, Any]], num_ranks: int, folder: Path, *, deadline_s: float = 90) -> Ran:
+def run_job(cases: Iterable[dict[str, Any]], num_ranks: int, folder: Path, **how: Any) -> Ran:
+    """The outcomes of cases; `how` as `run_program` takes it."""
     cases = list(cases)
     (folder / "job.json").write_text(json.dumps(cases))
-    torchrun("cases.py", folder / "job.json", folder, ranks=num_ranks, log=folder / "log", deadline_s=deadline_s)
+    run_program("cases.py", folder / "job.json", folder, ranks=num_ranks, log=folder / "log", **how)
     by_rank = [pickle.loads((folder / f"rank{rank}.pickle").read_bytes()) for rank in range(num_ranks)]
     outcomes = {case["name"]: list(of_ranks) for case, *of_ranks in zip(cases, *by_rank, strict=True)}
     return Ran(num_ranks, outcomes, folder)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from support.torchrun import Job
+from support.processes import Job
 
 
 def handed_out(folder: Path, rank: int) -> tuple[int, dict[str, Any], int | None]:

@@ -137,7 +137,8 @@ def _take(loader: streampack.PackedDataLoader, limit: int | None) -> Iterator[di
 
 
 def main() -> None:
-    faulthandler.dump_traceback_later(25, repeat=True)  # seen only when the job hangs
+    faulthandler.dump_traceback_later(60, repeat=True)  # seen only when the job hangs
+    gc.freeze()  # what `run` collects are its own objects, not also those of all libraries
     cases = json.loads(Path(sys.argv[1]).read_text())
     outcomes = []
     for case in cases:

@@ -36,7 +36,7 @@ def parts(loaders: dict[str, Any], job: dict[str, Any], model: torch.nn.Module) 
 
 
 def main() -> None:
-    faulthandler.dump_traceback_later(25, repeat=True)
+    faulthandler.dump_traceback_later(60, repeat=True)
     dist.init_process_group("gloo")
     job = json.loads(Path(sys.argv[1]).read_text())
     loaders = {

@@ -81,7 +81,7 @@ def train(app: AppState, steps: int, seen: dict[int, dict[int, str]]) -> None:
 
 
 def main() -> None:
-    faulthandler.dump_traceback_later(30, repeat=True)
+    faulthandler.dump_traceback_later(60, repeat=True)
     dist.init_process_group("gloo")
     job = json.loads(Path(sys.argv[1]).read_text())
     mesh = init_device_mesh("cpu", tuple(job["mesh"].values()), mesh_dim_names=tuple(job["mesh"]))

@@ -12,7 +12,7 @@ import streampack
 
 
 def main() -> None:
-    faulthandler.dump_traceback_later(25, repeat=True)
+    faulthandler.dump_traceback_later(60, repeat=True)
     dist.init_process_group("gloo")
     dataset = packed_dataset(**json.loads(Path(sys.argv[1]).read_text()))
     for _ in streampack.PackedDataLoader(dataset, 2, num_workers=1):

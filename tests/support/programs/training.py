@@ -23,7 +23,7 @@ import streampack
 
 
 def main() -> None:
-    faulthandler.dump_traceback_later(25, repeat=True)
+    faulthandler.dump_traceback_later(60, repeat=True)
     dist.init_process_group("gloo")
     job, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     dataset = packed_dataset(**job["dataset"])
