@@ -10,7 +10,7 @@ as a whole), and a SentencePiece BPE model with byte fallback. Nothing of the pa
 neither the preface nor the headers that the transcribers and the dictionary software added.
 
 The same input gives the same shards, byte for byte (for the compressed one: the same tar inside). A model trained by
-another release of SentencePiece may differ, so the one that ships is not made anew without need.
+another release of SentencePiece may differ, so the one that ships is made again only where it must.
 """
 
 import argparse
@@ -144,11 +144,11 @@ def train_model(entries: Iterable[Entry], path: Path) -> None:
 
 
 def main() -> None:
-    """Makes shards and model anew."""
+    """Make the shards, and the model where that is asked for."""
     parser = argparse.ArgumentParser(description="Make streampack's demo data from Debian's package dict-devil.")
     parser.add_argument("dictionary", type=Path, help="folder with devil.dict.dz and devil.index somewhere under it")
     parser.add_argument("--out", type=Path, default=DATA, help="folder to write to (default: where the package is)")
-    parser.add_argument("--model", action="store_true", help="train the model anew, too")
+    parser.add_argument("--model", action="store_true", help="also train the model")
     arguments = parser.parse_args()
     entries = read_dictionary(arguments.dictionary)
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -86,7 +86,7 @@ def train(run: Path, *, num_steps: int, checkpoint_every: int, num_workers: int)
     with PackedDataLoader(dataset, GLOBAL_BATCH // dist.get_world_size(), num_workers=num_workers) as loader:
         state = TrainState(model, optimizer, loader)
         load_newest(run, state)
-        # The range comes first: behind the last step no batch is taken that nobody trains on.
+        # The range comes first, so that no batch is taken after the last step.
         for step, batch in zip(range(state.step + 1, num_steps + 1), loader):
             num_targets = total(batch["num_targets"].sum())
             logits = model(batch)

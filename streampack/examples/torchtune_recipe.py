@@ -44,7 +44,7 @@ class RecipeLoader(PackedDataLoader):
         return self.batches_per_epoch
 
     def __iter__(self) -> Iterator[Batch]:
-        # islice takes no batch behind the last one, so the next epoch begins with the very next batch.
+        # islice takes no batch after the last one, so the next epoch begins with the very next batch.
         return itertools.islice(super().__iter__(), self.batches_per_epoch)
 
     @property

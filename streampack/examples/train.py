@@ -161,7 +161,7 @@ def train(
         # A file of its own for each attempt: what was trained on before a crash stays on record.
         name = f"log-from-{first_step:06d}-rank-{rank}-of-{num_ranks}.jsonl"
         with (run / name).open("a") as log:
-            # The range comes first: behind the last step, no batch is taken that nobody trains on.
+            # The range comes first, so that no batch is taken after the last step.
             for step, batch in zip(range(first_step, num_steps + 1), loader):
                 loss = train_step(model, optimizer, batch)
                 # Pack j of this rank's batch: ranks take the global packs in turn.

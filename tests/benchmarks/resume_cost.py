@@ -2,7 +2,7 @@
 
     python tests/benchmarks/resume_cost.py [--megabytes 200]
 
-Writes plain shards of made-up text, walks one epoch with ten saved states, then starts anew from each of them, all in
+Writes plain shards of made-up text, walks one epoch with ten saved states, then starts again from each of them, all in
 one process and interleaved. The ratio to a fresh start is the result; it must not grow with the position.
 """
 

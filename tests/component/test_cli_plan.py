@@ -131,7 +131,7 @@ def test_an_epoch_takes_as_many_requests_as_it_says(
         )
         while not isinstance(stream.next(), LaneEnd):
             pass
-    # The search for a sample behind a cut takes a second request where a range holds too few headers.
+    # The search for a sample after a cut takes a second request where a range holds too few headers.
     assert len(requests) == pytest.approx(corpus.table.total_bytes / rank["request_bytes"], rel=0.1)
     assert rank["requests_per_s"] * rank["request_bytes"] == pytest.approx(1000 * 5)
 

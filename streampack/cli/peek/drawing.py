@@ -35,14 +35,14 @@ def draw(console: Console, view: View, pieces: Pieces) -> None:
     for segment in view.segments:
         colour = _COLOURS[segment.document % len(_COLOURS) - 1]
         bar = Text(_BAR, style=colour)
-        _draw_behind(console, bar, _heading(segment, folder, colour))
-        _draw_behind(console, bar, _body(segment, view, pieces, colour))
+        _draw_after(console, bar, _heading(segment, folder, colour))
+        _draw_after(console, bar, _body(segment, view, pieces, colour))
         _draw_edge(console, segment)
     if view.num_padding:
         first, last = view.num_tokens, len(view.tokens) - 1
         name = pieces.name(view.tokens[-1])
         text = f"rows {first}-{last}  padding  ░░░ {view.num_padding:,} times {name}, label {IGNORE_INDEX}, segment 0"
-        _draw_behind(console, Text(_BAR, style="dim"), Text(text, style="dim"))
+        _draw_after(console, Text(_BAR, style="dim"), Text(text, style="dim"))
     console.print()
 
 
@@ -73,8 +73,8 @@ def draw_legend(console: Console, pieces: Pieces) -> None:
     console.print(line)
 
 
-def _draw_behind(console: Console, mark: Text, text: Text) -> None:
-    """The text, each of its lines behind the mark."""
+def _draw_after(console: Console, mark: Text, text: Text) -> None:
+    """The text, with the mark before each of its lines."""
     for line in text.wrap(console, max(console.width - len(_BAR), 8), overflow="fold"):
         console.print(mark + line, no_wrap=True, crop=False)
 
@@ -124,4 +124,4 @@ def _draw_edge(console: Console, segment: Segment) -> None:
         (str(IGNORE_INDEX), "bold red") if edge.masked else (edge.label_text, "bold green"),
         f" ({edge.reason})",
     )
-    _draw_behind(console, Text(" " * len(_BAR)), line)
+    _draw_after(console, Text(" " * len(_BAR)), line)
