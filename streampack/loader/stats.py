@@ -36,7 +36,7 @@ STATS = (
     Stat("tokens", Scope.RUN, "rows", "input rows that are not padding"),
     Stat("targets", Scope.RUN, "rows", "rows with a label"),
     Stat("padding", Scope.RUN, "rows", "padding of packs that are not fillers"),
-    Stat("bad_records", Scope.RUN, "records", 'bad records and broken ranges that `on_error="skip"` left out'),
+    Stat("bad_records", Scope.RUN, "records", 'bad records and rests of broken shards, left out by `on_error="skip"`'),
     Stat("split_documents", Scope.RUN, "documents", 'those that `overflow="split"` cut'),
     Stat("truncated_documents", Scope.RUN, "documents", 'those that `overflow="truncate"` cut'),
     Stat("truncated_tokens", Scope.RUN, "rows", "what was cut off them"),
