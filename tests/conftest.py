@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, settings
 from support.caches import DATA
 from support.proxy import Proxy
 
-# "ci": the same examples on every run, so that a red build is red for everyone; HYPOTHESIS_PROFILE=search looks further
+# "ci": the same examples on every run, so that a red build is red for everyone. HYPOTHESIS_PROFILE names another one:
+# "nightly" is what tests/nightly/test_search.py runs, "search" looks further still.
 settings.register_profile(
     "ci",
     max_examples=50,
@@ -18,6 +19,7 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
     print_blob=True,
 )
+settings.register_profile("nightly", parent=settings.get_profile("ci"), max_examples=500, derandomize=False)
 settings.register_profile("search", parent=settings.get_profile("ci"), max_examples=2000, derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 

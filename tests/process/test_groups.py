@@ -91,5 +91,5 @@ def test_workers_that_are_forked_right_after_the_ranks_spoke_come_to_life(tmp_pa
     Without `Group._hold` one loader in about 200 waits for ever for its workers on a busy machine.
     """
     write_shards(tmp_path / "shards", prose(1, 70), documents_per_shard=19)
-    run_program("forking.py", tmp_path / "shards", tmp_path, ranks=2, log=tmp_path / "log")
-    assert [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)] == ["120", "120"]
+    run_program("forking.py", tmp_path / "shards", tmp_path, "30", ranks=2, log=tmp_path / "log")
+    assert [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)] == ["30", "30"]

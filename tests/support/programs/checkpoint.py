@@ -40,9 +40,7 @@ def main() -> None:
     dist.init_process_group("gloo")
     job = json.loads(Path(sys.argv[1]).read_text())
     loaders = {
-        key: streampack.PackedDataLoader(
-            packed_dataset(**given["dataset"]), **given["loader"]
-        )
+        key: streampack.PackedDataLoader(packed_dataset(**given["dataset"]), **given["loader"])
         for key, given in job["loaders"].items()
     }
     model = torch.nn.Linear(3, 2)
