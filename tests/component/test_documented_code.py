@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from streampack.cli import app
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("commands.md", "data.md", "operations.md")
+PAGES = [path.name for path in sorted((ROOT / "docs").glob("*.md")) if re.search("```(python|bash)", path.read_text())]
 BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)```\n", re.DOTALL)
 VARIES = ("time ", "shards in ")
 """How lines begin that are other ones on each machine."""
