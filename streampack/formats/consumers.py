@@ -1,10 +1,11 @@
 """A block of packs under the names and in the shapes of each consumer; `formats` has the table.
 
-In:  the rows of B packs, each name's int64 [B, L], and the block that they come from.
+In:  the rows of B packs, each name's int64 [B, S], and the block that they come from.
 Out: what a consumer takes, but for masks, weights and counts. Pure functions; no two of the tensors share memory.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeAlias
 
@@ -132,14 +133,36 @@ def _maxtext(rows: Arrays, block: PackBlock, positions: Positions) -> Batch:
     return {name: tensor.to(torch.int32) for name, tensor in batch.items()}
 
 
-MAKERS: Mapping[Format, Callable[[Arrays, PackBlock, Positions], Batch]] = {
-    Format.STREAMPACK: _streampack,
-    Format.TORCHTUNE: _torchtune,
-    Format.HF: _hf,
-    Format.HF_FLASH: _hf_flash,
-    Format.TORCHTITAN: _torchtitan,
-    Format.MEGATRON: _megatron,
-    Format.VARLEN: _varlen,
-    Format.MAXTEXT: _maxtext,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Consumer:
+    """All that is known of a format in one place; a new format is a member of `Format` and one of these."""
+
+    make: Callable[[Arrays, PackBlock, Positions], Batch]
+    """From rows, each int64 [B, S], and their block."""
+    labels: str = "labels"
+    """The key of the labels."""
+    row_keys: tuple[str, ...] = ()
+    """Keys of tensors [B, S], of which a context-parallel rank has a part; none: the batch cannot be sliced."""
+    model_shifts: bool = False
+    """The model shifts labels itself, so a dataset for it does not look for the label of a pack's last row."""
+    is_pair: bool = False
+    """A batch is a pair of a dict and the labels, and nothing can be added to it."""
+
+
+CONSUMERS: Mapping[Format, Consumer] = {
+    Format.STREAMPACK: Consumer(make=_streampack, row_keys=("tokens", "labels", "position_ids", "segment_ids")),
+    Format.TORCHTUNE: Consumer(make=_torchtune, row_keys=("tokens", "labels", "input_pos")),
+    Format.HF: Consumer(make=_hf, model_shifts=True),
+    Format.HF_FLASH: Consumer(make=_hf_flash, model_shifts=True),
+    Format.TORCHTITAN: Consumer(make=_torchtitan, is_pair=True),
+    Format.MEGATRON: Consumer(make=_megatron, row_keys=("tokens", "labels", "position_ids", "loss_mask")),
+    Format.VARLEN: Consumer(make=_varlen),
+    Format.MAXTEXT: Consumer(
+        make=_maxtext,
+        labels="targets",
+        row_keys=(
+            *("inputs", "targets", "inputs_position", "targets_position"),
+            *("inputs_segmentation", "targets_segmentation"),
+        ),
+    ),
 }
-"""What makes the batches of a format."""

@@ -1,24 +1,24 @@
 """A batch as a trainer wants it: the last stage, from a block of packs to the keys and shapes of a consumer.
 
-In: a `PackBlock`, which holds B packs of L rows. Out: a dict of tensors (for torchtitan a pair), new and contiguous.
+In: a `PackBlock`, which holds B packs of S rows. Out: a dict of tensors (for torchtitan a pair), new and contiguous.
 Never: that a boundary is inferred from a token's value, that padding is known by its token, that labels are
 shifted twice. `labels[i]` is the target of `tokens[i]`, except where the table says that the model shifts.
 
     format      keys                                                            labels
-    streampack  tokens, labels, position_ids, segment_ids: int64 [B, L]         already shifted
-    torchtune   tokens, labels, input_pos: int64 [B, L]; seq_lens: B arrays     already shifted
-    hf          input_ids, labels, position_ids: int64 [B, L]                   the model shifts: labels[i] is input i
-    hf_flash    the same, [1, B*L]; cu_seq_lens_q/k int32, max_length_q/k int   the model shifts
-    torchtitan  ({"input", "positions"}, labels): int64 [B*L]                   already shifted
-    megatron    tokens, labels, position_ids: int64 [B, L]; loss_mask float32   already shifted, 0 where loss_mask is 0
-                [B, L]; cu_seqlens int32 [B, n + 1], max_seqlen int32 [B]
-    varlen      tokens, labels, position_ids: int64 [B*L]; cu_seqlens int32     already shifted
+    streampack  tokens, labels, position_ids, segment_ids: int64 [B, S]         already shifted
+    torchtune   tokens, labels, input_pos: int64 [B, S]; seq_lens: B arrays     already shifted
+    hf          input_ids, labels, position_ids: int64 [B, S]                   the model shifts: labels[i] is input i
+    hf_flash    the same, [1, B*S]; cu_seq_lens_q/k int32, max_length_q/k int   the model shifts
+    torchtitan  ({"input", "positions"}, labels): int64 [B*S]                   already shifted
+    megatron    tokens, labels, position_ids: int64 [B, S]; loss_mask float32   already shifted, 0 where loss_mask is 0
+                [B, S]; cu_seqlens int32 [B, n + 1], max_seqlen int32 [B]
+    varlen      tokens, labels, position_ids: int64 [B*S]; cu_seqlens int32     already shifted
                 [n + 1], max_seqlen int
     maxtext     inputs, targets, inputs_position, inputs_segmentation,          already shifted; targets 0 and
-                targets_position, targets_segmentation: int32 [B, L]            ..._segmentation 0 where there is none
+                targets_position, targets_segmentation: int32 [B, S]            ..._segmentation 0 where there is none
 
 Each dict has "num_targets" too, int64 [B], but for torchtune's with a mask, which goes to the model as it is. A pack's
-padding is one more sequence in `seq_lens`, `cu_seqlens` and masks, so that they add up to L and every row sees one.
+padding is one more sequence in `seq_lens`, `cu_seqlens` and masks, so that they add up to S and every row sees one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from streampack.errors import ConfigError, as_choice
-from streampack.formats.consumers import MAKERS, Batch, Format, Positions
+from streampack.formats.consumers import CONSUMERS, Batch, Consumer, Format, Positions
 from streampack.packing.blocks import expand_block, stretches
 from streampack.packing.packs import PackBlock
 from streampack.packing.policies import Boundary, BoundaryPolicy
@@ -48,10 +48,6 @@ class LossWeights(StrEnum):
     """1 / the targets of its document in all packs: each document counts the same, wherever it is cut."""
 
 
-MODEL_SHIFTS = frozenset({Format.HF, Format.HF_FLASH})
-"""Formats whose labels the model shifts; a dataset for them does not look for the label of a pack's last row."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
     """What batches look like; `as_layout` makes one from a user's arguments."""
@@ -60,6 +56,11 @@ class Layout:
     positions: Positions
     mask: bool
     loss_weights: LossWeights | None = None
+
+    @property
+    def consumer(self) -> Consumer:
+        """What is known of the format."""
+        return CONSUMERS[self.format]
 
     def batch(self, block: PackBlock, document_targets: Sequence[int] = ()) -> Batch:
         """The block's packs in this layout; see the table at the top of the module.
@@ -72,25 +73,25 @@ class Layout:
             num_packs, seq_len = segment_ids.shape
             rows["position_ids"] = torch.arange(seq_len).repeat(num_packs, 1)
         weights = None if self.loss_weights is None else self._weights(rows["labels"], block, document_targets)
-        if self.format in MODEL_SHIFTS:
+        consumer = self.consumer
+        if consumer.model_shifts:
             rows["labels"] = unshift(rows["labels"])
             num_targets = (rows["labels"] != IGNORE_INDEX).sum(dim=1)
         else:
             num_targets = torch.from_numpy(block.num_targets)
-        batch = MAKERS[self.format](rows, block, self.positions)
+        batch = consumer.make(rows, block, self.positions)
         if self.mask:
             batch["mask"] = block_causal_mask(segment_ids)
         if self.mask and self.format is Format.TORCHTUNE:
             del batch["seq_lens"]
-        elif self.format is not Format.TORCHTITAN:
+        elif not consumer.is_pair:
             batch["num_targets"] = num_targets
         if weights is not None:
-            labels = batch["targets" if self.format is Format.MAXTEXT else "labels"]
-            batch["loss_weights"] = weights.reshape(labels.shape)
+            batch["loss_weights"] = weights.reshape(batch[consumer.labels].shape)
         return batch
 
     def _weights(self, labels: torch.Tensor, block: PackBlock, document_targets: Sequence[int]) -> torch.Tensor:
-        """float32 [B, L], beside the labels as the consumer has them; 0 where there is none."""
+        """float32 [B, S], beside the labels as the consumer has them; 0 where there is none."""
         weights = (labels != IGNORE_INDEX).float()
         if self.loss_weights is LossWeights.DOCUMENT:
             cut = stretches(block)
@@ -98,7 +99,7 @@ class Layout:
             targets = np.ones(cut.lengths.size, np.float64)
             targets[cut.segment_ids > 0] = np.maximum(np.asarray(document_targets, np.float64), 1)
             weights *= torch.from_numpy(np.repeat(1 / targets, cut.lengths).reshape(labels.shape).astype(np.float32))
-        if self.format in MODEL_SHIFTS:
+        if self.consumer.model_shifts:
             weights = torch.nn.functional.pad(weights[:, :-1], (1, 0))
         return weights
 
@@ -117,7 +118,8 @@ def as_layout(
         ConfigError: one that is not known, or a combination that cannot be right.
     """
     kind, where = as_choice(Format, format, "format"), as_choice(Positions, positions, "positions")
-    if kind in MODEL_SHIFTS and boundary is BoundaryPolicy.TRIM:
+    consumer = CONSUMERS[kind]
+    if consumer.model_shifts and boundary is BoundaryPolicy.TRIM:
         raise ConfigError(
             f'format="{kind}" with boundary="trim" cannot be right: the model shifts labels itself and would take the '
             'first row of a document for the target of the row before it. Use boundary="mask", which trains the same '
@@ -139,7 +141,7 @@ def as_layout(
             f'loss_weights="document" with boundary="{boundary}": there the last row of a document trains a token that '
             'is not one of its own. Use boundary="mask" or "trim".'
         )
-    if weights is not None and kind is Format.TORCHTITAN:
+    if weights is not None and consumer.is_pair:
         raise ConfigError('loss_weights has no place in the pairs of format="torchtitan"; choose another format.')
     return Layout(format=kind, positions=where, mask=mask, loss_weights=weights)
 
@@ -147,10 +149,10 @@ def as_layout(
 def document_mask(segment_ids: torch.Tensor) -> MaskMod:
     """Return FlexAttention's mask_mod of packs: a row sees the rows before it in its own segment, and itself.
 
-    `create_block_mask(document_mask(batch["segment_ids"]), B, None, L, L)`. The padding of a pack is one more segment.
+    `create_block_mask(document_mask(batch["segment_ids"]), B, None, S, S)`. The padding of a pack is one more segment.
 
     Args:
-        segment_ids: int64 [B, L], on the device of the attention.
+        segment_ids: int64 [B, S], on the device of the attention.
     """
 
     def mask_mod(
@@ -162,7 +164,7 @@ def document_mask(segment_ids: torch.Tensor) -> MaskMod:
 
 
 def block_causal_mask(segment_ids: torch.Tensor) -> torch.Tensor:
-    """Return the same as a bool tensor [B, L, L], True where row i sees row j: torchtune's block-causal mask.
+    """Return the same as a bool tensor [B, S, S], True where row i sees row j: torchtune's block-causal mask.
 
     For `scaled_dot_product_attention` it needs a dimension for the heads: `mask[:, None]`.
     """
@@ -177,25 +179,21 @@ def unshift(labels: torch.Tensor) -> torch.Tensor:
     return result
 
 
-_CUT_ROWS = (
-    *("tokens", "labels", "position_ids", "segment_ids", "loss_weights", "mask"),
-    *("input_pos", "loss_mask"),  # torchtune's, Megatron's, and the family of seqio
-    *("inputs", "targets", "inputs_position", "targets_position", "inputs_segmentation", "targets_segmentation"),
-)
+_ROW_KEYS = frozenset({"loss_weights", "mask"}.union(*(consumer.row_keys for consumer in CONSUMERS.values())))
 
 
 def context_parallel_slice(batch: Mapping[str, Any], *, rank: int, size: int) -> dict[str, Any]:
     """Return the part of a batch that one context-parallel rank has: of each pack a piece of its head and of its tail.
 
-    The L rows are cut into 2 * size pieces; rank r has pieces r and 2 * size - 1 - r, one after the other, so that
+    The S rows are cut into 2 * size pieces; rank r has pieces r and 2 * size - 1 - r, one after the other, so that
     causal attention costs every rank the same. That is the order of Megatron and of torch's own head-tail load
     balancer. What has no rows stays as it is: "num_targets", "seq_lens" and "cu_seqlens" are those of the whole packs,
-    and "mask" keeps all L keys of the rank's queries.
+    and "mask" keeps all S keys of the rank's queries.
 
     Args:
-        batch: of a format with shape [B, L] and labels already shifted.
+        batch: of a format with shape [B, S] and labels already shifted.
         rank: index in the context-parallel group.
-        size: ranks in it; 2 * size divides L.
+        size: ranks in it; 2 * size divides S.
 
     Raises:
         ConfigError: the batch is flat, its labels are shifted by the model, or the rows cannot be divided.
@@ -205,7 +203,7 @@ def context_parallel_slice(batch: Mapping[str, Any], *, rank: int, size: int) ->
     rows = batch.get("tokens", batch.get("inputs")) if isinstance(batch, Mapping) else None
     if rows is None or rows.ndim != 2:
         raise ConfigError(
-            'only batches of shape [B, L] with labels already shifted can be sliced (format="streampack", "torchtune", '
+            'only batches of shape [B, S] with labels already shifted can be sliced (format="streampack", "torchtune", '
             '"megatron" or "maxtext"): a flat batch has no pack to slice, and a model that shifts labels itself would '
             "do so across the ends of the slices."
         )
@@ -219,7 +217,7 @@ def context_parallel_slice(batch: Mapping[str, Any], *, rank: int, size: int) ->
     def cut(tensor: torch.Tensor) -> torch.Tensor:
         return torch.cat([tensor.narrow(1, head, piece), tensor.narrow(1, tail, piece)], dim=1)
 
-    return {name: cut(value) if name in _CUT_ROWS else value for name, value in batch.items()}
+    return {name: cut(value) if name in _ROW_KEYS else value for name, value in batch.items()}
 
 
 def pinned(batch: Batch) -> Batch:

@@ -16,7 +16,7 @@ from streampack.errors import StateError
 from streampack.lanes.position import NUM_CURSOR
 from streampack.loader.messages import COLUMNS
 from streampack.loader.passes import LastWords
-from streampack.loader.rounds import Batch
+from streampack.loader.rounds import PackBatch
 from streampack.state.checkpoint import FIELDS, PACKS, Committed
 
 BATCHES_BACK = 8
@@ -35,7 +35,7 @@ class Commits:
         self.rows = rows
         self._undos: deque[_Undo] = deque(maxlen=BATCHES_BACK)
 
-    def add(self, batch: Batch, *, skipped: bool = False) -> None:
+    def add(self, batch: PackBatch, *, skipped: bool = False) -> None:
         """Commit a batch that is handed out, or `skipped`: then it is in no digest and no other count.
 
         But documents count in any case: a rate of bad records (`max_bad`) is one of all that a lane has met.

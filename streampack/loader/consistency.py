@@ -20,7 +20,7 @@ import xxhash
 
 from streampack.errors import LoaderError, as_integer
 from streampack.loader.claims import Claim, differences, different_arguments
-from streampack.loader.rounds import Batch
+from streampack.loader.rounds import PackBatch
 from streampack.ranks.exchange import RankExchanges
 from streampack.records import Cursor
 from streampack.state.checkpoint import Committed
@@ -40,7 +40,7 @@ class Verifier:
         """Whether there is another rank to compare the next batch with, after so many that were handed out."""
         return batches % self.every == 0 and not self._exchanges.is_alone
 
-    def check(self, batch: Batch, committed: Committed, batches: int, arguments: Mapping[str, object]) -> None:
+    def check(self, batch: PackBatch, committed: Committed, batches: int, arguments: Mapping[str, object]) -> None:
         """Compare a batch that is about to be committed.
 
         Args:
@@ -75,7 +75,7 @@ class Verifier:
             )
 
     def _claim(
-        self, batch: Batch, committed: Committed, batches: int, arguments: Mapping[str, object], *, rank: int
+        self, batch: PackBatch, committed: Committed, batches: int, arguments: Mapping[str, object], *, rank: int
     ) -> Claim:
         topology = self._exchanges.topology
         first = next((item for item in batch.items if item is not None), None)

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from streampack.errors import ConfigError
-from streampack.formats.consumers import Batch as FormattedBatch
-from streampack.formats.consumers import Format
+from streampack.formats.consumers import Batch
 from streampack.formats.layout import Layout, pinned
-from streampack.loader.rounds import Batch
+from streampack.loader.rounds import PackBatch
 from streampack.packing.blocks import gather
 from streampack.state.checkpoint import Committed
 
@@ -28,10 +27,11 @@ class BatchFormatter:
     provenance: bool
 
     def __post_init__(self) -> None:
-        if self.provenance and self.layout.format is Format.TORCHTITAN:
-            raise ConfigError('provenance=True has no place in the pairs of format="torchtitan"; choose another format')
+        if self.provenance and self.layout.consumer.is_pair:
+            kind = self.layout.format
+            raise ConfigError(f'provenance=True has no place in the pairs of format="{kind}"; choose another format')
 
-    def format(self, batch: Batch, committed: Committed) -> FormattedBatch:
+    def format(self, batch: PackBatch, committed: Committed) -> Batch:
         """The batch for the trainer; `committed` tells the lanes of this rank."""
         packs = [None if item is None else item.pack for item in batch.items]
         in_blocks = [None if pack is None else pack.in_block for pack in packs]

@@ -19,16 +19,15 @@ from streampack.config.file import load_config
 from streampack.dataset import wrappers
 from streampack.dataset.dataset import PackedDataset
 from streampack.errors import ConfigError, LoaderError, as_integer
-from streampack.formats.consumers import Batch as FormattedBatch
-from streampack.formats.consumers import Format, Positions
-from streampack.formats.layout import MODEL_SHIFTS, LossWeights, as_layout
+from streampack.formats.consumers import Batch, Format, Positions
+from streampack.formats.layout import LossWeights, as_layout
 from streampack.loader.agreement import SharedRun, join_states
 from streampack.loader.commits import Commits
 from streampack.loader.consistency import Verifier
 from streampack.loader.formatting import BatchFormatter
 from streampack.loader.passes import Pass, PassSettings
 from streampack.loader.restarts import WorkerRestarts
-from streampack.loader.rounds import Batch
+from streampack.loader.rounds import PackBatch
 from streampack.loader.stats import LoaderCounts, stats_of
 from streampack.ranks import topology
 from streampack.ranks.exchange import RankExchanges
@@ -122,7 +121,7 @@ class PackedDataLoader:
         self._exchanges = RankExchanges(here, process_group)
         if whole_state:
             self._exchanges.check_known("whole_state")
-        self.dataset = dataset.without_lookahead() if layout.format in MODEL_SHIFTS else dataset
+        self.dataset = dataset.without_lookahead() if layout.consumer.model_shifts else dataset
         """What is loaded; where the model shifts labels, without the label after a pack's end."""
         self.batch_size = batch_size
         self.whole_state = whole_state
@@ -178,7 +177,7 @@ class PackedDataLoader:
 
     # -- what a trainer does ---------------------------------------------------------------------------------------
 
-    def __iter__(self) -> Iterator[FormattedBatch]:
+    def __iter__(self) -> Iterator[Batch]:
         """Go on after the last batch handed out; an older iterator raises from now on.
 
         Raises:
@@ -187,7 +186,7 @@ class PackedDataLoader:
         wrappers.check_lightning_adapter()
         return self.iterate()
 
-    def iterate(self, *, taken_ahead: Callable[[], Sized] = tuple) -> Iterator[FormattedBatch]:
+    def iterate(self, *, taken_ahead: Callable[[], Sized] = tuple) -> Iterator[Batch]:
         """As `iter(loader)`, for the adapter of a trainer that takes batches before it uses them.
 
         Args:
@@ -203,7 +202,7 @@ class PackedDataLoader:
         current.taken = True
         return self._iterate(current, taken_ahead)
 
-    def _iterate(self, current: Pass, taken_ahead: Callable[[], Sized]) -> Iterator[FormattedBatch]:
+    def _iterate(self, current: Pass, taken_ahead: Callable[[], Sized]) -> Iterator[Batch]:
         if self._pass is current:
             self._ahead = taken_ahead()
         while True:
@@ -229,7 +228,7 @@ class PackedDataLoader:
             self._counts.batches += 1
             yield handed_out
 
-    def _next_batch(self, current: Pass) -> Batch | None:
+    def _next_batch(self, current: Pass) -> PackBatch | None:
         begin = perf_counter()
         try:
             return next(current.batches, None)

@@ -14,7 +14,7 @@ from streampack.errors import ConfigError
 from streampack.loader.dealing import Item, deal
 from streampack.loader.messages import Assignment, Message, WorkerStream
 from streampack.loader.restarts import RestartingMessages, WorkerRestarts
-from streampack.loader.rounds import Batch, LeftOut, endless, finite
+from streampack.loader.rounds import LeftOut, PackBatch, endless, finite
 from streampack.loader.workers import AHEAD
 from streampack.ranks.exchange import Exchange
 from streampack.records import Counts, Cursor, StorageUse
@@ -124,7 +124,7 @@ class Pass:
         pad = dataset.epoch_end == "pad"
         if dataset.epochs is not None and not pad:
             items = _refuse_empty_lanes(items, committed)
-        self.batches: Iterator[Batch] = (
+        self.batches: Iterator[PackBatch] = (
             endless(
                 items,
                 batch_size=settings.batch_size,

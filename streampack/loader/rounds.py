@@ -28,7 +28,7 @@ from streampack.loader.dealing import Item
 Waiter = Callable[[], int]
 
 
-class Batch(NamedTuple):
+class PackBatch(NamedTuple):
     """What is handed out at once."""
 
     items: Sequence[Item | None]
@@ -46,13 +46,13 @@ class LeftOut:
 
 def endless(
     items: Iterator[Item], *, batch_size: int, num_ranks: int, global_pack: int
-) -> Iterator[Batch]:
+) -> Iterator[PackBatch]:
     """Batch after batch, for ever."""
     while True:
         global_pack += batch_size * num_ranks
         batch = list(islice(items, batch_size))
         _whole(batch[-1])  # an error is the last of all items
-        yield Batch(batch, global_pack)
+        yield PackBatch(batch, global_pack)
 
 
 def finite(
@@ -66,7 +66,7 @@ def finite(
     drop_last: bool,
     agree: Callable[[int], Waiter] | None,
     left_out: LeftOut,
-) -> Iterator[Batch]:
+) -> Iterator[PackBatch]:
     """The batches of one finite pass.
 
     Args:
@@ -109,7 +109,7 @@ def finite(
             return
         global_pack = min(target, agreed_packs)
         batches += 1
-        yield Batch([_whole(pending.popleft()) if pending else None for _ in range(batch_size)], global_pack)
+        yield PackBatch([_whole(pending.popleft()) if pending else None for _ in range(batch_size)], global_pack)
 
 
 def _whole(item: Item) -> Item:

@@ -3,4 +3,4 @@
 documents -> packer.Packer -> packs.PackRows -> blocks.stack -> packs.PackBlock -> blocks.expand_block -> arrays
 """
 
-__all__ = ["blocks", "buffer", "counting", "cuts", "held", "options", "packer", "packs", "policies", "public"]
+__all__ = ["blocks", "buffer", "counting", "edges", "options", "pack_ends", "packer", "packs", "policies", "public"]

@@ -1,6 +1,6 @@
 """The rolling buffer: documents in, packs out. No IO, no torch, no clock.
 
-    feed -> held (ends and labels of documents) -> cuts (where packs end) -> pop
+    feed -> edges (ends and labels of documents) -> pack_ends (where packs end) -> pop
             buffer (their rows)                    counting (what became of them)
 
 In:  token ids, one document after the other.
@@ -66,9 +66,9 @@ from numpy.typing import NDArray
 from streampack.errors import RecordError, as_integer
 from streampack.packing.buffer import RowBuffer, checked_mask, token_ids
 from streampack.packing.counting import OverflowLosses, PackCounter
-from streampack.packing.cuts import make_cuts
-from streampack.packing.held import HeldDocuments
+from streampack.packing.edges import HeldDocuments
 from streampack.packing.options import Packing, PackingKind, Tail, as_packing
+from streampack.packing.pack_ends import make_pack_ends
 from streampack.packing.packs import PackRows
 from streampack.packing.policies import INT32, BoundaryLabels, BoundaryPolicy, ReplaceBoundary, as_boundary
 from streampack.records import IGNORE_INDEX, Counts, Mask, Tokens
@@ -109,7 +109,7 @@ class Packer:
         self._at_once = at_once
         self._rows = RowBuffer()
         self._documents = HeldDocuments(self._labels, labels_cross_packs=not self._whole)
-        self._cuts = make_cuts(self.packing.kind, self.seq_len)
+        self._pack_ends = make_pack_ends(self.packing.kind, self.seq_len)
         self._losses = OverflowLosses(self.packing.overflow, self.seq_len)
         self._counter = PackCounter(self.seq_len, self._losses)
         self._num_fed = 0
@@ -262,7 +262,7 @@ class Packer:
         num_rows = [length - 1 for length in lengths] if last_is_label else lengths
         ends = list(accumulate(num_rows, initial=begin))[1:]
         self._documents.add(ids, numbers, stops, lengths, ends, mask, ignored, last_is_label=last_is_label)
-        self._cuts.add(max(begin, self._begin), ends)
+        self._pack_ends.add(max(begin, self._begin), ends)
         rows = ids
         if last_is_label:
             rows = ids[:-1] if len(gone) == 1 else np.delete(ids, gone)
@@ -273,7 +273,7 @@ class Packer:
         """The row after each of the next packs, a few at once; after the last one, count what is left."""
         begin, end = self._built, self._rows.end
         usable = end - (self.waits and not self._finished)
-        ends = self._cuts.take(begin, usable, self._at_once)
+        ends = self._pack_ends.take(begin, usable, self._at_once)
         if ends or not self._finished:
             return ends
         if begin < end and self.packing.tail is Tail.PAD:

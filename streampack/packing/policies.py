@@ -17,6 +17,7 @@ the next one:
     ReplaceBoundary(id)   A2            id
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -119,6 +120,24 @@ class BoundaryLabels:
         if found is not None:
             ignored = found if ignored is None else ignored | found
         return ignored if ignored is not None and np.count_nonzero(ignored) else None
+
+    def own_edges(
+        self, ids: NDArray[np.integer], stops: Sequence[int], ignored: Mask | None, *, last_is_label: bool
+    ) -> list[int]:
+        """Return the labels of documents' last rows as far as the documents themselves decide, [n].
+
+        Under "mask" they are -100. Under a policy that looks ahead, too, until the next document has come
+        (`document_edges`). Under "trim", and where `overflow` has cut a document, each is the document's last token.
+
+        Args:
+            ids: Tokens of all documents, side by side.
+            stops: Index into `ids` after the last token of each.
+            ignored: Which rows have no label, although a token of the same document follows.
+            last_is_label: The last token of each is no row, but the label of the row before it.
+        """
+        if not last_is_label:
+            return [IGNORE_INDEX] * len(stops)
+        return [IGNORE_INDEX if ignored is not None and ignored[stop - 2] else ids.item(stop - 1) for stop in stops]
 
     def document_edges(
         self, last: NDArray[np.integer], following: NDArray[np.integer], may_be_target: Mask

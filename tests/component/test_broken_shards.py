@@ -224,7 +224,7 @@ def remote(proxy: Proxy, name: str, tmp_path: Path, data: bytes) -> PackedDatase
     return dataset([f"@{tmp_path}/m.jsonl"], **arguments(epochs=1, num_lanes=2))
 
 
-def test_failing_storage_is_never_skipped_and_a_fault_that_passes_is_no_hole(tmp_path: Path) -> None:
+def test_failing_storage_is_never_skipped_and_a_fault_that_passes_loses_nothing(tmp_path: Path) -> None:
     corpus = make(tmp_path)
     data = corpus.shards[0].read_bytes()
     proxy = Proxy(objects={"/a.tar": data})

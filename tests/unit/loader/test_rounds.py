@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from streampack.corpus.partition import fitting_ranks, packs_before, rank_lanes
 from streampack.loader.dealing import Item
-from streampack.loader.rounds import Batch, LeftOut, Waiter, endless, finite, num_batches
+from streampack.loader.rounds import LeftOut, PackBatch, Waiter, endless, finite, num_batches
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Exchange:
 class Part:
     """What the ranks gave in one stretch of a pass."""
 
-    batches: list[list[Batch]]
+    batches: list[list[PackBatch]]
     left_out: list[int]
 
 
@@ -86,7 +86,7 @@ def play(run: Run, *, ranks: int, batch_size: int, begin: int, steps: int | None
     """`steps` batches of each rank from `begin` on; None: to the pass's end."""
     exchange = Exchange(ranks, highest=run.pad)
 
-    def one(rank: int) -> tuple[list[Batch], int]:
+    def one(rank: int) -> tuple[list[PackBatch], int]:
         left_out = LeftOut()
         batches = finite(
             run.items(rank, ranks, begin),

@@ -192,7 +192,7 @@ def test_headers_without_magic_are_never_guessed_but_read_by_the_lane_before() -
 
 
 def test_long_prefix_headers_are_found_by_looking_back() -> None:
-    """Cuts inside and behind a PAX header of nearly the allowed size: the member's name stands only in it."""
+    """PackEnds inside and behind a PAX header of nearly the allowed size: the member's name stands only in it."""
     data = b""
     for index, extension in enumerate(["txt", "json"] * 3):
         data += pax(path=f"sample{index // 2}.{extension}", comment="c" * 63_000) + entry("one.name", b"1")

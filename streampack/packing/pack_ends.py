@@ -12,7 +12,7 @@ from typing import Protocol
 from streampack.packing.options import PackingKind
 
 
-class Cuts(Protocol):
+class PackEnds(Protocol):
     """What the packer asks a kind of packing."""
 
     def add(self, begin: int, ends: Sequence[int]) -> None:
@@ -25,7 +25,7 @@ class Cuts(Protocol):
         """
 
 
-class WrapCuts:
+class WrapEnds:
     """A pack every seq_len rows, wherever documents end."""
 
     def __init__(self, seq_len: int) -> None:
@@ -39,7 +39,7 @@ class WrapCuts:
         return [begin + size * number for number in range(1, 1 + min((end - begin) // size, at_most))]
 
 
-class NextFitCuts:
+class NextFitEnds:
     """Whole documents in order of arrival; one that does not fit into the open pack begins the next one."""
 
     def __init__(self, seq_len: int) -> None:
@@ -66,6 +66,6 @@ class NextFitCuts:
         return [self._closed.popleft() for _ in range(min(len(self._closed), at_most))]
 
 
-def make_cuts(kind: PackingKind | str, seq_len: int) -> Cuts:
-    """Return what cuts packs in the way of `kind`."""
-    return WrapCuts(seq_len) if kind is PackingKind.WRAP else NextFitCuts(seq_len)
+def make_pack_ends(kind: PackingKind | str, seq_len: int) -> PackEnds:
+    """Return what says where packs of a kind end."""
+    return WrapEnds(seq_len) if kind is PackingKind.WRAP else NextFitEnds(seq_len)

@@ -1,6 +1,6 @@
 """The documents that have rows in packs to come: where they end, and the label of the last row of each.
 
-In:  documents as they are fed. Out: the stretches of documents that lie between two cuts, and their labels.
+In:  documents as they are fed. Out: what of them lies in each pack, and the labels there.
 Invariant: a label is decided by the packer's own bookkeeping of where documents end, never by the value of a token.
 """
 
@@ -15,7 +15,7 @@ from streampack.packing.policies import BoundaryLabels
 from streampack.records import IGNORE_INDEX, Mask
 
 
-class Stretch(NamedTuple):
+class PackCut(NamedTuple):
     """The rows of one pack, and of which documents they are. Row numbers count from the first row ever fed."""
 
     begin: int
@@ -34,7 +34,7 @@ class Stretch(NamedTuple):
     is_cut: bool
     """The last document goes on after `end`."""
     is_split: bool
-    """It does, and it began in this stretch."""
+    """It does, and it began in this pack."""
 
 
 class HeldDocuments:
@@ -77,12 +77,7 @@ class HeldDocuments:
             ignored: Which rows have no label, although a token of the same document follows.
             last_is_label: The last token of each is no row, but the label of the row before it.
         """
-        if last_is_label:
-            labels = [
-                IGNORE_INDEX if ignored is not None and ignored[stop - 2] else ids.item(stop - 1) for stop in stops
-            ]
-        else:
-            labels = [IGNORE_INDEX] * len(stops)
+        labels = self._labels.own_edges(ids, stops, ignored, last_is_label=last_is_label)
         if self._looks_ahead:
             firsts, lasts = np.subtract(stops, lengths), np.subtract(stops, 1)
             before = np.concatenate(([self._last_token], ids[lasts[:-1]]))
@@ -105,8 +100,8 @@ class HeldDocuments:
             for column in (self.ends, self._numbers, self._edge_labels, self._is_decided):
                 del column[:passed]
 
-    def cut(self, begin: int, ends: Sequence[int]) -> Iterator[Stretch]:
-        """Return the stretches that end before the rows `ends`, the first from row `begin` of the first document."""
+    def cut(self, begin: int, ends: Sequence[int]) -> Iterator[PackCut]:
+        """Return the packs that end before the rows `ends`, the first from row `begin` of the first document."""
         all_ends, first = self.ends, 0
         for end in ends:
             last = bisect_left(all_ends, end, first)  # the documents `first` to `last` have rows here
@@ -117,7 +112,7 @@ class HeldDocuments:
             if not (is_cut or self._cross or self._is_decided[last]):
                 edge_labels[-1] = IGNORE_INDEX  # what follows is in another pack
             documents = self._numbers[first : last + 1]
-            yield Stretch(
+            yield PackCut(
                 begin,
                 end,
                 [*all_ends[first:last], end],
