@@ -8,14 +8,14 @@ StreampackError
 │   ├── ShardNotFoundError (FileNotFoundError)  nothing matches, or a listed shard is not there
 │   ├── TruncatedShardError           the bytes end before the archive does
 │   ├── CorruptShardError             the bytes are not what a tar may hold
-│   │   └── WrongCutError             a range of a shard does not end where the next one begins
+│   │   └── WrongCutError             a range of a shard does not end where the next range begins
 │   └── StorageError                  the storage kept failing until the retry budget was spent
-├── RecordError (ValueError)          one sample or record inside a good shard; `on_error="skip"` passes over it
+├── RecordError (ValueError)          one sample or record inside a good shard; `on_error="skip"` skips it
 │   ├── MissingFieldError             the member or the key that `field` asks for is not there
 │   └── DocumentTooLongError          above `limits.document_bytes`, or above a pack with `overflow="error"`
-├── TokenizerError (ValueError)       a model that cannot be loaded, or is asked for what it does not have
+├── TokenizerError (ValueError)       a model that cannot be loaded, or cannot do what is asked of it
 ├── StateError (ValueError)           a state that cannot be loaded here, with the field that differs
-└── LoaderError (RuntimeError)        an iterator used after its end, or workers that cannot begin or go on
+└── LoaderError (RuntimeError)        an iterator used after its end, or workers that cannot start or continue
 
 Each can be built from one string, because torch rebuilds an exception from a worker as `type(message)`; where it
 happened (`url`, `member`, `offset`) is in the message, and in attributes where the exception did not cross a process.
@@ -89,7 +89,8 @@ class CorruptShardError(ShardError):
 
 
 class WrongCutError(CorruptShardError):
-    """A range of a shard does not end where the next one begins: a cut fell into a tar in it. It is never skipped."""
+    """A range of a shard does not end where the next range begins: the cut between them fell into a member that is
+    itself a tar. It is never skipped."""
 
 
 class StorageError(ShardError):
@@ -109,7 +110,7 @@ class DocumentTooLongError(RecordError):
 
 
 class TokenizerError(StreampackError, ValueError):
-    """A model that cannot be loaded, or is asked for what it does not have."""
+    """A model that cannot be loaded, or cannot do what is asked of it."""
 
 
 class StateError(StreampackError, ValueError):
@@ -117,11 +118,11 @@ class StateError(StreampackError, ValueError):
 
 
 class LoaderError(StreampackError, RuntimeError):
-    """An iterator used after its end, or workers that cannot begin or go on."""
+    """An iterator used after its end, or workers that cannot start or continue."""
 
 
 def as_integer(value: object, argument: str, *, low: int, high: int | None = None) -> int:
-    """Return `value` as an int, or raise a ConfigError unless it is an integer (no bool) from `low` to `high`."""
+    """Return `value` as an int, or raise a ConfigError unless it is an integer (not a bool) from `low` to `high`."""
     number = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
     if number is None or number < low or (high is not None and number > high):
         limits = f"of at least {low}" if high is None else f"from {low} to {high}"

@@ -2,10 +2,10 @@
 
 In:    calls where there is progress: a sample begun, a pack made, bytes received, an intended wait.
 Out:   a row of integers in memory shared with the main process: how often there was progress, and at which sample.
-Never: a sign from a thread that runs on while the work stands still: a process that is stopped, or waits for a lock for
-       ever, is told from a slow one by these signs alone.
+Never: a sign from a thread that runs on while the work stands still: these signs alone distinguish a slow process from
+       one that is stopped or waits for a lock for ever.
 
-In a process that is no worker the calls do nothing.
+In a process that is not a worker the calls do nothing.
 """
 
 import time
@@ -38,14 +38,14 @@ def report_to(row: MutableSequence[int] | None) -> None:
 
 
 def beat() -> None:
-    """There was progress."""
+    """Report progress."""
     row = _row
     if row is not None:
         row[0] += 1
 
 
 def begin_sample(lane: int, shard: int, sample: int) -> None:
-    """There was progress, and this is in work now."""
+    """Report progress, and the sample that is being worked on from now on."""
     row = _row
     if row is not None:
         row[1], row[2], row[3] = lane, shard, sample
@@ -61,6 +61,6 @@ def sleep(seconds: float) -> None:
 
 
 def read(row: MutableSequence[int]) -> tuple[int, SampleLocation]:
-    """Signs of life so far, and where the worker is."""
+    """The number of signs of life so far, and the sample that the worker has begun last."""
     beats, *location = row[0:NUM_FIELDS]
     return beats, SampleLocation(*location)

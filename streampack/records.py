@@ -19,14 +19,14 @@ from streampack.errors import RecordError, as_integer
 IGNORE_INDEX = -100
 """The label of a row that is not trained: `torch.nn.functional.cross_entropy` ignores it by default."""
 
-# What compressed bytes from anywhere may become, for all that decompresses.
+# How much compressed bytes may expand to: for shards and for members.
 MAX_RATIO = 200
-"""Bytes out for one byte in, above the free ones. Text comes to 3 or 4, token ids to about 2, the same line for ever to
-thousands."""
+"""Decompressed bytes for each compressed byte, after the first `FREE_BYTES`. Text comes to 3 or 4, token ids to about
+2, one line repeated without end to thousands."""
 FREE_BYTES = 1 << 26
-"""For which the ratio does not matter."""
+"""Decompressed bytes for which the ratio is not checked."""
 MAX_WINDOW_BYTES = 1 << 27
-"""Of zstd: what `zstd --long` writes, and reads without being asked for more."""
+"""The largest window of zstd: that of `zstd --long`, the largest that zstd decompresses by default."""
 
 
 Tokens = NDArray[np.int32]
@@ -40,9 +40,9 @@ class Limits:
     """How much memory documents and lanes may take."""
 
     document_bytes: int = 64 * 2**20
-    """Of one document: of UTF-8 text, or four times the number of token ids. A larger one is a bad record."""
+    """Of a document: its bytes of UTF-8 text, or four times its number of token ids. A larger one is a bad record."""
     buffer_bytes: int = 512 * 2**20
-    """Of the lanes of one rank, divided over its workers."""
+    """Bytes that the lanes of one rank may hold together, divided over its workers."""
 
     def __post_init__(self) -> None:
         as_integer(self.document_bytes, "limits.document_bytes", low=1)
@@ -60,12 +60,12 @@ class Shard:
     """Bytes as stored; for an unknown size the estimate that the lanes are laid out with."""
     size_known: bool = True
     digest: str | None = None
-    """Of the stored bytes, where a manifest gives one; `digests` has the form."""
+    """The digest of the stored bytes, where a manifest gives one; `storage/digests.py` describes its form."""
     etag: str | None = None
     """What the storage called this version of the shard when it was listed."""
     num_samples: int | None = None
     whole: bool = False
-    """It cannot be cut: compressed, of unknown size, or the manifest says so."""
+    """Whether it cannot be cut: it is compressed, its size is unknown, or the manifest says so."""
 
 
 class Sample(NamedTuple):
@@ -78,12 +78,12 @@ class Sample(NamedTuple):
     members: Mapping[str, bytes]
     """Extension (after the first dot of the base name) -> content; only the wanted ones."""
     sizes: Mapping[str, int] = MappingProxyType({})
-    """Extension -> size in bytes, of every member; one above the reader's limit stands here and not in `members`."""
+    """Extension -> size in bytes, of every member; those above the reader's limit are here and not in `members`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """What a tokenizer turns into tokens; a transform gets one and returns one, several or none.
+    """What a tokenizer turns into tokens; a transform gets a document and returns one, several or none.
 
     Exactly one of `text`, `tokens` and `messages` is set. `loss_mask` (bool [n]): which of `tokens` may be a target.
     """
@@ -91,7 +91,7 @@ class Document:
     text: str | None = None
     tokens: Tokens | None = None
     messages: tuple[Message, ...] | None = None
-    """A conversation; a chat template makes tokens of it, after the transform."""
+    """A conversation; after the transform, a chat template turns it into tokens."""
     loss_mask: Mask | None = None
     key: str = ""
     url: str = ""
@@ -105,22 +105,22 @@ class Document:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BadRecord:
-    """What stands in the stream in place of a document that cannot be read; the caller raises or skips and counts."""
+    """Takes the place of a document that cannot be read; the caller raises its error, or skips and counts it."""
 
     record: int
-    """Index of the record in its member; -1: a member of many records is bad as a whole, and so the sample."""
+    """Index of the record in its member; -1: a member of many records is bad as a whole, and so is its sample."""
     error: RecordError
     part: int = -1
-    """Of what the transform made of the record, the part that is bad; -1: the record as a whole."""
+    """Index of the bad part in what the transform made of the record; -1: the record is bad as a whole."""
 
 
 class Joined(NamedTuple):
-    """Token ids of documents, side by side."""
+    """Token ids of documents, one after the other in one array of n."""
 
     tokens: Tokens
     """int32 [n]."""
     lengths: list[int]
-    """Of each document; their sum is n."""
+    """Tokens of each document; their sum is n."""
     loss_mask: Mask | None = None
     """bool [n]: which of the tokens may be a target; None: all."""
 
@@ -151,9 +151,9 @@ class ControlToken(NamedTuple):
 
     id: int
     lstrip: bool = False
-    """It takes the white space before it along."""
+    """Whether it takes in the white space before it."""
     rstrip: bool = False
-    """It takes the white space after it along."""
+    """Whether it takes in the white space after it."""
 
 
 class Cursor(NamedTuple):
@@ -163,7 +163,7 @@ class Cursor(NamedTuple):
     piece: int = 0
     """Index into the lane's pieces of the epoch."""
     sample: int = -1
-    """`Sample.position`; -1: the piece's start."""
+    """`Sample.position` of the sample; -1: the start of the piece."""
     record: int = 0
     part: int = 0
     row: int = 0
@@ -174,14 +174,14 @@ class Counts(NamedTuple):
     """What is counted for one pack, or for one lane since the start of the run."""
 
     documents: int = 0
-    """Documents whose last row has been given or dropped (or that left no row)."""
+    """Documents whose last row was given or dropped, or that have no row."""
     tokens: int = 0
     """Input rows that are not padding."""
     targets: int = 0
     padding: int = 0
-    """Padded rows of packs; fillers are not in it."""
+    """Rows of padding; those of fillers are not counted."""
     bad_records: int = 0
-    """Bad records and rests of broken shards that `on_error="skip"` left out, once in each epoch."""
+    """Bad records and broken shards that `on_error="skip"` skipped; each counts once in each epoch."""
     split_documents: int = 0
     truncated_documents: int = 0
     truncated_tokens: int = 0
@@ -190,7 +190,7 @@ class Counts(NamedTuple):
     targetless_packs: int = 0
     """Packs without a single target, which are never given."""
     targetless_tokens: int = 0
-    """Rows of those."""
+    """Rows of the targetless packs."""
     tail_tokens: int = 0
     """Rows of unfinished packs dropped by `tail="drop"`."""
     fillers: int = 0
@@ -207,13 +207,13 @@ class StorageUse(NamedTuple):
     """What one process asked of the storage; never part of a state, as it depends on the topology and on chance."""
 
     retries: int = 0
-    """Faults that passed."""
+    """Requests that failed and were made again."""
     requests: int = 0
     bytes_read: int = 0
     seconds_waited: float = 0.0
-    """With nothing to do but wait for the storage."""
+    """Seconds with nothing to do but wait for the storage."""
     cache_hits: int = 0
-    """Readings of a block of the cache."""
+    """Blocks that were read from the cache."""
     cache_bytes: int = 0
     """Bytes of shards that came from the cache, and not from the storage."""
 

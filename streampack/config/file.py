@@ -3,8 +3,8 @@
 In:    a file with the sections `dataset` and `loader`, whose keys are the keyword arguments of `PackedDataset` and
        `PackedDataLoader`; an option record is a mapping of its fields, or its shorthand.
 Out:   a frozen `Config`, whose `dataset_arguments()` and `loader_arguments()` go to the constructors as they are.
-Never: a default; a key that the file leaves out is not there. An unknown key, a key given twice or a value of the wrong
-       type is an error that names file, line and key.
+Never: a default: a key that the file leaves out is not in the arguments either. An unknown key, a key
+       given twice or a value of the wrong type is an error that names file, line and key.
 
     sizes in bytes    a number, or text with a unit: 512MiB, 8MB
     boundary          a name, or {replace: 7} for ReplaceBoundary(7)
@@ -88,7 +88,7 @@ def load_config(path: str | os.PathLike[str]) -> Config:
     """The configuration in a local YAML file.
 
     Raises:
-        ConfigError: the file cannot be read, is not YAML, or holds a key or a value that has no place there.
+        ConfigError: the file cannot be read, is not YAML, or holds an unknown key or a value of a wrong type.
     """
     path = Path(path)
     try:
@@ -139,7 +139,7 @@ def _checked_mapping(value: object, keys: Keys, known: tuple[str, ...], lines: L
 
 
 def _all_sections(sections: Mapping[str, type[Section]]) -> Iterator[tuple[str, type[Section]]]:
-    """Each section with its place in a file, such as "dataset.limits"."""
+    """Each section with its path in a file, such as "dataset.limits"."""
     for name, kind in sections.items():
         yield name, kind
         inner = {f"{name}.{key}": inner_section(kind, key) for key in kind.__struct_fields__}
@@ -186,7 +186,7 @@ def _with_records(section: Section, keys: Keys, lines: Lines) -> dict[str, Any]:
 
 
 def _type_error(message: str, keys: Keys, value: Any, kind: type[Section], lines: Lines) -> ConfigError:
-    """The first wrong value of a section that msgspec complains of: what was expected, and where it is."""
+    """The error for the first wrong value that msgspec reports: what was expected, and on which line."""
     match = re.fullmatch(r"(.*?)(?: - at .*`\$\.?(.*)`)?", message)
     assert match is not None
     problem, path = match.groups("")

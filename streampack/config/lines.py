@@ -1,7 +1,7 @@
 """Where each key of a YAML file is, for errors that name file and line.
 
 In:    the nodes of a file. Out: `file:line` of a key, given as the path of keys to it.
-Never: a key that is there twice in one mapping, which YAML would let pass with the last value.
+Never: a key that is given twice in one mapping; YAML itself would silently take the last value.
 """
 
 from pathlib import Path

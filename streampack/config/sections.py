@@ -1,6 +1,6 @@
 """What the mappings of a config file may hold: the fields of the records that they become, as a file can say them.
 
-In:    a record, that is a dataclass such as `DatasetArguments` or `Limits`.
+In:    a record: a dataclass such as `DatasetArguments` or `Limits`.
 Out:   a `Section` (a msgspec struct) with the same names; a section with values makes a record again.
 Never: a default or a check of values; both are the record's.
 
@@ -78,7 +78,7 @@ def inner_section(kind: type[Section], key: str) -> type[Section] | None:
 
 
 def has_shorthand(kind: type[Section], key: str) -> bool:
-    """Whether there may be something else than a mapping under a key."""
+    """Whether a key may have a value that is not a mapping."""
     options = [option for option in _options(get_type_hints(kind)[key]) if option is not UnsetType]
     return len(options) > 1
 

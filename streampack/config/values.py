@@ -1,4 +1,4 @@
-"""Single values of a config file that are written otherwise than in Python: sizes, paths, functions.
+"""Single values that a config file writes differently from Python: sizes, paths, functions.
 
 In:    text out of the file. Out: numbers of bytes, paths as the rest of the library takes them, functions.
 Never: an environment variable or `~` expanded: a config means the same for everyone who reads it.
@@ -20,7 +20,7 @@ def as_bytes(text: str) -> int:
     """The number of bytes that "512MiB" or "8 MB" is.
 
     Raises:
-        ConfigError: another form.
+        ConfigError: the text has another form.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]i?B)", text)
     if match is None:
@@ -53,7 +53,7 @@ def as_function(name: str, key: str) -> Callable[..., object]:
     """The function that "module:function" names; `key` is where the file says so.
 
     Raises:
-        ConfigError: it cannot be imported, or is no function.
+        ConfigError: it cannot be imported, or is not a function.
     """
     try:
         function: object = pkgutil.resolve_name(name)

@@ -3,7 +3,7 @@
     arguments --assembly---> pipeline, what is done with bytes  |
     data ------shardlist---> table, where the bytes are         |  dataset --iteration--> packs of one worker
 
-What `dataset` exposes besides iteration is what the loader needs to make lanes, and to write and check a state.
+Besides iteration, `PackedDataset` has what the loader needs to make lanes, and to write and check a state.
 """
 
 __all__ = ["arguments", "assembly", "dataset", "iteration", "shardlist", "wrappers"]

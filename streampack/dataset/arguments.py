@@ -80,7 +80,7 @@ class DatasetArguments:
             raise ConfigError('tokenizer=None works with field="npy", add_bos=False and add_eos=False only')
 
     def _check_integer(self, name: str, low: int) -> None:
-        """An integer of another type, as numpy's, becomes an int: it goes into JSON."""
+        """Check an argument; an integer of another type, such as numpy's, becomes an int, as it goes into JSON."""
         object.__setattr__(self, name, as_integer(getattr(self, name), name, low=low))
 
     @property

@@ -86,7 +86,7 @@ def _chat_encoder(arguments: DatasetArguments, tokenizer: Tokenizer | None, stor
 
 
 def fingerprint(arguments: DatasetArguments, pipeline: Pipeline) -> dict[str, Any]:
-    """What of the arguments must be equal for two runs to have the same packs; plain JSON values.
+    """Those arguments that must be equal for two runs to have the same packs, as plain JSON values.
 
     The keys are those of saved states, so they stay when an argument gets another name.
     """

@@ -68,7 +68,7 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         shuffle: whether shards come in a new order each epoch (True, or "shards") or as listed (False).
         seed: decides the order of shards per epoch and the transform's `rng`.
         num_lanes: independent streams that the corpus is divided into, for the life of a run; a multiple of every
-            number of ranks that it shall run on. "auto" depends on the bytes of the corpus alone.
+            number of ranks that the run is to use. "auto" depends on the bytes of the corpus alone.
         epochs: passes over the corpus that one iteration makes; None: without end.
         epoch_end: a finite run on several ranks ends with its longest lane ("pad") or its shortest ("stop").
         hold_out: documents held out of training by a hash: `HoldOut("train", 0.001)` for all others,
@@ -76,14 +76,14 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         on_error: "raise" at a bad record or a broken shard, or "skip" the record, or what the lane would read of the
             shard from where it is broken (counted, logged, remembered in the state). A missing shard and failing
             storage always raise.
-        max_bad: how many bad records and broken shards one lane may skip: a number, or a part of its documents as a
-            fraction below 1 (and 10 in any case).
+        max_bad: how many bad records and broken shards one lane may skip: a number, or a fraction below 1 of its
+            documents so far (and 10 in any case).
         limits: the memory of a document and of all lanes of a rank.
         storage: how the shards are reached: options of fsspec's filesystem, when to try again, a cache on the node's
             disk. A plain mapping stands for `Storage(options=mapping)`.
         engine: which library tokenizes for a SentencePiece model; the ids are the same. "auto" takes gigatoken where it
-            is installed (extra `fast`) and its ids are proved equal, "sentencepiece" and "gigatoken" insist. For BPE
-            models SentencePiece gets long texts in parts where that is proved to give the same ids, too.
+            is installed (extra `fast`) and its ids are proved equal, "sentencepiece" and "gigatoken" demand theirs.
+            For BPE models SentencePiece gets long texts in parts where that is proved to give the same ids, too.
 
     Raises:
         ConfigError: an argument that cannot work.
@@ -242,7 +242,7 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         return self._copy(_topology=topology.Topology(rank=rank, size=size, by_hand=True), _epoch=epoch)
 
     def without_lookahead(self) -> Self:
-        """The same packs for a model that shifts labels itself; this dataset where no label is in the next pack.
+        """This dataset with `lookahead=False`, for a model that shifts labels itself.
 
         Packings of whole documents have each label in the pack of its row, except where `overflow` cut a document.
         """

@@ -6,7 +6,7 @@ Out:   items, each a dict of int64 tensors [seq_len]; `state_dict` and `load_sta
 Never: another rank's or worker's packs: such a state is refused. States for any topology are the loader's.
 
 Without a state StatefulDataLoader reads a dataset again from its start and drops what had been handed out; it counts
-those packs once more (torchdata 0.11), so that the second resume would be at the wrong pack.
+those packs once more (torchdata 0.11), so that its second resume would be at the wrong pack.
 """
 
 import json
@@ -51,14 +51,14 @@ class Reading(NamedTuple):
     lanes: Sequence[int]
     share: WorkerShare
     epoch: int
-    """The first one, unless a state says otherwise."""
+    """The first epoch, unless a state says otherwise."""
     epochs: int | None
     budget_bytes: int
     fingerprint: Callable[[], Mapping[str, Any]]
 
 
 class PackIterator(Iterator[Item]):
-    """The packs of some lanes, the lanes in turn; one that has ended is left out of the turn."""
+    """The packs of some lanes, a pack of each lane in turn, as long as the lane has any."""
 
     def __init__(self, begin: Callable[[], Reading]) -> None:
         self._begin = begin
@@ -135,7 +135,7 @@ class PackIterator(Iterator[Item]):
         """Continue from a state of the same rank and worker.
 
         Raises:
-            StateError: of another release, another run, or another place.
+            StateError: the state is of another release, another run, or another rank or worker.
         """
         reading = self._read()
         for key, known in (("version", VERSION), ("order_version", ORDER_VERSION)):

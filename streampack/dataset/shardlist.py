@@ -31,7 +31,7 @@ class ShardList:
 
     @property
     def digest(self) -> str:
-        """Of the names as they were given, before anything is listed."""
+        """A digest of the names as they were given, before anything is listed."""
         return hashlib.blake2b("\n".join(self._names).encode(), digest_size=8).hexdigest()
 
     def table(self) -> ShardTable:

@@ -1,8 +1,8 @@
-"""Trainers that would lose data without a word: refused, where nothing but the call stack tells that they are there.
+"""Errors for trainers that would lose data silently, where only the call stack shows that such a trainer is used.
 
 In:    the call stack, when iteration begins, when a dataset is pickled for workers, or when a state is asked for.
 Out:   nothing, or an error that says what to use instead.
-Never: a look at the stack for a batch; an import of one of these libraries.
+Never: a look at the stack for each batch; an import of one of these libraries.
 
     Accelerate, Transformers    IterableDatasetShard     a rank keeps a share of what is its own share already
                                 DataLoaderDispatcher     rank 0 reads for all: other ranks' packs are never seen
@@ -11,8 +11,9 @@ Never: a look at the stack for a batch; an import of one of these libraries.
     Lightning                   fit with a bare loader   takes a batch ahead, which a checkpoint would count as
                                                          trained on, and saves the state of rank 0 only
 
-They are known by names inside of them. Tried with accelerate 1.15, transformers 5.24, torchdata 0.11 and
-pytorch-lightning 2.6; tests/integrations run each case with the real library, so a release with other names fails.
+They are recognised by the names of their classes and modules. Tried with accelerate 1.15, transformers 5.24, torchdata
+0.11 and pytorch-lightning 2.6; tests/integrations run each case with the real library, so a release with other names
+fails.
 `streampack.integrations` has the adapters, which need none of this.
 """
 
@@ -27,7 +28,7 @@ _LIGHTNING = ("lightning", "pytorch_lightning")
 
 
 class RebuiltLoaderError(LoaderError, AttributeError):
-    """A torch DataLoader is to be made out of a PackedDataLoader's dataset; as an error of an attribute.
+    """Somebody wants to make a torch DataLoader of a PackedDataLoader's dataset; an AttributeError, too.
 
     It is raised for an attribute that torch's DataLoader has, so that `hasattr` answers as for any missing one.
     """
@@ -42,10 +43,10 @@ class RebuiltLoaderError(LoaderError, AttributeError):
 
 
 def check_not_dealt_again(*, rank: int, size: int) -> None:
-    """Raise a `TopologyError` where a wrapper is reading the dataset of one of several ranks, to deal out its packs.
+    """Raise a `TopologyError` where a wrapper reads the dataset of one of several ranks, to deal out its packs.
 
-    Also where torchdata's StatefulDataLoader reads one that deals to several ranks: torchdata 0.11 counts again what it
-    reads again, and Accelerate 1.15 corrects counts, not states.
+    Also where torchdata's StatefulDataLoader reads a dataset for a wrapper that deals to several ranks: torchdata 0.11
+    counts twice what it reads twice, and Accelerate 1.15 corrects counts, not states.
 
     A worker that was forked has its parent's stack; for one that was spawned the dataset is pickled below the wrapper.
     """
@@ -75,7 +76,7 @@ def check_not_dealt_again(*, rank: int, size: int) -> None:
 def check_lightning_adapter() -> None:
     """Raise a `LoaderError` where Lightning's fit begins to read a loader itself; validation and testing may.
 
-    The fit makes an iterator to see that it can, before the one that it reads: there an error ends it as it should.
+    The fit makes a first iterator only to see that it can, and an error from there ends the fit cleanly.
     """
     asks = False
     for frame in _frames():
@@ -133,7 +134,7 @@ def _lightning_classes(frame: FrameType) -> set[str]:
 
 
 def _num_processes() -> int:
-    """How many processes Accelerate knows of; several where it does not say."""
+    """How many processes Accelerate has; 2, which stands for several, where it does not say."""
     state = getattr(sys.modules.get("accelerate.state"), "PartialState", None)
     number: int = getattr(state, "_shared_state", {}).get("num_processes", 2)
     return number

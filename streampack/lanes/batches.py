@@ -2,7 +2,7 @@
 
 In:    samples of the piece, and what the lane has skipped in it before.
 Out:   `DocumentBatch`es and read errors, in the order of the samples.
-Never: a change of order or number by what is batched together.
+Never: an order or a number of documents that depends on what is batched together.
 """
 
 from collections.abc import Collection, Iterator
@@ -30,12 +30,12 @@ class DocumentBatch(NamedTuple):
     keys: list[str]
     contents: list[str] | Joined
     num_bytes: int
-    """Of the members, or of the records, that they were made of."""
+    """Bytes of the members, or of the records, that they were made of."""
     row: int = 0
-    """Of the first document: the rows that earlier packs hold; not 0 only where the reading began."""
+    """Rows of the first document that earlier packs hold; 0 except in the batch with which the reading began."""
 
     def without_contents(self, start: int = 0, stop: int | None = None) -> "DocumentBatch":
-        """Where the documents from `start` to before `stop` are; their bytes are not counted again."""
+        """The documents from `start` to before `stop` without their contents; their bytes are not counted again."""
         return self._replace(
             origins=self.origins[start:stop],
             keys=self.keys[start:stop],
@@ -45,7 +45,7 @@ class DocumentBatch(NamedTuple):
         )
 
     def cursor(self, index: int, row: int) -> Cursor:
-        """Row `row` of a document."""
+        """The cursor of row `row` of a document."""
         return Cursor(self.epoch, self.piece, *self.origins[index], row)
 
     def skipped_range(self, index: int) -> SkippedRange:
@@ -82,7 +82,7 @@ class PieceDocuments:
         self._demand = demand
 
     def of(self, samples: SampleBatch) -> Iterator[DocumentBatch | ReadError]:
-        """What is in the samples, which are no longer needed when it comes."""
+        """The documents in the samples; the samples may be freed as soon as these are given."""
         first = self._here._replace(sample=samples.samples[0].position)
         begun = self._start if self._start[:3] == first[:3] else first  # with a record, part and row
         if not (begun.record or begun.part or self._skipped_ranges):
@@ -93,7 +93,7 @@ class PieceDocuments:
         yield from self._one_by_one(samples.samples, begun)
 
     def _at_once(self, some: SampleBatch, begun: Cursor) -> DocumentBatch | None:
-        """All documents, where a sample has one and it is what a member holds; None: they must be looked at."""
+        """All documents, where each sample is one document that needs no further look; else None."""
         samples, num_bytes = some
         heartbeat.begin_sample(self._lane, self._shard_index, samples[0].position)
         contents = self._pipeline.documents.contents(samples)
@@ -166,7 +166,7 @@ class _Collected:
         self._row = 0
 
     def fits(self, document: Document) -> bool:
-        """Whether they would all be texts, or all be tokens."""
+        """Whether with it all collected documents are texts, or all are tokens."""
         return not self._found or (self._found[0].text is None) == (document.text is None)
 
     def add(self, document: Document, start: Cursor) -> None:

@@ -1,9 +1,9 @@
-"""The samples of one piece of a shard, with all that is done where the shard breaks.
+"""The samples of one piece of a shard; where the shard breaks, it is read again.
 
 In:    a piece, and the position in it at which the lane continues.
 Out:   samples in order, some at a time; a `ReadError` for the rest of the piece where it cannot be read.
-Never: a sample twice or one left out when the shard is read again from where it broke; a skip of what earlier packs
-       hold the beginning of.
+Never: a sample that comes twice or is left out when the shard is read again from where it broke; a skip of a sample
+       of which earlier packs hold the beginning.
 
     reading 1   s0 s1 s2 x                   the bytes break after s2: read again from s2 on
     reading 2         s2 s3 x                s3 is new, so readings are counted again from here
@@ -25,9 +25,9 @@ from streampack.records import Sample, Shard
 _log = logging.getLogger(__name__)
 
 SAMPLE_BYTES = 64
-"""What a sample counts besides its members: an empty one takes memory, too."""
+"""Bytes counted for a sample besides its members: an empty sample takes memory, too."""
 _NO_POSITION = 2**62  # no sample has so high a position
-_READINGS = 3  # at the place where a shard breaks: bytes that were altered on their way are right the next time
+_READINGS = 3  # of the place where a shard breaks: bytes that were altered on their way are right the next time
 
 
 @dataclass(slots=True)
@@ -35,7 +35,7 @@ class Demand:
     """How much a lane's reader reads before it gives a batch; its caller may change this before each one."""
 
     num_bytes: int = 1
-    """Of members or records, about; the last sample or record comes whole."""
+    """About how many bytes of members or records a batch has; its last sample or record comes whole."""
 
 
 class SampleBatch(NamedTuple):
@@ -60,7 +60,7 @@ class PieceReader:
         demand: Demand,
         max_range_bytes: int,
     ) -> None:
-        """`resume`: position of the first wanted sample, -1: all; `broken`: the rest of the piece, skipped before."""
+        """`resume`: position of the first wanted sample, -1: all; `broken`: the rest of the piece if it was skipped."""
         self._pipeline = pipeline
         self._shard = shard
         self._piece = piece
@@ -73,7 +73,7 @@ class PieceReader:
         self._begin = self._last = max(resume, 0 if piece.whole else piece.begin) - 1
         """Position of the last sample that was given; before the first one, the position before it."""
         self._errors: list[StreampackError] = []
-        """Of the readings since the last sample."""
+        """The errors of the readings since the last sample."""
 
     def read(self) -> Iterator[SampleBatch | ReadError]:
         """The samples, up to the end of the piece or to where the shard breaks."""

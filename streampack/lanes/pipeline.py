@@ -40,16 +40,17 @@ class Pipeline:
     bos_id: int | None
     """Put before each document; None: nothing."""
     eos_id: int | None
+    """Put after each document; None: nothing."""
     seq_len: int
     boundary: BoundaryPolicy | ReplaceBoundary
     packing: Packing
-    """With `overflow` decided."""
+    """Its `overflow` is never None."""
     pad_id: int
     token_ids: tuple[int | None, int | None]
     """The tokenizer's (BOS, EOS), for the policies that look at values."""
     on_error: str
     max_bad: int | float
-    """Of one lane: a number, or a part of its documents."""
+    """How much one lane may skip: a number, or a fraction of its documents."""
 
     def samples(
         self, shard: Shard, piece: Piece, *, resume: int, max_range_bytes: int
@@ -59,7 +60,7 @@ class Pipeline:
         try:
             yield from self._samples(shard, piece, read, resume=resume)
         except (CorruptShardError, TruncatedShardError) as error:
-            # What was altered on its way comes again, and not out of the cache.
+            # Bytes that were altered on their way are requested again, not taken from the cache.
             begin, end = (0, shard.size) if piece.whole else (piece.begin, max(piece.end, (error.offset or 0) + 1))
             self.storage.forget(
                 shard.url, begin, min(end, shard.size), size=_known_size(shard), etag=shard.etag
@@ -157,7 +158,7 @@ class Pipeline:
             pass
 
     def encode(self, document: Document) -> tuple[NDArray[np.integer], Mask | None]:
-        """The document's tokens, BOS and EOS as asked for (integers [n]), and its loss mask (bool [n] or None)."""
+        """The document's tokens, with BOS and EOS as asked for (integers [n]), and its loss mask (bool [n] or None)."""
         if document.tokens is not None:
             return self.with_ends(document.tokens, document.loss_mask)
         assert document.text is not None, "a chat template has made tokens of messages"
@@ -165,7 +166,7 @@ class Pipeline:
         return self.with_ends(ids, None)
 
     def tokenize(self, text: str, *, url: str, key: str, record: int) -> NDArray[np.integer]:
-        """The ids of a text alone; an error says of which one."""
+        """The ids of a text, without BOS and EOS; an error names the shard, the sample and the record."""
         assert self.tokenizer is not None, "the dataset demands a tokenizer for text"
         try:
             return np.asarray(self.tokenizer.encode(text))
@@ -191,7 +192,7 @@ class Pipeline:
         return tokens, mask
 
     def joined(self, ids: Sequence[NDArray[np.integer]]) -> Joined | None:
-        """Documents' ids side by side, BOS and EOS as asked for; None: the packer must look at each."""
+        """Documents' ids side by side, with BOS and EOS as asked for; None: the packer must check each document."""
         if not ids or any(each.dtype.kind not in "iu" or each.ndim != 1 for each in ids):
             return None
         front, back = self._ends
@@ -204,7 +205,7 @@ class Pipeline:
         return Joined(tokens.astype(np.int32, copy=False), [len(each) + ends for each in ids])
 
     def joined_with_ends(self, joined: Joined) -> Joined:
-        """Documents that are tokens, BOS and EOS as asked for."""
+        """Documents that are tokens already, with BOS and EOS as asked for."""
         if self.bos_id is None and self.eos_id is None:
             return joined
         stops = list(accumulate(joined.lengths))[:-1]
@@ -219,7 +220,7 @@ class Pipeline:
         return np.array(front, np.int32), np.array(back, np.int32)
 
     def targets(self, tokens: NDArray[np.integer], mask: Mask | None) -> int:
-        """How many of a document's tokens its own rows train, but for what `overflow` takes from it."""
+        """How many of a document's tokens its own rows train, without those that `overflow="truncate"` cuts off."""
         kept = len(tokens)
         if self.packing.keeps_documents_whole and self.packing.overflow == "truncate":
             kept = min(kept, self.seq_len + 1)

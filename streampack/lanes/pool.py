@@ -33,7 +33,7 @@ class _Lane:
     """Where its stream begins."""
     stream: LaneStream | None = None
     made: deque[LanePack | LaneEnd | Exception] = field(default_factory=deque)
-    """Made and not taken; the last one may be the lane's end, or what was raised in a pack's place."""
+    """Packs that were made and not taken; the last item may be the lane's end, or what was raised in a pack's place."""
     held_bytes: int = 0
 
 
@@ -64,17 +64,17 @@ class LanePool:
         self._lanes = {lane: _Lane(position) for lane, position in positions.items()}
         self._held_bytes = 0
         self._served: dict[int, None] = {}
-        """Lanes that are awake, the one served last at the end."""
+        """Lanes that are awake; the lane served last is at the end."""
 
     def take(self, lane: int) -> LanePack | LaneEnd:
         """The lane's next pack, or in a finite run its end (every time from there on).
 
-        What another lane raises while it is parked is raised when that one's turn has come.
+        What another lane raises while it is being parked is raised when that lane is taken.
         """
         state = self._lanes[lane]
         if not state.made:
             stream = self._awake(lane, state)
-            if stream.has_pack:  # it holds no more for giving it
+            if stream.has_pack:  # the stream holds no more memory after giving it
                 return stream.next()
             state.made.append(stream.next())
             self._weigh(state)

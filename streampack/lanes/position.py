@@ -2,7 +2,7 @@
 
 In:    a lane's position, or rows of numbers for many lanes; the packs that the lanes have given.
 Out:   the positions after those packs.
-Never: a second place that knows the rule. `LanePosition.after` states it for one pack, `advance_rows` for many packs at
+Never: the same rule written elsewhere. `LanePosition.after` states it for one pack, `advance_rows` for many packs at
        once; the stream of a lane, workers' restarts, the iterator of a dataset and the commits of a loader call them.
 
     position    cursor (0, 2, 5120, 0, 0, 7)    packs 41    documents 96    skipped ranges {a}
@@ -35,13 +35,13 @@ class SkippedRange(NamedTuple):
     epoch: int
     shard: int
     first: int
-    """The first `Sample.position` that is out."""
+    """The first `Sample.position` that is left out."""
     end: int
-    """The positions [first, end) are out."""
+    """The positions [first, end) are left out."""
     record: int
     """-1: the member as a whole, and so all its records; -2: all samples of the piece from `first` on."""
     part: int = -1
-    """Of what the transform made of the record; -1: the record as a whole."""
+    """Index in what the transform made of the record; -1: the record as a whole."""
 
 
 class LanePack(NamedTuple):
@@ -88,7 +88,7 @@ class LanePosition(NamedTuple):
 
 
 def advance_rows(rows: "NDArray[np.int64]", lanes: "NDArray[np.intp]", changes: "NDArray[np.int64]") -> None:
-    """Move lanes past n packs, in place: the last pack's cursor takes the place of a lane's, all else is added up.
+    """Move lanes past n packs, in place: a lane's cursor becomes that of its last pack, all else is added up.
 
     Args:
         rows: int64 [L, C], one row for each lane: its cursor, then numbers such as packs, counts or a digest.

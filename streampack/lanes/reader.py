@@ -3,7 +3,7 @@
 In:    the lane's pieces of each epoch.
 Out:   what the lane meets, in order: the beginning of an epoch, batches of documents, read errors.
 Never: a decision about what cannot be read. The caller decides whether a bad record or a broken shard ends the run,
-       when its turn in the order comes; so it makes no difference how far ahead the lane reads.
+       when the record's or the shard's turn comes; so it makes no difference how far ahead the lane reads.
 
     LaneReader       pieces of all epochs
       PieceReader      -> samples of one piece, read again where its shard breaks
@@ -53,7 +53,7 @@ class LaneReader:
         self._corpus = corpus
         self._lane = lane
         self._skipped: dict[tuple[int, int], set[SkippedRange]] = {}
-        """By epoch and shard."""
+        """The skipped ranges, by epoch and shard."""
         for skipped in skipped_ranges:
             self._skipped.setdefault((skipped.epoch, skipped.shard), set()).add(skipped)
         self._end_epoch = end_epoch
@@ -61,7 +61,7 @@ class LaneReader:
         self.in_compressed = False
         """Whether the shard can only be read from its start."""
         self.block_bytes = 0
-        """Of the shard's digest: so much is read and checked before it is used."""
+        """Bytes of a block of the shard's digest: so many are read and checked before one is used."""
         self.demand = Demand()
         """How many bytes of members or records make a batch."""
         self._events = self._read(cursor)

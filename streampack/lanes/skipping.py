@@ -15,7 +15,7 @@ from streampack.lanes.position import REST_OF_PIECE, SkippedRange
 _log = logging.getLogger(__name__)
 
 _RATE_FLOOR = 10
-"""Bad records that a lane may skip in any case where `max_bad` is a part of its documents."""
+"""Bad records that a lane may skip in any case where `max_bad` is a fraction of its documents."""
 
 
 class ReadError(NamedTuple):
@@ -31,7 +31,7 @@ class SkipPolicy:
     """The policy `on_error` with its bound `max_bad`, and what one lane has skipped so far."""
 
     def __init__(self, lane: int, known: Collection[SkippedRange], *, on_error: str, max_bad: float) -> None:
-        """`known`: what the lane had skipped where it continues; `max_bad`: a number, or a part of documents."""
+        """`known`: what the lane had skipped where it continues; `max_bad`: a number, or a fraction of documents."""
         self._lane = lane
         self._known = set(known)
         self._new: list[SkippedRange] = []

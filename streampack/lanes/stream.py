@@ -30,11 +30,11 @@ from streampack.lanes.unpassed import Unpassed
 from streampack.packing.packs import PackRows
 from streampack.records import Counts, Cursor
 
-_TOKENS_PER_BYTE = 1.0  # of what documents are made of, at most; until the first ones are known
-_MOST_BYTES_PER_TOKEN = 32  # of what is held at once, however few tokens others before it gave
+_TOKENS_PER_BYTE = 1.0  # assumed until the first documents are tokenized; there are hardly ever more
+_MOST_BYTES_PER_TOKEN = 32  # assumed at most, or a few documents with hardly any tokens would have too much read
 _DIGEST_HEAD = Struct("<3q").pack
 _IS_LITTLE_ENDIAN = sys.byteorder == "little"  # as digests are on every machine
-_ROWS_AHEAD = 64 * 2**10  # what is read, tokenized and packed together at most: more gains nothing
+_ROWS_AHEAD = 64 * 2**10  # read, tokenized and packed together at most: more gains nothing
 _PACKS_AHEAD = 64
 
 
@@ -56,7 +56,7 @@ class LaneStream:
         self.position = self._start = start
         """Where the lane continues after the last pack that was given."""
         self._num_documents = start.documents
-        """How many documents the lane has met; more than the position's where some are not passed."""
+        """How many documents the lane has met; more than the position counts where packs have not passed them all."""
         self._pipeline = pipeline
         self._corpus = corpus
         self._lane = lane
@@ -120,7 +120,7 @@ class LaneStream:
         while (rows := self._packer.pop()) is None:
             if self._is_over:
                 if self._end is None:
-                    self._end = LaneEnd(self._with_bad_records(self._packer.counts_behind, self._unpassed.num_fed))
+                    self._end = LaneEnd(self._with_bad_records(self._packer.counts_after, self._unpassed.num_fed))
                 return self._end
             if not self._ahead:
                 self._read_ahead()
@@ -214,7 +214,7 @@ class LaneStream:
     def _with_bad_records(self, counts: Counts, document: int) -> Counts:
         """The counts, with the bad records before `document`; what is before it is passed."""
         bad_records = self._unpassed.pass_to(document, is_over=self._is_over)
-        return counts._replace(bad_records=bad_records) if bad_records else counts  # the packer knows of none
+        return counts._replace(bad_records=bad_records) if bad_records else counts  # the packer counts none
 
     def _digest(self, rows: PackRows) -> int:
         number = self._lane + self._corpus.num_lanes * self.position.packs
@@ -226,7 +226,7 @@ class LaneStream:
         return digest.intdigest()
 
     def _check_alive(self, start: EpochStart) -> None:
-        """Refuse an endless run that could loop for ever without a pack."""
+        """Raise where an endless run would loop for ever without a pack."""
         if self._end_epoch is not None:
             return
         never = not start.num_pieces and not self._corpus.shuffle

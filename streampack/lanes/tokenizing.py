@@ -1,7 +1,7 @@
-"""Documents as token ids, many at a time where that can be.
+"""Documents as token ids, many at a time where possible.
 
 In:    batches of documents, as texts or as ids.
-Out:   batches of ids side by side, BOS and EOS in; an exception in the place of a document that fails.
+Out:   batches of ids side by side, with BOS and EOS; an exception in place of a document that fails.
 Never: a document that comes after one that failed.
 """
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 class TokenizedBatch(NamedTuple):
-    """Documents, read and tokenized, that the packer has not got yet."""
+    """Documents that are read and tokenized, for the packer."""
 
     documents: DocumentBatch
     """Without its contents."""
     joined: Joined
     is_checked: bool
-    """Otherwise it is one document, and the packer must look at its ids."""
+    """Whether the ids are known to be valid; else it is one document, whose ids the packer must check."""
 
     def singles(self) -> "Iterator[TokenizedBatch]":
         """The same, document by document."""

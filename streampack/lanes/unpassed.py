@@ -22,7 +22,7 @@ class _Fed(NamedTuple):
     """The number of the first one in the packer."""
     stop: int
     targets: list[int]
-    """As `Provenance.targets`, of each; empty where provenance is not asked for."""
+    """`Provenance.targets` of each document; empty where provenance is not asked for."""
 
 
 class Unpassed:
@@ -53,14 +53,14 @@ class Unpassed:
         self._num_bad += 1
 
     def cursor(self, document: int, row: int) -> Cursor:
-        """Row `row` of a document that is not passed."""
+        """The cursor of row `row` of a document that is not passed."""
         for documents, first, stop, _ in self._fed:
             if document < stop:
                 return documents.cursor(document - first, row)
         raise AssertionError(f"document {document} has not been fed")
 
     def provenance(self, rows: PackRows) -> Iterator[Provenance]:
-        """Of each segment of a pack, before its documents are passed."""
+        """The provenance of each segment of a pack, before its documents are passed."""
         all_fed = iter(self._fed)
         documents, first, stop, targets = next(all_fed)
         for document, offset, length in rows.spans:

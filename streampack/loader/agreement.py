@@ -1,8 +1,8 @@
 """What the ranks do together before the first batch, and for one state of all: listing, comparing, joining.
 
 In:    this rank's dataset and arguments; its state.
-Out:   the same shard list on every rank; the state of all ranks; or an error on every rank, so that none waits for
-       another that never comes.
+Out:   the same shard list on every rank; the state of all ranks; or an error on every rank, so that no rank waits for
+       one that has failed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,12 +26,12 @@ class SharedRun:
         self._exchanges = exchanges
         self._in_step = in_step
         self.ranks: Exchange | None = None
-        """For the end of finite passes; None where there is nobody else, or nobody that this rank knows of."""
+        """For the end of finite passes; None where there are no other ranks, or none that this rank can reach."""
 
     def join(self) -> None:
         """List the shards once for all ranks, and make sure that all were given the same. A collective, once.
 
-        After an error the next call does it again. A rank that knows of no others lists by itself.
+        After an error the next call does it again. A rank that can reach no others lists by itself.
 
         Raises:
             ConfigError: on every rank, where the ranks' arguments differ or rank 0 cannot list the shards.

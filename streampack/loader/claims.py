@@ -1,7 +1,7 @@
 """What a rank says of the batch that it is about to hand out, and what does not fit together in what all ranks say.
 
 In:    one `Claim` of each rank, in rank order.
-Out:   lines of text, of the differences that are nearest to the cause and of what to do; none: all is as it should be.
+Out:   lines of text: the differences that are nearest to the cause, and what to do. No lines: nothing is wrong.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,7 +29,7 @@ class Claim(NamedTuple):
     """With this batch all global packs below this one have been handed out, over all ranks."""
     first_epoch: int
     first_pack: int
-    """The global number of the batch's first pack; -1: the batch has none."""
+    """The global number of the batch's first pack; -1: it has only fillers without a number."""
     num_packs: int
     """Packs of the batch that are not fillers."""
     packs: int

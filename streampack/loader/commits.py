@@ -23,7 +23,7 @@ BATCHES_BACK = 8
 """How many batches back a state can be asked for."""
 
 _COLUMN_OF = np.array([0 if name == "packs" else COLUMNS.index(name) for name in FIELDS])
-"""The column of a message for each one of a checkpoint; messages have none for packs, and the 0 there is not used."""
+"""For each column of a checkpoint, the column of a message; messages have none for packs, whose 0 is not used."""
 _DOCUMENTS = FIELDS.index("documents")
 _SKIPPED_PACKS = FIELDS.index("skipped_packs")
 
@@ -36,9 +36,9 @@ class Commits:
         self._undos: deque[_Undo] = deque(maxlen=BATCHES_BACK)
 
     def add(self, batch: PackBatch, *, skipped: bool = False) -> None:
-        """Commit a batch that is handed out, or `skipped`: then it is in no digest and no other count.
+        """Commit a batch that is handed out, or `skipped`: then it is in no digest and counts as skipped packs only.
 
-        But documents count in any case: a rate of bad records (`max_bad`) is one of all that a lane has met.
+        Its documents count in any case: a fraction `max_bad` is of all documents that a lane has met.
         """
         rows = self.rows
         lanes: list[int] = []
@@ -67,7 +67,7 @@ class Commits:
         rows.global_pack = batch.global_pack
 
     def end_pass(self, last_words: Mapping[int, LastWords], *, epochs: int) -> None:
-        """All ranks are at the end: what came after the lanes' last packs counts, and the next epoch begins."""
+        """All ranks have ended the pass: count what came after the lanes' last packs, and begin the next epoch."""
         rows = self.rows
         for lane_index, (packs, counts) in last_words.items():
             if rows.packs(lane_index) >= packs:  # else the lane was cut before its last pack
@@ -76,10 +76,10 @@ class Commits:
         self._undos.clear()
 
     def before(self, num_batches: int, *, ahead: int) -> Committed:
-        """The rows as they were `num_batches` before those `ahead` that a trainer holds unused; a copy if any.
+        """The rows `num_batches` before the `ahead` batches that a trainer holds unused; a copy unless both are 0.
 
         Raises:
-            StateError: nothing is known of so many batches ago.
+            StateError: the loader cannot go back so many batches.
         """
         if not num_batches and not ahead:
             return self.rows
@@ -123,7 +123,7 @@ class _Undo(NamedTuple):
     rows: NDArray[np.int64]
     """Those rows as they were before the batch."""
     num_skipped_ranges: dict[int, int]
-    """By lane, where there are more now."""
+    """How many there were before the batch, for each lane that has more now."""
     global_pack: int
 
     def apply(self, committed: Committed) -> None:

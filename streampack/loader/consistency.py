@@ -1,4 +1,4 @@
-"""Every so many batches the ranks of a running job compare what they are about to hand out.
+"""Every few batches (`verify_every`) the ranks of a running job compare what they are about to hand out.
 
 In:    of each rank a few integers about its batch (a `Claim`), over one all-gather.
 Out:   nothing, or the same `LoaderError` on every rank, before the batch is handed out.
@@ -6,11 +6,11 @@ Never: a look at tokens; the digests of packs come from the workers, with the pa
 
     all ranks                          the same arguments, the same number of batches, the same step
     peers of one data-parallel rank    the same packs, out of lanes with the same history
-    data-parallel ranks                each is there, and none has the packs of another
+    data-parallel ranks                none is missing, and none has the packs of another
 
 Arguments that differ between data-parallel ranks are refused before the first batch (`agreement`). What is found only
 here: states that differ or were loaded on some ranks only, `skip` on some ranks only, peers with other arguments,
-shards of the same names and sizes with other contents, transforms that are no pure functions.
+shards of the same names and sizes with other contents, transforms that are not pure functions.
 """
 
 import json
@@ -37,7 +37,7 @@ class Verifier:
         self._exchanges = exchanges
 
     def is_due(self, batches: int) -> bool:
-        """Whether there is another rank to compare the next batch with, after so many that were handed out."""
+        """Whether the next batch, after `batches` that were handed out, is to be compared with other ranks."""
         return batches % self.every == 0 and not self._exchanges.is_alone
 
     def check(self, batch: PackBatch, committed: Committed, batches: int, arguments: Mapping[str, object]) -> None:
@@ -50,7 +50,7 @@ class Verifier:
             arguments: those that must be equal on all ranks; plain JSON values.
 
         Raises:
-            LoaderError: on every rank, where one has what it should not have; or where a rank did not come.
+            LoaderError: on every rank, where one rank differs from what it should have, or cannot be reached.
         """
         try:
             ranks = self._exchanges.everyone()

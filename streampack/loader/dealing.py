@@ -24,9 +24,9 @@ class Item(NamedTuple):
     """Which of the rank's lanes."""
     pack: "PackRef | None"
     end: Counts | None
-    """For an ended lane: what it counted after its last pack, the first time it says so."""
+    """For an ended lane, in the first item that says so: what it counted after its last pack."""
     error: Exception | None = None
-    """What was raised in the pack's place, for whoever needs the pack; it is the last item."""
+    """What was raised in the pack's place; it is raised when the pack is needed. The item is the last one."""
 
 
 class PackRef(NamedTuple):
@@ -73,7 +73,7 @@ _Opened: TypeAlias = tuple[PackRef | None, Counts | None, Exception | None]  # a
 
 
 def _opened(message: Message) -> list[_Opened | None]:
-    """What stands in each slot of a message, and its error after them."""
+    """What each slot of a message holds, then the message's error."""
     slots: list[_Opened | None] = []
     ends = dict(message.ends)
     num_segments = message.block.num_segments.tolist()

@@ -4,8 +4,9 @@
 
 In:    a `PackedDataset`, and which rank this is.
 Out:   batches; a state, a digest and counts of what was handed out.
-Never: a state that holds what workers have made and nobody was given. A batch is committed when it is handed out: its
-       packs' cursors become the lanes' rows, and the rows are the state, from which workers can be restarted any time.
+Never: a state that counts what workers have made and the trainer was not given. A batch is committed when it is
+       handed out: its packs' cursors become the lanes' rows, and the rows are the state, from which workers can be
+       restarted at any time.
 """
 
 import sys
@@ -44,7 +45,7 @@ class PackedDataLoader:
 
     Iterating gives dicts of int64 tensors of shape [batch_size, seq_len]: "tokens", "labels", "position_ids",
     "segment_ids", and "num_targets" of shape [batch_size]; or what `format` names. A `break` loses nothing: a new
-    iterator goes on after the last batch handed out. In a finite run one iteration is a pass of `dataset.epochs`
+    iterator continues after the last batch handed out. In a finite run one iteration is a pass of `dataset.epochs`
     epochs, and the next iteration is the next pass; every rank gives the same number of batches.
 
     Args:
@@ -70,14 +71,15 @@ class PackedDataLoader:
         prefetch_bytes: bound on the packs that workers may have made ahead.
         pin_memory: put batches into pinned memory; "auto" does where there is a GPU.
         multiprocessing_context: "fork", "spawn" or "forkserver"; None takes Python's default.
-        worker_timeout_s: seconds without a sign of life after which a worker that is waited for is ended; one that died
-            is noticed at once. All workers of the rank are then restarted and go on with the same bits, up to 3 times
-            an hour. A worker shows life with every pack, sample, record and block of bytes, and while it waits to try
-            a failing storage again; so this must be more than the slowest document needs in the transform and the
-            tokenizer, and more than `RetryPolicy.timeout_s`. At least 2 minutes are allowed until the first sign.
-        verify_every: at the first batch and every so many after it, compare all ranks of `device_mesh` (without one,
-            the data-parallel ones): the same step, different packs on data-parallel ranks, the same packs on peers in
-            other dimensions. What differs is a `LoaderError` on all of them. Every rank must have a loader then.
+        worker_timeout_s: seconds without a sign of life after which a worker that is waited for is killed; a dead
+            worker is noticed at once. All workers of the rank are then restarted and continue with the same bits, up
+            to 3 times an hour. A worker gives a sign with every pack, sample, record and block of bytes, and while it
+            waits to try a failing storage again; so this must be more than the slowest document needs in the transform
+            and the tokenizer, and more than `RetryPolicy.timeout_s`. The first sign may take at least 2 minutes.
+        verify_every: at the first batch and every `verify_every` after it, compare all ranks of `device_mesh` (without
+            one, the data-parallel ones): the same step, different packs on data-parallel ranks, the same packs on
+            peers in other dimensions. What differs is a `LoaderError` on all of them. Every rank must have a loader
+            then.
         whole_state: `state_dict` gives the lanes of all ranks, on every rank: for trainers that save what rank 0 has,
             as Lightning, Accelerate and Transformers do; see `streampack.integrations`. All data-parallel ranks must
             call it together.
@@ -122,7 +124,7 @@ class PackedDataLoader:
         if whole_state:
             self._exchanges.check_known("whole_state")
         self.dataset = dataset.without_lookahead() if layout.consumer.model_shifts else dataset
-        """What is loaded; where the model shifts labels, without the label after a pack's end."""
+        """What is loaded; for a format whose model shifts labels, with `lookahead=False`."""
         self.batch_size = batch_size
         self.whole_state = whole_state
         """Whether `state_dict` gives the lanes of all ranks."""
@@ -178,7 +180,7 @@ class PackedDataLoader:
     # -- what a trainer does ---------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Batch]:
-        """Go on after the last batch handed out; an older iterator raises from now on.
+        """Continue after the last batch handed out; an older iterator raises from now on.
 
         Raises:
             LoaderError: Lightning's fit asks for it, without `streampack.integrations.LightningLoader`.
@@ -271,7 +273,7 @@ class PackedDataLoader:
         return join_states(state, self._exchanges.states()) if self.whole_state and self.dp_size > 1 else state
 
     def load_state_dict(self, state: Mapping[str, Any], *, allow: Collection[str] = ()) -> None:
-        """Go on from a state of any number of ranks and workers; ends the workers and iterators that there are.
+        """Continue from a state of any number of ranks and workers; ends the present workers and iterators.
 
         Args:
             state: from `state_dict`, `merge_state_dicts`, torch.distributed.checkpoint or JSON.
@@ -333,7 +335,7 @@ class PackedDataLoader:
         return self._commits
 
     def _current_pass(self, *, new: bool) -> Pass:
-        """The pass that goes on from the committed rows; `new`: not one that an iterator has been given out for."""
+        """The pass that continues from the committed rows; `new`: not one that has an iterator already."""
         committed = self._prepare().rows
         if self._pass is not None and new and self._pass.taken:
             self._retire()

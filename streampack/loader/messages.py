@@ -2,7 +2,8 @@
 
 In:    the positions of a rank's lanes.
 Out:   one stream of messages for each worker; `dealing` puts their packs back into the global order.
-Never: a message that depends on what another worker does; an end. A lane that has ended says so in each of its slots.
+Never: a message that depends on what another worker does; an end of the stream, as an ended lane says so in each of its
+       slots.
 
 A rank takes its lanes in turn: slot s of round n is pack n of its s-th lane. Worker w of W makes the slots w, w + W,
 ... of each round, in order, and sends some at a time; where W does not divide the lanes, the last slots of a round are
@@ -13,8 +14,8 @@ empty. Every worker sends the same number of slots in its t-th message, so that 
                                               worker 1:  [s1 s3] [s5 s1'] [s3' s5'] ...
     wave by wave, dealt slot by slot          s0 s1 s2 s3 | s4 s5 s0' s1' | s2' s3' s4' s5' ...
 
-Where a lane fails, the message ends with the slot before and carries the error: the error takes its place in the rank's
-order, and all that comes before it is given.
+Where a lane fails, the message ends with the slot before and carries the error: the error takes the failed slot's place
+in the rank's order, and all packs before it are handed out first.
 """
 
 import enum
@@ -42,7 +43,7 @@ DOCUMENTS = COLUMNS.index("documents")
 
 
 class Slot(enum.IntEnum):
-    """What stands in a slot of a message."""
+    """What a slot of a message holds."""
 
     NOTHING = 0
     """No lane, or a pack that was handed out before the resume."""
@@ -72,7 +73,7 @@ class Message:
     storage: StorageUse
     """What the storage was asked for while the message was made."""
     error: Exception | None = None
-    """Raised in the place of the slot after the last one; no message follows."""
+    """What was raised in place of the slot after the last one; no message follows."""
 
     @property
     def digests(self) -> NDArray[np.int64]:

@@ -2,8 +2,8 @@
 
 In:    what can be pickled; its arrays are written as they are.
 Out:   the descriptor, and on the other side the value, with arrays of its own.
-Never: a name under which something could be left over. A sender that dies takes nothing of what it has sent with it,
-and memory that is not received is freed with the last descriptor.
+Never: a name, so no file is left over. What was sent stays readable when its sender dies, and memory that is not
+received is freed with the last descriptor.
 
     |- sizes of the parts -|- pickle -|- array -|- array -| ...      each part begins at a multiple of 64 bytes
 """

@@ -1,6 +1,6 @@
 """One pass of a rank, from committed rows on: until it ends, or until it is abandoned.
 
-In:    the committed rows, the dataset, and how the rank reads its lanes and cuts batches.
+In:    the committed rows, the dataset, and the settings by which the rank reads its lanes and cuts batches.
 Out:   batches; what ended lanes, the storage and packs that were left out add to the counts.
 """
 
@@ -53,7 +53,7 @@ class LastWords(NamedTuple):
 
 @dataclass(slots=True)
 class Tally:
-    """What is counted during a pass. Generators write to it, which must hold no reference to the pass itself."""
+    """What is counted during a pass, by generators that must hold no reference to the pass itself."""
 
     ends: dict[int, LastWords] = field(default_factory=dict)
     """By index of the lane among the rank's."""

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 BUDGET = 3
-"""Restarts allowed within `PERIOD_S`; workers that die more often have a cause that a restart does not remove."""
+"""Restarts allowed within `PERIOD_S`; a cause that kills workers more often is not removed by restarts."""
 PERIOD_S = 3600.0
 
 

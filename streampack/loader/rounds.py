@@ -1,7 +1,7 @@
 """Batches of one pass, the same number on every rank.
 
 In:    a rank's items in its order.
-Out:   batches of them, with the global pack that is reached after each.
+Out:   batches of them, each with the global pack that is reached after it.
 Never: another number of batches on one rank than on the others.
 
 In a finite run the ranks must end together though their lanes are of different length. They agree some rounds ahead:
@@ -78,7 +78,7 @@ def finite(
         pad: whether the pass lasts as long as the longest lane, not as the shortest.
         drop_last: leave out what does not fill a batch on every rank.
         agree: starts to find the ranks' highest (pad) or lowest number and gives a function that waits for it; None
-            where this rank is on its own.
+            where there are no other ranks to ask.
         left_out: told what was made and not handed out.
     """
     windows = _windows(

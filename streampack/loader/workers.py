@@ -1,9 +1,9 @@
 """The processes of a rank: started, listened to, ended.
 
 In:    what to do, and how many workers do it.
-Out:   their messages, each worker's in its order, with what went wrong in a worker's own code as that error; or
-       `LostError` where a worker has died, or is silent while it is waited for.
-Never: a wait without an end; a signal handler in the trainer's process; a process left behind.
+Out:   their messages, each worker's in its order; the error that a worker's own code raised; or `LostError` where a
+       worker has died, or gives no sign of life while the loader waits for it.
+Never: a wait without an end; a signal handler in the trainer's process; a process that outlives the loader.
 
 Each worker has a socket of its own, so whatever happens to one in the middle of a message concerns no other:
 
@@ -39,7 +39,7 @@ from streampack.loader.messages import Assignment, Message, WorkerStream
 from streampack.ranks.torch_private import ExceptionWrapper
 
 AHEAD = 2
-"""Messages that a worker may have made before the first of them is taken."""
+"""Messages that a worker may make ahead of the one that the loader takes next."""
 START_S = 120.0
 """Seconds that a worker always has for its first sign of life: a spawned one imports torch, maybe over a network."""
 _LOOK_S = 0.5
@@ -48,7 +48,7 @@ _KILLED_S = 10.0
 
 
 class LostError(Exception):
-    """A worker that will give nothing more."""
+    """A worker that has died or hangs."""
 
     def __init__(
         self, why: str, *, worker: int, pid: int, location: heartbeat.SampleLocation, is_hopeless: bool
@@ -59,7 +59,7 @@ class LostError(Exception):
         self.pid = pid
         self.location = location
         self.is_hopeless = is_hopeless
-        """It could not even begin, and would not the next time."""
+        """Whether it failed before its first line of work, so that a restart would fail as well."""
 
 
 class _Worker(NamedTuple):
@@ -167,7 +167,7 @@ def _take(ours: socket.socket) -> int | None:
 
 
 def _wait(ours: socket.socket, process: BaseProcess, limit_s: float) -> float:
-    """Wait until there may be news of a worker; gives the seconds."""
+    """Wait until a worker may have sent something or died; returns the seconds that this took."""
     began = time.monotonic()
     ready = connection.wait([ours, process.sentinel], limit_s)
     if process.sentinel in ready or (ready and _is_closed(ours)):
@@ -196,7 +196,7 @@ def _end(workers: list[_Worker]) -> None:
         each.process.kill()  # a stopped one too
     for each in workers:
         each.process.join(_KILLED_S)
-        with suppress(ValueError):  # it hangs in the kernel, and nothing can end it before that does
+        with suppress(ValueError):  # it hangs in the kernel and cannot be killed before it returns
             each.process.close()
     workers.clear()
 

@@ -155,10 +155,10 @@ class Packer:
         `pop` has given a pack, the counts are a function of the pack's place in the stream, and the difference from
         the pack before is that pack's own (`PackRows.counts`).
         """
-        return self._counter.given.plus(self.counts_behind)
+        return self._counter.given.plus(self.counts_after)
 
     @property
-    def counts_behind(self) -> Counts:
+    def counts_after(self) -> Counts:
         """Of these, what came after the last pack; complete when `pop` has given None after `finish`."""
         return self._counter.since if self._begin == self._built else _NOTHING
 
