@@ -1,4 +1,4 @@
-"""Messages in, token ids and loss mask out: what of a conversation is text, what is a control token, what is a target.
+"""Messages in, token ids and loss mask out: which parts are text, control tokens and targets.
 
 In:  the messages of one conversation, each a mapping with at least "role" and "content", both strings.
 Out: int32 ids [n], and bool [n]: True where the token may be a target.
@@ -41,13 +41,13 @@ class ChatEncoder:
     tokens: Mapping[str, ControlToken]
     """The control tokens that the template's parts name."""
     names: tuple[str, ...]
-    """What no text of a message may become."""
+    """Names of all control tokens, which no text of a message may become; `forbidden` has their ids."""
     forbidden: frozenset[int]
     """The ids of those."""
 
     @property
     def digest(self) -> str:
-        """A text that changes with the ids and the masks that are made, for a given tokenizer."""
+        """A text that is another one whenever the ids or masks made with the same tokenizer are others."""
         ids = ", ".join(f"{name}={token.id}" for name, token in sorted(self.tokens.items()))
         return f"{self.template.digest} with {ids or 'no control tokens'}"
 
@@ -55,7 +55,7 @@ class ChatEncoder:
         """The ids (int32 [n]) and the loss mask (bool [n]) of a conversation.
 
         Raises:
-            RecordError: the template has no place for one of the messages.
+            RecordError: the template cannot render one of the messages.
         """
         ids: list[NDArray[np.integer]] = [np.empty(0, np.int32)]
         masks: list[Mask] = [np.empty(0, np.bool_)]
@@ -79,7 +79,7 @@ class ChatEncoder:
         ids = self._encode_plain(text, trimmed=trimmed)
         if self._is_clean(ids):
             return ids
-        # Some vocabularies find a control token's text anywhere; they cannot where it is cut inside.
+        # Some tokenizers turn a control token's text into its id anywhere; cut in two, the text stays text.
         pieces = [text]
         for name in self.names:
             pieces = [part for piece in pieces for part in _cut_inside(piece, name)]
@@ -102,7 +102,7 @@ class ChatEncoder:
     def _encode_spans(
         self, text: str, spans: Sequence[tuple[int, int]], *, trimmed: bool
     ) -> list[tuple[NDArray[np.integer], Mask]]:
-        """Ids and masks, stretch by stretch, of a text encoded as one if the tokenizer tells where tokens stand."""
+        """Ids and masks of a text: as one if the tokenizer tells where its tokens stand, else stretch by stretch."""
         trained = np.zeros(len(text), np.bool_)
         for begin, end in spans:
             trained[begin:end] = True
@@ -143,17 +143,17 @@ def make_encoder(
     add_eos: bool,
     read: Callable[[str], bytes],
 ) -> ChatEncoder:
-    """What turns conversations into tokens as a dataset's arguments ask for it.
+    """The encoder that a dataset's arguments ask for.
 
     Args:
-        chat: the template, and what is trained.
+        chat: the template, and which messages are trained.
         tokenizer: the dataset's.
-        add_bos: for the built-in templates; the others say themselves what begins a conversation.
-        add_eos: the same for its end.
+        add_bos: for the built-in templates; the others write BOS themselves.
+        add_eos: for the built-in templates; the others write EOS themselves.
         read: gives the bytes of a file.
 
     Raises:
-        ConfigError: no template, one that is not known, or one that does not say what is trained.
+        ConfigError: there is no template, it is not known, or it does not say which parts are trained.
         TokenizerError: the tokenizer lacks a control token of the template.
     """
     chat_template, whose = chat.template, TrainOn(chat.train_on)
@@ -196,6 +196,6 @@ def make_encoder(
 
 
 def _unknown_id(tokenizer: Tokenizer) -> int | None:
-    """A text may well have characters without a token: its id does not count as a control token here."""
+    """The id of the unknown token, which is not a control token here: a text may have characters without a token."""
     unknown = control_tokens_of(tokenizer).get("<unk>")
     return None if unknown is None else unknown.id

@@ -1,14 +1,14 @@
 """A model's own chat template: Jinja, from its tokenizer_config.json, rendered in a sandbox.
 
-In:  messages. Out: parts, as of any template. What `{% generation %}` ... `{% endgeneration %}` encloses is the
+In:  messages. Out: parts, as from any template. What `{% generation %}` ... `{% endgeneration %}` encloses is the
      assistant's, as in Transformers' `apply_chat_template(..., return_assistant_tokens_mask=True)`.
 
 The template's own control tokens become ids; those that a message's text spells out do not. To tell them apart, each
 of the latter gets a mark inside before rendering, which is taken out again afterwards. The marks are code points that
 Unicode keeps for a program's own use (noncharacters); a message that holds one of them is refused.
 
-Never: a template that reaches anything but the messages; a clock that decides what it gives: `strftime_now` is
-not defined, so templates take their fixed date. BOS and EOS are where the template puts them, and nowhere else.
+Never: a template that reaches anything but the messages; a text that depends on the clock: `strftime_now` is not
+defined, so templates take their fixed date; a BOS or EOS that the template did not write.
 """
 
 import functools
@@ -38,12 +38,12 @@ def read_template(data: bytes, *, name: str, tokenizer: Tokenizer, needs_targets
     """The template in a tokenizer_config.json, or in a file that is one.
 
     Raises:
-        ConfigError: there is none, it is not Jinja, or it does not say what the assistant's is, with `needs_targets`.
+        ConfigError: there is no template, it is not Jinja, or with `needs_targets` it has no `{% generation %}`.
     """
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
-        raise ConfigError(f"not UTF-8 ({error.reason}), so no chat template", url=name) from error
+        raise ConfigError(f"not UTF-8 ({error.reason}), so not a chat template", url=name) from error
     tokens = control_tokens_of(tokenizer)
     names = {token.id: known for known, token in tokens.items()}
     specials = {
@@ -60,7 +60,7 @@ def read_template(data: bytes, *, name: str, tokenizer: Tokenizer, needs_targets
         if isinstance(found, list):  # several, by name
             found = {entry["name"]: entry["template"] for entry in found}.get("default")
         if not isinstance(found, str):
-            raise ConfigError("no chat_template in it; give the file chat_template.jinja if one lies beside", url=name)
+            raise ConfigError("it has no chat_template; give the file chat_template.jinja if there is one", url=name)
         text = found
         for key in ("bos_token", "eos_token", "pad_token", "unk_token"):
             value = config.get(key)
@@ -77,7 +77,7 @@ def read_template(data: bytes, *, name: str, tokenizer: Tokenizer, needs_targets
         raise ConfigError(f"the chat template is not Jinja: {error}", url=name) from error
     if needs_targets and not re.search(r"\{%-?\s*generation\b", text):
         raise ConfigError(
-            "the chat template does not say what the assistant's is: put {% generation %} and "
+            "the chat template does not mark what the assistant says: put {% generation %} and "
             "{% endgeneration %} around it, "
             'as for Transformers\' return_assistant_tokens_mask, or use train_on="all" or a built-in template',
             url=name,
@@ -144,7 +144,7 @@ class JinjaTemplate:
 
 @functools.lru_cache(maxsize=8)
 def _any_of(names: tuple[str, ...]) -> re.Pattern[str]:
-    # The longest first, as one may begin another; without any, what matches nothing.
+    # The longest first, as one name may begin with another; without names, a pattern that matches nothing.
     return re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)) or r"(?!)")
 
 

@@ -16,12 +16,12 @@ class Chat:
             file that is a Jinja template; a Jinja template itself, in which `{% generation %}` encloses what the
             assistant says; or a function that gives (text or token id, trained) pairs of a list of messages.
             None: the data must hold no conversations.
-        train_on: a `TrainOn` or its value: "assistant", "last_assistant" or "all". A function says itself what is
-            trained.
+        train_on: a `TrainOn` or its value: "assistant", "last_assistant" or "all". A function says itself which
+            parts are trained.
 
     Raises:
-        ConfigError: an argument that cannot work. Whether a template is known, and fits the tokenizer, is seen when a
-            dataset is made.
+        ConfigError: an argument that cannot work. Whether a template is known, and fits the tokenizer, is checked when
+            a dataset is made.
     """
 
     template: str | ChatFunction | None = None
@@ -35,7 +35,7 @@ class Chat:
         object.__setattr__(self, "train_on", train_on)
         if callable(template) and train_on is not TrainOn.ASSISTANT:
             raise ConfigError(
-                f'chat: train_on="{train_on}" does nothing with a function, which says itself what is trained'
+                f'chat: train_on="{train_on}" does nothing with a function, which says itself which parts are trained'
             )
 
 
@@ -43,6 +43,6 @@ def as_chat(value: Chat | str | Callable[..., object] | None) -> Chat:
     """The record that `value` is or is the shorthand of: a template, or None for `Chat()`.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: it is none of these.
     """
     return value if isinstance(value, Chat) else Chat(value)  # type: ignore[arg-type]  # checked there

@@ -1,8 +1,8 @@
 r"""Templates of chats: the messages of a conversation in, the parts of its text out, each trained or not.
 
 In:  messages, each a mapping with at least "role" and "content", both strings.
-Out: parts in order: texts, and control tokens by name or id. Which parts are trained is said here, message by message,
-     so that no token is ever searched for to find it out.
+Out: parts in order: texts, and control tokens by name or id. Which parts are trained is decided here, message by
+     message, so that nobody must search for tokens to find out.
 
 The built-in templates give the ids and the masks of torchtune's message tokenizers. With `u` a user's and `a` an
 assistant's message, and in brackets what `train_on="assistant"` trains:
@@ -33,7 +33,7 @@ class TrainOn(StrEnum):
     ASSISTANT = "assistant"
     """Each message of the assistant, with what its template puts around it. The default."""
     LAST_ASSISTANT = "last_assistant"
-    """Only the last of them."""
+    """Only the last message of the assistant."""
     ALL = "all"
     """Every message."""
 
@@ -44,7 +44,7 @@ class Text(NamedTuple):
     text: str
     trained: bool
     trimmed: bool = False
-    """Without the space that SentencePiece puts before a text: it goes on from the part before."""
+    """Without the space that SentencePiece puts before a text, as it continues the part before."""
 
 
 class Spans(NamedTuple):
@@ -64,7 +64,7 @@ class Control(NamedTuple):
 
 Part: TypeAlias = Text | Spans | Control
 ChatFunction: TypeAlias = Callable[[list[Message]], Iterable[tuple[str | int, bool]]]
-"""A user's template: a conversation in, (text or token id, trained) out; all that there is, BOS and EOS too."""
+"""A user's template: a conversation in, all its (text or token id, trained) pairs out, BOS and EOS included."""
 
 
 class Template(Protocol):
@@ -72,7 +72,7 @@ class Template(Protocol):
 
     @property
     def digest(self) -> str:
-        """A text that changes with what the template does; part of the fingerprint."""
+        """A text that is another one for another template; part of the fingerprint."""
         ...
 
     def control_tokens(self, tokenizer: Tokenizer) -> Mapping[str, ControlToken]:
@@ -80,12 +80,12 @@ class Template(Protocol):
         ...
 
     def parts(self, messages: Sequence[Message], train_on: TrainOn) -> Iterator[Part]:
-        """The parts of a conversation; a RecordError says why there are none."""
+        """The parts of a conversation; a RecordError says why it has none."""
         ...
 
 
 def control_tokens_of(tokenizer: Tokenizer) -> dict[str, ControlToken]:
-    """The control tokens that a tokenizer knows by name; none where it has no method that tells."""
+    """The control tokens that a tokenizer knows by name; none where it has no method `control_tokens`."""
     method = getattr(tokenizer, "control_tokens", None)
     return {} if method is None else dict(method())
 
@@ -103,7 +103,7 @@ def trained_messages(messages: Sequence[Message], train_on: TrainOn) -> list[boo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FunctionTemplate:
-    """A user's function; it alone says what is trained."""
+    """A user's function; it alone decides which parts are trained."""
 
     function: ChatFunction
 

@@ -8,7 +8,7 @@ import string
 from streampack.errors import ConfigError
 
 LARGEST_RANGE = 10_000_000
-"""A pattern for more strings than this is taken for a mistake: it would fill the memory."""
+"""A pattern that stands for more strings is refused as a mistake: it would fill the memory."""
 _LETTERS = string.ascii_uppercase + string.ascii_lowercase
 _MARKS = re.compile(r"\\.|[{},]", re.DOTALL)
 _RANGE = re.compile(r"(?:(-?[0-9]+)\.\.(-?[0-9]+)|([A-Za-z])\.\.([A-Za-z]))(?:\.\.-?([0-9]+))?")
@@ -17,9 +17,9 @@ _RANGE = re.compile(r"(?:(-?[0-9]+)\.\.(-?[0-9]+)|([A-Za-z])\.\.([A-Za-z]))(?:\.
 def expand_braces(pattern: str) -> list[str]:
     r"""The strings that a pattern with braces stands for, in the order of shells.
 
-    `{a,b}` alternatives, `{08..11}` a range padded with zeros, `{1..9..2}` with a step, `{a..e}` letters; nested and
-    repeated as wished, the last one varies first. A backslash takes a brace or comma literally; a pair of braces
-    without comma or range stands for itself.
+    `{a,b}` alternatives, `{08..11}` a range padded with zeros, `{1..9..2}` with a step, `{a..e}` letters; braces
+    may be nested and repeated, and the last ones vary fastest. A backslash takes a brace or comma literally; a pair of
+    braces without comma or range stands for itself.
 
     >>> expand_braces("en-{08..10}.{tar,tgz}")
     ['en-08.tar', 'en-08.tgz', 'en-09.tar', 'en-09.tgz', 'en-10.tar', 'en-10.tgz']

@@ -36,5 +36,5 @@ class Corpus:
         return self._lines[epoch].pieces(lane, self.num_lanes)
 
     def order_epoch(self, epoch: int) -> int:
-        """The epoch whose order an epoch has; it also seeds what transforms draw."""
+        """The epoch whose order `epoch` has; it also seeds the `rng` of transforms."""
         return 0 if self.one_epoch else epoch

@@ -38,7 +38,7 @@ def read_manifest(data: bytes, *, manifest: str) -> list[ShardRow]:
     """The rows of a manifest with these bytes and this URL.
 
     Raises:
-        ConfigError: the line that cannot be read, by its number; or there is none.
+        ConfigError: a line cannot be read (the error has its number), or there is no line.
     """
     try:
         rows = msgspec.json.Decoder(ShardRow).decode_lines(data)
@@ -63,7 +63,7 @@ def read_manifest(data: bytes, *, manifest: str) -> list[ShardRow]:
 
 
 def _find_bad_line(data: bytes, manifest: str) -> list[ShardRow]:
-    """Decode line by line, which is slower and says where it fails."""
+    """Decode line by line, which is slower and finds the line that is wrong."""
     rows = []
     for number, line in enumerate(data.split(b"\n"), 1):
         if not line.strip():
@@ -82,7 +82,7 @@ def _find_bad_line(data: bytes, manifest: str) -> list[ShardRow]:
 
 
 def _resolve(manifest: str, url: str) -> str:
-    """A manifest's relative URL, relative to the manifest's folder; an absolute path stays one."""
+    """A URL of a manifest; a relative one is relative to the manifest's folder."""
     scheme, separator, path = without_query(manifest).rpartition("://")
     if separator and url.startswith("/"):
         raise ConfigError(

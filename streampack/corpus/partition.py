@@ -5,7 +5,7 @@ Out:   the pieces of shards that a lane reads in the epoch, and who owns the lan
 Never: a lane whose content depends on ranks or workers; they only divide the lanes among themselves.
 
     the epoch's line of shards    |---- shard 7 ----|- 2 -|------ shard 4 ------|--- 0 ---|      T bytes
-    lane l of L reads the bytes   [l*T//L, (l+1)*T//L)          (whole shards: where the shard's first byte lies)
+    lane l of L reads the bytes   [l*T//L, (l+1)*T//L)          (a shard that is not cut: the lane of its first byte)
 
     global pack i = pack i // L of lane i % L;   rank r of R hands out every i with i % R == r   (L % R == 0)
     so rank r owns the lanes r, r + R, ...;   worker w of W owns every W-th of those, from the w-th on

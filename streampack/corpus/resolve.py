@@ -27,13 +27,13 @@ from streampack.errors import ConfigError, ShardError, ShardNotFoundError
 from streampack.tar.codecs import ALL_SUFFIXES, COMPRESSED_SUFFIXES, path_of, suffix_of
 
 _GUESSED_BYTES = 64 * 2**20
-"""The size of shards of which nothing is known."""
+"""Bytes that every shard is taken to have where no size is known."""
 _LARGEST_CORPUS = 2**62
-"""In bytes: sums of sizes are 64-bit integers."""
+"""Bytes: sums of sizes are 64-bit integers."""
 _MOST_LISTINGS = 16
-"""At once."""
+"""Folders that are listed at once."""
 _MOST_SIZES = 32
-"""Looked up at once."""
+"""Sizes that are looked up at once."""
 
 Progress = Callable[[int, int], None]
 
@@ -45,7 +45,7 @@ class Listing(Protocol):
         """(URL, size or None) of the files below a directory (it ends with `/`), or of those that match a glob."""
 
     def is_directory(self, url: str) -> bool:
-        """Whether the URL is one."""
+        """Whether the URL is a directory."""
 
     def size(self, url: str) -> int | None:
         """The size in bytes, None where it is not known.
@@ -55,7 +55,7 @@ class Listing(Protocol):
         """
 
     def etag(self, url: str) -> str | None:
-        """The version of the object that `listing` or `size` met, once; None where the storage has none."""
+        """The version that `listing` or `size` saw of the object, given once; None where the storage has none."""
 
     def read(self, url: str) -> bytes:
         """All of a small object."""

@@ -1,7 +1,7 @@
 """The shards of a run as a table: a few arrays and blocks of bytes, however many shards there are.
 
 In:    columns of equal length, in listed order; or the bytes of a table of another process.
-Out:   `Shard` records by index; digests that tell one corpus from another; the table's own bytes.
+Out:   `Shard` records by index; digests that differ for different corpora; the table's own bytes.
 Never: a Python object for each shard that is kept: a forked worker would copy it.
 """
 
@@ -50,9 +50,9 @@ class ShardTable:
     urls: Texts
     names: Texts
     digests: Texts
-    """Empty where the manifest gave none."""
+    """Empty strings where the manifest gave none."""
     etags: Texts
-    """Empty where neither a manifest nor the storage gave one."""
+    """Empty strings where neither a manifest nor the storage gave one."""
     sizes: NDArray[np.int64]
     """int64 [n] bytes; the mean of the known ones where a size is unknown."""
     size_known: NDArray[np.bool_]
@@ -88,7 +88,7 @@ class ShardTable:
 
     @property
     def num_unchecked(self) -> int:
-        """Shards whose digest nobody checks: it is of the whole shard, and several lanes read parts of it."""
+        """Number of shards whose digest no reader checks: several lanes read parts of a shard with one digest."""
         with_digest = np.flatnonzero(np.diff(self.digests.offsets) * ~self.whole)
         return sum(not block_bytes_of(self.digests[int(index)]) for index in with_digest)
 
@@ -127,7 +127,7 @@ class ShardTable:
         """The table that `to_bytes` wrote.
 
         Raises:
-            ConfigError: if it is not one of this version.
+            ConfigError: it is not a table of this version.
         """
         try:
             wire = msgspec.msgpack.decode(data, type=_Wire)

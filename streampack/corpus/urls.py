@@ -7,7 +7,7 @@ from streampack.errors import ConfigError
 
 
 def relative_names(urls: Sequence[str]) -> list[str]:
-    """The URLs without the folders that all share; without queries too, where they stay different without."""
+    """The URLs without the folders that all share, and without queries if the names stay different."""
     paths = [without_query(url) for url in urls]
     if len(set(paths)) < len(urls):
         paths = list(urls)

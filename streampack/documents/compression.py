@@ -1,6 +1,6 @@
-"""The bytes of a compressed member in, what they hold out.
+"""The bytes of a compressed member in, its decompressed bytes out.
 
-Never: more out than the limits allow, before the compressed bytes are known to be right.
+Never: more than the limits allow, also of compressed bytes that turn out to be damaged.
 """
 
 import io
@@ -19,7 +19,7 @@ SUFFIXES: tuple[Compression, ...] = ("gz", "zst")
 # A step of decompression: 4 KiB of zstd can become 128 MiB, which is how far above its limit a bomb gets.
 _CHUNK_BYTES = 4096
 _MAX_STREAMS = 2**20
-"""In a row, in one member: each costs a decompressor of its own, and may hold nothing."""
+"""Streams in a row in one member: each costs a decompressor of its own, and may be empty."""
 
 
 def decompressed(data: bytes, extension: str, limit: int) -> bytes:
@@ -46,7 +46,7 @@ def decompressed(data: bytes, extension: str, limit: int) -> bytes:
             raise BadContentError(f"cannot be decompressed ({error}); compressed byte {consumed:,} or later") from None
         consumed += len(chunk) - len(stream.unused_data)
         if output.tell() > limit:
-            raise BadContentError(f"decompresses to more than {limit:,} bytes (max_member_bytes); split the member")
+            raise BadContentError(f"decompresses to more than {limit:,} bytes; split the member")
         if output.tell() > max(FREE_BYTES, MAX_RATIO * consumed):
             what = f"decompresses to {output.tell():,} bytes from {consumed:,}, more than {MAX_RATIO} times as many"
             raise BadContentError(f"{what}; if it is meant so, store it without compression")

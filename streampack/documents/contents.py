@@ -1,6 +1,6 @@
-"""The bytes of a text member in, its text out; and what is common to all contents: limits, and why one is bad.
+"""The bytes of a text member in, its text out; also the size checks and the error that all kinds of contents share.
 
-Out: a text, or a `BadContentError` that says why there is none. Whoever reads the sample adds where it is.
+Out: a text, or a `BadContentError` that says why there is none; the reader of the sample adds shard and member.
 Never: a text that is anything but strict UTF-8, or that is stripped (a byte order mark stays).
 """
 
@@ -25,7 +25,7 @@ class BadContentError(Exception):
         self.extension = extension
 
     def located(self, record: int, url: str, member: str, *, line_number: int = 0, start: int = 0) -> BadRecord:
-        """The bad record: of which index, in which shard and member, and in which line from which byte of it on."""
+        """The bad record with this index, shard and member; for JSON lines also its line, from byte `start` on."""
         message = f"line {line_number}: {self}" if line_number else str(self)
         offset = self.offset if self.offset is None and not line_number else start + (self.offset or 0)
         return BadRecord(record=record, error=self.kind(message, url=url, member=member, offset=offset))

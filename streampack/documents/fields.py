@@ -1,4 +1,4 @@
-"""The argument `field` in, what it means out: which member of a sample holds documents, and where in it.
+"""The argument `field` in, a record of its meaning out: which member of a sample holds documents, and where in it.
 
     field        member                       documents
     txt          .txt                         its text
@@ -41,16 +41,16 @@ class Field:
 
     @property
     def holds_many(self) -> bool:
-        """Whether a member holds many documents, so that its size says nothing of theirs."""
+        """Whether a member holds many documents, so that its size says nothing about theirs."""
         return self.kind == "jsonl"
 
     @property
     def extensions(self) -> tuple[str, ...]:
-        """Of the member, as they usually are."""
+        """The usual extensions of the member."""
         return _EXTENSIONS[self.kind]
 
     def wanted(self, extension: str) -> bool:
-        """Whether a member with this extension may be the one, so that it must be read."""
+        """Whether a member with this extension may hold the documents, so that it must be read."""
         names = _EXTENSIONS[self.kind]
         return extension in names or any(extension.endswith(f".{name}") for name in names)
 

@@ -1,8 +1,8 @@
-"""The JSON of a record in, what stands under the keys of the field out: a text, or a conversation.
+"""The JSON of a record in, the value under the keys of the field out: a text, or a conversation.
 
 Out: a string or a tuple of messages, or a `BadContentError` that says why there is none.
-Never: Python objects made of what stands beside it, but to say what is wrong with a small record; a conversation that
-no chat template could read.
+Never: Python objects made of the other values, except to say what is wrong with a small record; a conversation that no
+chat template could read.
 """
 
 import functools
@@ -16,12 +16,12 @@ from streampack.errors import DocumentTooLongError, MissingFieldError
 from streampack.records import Message
 
 _EXPLAIN_BYTES = 16 * 2**20
-"""Python objects of JSON take up to thirty times its bytes; those of a larger record are not made to say what it is."""
+"""Bytes of the largest record of which Python objects are made for an error: they take up to thirty times its bytes."""
 
 
 @functools.lru_cache(maxsize=16)
 def _json_decoder(keys: tuple[str, ...], kind: type = str) -> msgspec.json.Decoder[Any]:
-    """Makes a Python object of the string (or another kind) under `keys` only, not of what stands beside it."""
+    """A decoder that makes a Python object of the string (or another kind) under `keys` only."""
     wanted: Any = kind
     for key in reversed(keys):
         fields = [("value", wanted | msgspec.UnsetType, msgspec.UNSET)]
@@ -45,7 +45,7 @@ def json_text(data: bytes, keys: tuple[str, ...], limit: int) -> str:
 
 
 def _json_text_or_reason(data: bytes, keys: tuple[str, ...]) -> str:
-    """The slow way to the same string, which knows why there is none."""
+    """The same string, found more slowly, or an error that says why there is none."""
     value = _json_value(data, keys) if len(data) <= _EXPLAIN_BYTES else msgspec.json.decode(_json_raw(data, keys, str))
     if not isinstance(value, str):
         raise BadContentError(f"the value under {'.'.join(keys)!r} is {_json_kind(value)} and not a string")
@@ -103,7 +103,7 @@ def check_messages(value: object, limit: int) -> tuple[Message, ...]:
 
 
 def _json_value(data: bytes, keys: tuple[str, ...]) -> object:
-    """What stands under the keys, of any kind."""
+    """The value under the keys, of any kind."""
     value: object
     try:
         value = msgspec.json.decode(data)

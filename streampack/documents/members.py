@@ -20,7 +20,7 @@ def find_member(sample: Sample, field: Field, *, member_bytes: int, max_document
         max_document_bytes: the most that a document may have.
 
     Raises:
-        BadContentError: there is none, there is more than one, or it was not read.
+        BadContentError: there is no such member, more than one, or its bytes were not read.
     """
     names = field.extensions
     if len(names) == 1 and names[0] in sample.members:

@@ -6,8 +6,8 @@ Out: its `Document`s in record order, and a `BadRecord` in the place of each one
 
     member --> records --> those of this part of the corpus --> transform --> chat template
 
-Never: documents of a part of a compressed member, or of a part of what a transform made of a record; a choice that
-depends on anything but the arguments. What stands under other JSON keys is checked for JSON's syntax only.
+Never: documents of one part of a compressed member or of a transform's result when another part is bad; a choice that
+depends on anything but the arguments. The values of other JSON keys are checked for JSON's syntax only.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class DocumentReader:
     """Which part of the corpus is read; None: all of it."""
     seed: int = 0
     max_document_bytes: int = 64 * 2**20
-    """Of UTF-8 text, or four times the number of tokens."""
+    """Of a document: its bytes of UTF-8 text, or four times its number of tokens."""
     max_member_bytes: int = 2**30
     """What a compressed member may decompress to."""
     chat: Callable[[Sequence[Message]], tuple[Tokens, Mask]] | None = None
@@ -45,7 +45,7 @@ class DocumentReader:
 
     @property
     def member_bytes(self) -> int:
-        """The most that is read of one member: of a larger one the size in its header says that it is too long."""
+        """The most that is read of one member; the header of a larger member tells that it is too long."""
         limit = self.max_document_bytes
         by_kind = {"txt": limit, "npy": 2 * limit + MAX_HEADER_BYTES, "json": max(8 * limit, FREE_BYTES)}
         return min(by_kind.get(self.field.kind, self.max_member_bytes), self.max_member_bytes)
@@ -74,8 +74,8 @@ class DocumentReader:
             first_part: parts of `first_record` before it are not given.
 
         Raises:
-            ConfigError: the transform returned something that is not a document. What it raises itself goes on, with a
-                note.
+            ConfigError: the transform returned something that is not a document. What the
+                transform itself raises passes through, with a note.
         """
         if self.field.holds_many:
             items: Iterable[Document | BadRecord] = self._read_many(sample, url, shard_name, first_record)
@@ -116,7 +116,7 @@ class DocumentReader:
     ) -> Iterator[Document | BadRecord]:
         """What the transform and the chat template make of the records, from a part of a record on."""
         for item in items:
-            heartbeat.beat()  # many records may go by without giving a document
+            heartbeat.beat()  # many records in a row may give no document
             first = first_part if item.record == first_record else 0
             if isinstance(item, BadRecord):
                 if first == 0:
@@ -171,7 +171,7 @@ class DocumentReader:
         )
 
     def _read_one(self, sample: Sample, url: str, shard_name: str) -> Document | BadRecord | None:
-        """Of a member that is one document: record 0, or None where it is of the other part of the corpus."""
+        """Record 0 of a member that is one document, or None where it is in the other part of the corpus."""
         if not self._chosen(shard_name, sample.key, 0):
             return None
         extension = None
@@ -185,7 +185,7 @@ class DocumentReader:
     def _read_many(
         self, sample: Sample, url: str, shard_name: str, first_record: int
     ) -> Iterator[Document | BadRecord]:
-        """Of a member of JSON lines; offsets in errors are those in the decompressed member."""
+        """The records of a member of JSON lines; offsets in errors are those in the decompressed member."""
         key = member = sample.key
         try:
             extension, data = self._member(sample)

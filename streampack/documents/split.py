@@ -1,6 +1,6 @@
 """Which documents a run trains on, and which it holds out to validate on.
 
-In:  where a document is from: the shard's name, the sample's key, the index of its record.
+In:  where a document comes from: the shard's name, the sample's key, the index of its record.
 Out: whether this part of the corpus has it.
 Never: a choice that depends on the seed, the epoch, the order of the shards, or on ranks and workers.
 """
@@ -14,7 +14,7 @@ from streampack.errors import ConfigError, NotBuiltError
 
 @dataclass(frozen=True, slots=True)
 class HoldOut:
-    """Some documents are held out of the training, chosen by a hash of where each is from.
+    """Some documents are held out of the training, chosen by a hash of where each comes from.
 
     Args:
         part: "train" has the documents that are not held out; "val" has those that are, for one epoch in the order

@@ -1,6 +1,6 @@
 """A document in, the documents that a user's transform makes of it out.
 
-Never: a part of what the transform made, if another part is not a document or is too long.
+Never: a part of what the transform returned, if another part is not a document or is too long.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ def transformed(document: Document, transform: Transform, rng: np.random.Generat
 
 
 def _checked_part(part: object, document: Document, index: int, limit: int) -> Document:
-    """A part that a transform returned, put in its place; a ValueError says what is wrong with it."""
+    """A part that a transform returned, with its key, URL and indexes; a ValueError says what is wrong with it."""
     if not isinstance(part, Document):
         remedy = "return dataclasses.replace(document, text=...), a list of documents or None"
         raise ValueError(f"a {type(part).__name__}: {remedy}")
@@ -51,7 +51,7 @@ def _checked_part(part: object, document: Document, index: int, limit: int) -> D
             raise ValueError(f"a loss_mask that is {array_kind(mask)}; {len(tokens)} tokens need a bool array [n]")
     elif part.messages is not None:
         if document.messages is None or mask is not None:
-            raise ValueError("messages where there were none, or with a loss_mask: that is the chat template's to make")
+            raise ValueError("messages where there were none, or with a loss_mask, which only the chat template makes")
         try:
             check_messages(part.messages, limit)
         except BadContentError as bad:

@@ -1,7 +1,8 @@
-"""A block of packs under the names and in the shapes of each consumer; `formats` has the table.
+"""A block of packs with the keys and shapes of each format; `formats/layout.py` has the table.
 
 In:  the rows of B packs, each name's int64 [B, S], and the block that they come from.
-Out: what a consumer takes, but for masks, weights and counts. Pure functions; no two of the tensors share memory.
+Out: the batch that a consumer takes, without masks, weights and counts, which `layout` adds. Pure functions; no two of
+     the tensors share memory.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,12 +23,12 @@ Arrays: TypeAlias = dict[str, torch.Tensor]
 
 
 class Format(StrEnum):
-    """Whose keys and shapes a batch has; the module's table says which."""
+    """Whose keys and shapes a batch has; the table in `formats/layout.py` says which."""
 
     STREAMPACK = "streampack"
     """The default. FlexAttention takes its segment_ids through `document_mask`."""
     TORCHTUNE = "torchtune"
-    """What torchtune's `padded_collate_packed` takes; with the mask, what it gives to the recipes."""
+    """What torchtune's `padded_collate_packed` takes; with `mask=True`, what it gives to torchtune's recipes."""
     HF = "hf"
     """Transformers' causal models, which shift labels themselves: a pack's last row has no label."""
     HF_FLASH = "hf_flash"
@@ -46,13 +47,13 @@ class Positions(StrEnum):
     """Where position ids begin at 0."""
 
     DOCUMENT = "document"
-    """In every segment, also where a pack begins inside a document. The default."""
+    """At the beginning of every segment, also where a pack begins inside a document. The default."""
     PACK = "pack"
-    """In every pack only, for plain causal attention over the pack."""
+    """At the beginning of every pack only, for plain causal attention over the pack."""
 
 
 def _cumulated(lengths: NDArray[np.int32]) -> torch.Tensor:
-    """int32 [n + 1], from 0 on."""
+    """The sums of the first 0 .. n lengths, int32 [n + 1]."""
     ends = np.zeros(lengths.size + 1, np.int32)
     np.cumsum(lengths, out=ends[1:])
     return torch.from_numpy(ends)
@@ -138,7 +139,7 @@ class Consumer:
     """All that is known of a format in one place; a new format is a member of `Format` and one of these."""
 
     make: Callable[[Arrays, PackBlock, Positions], Batch]
-    """From rows, each int64 [B, S], and their block."""
+    """Makes a batch from rows, each int64 [B, S], and their block."""
     labels: str = "labels"
     """The key of the labels."""
     row_keys: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
 """A batch as a trainer wants it: the last stage, from a block of packs to the keys and shapes of a consumer.
 
 In: a `PackBlock`, which holds B packs of S rows. Out: a dict of tensors (for torchtitan a pair), new and contiguous.
-Never: that a boundary is inferred from a token's value, that padding is known by its token, that labels are
+Never: a boundary that is inferred from a token's value; padding that is recognised by its token; labels that are
 shifted twice. `labels[i]` is the target of `tokens[i]`, except where the table says that the model shifts.
 
     format      keys                                                            labels
@@ -40,7 +40,7 @@ MaskMod: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.T
 
 
 class LossWeights(StrEnum):
-    """What a target weighs."""
+    """The weight of a target in the loss."""
 
     TOKEN = "token"  # noqa: S105  # a word of language models
     """1: each token counts the same."""
@@ -115,7 +115,7 @@ def as_layout(
     """Return the layout that a loader's arguments ask for.
 
     Raises:
-        ConfigError: one that is not known, or a combination that cannot be right.
+        ConfigError: an argument that is not known, or a combination that cannot be right.
     """
     kind, where = as_choice(Format, format, "format"), as_choice(Positions, positions, "positions")
     consumer = CONSUMERS[kind]
@@ -128,7 +128,7 @@ def as_layout(
     if kind is Format.HF_FLASH and where is Positions.PACK:
         raise ConfigError(
             'format="hf_flash" with positions="pack" contradicts itself: cu_seq_lens keep documents apart, positions '
-            'of the pack say that it is one sequence. Use positions="document", or format="hf".'
+            'of the pack make it one sequence. Use positions="document", or format="hf".'
         )
     if mask and kind not in (Format.STREAMPACK, Format.TORCHTUNE):
         raise ConfigError(

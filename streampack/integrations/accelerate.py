@@ -4,8 +4,8 @@ In:    an Accelerator and a `PackedDataLoader`.
 Out:   nothing; Accelerate's checkpoints hold the loader from then on.
 Never: an import of Accelerate.
 
-`Accelerator.prepare` leaves a `PackedDataLoader` as it is, which is right: it knows its ranks. Tried with accelerate
-1.15.
+`Accelerator.prepare` leaves a `PackedDataLoader` as it is, which is right: the loader knows its ranks. Tried with
+accelerate 1.15.
 """
 
 from typing import Any

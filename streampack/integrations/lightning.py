@@ -1,4 +1,4 @@
-"""Lightning: a fit that goes on from a checkpoint trains on every batch once, wherever the checkpoint was saved.
+"""Lightning: a fit that continues from a checkpoint trains on every batch once, wherever the checkpoint was saved.
 
 In:    a `PackedDataLoader` and the Trainer (of `lightning.pytorch` or `pytorch_lightning`) that will train on it.
 Out:   what `trainer.fit` takes as its train dataloader.
@@ -29,15 +29,15 @@ from streampack.state.checkpoint import State
 class LightningLoader:
     """A loader for `trainer.fit`: `trainer.fit(model, LightningLoader(loader, trainer), ckpt_path=...)`.
 
-    Lightning's checkpoints hold the loader's state, and a fit from one goes on after the last batch trained on. It is
-    for training; to validate or test, give Lightning the `PackedDataLoader` itself.
+    Lightning's checkpoints hold the loader's state, and a fit from one continues after the last batch trained on. It
+    is for training; to validate or test, give Lightning the `PackedDataLoader` itself.
 
     Args:
         loader: with `whole_state=True` on several ranks, as Lightning saves what rank 0 has.
         trainer: the Trainer that trains on it. In a LightningDataModule: `self.trainer`.
 
     Raises:
-        ConfigError: `trainer` is no Lightning Trainer.
+        ConfigError: `trainer` is not a Lightning Trainer.
     """
 
     def __init__(self, loader: PackedDataLoader, trainer: Any) -> None:
@@ -45,12 +45,12 @@ class LightningLoader:
         self._loops = _Loops(trainer)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Go on after the last batch that was trained on, or from the checkpoint that the fit begins with.
+        """Continue after the last batch that was trained on, or from the checkpoint that the fit begins with.
 
         Nothing happens before the first batch is asked for: Lightning makes an iterator just to see that it can.
 
         Raises:
-            LoaderError: this release of Lightning does not tell what it has taken ahead, or its fit is not what asks.
+            LoaderError: this release of Lightning does not tell what it has taken ahead, or the caller is not its fit.
             StateError: several ranks, and a loader without `whole_state`.
         """
         if not self._loops.train_on(self):
@@ -74,7 +74,7 @@ class LightningLoader:
             self.loader.load_state_dict(state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the loader go on from a state of any number of ranks and workers."""
+        """Let the loader continue from a state of any number of ranks and workers."""
         self.loader.load_state_dict(state)
 
 
@@ -111,7 +111,7 @@ class _Loops:
         return state
 
     def _loaders(self) -> Sequence[Any]:
-        """Of the fit; none before it has begun."""
+        """The loaders of the fit; empty before it has begun."""
         loaders: Sequence[Any] = getattr(getattr(self._fit, "_combined_loader", None), "flattened", ())
         return loaders
 

@@ -29,16 +29,16 @@ class PackedTrainerMixin(_Base):
     """`class PackedTrainer(PackedTrainerMixin, transformers.Trainer)`: a Trainer with one more argument, `loader`.
 
     It trains on the loader's batches as they are. Each checkpoint gets the loader's state in `loader.pt`, and
-    `train(resume_from_checkpoint=...)` loads it. A folder without that file is no checkpoint: it was not written to its
-    end.
+    `train(resume_from_checkpoint=...)` loads it. A folder without that file is not taken for a
+    checkpoint: it was not written to its end.
 
     Args:
         loader: made with `format="hf"` or `"hf_flash"`, after TrainingArguments, which join the process group; with
             `whole_state=True` on several ranks, as what rank 0 has is saved.
 
     Raises:
-        ConfigError: TrainingArguments without `ignore_data_skip=True`: then Trainer would read all batches before the
-            checkpoint again, to go past them, where the loader's state is after them already.
+        ConfigError: TrainingArguments without `ignore_data_skip=True`: then Trainer would skip the batches before the
+            checkpoint a second time, as the loader's state is after them already.
         StateError: several ranks and a loader without `whole_state`; on resuming, a checkpoint without `loader.pt`.
     """
 
@@ -77,7 +77,7 @@ class PackedTrainerMixin(_Base):
 
 
 def _newest_checkpoint(output_dir: str | Path) -> str | None:
-    """The newest checkpoint in `output_dir` that was written to its end, the loader's state included; None: none."""
+    """The newest checkpoint in `output_dir` that is whole, the loader's state included; None: there is none."""
     whole = (path.parent for path in Path(output_dir).glob(f"checkpoint-*/{LOADER_FILE}"))
     newest = max(whole, key=lambda folder: int(folder.name.removeprefix("checkpoint-")), default=None)
     return None if newest is None else str(newest)

@@ -1,6 +1,6 @@
 """Packs side by side: joined into a block, and a block as the arrays of a batch.
 
-In:  packs as the packer makes them, or packs that lie in blocks already.
+In:  packs as the packer makes them, or packs that are in blocks already.
 Out: one `PackBlock`; "tokens", "labels", "position_ids" and "segment_ids" of a block.
 Never: a copy of packs that are neighbours in one block; two arrays of a batch that share memory.
 """
@@ -70,7 +70,7 @@ _FILLER = _Compact(_NO_ROWS, _NO_ROWS, _NO_ROWS, None, 0)
 
 
 def stack(packs: Sequence[CompactPack], *, seq_len: int, pad_id: int) -> PackBlock:
-    """Return the packs side by side, each padded to `seq_len`; one without rows becomes all padding."""
+    """Return the packs side by side, each padded to `seq_len`; a pack without rows becomes all padding."""
     tokens, seq_lens, edge_labels = [_NO_ROWS], [_NO_ROWS], [_NO_ROWS]  # np.concatenate wants at least one array
     num_segments: list[int] = []
     num_targets: list[int] = []
@@ -146,12 +146,12 @@ def expand_block(block: PackBlock) -> dict[str, NDArray[np.int64]]:
     They are new, contiguous, and overlap neither each other nor the block.
     """
     # The caches are cold here, as documents were read and packed since the batch before: half of the time goes into
-    # writing the four arrays at all, most of the rest into what else is as long; so that is little, and int32.
+    # writing the four arrays, most of the rest into other arrays of that length; so those are few, and int32.
     num_packs, seq_len = shape = block.tokens.shape
     lengths, ids, _ = stretches(block)
     ends = lengths.cumsum()
     # One allocation for three: with one for each, malloc gives the pages of all of them back to the system, batch
-    # after batch, and their faults cost more than all that is done here. The fourth saves a copy of it.
+    # after batch, and the page faults cost more than all the work here. The fourth saves a copy of it.
     tokens, labels, position_ids = np.empty((3, num_packs * seq_len), np.int64)
     segment_ids = ids.repeat(lengths)
     tokens[:] = block.tokens.reshape(-1)

@@ -3,7 +3,7 @@
 In:  token ids of documents, and which of their rows have no label (are ignored).
 Out: any stretch of rows, by their numbers, as a copy. Rows are numbered from the first one that was ever fed, so that
      a number stays right when rows before it are freed.
-Never: a copy of what is fed; a token id that does not fit int32, or that is -100, which as a label means no label.
+Never: a copy of what is fed; a token id that does not fit int32, or that is -100, which in labels means no label.
 """
 
 from collections import deque
@@ -35,11 +35,11 @@ class RowBuffer:
     def __init__(self) -> None:
         self.end = 0
         self.num_bytes = 0
-        """Of what was fed and is held, each feeding counted whole until its last row is freed."""
+        """Bytes of what was fed and is held; each array that was fed counts whole until its last row is freed."""
         self._fed: deque[_Fed] = deque()
 
     def append(self, tokens: NDArray[np.integer], ignored: Mask | None, *, num_bytes: int) -> None:
-        """Hold more rows, [n]; `ignored` may end before them. `num_bytes` is what it keeps in memory."""
+        """Hold more rows, [n]; `ignored` may end before them. `num_bytes`: what they take in memory."""
         begin, self.end = self.end, self.end + tokens.size
         self._fed.append(_Fed(tokens, ignored, begin, self.end, num_bytes))
         self.num_bytes += num_bytes
@@ -50,7 +50,7 @@ class RowBuffer:
         return np.concatenate(parts, dtype=np.int32)
 
     def ignored(self, begin: int, end: int) -> Mask | None:
-        """Which of the rows are ignored; None where no row is. Of a document's last row it says nothing."""
+        """Which of the rows are ignored; None: none of them. The value for a document's last row has no meaning."""
         parts = [(fed, fed.ignored) for fed in self._overlapping(begin, end) if fed.ignored is not None]
         if not parts:
             return None
@@ -93,7 +93,7 @@ def token_ids(tokens: NDArray[np.integer] | Sequence[int], ordinal: int) -> NDAr
             raise RecordError(f"document {ordinal} has token ids from {low} to {high}; they must fit int32.")
         ids = ids.astype(np.int32)
     if low <= IGNORE_INDEX and (ids == IGNORE_INDEX).any():
-        raise RecordError(f"document {ordinal} has token id {IGNORE_INDEX}, which as a label means no label.")
+        raise RecordError(f"document {ordinal} has token id {IGNORE_INDEX}, which in labels means no label.")
     return ids
 
 

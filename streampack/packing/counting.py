@@ -1,7 +1,7 @@
-"""What packs stand for: documents, tokens and targets, and everything that was left out.
+"""The counts of each pack: documents, tokens and targets, and everything that was left out.
 
 In:  packs in order, and the documents that `overflow` shortened.
-Out: `Counts` of each pack. They are a function of the pack's place in the stream, not of what has been fed.
+Out: `Counts` of each pack. They depend on where in the stream the pack is, not on how far the packer has been fed.
 Invariant: a row that was fed is in a pack, or is counted as left out.
 """
 
@@ -33,7 +33,7 @@ class OverflowLosses:
         self._overflow = overflow
         self._seq_len = seq_len
         self.losses: deque[_Loss] = deque()
-        """Of documents that are not passed yet, in order."""
+        """The losses of documents that packs have not passed yet, in order."""
 
     def shorten(
         self, ids: NDArray[np.integer], document: int, *, row: int, rows: int
@@ -74,11 +74,11 @@ class OverflowLosses:
 
 
 class PackCounter:
-    """Counts packs as they are made, and says what those that were given stand for."""
+    """Counts packs as they are made, and keeps the sum over those that were given."""
 
     def __init__(self, seq_len: int, losses: OverflowLosses) -> None:
         self.given = _NOTHING
-        """Of the packs that were given."""
+        """The counts of the packs that were given, added up."""
         self.since = _NOTHING
         """What came after the last pack that was made, and before the next one begins."""
         self._seq_len = seq_len
@@ -86,9 +86,9 @@ class PackCounter:
         self._num_passed = 0  # documents before the place where the next pack begins
 
     def count(self, next_document: int, rows: int, num_targets: int, *, is_split: bool) -> Counts:
-        """Return what a pack of `rows` rows stands for, and what came between the pack before and it.
+        """Return the counts of a pack of `rows` rows, with those of what was left out between the pack before and it.
 
-        A pack without a target is never given: what it stands for is added to the next one.
+        A pack without a target is never given: its counts are added to those of the next one.
 
         Args:
             next_document: Number of the document with which the next pack begins.

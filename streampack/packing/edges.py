@@ -32,13 +32,13 @@ class PackCut(NamedTuple):
     """With `next_row`: where the rows after `end` begin."""
     next_row: int
     is_cut: bool
-    """The last document goes on after `end`."""
+    """The last document continues after `end`."""
     is_split: bool
-    """It does, and it began in this pack."""
+    """The last document continues after `end`, and began in this pack."""
 
 
 class HeldDocuments:
-    """One entry a document in each of some columns."""
+    """Columns with one entry for each held document."""
 
     def __init__(self, labels: BoundaryLabels, *, labels_cross_packs: bool) -> None:
         self.ends: list[int] = []
@@ -74,7 +74,7 @@ class HeldDocuments:
             lengths: Tokens of each.
             ends: The row after the last one of each.
             mask: Which of the tokens may be a target.
-            ignored: Which rows have no label, although a token of the same document follows.
+            ignored: Which rows have no label although a token of the same document follows.
             last_is_label: The last token of each is no row, but the label of the row before it.
         """
         labels = self._labels.own_edges(ids, stops, ignored, last_is_label=last_is_label)
@@ -94,7 +94,7 @@ class HeldDocuments:
         self._is_decided += [last_is_label] * len(labels)
 
     def forget(self, row: int) -> None:
-        """Let go of the documents that end at or before `row`."""
+        """Drop the documents that end at or before `row`."""
         if passed := bisect_right(self.ends, row):
             self.start = self.ends[passed - 1]
             for column in (self.ends, self._numbers, self._edge_labels, self._is_decided):

@@ -27,11 +27,11 @@ class Overflow(StrEnum):
     """What a packing of whole documents does with a document of more rows than a pack has."""
 
     SPLIT = "split"
-    """Full packs of it, and the rest is a document to pack. The default. No target is lost."""
+    """It fills full packs, and its rest is packed like a document. The default. No target is lost."""
     TRUNCATE = "truncate"
     """Its first seq_len rows; the last one has its real next token as label. What is cut off is counted."""
     DROP = "drop"
-    """It is left out, and counted."""
+    """The document is left out, and counted."""
     ERROR = "error"
     """DocumentTooLongError."""
 
@@ -40,7 +40,7 @@ class Tail(StrEnum):
     """What becomes of the rows that do not fill a pack when the documents end."""
 
     PAD = "pad"
-    """They are the last pack, padded. The default."""
+    """They become the last pack, padded. The default."""
     DROP = "drop"
     """They are left out, and counted."""
 
@@ -93,7 +93,7 @@ def as_packing(value: object = None, *, conversations: bool = False) -> Packing:
 
     Args:
         value: A `Packing`, a kind or its name; None: "wrap", for conversations "next_fit".
-        conversations: Whether the documents are conversations, which no packing should split unasked.
+        conversations: Whether the documents are conversations, which are not split unless the user asks for it.
 
     Raises:
         NotBuiltError: "best_fit".

@@ -13,7 +13,7 @@ from streampack.packing.options import PackingKind
 
 
 class PackEnds(Protocol):
-    """What the packer asks a kind of packing."""
+    """The interface of a kind of packing to the packer."""
 
     def add(self, begin: int, ends: Sequence[int]) -> None:
         """Documents have come: the first one has the rows from `begin` on, and each of them ends before its `ends`."""
@@ -67,5 +67,5 @@ class NextFitEnds:
 
 
 def make_pack_ends(kind: PackingKind | str, seq_len: int) -> PackEnds:
-    """Return what says where packs of a kind end."""
+    """Return the `PackEnds` of a kind of packing."""
     return WrapEnds(seq_len) if kind is PackingKind.WRAP else NextFitEnds(seq_len)

@@ -6,8 +6,8 @@
 In:  token ids, one document after the other.
 Out: `PackRows`, each with the place where the next pack begins: a new packer that is fed from there gives exactly the
      packs that follow.
-Never: a pack without a target; a row that is lost without being counted; a pack that depends on how the documents were
-handed over; a copy of more than a pack's own rows.
+Never: a pack without a target; a row that is lost without being counted; a pack that depends on whether documents were
+fed one by one or together; a copy of more than a pack's own rows.
 
 The worked example: three short documents, pack length 8, the default policy `mask`. After each step, the buffer:
 
@@ -94,7 +94,7 @@ class Packer:
         eos_id: int | None = None,
         at_once: int = 16,
     ) -> None:
-        """`at_once`: packs that are made together at most; a few cost less each, and are held until they are given."""
+        """`at_once`: how many packs are made together at most, which costs less; they are held until they are given."""
         self.seq_len = as_integer(seq_len, "seq_len", low=2, high=INT32.max)
         self.pad_id = as_integer(pad_id, "pad_id", low=INT32.min, high=INT32.max)
         self.packing = as_packing(packing)
@@ -119,7 +119,7 @@ class Packer:
         self._finished = False
 
     def __repr__(self) -> str:
-        # The beginning of the buffer, for people: some documents, some tokens of each.
+        # The beginning of the buffer, for a reader of a debugger: some documents, some tokens of each.
         ends = self._documents.ends
         first = bisect_right(ends, self._begin)
         starts = [self._documents.start, *ends][first:]
@@ -131,9 +131,9 @@ class Packer:
 
     @property
     def buffered_bytes(self) -> int:
-        """Bytes of what was fed and is held, each feeding counted whole until its last row is in a pack.
+        """Bytes of what was fed and is held; each array that was fed counts whole until its last row is in a pack.
 
-        Packs that are made and not given are copies, and not counted: `at_once` bounds them.
+        Packs that are made and not given are not counted: they are copies, and `at_once` bounds their number.
         """
         return self._rows.num_bytes
 
@@ -159,7 +159,7 @@ class Packer:
 
     @property
     def counts_after(self) -> Counts:
-        """Of these, what came after the last pack; complete when `pop` has given None after `finish`."""
+        """The part of `counts` that came after the last pack; complete when `pop` has given None after `finish`."""
         return self._counter.since if self._begin == self._built else _NOTHING
 
     def feed(
@@ -171,7 +171,7 @@ class Packer:
     ) -> None:
         """Take the next document; the array is held, not copied, so leave it unchanged.
 
-        A document that is refused takes no ordinal, and the packer is as if it had not come.
+        A document that is refused gets no number, and leaves the packer unchanged.
 
         Args:
             tokens: Token ids, BOS and EOS already in: any integer type [n], each fits int32.

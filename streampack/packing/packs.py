@@ -45,12 +45,12 @@ class PackRows(NamedTuple):
     documents: Sequence[int]
     """Number of each segment's document, [k]."""
     offset: int
-    """Rows of the first one that earlier packs hold; the others begin here."""
+    """Rows of the first document that earlier packs hold; the other documents begin in this pack."""
     next_document: int
     """With `next_row`: where the following pack begins. The document may not have been fed yet."""
     next_row: int
     counts: Counts = Counts()
-    """What it stands for, and what came between the pack before and it."""
+    """Of this pack, and of what was left out between the pack before and it."""
 
     @property
     def spans(self) -> tuple[Span, ...]:

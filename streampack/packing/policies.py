@@ -2,7 +2,7 @@
 
 In:  token ids of documents. Out: labels of rows. Pure functions on NumPy arrays.
 Never: a boundary that is inferred from a token's value; it is where the packer says that a document ends. Only the two
-token-valued policies look at values, and they are named after that.
+token-valued policies look at values, and their names say so.
 
 Row i of the stream of documents is (input S[i], label y(i)). y(i) is -100 where S[i+1] does not exist, is padding or
 may not be a target (`loss_mask`). Otherwise the policy decides. Let A1 A2 be the end of a document, B1 the start of
@@ -76,7 +76,7 @@ class BoundaryLabels:
     """A policy, and the tokens that the token-valued ones look for.
 
     Raises:
-        ConfigError: A token-valued policy lacks its token, or would find it everywhere.
+        ConfigError: A token-valued policy has no token to look for, or one that would mask every EOS.
     """
 
     boundary: Boundary
@@ -97,7 +97,7 @@ class BoundaryLabels:
 
     @property
     def trims(self) -> bool:
-        """Whether a document's last token is no row, but only the label of the row before it."""
+        """Whether a document's last token is not a row, but only the label of the row before it."""
         return self.boundary is BoundaryPolicy.TRIM
 
     @property
@@ -144,8 +144,8 @@ class BoundaryLabels:
     ) -> NDArray[np.int64]:
         """Return the labels of documents' last rows, under a policy that looks ahead; all arrays are [n].
 
-        `last` are their inputs, `following` the first tokens of the documents after them, each a target or not. Where
-        nothing follows, the label is -100 under every policy.
+        `last` are their inputs, `following` the first tokens of the documents after them, `may_be_target`
+        which of those may be targets. Where nothing follows, the label is -100 under every policy.
         """
         labels = following.astype(np.int64)
         if isinstance(self.boundary, ReplaceBoundary):

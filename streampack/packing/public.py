@@ -26,7 +26,7 @@ def pack(
     eos_id: int | None = None,
     lookahead: bool = True,
 ) -> Iterator[Pack]:
-    """Return the packs of the documents, one by one as they are done; the documents may go on for ever.
+    """Return the packs of the documents, one by one as they are made; the documents may be endless.
 
     Args:
         documents: Token ids of each document, BOS and EOS already in, or TokenizedDocument where some tokens may not

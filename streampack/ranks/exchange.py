@@ -2,7 +2,7 @@
 
 In:    a topology; from each rank a number or a plain value.
 Out:   the values of all ranks, those of rank 0, or the highest or lowest number.
-Never: a collective on a group of the trainer's: its own collectives could come in another order.
+Never: a collective on one of the trainer's groups: there the trainer's own collectives could come in another order.
 
     RankExchanges    what one loader exchanges, and with whom; the loader owns it
       Exchange       between some ranks, for one purpose
@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 
 
 class RankExchanges:
-    """The exchanges of one loader with other ranks; each is connected when it is first asked for, by all its ranks.
+    """The exchanges of one loader with other ranks; all ranks of an exchange connect it when they first ask for it.
 
     Exchanges for different purposes are independent of each other: ranks may begin them in any order.
     """
@@ -49,10 +49,10 @@ class RankExchanges:
         return self.topology.by_hand and self.topology.size > 1 and self._process_group is None
 
     def check_known(self, argument: str) -> None:
-        """Raise `ConfigError` where an argument needs ranks that cannot be reached, for all that is known now."""
+        """Raise `ConfigError` where an argument needs ranks that, as far as is known now, cannot be reached."""
         if self.are_unknown:
             raise ConfigError(
-                f"{argument} asks the other ranks, and how to reach ranks that were given by hand is not known: give "
+                f"{argument} needs to reach the other ranks, which is impossible with dp_rank and dp_size alone: give "
                 "process_group too, or device_mesh instead of dp_rank and dp_size"
             )
 
@@ -99,14 +99,14 @@ class RankExchanges:
 
 
 class Exchange:
-    """Between some ranks, for one purpose. All of them must make the same calls in the same order."""
+    """An exchange between some ranks, for one purpose. All of them must make the same calls in the same order."""
 
     def __init__(self, group: "Group") -> None:
         self._group = group
 
     @property
     def rank(self) -> int:
-        """The rank of this process among all of the job."""
+        """The rank of this process among all ranks of the job."""
         return dist.get_rank()
 
     def all_gather_ints(self, numbers: Sequence[int]) -> list[list[int]]:
@@ -164,10 +164,10 @@ def _decode(box: torch.Tensor) -> Any:
 class Group:
     """A gloo group with the collectives that are used, and the last of these collectives.
 
-    A collective is held for some while after it is done: whoever lets go of a tensor last needs Python's thread state,
-    and gloo's threads must not be the ones. A process that forks its workers while another thread is making itself a
-    thread state hands on the interpreter's lock as it is, taken, and the worker waits for it for ever, before its first
-    line (Python 3.11).
+    The last 64 collectives are kept alive: the thread that frees a tensor last needs a Python thread state, and gloo's
+    threads must not be the ones to do so. If a process forks its workers while another thread creates its thread state,
+    the workers inherit the interpreter's lock in its locked state and wait for it for ever, before their first line
+    (Python 3.11).
     """
 
     def __init__(self, group: dist.ProcessGroup) -> None:
@@ -193,7 +193,7 @@ class Group:
 class ProcessGroups:
     """The gloo groups of this process, by purpose and ranks; each is made on first use and kept until the process ends.
 
-    They are the process's and not a loader's:
+    They belong to the process and not to a loader:
 
     * A group's name must be the same on all its ranks without asking them, so it counts how often torch.distributed was
       initialized, and not the loaders, of which a rank may have made more than another.

@@ -1,9 +1,9 @@
-"""Who am I: the data-parallel rank of this process, how many there are, and which processes they are.
+"""The data-parallel rank of this process, how many data-parallel ranks there are, and which processes they are.
 
 In:    arguments, a device mesh, `torch.distributed` or torchrun's environment, in this order.
 Out:   a `Topology`.
-Never: asked in a worker. A spawned one sees neither the process group nor the mesh, a forked one must not use them; so
-       ranks are resolved in the main process and handed on.
+Never: a call in a worker. A spawned worker sees neither the process group nor the mesh, a forked one must not use them;
+       so ranks are resolved in the main process and passed to the workers.
 """
 
 import os
@@ -22,7 +22,7 @@ _DATA_PARALLEL_DIMS = ("dp", "dp_replicate", "dp_shard", "data", "data_parallel"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topology:
-    """A data-parallel rank, how many there are, and which global ranks they are, where that is known."""
+    """A data-parallel rank, how many there are, and, where that is known, their global ranks."""
 
     rank: int = 0
     size: int = 1

@@ -1,8 +1,8 @@
 """The state of a loader: the committed positions of its lanes as plain values, and back.
 
-In:    changes of lanes by packs that are handed out; a state of any number of ranks.
+In:    what each pack that is handed out changes for its lane; a state of any number of ranks.
 Out:   the rows of a rank's lanes; a state, fresh at each call.
-Never: a state that is accepted though it does not fit: `StateError` names what differs.
+Never: a state of another run that is accepted: `StateError` names what differs.
 
     "lanes.000123"            int64 [len(FIELDS)]: the lane's cursor, packs given, running digest and counts
     "skipped_ranges.000123"   JSON string: the bad records and broken shards that the lane has skipped
@@ -126,7 +126,7 @@ class Committed:
         return int(self.rows[:, _DIGEST].view(np.uint64).sum(dtype=np.uint64))
 
     def to_state(self, fingerprint: Mapping[str, Any]) -> State:
-        """The state as plain values and fresh tensors, nothing shared with the running loader."""
+        """The state as plain values and new tensors; it shares no memory with the running loader."""
         state: State = {
             "version": STATE_VERSION,
             "order_version": ORDER_VERSION,
@@ -182,7 +182,7 @@ def _row_of(value: Any, key: str) -> NDArray[np.int64]:
 
 
 def skipped_ranges_to_json(skipped_ranges: Iterable[SkippedRange]) -> str:
-    """A row of integers for each skipped range; one that is a record as a whole, or more, is without its part."""
+    """A JSON list with a row of integers for each skipped range; `part` is left out where it is -1."""
     return json.dumps([skipped if skipped.part >= 0 else skipped[:-1] for skipped in skipped_ranges])
 
 
@@ -219,7 +219,7 @@ def merge_state_dicts(states: Iterable[Mapping[str, Any]]) -> State:
     """One state of all lanes from the states of all ranks; refuses ranks that are at different steps.
 
     Raises:
-        StateError: where two states differ in anything but their lanes, or hold one lane in different positions.
+        StateError: two states differ in anything but their lanes, or have different positions of one lane.
     """
     merged: State = {}
     for rank, state in enumerate(states):

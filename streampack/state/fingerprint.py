@@ -21,7 +21,7 @@ _ARGUMENTS = {
     "train_on": "Chat(train_on=...)",
     "val_fraction": "HoldOut(fraction=...)",
 }
-"""The argument that a field is about, where it has another name."""
+"""Field of the fingerprint -> the argument that it comes from, where the names differ."""
 
 
 def fingerprint_of(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,8 +40,8 @@ def check_fingerprint(saved: Mapping[str, Any], now: Mapping[str, Any], *, allow
     unknown = set(allow) - RECUTTABLE
     if unknown:
         raise StateError(
-            f"allow={sorted(unknown)} cannot be allowed: it changes which rows come. What only re-cuts rows can be: "
-            f"{', '.join(sorted(RECUTTABLE))}."
+            f"allow={sorted(unknown)} cannot be allowed: it changes which rows there are. Only fields that cut the "
+            f"same rows in another way can be: {', '.join(sorted(RECUTTABLE))}."
         )
     differences = describe_differences(saved, now, skip=allow)
     if differences:

@@ -10,7 +10,7 @@ options      `Storage` and `RetryPolicy`, as users give them
 backends/    one module per kind of storage; its docstring says how to add one
 objects      `RangeReader`, what each backend must do
 cache/       blocks of remote shards on this node's disk, between a backend and the ranges
-ranges, readahead, retry      which bytes are asked for, when, and again
+ranges, readahead, retry      which bytes are requested, when, and when again
 faults       what an error of any library means
 checking, digests             bytes against the digests of a manifest
 listing      directories and globs

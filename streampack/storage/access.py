@@ -6,8 +6,8 @@ one clear error.
 Never: a range that ends early without an error; bytes of two versions of an object; a client that crosses a fork or a
 pickle; a secret in a repr, a log or an error.
 
-A fault that may pass costs time only: the range is asked for again from the byte reached, until `RetryPolicy.budget_s`
-has gone by without a byte. One that will not pass is an error at once.
+A temporary fault costs time only: the range is requested again from the byte reached, until `RetryPolicy.budget_s` has
+gone by without a byte. A permanent fault is an error at once.
 """
 
 import stat
@@ -92,9 +92,9 @@ class StorageReader:
         )
 
     def spread_first_requests(self, num_lanes: int) -> None:
-        """Have this process's first request wait a random time of at most a millisecond for each lane of the run.
+        """Let this process's first request wait a random time of at most a millisecond for each lane of the run.
 
-        Thousands of workers start at the same moment, and a bucket that is asked by all of them at once refuses.
+        Thousands of workers start at the same moment, and a bucket refuses when all of them ask at once.
         """
         self._clients.num_lanes = num_lanes
 
@@ -113,10 +113,10 @@ class StorageReader:
         """The bytes `start` to `stop` of a URL, by ranges that grow from `first_bytes` to at most `max_bytes`.
 
         About `max_bytes` are held at most, with what is read ahead. `size` is what the object should hold: an object
-        that ends before it (or before `stop`) is a TruncatedShardError. Without it the reading goes on until the object
-        ends, which costs a request or two more. `digest` is a manifest's (see `digests`): blocks are read whole and
-        checked before use; the digest of a whole shard is checked where all of it is read, at its end. `etag` is the
-        version in the shard list, "" where it has none; None: this is no shard, and nothing of it goes into the cache.
+        that ends before it (or before `stop`) is a TruncatedShardError. Without it the reading continues until the
+        object ends, which costs one or two requests more. `digest` is a manifest's (see `digests`): blocks are read
+        whole and checked before use; the digest of a whole shard is checked where all of it is read, at its end. `etag`
+        is the version in the shard list, "" where it has none; None: this is no shard, and nothing of it goes into the cache.
         """
         stop = size if stop is None else stop
         assert 0 <= start <= (start if stop is None else stop), (start, stop)

@@ -1,13 +1,13 @@
 """Bytes checked against the digests of a manifest.
 
-In: a function that reads a range, what its bytes should hash to. Out: the same bytes.
+In: a function that reads a range, and the digests of its bytes. Out: the same bytes.
 
     blocks      |----|----|----|----|--|          digests, one each
     asked for         ^start      ^stop
     read             |----|----|----|             whole blocks; each is checked before its first byte goes out
 
-A block that is wrong is asked for again, as it may have been altered on its way. One that stays wrong is an error at
-its first byte.
+A wrong block is requested again, as it may have been altered on its way. A block that stays wrong is an error at its
+first byte.
 Never: a byte of a block that was not checked. (A digest of a whole shard can only be checked at its end, when most of
 its bytes are given; the error comes before the last piece.)
 """
@@ -113,7 +113,7 @@ class _Pieces:
         """The next `num_bytes` in parts, and what they hash to."""
         hasher, parts = digest.hasher(), []
         while num_bytes:
-            piece = self._rest or next(self._pieces)  # which gives all bytes or an error
+            piece = self._rest or next(self._pieces)  # which gives all bytes or raises
             part, self._rest = piece[:num_bytes], piece[num_bytes:]
             hasher.update(part)
             parts.append(part)

@@ -39,13 +39,13 @@ class _Live:
     """What one process has open."""
 
     made: dict[tuple[str, str], Any] = field(default_factory=dict)
-    """By protocol and what else tells clients apart."""
+    """Clients, by protocol and whatever else they depend on."""
     lock: threading.RLock = field(default_factory=threading.RLock)
     succeeded: set[str] = field(default_factory=set)
     """Protocols."""
     has_waited: bool = False
     versions: dict[int, str] = field(default_factory=dict)
-    """Of objects read, by the hash of their URL."""
+    """The version of each object that was read, by the hash of its URL."""
 
 
 class Clients:
@@ -56,15 +56,15 @@ class Clients:
         self.retry = retry
         self.secrets = secrets_in(self.options)
         self.etags: dict[str, str] = {}
-        """Of URLs that were listed or looked up, until they are taken."""
+        """Versions of URLs that were listed or looked up, until they are taken."""
         self.num_lanes = 1
-        """Of the run, over all ranks: so many first requests are spread over a time."""
+        """Lanes of the run over all ranks: the first requests are spread over a millisecond for each."""
         self.num_retries = 0
         self.num_requests = 0
         self.num_bytes = 0
         self.waited_s = 0.0
         self.num_thread_requests = 0
-        """Those of readings through the cache, which threads may make; the others are in `num_requests`."""
+        """Requests of readings through the cache, which threads may make; the others are in `num_requests`."""
         self.num_thread_bytes = 0
         self.num_cache_hits = 0
         """Blocks read from the cache."""
@@ -166,12 +166,12 @@ class Clients:
             self.num_cached_bytes += num_bytes
 
     def seen_version(self, url: str) -> str | None:
-        """The version of a URL's content that this process was told last; None: it was told none, or forgot it."""
+        """The version of a URL's content that this process was told last; None: it is not known here."""
         return self.here.versions.get(hash(url))
 
     def note_version(self, url: str, version: str) -> None:
         """Warn where a shard is not the one of an earlier reading, though it has the same size."""
-        versions, key = self.here.versions, hash(url)  # the hash stays in this process
+        versions, key = self.here.versions, hash(url)  # strings hash differently in each process
         before = versions.get(key, version)
         if before != version:
             _log.warning(

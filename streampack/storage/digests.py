@@ -3,7 +3,7 @@
     sha256:9f86d081...            of the whole shard: checked where all of it passes by
     xxh3/1048576:4d0a6f...        of each block of 1048576 bytes, end to end: checked block by block, before use
 
-In: the text, or bytes to make one of. Out: what a block should hash to. No IO.
+In: such a text, or the bytes to make it of. Out: the digest that each block should have. No IO.
 """
 
 import hashlib
@@ -18,9 +18,9 @@ import xxhash
 from streampack.errors import ConfigError
 
 BLOCK_BYTES = 2**20
-"""Of the digests that `streampack manifest --digests` writes: 16 characters for each MiB."""
+"""Block size of the digests that `streampack manifest --digests` writes: 16 characters for each MiB."""
 MAX_BLOCK_BYTES = 64 * 2**20
-"""A block is in memory before its first byte is used."""
+"""The largest block: it is held in memory before its first byte is used."""
 PATTERN = r"^[a-z0-9]+(/[1-9][0-9]{0,8})?:([0-9a-f]{2})+$"
 
 _ALGORITHMS: dict[str, tuple[Callable[[], Any], int]] = {  # maker, digest's bytes; Any: hashlib's objects and xxhash's
@@ -38,7 +38,7 @@ class Digest:
 
     algorithm: str
     block_bytes: int | None
-    """None: of the whole shard."""
+    """Bytes of a block; None: the digest is of the whole shard."""
     hexdigests: str
 
     def hasher(self) -> Any:
@@ -55,7 +55,7 @@ def parse_digest(text: str, *, size: int | None) -> Digest:
     """The digest that the text says, of a shard of `size` bytes.
 
     Raises:
-        ConfigError: an algorithm that is not known, or not as many digits as the size asks for.
+        ConfigError: the algorithm is not known, or the number of digits does not fit the size.
     """
     head, colon, hexdigests = text.partition(":")
     algorithm, slash, block = head.partition("/")

@@ -1,10 +1,10 @@
-"""What a failing storage means: whether it may pass, what the server asked for, what of it may be shown.
+"""What an error of a storage means: whether another try may help, how long to wait, which text may be shown.
 
 In: an exception of any library, with its chain of causes. Out: yes or no, seconds, a text without secrets.
 Never: a decision by one library's types alone: the backends' exceptions share no base class and hide each other, so the
 whole chain is looked through, and an HTTP status counts before everything else.
 
-    passing   reset, stall, cut or garbled answer, 408, 409, 425, 429, 5xx, what is not known      asked for again
+    passing   reset, stall, cut or garbled answer, 408, 409, 425, 429, 5xx, unknown errors         asked for again
     renewed   401, what says "expired", 403 after a success                         once, with new clients
     missing   no credentials found before the first success                 passing for 60 s, as sidecars come up
     final     403, 404 and other 4xx, wrong arguments                                                an error at once
@@ -20,7 +20,7 @@ from streampack.storage.libraries import aiohttp
 
 _PASSING_STATUS = frozenset({408, 409, 416, 421, 423, 425, 429})
 _MISSING_CREDENTIALS = frozenset({"NoCredentialsError", "DefaultCredentialsError"})
-"""Botocore's and google-auth's, by name, as their libraries may not be installed."""
+"""Exceptions of botocore and google-auth, by name, as these libraries may not be installed."""
 FINAL_NAMES = _MISSING_CREDENTIALS | {
     "ParamValidationError",  # botocore
     "PartialCredentialsError",

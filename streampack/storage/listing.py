@@ -27,7 +27,7 @@ class _Entry(NamedTuple):
     is_directory: bool
     size: int | None
     info: Mapping[str, Any]
-    """What the storage says of it besides."""
+    """Everything else that the storage says of it."""
 
 
 def list_files(url: str, clients: Clients) -> list[tuple[str, int | None]]:
@@ -49,7 +49,7 @@ def list_files(url: str, clients: Clients) -> list[tuple[str, int | None]]:
             below: list[tuple[str, tuple[str, ...]]] = []
             places = [str(Path(folder).resolve()) if local_path(url) is not None else folder for folder, _ in folders]
             distinct = [(*folder, place) for folder, place in zip(folders, places, strict=True)]
-            distinct = [entry for entry in distinct if entry[2] not in entry[1]]  # links may go in circles
+            distinct = [entry for entry in distinct if entry[2] not in entry[1]]  # links may form circles
             listed = pool.map(lambda entry: _entries(url, entry[0], clients, is_root=not entry[1]), distinct)
             for (_, above, place), entries in zip(distinct, listed, strict=True):
                 for name, is_directory, size, info in entries:

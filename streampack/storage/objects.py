@@ -24,7 +24,7 @@ class Pin:
     def __init__(self, url: str, size: int | None, clients: Clients) -> None:
         self.url = url
         self.size = size
-        """None until it is known."""
+        """Bytes; None until it is known."""
         self.version: str | None = None
         """An ETag, a generation or a time: whatever changes when the object does."""
         self._clients = clients

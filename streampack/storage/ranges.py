@@ -1,6 +1,6 @@
 """The bytes of one object in order, by ranges that grow: every length checked, resumed at the byte reached, read ahead.
 
-In: a reader of one object, where to begin and end, how much memory the reading may have.
+In: a reader of one object, where to begin and end, how many bytes may be held.
 Out: exactly these bytes, in pieces; or an error with the URL and the byte.
 
     |-- 512 KiB --|---- 1 MiB ----|-------- 2 MiB --------| ...        up to `max_bytes`
@@ -22,7 +22,7 @@ from streampack.storage.readahead import Fetch, fetch_ahead
 from streampack.storage.retry import Failures
 
 _SMALLEST_RANGE = 64 * 1024
-"""What ranges shrink to under faults."""
+"""Bytes of the smallest range, to which faults shrink them."""
 LOCAL_RANGE_BYTES = 512 * 1024
 """The largest range of a local file. Larger ones save nothing, and cost three times the CPU: their memory comes fresh
 from the kernel, page by page, and falls out of the caches before it is used. Smaller ones would be felt by mounted
@@ -84,7 +84,7 @@ def read_ranges(
 
 
 def _memory_bounds(reader: RangeReader, max_bytes: int) -> tuple[int, int]:
-    """The largest range and the largest piece of it, for a reading that may have `max_bytes`."""
+    """The largest range and the largest piece of it, for a reading that may hold `max_bytes`."""
     if not reader.is_remote:
         max_bytes = min(max_bytes, LOCAL_RANGE_BYTES)
     if reader.whole_ranges:
@@ -128,7 +128,7 @@ class _Requests:
         self._clients.num_bytes += 0 if self._reader.is_cached else fetch.num_bytes
         self._num_done += 1
         if not fetch.is_short:
-            if fetch.seconds < self._clients.retry.timeout_s / 4:  # which may limit a whole request: the next one fits
+            if fetch.seconds < self._clients.retry.timeout_s / 4:  # it may limit a whole request
                 self._size.grow()
         elif self._reader.whole_ranges:  # the fault has lost the whole range
             self._size.shrink()
@@ -181,7 +181,7 @@ class _End:
         """Whether an empty answer at `position` means that the object ends there.
 
         Raises:
-            TruncatedShardError: it does, and should not.
+            TruncatedShardError: the object ends there, before the last byte asked for.
         """
         if self.byte is None:
             return True

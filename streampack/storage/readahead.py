@@ -21,7 +21,7 @@ from streampack import heartbeat
 from streampack.storage.objects import RangeReader
 
 MOST_THREADS = 8
-"""Of a process. With the consumer's own, at most one more request is under way."""
+"""Threads of a process. With the consumer's own, at most one more request is under way."""
 _IDLE_S = 15.0
 _BLOCK_BYTES = 256 * 1024
 """Small pieces that come over the network are joined to blocks of about this size."""

@@ -54,9 +54,9 @@ class Failures:
             offset: the byte of the object that is waited for.
 
         Raises:
-            StorageError: another try would not help, or there is no time or number left for one.
+            StorageError: another try would not help, or the budget of seconds or of tries is spent.
             ShardNotFoundError: there is no such object.
-            StreampackError: `error` itself, where it is one.
+            StreampackError: `error` itself, if it is a StreampackError.
         """
         if isinstance(error, StreampackError):
             raise error

@@ -1,11 +1,11 @@
-"""Suffixes of shards, and what they say: the bytes of a shard as they are stored in, the bytes of its tar out.
+"""Suffixes of shards and their compression: the stored bytes of a shard in, the bytes of its tar out.
 
 In:  a URL, and chunks of any size.
 Out: chunks of at most 1 MiB, however well they were compressed; beside them a window of at most 128 MiB is held.
-Never: that a compression is guessed from the bytes; that a decompression bomb (a few bytes that become very many) is
-read to its end; that a stream that is cut short, damaged, or has other bytes after it ends without an error. A stream
-cut between two gzip members or two zstd frames is a right stream: the tar in it then lacks its end, which the reader of
-the tar sees.
+Never: a compression that is guessed from the bytes; a decompression bomb (a few bytes that become very many) that is
+read to its end; a stream that is cut short, damaged, or has other bytes after it, and ends without an error. A stream
+that is cut between two gzip members or two zstd frames is valid: the tar in it then lacks its end, which the reader of
+the tar notices.
 """
 
 import gzip
@@ -38,15 +38,15 @@ _OTHER_FORMATS = {
     b"PK\x03\x04": "a zip archive: write it again as a tar",
     b"<": "HTML or XML, perhaps a message of the storage",
 }
-"""What another format begins with -> its name, and what to do."""
+"""The first bytes of another format -> its name, and what to do."""
 
 MAX_CHUNK_BYTES = 1 << 20
 _INPUT_BYTES = 1 << 16
-"""zlib copies what it has not consumed at each step, so it gets little at a time."""
+"""Bytes of a step: zlib copies what it has not consumed at each step, so it gets few at a time."""
 
 
 def path_of(url: str) -> str:
-    """What a suffix is looked for in: the URL without its query, in lower case."""
+    """The part of a URL in which a suffix is looked for: without the query, in lower case."""
     return url.partition("?")[0].lower()
 
 
@@ -119,7 +119,7 @@ def _gunzip(chunks: Iterable[bytes], url: str) -> Iterator[bytes]:
     first = True
     offset = given = 0
     source = Chunks(chunks)
-    while data := source.take(_INPUT_BYTES):  # what is read before a damage must not depend on the chunks
+    while data := source.take(_INPUT_BYTES):  # how much is read before the damage must not depend on the chunks
         offset += len(data)
         while data:
             if member is None:
@@ -190,7 +190,7 @@ def _unzstd(chunks: Iterable[bytes], url: str) -> Iterator[bytes]:
 
 
 def _window(rest: bytes, size_bytes: int, *, is_single: bool) -> int:
-    """What must be held of a frame, by what follows its descriptor; 0 where it does not matter."""
+    """Bytes of a frame that must be held, from what follows its descriptor; 0 where that does not matter."""
     if is_single:  # all of it
         return int.from_bytes(rest[-size_bytes:], "little")
     base = 1 << 10 + (rest[0] >> 3)

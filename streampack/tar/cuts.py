@@ -6,9 +6,9 @@
           ^cut     ^the first header from the cut: of sample a, which the left lane keeps
                              ^the boundary: the first entry of another sample; here the right lane begins
 
-A payload may hold what looks like a header (a tar inside the tar). A guess is given up where no chain of entries goes
-on from it; one that does go on may still be false. So a boundary is never trusted: the left lane, whose own chain of
-headers is true from byte 0 on, must arrive at it (`reader.read_range`). Memory is bounded, whatever a member holds.
+A payload may hold what looks like a header (a tar inside the tar). A guess is given up where no chain of entries
+follows it; even a guess with such a chain may be wrong. So a boundary is never trusted: the left lane, whose own chain
+of headers is right from byte 0 on, must arrive at it (`reader.read_range`). Memory is bounded, whatever a member holds.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,18 +30,19 @@ from streampack.tar.format import (
 )
 
 _JUMP_BYTES = 1 << 20
-"""A gap above this is jumped over with a new request; a smaller one is cheaper to read."""
+"""Bytes: a larger gap is skipped with a new request; a smaller one is cheaper to read."""
 _KEEP_BYTES = 1 << 21
 _STEPS, _STEPS_A_BLOCK = 1 << 16, 16
-"""Headers that a search may follow, so many and some for each block that it has seen: it ends in time, whatever the
-bytes. What is not made to hinder it takes one for each header."""
+"""Headers that a search may follow, and more for each block that it has seen, so that it ends whatever the bytes are.
+Data that is not made to hinder it needs one for each header."""
 _MAX_FAR_GUESSES = 64
-"""Each costs two requests. More than a few do not come up by accident: an error is better than a search of hours."""
+"""Jumps that may lead nowhere; each costs two requests. More than a few do not happen by accident, and an error is
+better than a search of hours."""
 CUT_REMEDY = (
     "the shard is cut short or damaged, or it was replaced, or a member looks like a tar inside the tar and a cut fell "
     'into it; for the last, list the shard with "whole": true in a manifest, or store it as .tar.gz or .tar.zst'
 )
-"""What to do where the entries after a cut are not what they should be."""
+"""What to do where no valid entries follow a cut."""
 
 
 class Boundary(NamedTuple):
@@ -160,7 +161,7 @@ class _Window:
         end = min(offset + size, self.size)
         if not self._base <= offset <= self._base + len(self._buffer) + _JUMP_BYTES:
             self._close()
-            # Who goes back will want to look back, too.
+            # A reader that goes back will also look for the prefix headers before that offset.
             self._base = offset if offset > self._base else max(0, offset - MAX_PREFIX_BYTES)
             self._buffer = bytearray()
             self._chunks = self._open_at(self._base)

@@ -1,4 +1,4 @@
-"""The tar format: bytes in, entries out. Nothing is kept but the chunk at hand.
+"""The tar format: bytes in, entries out. Nothing is kept except the current chunk.
 
 An entry is a header block of 512 bytes and the blocks of its payload. Prefix headers may come before it: blocks of
 their own whose payload only describes the entry (PAX `x`, GNU long name `L`, long link `K`, PAX global `g`)::
@@ -7,7 +7,7 @@ their own whose payload only describes the entry (PAX `x`, GNU long name `L`, lo
     [x header]    [path=d/a.txt]  [header]  [700 bytes of payload]  [next entry's header ...
 
 PAX, GNU, USTAR and V7 headers are understood as far as names and sizes go; what must not be misread (sparse files,
-links, devices) is recognised. What is wrong is a BadEntryError, in the functions on one block a ValueError; the reader
+links, devices) is recognised. An invalid entry is a BadEntryError, in functions on one block a ValueError; the reader
 adds the URL. Never: a header with a wrong checksum, or with an invalid number, as an entry.
 """
 
@@ -21,11 +21,11 @@ ZERO_BLOCK = bytes(BLOCK)
 MAX_PREFIX_BYTES = 1 << 16
 """The most that the prefix headers of one entry may take together; looking back this far finds where it begins."""
 MAX_MAP_BYTES = 1 << 20
-"""Of the blocks that tell where a sparse file has holes: 43,000 of them."""
+"""Bytes of the map of a sparse file's holes: room for 43,000 of them."""
 MAX_NAME_LENGTH = 4096
-"""No file system has a longer path."""
+"""Characters; no file system has a longer path."""
 MAX_ENTRY_BYTES = 1 << 50
-"""No storage holds a member of a pebibyte: a size above is damage, not a size."""
+"""Bytes; no storage holds a member of a pebibyte, so a larger number is damage."""
 
 PREFIX_KINDS = frozenset(b"xXgLK")
 _PAX_KINDS = frozenset(b"xXg")  # X: Solaris' name for x
@@ -71,7 +71,7 @@ class Entry(NamedTuple):
 
     kind: Kind
     offset: int
-    """Of its first block, prefix headers included."""
+    """Offset of its first block, prefix headers included."""
     name: str
     size: int
     """Payload bytes, without padding."""
@@ -80,7 +80,7 @@ class Entry(NamedTuple):
 
 
 class BadEntryError(Exception):
-    """Bytes that do not go on as a tar: damage to whoever reads, a wrong guess to whoever looks for a header."""
+    """Bytes that are not a tar entry: damage if they should be one, a wrong guess in a search for a header."""
 
     def __init__(
         self, what: str, offset: int, *, member: str | None = None, is_short: bool = False, block: bytes = b""
@@ -94,7 +94,7 @@ class BadEntryError(Exception):
 
 
 class Source(Protocol):
-    """Bytes that are read forward; `offset` is the next one's, counted from the shard's start."""
+    """Bytes that are read forward; `offset` is that of the next byte, from the shard's start."""
 
     offset: int
 
@@ -195,7 +195,7 @@ def read_entry(source: Source) -> Entry:
                 if kind == _GLOBAL_KIND:
                     if pax.name is not None or pax.size is not None:
                         raise ValueError("a global PAX header gives one path or size to all entries")
-                    continue  # and may as well stand before the archive's end
+                    continue  # it may also stand before the archive's end
                 # The first of several headers wins, as in Python's tarfile.
                 name = pax.name if name is None else name
                 size = pax.size if size is None else size
@@ -249,7 +249,7 @@ def parse_header(block: bytes) -> Header:
     name = parse_text(block[:100])
     if block[345] and block[257:263] == b"ustar\0":  # GNU and V7 headers keep other things there
         name = f"{parse_text(block[345:500])}/{name}"
-    if kind in _BARE_KINDS or (kind == 0 and name.endswith("/")):  # V7 marks a directory by its slash
+    if kind in _BARE_KINDS or (kind == 0 and name.endswith("/")):  # V7 marks a directory by a slash at the end
         return Header(kind or ord("5"), name, 0)
     return Header(kind, name, size)
 
@@ -269,7 +269,7 @@ def parse_number(field: bytes) -> int:
 
 
 def parse_text(field: bytes) -> str:
-    """The text up to the first NUL, as UTF-8; bytes that are none become lone surrogates, as in `os.fsdecode`."""
+    """The text up to the first NUL, as UTF-8; bytes that are not UTF-8 become lone surrogates, as in `os.fsdecode`."""
     return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
 
 

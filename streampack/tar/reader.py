@@ -21,11 +21,11 @@ from streampack.tar.format import BadEntryError, Chunks, Entry, Kind, read_entry
 from streampack.tar.scan import ELSEWHERE, Scanner
 
 MAX_MEMBERS = 1024
-"""Of one sample: with more, the names in the shard all begin alike, and are not those of one sample."""
+"""Members of one sample; more are those of many samples whose names are equal up to the first dot."""
 
 _ANYWHERE = Boundary(-1, None)
 _MAX_EXTENSIONS = 64
-"""For which it is remembered whether they are wanted."""
+"""Extensions for which it is remembered whether they are wanted."""
 _new_tuple = tuple.__new__  # half the time of a NamedTuple's own
 _REMEDY = "the shard is cut short or damaged; copy or write it again"
 
@@ -42,8 +42,8 @@ def read_samples(
     """The samples in the bytes of a tar from offset `start`, where an entry begins; their positions are offsets.
 
     Members whose extension `wanted` refuses, those above `max_member_bytes`, and sparse files (their stored bytes are
-    not their content) are passed over without a copy; they stand in `Sample.sizes` only. So does what would bring the
-    members of one sample above twice `max_member_bytes` together.
+    not their content) are skipped without a copy; they are in `Sample.sizes` only. So are members that would bring those
+    of one sample above twice `max_member_bytes` together.
 
     `whole`: the bytes run to the shard's end, which must be an archive's end: a zero block, and only zeros after it.
     Otherwise they end between two samples.
@@ -60,7 +60,7 @@ def read_samples(
 def read_shard(
     stored: Iterable[bytes], *, url: str, wanted: Callable[[str], bool], max_member_bytes: int
 ) -> Iterator[Sample]:
-    """The samples of a whole shard from its bytes as they are stored, compressed as the URL says.
+    """The samples of a whole shard from its stored bytes, compressed as the URL says.
 
     `read_samples` has the other arguments and the errors; `codecs.decompress` has more.
     """
@@ -85,7 +85,7 @@ def read_range(
 
     The samples are those from `find_sample(begin)` to `find_sample(end)`; the ranges between any cuts hold each sample
     once. `open_range(first, last)` gives the bytes in between, `open_at(offset)` those from there on, of which only the
-    first few are read. `resume`: a `Sample.position` of this range to go on from.
+    first few are read. `resume`: the `Sample.position` in this range to continue from.
 
     Raises:
         TruncatedShardError: the shard ends before the archive does.
@@ -189,7 +189,7 @@ def _read(
                     not members or size + _held(members) <= 2 * max_member_bytes
                 ):
                     members[extension] = _payload(source, name, size) if at < 0 else chunk[at : at + size]
-            chunk = b""  # its memory goes before more comes
+            chunk = b""  # frees its memory before the next chunk comes
             source.skip_to(end)
         _check_end(source, entry, until(), key)
     except BadEntryError as bad:
@@ -199,7 +199,7 @@ def _read(
 
 
 def _payload(source: Chunks, name: str, size: int) -> bytes:
-    """A payload that is not all in the chunk at hand, or that has an uncommon header."""
+    """A payload that is not all in the current chunk, or that has an uncommon header."""
     payload = source.take(size)
     if len(payload) < size:
         what = f"the bytes end inside a member, after {len(payload)} of {size}"
@@ -208,12 +208,12 @@ def _payload(source: Chunks, name: str, size: int) -> bytes:
 
 
 def _held(members: dict[str, bytes]) -> int:
-    """Bytes; counted again for each member but a sample's first, as most samples have one that is wanted."""
+    """Bytes of the members; added up for each wanted member after a sample's first, which most samples do not have."""
     return sum(map(len, members.values()))
 
 
 def _check_end(source: Chunks, last: Entry, until: Boundary | None, key: str | None) -> None:
-    """Raise if the bytes may not end as they do: after entry `last`, in sample `key`."""
+    """Raise unless the bytes may end here: after entry `last`, in sample `key`."""
     if until is not None:
         if last.kind is Kind.ZERO_BLOCK:
             raise BadEntryError("the archive ends before the range does", last.offset)
@@ -232,7 +232,7 @@ def _check_end(source: Chunks, last: Entry, until: Boundary | None, key: str | N
 
 
 class _WrongCut(BadEntryError):  # noqa: N818 - named by what is wrong
-    """What is wrong is where the next range begins."""
+    """The entries are valid, but the next range begins at a wrong byte."""
 
 
 def _empty_shard() -> BadEntryError:

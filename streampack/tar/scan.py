@@ -1,4 +1,4 @@
-r"""The files of a tar that have the commonest shape, many at a time: the chunk at hand in, files out. No IO.
+r"""The files of a tar that have the commonest shape, many at a time: the current chunk in, files out. No IO.
 
 That shape is a USTAR or GNU header of a file, alone or after a PAX header that tells no more than a time (Python's
 tarfile, and so WebDataset's writer, puts one before every file)::
@@ -7,9 +7,9 @@ tarfile, and so WebDataset's writer, puts one before every file)::
      known       known   its end       their sum is right       in the usual form, and this known
 
 What headers of a tar have in common (the PAX header with the begin of its record, and all of a header after its
-checksum) is checked once, and then only compared. Where anything is other than it should be, the files end: there
-`read_entry` must look, which knows all shapes and says what is wrong. Never: a file that `read_entry` would
-refuse, or give otherwise.
+checksum) is checked once, and then only compared. At the first entry of another shape the files end, and
+`read_entry` continues, which knows all shapes and says what is wrong. Never: a file that `read_entry` would refuse, or
+read differently.
 """
 
 from struct import Struct
@@ -22,7 +22,7 @@ File: TypeAlias = tuple[str, int, int, int]
 """Name; offset of the entry's first block; payload bytes, without padding; where in the chunk at hand the payload
 begins, or ELSEWHERE."""
 ELSEWHERE = -1
-"""The payload must be taken from the source, which stands there."""
+"""The payload must be taken from the source, which is at its first byte."""
 
 _FIELDS = "100s24x11sB12xQ356s"
 _ALONE = Struct(f"<{_FIELDS}").unpack_from
@@ -37,7 +37,7 @@ _MOST_HEADERS, _MOST_CHECKSUMS = 256, 4096
 
 
 class Scanner:
-    """Finds them, and keeps for one tar what it has checked."""
+    """Finds the files of one tar, and remembers which header bytes it has checked."""
 
     def __init__(self) -> None:
         self._fronts: dict[bytes, int] = {}
@@ -45,9 +45,9 @@ class Scanner:
         self._checksums: dict[int, int] = {}
 
     def files(self, source: Chunks) -> tuple[list[File], int]:
-        """The files from the source on whose headers are in the chunk at hand, and the offset where they end.
+        """The next files whose headers are in the current chunk of the source, and the offset where they end.
 
-        The source then stands there; or, where the last one's payload is not all in the chunk, at that payload.
+        The source is then at that offset; or, where the last file's payload is not all in the chunk, at that payload.
         """
         chunk, at = source.at_hand()
         base = source.offset - at
@@ -99,7 +99,7 @@ class Scanner:
             end = 0
             try:
                 header = parse_header(front[:BLOCK])
-            except ValueError:  # `read_entry` says so
+            except ValueError:  # `read_entry` reports it
                 return end
             if front[BLOCK:] == b"%d mtime=" % header.size:
                 end = BLOCK + header.size - 1
@@ -118,7 +118,7 @@ class Scanner:
         return total
 
     def _says(self, checksum: int, actual: int) -> bool:
-        """Whether the field is the number, in the usual form."""
+        """Whether the checksum field holds the number, in the usual form."""
         is_right = checksum == int.from_bytes(b"%06o\0 " % actual, "little")
         if is_right and len(self._checksums) < _MOST_CHECKSUMS:
             self._checksums[checksum] = actual

@@ -1,4 +1,4 @@
-"""For tests of your own: small shards, a byte tokenizer, the check of a resume, faults, and what a storage must do."""
+"""For tests of your own: small shards, a byte tokenizer, a check of resumes, storage faults, tests for a storage."""
 
 from streampack.testing.conformance import StorageConformance
 from streampack.testing.faults import Fault, FaultyFileSystem

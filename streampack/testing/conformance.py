@@ -46,7 +46,7 @@ class StorageConformance:
     lists: bool = True
     """Whether the storage can list folders; a plain web server cannot."""
     has_faults: bool = False
-    """Whether faults that pass are expected; if not, a single one is a failure."""
+    """Whether temporary faults are expected; if not, a single one is a failure."""
 
     def put(self, name: str, data: bytes) -> str:
         """Store the bytes under a name, which has a `/` in it, and return their URL.

@@ -1,11 +1,11 @@
-"""A file system that fails on schedule, for tests of what has to survive a failing storage.
+"""A file system that fails on schedule, for tests of code that must survive a failing storage.
 
     from streampack.testing import Fault, FaultyFileSystem
 
     options = {"target_protocol": "file", "faults": (None, Fault.dropped(), Fault.short(100))}
     PackedDataset("faulty:///data/{00000..00003}.tar", ..., storage=Storage(options=options))
 
-Here the second read of each shard fails, the third gives 100 bytes only, and all others go well. A run gives the same
+Here the second read of each shard fails, the third gives 100 bytes only, and all others succeed. A run gives the same
 packs as without faults; `loader.stats()["retries"]` says how many there were.
 
 In:  reads of files by fsspec, as streampack and its users make them. Out: the bytes, or what the schedule says.
@@ -28,7 +28,7 @@ __all__ = ["Fault", "FaultyFileSystem"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """What goes wrong with one read; several things may."""
+    """What goes wrong with one read; a fault may have several of these."""
 
     stall_s: float = 0.0
     """Seconds to wait before the answer."""
@@ -44,12 +44,12 @@ class Fault:
 
     @classmethod
     def dropped(cls) -> "Fault":
-        """The connection is reset, and what came of the answer is lost."""
+        """The connection is reset, and the part of the answer that came is lost."""
         return cls(error=ConnectionResetError("the connection was reset, says the schedule of faults"))
 
     @classmethod
     def stalling(cls, seconds: float) -> "Fault":
-        """Nothing comes for so many seconds, and then all of it."""
+        """Nothing comes for so many seconds, then the whole answer."""
         return cls(stall_s=seconds)
 
     @classmethod
@@ -59,7 +59,7 @@ class Fault:
 
 
 class FaultyFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no types
-    """Another fsspec file system behind `faulty://`, whose reads fail on schedule. Listings and writes go well.
+    """Another fsspec file system under `faulty://`, whose reads fail on schedule. Listings and writes succeed.
 
     The path after `faulty://` is the target's own: `faulty:///tmp/a.tar` for a local file, `faulty://bucket/a.tar` for
     S3.
@@ -67,8 +67,8 @@ class FaultyFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has 
     Args:
         target_protocol: of the file system that holds the files: "file", "memory", "s3", ...
         target_options: its storage options.
-        faults: the first is what becomes of a process's first read of a file, and so on, for each file; None: it
-            goes well.
+        faults: the first is what becomes of a process's first read of a file, and so on, for each file; None: the
+            read succeeds.
         then: what becomes of all reads after those.
     """
 

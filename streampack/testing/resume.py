@@ -1,4 +1,4 @@
-"""For tests of your own transforms, tokenizers and loaders: a run that goes on from a state must not differ.
+"""For tests of your own transforms, tokenizers and loaders: a run that continues from a state must not differ.
 
 In:  a function that makes a loader.
 Out: nothing, or an AssertionError that names the batch, the key and the first index that differ.
@@ -30,7 +30,7 @@ class ResumableLoader(Protocol):
         ...
 
     def load_state_dict(self, state: Any, /) -> None:
-        """Go on from a state that went through JSON, where tensors are lists."""
+        """Continue from a state that went through JSON, where tensors are lists."""
         ...
 
 
@@ -42,7 +42,7 @@ def assert_resumes_exactly(
     make_resumed: Callable[[], ResumableLoader] | None = None,
     seed: int = 0,
 ) -> None:
-    """Compare a run of `num_batches` batches with runs that were stopped and went on from their states.
+    """Compare a run of `num_batches` batches with runs that were stopped and continued from their states.
 
     One loader gives the batches without a stop, and its state before the first and after each of them. Each state goes
     through JSON into another loader, whose batches must be equal to the rest of those of the first one: the same keys,
@@ -51,13 +51,13 @@ def assert_resumes_exactly(
     Args:
         make_loader: makes a new loader with the same arguments at each call.
         num_batches: of the run; with every stop, about half the square of it is read.
-        num_stops: at how many states to go on, chosen by `seed`; None: at all of them.
-        make_resumed: makes the loaders that go on; None: `make_loader` does. It may have another `num_workers`, but
+        num_stops: how many of the states to continue from, chosen by `seed`; None: all of them.
+        make_resumed: makes the loaders that continue; None: `make_loader` does. It may have another `num_workers`, but
             must give batches of the same size.
         seed: of the choice of the stops.
 
     Raises:
-        AssertionError: a run that went on is another one.
+        AssertionError: a run that continued differs from the uninterrupted one.
     """
     with _closing(make_loader()) as loader:
         states, batches = [_through_json(loader.state_dict())], []

@@ -53,7 +53,7 @@ def write_shards(
         documents: str for text, integers for `npy`, lists of messages for a key `messages`. Bytes are
             stored as they are: a whole member, for `jsonl` a line.
         field: as in `PackedDataset`: which member holds a document, and how.
-        documents_per_shard: so many in each shard but the last.
+        documents_per_shard: how many documents each shard but the last has.
         shard_sizes: documents of each shard instead; it must add up to all of them. 0 gives an archive without members.
         documents_per_member: for `jsonl`, lines of each member but a shard's last.
         compression: of the shards.

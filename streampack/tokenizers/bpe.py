@@ -1,20 +1,20 @@
-"""A SentencePiece BPE model taken apart, to have its ids sooner: part by part, or from a library that ranks pairs.
+"""A SentencePiece BPE model taken apart, to get its ids faster: part by part, or from a library that ranks pairs.
 
-In:  the bytes of a model. Out: whether and where a text can be cut (`can_be_cut`, `cut`); what stands against equal ids
-     of that library, gigatoken (`obstacle`); the model as it reads it (`tokenizer_json`); and texts to compare on
+In:  the bytes of a model. Out: whether and where a text can be cut (`can_be_cut`, `cut`); why the ids of that library,
+     gigatoken, may differ (`obstacle`); the model as it reads it (`tokenizer_json`); and texts to compare on
      (`edge_texts`, `tied_texts`). Nothing is tokenized here.
 
-Why the ids are equal where nothing stands against it. SentencePiece joins, again and again, the two neighbours whose
+Why the ids are equal where there is no obstacle. SentencePiece joins, again and again, the two neighbours whose
 joined text is the piece of the best score, the leftmost of equal scores. A ranking library joins the pair (left, right)
-of the best rank, the leftmost of equal ranks. With ranks in the order of distinct scores the two can part only where
-one piece can be made of two different pairs at a time. That never comes up: until a piece is made, no join has crossed
+of the best rank, the leftmost of equal ranks. With ranks in the order of distinct scores the two can differ only where
+one piece can be made of two different pairs at a time. That never happens: until a piece is made, no join has crossed
 its ends, and of the joins inside the best came first, so they are the joins of its text taken alone; and before the
 last of those, two symbols are left, always the same two.
 
 Cutting a text between two characters that no piece holds side by side changes nothing: what a join makes is a piece,
-so none crosses the cut, and those on its one side do not depend on those on the other. A library with a cache looks the
-parts up; SentencePiece itself takes short parts a fifth to a third faster than long texts, because its list of joins
-stays in the processor's caches.
+so no join crosses the cut, and the joins on one side do not depend on those on the other. A library with a cache looks
+the parts up; SentencePiece itself takes short parts a fifth to a third faster than long texts, because its list of
+joins stays in the processor's caches.
 """
 
 import json
@@ -36,7 +36,7 @@ _MAX_USER_DEFINED = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """What matters here of a SentencePiece `ModelProto`."""
+    """The fields of a SentencePiece `ModelProto` that are used here."""
 
     pieces: tuple[tuple[str, float, int], ...]
     """Text, score and type, by id."""
@@ -58,12 +58,12 @@ class Model:
 
     @property
     def scores(self) -> dict[str, float]:
-        """Of the pieces that joins make, and of the characters that they start from."""
+        """The scores of the pieces that joins make, and of the characters that joins start from."""
         return {text: score for text, score, kind in self.pieces if kind == NORMAL}
 
     @property
     def joined(self) -> dict[str, float]:
-        """Of the pieces that joins make."""
+        """The scores of the pieces that joins make."""
         return {text: score for text, score in self.scores.items() if len(text) > 1}
 
 
@@ -71,7 +71,7 @@ def read_model(data: bytes) -> Model:
     """The parts of a model that SentencePiece has loaded; fields that are not set have the protocol's defaults.
 
     Raises:
-        ValueError: it has what no model has: groups, or pieces that are not UTF-8.
+        ValueError: the bytes hold groups, or pieces that are not UTF-8, which no model has.
     """
     pieces: list[tuple[str, float, int]] = []
     trainer: dict[tuple[int, int], Any] = {}
@@ -241,7 +241,7 @@ banana ananas papaya|
 
 
 def edge_texts(model: Model) -> list[str]:
-    """Texts on which libraries are known to part, and such as the model's own pieces make."""
+    """Texts on which libraries are known to differ, and texts made of the model's own pieces."""
     reserved = [text for text, _, kind in model.pieces if kind != NORMAL][:1000]
     texts = ["", " ", "  ", "\n", _EDGE_TEXTS, *_EDGE_TEXTS.split("|"), "a" * 3000, "ab" * 1000, "=-" * 9 + "=" * 500]
     texts += [*reserved, *(f"x{text} y" for text in reserved), " ".join(reserved), ".,;:!?\"')(" * 20]

@@ -1,4 +1,4 @@
-"""Faster engines for a tokenizer: the same ids, from another library or from the same in another way, where proved.
+"""Faster engines for a tokenizer: another library, or another way to call the same one, where equal ids are proved.
 
 In:  a `SentencePieceTokenizer`.
 Out: a tokenizer of the same digest, special ids and vocabulary size, whose `encode` gives the same ids faster; or the

@@ -1,4 +1,4 @@
-"""The files that tokenizers come in: read, and named for what they are where they are something else."""
+"""The files of tokenizers: they are read, and other files are recognised, so that an error can say what they are."""
 
 import os
 import re
@@ -23,7 +23,7 @@ def read_model_file(source: bytes | str | os.PathLike[str], name: str | None) ->
 
 
 def check_unicode(text: str) -> None:
-    """Says clearly what the libraries say badly: a string that UTF-8 cannot hold."""
+    """Raise a clear error, as the libraries do not, for a string that UTF-8 cannot hold."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -32,7 +32,7 @@ def check_unicode(text: str) -> None:
 
 
 def describe(data: bytes) -> str:
-    """What the bytes are, for a message to someone who took them for a model."""
+    """In words, what the bytes are, for an error that they are not a model."""
     head = data.lstrip(b"\xef\xbb\xbf \t\r\n")[:4096]
     for pattern, found in _LOOKS_LIKE:
         if re.match(pattern, head, re.DOTALL | re.IGNORECASE):

@@ -23,19 +23,19 @@ from streampack.tokenizers.parts import Engine, read_model
 from streampack.tokenizers.sentencepiece import SentencePieceTokenizer
 
 CHECK_ONE_IN = 256
-"""Of so many documents one is encoded by both; chosen by its content, so by no rank or worker."""
+"""One document in so many is encoded by both libraries; it is chosen by its content, not by rank or worker."""
 CHECK_MAX_BYTES = 2**20
-"""A larger document is not encoded by both: SentencePiece takes hundreds of bytes of memory for each of its bytes."""
+"""Bytes: a larger document is not encoded by both, as SentencePiece takes hundreds of bytes of memory for each byte."""
 CACHE_BYTES = 32 * 2**20
-"""UTF-8 after which the library is started again, because its cache has no bound: 2 to 4 bytes for a byte of ordinary
-text, 13 for one of random numbers. That takes about 40 ms, and 5 % of the rate in all."""
+"""Bytes of UTF-8 after which the library is started again, because its cache has no bound: it grows by 2 to 4 bytes for
+a byte of ordinary text, by 13 for a byte of random numbers. A start takes about 40 ms, and costs 5 % of the speed."""
 
 
 class GigatokenTokenizer(Engine):
     """SentencePiece's ids by the Rust library gigatoken (`pip install streampack[fast]`).
 
-    What the library cannot do goes through SentencePiece: normalization of other things than spaces, and the documents
-    that hold a user-defined piece.
+    SentencePiece does what the library cannot: it normalizes anything but spaces, and encodes documents that hold a
+    user-defined piece.
 
     Args:
         plain: the tokenizer whose ids to give.
@@ -104,7 +104,7 @@ class GigatokenTokenizer(Engine):
         return start
 
     def _compare(self, texts: list[str]) -> None:
-        """Refuse a release of the library that does not do what the proof takes for granted."""
+        """Raise for a release of the library that does not behave as the proof assumes."""
         try:
             for text in texts:
                 self._check(text, self._encode(text, text.encode()))

@@ -88,7 +88,7 @@ class HuggingFaceTokenizer:
             self._tokenizer: Any = tokenizers.Tokenizer.from_buffer(msgspec.json.encode(config))
         except TokenizerError:
             raise
-        except Exception as error:  # the library raises bare Exception; a broken file breaks the reading above anyhow
+        except Exception as error:  # the library raises bare Exception; a broken file has failed above already
             message = f"a tokenizer.json that cannot be used ({type(error).__name__}: {error})"
             raise TokenizerError(message, url=name) from error
         self._tokenizer.encode_special_tokens = True  # the text of a special token is text

@@ -68,7 +68,7 @@ def special_ids(tokenizer: Tokenizer, *, add_bos: bool, add_eos: bool) -> tuple[
     """The ids (BOS, EOS) to put around each document; None where none is asked for.
 
     Raises:
-        TokenizerError: asked for one that the tokenizer does not have.
+        TokenizerError: the tokenizer lacks a token that is asked for.
     """
     for kind, asked, token in (("bos", add_bos, tokenizer.bos_id), ("eos", add_eos, tokenizer.eos_id)):
         if asked and token is None:

@@ -1,6 +1,6 @@
-"""SentencePiece's ids sooner: from the library itself, which gets long texts in parts.
+"""SentencePiece's ids faster: from the library itself, which gets long texts in parts.
 
-Never: a cut where a piece of the model could lie across (`bpe.can_be_cut`).
+Never: a cut that a piece of the model could span (`bpe.can_be_cut`).
 """
 
 import numpy as np
@@ -39,7 +39,7 @@ class Engine:
 
 
 def read_model(plain: SentencePieceTokenizer) -> bpe.Model:
-    """The model taken apart; a TokenizerError where that cannot be."""
+    """The model taken apart; a TokenizerError where that is impossible."""
     try:
         return bpe.read_model(plain.model)
     except ValueError as error:
@@ -47,14 +47,14 @@ def read_model(plain: SentencePieceTokenizer) -> bpe.Model:
 
 
 class PartsTokenizer(Engine):
-    """SentencePiece's ids by SentencePiece itself, which gets long texts cut where no piece can lie across.
+    """SentencePiece's ids by SentencePiece itself, which gets long texts cut where no piece can span the cut.
 
     Args:
         plain: the tokenizer whose ids to give.
         part: characters of a part, at least.
 
     Raises:
-        ConfigError: no such parts.
+        ConfigError: `part` is less than 1.
         TokenizerError: the ids are not proved to be the same for this model.
     """
 
@@ -66,7 +66,7 @@ class PartsTokenizer(Engine):
             raise ConfigError(f"part={part}: a part has at least one character")
         model = read_model(plain)
         if not bpe.can_be_cut(model):
-            raise TokenizerError("the model may join or change what lies on both sides of a space")
+            raise TokenizerError("the model may join or change the text across a space")
         self._part = part
         self._space_is_implied = model.add_dummy_prefix
         text = " ".join(bpe.edge_texts(model))
@@ -80,7 +80,7 @@ class PartsTokenizer(Engine):
         try:
             return self._joined(text, self._part)
         except TokenizerError:
-            check_unicode(text)  # which says where in all of the text
+            check_unicode(text)  # its error counts characters of the whole text
             raise
 
     def _joined(self, text: str, part: int) -> Tokens:

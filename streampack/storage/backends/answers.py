@@ -14,7 +14,7 @@ from typing import Any
 from streampack.storage.objects import Keep, Pin
 
 BLOCK_BYTES = 256 * 1024
-"""Of one read: one system call, which gives less where less has come."""
+"""Bytes of one read: one system call, which returns less where less has arrived."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,9 +26,9 @@ class Answer:
     status: int
     """200 or 206."""
     headers: Mapping[str, str]
-    """By names in small letters, or whatever their case."""
+    """By names in lower case, or without regard to case."""
     version: str | None
-    """Of the object, from the headers."""
+    """The object's version, from the headers; None: they have none."""
 
 
 def receive(answer: Answer, pin: Pin, start: int, stop: int, keep: Keep) -> None:

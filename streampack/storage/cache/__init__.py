@@ -5,11 +5,11 @@
 
     reader       `CachedObject`, a `RangeReader` around a backend's
     relay        one answer of the backend on its way
-    blockfile    a file of 8 MiB whose chunks prove themselves
+    blockfile    a file of 8 MiB with a digest of each of its chunks
     blocknames   what the files are called
-    folder       all files: the budget, what is removed first, a failing disk
+    folder       all files: the budget, the order in which they are removed, a failing disk
 
-Never: an error because of the disk; a byte of another version than the reading's.
+Never: an error because of the disk; bytes of two versions of an object in one reading.
 """
 
 __all__ = ["blockfile", "blocknames", "folder", "reader", "relay"]

@@ -1,10 +1,10 @@
-"""A block of a shard as a file that proves itself, chunk by chunk.
+"""A block of a shard as a file that can be checked chunk by chunk.
 
-    | a digest for each chunk, 0: not there | chunk | chunk |  (skipped_range)  | chunk | ... |
+    | a digest for each chunk, 0: not there | chunk | chunk |  (not there yet)  | chunk | ... |
       8 bytes each                            256 KiB each, the shard's last one shorter
 
 In: chunks, in any order, from the process that has the file's lock. Out: chunks that were written, to any process.
-Never: a byte that is not what was written. A digest (xxh3, seeded by the file's name and the chunk's number) is
+Never: a byte that differs from what was written. A digest (xxh3, seeded by the file's name and the chunk's number) is
 written after its chunk and checked on every reading, so a chunk that is half written, torn by a crash of the machine,
 altered on the disk or in a file of another name is a chunk that is not there. So blocks need not be written elsewhere
 and renamed: a rename would show whole blocks only, and promises nothing about what a power cut leaves in them.
@@ -39,7 +39,7 @@ class BlockFile:
         self._num_chunks = -(-length // CHUNK_BYTES)
         self._head_bytes = 8 * self._num_chunks
         self.digests = self._read_digests()
-        """Of its chunks, as they were when it was opened; 0: not there."""
+        """The digest of each chunk, as they were when the file was opened; 0: the chunk is not there."""
 
     def _read_digests(self) -> tuple[int, ...]:
         head = os.pread(self.descriptor, self._head_bytes, 0).ljust(self._head_bytes, b"\0")

@@ -1,4 +1,4 @@
-"""The names of the cache's blocks: a hash of which object it is, its size, its version, and which part of it.
+"""The names of the cache's blocks: a hash of which object it is, its size, its version, and which part of it is meant.
 
 In: the URL and the options that a shard is read with. Out: the same names for all who read the same bytes.
 Never: one name for objects at two endpoints, which may have all else in common; another name because of what only opens
@@ -21,16 +21,16 @@ _SIGNED = {
     ),  # S3's old, CloudFront
     "sig": re.compile("sig|s[vprets]|srt|spr|sip|sk(oid|tid|t|e|s|v)"),  # Azure
 }
-"""A parameter that signs a query, and all that belongs to the signature; in small letters."""
+"""Query parameter that is a signature -> all parameters that belong to the signature; in lower case."""
 _ENDPOINTS = {
     **dict.fromkeys(("s3", "s3a"), ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")),
     **dict.fromkeys(("gs", "gcs"), ("STORAGE_EMULATOR_HOST",)),
 }
-"""Where else than in the options an endpoint is found."""
+"""Environment variables in which an endpoint may be given instead of in the options."""
 
 
 def object_key(url: str, clients: Clients) -> str:
-    """Which object it is, whoever asks: the URL without what only opens it, after the endpoint if one is given."""
+    """Which object it is, the same for every user: the endpoint if one is given, and the URL without credentials."""
     if url.startswith(("http://", "https://")):
         return _unsigned(url)
     protocol = url.partition("://")[0]

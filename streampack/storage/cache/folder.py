@@ -7,7 +7,7 @@ In: names of blocks. Out: open files, where the disk gives them. All processes o
 is kept in memory, and it may be deleted at any time.
 Never: an error. Where a disk is full or cannot be written there is one warning, and the cache gives what it has. Never
 a file outside of the folder, or one that does not match this pattern; never more bytes than the budget, of which a part
-is reserved before a byte is written. Who has a removed file open can still read it.
+is reserved before a byte is written. A process that has a removed file open can still read it.
 """
 
 import contextlib
@@ -35,24 +35,24 @@ _CANNOT_BE_WRITTEN = (
     "give a cache_dir that this user may write, on a disk with flock; two users need a folder each",
 )
 MOST_TRIES = 3
-"""Of writing to a disk that is full."""
+"""How often a write to a full disk is tried."""
 _KEPT = 0.9
 """The part of the budget that an eviction leaves: each looks at all files, so it makes room for many blocks."""
 _TOUCH_S = 60.0
-"""How exactly the time of a block's last reading is kept."""
+"""Seconds by which the kept time of a block's last reading may be too old."""
 _SKEW_S = 3600.0
-"""By how much the clocks of this machine and of its disks may differ."""
+"""Seconds by which the clocks of this machine and of its disks may differ."""
 _FILE_BYTES = 4096
 """What a file takes on the disk besides its chunks: its head, and the rest of its last page."""
 _COUNT_S = 3600.0
 """How often the files are counted though nothing is to be removed: a killed process leaves the sum a little wrong."""
 _PAUSE_S = 300.0
-"""For which nothing is written after the disk has failed."""
+"""Seconds for which nothing is written after the disk has failed."""
 _ROOM_S = 10.0
-"""For which an eviction by another process counts as one of this process, if the disk has room now."""
+"""Seconds for which an eviction by another process counts as one of this process, if the disk has room now."""
 _PATIENCE_S = 5.0
-"""For which another process may hold the file with the sum (it looks at 100,000 files in about a second); after that,
-nothing is written for as long again."""
+"""Seconds for which another process may hold the file with the sum (it looks at 100,000 files in about a second); after
+that, nothing is written for as long again."""
 _FOLDER = re.compile(r"[0-9a-f]{2}")
 _BLOCK = re.compile(r"[0-9a-f]{32}")
 _SUM = re.compile(rb"(\d{20}) (\d{12})\n")
@@ -120,14 +120,14 @@ class CacheFolder:
             return os.open(path, flags, 0o600)
 
     def _check_owner(self) -> None:
-        """Refuse a folder of another user, who could write anything into it; one that was deleted may be theirs now."""
+        """Raise where the folder is another user's, who could write anything into it; also after it was deleted."""
         with contextlib.suppress(FileNotFoundError):
             found = self._root.lstat()
             if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
                 raise PermissionError(errno.EPERM, "it is not a folder of this user", str(self._root))
 
     def remove(self, name: str) -> None:
-        """Remove a block, if it is there; who has it open can still read it."""
+        """Remove a block, if it is there; a process that has it open can still read it."""
         with contextlib.suppress(OSError):
             self._path(name).unlink()
 
@@ -138,7 +138,7 @@ class CacheFolder:
 
     @property
     def is_off(self) -> bool:
-        """Whether nothing is written, because the disk has failed not long ago."""
+        """Whether nothing is written, because the disk has failed within the last `_PAUSE_S` seconds."""
         return time.monotonic() < self._off_until
 
     def failed(self, error: OSError, *, tries: int = MOST_TRIES) -> bool:

@@ -6,9 +6,9 @@ In: the reader of an object that tells its version, a range. Out: the range's by
     in the cache |#####|              |#######|.....       chunks of 256 KiB, in files of 8 MiB
     asked for          |--------------|                    one request, under the locks of the files that it fills
 
-With the cache a byte waits for the chunk that it is in and no longer, and there are no more requests than without it. A
-process that wants bytes which another one is fetching waits for them, chunk by chunk. If the other one dies, the kernel
-gives its lock to the next; if it makes no progress, the bytes are read without the cache.
+With the cache a byte waits for the rest of its chunk and no longer, and there are no more requests than without it. A
+process that wants bytes which another process is fetching waits for them, chunk by chunk. If the other process dies,
+the kernel gives its lock to the next; if it makes no progress, the bytes are read without the cache.
 
 Blocks are named by object, size and version (`blocknames`), so bytes of two versions never meet. The version is the one
 that the storage has told this process, else the one of the shard list, else it is asked for, once. Where the storage
@@ -135,14 +135,14 @@ class CachedObject(RangeReader):
         self._folder.say_once(what, why)
 
     def _blocks(self, version: str, start: int, stop: int) -> Iterator[tuple[int, str, int]]:
-        """Of each block with bytes from `start` to `stop`: where it begins, its name and length."""
+        """Each block with bytes from `start` to `stop`: where it begins, its name and its length."""
         first, last = start // BLOCK_BYTES, (stop - 1) // BLOCK_BYTES
         for index, name in enumerate(block_names(self._key, self._size, version, first, last), first):
             begin = index * BLOCK_BYTES
             yield begin, name, min(BLOCK_BYTES, self._size - begin)
 
     def _marks(self, version: str, position: int) -> object:
-        """What changes when a process adds to the block of `position`, and not when one reads it."""
+        """A value that changes when a process adds to the block of `position`, and not when it is read."""
         ((_, name, length),) = self._blocks(version, position, position + 1)
         file = self._folder.open(name, length)
         if file is None:

@@ -27,7 +27,7 @@ class EnoughError(Exception):
 
 
 class Relay:
-    """Takes an answer: whole chunks of it to the files, what is wanted of it to the reader."""
+    """Takes an answer: whole chunks of it go to the files, the wanted part to the reader."""
 
     def __init__(
         self, pin: Pin, version: str, folder: CacheFolder, files: list[BlockFile], start: int, stop: int, keep: Keep
@@ -59,7 +59,7 @@ class Relay:
         if wanted:
             self.given += len(wanted)
             self._keep(wanted)
-        # A whole object, from a server that ignores ranges; or nothing more is wanted and nothing kept.
+        # Either a server ignores ranges and sends the whole object, or nothing more is wanted and nothing is kept.
         if self.came > self.end - self.begin or (not self._stores and at + len(piece) >= self._stop):
             raise EnoughError
 

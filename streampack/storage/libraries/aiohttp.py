@@ -1,6 +1,6 @@
 """aiohttp: what its exceptions say, read from the names of their modules, as it need not be installed.
 
-In: an exception. Out: yes or no.
+In: an exception. Out: whether aiohttp raised it, or met a garbled answer.
 """
 
 TRIED = ("3.14.5",)

@@ -1,4 +1,4 @@
-"""fsspec: what of a URL belongs to the filesystem and what to the path, and its lock after a fork.
+"""fsspec: which part of a URL belongs to the filesystem and which to the path; fsspec's lock after a fork.
 
 In: a class of filesystems, a URL. Out: arguments of the class, a path.
 """
@@ -24,5 +24,5 @@ def path_in(cls: type[AbstractFileSystem], url: str) -> str:
 
 
 def forget_parent() -> None:
-    """Make fsspec's lock new in a forked child: a thread of the parent may have held it at the fork."""
+    """Give fsspec a new lock in a forked child: a thread of the parent may have held the old one at the fork."""
     reset_lock()

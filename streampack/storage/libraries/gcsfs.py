@@ -1,6 +1,6 @@
-"""gcsfs: its retries switched off, and what it knows of a request that is made without it.
+"""gcsfs: its retries are switched off; what a request that is made without it needs.
 
-In: a `GCSFileSystem`. Out: parameters and answers about it. It is not imported here, which takes seconds.
+In: a `GCSFileSystem`. Out: parameters and answers about it. gcsfs is not imported here, as that takes seconds.
 """
 
 import os
@@ -22,7 +22,7 @@ def switch_off_retries(filesystem: Any) -> None:
 
 
 def query_parameters(filesystem: Any) -> dict[str, str]:
-    """What goes into the query of every request: who pays."""
+    """The parameters of every request's query: the project that pays."""
     return {name: str(value) for name, value in filesystem._get_params({}).items()}  # noqa: SLF001
 
 

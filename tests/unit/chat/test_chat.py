@@ -180,7 +180,7 @@ def test_what_a_function_must_give_is_said() -> None:
         ("phi4", {}, ConfigError, "the chat template 'phi4' is not known: phi3"),
         ("phi3", {"train_on": "user"}, ConfigError, "train_on='user' is not known"),
         (print, {"train_on": "all"}, ConfigError, 'train_on="all" does nothing with a function'),
-        ("{{ messages }}", {}, ConfigError, "does not say what the assistant's is: put {% generation %}"),
+        ("{{ messages }}", {}, ConfigError, "does not mark what the assistant says: put {% generation %}"),
         ("{% for %}", {"train_on": "all"}, ConfigError, "the chat template is not Jinja"),
         ("chatml", {"tokenizer": ByteTokenizer()}, TokenizerError, "needs <|im_start|>, <|im_end|>, and bytes:1 does"),
     ],
@@ -214,7 +214,7 @@ def test_published_ids_are_used_only_behind_the_vocabulary() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"a": 1}, "no chat_template in it"),
+        ({"a": 1}, "it has no chat_template"),
         ("{ broken", "neither a tokenizer_config.json nor a Jinja template"),
     ],
 )

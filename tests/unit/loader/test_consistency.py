@@ -81,7 +81,7 @@ def test_one_process_alone_has_nothing_to_compare(dataset: streampack.PackedData
 
 def test_ranks_by_hand_that_cannot_be_reached_are_refused(dataset: streampack.PackedDataset) -> None:
     for name, value in (("verify_every", 5), ("whole_state", True)):
-        with pytest.raises(ConfigError, match=f"{name} asks the other ranks, .* give process_group too"):
+        with pytest.raises(ConfigError, match=f"{name} needs to reach the other ranks, .* give process_group too"):
             streampack.PackedDataLoader(dataset, num_workers=0, dp_rank=0, dp_size=2, **{name: value})
 
 

@@ -133,7 +133,7 @@ def test_an_overflow_that_wrap_ignores_warns(overflow: str) -> None:
         (np.array([2**32 - 1], np.uint32), "token ids from 4294967295 to 4294967295"),
         (np.array([2**64 - 1], np.uint64), "token ids from 18446744073709551615"),
         ([1, 2**70], "token ids of type object; they must be integers that fit int32"),
-        ([1, -100], "token id -100, which as a label means no label"),
+        ([1, -100], "token id -100, which in labels means no label"),
         (np.array([-100], np.int8), "token id -100"),
     ],
 )

@@ -76,7 +76,7 @@ def test_the_ids_are_those_of_the_whole_text(name: str, part: int) -> None:
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_model_whose_pieces_may_lie_across_a_space_gets_whole_texts(name: str) -> None:
     plain = SentencePieceTokenizer(model(name))
-    with pytest.raises(TokenizerError, match="may join or change what lies on both sides of a space"):
+    with pytest.raises(TokenizerError, match="may join or change the text across a space"):
         PartsTokenizer(plain)
     assert choose_engine(plain, "sentencepiece") is plain
 
