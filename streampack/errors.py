@@ -89,8 +89,7 @@ class CorruptShardError(ShardError):
 
 
 class WrongCutError(CorruptShardError):
-    """A range of a shard does not end where the next range begins: the cut between them fell into a member that is
-    itself a tar. It is never skipped."""
+    """A range of a shard does not end where the next one begins: the cut fell into a tar in the tar. Never skipped."""
 
 
 class StorageError(ShardError):

@@ -116,7 +116,7 @@ class StorageReader:
         that ends before it (or before `stop`) is a TruncatedShardError. Without it the reading continues until the
         object ends, which costs one or two requests more. `digest` is a manifest's (see `digests`): blocks are read
         whole and checked before use; the digest of a whole shard is checked where all of it is read, at its end. `etag`
-        is the version in the shard list, "" where it has none; None: this is no shard, and nothing of it goes into the cache.
+        is the version in the shard list, "" where it has none; None: it is not a shard, and is not kept in the cache.
         """
         stop = size if stop is None else stop
         assert 0 <= start <= (start if stop is None else stop), (start, stop)

@@ -42,8 +42,8 @@ def read_samples(
     """The samples in the bytes of a tar from offset `start`, where an entry begins; their positions are offsets.
 
     Members whose extension `wanted` refuses, those above `max_member_bytes`, and sparse files (their stored bytes are
-    not their content) are skipped without a copy; they are in `Sample.sizes` only. So are members that would bring those
-    of one sample above twice `max_member_bytes` together.
+    not their content) are skipped without a copy; they are in `Sample.sizes` only. So are members that would bring
+    those of one sample above twice `max_member_bytes` together.
 
     `whole`: the bytes run to the shard's end, which must be an archive's end: a zero block, and only zeros after it.
     Otherwise they end between two samples.
