@@ -1,5 +1,6 @@
 """What tests have in common: hypothesis profiles, an environment without a launcher's variables, a server to cache."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,3 +44,8 @@ def proxy() -> Iterator[Proxy]:
 def cache_dir(tmp_path: Path) -> Path:
     """A folder for a cache, which is to make it."""
     return tmp_path / "cache"
+
+
+def pytest_collection_finish() -> None:
+    """Collections need not look at the libraries and at thousands of tests again, nor forked workers copy them."""
+    gc.freeze()

@@ -1,4 +1,4 @@
-"""Every test of hypothesis again, with ten times as many examples, other ones each night."""
+"""Laws over more examples: hypothesis with ten times as many, other ones each night; all of what else is long."""
 
 import os
 import subprocess
@@ -16,10 +16,26 @@ FILES = sorted(
 )
 
 
+LONG = sorted(
+    path.relative_to(TESTS).as_posix()
+    for path in (TESTS / "component").glob("test_*.py")
+    if "from support.thorough import" in path.read_text("utf-8")
+)
+
+
+def run(*arguments: str | Path, **environment: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "--timeout=800", *arguments]
+    ran = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", FILES)
 def test_more_examples_find_nothing(name: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "hypothesis", "--timeout=800", TESTS / name]
-    environment = {**os.environ, "HYPOTHESIS_PROFILE": "nightly"}
-    ran = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+    run("-m", "hypothesis", TESTS / name, HYPOTHESIS_PROFILE="nightly")
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", LONG)
+def test_all_of_what_is_tried_in_part_holds(name: str) -> None:
+    run(TESTS / name, STREAMPACK_TESTS="thorough")

@@ -1,0 +1,16 @@
+"""What a test tries: some of many alike in the normal run, all of them where $STREAMPACK_TESTS is "thorough".
+
+tests/nightly/test_search.py runs the tests that use it thoroughly.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import TypeVar
+
+Value = TypeVar("Value")
+THOROUGH = os.environ.get("STREAMPACK_TESTS") == "thorough"
+
+
+def some(values: Sequence[Value], one_in: int, *, first: int = 0) -> list[Value]:
+    """Every `one_in`-th value, from the index `first` on; or all."""
+    return list(values) if THOROUGH else list(values)[first::one_in]
