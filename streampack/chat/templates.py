@@ -14,8 +14,8 @@ assistant's message, and in brackets what `train_on="assistant"` trains:
              [<|start_header_id|> assistant <|end_header_id|> \n\n a <|eot_id|>] <|end_of_text|>
     chatml   <|im_start|> user \n u <|im_end|> \n [<|im_start|> assistant \n a <|im_end|>]
 
-Never: a message that is left out or cut, but for what torchtune does with system messages of llama2: one goes into
-every user's message after it, and of two in a row the second one counts.
+Never: a message that is left out or cut, except as torchtune does with system messages of llama2: each goes into every
+user's message after it, and of two in a row the second counts.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -60,7 +60,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables
 
 
 def is_config(shards: Sequence[str]) -> bool:
-    """Whether a config file is given in the place of shards."""
+    """Whether a config file is given in place of shards."""
     return len(shards) == 1 and shards[0].endswith((".yaml", ".yml"))
 
 

@@ -40,7 +40,7 @@ def _one_line(found: re.Match[str]) -> str:
 
 
 def print_error(message: str) -> None:
-    """The message in red on stderr; unwrapped where stderr is no terminal, so that logs can be searched."""
+    """The message in red on stderr; unwrapped where stderr is not a terminal, so that logs can be searched."""
     _print_message(Text.assemble(("error: ", "bold red"), (message, "red")))
 
 

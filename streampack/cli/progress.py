@@ -25,7 +25,7 @@ class _SpeedColumn(ProgressColumn):
 
 
 class ShardProgress:
-    """A bar on stderr over the bytes of the shards; nothing where stderr is no terminal."""
+    """A bar on stderr over the bytes of the shards; nothing where stderr is not a terminal."""
 
     def __init__(self, doing: str, table: ShardTable) -> None:
         console = messages()

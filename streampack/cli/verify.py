@@ -1,11 +1,11 @@
-"""`streampack verify`: are the shards whole, and is every document in them one that a run can read?
+"""`streampack verify`: are the shards whole, and can a run read every document in them?
 
 Each shard is read from its first byte to its last, by the code that a run reads with: the tar's headers and end, the
-manifest's digests, the members that the field names, UTF-8, JSON, `.npy`, sizes. Nothing is tokenized. What is wrong is
-reported with its place. Where a tar is broken, the rest of that shard is not read.
+manifest's digests, the members that the field names, UTF-8, JSON, `.npy`, sizes. Nothing is tokenized. Problems are
+reported with shard, member and byte. Where a tar is broken, the rest of that shard is not read.
 
 With `--journal FILE` each shard that is done is noted in the file, and a shard that is noted as good is not read again:
-after an interruption the same command goes on, and after a repair it reads only the shards that had problems or that
+after an interruption the same command continues, and after a repair it reads only the shards that had problems or that
 have another size or digest now.
 """
 
@@ -133,7 +133,7 @@ def _known(journal: Path, pipeline: Pipeline) -> dict[tuple[str, int, str | None
 
 @contextlib.contextmanager
 def _opened(journal: Path | None) -> Iterator[IO[bytes] | None]:
-    """The journal, opened to add lines; None where there is none."""
+    """The journal, opened to add lines; None without a journal."""
     if journal is None:
         yield None
         return

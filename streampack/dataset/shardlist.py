@@ -1,7 +1,7 @@
 """The shards of a dataset: listed once, or taken from the rank that has listed them.
 
 In:    what names shards, and how the storage is read.
-Out:   the `ShardTable`, and what of it must be equal for two runs to have the same packs.
+Out:   the `ShardTable`, and the part of it that must be equal for two runs to have the same packs.
 Never: a second listing; what is listed travels with a pickle, so that workers ask for nothing.
 """
 

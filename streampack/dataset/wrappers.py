@@ -35,8 +35,8 @@ class RebuiltLoaderError(LoaderError, AttributeError):
 
     def __init__(self) -> None:
         super().__init__(
-            "a PackedDataLoader is no torch DataLoader and has no drop_last. accelerate.skip_first_batches asks for it "
-            "to make a torch DataLoader out of this loader's dataset, which would give other batches in another order. "
+            "a PackedDataLoader is not a torch DataLoader and has no drop_last. accelerate.skip_first_batches asks for "
+            "it to make a torch DataLoader of this loader's dataset, which would give other batches in another order. "
             "Load the loader's state instead (load_state_dict, or streampack.integrations), or go past batches with "
             "loader.skip(n). With Transformers' Trainer set ignore_data_skip=True."
         )
@@ -48,7 +48,8 @@ def check_not_dealt_again(*, rank: int, size: int) -> None:
     Also where torchdata's StatefulDataLoader reads a dataset for a wrapper that deals to several ranks: torchdata 0.11
     counts twice what it reads twice, and Accelerate 1.15 corrects counts, not states.
 
-    A worker that was forked has its parent's stack; for one that was spawned the dataset is pickled below the wrapper.
+    A worker that was forked has its parent's stack; for a spawned worker the dataset is pickled while the
+    wrapper is on the stack.
     """
     dealer, processes, stateful = None, 1, False
     for frame in _frames():

@@ -6,7 +6,7 @@
     jsonl:KEY    .jsonl .jsonl.gz .jsonl.zst  one per line; blank lines have no record index
     npy          .npy                         token ids, a 1-D array of integers
 
-Under a last key `messages` stands a conversation: a list of objects with strings under `role` and `content`.
+The value of a last key `messages` is a conversation: a list of objects with strings under `role` and `content`.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """A sample in, its documents out: the member that `field` names, its records, and what a transform makes of them.
 
 In:  a `Sample` (the bytes of its members), its shard, and the epoch.
-Out: its `Document`s in record order, and a `BadRecord` in the place of each one that cannot be read. The caller
+Out: its `Document`s in record order, and a `BadRecord` in place of each one that cannot be read. The caller
      raises its error or skips it; what comes before and after stays as it is.
 
     member --> records --> those of this part of the corpus --> transform --> chat template

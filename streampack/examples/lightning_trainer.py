@@ -3,7 +3,7 @@
     python -m streampack.examples.lightning_trainer RUN --devices 2
 
 In:  the folder RUN. Out: a line a step, and RUN/last.ckpt every few steps: model, optimizer and loader in one.
-Killed and started again it goes on from there. (`lightning.pytorch` is the same as `pytorch_lightning`.)
+Killed and started again it continues from there. (`lightning.pytorch` is the same as `pytorch_lightning`.)
 """
 
 import argparse
@@ -89,7 +89,7 @@ def train(run: Path, *, num_steps: int, checkpoint_every: int, num_workers: int,
 
 def main() -> None:
     """Take the arguments."""
-    parser = argparse.ArgumentParser(description="Train with Lightning; the same command goes on after a kill.")
+    parser = argparse.ArgumentParser(description="Train with Lightning; the same command continues after a kill.")
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of the checkpoint")
     parser.add_argument("--steps", type=int, default=20, help="steps of the whole run (default: 20)")
     parser.add_argument("--checkpoint-every", type=int, default=5, metavar="STEPS", help="(default: 5)")

@@ -4,7 +4,7 @@
     python -m streampack.examples.pytorch_fsdp2 RUN
 
 In:  the folder RUN. Out: a line a step, and in RUN a checkpoint every few steps: model, optimizer and loader in one.
-Killed and started again, also with another number of processes, it goes on from the newest checkpoint with the same
+Killed and started again, also with another number of processes, it continues from the newest checkpoint with the same
 global batches.
 """
 
@@ -28,7 +28,7 @@ from streampack.examples.train import Transformer
 GLOBAL_BATCH = 8
 """Packs of a step, over all ranks: held fixed, the batches do not depend on how many there are."""
 NUM_LANES = 24
-"""Fixed for the life of the run; it can be shared by 1, 2, 3, 4, 6, 8, 12 or 24 ranks."""
+"""Fixed for the life of the run; 1, 2, 3, 4, 6, 8, 12 or 24 ranks can divide it."""
 
 
 class TrainState:
@@ -61,7 +61,7 @@ def save(run: Path, state: TrainState) -> None:
 
 
 def load_newest(run: Path, state: TrainState) -> None:
-    """Go on from the newest checkpoint, if there is one."""
+    """Continue from the newest checkpoint, if there is one."""
     if checkpoints := sorted(run.glob("step-*")):
         dcp.load({"train": state}, checkpoint_id=checkpoints[-1])  # type: ignore[attr-defined]
 
@@ -109,7 +109,7 @@ def train(run: Path, *, num_steps: int, checkpoint_every: int, num_workers: int)
 
 def main() -> None:
     """Take the arguments and join the process group that torchrun describes, or be a group of one."""
-    parser = argparse.ArgumentParser(description="Train with FSDP2; the same command goes on after a kill.")
+    parser = argparse.ArgumentParser(description="Train with FSDP2; the same command continues after a kill.")
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of the checkpoints")
     parser.add_argument("--steps", type=int, default=20, help="steps of the whole run (default: 20)")
     parser.add_argument("--checkpoint-every", type=int, default=5, metavar="STEPS", help="(default: 5)")

@@ -5,7 +5,7 @@ r"""torchtitan: its own trainer, with streampack as the data loader that the con
 
 In:  what torchtitan's trainer hands to a data loader. Out: batches for its models, whose attention keeps the documents
 of a pack apart by their positions; and a state with one key per lane, which torchtitan's checkpoints hold beside model
-and optimizer. Killed and started again, also on other ranks, the same command goes on from the newest checkpoint.
+and optimizer. Killed and started again, also on other ranks, the same command continues from the newest checkpoint.
 
 For release 0.3.0. torchtitan trains on accelerators only.
 """
@@ -31,7 +31,7 @@ class StreampackDataLoader(BaseDataLoader):
 
     @dataclass(kw_only=True, slots=True)
     class Config(BaseDataLoader.Config):
-        """What a PackedDataset and its loader need besides what the trainer knows."""
+        """What a PackedDataset and its loader need in addition to what the trainer knows."""
 
         shards: str = SHARDS
         """A glob, braces, a folder or @manifest.jsonl."""

@@ -3,7 +3,7 @@
     python -m streampack.examples.torchtune_recipe output_dir=RUN [--config torchtune_recipe.yaml] [key=value ...]
 
 In:  a configuration as torchtune's recipes take it (by default torchtune_recipe.yaml, beside this file). Out: a line a
-step, and in RUN torchtune's checkpoints, the loader's state in its recipe state. Killed and started again it goes on
+step, and in RUN torchtune's checkpoints, the loader's state in its recipe state. Killed and started again it continues
 from the newest one.
 
 torchtune means its recipes to be copied and changed (`tune cp`). What has to change is what `PackedRecipe` overrides.
@@ -34,7 +34,7 @@ def demo_tokenizer() -> SentencePieceTokenizer:
 
 
 class RecipeLoader(PackedDataLoader):
-    """A loader with what the recipe asks of one besides: a length, and a sampler that is told of each epoch."""
+    """A loader with what else the recipe asks for: a length, and a sampler that is told of each epoch."""
 
     def __init__(self, dataset: PackedDataset, batch_size: int, *, batches_per_epoch: int, **options: Any) -> None:
         super().__init__(dataset, batch_size, **options)
@@ -78,7 +78,7 @@ def packed_loader(
 
 
 def stock_recipe() -> Any:
-    """The recipe's class. `recipes` lies beside torchtune, but refuses to be imported."""
+    """The recipe's class. `recipes` is installed beside torchtune, but refuses to be imported."""
     path = Path(torchtune.__file__).parents[1] / "recipes" / "full_finetune_single_device.py"
     spec = importlib.util.spec_from_file_location("full_finetune_single_device", path)
     assert spec is not None and spec.loader is not None

@@ -5,9 +5,9 @@
 In:  shards and a tokenizer (by default the demo data that ship with the package), and the folder RUN.
 Out: in RUN a checkpoint every few steps, and a log per rank with the loss and a digest of every pack trained on.
 
-Started again with the same RUN it goes on from the newest whole checkpoint, on as many ranks and workers as it is
-given then: the global batches stay the same, and `streampack demo` runs this program to show it. Never true: that a
-folder named `step-...` is half a checkpoint.
+Started again with the same RUN it continues from the newest whole checkpoint, on as many ranks and workers as it is
+given then: the global batches stay the same, and `streampack demo` runs this program to show it. Never: a folder
+named `step-...` that is half a checkpoint.
 """
 
 import argparse
@@ -121,7 +121,7 @@ def save(run: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimize
 
 
 def resume(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, loader: PackedDataLoader) -> int:
-    """Load the newest whole checkpoint, of however many ranks; the steps that are done (0: there is none)."""
+    """Load the newest whole checkpoint, of any number of ranks; returns its step, 0 without a checkpoint."""
     checkpoints = sorted(run.glob("step-*"))
     if not checkpoints:
         return 0
@@ -185,7 +185,7 @@ def train(
 def main() -> None:
     """Take the arguments and join the process group that torchrun describes."""
     parser = argparse.ArgumentParser(description="Train a small transformer on streamed packs; start it with torchrun.")
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of checkpoints and logs; given again, it goes on")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of checkpoints and logs; again: continue")
     parser.add_argument("--shards", default=SHARDS, help="a glob, braces, a folder or @manifest.jsonl")
     parser.add_argument("--tokenizer", default=TOKENIZER, help="a SentencePiece model")
     parser.add_argument("--steps", type=int, default=60, help="steps of the whole run (default: 60)")

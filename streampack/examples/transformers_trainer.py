@@ -4,7 +4,7 @@
     python -m streampack.examples.transformers_trainer RUN --format hf_flash
 
 In:  the folder RUN. Out: a line a step, and the Trainer's checkpoints in RUN, each with the loader's state in it.
-Killed and started again it goes on from the newest one.
+Killed and started again it continues from the newest one.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def train(run: Path, *, batch_format: str, num_steps: int, checkpoint_every: int
 
 def main() -> None:
     """Take the arguments."""
-    parser = argparse.ArgumentParser(description="Train with Transformers; the same command goes on after a kill.")
+    parser = argparse.ArgumentParser(description="Train with Transformers; the same command continues after a kill.")
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of the checkpoints")
     parser.add_argument("--format", default="hf", choices=["hf", "hf_flash"], help="(default: hf)")
     parser.add_argument("--steps", type=int, default=20, help="steps of the whole run (default: 20)")

@@ -18,7 +18,7 @@ from streampack.packing.blocks import stretches
 from streampack.packing.packs import PackBlock
 from streampack.records import IGNORE_INDEX
 
-Batch: TypeAlias = Any  # a dict of tensors and what stands beside them; for torchtitan a pair of a dict and the labels
+Batch: TypeAlias = Any  # a dict of tensors and other values; for torchtitan a pair of a dict and the labels
 Arrays: TypeAlias = dict[str, torch.Tensor]
 
 

@@ -17,7 +17,7 @@ shifted twice. `labels[i]` is the target of `tokens[i]`, except where the table 
     maxtext     inputs, targets, inputs_position, inputs_segmentation,          already shifted; targets 0 and
                 targets_position, targets_segmentation: int32 [B, S]            ..._segmentation 0 where there is none
 
-Each dict has "num_targets" too, int64 [B], but for torchtune's with a mask, which goes to the model as it is. A pack's
+Each dict has "num_targets" too, int64 [B], except torchtune's with a mask, which goes to the model as it is. A pack's
 padding is one more sequence in `seq_lens`, `cu_seqlens` and masks, so that they add up to S and every row sees one.
 """
 

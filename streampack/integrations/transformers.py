@@ -70,7 +70,7 @@ class PackedTrainerMixin(_Base):
             if not path.exists():
                 raise StateError(
                     f"{path} does not exist: the checkpoint was not written to its end, or by another Trainer. "
-                    "resume_from_checkpoint=True takes the newest one that is whole."
+                    "resume_from_checkpoint=True takes the newest whole checkpoint."
                 )
             self.loader.load_state_dict(torch.load(path))
         return super().train(resume_from_checkpoint, *args, **options)

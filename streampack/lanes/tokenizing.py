@@ -39,7 +39,7 @@ class TokenizedBatch(NamedTuple):
 
 
 def tokenized(pipeline: Pipeline, batch: DocumentBatch, *, lane: int) -> Iterator[TokenizedBatch | Exception]:
-    """The documents as tokens; an exception is the last item, in the place of the document that fails."""
+    """The documents as tokens; an exception is the last item, in place of the document that fails."""
     contents, documents = batch.contents, batch._replace(contents=[])
     if isinstance(contents, Joined):
         yield TokenizedBatch(documents, pipeline.joined_with_ends(contents), True)

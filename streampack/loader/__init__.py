@@ -2,7 +2,7 @@
 
 in a worker      messages   packs of its lanes, many to a message
                  parcels    a message as shared memory
-in the trainer   workers    processes: started, listened to, ended; notices one that died or is silent
+in the trainer   workers    processes: started, listened to, ended; notices a dead or silent one
                  restarts   starts them again from the positions after the last messages
                  dealing    messages back into the global order
                  rounds     batches; ranks of a finite run end together

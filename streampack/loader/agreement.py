@@ -100,6 +100,6 @@ def join_states(state: State, ranks: Exchange) -> State:
     """The state with the lanes of all ranks, on every rank; a collective.
 
     Raises:
-        StateError: on every rank, where they stand at different steps.
+        StateError: on every rank, if the ranks are at different steps.
     """
     return merge_state_dicts(from_json(text) for text in ranks.all_gather(to_json(state)))

@@ -235,7 +235,7 @@ class PackedDataLoader:
         try:
             return next(current.batches, None)
         except BaseException:
-            self._retire()  # a pass that broke off must not be taken for one that has ended
+            self._retire()  # a pass that failed must not be taken for one that has ended
             raise
         finally:
             self._counts.seconds_waited += perf_counter() - begin

@@ -1,6 +1,6 @@
 """The documents that have rows in packs to come: where they end, and the label of the last row of each.
 
-In:  documents as they are fed. Out: what of them lies in each pack, and the labels there.
+In:  documents as they are fed. Out: which of their rows are in each pack, and the labels at the edges.
 Invariant: a label is decided by the packer's own bookkeeping of where documents end, never by the value of a token.
 """
 
@@ -75,7 +75,7 @@ class HeldDocuments:
             ends: The row after the last one of each.
             mask: Which of the tokens may be a target.
             ignored: Which rows have no label although a token of the same document follows.
-            last_is_label: The last token of each is no row, but the label of the row before it.
+            last_is_label: The last token of each is not a row, but the label of the row before it.
         """
         labels = self._labels.own_edges(ids, stops, ignored, last_is_label=last_is_label)
         if self._looks_ahead:

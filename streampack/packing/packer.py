@@ -244,7 +244,7 @@ class Packer:
     ) -> None:
         """Put documents into the buffer, from number `first` on.
 
-        `last_is_label`: the last token of each is no row, but the label of the one before.
+        `last_is_label`: the last token of each is not a row, but the label of the row before.
         """
         ignored: Mask | None = None
         if mask is not None or self._looks_ahead:

@@ -29,7 +29,7 @@ class Span(NamedTuple):
 class PackRows(NamedTuple):
     """One pack as the packer makes it: only what labels, positions and segments cannot be derived from.
 
-    Row i of segment s has the label `tokens[i + 1]`, but for the segment's last row, whose label is `edge_labels[s]`,
+    Row i of segment s has the label `tokens[i + 1]`, except the segment's last row, whose label is `edge_labels[s]`,
     and rows under `ignored`, whose label is -100. Rows from `len(tokens)` to seq_len are padding.
     """
 
@@ -72,7 +72,7 @@ class PackBlock:
     edge_labels: NDArray[np.int32]
     """int32 [S]: the label of each segment's last row."""
     ignored: NDArray[np.bool_] | None
-    """bool [B, seq_len], or None: rows whose label is -100 besides edges and padding."""
+    """bool [B, seq_len], or None: rows other than edges and padding whose label is -100."""
     num_targets: NDArray[np.int64]
     """int64 [B]."""
 

@@ -133,7 +133,7 @@ class BoundaryLabels:
             ids: Tokens of all documents, side by side.
             stops: Index into `ids` after the last token of each.
             ignored: Which rows have no label, although a token of the same document follows.
-            last_is_label: The last token of each is no row, but the label of the row before it.
+            last_is_label: The last token of each is not a row, but the label of the row before it.
         """
         if not last_is_label:
             return [IGNORE_INDEX] * len(stops)

@@ -98,7 +98,7 @@ class Committed:
         advance_rows(self.rows, lane_indexes, changes)
 
     def add_fillers(self, lane_indexes: NDArray[np.intp]) -> None:
-        """Commit fillers, each in the place of a pack of a lane that has ended; its cursor stays."""
+        """Commit fillers, each in place of a pack of a lane that has ended; its cursor stays."""
         numbers = np.bincount(lane_indexes, minlength=len(self.rows))
         self.rows[:, PACKS] += numbers
         self.rows[:, _FILLERS] += numbers

@@ -149,7 +149,7 @@ def secrets_in(options: Mapping[str, object]) -> tuple[str, ...]:
         if isinstance(value, Mapping):
             for name, inner in value.items():
                 collect(inner, secret=secret or _SECRET_OPTION.search(str(name)) is not None)
-        elif secret and isinstance(value, str) and len(value) >= 6:  # "anon" and the like are none
+        elif secret and isinstance(value, str) and len(value) >= 6:  # "anon" and the like are not secret
             found.add(value)
 
     collect(options, secret=False)

@@ -115,7 +115,7 @@ def _gunzip(chunks: Iterable[bytes], url: str) -> Iterator[bytes]:
         from isal import isal_zlib as codec  # zlib's interface at two to three times its speed
     except ImportError:
         codec = zlib
-    member: Any = None  # the decompressor of the gzip member at hand, None between members
+    member: Any = None  # the decompressor of the current gzip member, None between members
     first = True
     offset = given = 0
     source = Chunks(chunks)

@@ -117,7 +117,7 @@ class Chunks:
         self.offset = offset
 
     def at_hand(self) -> tuple[bytes, int]:
-        """The chunk at hand, and where in it the next byte is."""
+        """The current chunk, and the index of the next byte in it."""
         return self._chunk, self._position
 
     def take(self, size: int) -> bytes:
@@ -163,7 +163,7 @@ class Chunks:
 
 
 def read_entry(source: Source) -> Entry:
-    """The next entry, with what its prefix headers say of it. The source then stands at its payload."""
+    """The next entry, with what its prefix headers say of it. The source is then at its payload."""
     offset = source.offset
     name: str | None = None
     size: int | None = None

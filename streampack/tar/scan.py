@@ -19,7 +19,7 @@ from zlib import adler32
 from streampack.tar.format import BLOCK, Chunks, parse_header
 
 File: TypeAlias = tuple[str, int, int, int]
-"""Name; offset of the entry's first block; payload bytes, without padding; where in the chunk at hand the payload
+"""Name; offset of the entry's first block; payload bytes, without padding; where in the current chunk the payload
 begins, or ELSEWHERE."""
 ELSEWHERE = -1
 """The payload must be taken from the source, which is at its first byte."""

@@ -23,5 +23,5 @@ class ByteTokenizer:
         return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32) + np.int32(3)
 
     def id_to_piece(self, token: int) -> str:
-        """What stands for an id, bytes as SentencePiece writes them."""
+        """The text of an id; bytes as SentencePiece writes them."""
         return ("<pad>", "<s>", "</s>")[token] if token < 3 else f"<0x{token - 3:02X}>"

@@ -249,7 +249,7 @@ def test_an_endless_run_that_would_stop_is_an_error_here_too(uneven: Path, tmp_p
 def test_compressed_shards_warn_of_what_a_resume_costs() -> None:
     size = (DATA / "devil-00008.tar.zst").stat().st_size / 1024
     warning = run(DEMO, "--batch-size", "1").stderr
-    assert "1 compressed shard: for each lane that stands in one, a resume decompresses it from its start" in warning
+    assert "1 compressed shard: for each lane inside one, a resume decompresses it from its start" in warning
     assert f"up to {size:.1f} KiB" in warning
 
 

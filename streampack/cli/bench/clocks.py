@@ -1,4 +1,4 @@
-"""What a run gets, by the clock: tokens a second on several workers, their memory, the first batch, a resume.
+"""The speed of a run by the clock: tokens a second on several workers, their memory, the first batch, a resume.
 
 In:  a function that makes the dataset of a finite run.
 Out: frozen records of plain numbers; nothing is printed.

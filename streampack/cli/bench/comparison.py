@@ -19,7 +19,7 @@ WITHOUT_TOKENIZER = "pipeline without its tokenizer"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contender:
-    """One of those compared, and its ratio to the first of them."""
+    """One of the pipelines compared, and its ratio to the first."""
 
     name: str
     tokens_per_s: Spread

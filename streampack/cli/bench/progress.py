@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class MeasureProgress:
-    """A bar on stderr, one measure after the other; nothing where stderr is no terminal."""
+    """A bar on stderr, one measure after the other; nothing where stderr is not a terminal."""
 
     def __init__(self) -> None:
         console = messages()

@@ -1,10 +1,10 @@
-"""The stages of the pipeline, each of them by itself, with its input lying ready in memory.
+"""The stages of the pipeline, each by itself, with its input ready in memory.
 
     storage  ->  decompress  ->  tar  ->  documents  ->  tokenizer  ->  packing  ->  batches
 
 In:  a function that makes the dataset of some shards, and a `Slice` to read.
 Out: `Work` for the stopwatch: a stage, or the whole pipeline.
-Invariants: making a stage's input is no part of its `Work`.
+Invariants: making a stage's input is not part of its `Work`.
 """
 
 from collections.abc import Iterator, Sequence

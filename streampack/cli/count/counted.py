@@ -10,7 +10,7 @@ from streampack.lanes.pipeline import Pipeline
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counted:
-    """A tally with what it is of."""
+    """A tally, and the shards and arguments that it is of."""
 
     table: ShardTable
     pipeline: Pipeline

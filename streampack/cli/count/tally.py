@@ -5,8 +5,8 @@ Invariants: a tally takes the same room whatever it counted: lengths go into a h
 documents and of the bad records are kept. The sum of tallies does not depend on the order.
 
 How well documents pack is tried with the real packer, shard by shard. The rows at a shard's end that do not fill a pack
-are not padded: they are added up over all shards and counted as packs at the end, since a lane goes on packing from one
-shard into the next.
+are not padded: they are added up over all shards and counted as packs at the end, since a lane continues its pack
+from one shard to the next.
 """
 
 import bisect

@@ -51,7 +51,7 @@ def read_attempts(folder: Path) -> list[Attempt]:
     """The attempts that left logs in a folder, in the order of their first steps.
 
     Raises:
-        StreampackError: there are none.
+        StreampackError: there are no logs.
     """
     found: dict[tuple[str, str], dict[int, list[Entry]]] = defaultdict(lambda: defaultdict(list))
     for log in sorted(folder.glob("log-*.jsonl")):

@@ -132,7 +132,7 @@ def _train(console: Console, folder: Path, *, steps: int, seed: int) -> None:
 
 @contextmanager
 def _bar(console: Console, topology: Topology, steps: int) -> Iterator[Callable[[int, float], None]]:
-    """Give a function that shows a step on a progress bar; nothing is shown where there is no terminal."""
+    """Give a function that shows a step on a progress bar; nothing is shown where stderr is not a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
     with Progress(
         *columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal

@@ -28,11 +28,11 @@ class Reference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What the comparison of all attempts with the reference came to."""
+    """The result of comparing all attempts with the reference."""
 
     ok: bool
     resumed: bool
-    """Whether there was a second attempt, and each one after the first went on from a checkpoint."""
+    """Whether there was a second attempt, and each attempt after the first continued from a checkpoint."""
     same_packs: bool
     loss_fell: bool
     num_packs: int

@@ -15,7 +15,7 @@ _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class Pieces:
-    """What ids look like."""
+    """The text of token ids."""
 
     def __init__(self, tokenizer: Tokenizer | None) -> None:
         found = getattr(tokenizer, "id_to_piece", None)

@@ -167,7 +167,7 @@ def _warn_of_lanes(
         )
     if shards.num_compressed:
         warnings.append(
-            f"{plural(shards.num_compressed, 'compressed shard')}: for each lane that stands in one, a resume "
+            f"{plural(shards.num_compressed, 'compressed shard')}: for each lane inside one, a resume "
             f"decompresses it from its start, up to {format_bytes(shards.largest_compressed_bytes)}."
         )
 

@@ -86,9 +86,9 @@ class RankPlan:
     range_bytes: int
     """The largest request of a lane."""
     spare_tokens: int
-    """Tokens that each lane may hold besides, before lanes are parked."""
+    """Tokens that each lane may hold besides its range, before lanes are parked."""
     parks_often: bool
-    """Whether that is less than two packs, so that lanes are parked all the time."""
+    """Whether `spare_tokens` are fewer than two packs, so that lanes are parked all the time."""
     prefetch_bytes: int
     request_bytes: float
     """Mean bytes of a request, over an epoch."""
@@ -218,7 +218,7 @@ def rank_plan(
 def num_requests(piece: Piece, shard_bytes: int, range_bytes: int) -> int:
     """Ranged reads for one piece: sizes double up to the lane's range.
 
-    Each cut costs one to find the sample there, and the one at the piece's end another for that sample's last bytes.
+    Each cut costs a read to find the sample there, and the cut at the piece's end another for that sample's last bytes.
     """
     cuts = 0 if piece.whole else (piece.begin > 0) + 2 * (piece.end < shard_bytes)
     left, size, requests = piece.end - piece.begin, min(_FIRST_RANGE_BYTES, range_bytes), 0
