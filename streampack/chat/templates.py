@@ -274,7 +274,7 @@ class BuiltInTemplate:
             raise TokenizerError(
                 f"the chat template {self.name!r} needs {', '.join(dict.fromkeys(missing))}, and "
                 f"{tokenizer.digest} does not know it: give the model's tokenizer.json, or a tokenizer whose method "
-                "control_tokens() returns {name: streampack.records.ControlToken(id)}"
+                "control_tokens() returns {name: streampack.tokenizers.ControlToken(id)}"
             )
         return found
 

@@ -74,7 +74,7 @@ class DatasetArguments:
             raise ConfigError(f"max_bad={self.max_bad!r} must be a whole number, or a fraction above 0 and below 1")
         if self.is_validation and self.epochs not in (None, 1):
             raise ConfigError(
-                f'hold_out: part="val" is one epoch, the same at every pass; epochs={self.epochs} cannot be'
+                f'hold_out: part="val" is always one epoch; epochs={self.epochs} cannot work, leave it out'
             )
         if self.tokenizer is None and (self.field != "npy" or self.add_bos or self.add_eos):
             raise ConfigError('tokenizer=None works with field="npy", add_bos=False and add_eos=False only')

@@ -35,7 +35,7 @@ def make_pipeline(arguments: DatasetArguments, storage: StorageReader) -> Pipeli
     bos_id, eos_id = None, None
     if chat is None:
         if as_chat(arguments.chat) != Chat():
-            raise ConfigError(f"chat is for conversations, and field={arguments.field!r} holds none")
+            raise ConfigError(f"chat is for conversations, and field={arguments.field!r} holds none; leave chat out")
         if tokenizer is not None:
             bos_id, eos_id = special_ids(tokenizer, add_bos=arguments.add_bos, add_eos=arguments.add_eos)
     pad_id = arguments.pad_id

@@ -149,8 +149,8 @@ class PackIterator(Iterator[Item]):
         if share != reading.share:
             raise StateError(
                 f"the state is that of {share}, and this is {reading.share}: states of a dataset in a "
-                "StatefulDataLoader fit the same ranks and workers only. Those of streampack.PackedDataLoader go on "
-                "with any number of ranks and workers."
+                "StatefulDataLoader fit the same ranks and workers only. Those of streampack.PackedDataLoader "
+                "continue on any number of ranks and workers."
             )
         for lane in reading.lanes:
             *cursor, packs, documents = state["lanes"][f"{lane:06d}"]

@@ -72,7 +72,9 @@ def _share_shards(dataset: PackedDataset, ranks: Exchange, *, rank: int) -> None
     asked = ranks.all_gather(dataset.data_digest())
     odd = [other for other, digest in enumerate(asked) if digest != asked[0]]
     if odd:
-        raise ConfigError(f"data differs between ranks: ranks {odd} were given other shards than rank 0")
+        raise ConfigError(
+            f"data differs between ranks: ranks {odd} were given other shards than rank 0; give all ranks the same data"
+        )
     table, error = b"", None
     if rank == 0:
         try:

@@ -86,7 +86,7 @@ class Commits:
         if not 0 <= num_batches <= len(self._undos) - ahead:
             raise StateError(
                 f"batches_back={num_batches}: this loader can go back {len(self._undos) - ahead} batches "
-                f"now (at most {BATCHES_BACK}, and none before the start, a load or the end of a pass)"
+                f"now (at most {BATCHES_BACK}, and not past the start, a load or the end of a pass)"
             )
         rows = self.rows.copy()
         for undo in list(self._undos)[::-1][: num_batches + ahead]:

@@ -70,7 +70,7 @@ class Verifier:
         if found:
             step = f"up to global pack {claims[0].global_pack} on rank {claims[0].rank}"
             raise LoaderError(
-                f"verify_every={self.every}: the ranks do not have what they should have at batch {batches} of this "
+                f"verify_every={self.every}: the ranks do not match at batch {batches} of this "
                 f"loader ({step}), which is not handed out: {'; '.join(found)}"
             )
 

@@ -104,7 +104,7 @@ class RestartingMessages:
     def _restart(self, lost: LostError) -> None:
         what = f"worker {lost.worker} (pid {lost.pid}) {lost.why}"
         if lost.is_hopeless:
-            raise LoaderError(f"{what}; what it said on the way is in the job's output. {_ADVICE}") from lost
+            raise LoaderError(f"{what}; its last messages are in the job's output. {_ADVICE}") from lost
         if not self._restarts.allow():
             raise self._spent(what, lost.location) from lost
         _log.warning(

@@ -227,7 +227,7 @@ def merge_state_dicts(states: Iterable[Mapping[str, Any]]) -> State:
         for key, value in state.items():
             if key not in merged:
                 if rank and not key.startswith(("lanes.", "skipped_ranges.")):
-                    raise StateError(f"state {rank} has {key!r}, which the ones before it have not")
+                    raise StateError(f"state {rank} has {key!r}, which the states before it do not have")
                 merged[key] = value.clone() if isinstance(value, torch.Tensor) else value
                 continue
             held = merged[key]
@@ -241,7 +241,7 @@ def merge_state_dicts(states: Iterable[Mapping[str, Any]]) -> State:
             if not same:
                 raise StateError(f"{key} differs between the ranks' states: {held!r}, and {value!r} in state {rank}")
     if not merged:
-        raise StateError("no states to merge")
+        raise StateError("merge_state_dicts was given no states")
     return merged
 
 

@@ -175,7 +175,7 @@ class Clients:
         before = versions.get(key, version)
         if before != version:
             _log.warning(
-                "%s: another version than before, with the same size (%s, then %s)", redacted(url), before, version
+                "%s: changed since an earlier reading, with the same size (%s, then %s)", redacted(url), before, version
             )
         if key in versions or len(versions) < _MOST_VERSIONS:
             versions[key] = version

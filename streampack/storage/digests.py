@@ -65,13 +65,13 @@ def parse_digest(text: str, *, size: int | None) -> Digest:
         raise ConfigError(f"the digest {shown!r} is not ALGORITHM:HEX or ALGORITHM/BLOCK_BYTES:HEX with one of {known}")
     block_bytes = int(block) if slash else None
     if block_bytes is not None and block_bytes > MAX_BLOCK_BYTES:
-        raise ConfigError(f"a digest of blocks of {block_bytes:,} bytes; they may have {MAX_BLOCK_BYTES:,}")
+        raise ConfigError(f"a digest of blocks of {block_bytes:,} bytes; a block may have at most {MAX_BLOCK_BYTES:,}")
     if block_bytes is not None and size is None:
-        raise ConfigError("digests of blocks need the shard's size beside them")
+        raise ConfigError("digests of blocks need the shard's size in the manifest")
     num_digests = 1 if block_bytes is None or size is None else -(-size // block_bytes)
     digits = 2 * _ALGORITHMS[algorithm][1] * num_digests
     if len(hexdigests) != digits:
-        raise ConfigError(f"a {head} digest of {len(hexdigests)} hex digits; {size} bytes have {digits}")
+        raise ConfigError(f"a {head} digest of {len(hexdigests)} hex digits; a shard of {size} bytes needs {digits}")
     return Digest(algorithm=algorithm, block_bytes=block_bytes, hexdigests=hexdigests)
 
 

@@ -167,7 +167,7 @@ def _unzstd(chunks: Iterable[bytes], url: str) -> Iterator[bytes]:
         rest = _exactly(source, 1 - is_single + (0, 1, 2, 4)[descriptor[0] & 3] + size_bytes, url)
         if (window := _window(rest, size_bytes, is_single=bool(is_single))) > MAX_WINDOW_BYTES:
             what = f"the zstd frame needs a window of {window:,} bytes, more than {MAX_WINDOW_BYTES:,}"
-            raise CorruptShardError(f"{what}; compress it again without --ultra --long", url=url, offset=source.offset)
+            raise CorruptShardError(f"{what}; compress it again with --long=27 or less", url=url, offset=source.offset)
         frame = decompressor.decompressobj()
         data = magic + descriptor + rest
         is_last = 0

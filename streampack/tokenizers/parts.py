@@ -43,7 +43,7 @@ def read_model(plain: SentencePieceTokenizer) -> bpe.Model:
     try:
         return bpe.read_model(plain.model)
     except ValueError as error:
-        raise TokenizerError(f"a model that cannot be taken apart ({error})") from error
+        raise TokenizerError(f"the SentencePiece model cannot be parsed ({error})") from error
 
 
 class PartsTokenizer(Engine):
@@ -71,7 +71,7 @@ class PartsTokenizer(Engine):
         self._space_is_implied = model.add_dummy_prefix
         text = " ".join(bpe.edge_texts(model))
         if not np.array_equal(self._joined(text, 1), plain.encode(text)):
-            raise TokenizerError("this release of the library gives parts of a text other ids")
+            raise TokenizerError("this release of SentencePiece gives a text in parts other ids than the whole text")
 
     def encode(self, text: str) -> Tokens:
         """The ids of `text`, int32 [n]."""

@@ -550,7 +550,7 @@ def test_a_merged_state_shares_nothing_with_its_parts(data: streampack.PackedDat
 
 
 def test_nothing_is_not_merged() -> None:
-    with pytest.raises(StateError, match="no states to merge"):
+    with pytest.raises(StateError, match="was given no states"):
         streampack.merge_state_dicts([])
     with pytest.raises(StateError, match="not a state of a PackedDataLoader"):
         streampack.merge_state_dicts([{"model": 1}])

@@ -129,6 +129,6 @@ def test_peers_with_other_packs_are_told_so_on_all_ranks_and_only_by_verify_ever
     messages = job.errors(name)
     assert messages[0] == messages[1] == messages[2] == messages[3]
     [message] = messages[0]
-    assert message.startswith("LoaderError: verify_every=3: the ranks do not have what they should have at batch 0 ")
+    assert message.startswith("LoaderError: verify_every=3: the ranks do not match at batch 0 ")
     assert REFUSED[name][1] in message
     assert job.errors(f"{name}, unseen") == [[]] * 4

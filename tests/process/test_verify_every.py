@@ -141,7 +141,7 @@ def test_what_differs_is_one_error_on_every_rank_that_names_the_ranks_the_step_a
     first, second = two.errors(name)
     assert len(first) == 1
     assert first == second
-    assert first[0].startswith("LoaderError: verify_every=2: the ranks do not have what they should have at batch 0 ")
+    assert first[0].startswith("LoaderError: verify_every=2: the ranks do not match at batch 0 ")
     for part in refused_by_two(references)[name][1]:
         assert part in first[0]
     assert not any(outcome["passes"] for outcome in two.outcomes[name]), "the batch must not be handed out"

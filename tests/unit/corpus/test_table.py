@@ -300,12 +300,15 @@ class TestManifest:
     @pytest.mark.parametrize(
         ("digest", "text"),
         [
-            ("sha256:ab12", "shard 1: a sha256 digest of 4 hex digits; 200000 bytes have 64"),
+            ("sha256:ab12", "shard 1: a sha256 digest of 4 hex digits; a shard of 200000 bytes needs 64"),
             ("crc16:ab12", "shard 1: the digest 'crc16:ab12' is not .* with one of md5, sha1, sha256, sha512, xxh3"),
-            ("xxh3/65536:" + "0" * 48, "shard 1: a xxh3/65536 digest of 48 hex digits; 200000 bytes have 64"),
+            (
+                "xxh3/65536:" + "0" * 48,
+                "shard 1: a xxh3/65536 digest of 48 hex digits; a shard of 200000 bytes needs 64",
+            ),
             (
                 "xxh3/999999999:" + "0" * 16,
-                "shard 1: a digest of blocks of 999,999,999 bytes; they may have 67,108,864",
+                "shard 1: a digest of blocks of 999,999,999 bytes; a block may have at most 67,108,864",
             ),
         ],
     )
@@ -314,7 +317,7 @@ class TestManifest:
             resolve_shards(manifest({"url": "a.tar", "size": 200_000, "digest": digest}), STORAGE)
 
     def test_digests_of_blocks_need_the_size(self, here: Path) -> None:
-        with pytest.raises(ConfigError, match="shard 1: digests of blocks need the shard's size beside them"):
+        with pytest.raises(ConfigError, match="shard 1: digests of blocks need the shard's size in the manifest"):
             resolve_shards(manifest({"url": "en/a.tar", "digest": "xxh3/65536:" + "0" * 16}), STORAGE)
 
     def test_sizes_that_add_up_to_more_than_can_be_counted_are_an_error(self, here: Path) -> None:

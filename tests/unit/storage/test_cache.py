@@ -470,7 +470,7 @@ class TestVersions:
             for _ in range(3):
                 assert read(reader, proxy) == OTHER
         assert len(caplog.messages) == 1
-        assert "another version than before" in caplog.messages[0]
+        assert "changed since an earlier reading" in caplog.messages[0]
 
     def test_blocks_of_an_older_version_are_not_in_the_way_of_the_next_run(self, proxy: Proxy, cache_dir: Path) -> None:
         read(storage(cache_dir), proxy, 0, MIB)
