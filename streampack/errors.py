@@ -20,14 +20,17 @@ StreampackError
 Each can be built from one string, because torch rebuilds an exception from a worker as `type(message)`; where it
 happened (`url`, `member`, `offset`) is in the message, and in attributes where the exception did not cross a process.
 
-The checks of an argument that every package needs are here too: `as_integer`, `as_choice`, `check_choice`.
+The checks of an argument that every package needs are here too: `as_integer`, `as_number`, `as_bool`, `as_choice`,
+`check_choice`, and `unknown_choice`, the error of the last two.
 """
 
 import difflib
 from collections.abc import Sequence
 from enum import StrEnum
-from numbers import Integral
+from numbers import Integral, Real
 from typing import TypeVar
+
+import numpy as np
 
 _Choice = TypeVar("_Choice", bound=StrEnum)
 
@@ -120,13 +123,34 @@ class LoaderError(StreampackError, RuntimeError):
     """An iterator used after its end, or workers that cannot start or continue."""
 
 
-def as_integer(value: object, argument: str, *, low: int, high: int | None = None) -> int:
-    """Return `value` as an int, or raise a ConfigError unless it is an integer (not a bool) from `low` to `high`."""
+def as_integer(value: object, argument: str, *, low: int | None = None, high: int | None = None) -> int:
+    """Return `value` as an int, or raise a ConfigError unless it is an integer (not a bool) from `low` to `high`.
+
+    Store the result, not `value`: an integer of numpy is taken too, and it is no JSON value.
+    """
     number = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
-    if number is None or number < low or (high is not None and number > high):
-        limits = f"of at least {low}" if high is None else f"from {low} to {high}"
-        raise ConfigError(f"{argument}={value!r} must be a whole number {limits}.")
+    if number is None or (low is not None and number < low) or (high is not None and number > high):
+        limits = "" if low is None else f" of at least {low}" if high is None else f" from {low} to {high}"
+        raise ConfigError(f"{argument}={value!r} must be a whole number{limits}.")
     return number
+
+
+def as_number(value: object, argument: str) -> float:
+    """Return `value` as an int or a float, or raise a ConfigError unless it is a real number (not a bool)."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise ConfigError(f"{argument}={value!r} must be a number.")
+    return value if isinstance(value, int) else float(value)
+
+
+def as_bool(value: object, argument: str, *, other: str | None = None) -> bool:
+    """Return `value` as a bool, or raise a ConfigError unless it is True or False (numpy's too).
+
+    `other`: what else the caller takes, for the error's text.
+    """
+    if not isinstance(value, bool | np.bool_):
+        choices = "True or False" if other is None else f"True, False or {other}"
+        raise ConfigError(f"{argument}={value!r} must be {choices}")
+    return bool(value)
 
 
 def as_choice(kind: type[_Choice], value: object, argument: str) -> _Choice:
@@ -137,8 +161,12 @@ def as_choice(kind: type[_Choice], value: object, argument: str) -> _Choice:
 
 def check_choice(value: object, names: Sequence[str], argument: str) -> None:
     """Raise a ConfigError that suggests the nearest name unless `value`, as a string, is one of `names`."""
-    if str(value) in names:
-        return
+    if str(value) not in names:
+        raise unknown_choice(value, names, argument)
+
+
+def unknown_choice(value: object, names: Sequence[str], argument: str) -> ConfigError:
+    """The ConfigError for a value that is none of `names`; it suggests the nearest name."""
     near = difflib.get_close_matches(str(value).lower(), names, n=1, cutoff=0.4)
     hint = f'did you mean "{near[0]}"? Choose' if near else "choose"
-    raise ConfigError(f"{argument}={value!r} is not known; {hint} one of {', '.join(names)}.")
+    return ConfigError(f"{argument}={value!r} is not known; {hint} one of {', '.join(names)}.")

@@ -45,8 +45,8 @@ class Limits:
     """Bytes that the lanes of one rank may hold together, divided over its workers."""
 
     def __post_init__(self) -> None:
-        as_integer(self.document_bytes, "limits.document_bytes", low=1)
-        as_integer(self.buffer_bytes, "limits.buffer_bytes", low=1)
+        for name in ("document_bytes", "buffer_bytes"):
+            object.__setattr__(self, name, as_integer(getattr(self, name), f"limits.{name}", low=1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

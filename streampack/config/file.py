@@ -32,6 +32,7 @@ from streampack.config.values import as_bytes, as_function, as_path, shown
 from streampack.config.yamltree import LimitError, compose, construct
 from streampack.dataset.arguments import DatasetArguments
 from streampack.errors import ConfigError
+from streampack.packing.options import check_built
 
 
 class LoaderSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -57,6 +58,7 @@ SECTIONS: dict[str, type[Section]] = {
     "dataset": section_of(DatasetArguments, required=("data", "tokenizer")),
     "loader": LoaderSection,
 }
+_PACKING_KINDS = frozenset({"packing", "kind"})
 _PATHS = frozenset({"data", "tokenizer", "chat", "template", "cache_dir"})
 
 
@@ -161,12 +163,14 @@ def _plain(value: object, keys: Keys, kind: type[Section], lines: Lines) -> obje
     if not isinstance(value, str):
         return value
     try:
+        if keys[-1] in _PACKING_KINDS:
+            check_built(value)
         if keys[-1] in _PATHS:
             return as_path(value, lines.file.parent)
         if keys[-1].endswith("_bytes"):
             return as_bytes(value)
     except ConfigError as error:
-        raise ConfigError(f"`{'.'.join(keys)}`: {error.message}", url=lines.where(keys)) from error
+        raise type(error)(f"`{'.'.join(keys)}`: {error.message}", url=lines.where(keys)) from error
     return value
 
 
@@ -181,7 +185,7 @@ def _with_records(section: Section, keys: Keys, lines: Lines) -> dict[str, Any]:
         try:
             found[key] = record_of(type(value), values)
         except ConfigError as error:
-            raise ConfigError(f"`{'.'.join(inner)}`: {error.message}", url=lines.where(inner)) from error
+            raise type(error)(f"`{'.'.join(inner)}`: {error.message}", url=lines.where(inner)) from error
     return found
 
 

@@ -6,17 +6,18 @@ Never: a request to a storage. What only the tokenizer or a template can tell is
 """
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import Literal, TypeAlias
 
 from streampack.chat.options import Chat
 from streampack.chat.templates import ChatFunction
 from streampack.documents.split import HoldOut
 from streampack.documents.transform import Transform
-from streampack.errors import ConfigError, as_integer, check_choice
+from streampack.errors import ConfigError, as_bool, as_integer, as_number, check_choice
 from streampack.packing.options import Packing, PackingKind
-from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary
+from streampack.packing.policies import INT32, BoundaryPolicy, ReplaceBoundary
 from streampack.records import Limits, Tokenizer
 from streampack.storage.options import Storage
 
@@ -33,6 +34,7 @@ class DatasetArguments:
     """
 
     data: Data
+    """Any iterable of names may be given; here it is a tuple of texts, which can be pickled."""
     tokenizer: str | os.PathLike[str] | Tokenizer | None
     seq_len: int
     field: str
@@ -57,21 +59,31 @@ class DatasetArguments:
     engine: str
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "data", _names(self.data))
+        self._check_text("field")
+        self._check_text("transform_version")
+        if self.transform is not None and not callable(self.transform):
+            raise ConfigError(f"transform={self.transform!r} must be a function or None")
+        self._check_bool("add_bos")
+        self._check_bool("add_eos")
         check_choice(self.epoch_end, ("pad", "stop"), "epoch_end")
         check_choice(self.on_error, ("raise", "skip"), "on_error")
-        if not isinstance(self.shuffle, bool) and self.shuffle != "shards":
-            raise ConfigError(f'shuffle={self.shuffle!r} must be True, False or "shards"')
+        if self.shuffle != "shards":
+            self._check_bool("shuffle", other='"shards"')
         _check_record("hold_out", self.hold_out, HoldOut, optional=True)
         _check_record("limits", self.limits, Limits)
+        self._check_integer("seq_len", 2, INT32.max)
         self._check_integer("seed", 0)
         if self.num_lanes != "auto":
             self._check_integer("num_lanes", 1)
         if self.epochs is not None:
             self._check_integer("epochs", 1)
-        if not isinstance(self.max_bad, float):
+        if isinstance(self.max_bad, Integral):
             self._check_integer("max_bad", 0)
-        elif not 0 < self.max_bad < 1:
-            raise ConfigError(f"max_bad={self.max_bad!r} must be a whole number, or a fraction above 0 and below 1")
+        else:
+            object.__setattr__(self, "max_bad", as_number(self.max_bad, "max_bad"))
+            if not 0 < self.max_bad < 1:
+                raise ConfigError(f"max_bad={self.max_bad!r} must be a whole number, or a fraction above 0 and below 1")
         if self.is_validation and self.epochs not in (None, 1):
             raise ConfigError(
                 f'hold_out: part="val" is always one epoch; epochs={self.epochs} cannot work, leave it out'
@@ -79,9 +91,16 @@ class DatasetArguments:
         if self.tokenizer is None and (self.field != "npy" or self.add_bos or self.add_eos):
             raise ConfigError('tokenizer=None works with field="npy", add_bos=False and add_eos=False only')
 
-    def _check_integer(self, name: str, low: int) -> None:
+    def _check_integer(self, name: str, low: int, high: int | None = None) -> None:
         """Check an argument; an integer of another type, such as numpy's, becomes an int, as it goes into JSON."""
-        object.__setattr__(self, name, as_integer(getattr(self, name), name, low=low))
+        object.__setattr__(self, name, as_integer(getattr(self, name), name, low=low, high=high))
+
+    def _check_bool(self, name: str, *, other: str | None = None) -> None:
+        object.__setattr__(self, name, as_bool(getattr(self, name), name, other=other))
+
+    def _check_text(self, name: str) -> None:
+        if not isinstance(getattr(self, name), str):
+            raise ConfigError(f"{name}={getattr(self, name)!r} must be a string")
 
     @property
     def is_validation(self) -> bool:
@@ -91,17 +110,35 @@ class DatasetArguments:
     @property
     def names_of_shards(self) -> tuple[str, ...]:
         """What `data` names, each as text."""
-        if isinstance(self.data, (str, os.PathLike)):
-            return (os.fspath(self.data),)
-        return tuple(os.fspath(name) for name in self.data)
+        return _names(self.data)
 
 
 def as_storage(value: Storage | Mapping[str, object]) -> Storage:
     """The record that `value` is; a plain mapping stands for `Storage(options=value)`."""
     if isinstance(value, Mapping):
+        if own := [field.name for field in fields(Storage) if field.name in value]:
+            given = ", ".join(f"{name}=..." for name in own)
+            raise ConfigError(
+                f"storage is a mapping with {', '.join(map(repr, own))}, and a plain mapping holds options of the "
+                f"filesystem: use storage=streampack.Storage({given}). An option of the filesystem that has such a "
+                "name goes into Storage(options=...)."
+            )
         return Storage(options=value)
     _check_record("storage", value, Storage)
     return value
+
+
+def _names(data: object) -> tuple[str, ...]:
+    """What `data` names, each as text."""
+    several = isinstance(data, Iterable) and not isinstance(data, str | bytes | os.PathLike)
+    names: Iterable[object] = data if several else (data,)  # type: ignore[assignment]  # an Iterable
+    texts = []
+    for name in names:
+        text = os.fspath(name) if isinstance(name, os.PathLike) else name
+        if not isinstance(text, str):
+            raise ConfigError(f"data: {name!r:.80} must be a URL or a path, as text or os.PathLike; or several of them")
+        texts.append(text)
+    return tuple(texts)
 
 
 def _check_record(name: str, value: object, kind: type, *, optional: bool = False) -> None:

@@ -12,10 +12,10 @@ from streampack.chat.options import Chat, as_chat
 from streampack.dataset.arguments import DatasetArguments
 from streampack.documents.fields import parse_field
 from streampack.documents.reader import DocumentReader
-from streampack.errors import ConfigError
+from streampack.errors import ConfigError, as_integer
 from streampack.lanes.pipeline import Pipeline
 from streampack.packing.options import as_packing
-from streampack.packing.policies import ReplaceBoundary, as_boundary
+from streampack.packing.policies import INT32, ReplaceBoundary, as_boundary
 from streampack.records import Tokenizer
 from streampack.storage.access import StorageReader
 from streampack.tokenizers.engines import choose_engine
@@ -58,12 +58,12 @@ def make_pipeline(arguments: DatasetArguments, storage: StorageReader) -> Pipeli
         seq_len=arguments.seq_len,
         boundary=as_boundary(arguments.boundary),
         packing=as_packing(arguments.packing, conversations=field.is_chat),
-        pad_id=0 if pad_id is None else pad_id,
+        pad_id=as_integer(0 if pad_id is None else pad_id, "pad_id", low=INT32.min, high=INT32.max),
         token_ids=(None, None) if tokenizer is None else (tokenizer.bos_id, tokenizer.eos_id),
         on_error=arguments.on_error,
         max_bad=arguments.max_bad,
     )
-    pipeline.packer()  # it checks seq_len, pad_id, and whether the boundary has the token that it looks for
+    pipeline.packer()  # it checks whether the boundary has the token that it looks for
     return pipeline
 
 

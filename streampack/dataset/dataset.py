@@ -26,7 +26,7 @@ from streampack.dataset.shardlist import ShardList
 from streampack.dataset.wrappers import check_not_dealt_again
 from streampack.documents.split import HoldOut
 from streampack.documents.transform import Transform
-from streampack.errors import ConfigError, LoaderError, TopologyError
+from streampack.errors import LoaderError, TopologyError, as_integer
 from streampack.packing.options import Packing, PackingKind
 from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary
 from streampack.ranks import topology
@@ -148,7 +148,7 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         self.pipeline = make_pipeline(self._arguments, reader)
         """What is done with a shard's bytes."""
         self._shards = ShardList(self._arguments.names_of_shards, reader)
-        self._num_lanes = None if num_lanes == "auto" else num_lanes
+        self._num_lanes = None if self._arguments.num_lanes == "auto" else self._arguments.num_lanes
         self._topology = topology.resolve()
         # In shared memory, so that persistent workers see a later `set_epoch`.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
@@ -234,7 +234,9 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
 
         Raises:
             TopologyError: there is no such rank.
+            ConfigError: one of them is not a whole number.
         """
+        rank, size = as_integer(rank, "rank"), as_integer(size, "size")
         if not 0 <= rank < size:
             raise TopologyError(f"for_rank({rank}, {size}): the rank must be at least 0 and below the number of ranks")
         self.list_shards()
@@ -249,8 +251,7 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         packing = self.pipeline.packing
         if not packing.lookahead or packing.keeps_documents_whole:
             return self
-        without = dataclasses.replace(packing, lookahead=False)
-        return self._copy(pipeline=dataclasses.replace(self.pipeline, packing=without))
+        return self._copy(pipeline=dataclasses.replace(self.pipeline, packing=packing.without_lookahead()))
 
     def _copy(self, **changes: object) -> Self:
         other = object.__new__(type(self))  # `copy.copy` would call `__getstate__`, which lists the shards
@@ -270,9 +271,7 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Begin the next iteration with another epoch than 0; the loader needs no such call."""
-        if epoch < 0:
-            raise ConfigError(f"epoch={epoch} must be at least 0")
-        self._epoch[0] = epoch
+        self._epoch[0] = as_integer(epoch, "epoch", low=0)
 
     def __iter__(self) -> PackIterator:
         """Packs of this rank and worker, from the epoch that was set; see `PackIterator` for its state."""

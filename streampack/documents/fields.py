@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from streampack.documents.compression import SUFFIXES
-from streampack.errors import ConfigError
+from streampack.errors import ConfigError, unknown_choice
 
 _EXTENSIONS = {
     "txt": ("txt",),
@@ -66,5 +66,5 @@ def parse_field(field: str) -> Field:
     if kind in ("json", "jsonl") and not all(keys or ("",)):
         raise ConfigError(f"field={field!r} names no key: write {kind + ':text'!r}, or {kind + ':meta.text'!r}")
     if kind not in _EXTENSIONS or (colon and kind in ("txt", "npy")):
-        raise ConfigError(f"field={field!r} is not known: 'txt', 'json:KEY', 'jsonl:KEY' and 'npy' are")
+        raise unknown_choice(field, ("txt", "json:KEY", "jsonl:KEY", "npy"), "field")
     return Field(kind, keys)  # type: ignore[arg-type]  # a key of _EXTENSIONS

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from streampack import hashing
-from streampack.errors import ConfigError, NotBuiltError
+from streampack.errors import ConfigError, NotBuiltError, as_number, check_choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +32,9 @@ class HoldOut:
     by: Literal["document", "block"] = "document"
 
     def __post_init__(self) -> None:
-        if self.part not in ("train", "val"):
-            raise ConfigError(f"hold_out: part={self.part!r} is not known: 'train' and 'val' are")
-        is_number = isinstance(self.fraction, (int, float)) and not isinstance(self.fraction, bool)
-        if not is_number or not 0 <= self.fraction < 1:
+        check_choice(self.part, ("train", "val"), "hold_out: part")
+        object.__setattr__(self, "fraction", as_number(self.fraction, "hold_out: fraction"))
+        if not 0 <= self.fraction < 1:
             raise ConfigError(f"hold_out: fraction={self.fraction!r} must be a number of at least 0 and below 1")
         if self.part == "val" and not self.fraction:
             raise ConfigError(
@@ -43,8 +42,7 @@ class HoldOut:
             )
         if self.by == "block":
             raise NotBuiltError("hold_out: by='block' is not built yet; by='document' is")
-        if self.by != "document":
-            raise ConfigError(f"hold_out: by={self.by!r} is not known: 'document' is")
+        check_choice(self.by, ("document",), "hold_out: by")
 
     def has(self, shard_name: str, key: str, record: int) -> bool:
         """Whether a document is in this part; folders in the shard's name do not count."""

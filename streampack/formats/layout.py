@@ -29,7 +29,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from streampack.errors import ConfigError, as_choice
+from streampack.errors import ConfigError, as_bool, as_choice
 from streampack.formats.consumers import CONSUMERS, Batch, Consumer, Format, Positions
 from streampack.packing.blocks import expand_block, stretches
 from streampack.packing.packs import PackBlock
@@ -118,7 +118,7 @@ def as_layout(
         ConfigError: an argument that is not known, or a combination that cannot be right.
     """
     kind, where = as_choice(Format, format, "format"), as_choice(Positions, positions, "positions")
-    consumer = CONSUMERS[kind]
+    consumer, mask = CONSUMERS[kind], as_bool(mask, "mask")
     if consumer.model_shifts and boundary is BoundaryPolicy.TRIM:
         raise ConfigError(
             f'format="{kind}" with boundary="trim" cannot be right: the model shifts labels itself and would take the '

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from streampack.errors import ConfigError
+from streampack.errors import ConfigError, as_bool
 from streampack.formats.consumers import Batch
 from streampack.formats.layout import Layout, pinned
 from streampack.loader.rounds import PackBatch
@@ -27,6 +27,7 @@ class BatchFormatter:
     provenance: bool
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "provenance", as_bool(self.provenance, "provenance"))
         if self.provenance and self.layout.consumer.is_pair:
             kind = self.layout.format
             raise ConfigError(f'provenance=True has no place in the pairs of format="{kind}"; choose another format')

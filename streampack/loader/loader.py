@@ -19,7 +19,7 @@ import torch
 from streampack.config.file import load_config
 from streampack.dataset import wrappers
 from streampack.dataset.dataset import PackedDataset
-from streampack.errors import ConfigError, LoaderError, as_integer
+from streampack.errors import ConfigError, LoaderError, as_bool, as_integer
 from streampack.formats.consumers import Batch, Format, Positions
 from streampack.formats.layout import LossWeights, as_layout
 from streampack.loader.agreement import SharedRun, join_states
@@ -114,22 +114,21 @@ class PackedDataLoader:
     ) -> None:
         if not isinstance(dataset, PackedDataset):
             raise ConfigError(f"dataset must be a PackedDataset, not {type(dataset).__name__}")
-        batch_size = as_integer(batch_size, "batch_size", low=1)
         layout = as_layout(
             format, positions=positions, mask=mask, boundary=dataset.pipeline.boundary, loss_weights=loss_weights
         )
         here = topology.resolve(dp_rank=dp_rank, dp_size=dp_size, device_mesh=device_mesh)
         dataset.check_same_topology(here)
         self._exchanges = RankExchanges(here, process_group)
-        if whole_state:
+        self.whole_state = as_bool(whole_state, "whole_state")
+        """Whether `state_dict` gives the lanes of all ranks."""
+        if self.whole_state:
             self._exchanges.check_known("whole_state")
         self.dataset = dataset.without_lookahead() if layout.consumer.model_shifts else dataset
         """What is loaded; for a format whose model shifts labels, with `lookahead=False`."""
-        self.batch_size = batch_size
-        self.whole_state = whole_state
-        """Whether `state_dict` gives the lanes of all ranks."""
+        self.batch_size = as_integer(batch_size, "batch_size", low=1)
         self._settings = PassSettings(
-            batch_size=batch_size,
+            batch_size=self.batch_size,
             num_ranks=here.size,
             num_workers=as_integer(num_workers, "num_workers", low=0),
             prefetch_bytes=as_integer(prefetch_bytes, "prefetch_bytes", low=1),
@@ -149,9 +148,9 @@ class PackedDataLoader:
         in_step = {
             "epochs": dataset.epochs,
             "epoch_end": dataset.epoch_end,
-            "batch_size": batch_size,
-            "drop_last": drop_last,
-            "verify_every": verify_every,
+            "batch_size": self.batch_size,
+            "drop_last": self._settings.drop_last,
+            "verify_every": None if self._verifier is None else self._verifier.every,
         }
         self._run = SharedRun(self.dataset, self._exchanges, in_step)
         self._commits: Commits | None = None
@@ -246,6 +245,7 @@ class PackedDataLoader:
         Their positions are committed, their packs count as "skipped_packs" in `stats` and their documents as documents;
         they are in no digest. Returns how many there were before the pass ended.
         """
+        num_batches = as_integer(num_batches, "num_batches", low=0)
         current = self._current_pass(new=False)
         for done in range(num_batches):
             batch = self._next_batch(current)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from streampack.dataset.dataset import PackedDataset
-from streampack.errors import ConfigError
+from streampack.errors import ConfigError, as_bool, as_number, check_choice
 from streampack.loader.dealing import Item, deal
 from streampack.loader.messages import Assignment, Message, WorkerStream
 from streampack.loader.restarts import RestartingMessages, WorkerRestarts
@@ -38,7 +38,10 @@ class PassSettings:
     drop_last: bool
 
     def __post_init__(self) -> None:
-        if not isinstance(self.worker_timeout_s, int | float) or not self.worker_timeout_s > 0:
+        object.__setattr__(self, "drop_last", as_bool(self.drop_last, "drop_last"))
+        if self.multiprocessing_context is not None:
+            check_choice(self.multiprocessing_context, ("fork", "spawn", "forkserver"), "multiprocessing_context")
+        if not as_number(self.worker_timeout_s, "worker_timeout_s") > 0:
             raise ConfigError(f"worker_timeout_s={self.worker_timeout_s!r} must be a number of seconds above 0")
 
 

@@ -4,12 +4,13 @@ In:  what a user writes, a record or its shorthand: `Packing("next_fit", tail="d
 Out: a record whose options work together, or a ConfigError. From here on nobody checks them again.
 """
 
+import copy
 import dataclasses
 import warnings
 from dataclasses import dataclass
 from enum import StrEnum
 
-from streampack.errors import ConfigError, NotBuiltError, as_choice
+from streampack.errors import ConfigError, NotBuiltError, as_bool, as_choice
 
 
 class PackingKind(StrEnum):
@@ -72,7 +73,7 @@ class Packing:
         object.__setattr__(self, "kind", kind)
         object.__setattr__(self, "overflow", overflow)
         object.__setattr__(self, "tail", as_choice(Tail, self.tail, "tail"))
-        object.__setattr__(self, "lookahead", bool(self.lookahead))
+        object.__setattr__(self, "lookahead", as_bool(self.lookahead, "lookahead"))
         if kind is not PackingKind.WRAP and not self.lookahead:
             raise ConfigError(f'lookahead=False works with packing="wrap" only, not with "{kind}".')
         if kind is PackingKind.WRAP and overflow not in (None, Overflow.SPLIT):
@@ -86,6 +87,13 @@ class Packing:
     def keeps_documents_whole(self) -> bool:
         """Whether a document is cut only where it is longer than a pack."""
         return self.kind is not PackingKind.WRAP
+
+    def without_lookahead(self) -> "Packing":
+        """The same with `lookahead=False`, for "wrap"; without the warnings that were given when this was made."""
+        assert not self.keeps_documents_whole
+        other = copy.copy(self)
+        object.__setattr__(other, "lookahead", False)
+        return other
 
 
 def as_packing(value: object = None, *, conversations: bool = False) -> Packing:
@@ -109,6 +117,11 @@ def as_packing(value: object = None, *, conversations: bool = False) -> Packing:
 
 
 def _as_kind(value: object) -> PackingKind:
+    check_built(value)
+    return as_choice(PackingKind, value, "packing")
+
+
+def check_built(value: object) -> None:
+    """Raise a NotBuiltError for the kind that a later release has."""
     if value == "best_fit":
         raise NotBuiltError('packing="best_fit" is not built yet; packing="next_fit" also keeps documents whole.')
-    return as_choice(PackingKind, value, "packing")

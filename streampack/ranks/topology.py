@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
-from streampack.errors import TopologyError
+from streampack.errors import TopologyError, as_integer
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -62,13 +62,14 @@ def resolve(
     Raises:
         TopologyError: only one of `dp_rank` and `dp_size`, both and a mesh, or a mesh that does not tell which of its
             dimensions are data-parallel.
+        ConfigError: `dp_rank` or `dp_size` is not a whole number.
     """
     if (dp_rank is None) != (dp_size is None):
         raise TopologyError(f"dp_rank={dp_rank} and dp_size={dp_size}: give both or neither")
     if dp_rank is not None and dp_size is not None:
         if device_mesh is not None:
             raise TopologyError("give dp_rank and dp_size, or device_mesh, not both")
-        return Topology(rank=dp_rank, size=dp_size, by_hand=True)
+        return Topology(rank=as_integer(dp_rank, "dp_rank"), size=as_integer(dp_size, "dp_size"), by_hand=True)
     if device_mesh is not None:
         return _from_mesh(device_mesh)
     if dist.is_available() and dist.is_initialized():

@@ -22,6 +22,8 @@ _ARGUMENTS = {
     "val_fraction": "HoldOut(fraction=...)",
 }
 """Field of the fingerprint -> the argument that it comes from, where the names differ."""
+_OF_HOLD_OUT = ("split", "val_fraction")
+"""Fields that `hold_out` decides; without it they are "all" and 0."""
 
 
 def fingerprint_of(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,11 +70,21 @@ def describe_differences(
             remedy = "point the dataset at the same shards in the same order, or start a new run"
         else:
             what = f"{before!r} {saved_where}, {after!r} {now_where}"
-            remedy = f"set {_ARGUMENTS.get(name, name)} back to the checkpoint's value, or start a new run"
+            remedy = f"set {_setting(name, saved, now)}, or start a new run"
         if name in RECUTTABLE:
             remedy = f'load_state_dict(state, allow={{"{name}"}}) continues from the same row with the new value'
         lines.append(f"{name}: {what}" + (f"; {remedy}" if advise else ""))
     return lines
+
+
+def _setting(name: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The argument behind a field of the fingerprint, and the value that it had."""
+    argument = _ARGUMENTS.get(name, name)
+    if name in _OF_HOLD_OUT and saved.get("split") == "all":
+        argument = "hold_out=None"
+    elif name in _OF_HOLD_OUT and now.get("split") == "all":
+        argument = f"hold_out=HoldOut({saved.get('split')!r}, {saved.get('val_fraction')!r})"
+    return argument if argument.startswith("hold_out") else f"{argument} back to the checkpoint's value"
 
 
 def _describe_shards(before: Mapping[str, Any], after: Mapping[str, Any], saved_where: str, now_where: str) -> str:

@@ -6,10 +6,12 @@ Never: a client or a connection; the value of a storage option in a repr, as it 
 
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from types import MappingProxyType
 
-from streampack.errors import ConfigError, as_integer
+from streampack.errors import ConfigError, as_bool, as_integer, as_number
 from streampack.storage.cache.folder import MIN_CACHE_BYTES
 
 _system_random = random.SystemRandom()
@@ -20,6 +22,9 @@ class RetryPolicy:
     """How long and how often failed requests are repeated. The waits are random; they never change the data.
 
     `RetryPolicy.immediate()` retries without waiting, for tests.
+
+    Raises:
+        ConfigError: a value that cannot work.
     """
 
     budget_s: float = 420.0
@@ -37,12 +42,17 @@ class RetryPolicy:
     """Seconds at the start in which missing credentials are looked for again, as a sidecar may bring them."""
 
     def __post_init__(self) -> None:
-        if not (self.budget_s >= 0 and self.timeout_s > 0 and 0 <= self.first_wait_s <= self.max_wait_s):
+        for name in ("budget_s", "timeout_s", "first_wait_s", "max_wait_s", "credentials_s"):
+            object.__setattr__(self, name, as_number(getattr(self, name), name))
+        object.__setattr__(self, "jitter", as_bool(self.jitter, "jitter"))
+        if self.max_tries is not None:
+            object.__setattr__(self, "max_tries", as_integer(self.max_tries, "max_tries", low=1))
+        in_order = 0 <= self.first_wait_s <= self.max_wait_s
+        if not (self.budget_s >= 0 and self.timeout_s > 0 and in_order and self.credentials_s >= 0):
             raise ConfigError(
-                f"{self} cannot work: it needs budget_s >= 0, timeout_s > 0 and 0 <= first_wait_s <= max_wait_s"
+                f"{self} cannot work: it needs budget_s >= 0, timeout_s > 0, 0 <= first_wait_s <= max_wait_s and "
+                "credentials_s >= 0"
             )
-        if self.max_tries is not None and self.max_tries < 1:
-            raise ConfigError(f"max_tries is {self.max_tries}; it must be at least 1, or None for no limit")
 
     @classmethod
     def immediate(cls, max_tries: int = 5, *, timeout_s: float = 30.0) -> "RetryPolicy":
@@ -66,8 +76,8 @@ class Storage:
         ConfigError: a value that cannot work.
     """
 
-    options: Mapping[str, object] = field(default_factory=dict)
-    """Keyword arguments of fsspec's filesystem for the URLs: credentials, endpoints, regions."""
+    options: Mapping[str, object] = field(default_factory=dict, hash=False)
+    """Keyword arguments of fsspec's filesystem for the URLs: credentials, endpoints, regions. Here a read-only copy."""
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     """How long and how often a request that failed is repeated."""
     cache_dir: str | os.PathLike[str] | None = None
@@ -79,15 +89,23 @@ class Storage:
     def __post_init__(self) -> None:
         if not isinstance(self.options, Mapping):
             raise ConfigError(f"storage options must be a mapping, not {type(self.options).__name__}")
+        for name in self.options:
+            if not isinstance(name, str):
+                raise ConfigError(f"storage options have names, which are strings: {name!r} is not one")
         if not isinstance(self.retry, RetryPolicy):
             raise ConfigError(f"retry={self.retry!r} must be a RetryPolicy")
-        object.__setattr__(self, "options", dict(self.options))  # the caller's own may change later
+        object.__setattr__(self, "options", MappingProxyType(dict(self.options)))  # the caller's own may change later
         if self.cache_dir is not None:
-            name = os.fspath(self.cache_dir)
-            if not name or "://" in name:
-                raise ConfigError(f"cache_dir={name!r} must be a folder on a disk of this node, or None")
-            object.__setattr__(self, "cache_dir", name)  # so that a path and its text are equal
-        as_integer(self.cache_bytes, "cache_bytes", low=MIN_CACHE_BYTES)
+            folder = os.fspath(self.cache_dir) if isinstance(self.cache_dir, str | os.PathLike) else None
+            if not isinstance(folder, str) or not folder or "://" in folder:
+                raise ConfigError(f"cache_dir={self.cache_dir!r} must be a folder on a disk of this node, or None")
+            object.__setattr__(self, "cache_dir", folder)  # so that a path and its text are equal
+        object.__setattr__(self, "cache_bytes", as_integer(self.cache_bytes, "cache_bytes", low=MIN_CACHE_BYTES))
+
+    def __reduce__(self) -> tuple[Callable[[], "Storage"], tuple[()]]:
+        # A read-only mapping has no pickle of its own.
+        make = partial(type(self), options=dict(self.options), retry=self.retry)
+        return partial(make, cache_dir=self.cache_dir, cache_bytes=self.cache_bytes), ()
 
     def __repr__(self) -> str:
         shown = f"options={hidden(self.options)}, retry={self.retry!r}"

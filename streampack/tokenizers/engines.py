@@ -10,7 +10,7 @@ Out: a tokenizer of the same digest, special ids and vocabulary size, whose `enc
 
 import logging
 
-from streampack.errors import ConfigError, TokenizerError
+from streampack.errors import ConfigError, TokenizerError, check_choice
 from streampack.records import Tokenizer
 from streampack.tokenizers import gigatoken
 from streampack.tokenizers.gigatoken import GigatokenTokenizer
@@ -35,8 +35,7 @@ def choose_engine(tokenizer: Tokenizer, engine: str = "auto") -> Tokenizer:
         ConfigError: no such engine, or not one for this kind of tokenizer.
         TokenizerError: the engine asked for is not installed, or not proved to give the same ids for this model.
     """
-    if engine not in ENGINES:
-        raise ConfigError(f"engine={engine!r} must be one of {', '.join(map(repr, ENGINES))}")
+    check_choice(engine, ENGINES, "engine")
     if isinstance(tokenizer, Engine):
         if engine in ("auto", tokenizer.engine):
             return tokenizer

@@ -194,7 +194,7 @@ def test_two_epochs_are_this_one_and_the_next(tmp_path: Path) -> None:
 
 
 def test_a_negative_epoch_is_refused(corpus: Corpus) -> None:
-    with pytest.raises(ConfigError, match="epoch=-1 must be at least 0"):
+    with pytest.raises(ConfigError, match="epoch=-1 must be a whole number of at least 0"):
         dataset(corpus).set_epoch(-1)
 
 
@@ -238,7 +238,7 @@ def test_ranks_that_do_not_divide_the_lanes_are_refused(corpus: Corpus) -> None:
         ({"packing": "next_fit", "lookahead": False}, ConfigError, 'lookahead=False works with packing="wrap" only'),
         ({"overflow": "cut", "packing": "next_fit"}, ConfigError, "overflow='cut' is not known"),
         ({"tail": "keep"}, ConfigError, "tail='keep' is not known"),
-        ({"field": "text"}, ConfigError, "field='text' is not known: 'txt', 'json:KEY', 'jsonl:KEY' and 'npy' are"),
+        ({"field": "text"}, ConfigError, "field='text' is not known; did you mean \"txt\"? Choose one of txt, json"),
         ({"field": "json:"}, ConfigError, "field='json:' names no key"),
         ({"field": "json:messages"}, ConfigError, "messages need a chat template, chat=: one of phi3, llama2"),
         ({"chat": "phi3"}, ConfigError, "chat is for conversations, and field='txt' holds none"),
@@ -258,7 +258,7 @@ def test_ranks_that_do_not_divide_the_lanes_are_refused(corpus: Corpus) -> None:
         ({"on_error": "ignore"}, ConfigError, "on_error='ignore' is not known; choose one of raise, skip"),
         ({"cache_dir": "s3://b/cache"}, ConfigError, "cache_dir='s3://b/cache' must be a folder on a disk"),
         ({"cache_bytes": 1000}, ConfigError, "cache_bytes=1000 must be a whole number of at least 16777216"),
-        ({"engine": "rust"}, ConfigError, "engine='rust' must be one of 'auto', 'sentencepiece', 'gigatoken'"),
+        ({"engine": "rust"}, ConfigError, "engine='rust' is not known; did you mean"),
         ({"rank": 3, "size": 3}, TopologyError, "for_rank(3, 3): the rank must be at least 0 and below"),
         ({"shuffle": "blocks"}, ConfigError, "shuffle='blocks' must be True, False or \"shards\""),
         ({"limits": 7}, ConfigError, "limits=7 must be a streampack.Limits"),

@@ -10,7 +10,7 @@ import pytest
 
 import streampack
 from streampack.config.file import SECTIONS, Config, load_config
-from streampack.errors import ConfigError
+from streampack.errors import ConfigError, NotBuiltError
 from streampack.packing.options import PackingKind
 from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary
 from streampack.storage.options import RetryPolicy, Storage
@@ -284,7 +284,7 @@ def test_a_package_that_is_not_there_is_an_error(tmp_path: Path) -> None:
             MINIMAL + "  storage:\n    retry:\n      budget_s: x\n",
             r"run.yaml:6: `dataset.storage.retry.budget_s`: expected a number, found 'x'",
         ),
-        (MINIMAL + "  storage: {retry: {max_tries: 0}}\n", "run.yaml:4: `dataset.storage.retry`: max_tries is 0"),
+        (MINIMAL + "  storage: {retry: {max_tries: 0}}\n", "run.yaml:4: `dataset.storage.retry`: max_tries=0 must be"),
         (MINIMAL + "  storage: {retry: 3}\n", "run.yaml:4: `dataset.storage.retry` must be a mapping .*; found 3"),
         ("dataset:\n  tokenizer: t\n  data: [a, 7]\n", r"run.yaml:3: `dataset.data\[1\]`: .*found 7"),
         (
@@ -355,3 +355,12 @@ def test_a_value_that_yaml_cannot_make_is_refused_with_its_line(tmp_path: Path, 
 def test_anchors_and_merge_keys_work(tmp_path: Path) -> None:
     config = loaded(tmp_path, MINIMAL + "  storage: {options: {a: &x {k: 1}, b: {<<: *x, l: 2}}}\n")
     assert config.dataset["storage"].options == {"a": {"k": 1}, "b": {"k": 1, "l": 2}}
+
+
+@pytest.mark.parametrize("packing", ["best_fit", "{kind: best_fit}"])
+def test_a_packing_of_a_later_release_is_named_as_in_python(tmp_path: Path, packing: str) -> None:
+    with pytest.raises(NotBuiltError) as python:
+        streampack.Packing("best_fit")
+    with pytest.raises(NotBuiltError) as file:
+        loaded(tmp_path, MINIMAL + f"  packing: {packing}\n")
+    assert str(file.value).endswith(f": {python.value}")

@@ -98,7 +98,7 @@ def test_a_field_is_read_and_written_alike(text: str, field: Field) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "field='' is not known: 'txt', 'json:KEY'"),
+        ("", "field='' is not known; choose one of txt, json:KEY, jsonl:KEY, npy"),
         ("text", "field='text' is not known"),
         ("TXT", "field='TXT' is not known"),
         ("txt:a", "field='txt:a' is not known"),
@@ -538,10 +538,11 @@ def test_bad_lines_belong_to_the_split_of_their_record() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (("test", 0.1), ConfigError, "part='test' is not known: 'train' and 'val' are"),
+        (("test", 0.1), ConfigError, "part='test' is not known; choose one of train, val"),
         (("train", 1.0), ConfigError, "fraction=1.0 must be a number of at least 0 and below 1"),
         (("train", -0.1), ConfigError, "fraction=-0.1 must be"),
         (("train", float("nan")), ConfigError, "fraction=nan must be"),
+        (("train", True), ConfigError, "fraction=True must be a number"),
         (("train", "0.1"), ConfigError, "fraction='0.1' must be a number"),
         (("val", 0), ConfigError, "part='val' with fraction=0 holds nothing"),
         (("train", 0.1, "block"), NotBuiltError, "by='block' is not built yet; by='document' is"),

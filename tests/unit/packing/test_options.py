@@ -49,6 +49,7 @@ def test_a_shorthand_becomes_a_record_whose_overflow_is_decided(
         ({"kind": None}, "packing=None is not known; choose one of wrap, next_fit"),
         ({"kind": "next_fit", "overflow": "cut"}, "overflow='cut' is not known"),
         ({"kind": "wrap", "tail": "padding"}, "tail='padding' is not known; did you mean \"pad\""),
+        ({"kind": "wrap", "lookahead": "no"}, "lookahead='no' must be True or False"),
         ({"kind": "next_fit", "lookahead": False}, 'lookahead=False works with packing="wrap" only'),
     ],
 )

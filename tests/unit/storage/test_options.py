@@ -1,5 +1,7 @@
 """The options of a storage: what works, what is refused, what is shown."""
 
+import copy
+import dataclasses
 import pickle
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,9 @@ def test_no_value_of_a_storage_option_is_shown() -> None:
         ({"cache_bytes": 1e9}, "cache_bytes=1000000000.0 must be a whole number"),
         ({"cache_bytes": True}, "cache_bytes=True must be a whole number"),
         ({"options": ["key"]}, "storage options must be a mapping, not list"),
+        ({"options": {1: 2}}, "storage options have names, which are strings: 1 is not one"),
+        ({"cache_dir": 3}, "cache_dir=3 must be a folder on a disk"),
+        ({"cache_dir": b"x"}, "cache_dir=b'x' must be a folder on a disk"),
         ({"retry": 3}, "retry=3 must be a RetryPolicy"),
     ],
 )
@@ -45,6 +50,35 @@ def test_a_value_that_cannot_work_is_refused(given: dict[str, Any], message: str
     with pytest.raises(ConfigError) as raised:
         Storage(**given)
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"budget_s": "1"}, "budget_s='1' must be a number"),
+        ({"timeout_s": None}, "timeout_s=None must be a number"),
+        ({"timeout_s": float("nan")}, "it needs budget_s >= 0, timeout_s > 0"),
+        ({"first_wait_s": True}, "first_wait_s=True must be a number"),
+        ({"max_wait_s": 0.01}, "first_wait_s <= max_wait_s"),
+        ({"jitter": "no"}, "jitter='no' must be True or False"),
+        ({"max_tries": True}, "max_tries=True must be a whole number of at least 1"),
+        ({"max_tries": 1.5}, "max_tries=1.5 must be a whole number of at least 1"),
+        ({"credentials_s": -1}, "and credentials_s >= 0"),
+        ({"credentials_s": None}, "credentials_s=None must be a number"),
+    ],
+)
+def test_a_policy_that_cannot_work_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        RetryPolicy(**given)
+    assert message in str(raised.value)
+
+
+def test_a_record_cannot_be_changed() -> None:
+    storage = Storage(options={"key": "who"})
+    with pytest.raises(TypeError):
+        storage.options["key"] = "another"  # type: ignore[index]
+    assert hash(storage) == hash(Storage(options={"key": "who"}))
+    assert copy.deepcopy(storage) == dataclasses.replace(storage) == storage
 
 
 def test_a_reader_of_options_reads_through_their_cache(tmp_path: Path) -> None:

@@ -265,7 +265,7 @@ def test_a_tokenizer_with_an_encode_of_its_own_is_left_alone() -> None:
 
 
 def test_an_unknown_engine_is_refused() -> None:
-    with pytest.raises(ConfigError, match="engine='rust' must be one of 'auto', 'sentencepiece', 'gigatoken'"):
+    with pytest.raises(ConfigError, match="engine='rust' is not known;.* one of auto, sentencepiece, gigatoken"):
         choose_engine(ByteTokenizer(), "rust")
 
 
