@@ -245,7 +245,7 @@ def test_ranks_that_do_not_divide_the_lanes_are_refused(corpus: Corpus) -> None:
         ({"train_on": "all"}, ConfigError, "chat is for conversations"),
         ({"part": "test", "fraction": 0.1}, ConfigError, "part='test' is not known"),
         ({"part": "val", "fraction": 0}, ConfigError, "part='val' with fraction=0 holds nothing"),
-        ({"part": "val", "fraction": 0.1, "epochs": 2}, ConfigError, 'hold_out: part="val" is one epoch'),
+        ({"part": "val", "fraction": 0.1, "epochs": 2}, ConfigError, 'hold_out: part="val" is always one epoch'),
         ({"part": "train", "fraction": 1.0}, ConfigError, "fraction=1.0 must be a number of at least 0"),
         ({"epochs": 0}, ConfigError, "epochs=0 must be a whole number of at least 1"),
         ({"num_lanes": 0}, ConfigError, "num_lanes=0 must be a whole number of at least 1"),
