@@ -312,7 +312,7 @@ class PackedDataLoader:
     def stats(self) -> dict[str, float]:
         """Counts of this rank's lanes since the start of the run, and of this loader; docs/stats.md has the keys."""
         counts = self._prepare().rows.counts()
-        return stats_of(counts, self._counts, self._pass, worker_restarts=self._restarts.number)
+        return stats_of(counts, self._counts, self._pass, self._restarts)
 
     def close(self) -> None:
         """End the workers. The state stays readable; iterating again starts new workers."""

@@ -93,7 +93,7 @@ def test_a_broken_shard_is_left_out_from_where_it_breaks_and_the_rest_keeps_its_
     # A plain tar that is cut short has other lanes; it has a test of its own.
     [(n, how) for n in range(4) for how in DAMAGES if SUFFIXES[n] != ".tar" or how != "cut short"],
 )
-def test_a_pass_loses_what_lies_behind_the_damage_in_its_piece_and_nothing_else(
+def test_a_pass_loses_what_comes_after_the_damage_in_its_piece_and_nothing_else(
     tmp_path: Path, shard: int, how: str
 ) -> None:
     corpus = make(tmp_path)
@@ -256,7 +256,7 @@ def nested() -> bytes:
 
 
 @pytest.mark.parametrize("broken", [None, 2, 4])
-def test_a_cut_into_a_tar_in_the_tar_is_never_skipped_even_behind_a_damage(tmp_path: Path, broken: int | None) -> None:
+def test_a_cut_into_a_tar_in_the_tar_is_never_skipped_even_after_damage(tmp_path: Path, broken: int | None) -> None:
     """The right lane would read what is no sample; only the left one can know."""
     path = tmp_path / "a.tar"
     path.write_bytes(nested())

@@ -1,7 +1,7 @@
-"""Random corpora with all that can be wrong in them: each life of a run is the run that was never stopped.
+"""Random corpora with all that can be wrong in them: each start of a run is the run that was never stopped.
 
 Packs, states, counts and digests are those of one process that hands out one pack at a time; and where that ends, with
-an error or with the data, every life ends too.
+an error or with the data, every start ends too.
 """
 
 import dataclasses
@@ -108,7 +108,7 @@ def tried(job: Job) -> dict[int, Array] | Exception:
 
 
 @pytest.mark.parametrize("seed", some(range(60), 4))
-def test_every_life_is_the_run_that_was_never_stopped(tmp_path: Path, seed: int) -> None:
+def test_every_start_is_the_run_that_was_never_stopped(tmp_path: Path, seed: int) -> None:
     choose = random.Random(seed)
     data = random_run(tmp_path, choose)
     packs, stood = list[Array](), dict[int, Standing]()
@@ -119,7 +119,7 @@ def test_every_life_is_the_run_that_was_never_stopped(tmp_path: Path, seed: int)
             while len(packs) < LIMIT and (step := job.step()):
                 packs += step.values()
                 stood[job.global_pack] = standing(job)
-        except Exception as error:  # noqa: BLE001 (each life must end with the same)
+        except Exception as error:  # noqa: BLE001 (each start must end with the same)
             ended = error
     for _ in range(3):
         reached, state, alive = 0, None, True

@@ -407,7 +407,7 @@ def test_bad_records_are_left_out_and_the_rest_keeps_its_order(tmp_path: Path, f
     assert (digest, stats, reached) == straight(data, reached)
 
 
-def test_the_holes_in_the_state_are_the_same_on_every_topology(tmp_path: Path) -> None:
+def test_the_skipped_ranges_in_the_state_are_the_same_on_every_topology(tmp_path: Path) -> None:
     corpus = spoilt(tmp_path / "spoilt")
     data = dataset(corpus, on_error="skip", num_lanes=4, seq_len=16)
     found = []
@@ -433,7 +433,7 @@ def last_is_bad(folder: Path) -> Corpus:
     return corpus
 
 
-def behind_the_last_pack(data: streampack.PackedDataset) -> tuple[dict[str, Any], int]:
+def after_the_last_pack(data: streampack.PackedDataset) -> tuple[dict[str, Any], int]:
     """The state when all packs are out and the pass has not ended, and how many batches there were."""
     with Job(data) as job:
         _, counts = job.run_out()
@@ -478,34 +478,34 @@ def test_a_part_of_a_record_that_is_passed_over_takes_no_other_part_along(tmp_pa
             assert (job.state(), job.stats(), job.digest()) == states[reached]
 
 
-def test_a_bad_record_behind_the_last_pack_is_counted_once(tmp_path: Path) -> None:
+def test_a_bad_record_after_the_last_pack_is_counted_once(tmp_path: Path) -> None:
     data = dataset(last_is_bad(tmp_path), num_lanes=1, seq_len=16, epochs=1, on_error="skip")
     with Job(data) as job:
         job.run_out()
         end = job.stats()
-    state, _ = behind_the_last_pack(data)
+    state, _ = after_the_last_pack(data)
     with Job(data, state=state) as job:
         assert job.run_out()[1] == [0]
         assert job.stats() == end
     assert end["bad_records"] == 1
 
 
-def test_a_known_hole_raises_no_error_after_the_resume(tmp_path: Path) -> None:
+def test_a_known_skipped_range_raises_no_error_after_the_resume(tmp_path: Path) -> None:
     corpus = last_is_bad(tmp_path)
-    state, _ = behind_the_last_pack(dataset(corpus, num_lanes=1, seq_len=16, epochs=1, on_error="skip"))
+    state, _ = after_the_last_pack(dataset(corpus, num_lanes=1, seq_len=16, epochs=1, on_error="skip"))
     assert state["skipped_ranges.000000"] != "[]"
     with Job(dataset(corpus, num_lanes=1, seq_len=16, epochs=1, on_error="raise"), state=state) as job:
         assert job.run_out()[1] == [0]
 
 
 @pytest.mark.parametrize("field", ["txt", "jsonl:text"])
-def test_a_hole_stays_out_though_the_record_can_be_read_again(tmp_path: Path, field: str) -> None:
+def test_a_skipped_range_stays_out_though_the_record_can_be_read_again(tmp_path: Path, field: str) -> None:
     group = [*texts(5, seed=3, longest=40), "<5>" + "x" * 60]
     corpus = write_corpus(tmp_path, [(".tar", group)], field=field, per_sample=6 if field != "txt" else 1)
     good = corpus.shards[0].read_bytes()
     _spoil(corpus.shards[0], field, {group[-1]})
     data = dataset(corpus, field=field, num_lanes=1, seq_len=16, epochs=1, on_error="skip")
-    state, batches = behind_the_last_pack(data)
+    state, batches = after_the_last_pack(data)
     corpus.shards[0].write_bytes(good)
     with Job(data) as job:
         assert job.run_out()[1][0] > batches  # without the state the record gives packs
@@ -515,7 +515,7 @@ def test_a_hole_stays_out_though_the_record_can_be_read_again(tmp_path: Path, fi
 
 @pytest.mark.parametrize("spoilt", [False, True])
 @pytest.mark.parametrize(("field", "record"), [("txt", 0), ("jsonl:text", 1), ("jsonl:text", -1)])
-def test_a_hole_ahead_of_a_lane_is_left_out(tmp_path: Path, field: str, record: int, spoilt: bool) -> None:
+def test_a_skipped_range_ahead_of_a_lane_is_left_out(tmp_path: Path, field: str, record: int, spoilt: bool) -> None:
     """Written into the state by hand; the record may be good or bad, -1 is the member with all its records."""
     lanes = [[f"<{10 * lane + n}>" + "x" * 20 for n in range(9)] for lane in range(2)]
     per_sample = 1 if field == "txt" else 3

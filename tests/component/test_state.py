@@ -219,7 +219,7 @@ def test_batches_back_is_the_state_of_so_many_batches_earlier(data: streampack.P
         assert other.digest() == digests[-1 - back]
 
 
-def test_batches_back_forgets_holes_and_fillers(tmp_path: Path) -> None:
+def test_batches_back_forgets_skipped_ranges_and_fillers(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path, [(".tar", make_texts(12, longest=60)), (".tar", make_texts(30, longest=60))])
     path = corpus.shards[1]
     path.write_bytes(path.read_bytes().replace(b"<1", b"\xff1"))

@@ -15,7 +15,7 @@ def uneven(given: References) -> dict:
 
 
 @pytest.fixture(scope="module")
-def lives(references: References, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+def ran(references: References, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """Two ranks on which groups and loaders come and go."""
     even = {"dataset": references.corpora["even"], "loader": {"batch_size": 2, "num_workers": 0}, "batches": 2}
     again = {"name": "closed between passes", "passes": 3, "close_after_passes": [0, 1], "close": True}
@@ -24,42 +24,42 @@ def lives(references: References, tmp_path_factory: pytest.TempPathFactory) -> R
         *({**even, "name": f"loader {number}", "close": True} for number in range(8)),
         {**uneven(references), "name": "group of rank 0", "group_of": [0]},
     ]
-    return run_job(cases, 2, tmp_path_factory.mktemp("lives"))
+    return run_job(cases, 2, tmp_path_factory.mktemp("ran"))
 
 
 def test_a_loader_that_was_closed_between_passes_still_ends_on_all_ranks_at_once(
-    lives: Ran,
+    ran: Ran,
     references: References,
 ) -> None:
     start = 0
     for number in range(3):
         current = references.one_pass(Finite(), number, start)
-        for rank, outcome in enumerate(lives["closed between passes"]):
+        for rank, outcome in enumerate(ran["closed between passes"]):
             expected = current.batches(start, rank=rank, num_ranks=2, batch_size=2)
             assert_batches(outcome["passes"][number], expected, f"pass {number}, rank {rank}")
         start = current.end
 
 
-def test_loaders_can_be_closed_and_others_made_on_the_same_ranks(lives: Ran, references: References) -> None:
+def test_loaders_can_be_closed_and_others_made_on_the_same_ranks(ran: Ran, references: References) -> None:
     lanes = references.lanes("even", 0, None, 2)
     for rank in range(2):
         expected = endless_batches(lanes, 0, rank=rank, num_ranks=2, batch_size=2, count=2)
         for number in range(8):
-            assert_batches(lives[f"loader {number}"][rank]["passes"][0], expected, f"loader {number}")
+            assert_batches(ran[f"loader {number}"][rank]["passes"][0], expected, f"loader {number}")
 
 
-def test_loaders_that_were_closed_leave_no_connections_between_the_ranks(lives: Ran) -> None:
+def test_loaders_that_were_closed_leave_no_connections_between_the_ranks(ran: Ran) -> None:
     for rank in range(2):
-        files = [lives[f"loader {number}"][rank]["open_files"] for number in range(8)]
+        files = [ran[f"loader {number}"][rank]["open_files"] for number in range(8)]
         assert files[-1] <= files[1], files
 
 
 def test_a_group_of_the_trainer_that_only_one_rank_belongs_to_does_not_hinder(
-    lives: Ran,
+    ran: Ran,
     references: References,
 ) -> None:
     current = references.one_pass(Finite(), 0, 0)
-    for rank, outcome in enumerate(lives["group of rank 0"]):
+    for rank, outcome in enumerate(ran["group of rank 0"]):
         expected = current.batches(0, rank=rank, num_ranks=2, batch_size=2)
         assert_batches(outcome["passes"][0], expected, f"rank {rank}")
 

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 import streampack
 from streampack import RetryPolicy, heartbeat
 from streampack.errors import ConfigError, LoaderError
-from streampack.loader import restarts as healing
+from streampack.loader import restarts
 from streampack.loader import workers
 from streampack.records import Counts
 from streampack.state.checkpoint import to_json
@@ -38,7 +38,7 @@ pytestmark = [
 SILENCE_S = 1.5
 """Far more than a worker needs for anything here, also on a busy machine."""
 NOTICED_S = 10.0
-"""Within which a death must be healed, on a busy machine."""
+"""Within which the workers must be restarted after a death, on a busy machine."""
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +182,7 @@ def partly_bad(folder: Path, bad: range, *, count: int) -> Corpus:
     return corpus
 
 
-def test_bad_records_are_holes_once_though_workers_die(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_records_are_skipped_once_though_workers_die(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(healing, "BUDGET", 1000)
     data = dataset(partly_bad(tmp_path, range(0, 60, 4), count=60), epochs=1, num_lanes=4, on_error="skip")
     with loader_of(data, num_workers=0) as quiet:
@@ -198,7 +198,7 @@ def test_bad_records_are_holes_once_though_workers_die(tmp_path: Path, monkeypat
         assert to_json(loader.state_dict()) == to_json(quiet.state_dict())
 
 
-def test_a_rate_of_bad_records_counts_documents_through_healings(
+def test_a_rate_of_bad_records_counts_documents_through_restarts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(healing, "BUDGET", 1000)
@@ -212,7 +212,7 @@ def test_a_rate_of_bad_records_counts_documents_through_healings(
         assert loader.stats()["bad_records"] == 20
 
 
-def test_all_workers_killed_at_once_are_one_healing(corpus: Corpus, wanted: list[Any]) -> None:
+def test_all_workers_killed_at_once_are_one_restart(corpus: Corpus, wanted: list[Any]) -> None:
     with loader_of(dataset(corpus), num_workers=3) as loader:
         iterator = iter(loader)
         packs = take(iterator, 4)
@@ -223,7 +223,7 @@ def test_all_workers_killed_at_once_are_one_healing(corpus: Corpus, wanted: list
         assert loader.stats()["worker_restarts"] == 1
 
 
-def test_workers_killed_again_before_their_first_message_are_healed_again(corpus: Corpus, wanted: list[Any]) -> None:
+def test_workers_killed_again_before_their_first_message_are_restarted_again(corpus: Corpus, wanted: list[Any]) -> None:
     with loader_of(dataset(corpus)) as loader:
         iterator = iter(loader)
         packs = take(iterator, 3)
@@ -238,7 +238,7 @@ def test_workers_killed_again_before_their_first_message_are_healed_again(corpus
         assert loader.stats()["worker_restarts"] == 2
 
 
-def test_a_run_goes_on_exactly_from_a_state_of_a_healed_loader(corpus: Corpus, wanted: list[Any]) -> None:
+def test_a_run_goes_on_exactly_from_a_state_of_a_loader_after_a_restart(corpus: Corpus, wanted: list[Any]) -> None:
     with loader_of(dataset(corpus)) as loader:
         iterator = iter(loader)
         packs = take(iterator, 3)
@@ -392,7 +392,7 @@ def test_a_death_never_breaks_into_the_trainers_own_code(corpus: Corpus, wanted:
 
 
 @pytest.mark.parametrize("kind", [ValueError, "local"])
-def test_what_a_workers_own_code_raises_is_no_matter_for_healing(tmp_path: Path, kind: Any) -> None:
+def test_what_a_workers_own_code_raises_causes_no_restart(tmp_path: Path, kind: Any) -> None:
     class LocalError(Exception):
         pass
 
@@ -438,14 +438,14 @@ def test_a_sample_that_kills_its_worker_each_time_is_named_once_the_budget_is_sp
 
 def test_the_budget_is_for_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr(healing.time, "monotonic", lambda: now)
-    restarts = healing.WorkerRestarts()
-    assert [restarts.allow() for _ in range(4)] == [True, True, True, False]
+    monkeypatch.setattr(restarts.time, "monotonic", lambda: now)
+    budget = restarts.WorkerRestarts()
+    assert [budget.allow() for _ in range(4)] == [True, True, True, False]
     now = 3599.0
-    assert not restarts.allow()
+    assert not budget.allow()
     now = 3601.0
-    assert [restarts.allow() for _ in range(4)] == [True, True, True, False]
-    assert restarts.number == 6
+    assert [budget.allow() for _ in range(4)] == [True, True, True, False]
+    assert budget.number == 6
 
 
 def test_workers_that_cannot_even_begin_are_an_error_at_once(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -468,7 +468,7 @@ def test_a_limit_that_cannot_be_is_refused(corpus: Corpus, value: Any) -> None:
 # --- nothing is left
 
 
-def test_many_healings_leave_no_process_and_no_open_file(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_restarts_leave_no_process_and_no_open_file(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(healing, "BUDGET", 100)
     before = children()
     with loader_of(dataset(corpus)) as loader:
@@ -525,7 +525,7 @@ def test_a_program_ends_though_its_workers_are_stopped_and_nobody_closed_the_loa
 # --- other ranks
 
 
-def test_one_rank_heals_and_the_other_notices_nothing(references: References, tmp_path: Path) -> None:
+def test_one_rank_restarts_its_workers_and_the_other_notices_nothing(references: References, tmp_path: Path) -> None:
     """A finite run: the ranks agree on its end every few rounds, and none may ask once more or once less."""
     uneven_lanes = {**references.corpora["uneven"], "epochs": 1}
     loader = {"batch_size": 2, "num_workers": 2, "prefetch_bytes": 1}

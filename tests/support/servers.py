@@ -122,7 +122,7 @@ def s3() -> Server:
 
 
 class MortalS3:
-    """An S3 server of one's own, on the same port and folder in each of its lives."""
+    """An S3 server of one's own, on the same port and folder after each start."""
 
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="streampack-s3-"))

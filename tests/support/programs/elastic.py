@@ -1,4 +1,4 @@
-"""One life of a run: a sharded model and a loader in one distributed checkpoint, as PyTorch's documentation does it.
+"""One job of a run: a sharded model and a loader in one distributed checkpoint, as PyTorch's documentation does it.
 
 In:  arguments JOB and FOLDER. JOB: {"mesh": {name: size}, "load", "save": path or null, "async": whether the save goes
      on beside the training, "dataset", "loader", "global_batch", "before": steps before the save, "after": behind it}.
@@ -86,7 +86,7 @@ def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
     mesh = init_device_mesh("cpu", tuple(job["mesh"].values()), mesh_dim_names=tuple(job["mesh"]))
     names = tuple(name for name in job["mesh"] if name.startswith("dp"))
-    torch.manual_seed(3)  # all ranks must begin alike; in a later life the checkpoint overwrites it all
+    torch.manual_seed(3)  # all ranks must begin alike; in a later job the checkpoint overwrites it all
     model = torch.nn.Sequential(torch.nn.Embedding(ByteTokenizer().vocab_size, 12), torch.nn.Linear(12, 20))
     model.append(torch.nn.Linear(20, ByteTokenizer().vocab_size))
     fully_shard(model[1], mesh=mesh[names])

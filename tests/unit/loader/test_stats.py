@@ -3,23 +3,32 @@
 from pathlib import Path
 
 from streampack.loader.restarts import WorkerRestarts
-from streampack.loader.stats import STATS, LoaderCounts, Scope, stats_of
-from streampack.records import Counts
+from streampack.loader.stats import STATS, LoaderCounts, stats_of
+from streampack.records import Counts, StorageUse
 
 DOCS = Path(__file__).parents[3] / "docs" / "stats.md"
 
 
 def test_stats_has_the_keys_of_the_table_in_its_order() -> None:
-    stats = stats_of(Counts(), LoaderCounts(), None, worker_restarts=WorkerRestarts().number)
+    stats = stats_of(Counts(), LoaderCounts(), None, WorkerRestarts())
     assert list(stats) == [stat.key for stat in STATS]
     assert not any(stats.values())
 
 
+def test_numbers_come_from_the_record_that_the_table_names() -> None:
+    counts = Counts(*range(1, len(Counts._fields) + 1))
+    use = StorageUse(101, 102, 103, 104.5, 105, 106)
+    loader = LoaderCounts(batches=201, left_out_packs=202, seconds_waited=203.5, storage=use)
+    stats = stats_of(counts, loader, None, WorkerRestarts())
+    assert list(stats.values()) == [*counts, 201, 202, 0, 203.5, 101, 102, 103, 104.5, 105, 106]
+
+
 def test_what_is_in_the_state_is_of_the_run_and_nothing_else_is() -> None:
-    assert tuple(stat.key for stat in STATS if stat.scope is Scope.RUN) == Counts._fields
+    assert tuple(stat.key for stat in STATS if stat.source == "run") == Counts._fields
 
 
 def test_the_docs_have_the_same_table() -> None:
     rows = [line.strip("|").split(" | ") for line in DOCS.read_text("utf-8").splitlines() if line.startswith("| `")]
     found = [tuple(cell.strip().strip("`") for cell in row[:1]) + tuple(map(str.strip, row[1:])) for row in rows]
-    assert found == [(stat.key, str(stat.scope), stat.unit, stat.meaning) for stat in STATS]
+    of = ["run" if stat.source == "run" else "loader" for stat in STATS]
+    assert found == [(stat.key, whose, stat.unit, stat.meaning) for stat, whose in zip(STATS, of, strict=True)]

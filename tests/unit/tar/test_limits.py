@@ -72,7 +72,7 @@ def documents(reader: DocumentReader, sample: Sample) -> list[object]:
 
 
 @pytest.mark.parametrize("field", ["txt", "npy", "json:text"])
-def test_a_document_too_long_by_its_header_is_a_hole_and_the_rest_stays(tmp_path: Path, field: str) -> None:
+def test_a_document_too_long_by_its_header_is_a_bad_record_and_the_rest_stays(tmp_path: Path, field: str) -> None:
     def content(number: int) -> bytes:
         text = f"document {number} " * 10
         if field == "npy":
