@@ -146,7 +146,8 @@ class TokenizedDocument:
 class ControlToken(NamedTuple):
     """A token that no text becomes, such as the one that ends an answer.
 
-    A tokenizer may have a method `control_tokens()` that gives {name: ControlToken}, for chat templates.
+    A tokenizer may have a method `control_tokens()` that gives {name: ControlToken}, for chat templates; it is
+    public as `streampack.tokenizers.ControlToken`.
     """
 
     id: int

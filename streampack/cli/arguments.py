@@ -3,8 +3,10 @@
 In:  what was given on the command line. Out: a `PackedDataset` on one rank, or what is needed to reach the shards.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +14,7 @@ import typer
 from streampack.chat.options import as_chat
 from streampack.config.file import load_config
 from streampack.dataset.dataset import PackedDataset
+from streampack.errors import ConfigError, StreampackError
 from streampack.packing.options import Packing
 from streampack.packing.policies import ReplaceBoundary
 from streampack.storage.access import StorageReader
@@ -114,3 +117,20 @@ def make_storage(shards: Sequence[str]) -> tuple[list[str], StorageReader]:
     given = load_config(shards[0]).dataset_arguments()
     data, storage = given["data"], given.get("storage", Storage())
     return [data] if isinstance(data, str) else data, StorageReader(storage.options, storage.retry)
+
+
+@contextlib.contextmanager
+def file_errors(option: str, file: Path) -> Iterator[None]:
+    """Use, in the block, the file that an option names.
+
+    Raises:
+        ConfigError: the operating system refuses; streampack's own errors, such as those of shards, pass as they are.
+    """
+    try:
+        yield
+    except StreampackError:
+        raise
+    except OSError as error:
+        raise ConfigError(
+            f"{option} {file}: {error.strerror or error}. Name a file in a folder that exists and may be written to."
+        ) from error

@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from streampack.cli.arguments import Json, Shards, make_storage
+from streampack.cli.arguments import Json, file_errors, make_storage
 from streampack.cli.console import format_bytes, messages, output, plural, print_json
 from streampack.cli.progress import ShardProgress
 from streampack.corpus.resolve import resolve_shards
@@ -30,7 +30,15 @@ from streampack.tar.codecs import is_compressed
 
 
 def manifest(
-    shards: Shards,
+    shards: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SHARDS",
+            help="Paths or URLs, with braces or globs; directories; @manifest; or one config file (.yaml): the shards "
+            "of its dataset.",
+            show_default=False,
+        ),
+    ],
     *,
     output_file: Annotated[
         Path,
@@ -66,7 +74,10 @@ def manifest(
     )
     folder = output_file.parent
     num_bytes = 0
-    with tempfile.NamedTemporaryFile("w", dir=folder, prefix=output_file.name, encoding="utf-8", delete=False) as file:
+    with (
+        file_errors("--output", output_file),
+        tempfile.NamedTemporaryFile("w", dir=folder, prefix=output_file.name, encoding="utf-8", delete=False) as file,
+    ):
         try:
             with ShardProgress("reading", table) as progress:
                 if digests:

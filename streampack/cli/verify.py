@@ -20,7 +20,16 @@ import msgspec
 import typer
 from rich.table import Table
 
-from streampack.cli.arguments import Chat, Field, Json, NumWorkers, Shards, Tokenizer, make_measured_dataset
+from streampack.cli.arguments import (
+    Chat,
+    Field,
+    Json,
+    NumWorkers,
+    Shards,
+    Tokenizer,
+    file_errors,
+    make_measured_dataset,
+)
 from streampack.cli.console import format_bytes, output, plural, print_json, print_warning, printable
 from streampack.cli.per_shard import each_shard, num_processes
 from streampack.cli.progress import ShardProgress
@@ -79,9 +88,10 @@ def verify(
         workers = max(1, min(num_processes(workers, table), len(left)))
         for index, verdict in each_shard(work, table, left, workers=workers, advance=progress.advance):
             verdicts[index] = verdict
-            if notes is not None:
-                notes.write(msgspec.json.encode(verdict) + b"\n")
-                notes.flush()
+            if journal is not None and notes is not None:
+                with file_errors("--journal", journal):
+                    notes.write(msgspec.json.encode(verdict) + b"\n")
+                    notes.flush()
     _report([verdicts[index] for index in sorted(verdicts)], num_read=len(left), as_json=json)
     if any(verdict.num_problems for verdict in verdicts.values()):
         raise typer.Exit(1)
@@ -120,7 +130,9 @@ def _known(journal: Path, pipeline: Pipeline) -> dict[tuple[str, int, str | None
     """The verdicts of the journal on good shards; those with problems are read again, since they may be repaired."""
     found: dict[tuple[str, int, str | None], Verdict] = {}
     if journal.exists():
-        for number, line in enumerate(journal.read_bytes().splitlines(), 1):
+        with file_errors("--journal", journal):
+            lines = journal.read_bytes().splitlines()
+        for number, line in enumerate(lines, 1):
             try:
                 verdict = msgspec.json.decode(line, type=Verdict)
             except msgspec.DecodeError:
@@ -137,7 +149,9 @@ def _opened(journal: Path | None) -> Iterator[IO[bytes] | None]:
     if journal is None:
         yield None
         return
-    with journal.open("ab+") as file:
+    with file_errors("--journal", journal):
+        file = journal.open("ab+")
+    with file:
         if file.tell():
             file.seek(-1, 2)
             if file.read(1) != b"\n":  # a line that was cut off

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from streampack.errors import as_integer
+
 
 class ResumableLoader(Protocol):
     """What a loader must have here; `streampack.PackedDataLoader` has it.
@@ -51,14 +53,18 @@ def assert_resumes_exactly(
     Args:
         make_loader: makes a new loader with the same arguments at each call.
         num_batches: of the run; with every stop, about half the square of it is read.
-        num_stops: how many of the states to continue from, chosen by `seed`; None: all of them.
+        num_stops: how many of the states to continue from, at least 1, chosen by `seed`; None: all of them.
         make_resumed: makes the loaders that continue; None: `make_loader` does. It may have another `num_workers`, but
             must give batches of the same size.
         seed: of the choice of the stops.
 
     Raises:
         AssertionError: a run that continued differs from the uninterrupted one.
+        ConfigError: `num_batches` or `num_stops` is below 1, so nothing would be compared.
     """
+    as_integer(num_batches, "num_batches", low=1)
+    if num_stops is not None:
+        as_integer(num_stops, "num_stops", low=1)
     with _closing(make_loader()) as loader:
         states, batches = [_through_json(loader.state_dict())], []
         for batch in itertools.islice(loader, num_batches):
@@ -132,6 +138,8 @@ def _difference(one: Any, other: Any) -> str:
         return "" if is_equal else f"{other!r:.100} in place of {one!r:.100}"
     if one.dtype != other.dtype or one.shape != other.shape:
         return f"{other.dtype} {list(other.shape)} in place of {one.dtype} {list(one.shape)}"
+    if isinstance(one, np.ndarray) and np.asarray(one).dtype.kind not in "biufc":  # text, objects, dates: not in torch
+        return _first_difference(one, other)
     left, right = torch.as_tensor(one), torch.as_tensor(other)
     differs = (left != right) & ~(torch.isnan(left) & torch.isnan(right))
     if not differs.any():
@@ -139,6 +147,18 @@ def _difference(one: Any, other: Any) -> str:
     index = tuple(torch.nonzero(differs)[0].tolist())
     num = int(differs.sum())
     return f"{right[index]} in place of {left[index]} at index {list(index)}, the first of {num:,} that differ"
+
+
+def _first_difference(one: Any, other: Any) -> str:
+    """In what two arrays of one shape, compared value by value, differ; empty where they are equal."""
+    pairs = zip(np.ndindex(one.shape), one.flat, other.flat, strict=True)
+    differing = [(index, left, right) for index, left, right in pairs if _difference(left, right)]
+    if not differing:
+        return ""
+    index, left, right = differing[0]
+    return (
+        f"{right!r:.100} in place of {left!r:.100} at index {list(index)}, the first of {len(differing):,} that differ"
+    )
 
 
 def _through_json(state: Mapping[str, Any]) -> Any:

@@ -149,3 +149,12 @@ def test_a_hundred_thousand_shards_cost_a_worker_no_objects(hundred_thousand: Sh
     copy = pickle.loads(pickle.dumps(hundred_thousand))
     assert len(gc.get_objects()) - before < 100
     assert copy[99_999] == hundred_thousand[99_999]
+
+
+def test_a_file_that_cannot_be_written_is_an_error_that_says_why(shards: Path, tmp_path: Path) -> None:
+    file = tmp_path / "nowhere" / "list.jsonl"
+    said = " ".join(run(shards, "-o", file, code=1).split())
+    assert f"error: --output {file}: No such file or directory. Name a file in a folder" in said
+    assert "Traceback" not in said
+    run(shards, "-o", shards, code=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [shards.name]

@@ -114,3 +114,12 @@ def test_a_journal_whose_last_line_was_cut_short_costs_that_shard_only(shards: l
     result = run(*urls(shards), "--journal", str(journal), "--json")
     assert json.loads(result.stdout)["num_read"] == 1 and "line 4 is not a verdict" in result.stderr
     assert verified(*urls(shards), "--journal", str(journal))[1]["num_read"] == 0
+
+
+@pytest.mark.parametrize("name", ["nowhere/journal", "shards"])
+def test_a_journal_that_cannot_be_written_is_an_error_that_names_it(
+    shards: list[Path], tmp_path: Path, name: str
+) -> None:
+    result = run(*urls(shards), "--journal", str(tmp_path / name))
+    assert result.exit_code == 1
+    assert f"error: --journal {tmp_path / name}: " in " ".join(result.output.split())

@@ -26,8 +26,7 @@ from torch.utils.data import DataLoader
 import streampack
 from streampack import RetryPolicy, heartbeat
 from streampack.errors import ConfigError, LoaderError
-from streampack.loader import restarts
-from streampack.loader import workers
+from streampack.loader import restarts, workers
 from streampack.records import Counts
 from streampack.state.checkpoint import to_json
 
@@ -149,7 +148,7 @@ def test_a_finite_pass_is_the_same_though_a_worker_dies_before_every_batch(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch, epoch_end: str, prefetch_bytes: int
 ) -> None:
     """Also in the last batches, which are made of lanes that have ended."""
-    monkeypatch.setattr(healing, "BUDGET", 1000)
+    monkeypatch.setattr(restarts, "BUDGET", 1000)
     data = dataset(corpus, epochs=1, epoch_end=epoch_end, num_lanes=4)
     with loader_of(data, num_workers=0) as quiet:
         calm = [row for batch in quiet for row in rows(batch)]
@@ -183,7 +182,7 @@ def partly_bad(folder: Path, bad: range, *, count: int) -> Corpus:
 
 
 def test_bad_records_are_skipped_once_though_workers_die(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(healing, "BUDGET", 1000)
+    monkeypatch.setattr(restarts, "BUDGET", 1000)
     data = dataset(partly_bad(tmp_path, range(0, 60, 4), count=60), epochs=1, num_lanes=4, on_error="skip")
     with loader_of(data, num_workers=0) as quiet:
         calm = [row for batch in quiet for row in rows(batch)]
@@ -201,7 +200,7 @@ def test_bad_records_are_skipped_once_though_workers_die(tmp_path: Path, monkeyp
 def test_a_rate_of_bad_records_counts_documents_through_restarts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(healing, "BUDGET", 1000)
+    monkeypatch.setattr(restarts, "BUDGET", 1000)
     corpus = partly_bad(tmp_path, range(3, 80, 4), count=80)
     data = dataset(corpus, epochs=1, num_lanes=1, on_error="skip", max_bad=0.4)
     with loader_of(data, num_workers=1) as loader:
@@ -469,7 +468,7 @@ def test_a_limit_that_cannot_be_is_refused(corpus: Corpus, value: Any) -> None:
 
 
 def test_many_restarts_leave_no_process_and_no_open_file(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(healing, "BUDGET", 100)
+    monkeypatch.setattr(restarts, "BUDGET", 100)
     before = children()
     with loader_of(dataset(corpus)) as loader:
         iterator = iter(loader)

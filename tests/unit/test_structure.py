@@ -24,22 +24,33 @@ SLEEPS = {
 }
 """`support/` and `benchmarks/` are not asked: what polls for a condition, throttles or trains stands there."""
 
+ELSEWHERE = {
+    # Package without a folder in `unit/` -> where and why it is tested.
+    "cli": "component/test_cli_*.py, component/test_bench.py: commands run whole",
+    "dataset": "component/test_dataset.py, component/test_iteration.py: a dataset needs all packages below it",
+    "examples": "integrations/test_examples.py, component/test_demo_data.py: they need the trainers' libraries",
+    "integrations": "integrations/: each needs its trainer's library",
+    "state": "component/test_state.py: a state is what a loader saves",
+}
+
 
 def imports(name: str) -> set[str]:
+    """What a test file imports, modules and names of modules: `from a import b` gives a and a.b."""
     found = set()
     for node in ast.walk(ast.parse((TESTS / name).read_text("utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found.add(node.module or "")
+            module = node.module or ""
+            found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
     return found
 
 
 def sleeps(name: str) -> bool:
-    return any(
-        isinstance(node, ast.Attribute) and node.attr == "sleep"
-        for node in ast.walk(ast.parse((TESTS / name).read_text("utf-8")))
-    )
+    """Whether it names `sleep` of a module, or imports it by its name."""
+    tree = ast.parse((TESTS / name).read_text("utf-8"))
+    attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    return "sleep" in attributes or any(module.endswith(".sleep") for module in imports(name))
 
 
 def test_every_file_has_its_folder() -> None:
@@ -49,6 +60,11 @@ def test_every_file_has_its_folder() -> None:
 def test_a_folder_of_unit_tests_is_a_package() -> None:
     folders = {path.name for path in (TESTS / "unit").iterdir() if path.is_dir() and any(path.glob("test_*.py"))}
     assert sorted(name for name in folders if not (PACKAGE / name / "__init__.py").exists()) == []
+
+
+def test_each_package_has_its_folder_of_unit_tests_or_a_reason() -> None:
+    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert sorted(name for name in packages if not any((TESTS / "unit" / name).glob("test_*.py"))) == sorted(ELSEWHERE)
 
 
 @pytest.mark.parametrize("name", TEST_FILES)

@@ -10,7 +10,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from streampack.cli.arguments import Json
+from streampack.cli.arguments import Json, file_errors
 from streampack.cli.bench import drawing
 from streampack.cli.bench.measuring import make_report
 from streampack.cli.console import output, print_json
@@ -56,7 +56,8 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of each measure.")] = 7,
     megabytes: Annotated[int, typer.Option(min=1, help="MB of the shards to read.")] = 20,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Three rounds on 3 MB, in seconds: shows the order of magnitude only.")
+        bool,
+        typer.Option("--quick", help="Three rounds on 3 MB, in a minute or less: only the order of magnitude."),
     ] = False,
     json: Json = False,
     out: Annotated[
@@ -79,14 +80,16 @@ def bench(
         rounds=rounds,
         num_bytes=megabytes * 10**6,
     )
-    if out is not None:
-        out.write_text(drawing.markdown(report), "utf-8")
-    if plot is not None:
-        plot.write_text(drawing.svg(report), "utf-8")
     if json:
         print_json(_without_nan(msgspec.to_builtins(report)))
     else:
         drawing.draw(output(), report)
+    if out is not None:
+        with file_errors("--out", out):
+            out.write_text(drawing.markdown(report), "utf-8")
+    if plot is not None:
+        with file_errors("--plot", plot):
+            plot.write_text(drawing.svg(report), "utf-8")
 
 
 def _without_nan(value: object) -> object:

@@ -68,6 +68,12 @@ def test_of_many_ranks_only_some_are_named() -> None:
     assert len(line) < 200
 
 
+def test_the_message_in_the_docs_is_what_the_claims_give() -> None:
+    claims = [claim(rank, rank, 4, global_pack=512 if rank < 2 else 64) for rank in range(4)]
+    page = (Path(__file__).parents[3] / "docs" / "operations.md").read_text("utf-8")
+    assert f"which is not handed out: {'; '.join(differences(claims))} * " in " ".join(page.split())
+
+
 @pytest.fixture
 def dataset(tmp_path: Path) -> streampack.PackedDataset:
     shards = write_shards(tmp_path / "shards", [f"document {i}" * 3 for i in range(20)], documents_per_shard=10)

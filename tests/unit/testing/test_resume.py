@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from streampack import PackedDataLoader, PackedDataset
+from streampack.errors import ConfigError
 from streampack.records import Document
 from streampack.testing import ByteTokenizer, assert_resumes_exactly, write_shards
 
@@ -118,3 +119,25 @@ def test_equal_batches_of_any_shape_are_equal() -> None:
 def test_a_loader_without_batches_is_no_success() -> None:
     with pytest.raises(AssertionError, match="gives no batches"):
         assert_resumes_exactly(lambda: Fake([]))
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.5])
+@pytest.mark.parametrize("name", ["num_batches", "num_stops"])
+def test_a_comparison_of_nothing_is_refused(name: str, number: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{name}={number} must be a whole number of at least 1"):
+        assert_resumes_exactly(lambda: Fake([BATCH]), **{name: number})
+
+
+@pytest.mark.parametrize(
+    ("array", "other"),
+    [
+        (np.array([["a", "b"]]), np.array([["a", "c"]])),
+        (np.array([b"a", b"b"]), np.array([b"c", b"d"])),
+        (np.array(["a", None, np.nan, np.arange(2)], object), np.array(["a", 1, np.nan, np.arange(2)], object)),
+        (np.array(["2020", "NaT"], "M8[s]"), np.array(["2021", "NaT"], "M8[s]")),
+    ],
+)
+def test_arrays_of_no_numbers_are_compared(array: np.ndarray, other: np.ndarray) -> None:
+    assert_resumes_exactly(lambda: Fake([{"x": array}] * 2))
+    with pytest.raises(AssertionError, match=r"batch 0, key \['x'\]: .* at index \[.*\], the first of . that differ"):
+        assert_resumes_exactly(lambda: Fake([{"x": array}]), make_resumed=lambda: Fake([{"x": other}]))
