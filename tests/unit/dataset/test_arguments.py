@@ -93,6 +93,7 @@ def test_names_of_shards_may_come_from_what_cannot_be_pickled(data: Callable[[],
         (lambda: loader(mask="no"), ConfigError, "mask='no' must be True or False"),
         (lambda: loader(drop_last="no"), ConfigError, "drop_last='no' must be True or False"),
         (lambda: loader(provenance="no"), ConfigError, "provenance='no' must be True or False"),
+        (lambda: loader(pin_memory="no"), ConfigError, "pin_memory='no' must be True, False or \"auto\""),
         (lambda: loader(whole_state="no"), ConfigError, "whole_state='no' must be True or False"),
         (
             lambda: loader(multiprocessing_context="thread"),
