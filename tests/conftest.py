@@ -10,6 +10,9 @@ from hypothesis import HealthCheck, settings
 from support.caches import DATA
 from support.proxy import Proxy
 
+# The hundred processes that tests start compile the package once, also where the environment keeps no bytecode.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # "ci": the same examples on every run, so that a red build is red for everyone. HYPOTHESIS_PROFILE names another one:
 # "nightly" is what tests/nightly/test_search.py runs, "search" looks further still.
 settings.register_profile(

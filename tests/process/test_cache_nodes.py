@@ -97,7 +97,7 @@ def test_two_nodes_have_the_packs_of_one_process_and_ask_for_each_byte_once(node
     for name, data in objects.items():
         servers.put_s3(f"{prefix}/{name}", data)
     shards = f"s3://{servers.BUCKET}/{prefix}/*.tar"
-    arguments: dict[str, Any] = {"seq_len": 512, "num_lanes": 12, "epochs": 1}
+    arguments: dict[str, Any] = {"seq_len": 2048, "num_lanes": 12, "epochs": 1}
     proxies = [Proxy(upstream=servers.s3().url, host=f"10.213.{node}.1") for node in range(2)]
     place = [
         {"dataset": {"cache_dir": str(tmp_path / f"cache{node}"), "options": servers.s3().at(proxy.url)}}

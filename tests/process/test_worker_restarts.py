@@ -129,7 +129,7 @@ def test_a_worker_that_is_stopped_is_ended_and_costs_nothing_but_time(
 @pytest.mark.parametrize("context", ["spawn", "forkserver"])
 def test_workers_that_are_not_forked_are_built_anew_too(corpus: Corpus, wanted: list[Any], context: str) -> None:
     before = children()  # the server that workers are forked from stays for the next ones
-    with loader_of(dataset(corpus), multiprocessing_context=context) as loader:
+    with loader_of(dataset(corpus), num_workers=1, multiprocessing_context=context) as loader:
         iterator = iter(loader)
         packs = take(iterator, 2)
         hurt(loader)
