@@ -135,8 +135,8 @@ def _maxtext(rows: Arrays, block: PackBlock, positions: Positions) -> Batch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Consumer:
-    """All that is known of a format in one place; a new format is a member of `Format` and one of these."""
+class FormatSpec:
+    """What a batch of a format is; options that a format refuses are in `as_layout` (`formats/layout.py`)."""
 
     make: Callable[[Arrays, PackBlock, Positions], Batch]
     """Makes a batch from rows, each int64 [B, S], and their block."""
@@ -146,19 +146,23 @@ class Consumer:
     """Keys of tensors [B, S], of which a context-parallel rank has a part; none: the batch cannot be sliced."""
     model_shifts: bool = False
     """The model shifts labels itself, so a dataset for it does not look for the label of a pack's last row."""
+    takes_mask: bool = False
+    """The loader may add "mask"."""
     is_pair: bool = False
     """A batch is a pair of a dict and the labels, and nothing can be added to it."""
 
 
-CONSUMERS: Mapping[Format, Consumer] = {
-    Format.STREAMPACK: Consumer(make=_streampack, row_keys=("tokens", "labels", "position_ids", "segment_ids")),
-    Format.TORCHTUNE: Consumer(make=_torchtune, row_keys=("tokens", "labels", "input_pos")),
-    Format.HF: Consumer(make=_hf, model_shifts=True),
-    Format.HF_FLASH: Consumer(make=_hf_flash, model_shifts=True),
-    Format.TORCHTITAN: Consumer(make=_torchtitan, is_pair=True),
-    Format.MEGATRON: Consumer(make=_megatron, row_keys=("tokens", "labels", "position_ids", "loss_mask")),
-    Format.VARLEN: Consumer(make=_varlen),
-    Format.MAXTEXT: Consumer(
+FORMAT_SPECS: Mapping[Format, FormatSpec] = {
+    Format.STREAMPACK: FormatSpec(
+        make=_streampack, row_keys=("tokens", "labels", "position_ids", "segment_ids"), takes_mask=True
+    ),
+    Format.TORCHTUNE: FormatSpec(make=_torchtune, row_keys=("tokens", "labels", "input_pos"), takes_mask=True),
+    Format.HF: FormatSpec(make=_hf, model_shifts=True),
+    Format.HF_FLASH: FormatSpec(make=_hf_flash, model_shifts=True),
+    Format.TORCHTITAN: FormatSpec(make=_torchtitan, is_pair=True),
+    Format.MEGATRON: FormatSpec(make=_megatron, row_keys=("tokens", "labels", "position_ids", "loss_mask")),
+    Format.VARLEN: FormatSpec(make=_varlen),
+    Format.MAXTEXT: FormatSpec(
         make=_maxtext,
         labels="targets",
         row_keys=(

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from streampack.errors import ConfigError, as_bool, as_choice
-from streampack.formats.consumers import CONSUMERS, Batch, Consumer, Format, Positions
+from streampack.formats.consumers import FORMAT_SPECS, Batch, Format, FormatSpec, Positions
 from streampack.packing.blocks import expand_block, stretches
 from streampack.packing.packs import PackBlock
 from streampack.packing.policies import Boundary, BoundaryPolicy
@@ -58,9 +58,9 @@ class Layout:
     loss_weights: LossWeights | None = None
 
     @property
-    def consumer(self) -> Consumer:
+    def spec(self) -> FormatSpec:
         """What is known of the format."""
-        return CONSUMERS[self.format]
+        return FORMAT_SPECS[self.format]
 
     def batch(self, block: PackBlock, document_targets: Sequence[int] = ()) -> Batch:
         """The block's packs in this layout; see the table at the top of the module.
@@ -73,21 +73,21 @@ class Layout:
             num_packs, seq_len = segment_ids.shape
             rows["position_ids"] = torch.arange(seq_len).repeat(num_packs, 1)
         weights = None if self.loss_weights is None else self._weights(rows["labels"], block, document_targets)
-        consumer = self.consumer
-        if consumer.model_shifts:
+        spec = self.spec
+        if spec.model_shifts:
             rows["labels"] = unshift(rows["labels"])
             num_targets = (rows["labels"] != IGNORE_INDEX).sum(dim=1)
         else:
             num_targets = torch.from_numpy(block.num_targets)
-        batch = consumer.make(rows, block, self.positions)
+        batch = spec.make(rows, block, self.positions)
         if self.mask:
             batch["mask"] = block_causal_mask(segment_ids)
         if self.mask and self.format is Format.TORCHTUNE:
             del batch["seq_lens"]
-        elif not consumer.is_pair:
+        elif not spec.is_pair:
             batch["num_targets"] = num_targets
         if weights is not None:
-            batch["loss_weights"] = weights.reshape(batch[consumer.labels].shape)
+            batch["loss_weights"] = weights.reshape(batch[spec.labels].shape)
         return batch
 
     def _weights(self, labels: torch.Tensor, block: PackBlock, document_targets: Sequence[int]) -> torch.Tensor:
@@ -99,7 +99,7 @@ class Layout:
             targets = np.ones(cut.lengths.size, np.float64)
             targets[cut.segment_ids > 0] = np.maximum(np.asarray(document_targets, np.float64), 1)
             weights *= torch.from_numpy(np.repeat(1 / targets, cut.lengths).reshape(labels.shape).astype(np.float32))
-        if self.consumer.model_shifts:
+        if self.spec.model_shifts:
             weights = torch.nn.functional.pad(weights[:, :-1], (1, 0))
         return weights
 
@@ -118,8 +118,8 @@ def as_layout(
         ConfigError: an argument that is not known, or a combination that cannot be right.
     """
     kind, where = as_choice(Format, format, "format"), as_choice(Positions, positions, "positions")
-    consumer, mask = CONSUMERS[kind], as_bool(mask, "mask")
-    if consumer.model_shifts and boundary is BoundaryPolicy.TRIM:
+    spec, mask = FORMAT_SPECS[kind], as_bool(mask, "mask")
+    if spec.model_shifts and boundary is BoundaryPolicy.TRIM:
         raise ConfigError(
             f'format="{kind}" with boundary="trim" cannot be right: the model shifts labels itself and would take the '
             'first row of a document for the target of the row before it. Use boundary="mask", which trains the same '
@@ -130,7 +130,7 @@ def as_layout(
             'format="hf_flash" with positions="pack" contradicts itself: cu_seq_lens keep documents apart, positions '
             'of the pack make it one sequence. Use positions="document", or format="hf".'
         )
-    if mask and kind not in (Format.STREAMPACK, Format.TORCHTUNE):
+    if mask and not spec.takes_mask:
         raise ConfigError(
             f'mask=True works with format="streampack" and "torchtune"; "{kind}" tells its consumer in another way '
             "which rows belong together. Leave it False, or call streampack.formats.block_causal_mask(segment_ids)."
@@ -141,7 +141,7 @@ def as_layout(
             f'loss_weights="document" with boundary="{boundary}": there the last row of a document trains a token that '
             'is not one of its own. Use boundary="mask" or "trim".'
         )
-    if weights is not None and consumer.is_pair:
+    if weights is not None and spec.is_pair:
         raise ConfigError('loss_weights has no place in the pairs of format="torchtitan"; choose another format.')
     return Layout(format=kind, positions=where, mask=mask, loss_weights=weights)
 
@@ -179,7 +179,7 @@ def unshift(labels: torch.Tensor) -> torch.Tensor:
     return result
 
 
-_ROW_KEYS = frozenset({"loss_weights", "mask"}.union(*(consumer.row_keys for consumer in CONSUMERS.values())))
+_ROW_KEYS = frozenset({"loss_weights", "mask"}.union(*(spec.row_keys for spec in FORMAT_SPECS.values())))
 
 
 def context_parallel_slice(batch: Mapping[str, Any], *, rank: int, size: int) -> dict[str, Any]:

@@ -31,16 +31,16 @@ _SKIPPED_PACKS = FIELDS.index("skipped_packs")
 class Commits:
     """The committed rows of a rank's lanes, and what the last batches changed in them."""
 
-    def __init__(self, rows: Committed) -> None:
-        self.rows = rows
+    def __init__(self, committed: Committed) -> None:
+        self.committed = committed
         self._undos: deque[_Undo] = deque(maxlen=BATCHES_BACK)
 
-    def add(self, batch: PackBatch, *, skipped: bool = False) -> None:
+    def commit(self, batch: PackBatch, *, skipped: bool = False) -> None:
         """Commit a batch that is handed out, or `skipped`: then it is in no digest and counts as skipped packs only.
 
         Its documents count in any case: a fraction `max_bad` is of all documents that a lane has met.
         """
-        rows = self.rows
+        committed = self.committed
         lanes: list[int] = []
         changes: list[NDArray[np.int64]] = []
         fillers: list[int] = []
@@ -55,24 +55,25 @@ class Commits:
             lanes.append(lane_index)
             changes.append(pack.message.changes[pack.number])
             if pack.message.skipped_ranges and (skipped_ranges := pack.skipped_ranges):
-                num_skipped_ranges.setdefault(lane_index, len(rows.skipped_ranges[lane_index]))
-                rows.skipped_ranges[lane_index].extend(skipped_ranges)
+                num_skipped_ranges.setdefault(lane_index, len(committed.skipped_ranges[lane_index]))
+                committed.skipped_ranges[lane_index].extend(skipped_ranges)
         touched = np.array(lanes + fillers, dtype=np.intp)
-        self._undos.append(_Undo(touched, rows.rows.take(touched, axis=0), num_skipped_ranges, rows.global_pack))
+        before = committed.rows.take(touched, axis=0)
+        self._undos.append(_Undo(touched, before, num_skipped_ranges, committed.global_pack))
         if lanes:
-            committed = to_checkpoint(np.array(changes))
-            rows.add(touched[: len(lanes)], _only_skipped(committed) if skipped else committed)
+            advance = to_checkpoint(np.array(changes))
+            committed.add(touched[: len(lanes)], _only_skipped(advance) if skipped else advance)
         if fillers:
-            rows.add_fillers(touched[len(lanes) :])
-        rows.global_pack = batch.global_pack
+            committed.add_fillers(touched[len(lanes) :])
+        committed.global_pack = batch.global_pack
 
     def end_pass(self, last_words: Mapping[int, LastWords], *, epochs: int) -> None:
         """All ranks have ended the pass: count what came after the lanes' last packs, and begin the next epoch."""
-        rows = self.rows
+        committed = self.committed
         for lane_index, (packs, counts) in last_words.items():
-            if rows.packs(lane_index) >= packs:  # else the lane was cut before its last pack
-                rows.count(lane_index, counts)
-        rows.end_pass(rows.first_epoch + epochs)
+            if committed.packs(lane_index) >= packs:  # else the lane was cut before its last pack
+                committed.count(lane_index, counts)
+        committed.end_pass(committed.first_epoch + epochs)
         self._undos.clear()
 
     def before(self, num_batches: int, *, ahead: int) -> Committed:
@@ -82,21 +83,21 @@ class Commits:
             StateError: the loader cannot go back so many batches.
         """
         if not num_batches and not ahead:
-            return self.rows
+            return self.committed
         if not 0 <= num_batches <= len(self._undos) - ahead:
             raise StateError(
                 f"batches_back={num_batches}: this loader can go back {len(self._undos) - ahead} batches "
                 f"now (at most {BATCHES_BACK}, and not past the start, a load or the end of a pass)"
             )
-        rows = self.rows.copy()
+        committed = self.committed.copy()
         for undo in list(self._undos)[::-1][: num_batches + ahead]:
-            undo.apply(rows)
-        return rows
+            undo.apply(committed)
+        return committed
 
     def take_back(self, num_batches: int) -> None:
         """Undo the last batches, as if they had not been handed out."""
         for _ in range(num_batches):
-            self._undos.pop().apply(self.rows)
+            self._undos.pop().apply(self.committed)
 
 
 def to_checkpoint(changes: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -29,7 +29,7 @@ class BatchFormatter:
     def __post_init__(self) -> None:
         object.__setattr__(self, "provenance", as_bool(self.provenance, "provenance"))
         object.__setattr__(self, "pin_memory", as_bool(self.pin_memory, "pin_memory", other='"auto"'))
-        if self.provenance and self.layout.consumer.is_pair:
+        if self.provenance and self.layout.spec.is_pair:
             kind = self.layout.format
             raise ConfigError(f'provenance=True has no place in the pairs of format="{kind}"; choose another format')
 

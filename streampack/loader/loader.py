@@ -124,7 +124,7 @@ class PackedDataLoader:
         """Whether `state_dict` gives the lanes of all ranks."""
         if self.whole_state:
             self._exchanges.check_known("whole_state")
-        self.dataset = dataset.without_lookahead() if layout.consumer.model_shifts else dataset
+        self.dataset = dataset.without_lookahead() if layout.spec.model_shifts else dataset
         """What is loaded; for a format whose model shifts labels, with `lookahead=False`."""
         self.batch_size = as_integer(batch_size, "batch_size", low=1)
         self._settings = PassSettings(
@@ -197,7 +197,7 @@ class PackedDataLoader:
         """
         if ahead := len(self._ahead):
             self._retire()
-            self._prepare().take_back(ahead)
+            self._begun().take_back(ahead)
         self._ahead = ()
         current = self._current_pass(new=True)
         current.taken = True
@@ -214,18 +214,18 @@ class PackedDataLoader:
             batch = self._next_batch(current)
             if batch is None:
                 assert self.dataset.epochs is not None, "an endless run has no end"
-                self._prepare().end_pass(current.tally.ends, epochs=self.dataset.epochs)
+                self._begun().end_pass(current.tally.ends, epochs=self.dataset.epochs)
                 self._retire()
                 return
             try:
-                handed_out = self._formatter.format(batch, self._prepare().rows)
+                handed_out = self._formatter.format(batch, self._begun().committed)
                 if self._verifier is not None and self._verifier.is_due(self._counts.batches):
                     arguments = self._run.arguments(self.num_lanes)
-                    self._verifier.check(batch, self._prepare().rows, self._counts.batches, arguments)
+                    self._verifier.check(batch, self._begun().committed, self._counts.batches, arguments)
             except BaseException:
                 self._retire()  # the batch is not committed, so it must come again
                 raise
-            self._prepare().add(batch)
+            self._begun().commit(batch)
             self._counts.batches += 1
             yield handed_out
 
@@ -251,7 +251,7 @@ class PackedDataLoader:
             batch = self._next_batch(current)
             if batch is None:
                 return done
-            self._prepare().add(batch, skipped=True)
+            self._begun().commit(batch, skipped=True)
         return num_batches
 
     def state_dict(self, batches_back: int = 0) -> State:
@@ -265,7 +265,7 @@ class PackedDataLoader:
         Raises:
             StateError: `batches_back` goes back too far, or Accelerate would save the lanes of one of several ranks.
         """
-        commits = self._prepare()
+        commits = self._begun()
         if self.dp_size > 1 and not self.whole_state:
             wrappers.check_every_rank_saves(sys._getframe(1), size=self.dp_size)  # noqa: SLF001  # the caller
         committed = commits.before(batches_back, ahead=len(self._ahead))
@@ -300,18 +300,18 @@ class PackedDataLoader:
     @property
     def num_lanes(self) -> int:
         """Lanes of the run: a loaded state's where the dataset leaves them to the data, else the dataset's."""
-        return self._prepare().rows.num_lanes
+        return self._begun().committed.num_lanes
 
     def digest(self) -> int:
         """A 64-bit digest of (global number, content) of every pack handed out on this rank's lanes since the start.
 
         Ranks' digests add up, modulo 2**64, to the same number on every topology.
         """
-        return self._prepare().rows.digest()
+        return self._begun().committed.digest()
 
     def stats(self) -> dict[str, float]:
         """Counts of this rank's lanes since the start of the run, and of this loader; docs/stats.md has the keys."""
-        counts = self._prepare().rows.counts()
+        counts = self._begun().committed.counts()
         return stats_of(counts, self._counts, self._pass, self._restarts)
 
     def close(self) -> None:
@@ -326,8 +326,8 @@ class PackedDataLoader:
 
     # -- start -----------------------------------------------------------------------------------------------------
 
-    def _prepare(self) -> Commits:
-        """What is committed; the first call lists shards and compares the ranks."""
+    def _begun(self) -> Commits:
+        """The commits of this run; the first call begins it: it lists the shards and compares the ranks."""
         if self._commits is None:
             self._run.join()
             num_lanes = self.dataset.num_lanes
@@ -336,7 +336,7 @@ class PackedDataLoader:
 
     def _current_pass(self, *, new: bool) -> Pass:
         """The pass that continues from the committed rows; `new`: not one that has an iterator already."""
-        committed = self._prepare().rows
+        committed = self._begun().committed
         if self._pass is not None and new and self._pass.taken:
             self._retire()
         if self._pass is None:
