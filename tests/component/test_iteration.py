@@ -109,7 +109,7 @@ def test_a_state_of_another_run_place_or_release_is_refused(corpus: Corpus) -> N
     with pytest.raises(StateError, match="seed: 0 in the checkpoint, 4 now"):
         iter(dataset(corpus, seed=4, rank=0, size=2)).load_state_dict(state)
     for rank, size in ((1, 2), (0, 1), (0, 3)):
-        match = rf"worker 0 of 1 on rank 0 of 2, .* {rank} of {size}.*PackedDataLoader go on"
+        match = rf"worker 0 of 1 on rank 0 of 2, .* {rank} of {size}.*PackedDataLoader continue on"
         with pytest.raises(StateError, match=match):
             iter(dataset(corpus, rank=rank, size=size)).load_state_dict(state)
     for key, known in (("version", VERSION), ("order_version", ORDER_VERSION)):
@@ -190,7 +190,7 @@ def test_torchdatas_stateful_dataloader_refuses_the_state_of_another_rank(small:
     next(iter(loader))
     other = stateful(dataset(small, num_lanes=4, rank=1, size=2), 1, 0)
     other.load_state_dict(loader.state_dict())
-    with pytest.raises(StateError, match="PackedDataLoader go on with any number of ranks and workers"):
+    with pytest.raises(StateError, match="PackedDataLoader continue on any number of ranks and workers"):
         iter(other)
 
 
