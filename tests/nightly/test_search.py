@@ -18,7 +18,8 @@ FILES = sorted(
 
 LONG = sorted(
     path.relative_to(TESTS).as_posix()
-    for path in (TESTS / "component").glob("test_*.py")
+    for folder in ("component", "process")
+    for path in (TESTS / folder).glob("test_*.py")
     if "from support.thorough import" in path.read_text("utf-8")
 )
 
