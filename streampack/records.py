@@ -33,6 +33,9 @@ Tokens = NDArray[np.int32]
 Mask = NDArray[np.bool_]
 Message: TypeAlias = Mapping[str, Any]
 """One message of a conversation: "role" and "content", both strings, and whatever else a template may use."""
+CONTEXT_KEYS = ("tools", "functions", "documents", "system", "images", "audios", "videos", "chat_template_kwargs")
+"""Keys beside the messages of a record that change what a model should see of the conversation: they are for the chat
+template. All other keys there (an id, a source, a date) are metadata."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +95,9 @@ class Document:
     tokens: Tokens | None = None
     messages: tuple[Message, ...] | None = None
     """A conversation; after the transform, a chat template turns it into tokens."""
+    context: Mapping[str, Any] | None = None
+    """What stands beside the messages and changes what a model should see of them: `tools`, `documents`, ... A chat
+    template that has no place for it makes a bad record of the conversation."""
     loss_mask: Mask | None = None
     key: str = ""
     url: str = ""

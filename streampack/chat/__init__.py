@@ -1,3 +1,3 @@
 """The messages of a conversation as token ids, and which of them are trained."""
 
-__all__ = ["encoder", "jinja", "options", "templates"]
+__all__ = ["besides", "encoder", "jinja", "options", "templates"]

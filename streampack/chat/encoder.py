@@ -12,6 +12,7 @@ conversation that is cut. The built-in templates are in `templates`, a model's o
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ from streampack.chat.templates import (
     TrainOn,
     control_tokens_of,
 )
-from streampack.errors import ConfigError, RecordError
+from streampack.errors import ConfigError, RecordError, TokenizerError
 from streampack.records import ControlToken, Mask, Message, Tokenizer, Tokens
 
 
@@ -44,6 +45,8 @@ class ChatEncoder:
     """Names of all control tokens, which no text of a message may become; `forbidden` has their ids."""
     forbidden: frozenset[int]
     """The ids of those."""
+    vocab_size: int
+    """Of the tokenizer, with the control tokens that may lie above its own: all ids are below it."""
 
     @property
     def digest(self) -> str:
@@ -51,15 +54,22 @@ class ChatEncoder:
         ids = ", ".join(f"{name}={token.id}" for name, token in sorted(self.tokens.items()))
         return f"{self.template.digest} with {ids or 'no control tokens'}"
 
-    def __call__(self, messages: Sequence[Message]) -> tuple[Tokens, Mask]:
+    def __call__(
+        self, messages: Sequence[Message], context: Mapping[str, Any] | None = None
+    ) -> tuple[Tokens, Mask]:
         """The ids (int32 [n]) and the loss mask (bool [n]) of a conversation.
 
+        Args:
+            messages: what was said.
+            context: what stands beside the messages and changes what a model should see of them (`CONTEXT_KEYS`).
+
         Raises:
-            RecordError: the template cannot render one of the messages.
+            RecordError: the template cannot render one of the messages, or has no place for what they say besides.
+            TokenizerError: an id that is not in the vocabulary.
         """
         ids: list[NDArray[np.integer]] = [np.empty(0, np.int32)]
         masks: list[Mask] = [np.empty(0, np.bool_)]
-        for part in self.template.parts(messages, self.train_on):
+        for part in self.template.parts(messages, self.train_on, context):
             if isinstance(part, Control):
                 token = part.token if isinstance(part.token, int) else self.tokens[part.token].id
                 ids.append(np.array([token]))
@@ -72,7 +82,14 @@ class ChatEncoder:
                 for encoded, mask in self._encode_spans(part.text, part.trained, trimmed=part.trimmed):
                     ids.append(encoded)
                     masks.append(mask)
-        return np.concatenate(ids).astype(np.int32), np.concatenate(masks)
+        joined = np.concatenate(ids)
+        if joined.size and not (joined.min() >= 0 and joined.max() < self.vocab_size):
+            wrong = next(token for token in joined.tolist() if not 0 <= token < self.vocab_size)
+            raise TokenizerError(
+                f"the chat template or the tokenizer gave the token id {wrong}, which is not below {self.vocab_size}, "
+                f"the vocab_size of {self.tokenizer.digest} and its control tokens"
+            )
+        return joined.astype(np.int32), np.concatenate(masks)
 
     def _encode(self, text: str, *, trimmed: bool) -> NDArray[np.integer]:
         """The ids of a text, none of which is a control token's."""
@@ -192,10 +209,11 @@ def make_encoder(
         tokens=tokens,
         names=names,
         forbidden=frozenset(ids - {_unknown_id(tokenizer)}),
+        vocab_size=max([tokenizer.vocab_size, *(token + 1 for token in ids)]),
     )
 
 
 def _unknown_id(tokenizer: Tokenizer) -> int | None:
     """The id of the unknown token, which is not a control token here: a text may have characters without a token."""
-    unknown = control_tokens_of(tokenizer).get("<unk>")
-    return None if unknown is None else unknown.id
+    known = control_tokens_of(tokenizer)
+    return next((known[name].id for name in ("<unk>", "[UNK]", "<UNK>", "<|unk|>") if name in known), None)

@@ -1,7 +1,7 @@
 """A model's own chat template: Jinja, from its tokenizer_config.json, rendered in a sandbox.
 
-In:  messages. Out: parts, as from any template. What `{% generation %}` ... `{% endgeneration %}` encloses is the
-     assistant's, as in Transformers' `apply_chat_template(..., return_assistant_tokens_mask=True)`.
+In:  messages and their context. Out: parts, as from any template. What `{% generation %}` ... `{% endgeneration %}`
+     encloses is the assistant's, as in Transformers' `apply_chat_template(..., return_assistant_tokens_mask=True)`.
 
 The template's own control tokens become ids; those that a message's text spells out do not. To tell them apart, each
 of the latter gets a mark inside before rendering, which is taken out again afterwards. The marks are code points that
@@ -17,10 +17,11 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
+from streampack.chat.besides import Watched, check_context, refuse, seen_keys, template_values, weights
 from streampack.chat.templates import Control, Part, Spans, TrainOn, control_tokens_of
 from streampack.errors import ConfigError, RecordError
 from streampack.records import ControlToken, Message, Tokenizer
@@ -71,6 +72,11 @@ def read_template(data: bytes, *, name: str, tokenizer: Tokenizer, needs_targets
             if token.get("special"):
                 control = ControlToken(int(number), bool(token.get("lstrip")), bool(token.get("rstrip")))
                 tokens.setdefault(token["content"], control)
+    if not is_template(text):
+        what = "a text without {{ }} and {% %}"
+        if text.startswith("version https://git-lfs"):
+            what = "a Git LFS pointer and not the file it points to: fetch it with `git lfs pull`"
+        raise ConfigError(f"not a Jinja template, but {what}", url=name)
     try:
         _compiled(text)
     except Exception as error:
@@ -102,29 +108,40 @@ class JinjaTemplate:
     def control_tokens(self, tokenizer: Tokenizer) -> Mapping[str, ControlToken]:
         return self.tokens
 
-    def parts(self, messages: Sequence[Message], train_on: TrainOn) -> Iterator[Part]:
-        marked = [_marked(message, self._control) for message in messages]
+    def parts(
+        self, messages: Sequence[Message], train_on: TrainOn, context: Mapping[str, Any] | None = None
+    ) -> Iterator[Part]:
+        looked_at: list[set[str]] = [set() for _ in messages]
+        control = self._control
+        marked = [Watched(_marked(each, control), seen) for each, seen in zip(messages, looked_at, strict=True)]
+        values, compiled = template_values(context), _compiled(self.source)
+        check_context(values, compiled.variables, "the chat template")
+        values = _marked(values, control)
         try:
-            rendered = _compiled(self.source)(messages=marked, add_generation_prompt=False, **self.specials)
+            rendered = compiled.render(messages=marked, add_generation_prompt=False, **self.specials, **values)
         except Exception as error:  # a template may raise anything, and most say `raise_exception`
             raise RecordError(f"the chat template refuses the conversation: {error}") from error
-        return self._split(rendered, train_on)
+        for number, (message, seen) in enumerate(zip(messages, looked_at, strict=True)):
+            for key in seen_keys(message):
+                if key not in seen:
+                    refuse(number, key, "the chat template")
+        return self._split(rendered, train_on, _trained_blocks(rendered.count(_BEGIN), messages, train_on))
 
     @property
     def _control(self) -> re.Pattern[str]:
         return _any_of(tuple(self.tokens))
 
-    def _split(self, rendered: str, train_on: TrainOn) -> Iterator[Part]:
+    def _split(self, rendered: str, train_on: TrainOn, trained_blocks: Sequence[bool]) -> Iterator[Part]:
         """The rendered text, cut at control tokens, with the spans of the text between them that are trained."""
-        blocks = rendered.count(_BEGIN)
-        first = blocks if train_on is TrainOn.LAST_ASSISTANT else 1
-        trained = train_on is TrainOn.ALL
-        block, text, strip_next, begun = 0, "", False, False
+        outside = train_on is TrainOn.ALL
+        block, trained, text, strip_next, begun = 0, outside, "", False, False
         spans: list[tuple[int, int]] = []
         for piece in re.split(f"({self._control.pattern}|{_MARKS.pattern})", rendered):
-            if piece in (_BEGIN, _END):
-                block += piece == _BEGIN
-                trained = train_on is TrainOn.ALL or (piece == _BEGIN and block >= first)
+            if piece == _BEGIN:
+                trained = trained_blocks[block]
+                block += 1
+            elif piece == _END:
+                trained = outside
             elif piece in self.tokens:
                 token = self.tokens[piece]
                 if text:
@@ -140,6 +157,32 @@ class JinjaTemplate:
                 text += kept
         if text:
             yield Spans(text, tuple(spans), trimmed=begun)
+
+
+def _trained_blocks(num_blocks: int, messages: Sequence[Message], train_on: TrainOn) -> list[bool]:
+    """Which of the stretches that `{% generation %}` encloses are trained.
+
+    Raises:
+        RecordError: a message has the weight 0, and the template does not show where its text is.
+    """
+    last_only = train_on is TrainOn.LAST_ASSISTANT
+    trained = [not last_only or block == num_blocks - 1 for block in range(num_blocks)]
+    weighted = weights(messages)
+    if all(weighted):
+        return trained
+    answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+    others = [number for number, each in enumerate(weighted) if not each and number not in answers]
+    if train_on is TrainOn.ALL and others:
+        raise RecordError(
+            f"message {others[0]} has the weight 0 and is not the assistant's; with train_on='all', what a Jinja "
+            "template writes outside of the answers is trained as a whole"
+        )
+    if num_blocks != len(answers):
+        raise RecordError(
+            f"message {weighted.index(False)} has the weight 0, and the chat template does not show where it is: it "
+            f"marks {num_blocks} stretches with {{% generation %}}, for {len(answers)} messages of the assistant"
+        )
+    return [each and weighted[number] for each, number in zip(trained, answers, strict=True)]
 
 
 @functools.lru_cache(maxsize=8)
@@ -159,11 +202,18 @@ def _marked(value: Any, control: re.Pattern[str]) -> Any:
     return [_marked(inner, control) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
+class _Compiled(NamedTuple):
+    render: Callable[..., str]
+    variables: frozenset[str]
+    """What the template looks up outside of itself."""
+
+
 @functools.lru_cache(maxsize=8)
-def _compiled(source: str) -> Callable[..., str]:
+def _compiled(source: str) -> _Compiled:
     """The template's function, in a sandbox with what Transformers' templates may use, but for the clock."""
     import jinja2
     import jinja2.ext
+    import jinja2.meta
     import jinja2.nodes
     import jinja2.sandbox
 
@@ -191,4 +241,5 @@ def _compiled(source: str) -> Callable[..., str]:
     )
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
-    return environment.from_string(source).render
+    variables = jinja2.meta.find_undeclared_variables(environment.parse(source))
+    return _Compiled(environment.from_string(source).render, frozenset(variables))

@@ -18,11 +18,14 @@ Never: a message that is left out or cut, except as torchtune does with system m
 user's message after it, and of two in a row the second counts.
 """
 
+import contextlib
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
+from streampack.chat.besides import check_context, refuse, seen_keys, weights
 from streampack.errors import ConfigError, RecordError, TokenizerError
 from streampack.records import ControlToken, Message, Tokenizer
 
@@ -63,8 +66,9 @@ class Control(NamedTuple):
 
 
 Part: TypeAlias = Text | Spans | Control
-ChatFunction: TypeAlias = Callable[[list[Message]], Iterable[tuple[str | int, bool]]]
-"""A user's template: a conversation in, all its (text or token id, trained) pairs out, BOS and EOS included."""
+ChatFunction: TypeAlias = Callable[..., Iterable[tuple[str | int, bool]]]
+"""A user's template: a conversation in, all its (text or token id, trained) pairs out, BOS and EOS included. What
+stands beside the messages (`CONTEXT_KEYS`) it gets by name, where it has a parameter for it."""
 
 
 class Template(Protocol):
@@ -79,8 +83,10 @@ class Template(Protocol):
         """The control tokens that parts name; a TokenizerError says which ones the tokenizer lacks."""
         ...
 
-    def parts(self, messages: Sequence[Message], train_on: TrainOn) -> Iterator[Part]:
-        """The parts of a conversation; a RecordError says why it has none."""
+    def parts(
+        self, messages: Sequence[Message], train_on: TrainOn, context: Mapping[str, Any] | None = None
+    ) -> Iterator[Part]:
+        """The parts of a conversation with this context; a RecordError says why it has none."""
         ...
 
 
@@ -91,14 +97,12 @@ def control_tokens_of(tokenizer: Tokenizer) -> dict[str, ControlToken]:
 
 
 def trained_messages(messages: Sequence[Message], train_on: TrainOn) -> list[bool]:
-    """Which messages are targets."""
-    if train_on is TrainOn.ALL:
-        return [True] * len(messages)
-    trained = [message["role"] == "assistant" for message in messages]
+    """Which messages are targets: those that `train_on` asks for, without those of weight 0."""
+    trained = [train_on is TrainOn.ALL or message["role"] == "assistant" for message in messages]
     if train_on is TrainOn.LAST_ASSISTANT and True in trained:
         last = len(trained) - 1 - trained[::-1].index(True)
-        return [index == last for index in range(len(trained))]
-    return trained
+        trained = [index == last for index in range(len(trained))]
+    return [each and weighted for each, weighted in zip(trained, weights(messages), strict=True)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,9 +119,12 @@ class FunctionTemplate:
     def control_tokens(self, tokenizer: Tokenizer) -> Mapping[str, ControlToken]:
         return {}
 
-    def parts(self, messages: Sequence[Message], train_on: TrainOn) -> Iterator[Part]:
+    def parts(
+        self, messages: Sequence[Message], train_on: TrainOn, context: Mapping[str, Any] | None = None
+    ) -> Iterator[Part]:
+        taken = {} if context is None else self._taken(context)
         try:
-            result = [tuple(part) for part in self.function([dict(message) for message in messages])]
+            result = [tuple(part) for part in self.function([dict(message) for message in messages], **taken)]
         except Exception as error:
             error.add_note(f"raised by the chat template ({self.digest})")
             raise
@@ -130,6 +137,16 @@ class FunctionTemplate:
                 )
             trimmed = number > 0
             yield Text(what, part[1], trimmed) if isinstance(what, str) else Control(what, part[1])
+
+    def _taken(self, context: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What of the context the function has parameters for, by name."""
+        parameters: Mapping[str, inspect.Parameter] = {}
+        with contextlib.suppress(TypeError, ValueError):  # some functions of C have none that Python knows
+            parameters = inspect.signature(self.function).parameters
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            return context
+        check_context(context, parameters, f"the chat template ({self.digest}), a function,")
+        return {key: value for key, value in context.items() if key in parameters}
 
 
 # -- the built-in ones -------------------------------------------------------------------------------------------------
@@ -161,16 +178,18 @@ def _phi3(turns: list[_Turn], add_bos: bool, add_eos: bool) -> Iterator[Part]:
 
 def _llama2(turns: list[_Turn], add_bos: bool, add_eos: bool) -> Iterator[Part]:
     system: list[str] = []
+    system_trained = True
     begins, trimmed = True, False
     for role, content, trained in turns:
         if role == "system":
-            system = ["<<SYS>>\n", content, "\n<</SYS>>\n\n"]
+            system, system_trained = ["<<SYS>>\n", content, "\n<</SYS>>\n\n"], trained
             continue
         if begins and add_bos:
             yield Control(BOS, trained)
         texts = [content] if role == "assistant" else ["[INST] ", *system, content, " [/INST] "]
-        for text in texts:
-            yield Text(text.rstrip(" "), trained, trimmed)
+        for number, text in enumerate(texts):
+            is_system = 0 < number <= len(system)
+            yield Text(text.rstrip(" "), trained and (system_trained or not is_system), trimmed)
         begins = role == "assistant"
         trimmed = not begins and not texts[-1].endswith(" ")
         if begins and add_eos:
@@ -278,20 +297,20 @@ class BuiltInTemplate:
             )
         return found
 
-    def parts(self, messages: Sequence[Message], train_on: TrainOn) -> Iterator[Part]:
-        kind = _BUILT_IN[self.name]
+    def parts(
+        self, messages: Sequence[Message], train_on: TrainOn, context: Mapping[str, Any] | None = None
+    ) -> Iterator[Part]:
+        kind, called = _BUILT_IN[self.name], f"the chat template {self.name!r}"
+        check_context(context, (), called)
         turns = []
         for number, (message, trained) in enumerate(zip(messages, trained_messages(messages, train_on), strict=True)):
             role = message["role"]
             if role not in kind.roles:
                 raise RecordError(
-                    f"message {number} has the role {role!r}; the chat template {self.name!r} knows "
+                    f"message {number} has the role {role!r}; {called} knows "
                     + ", ".join(kind.roles)
                 )
-            if message.get("tool_calls"):
-                raise RecordError(
-                    f"message {number} has tool_calls, which the chat template {self.name!r} has no place for; the "
-                    "model's own Jinja template may have one"
-                )
+            for key in seen_keys(message):
+                refuse(number, key, called)
             turns.append(_Turn(role, message["content"], trained))
         return kind.parts(turns, self.add_bos, self.add_eos)

@@ -89,7 +89,10 @@ class DatasetArguments:
                 f'hold_out: part="val" is always one epoch; epochs={self.epochs} cannot work, leave it out'
             )
         if self.tokenizer is None and (self.field != "npy" or self.add_bos or self.add_eos):
-            raise ConfigError('tokenizer=None works with field="npy", add_bos=False and add_eos=False only')
+            raise ConfigError(
+                'tokenizer=None works with field="npy", add_bos=False and add_eos=False only; else give the path of a '
+                "SentencePiece model or of a tokenizer.json"
+            )
 
     def _check_integer(self, name: str, low: int, high: int | None = None) -> None:
         """Check an argument; an integer of another type, such as numpy's, becomes an int, as it goes into JSON."""

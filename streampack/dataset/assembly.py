@@ -12,13 +12,14 @@ from streampack.chat.options import Chat, as_chat
 from streampack.dataset.arguments import DatasetArguments
 from streampack.documents.fields import parse_field
 from streampack.documents.reader import DocumentReader
-from streampack.errors import ConfigError, as_integer
+from streampack.errors import ConfigError, ShardError, ShardNotFoundError, TokenizerError, as_integer
 from streampack.lanes.pipeline import Pipeline
 from streampack.packing.options import as_packing
-from streampack.packing.policies import INT32, ReplaceBoundary, as_boundary
+from streampack.packing.policies import INT32, BoundaryPolicy, ReplaceBoundary, as_boundary
 from streampack.records import Tokenizer
 from streampack.storage.access import StorageReader
 from streampack.tokenizers.engines import choose_engine
+from streampack.tokenizers.files import NO_FILE, obstacle_of_path
 from streampack.tokenizers.loading import check_tokenizer, load_tokenizer, special_ids
 
 
@@ -38,6 +39,13 @@ def make_pipeline(arguments: DatasetArguments, storage: StorageReader) -> Pipeli
             raise ConfigError(f"chat is for conversations, and field={arguments.field!r} holds none; leave chat out")
         if tokenizer is not None:
             bos_id, eos_id = special_ids(tokenizer, add_bos=arguments.add_bos, add_eos=arguments.add_eos)
+    vocab_size = 2**31 if tokenizer is None else min(2**31, tokenizer.vocab_size if chat is None else chat.vocab_size)
+    boundary = as_boundary(arguments.boundary)
+    if isinstance(boundary, ReplaceBoundary) and not 0 <= boundary.token_id < vocab_size:
+        raise ConfigError(
+            f"boundary: ReplaceBoundary({boundary.token_id}) would be a label that no model has; with this tokenizer "
+            f"token ids are from 0 to {vocab_size - 1}"
+        )
     pad_id = arguments.pad_id
     if pad_id is None and tokenizer is not None:
         pad_id = tokenizer.pad_id
@@ -51,15 +59,17 @@ def make_pipeline(arguments: DatasetArguments, storage: StorageReader) -> Pipeli
             seed=arguments.seed,
             max_document_bytes=arguments.limits.document_bytes,
             chat=chat,
+            vocab_size=None if tokenizer is None else vocab_size,
         ),
         tokenizer=tokenizer,
+        vocab_size=vocab_size,
         bos_id=bos_id,
         eos_id=eos_id,
         seq_len=arguments.seq_len,
-        boundary=as_boundary(arguments.boundary),
+        boundary=boundary,
         packing=as_packing(arguments.packing, conversations=field.is_chat),
         pad_id=as_integer(0 if pad_id is None else pad_id, "pad_id", low=INT32.min, high=INT32.max),
-        token_ids=(None, None) if tokenizer is None else (tokenizer.bos_id, tokenizer.eos_id),
+        token_ids=_ids_of_boundaries(arguments, tokenizer, boundary),
         on_error=arguments.on_error,
         max_bad=arguments.max_bad,
     )
@@ -67,21 +77,53 @@ def make_pipeline(arguments: DatasetArguments, storage: StorageReader) -> Pipeli
     return pipeline
 
 
+def _ids_of_boundaries(
+    arguments: DatasetArguments, tokenizer: Tokenizer | None, boundary: BoundaryPolicy | ReplaceBoundary
+) -> tuple[int | None, int | None]:
+    """The (BOS, EOS) that documents may hold, for the policies that look at values."""
+    if tokenizer is None:
+        return None, None
+    # A text becomes no BOS: without one in front, an EOS of the same id is at ends only.
+    only_ends = boundary is BoundaryPolicy.MASK_EOS_INPUT and not arguments.add_bos
+    is_text = not parse_field(arguments.field).is_chat and arguments.field != "npy"
+    return None if only_ends and is_text else tokenizer.bos_id, tokenizer.eos_id
+
+
 def _tokenizer(arguments: DatasetArguments, storage: StorageReader) -> Tokenizer | None:
     tokenizer = arguments.tokenizer
     if isinstance(tokenizer, (str, os.PathLike)):
         path = os.fspath(tokenizer)
-        tokenizer = load_tokenizer(storage.read(path), name=path)
+        tokenizer = load_tokenizer(_model_file(path, storage), name=path)
     return None if tokenizer is None else choose_engine(check_tokenizer(tokenizer), arguments.engine)
 
 
+def _model_file(path: str, storage: StorageReader) -> bytes:
+    """The bytes of the tokenizer's file; an error is about the tokenizer and says which file to give."""
+    if obstacle := obstacle_of_path(path):
+        raise TokenizerError(obstacle)
+    try:
+        return storage.read(path)
+    except ShardNotFoundError as error:
+        raise TokenizerError(f"no such tokenizer: {NO_FILE}", url=path) from error
+    except ShardError as error:
+        reason = error.message.removeprefix(f"{path}: ")
+        raise TokenizerError(f"the tokenizer cannot be read: {reason}", url=path) from error
+
+
 def _chat_encoder(arguments: DatasetArguments, tokenizer: Tokenizer | None, storage: StorageReader) -> ChatEncoder:
+    def read(path: str) -> bytes:
+        try:
+            return storage.read(path)
+        except ShardError as error:
+            reason = "there is no such file" if isinstance(error, ShardNotFoundError) else error.message
+            raise ConfigError(f"the chat template cannot be read: {reason}", url=path) from error
+
     return make_encoder(
         as_chat(arguments.chat),
         tokenizer=tokenizer,
         add_bos=arguments.add_bos,
         add_eos=arguments.add_eos,
-        read=storage.read,
+        read=read,
     )
 
 

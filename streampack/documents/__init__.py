@@ -1,11 +1,12 @@
 """Samples as documents: which member, what is in it, what a transform makes of it.
 
-sample --members--> bytes --compression, contents, jsonrecords, npy--> document --transform--> documents
+sample --members--> bytes --compression, contents, jsonrecords, conversations, npy--> document --transform--> documents
 """
 
 __all__ = [
     "compression",
     "contents",
+    "conversations",
     "fields",
     "jsonrecords",
     "members",

@@ -1,8 +1,7 @@
-"""The JSON of a record in, the value under the keys of the field out: a text, or a conversation.
+"""The JSON of a record in, the text under the keys of the field out; `conversations` reads messages.
 
-Out: a string or a tuple of messages, or a `BadContentError` that says why there is none.
-Never: Python objects made of the other values, except to say what is wrong with a small record; a conversation that no
-chat template could read.
+Out: a string, or a `BadContentError` that says why there is none.
+Never: Python objects made of the other values, except to say what is wrong with a small record.
 """
 
 import functools
@@ -11,11 +10,10 @@ from typing import Any
 
 import msgspec
 
-from streampack.documents.contents import BadContentError, check_size, check_text_size
-from streampack.errors import DocumentTooLongError, MissingFieldError
-from streampack.records import Message
+from streampack.documents.contents import BadContentError, check_text_size
+from streampack.errors import MissingFieldError
 
-_EXPLAIN_BYTES = 16 * 2**20
+EXPLAIN_BYTES = 16 * 2**20
 """Bytes of the largest record of which Python objects are made for an error: they take up to thirty times its bytes."""
 
 
@@ -46,25 +44,14 @@ def json_text(data: bytes, keys: tuple[str, ...], limit: int) -> str:
 
 def _json_text_or_reason(data: bytes, keys: tuple[str, ...]) -> str:
     """The same string, found more slowly, or an error that says why there is none."""
-    value = _json_value(data, keys) if len(data) <= _EXPLAIN_BYTES else msgspec.json.decode(_json_raw(data, keys, str))
+    value = json_value(data, keys) if len(data) <= EXPLAIN_BYTES else msgspec.json.decode(_json_raw(data, keys))
     if not isinstance(value, str):
-        raise BadContentError(f"the value under {'.'.join(keys)!r} is {_json_kind(value)} and not a string")
+        raise BadContentError(f"the value under {'.'.join(keys)!r} is {json_kind(value)} and not a string")
     return value
 
 
-def json_messages(data: bytes, keys: tuple[str, ...], limit: int) -> tuple[Message, ...]:
-    """The conversation under the keys of a record."""
-    if len(data) <= _EXPLAIN_BYTES:
-        return check_messages(_json_value(data, keys), limit)
-    raw = _json_raw(data, keys, list)
-    if len(raw) > 3 * limit:  # a letter of two bytes is six as an escape
-        what = f"a conversation of {len(raw):,} bytes of JSON, above three times limits.document_bytes={limit:,}"
-        raise BadContentError(what, kind=DocumentTooLongError)
-    return check_messages(msgspec.json.decode(raw), limit)
-
-
-def _json_raw(data: bytes, keys: tuple[str, ...], kind: type[str] | type[list[Any]]) -> bytes:
-    """The JSON of the string or list under the keys of a large record, of which no objects are made."""
+def _json_raw(data: bytes, keys: tuple[str, ...]) -> bytes:
+    """The JSON of the string under the keys of a large record, of which no objects are made."""
     value: Any
     try:
         value = _json_decoder(keys, msgspec.Raw).decode(data)
@@ -77,32 +64,12 @@ def _json_raw(data: bytes, keys: tuple[str, ...], kind: type[str] | type[list[An
     if value is msgspec.UNSET:
         raise BadContentError(f"no key {'.'.join(keys)!r}", kind=MissingFieldError)
     raw = bytes(value).lstrip()
-    if not raw.startswith(b'"' if kind is str else b"["):
-        raise BadContentError(f"the value under {'.'.join(keys)!r} is not {_json_kind(kind())}")
+    if not raw.startswith(b'"'):
+        raise BadContentError(f"the value under {'.'.join(keys)!r} is not a string")
     return raw
 
 
-def check_messages(value: object, limit: int) -> tuple[Message, ...]:
-    """A conversation, checked as far as it can be without a template."""
-    if not isinstance(value, (list, tuple)):
-        raise BadContentError(f"messages are {_json_kind(value)} and not a list")
-    if not value:
-        raise BadContentError("messages are an empty list: a conversation has at least one")
-    for number, message in enumerate(value):
-        if not isinstance(message, dict):
-            raise BadContentError(f"message {number} is {_json_kind(message)} and not an object with role and content")
-        for key in ("role", "content"):
-            if key not in message:
-                there = ", ".join(map(str, message)) or "none"
-                found = f"message {number} has no {key!r}; the keys there: {there:.200}"
-                raise BadContentError(found, kind=MissingFieldError)
-            if not isinstance(message[key], str):
-                raise BadContentError(f"the {key} of message {number} is {_json_kind(message[key])} and not a string")
-    check_size(sum(len(message["content"].encode("utf-8", "surrogatepass")) for message in value), limit)
-    return tuple(value)
-
-
-def _json_value(data: bytes, keys: tuple[str, ...]) -> object:
+def json_value(data: bytes, keys: tuple[str, ...]) -> object:
     """The value under the keys, of any kind."""
     value: object
     try:
@@ -121,7 +88,7 @@ def _json_value(data: bytes, keys: tuple[str, ...]) -> object:
     for depth, key in enumerate(keys):
         path = ".".join(keys[:depth]) or "the record"
         if not isinstance(value, dict):
-            raise BadContentError(f"{path} is {_json_kind(value)} and not an object with the key {key!r}")
+            raise BadContentError(f"{path} is {json_kind(value)} and not an object with the key {key!r}")
         if key not in value:
             there = ", ".join(sorted(value)) or "none"
             raise BadContentError(f"{path} has no key {key!r}; the keys there: {there:.500}", kind=MissingFieldError)
@@ -129,6 +96,7 @@ def _json_value(data: bytes, keys: tuple[str, ...]) -> object:
     return value
 
 
-def _json_kind(value: object) -> str:
+def json_kind(value: object) -> str:
+    """What JSON calls a value of this kind, for an error."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")

@@ -1,7 +1,8 @@
 """The bytes of `.npy` members in, token ids out.
 
 Out: int32 arrays [n], or a `BadContentError` that says why there are none.
-Never: a pickle that is loaded; an id that does not fit int32; a copy of more than the limit allows.
+Never: a pickle that is loaded; an id that is not in the vocabulary, or does not fit int32; a copy of more than the
+limit allows.
 """
 
 import functools
@@ -26,7 +27,7 @@ _NPY_HEADER = re.compile(
 )
 
 
-def npy_tokens(data: bytes, limit: int) -> Tokens:
+def npy_tokens(data: bytes, limit: int, vocab_size: int | None = None) -> Tokens:
     """Token ids, int32 [n], of a 1-D array of integers as `numpy.save` writes it."""
     header = _NPY_HEADER.match(data)
     if header is not None and int.from_bytes(header[1], "little") + 10 == header.end():
@@ -38,12 +39,12 @@ def npy_tokens(data: bytes, limit: int) -> Tokens:
         raise BadContentError(what)
     check_size(4 * count, limit)
     try:
-        return int32_tokens(np.frombuffer(data, dtype, count, offset))
+        return int32_tokens(np.frombuffer(data, dtype, count, offset), vocab_size)
     except ValueError as error:
         raise BadContentError(f"a .npy with {error}") from None
 
 
-def joined_npy(members: Sequence[bytes], limit: int) -> Joined | None:
+def joined_npy(members: Sequence[bytes], limit: int, vocab_size: int | None = None) -> Joined | None:
     """The token ids that `npy_tokens` gives of each member, side by side, many times as fast.
 
     None: they are not all of one dtype and with the header that `numpy.save` writes, or one of them is bad.
@@ -62,7 +63,8 @@ def joined_npy(members: Sequence[bytes], limit: int) -> Joined | None:
     if 4 * max(lengths) > limit:
         return None
     try:
-        return Joined(int32_tokens(np.frombuffer(b"".join([data[size:] for data in members]), dtype)), lengths)
+        joined = np.frombuffer(b"".join([data[size:] for data in members]), dtype)
+        return Joined(int32_tokens(joined, vocab_size), lengths)
     except ValueError:
         return None
 
@@ -90,19 +92,24 @@ def _npy_header(data: bytes) -> tuple[np.dtype[Any], int, int]:
 
 
 @functools.lru_cache(maxsize=16)
-def _unsigned(dtype: np.dtype[Any]) -> tuple[np.dtype[Any], int]:
+def _unsigned(dtype: np.dtype[Any], vocab_size: int | None) -> tuple[np.dtype[Any], int]:
     """The dtype that shows a negative value as a large one, so that one pass finds both, and the largest valid id."""
     unsigned = np.dtype(dtype.str.replace("i", "u"))
-    return unsigned, min(2**31 - 1, int(np.iinfo(dtype).max))
+    return unsigned, min(2**31 - 1, int(np.iinfo(dtype).max), 2**31 if vocab_size is None else vocab_size - 1)
 
 
-def int32_tokens(tokens: NDArray[Any]) -> Tokens:
-    """`tokens` as int32, without a copy where they are; a ValueError says why they cannot be token ids."""
+def int32_tokens(tokens: NDArray[Any], vocab_size: int | None = None) -> Tokens:
+    """`tokens` as int32, without a copy where they are; a ValueError says why they cannot be token ids.
+
+    `vocab_size`: they must be below it; None: there is no tokenizer that would tell.
+    """
     if not isinstance(tokens, np.ndarray) or tokens.ndim != 1 or tokens.dtype.kind not in "iu":
         raise ValueError(f"tokens that are {array_kind(tokens)}; token ids are a 1-D NumPy array of integers")
-    unsigned, largest = _unsigned(tokens.dtype)
+    unsigned, largest = _unsigned(tokens.dtype, vocab_size)
     if tokens.size and np.maximum.reduce(tokens.view(unsigned)) > largest:
-        raise ValueError(f"token ids from {tokens.min()} to {tokens.max()}; they must be from 0 to {2**31 - 1}")
+        whose = "" if vocab_size is None else f", as the tokenizer has vocab_size={vocab_size}"
+        high = min(2**31, vocab_size or 2**31) - 1
+        raise ValueError(f"token ids from {tokens.min()} to {tokens.max()}; they must be from 0 to {high}{whose}")
     return tokens.astype(np.int32, copy=False)
 
 

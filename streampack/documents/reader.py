@@ -11,19 +11,23 @@ depends on anything but the arguments. The values of other JSON keys are checked
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from streampack import hashing, heartbeat
 from streampack.documents.compression import decompressed
 from streampack.documents.contents import BadContentError, utf8_text
+from streampack.documents.conversations import json_conversation
 from streampack.documents.fields import Field
-from streampack.documents.jsonrecords import json_messages, json_text
+from streampack.documents.jsonrecords import json_text
 from streampack.documents.members import find_member
 from streampack.documents.npy import MAX_HEADER_BYTES, joined_npy, npy_tokens
 from streampack.documents.split import HoldOut
 from streampack.documents.transform import Transform, transformed
-from streampack.errors import RecordError
+from streampack.errors import RecordError, TokenizerError
 from streampack.records import FREE_BYTES, BadRecord, Document, Joined, Mask, Message, Sample, Tokens
+
+ChatTemplate = Callable[[Sequence[Message], Mapping[str, Any] | None], tuple[Tokens, Mask]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +44,10 @@ class DocumentReader:
     """Of a document: its bytes of UTF-8 text, or four times its number of tokens."""
     max_member_bytes: int = 2**30
     """What a compressed member may decompress to."""
-    chat: Callable[[Sequence[Message]], tuple[Tokens, Mask]] | None = None
-    """Makes ids and a loss mask of a conversation; its RecordError is a bad record."""
+    chat: ChatTemplate | None = None
+    """Makes ids and a loss mask of a conversation and its context; its RecordError is a bad record."""
+    vocab_size: int | None = None
+    """Token ids must be below it; None: there is no tokenizer that would tell."""
 
     @property
     def member_bytes(self) -> int:
@@ -98,7 +104,7 @@ class DocumentReader:
         try:
             members = [sample.members[names[0]] for sample in samples]
             if kind == "npy":
-                return joined_npy(members, limit)
+                return joined_npy(members, limit, self.vocab_size)
             if kind == "txt":
                 return [utf8_text(data, limit) for data in members]
             return [json_text(data, self.field.keys, limit) for data in members]
@@ -126,7 +132,7 @@ class DocumentReader:
             if self.transform is not None:
                 rng = hashing.generator(self.seed, epoch, shard_index, item.sample, item.record)
                 try:
-                    parts = transformed(item, self.transform, rng, self.max_document_bytes)
+                    parts = transformed(item, self.transform, rng, self.max_document_bytes, self.vocab_size)
                 except BadContentError as bad:
                     yield bad.located(item.record, url, item.key)
                     continue
@@ -138,11 +144,13 @@ class DocumentReader:
         assert conversation.messages is not None
         assert self.chat is not None, "the dataset demands a chat template for messages"
         try:
-            tokens, mask = self.chat(conversation.messages)
-        except RecordError as error:
+            tokens, mask = self.chat(conversation.messages, conversation.context)
+        except (RecordError, TokenizerError) as error:
             named = type(error)(error.message, url=conversation.url, member=conversation.key)
-            return BadRecord(record=conversation.record, error=named, part=conversation.part)
-        return dataclasses.replace(conversation, messages=None, tokens=tokens, loss_mask=mask)
+            if isinstance(named, RecordError):
+                return BadRecord(record=conversation.record, error=named, part=conversation.part)
+            raise named from error
+        return dataclasses.replace(conversation, messages=None, context=None, tokens=tokens, loss_mask=mask)
 
     def _chosen(self, shard_name: str, key: str, record: int) -> bool:
         """Whether the record is in the part of the corpus that is read."""
@@ -151,11 +159,11 @@ class DocumentReader:
     def _document(self, data: bytes, sample: Sample, url: str, record: int) -> Document:
         """The document that a member or a line of it is; a BadContentError says why it cannot be used."""
         field, limit = self.field, self.max_document_bytes
-        text, tokens, messages = None, None, None
+        text, tokens, messages, context = None, None, None, None
         if field.kind == "npy":
-            tokens = npy_tokens(data, limit)
+            tokens = npy_tokens(data, limit, self.vocab_size)
         elif field.is_chat:
-            messages = json_messages(data, field.keys, limit)
+            messages, context = json_conversation(data, field.keys, limit)
         elif field.kind == "txt":
             text = utf8_text(data, limit)
         else:
@@ -164,6 +172,7 @@ class DocumentReader:
             text=text,
             tokens=tokens,
             messages=messages,
+            context=context,
             key=sample.key,
             url=url,
             record=record,

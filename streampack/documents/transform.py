@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from streampack.documents.contents import BadContentError, check_size, check_text_size
-from streampack.documents.jsonrecords import check_messages
+from streampack.documents.conversations import check_messages
 from streampack.documents.npy import array_kind, int32_tokens
 from streampack.errors import ConfigError
 from streampack.records import Document
@@ -17,8 +17,13 @@ from streampack.records import Document
 Transform = Callable[[Document, np.random.Generator], Document | list[Document] | None]
 
 
-def transformed(document: Document, transform: Transform, rng: np.random.Generator, limit: int) -> list[Document]:
-    """All parts that the transform makes of a document, checked before the first of them is given."""
+def transformed(
+    document: Document, transform: Transform, rng: np.random.Generator, limit: int, vocab_size: int | None = None
+) -> list[Document]:
+    """All parts that the transform makes of a document, checked before the first of them is given.
+
+    `limit`: bytes of a part at most. `vocab_size`: token ids must be below it; None: nothing tells.
+    """
     name = getattr(transform, "__qualname__", type(transform).__qualname__)
     where = f"transform {name}, called with {document.url}, key {document.key!r}, record {document.record}"
     try:
@@ -28,12 +33,14 @@ def transformed(document: Document, transform: Transform, rng: np.random.Generat
         raise
     parts = result if isinstance(result, (list, tuple)) else () if result is None else (result,)
     try:
-        return [_checked_part(part, document, index, limit) for index, part in enumerate(parts)]
+        return [_checked_part(part, document, index, limit, vocab_size) for index, part in enumerate(parts)]
     except ValueError as error:
         raise ConfigError(f"{where}, returned {error}") from None
 
 
-def _checked_part(part: object, document: Document, index: int, limit: int) -> Document:
+def _checked_part(
+    part: object, document: Document, index: int, limit: int, vocab_size: int | None
+) -> Document:
     """A part that a transform returned, with its key, URL and indexes; a ValueError says what is wrong with it."""
     if not isinstance(part, Document):
         remedy = "return dataclasses.replace(document, text=...), a list of documents or None"
@@ -44,7 +51,7 @@ def _checked_part(part: object, document: Document, index: int, limit: int) -> D
     if (text is not None) + (tokens is not None) + (part.messages is not None) != 1:
         raise ValueError("a document without exactly one of text, tokens and messages: set the others to None")
     if tokens is not None:
-        tokens = int32_tokens(tokens)
+        tokens = int32_tokens(tokens, vocab_size)
         check_size(4 * len(tokens), limit)
         is_mask = isinstance(mask, np.ndarray) and mask.dtype == bool and mask.shape == tokens.shape
         if mask is not None and not is_mask:
@@ -63,5 +70,5 @@ def _checked_part(part: object, document: Document, index: int, limit: int) -> D
     else:
         check_text_size(text, limit)
     return dataclasses.replace(
-        document, text=text, tokens=tokens, messages=part.messages, loss_mask=mask, part=index
+        document, text=text, tokens=tokens, messages=part.messages, context=part.context, loss_mask=mask, part=index
     )

@@ -18,8 +18,8 @@ from streampack.documents.reader import DocumentReader
 from streampack.errors import CorruptShardError, TokenizerError, TruncatedShardError, WrongCutError
 from streampack.packing.options import Packing
 from streampack.packing.packer import Packer
-from streampack.packing.policies import INT32, BoundaryPolicy, ReplaceBoundary
-from streampack.records import IGNORE_INDEX, Document, Joined, Mask, Sample, Shard, Tokenizer, Tokens, join
+from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary
+from streampack.records import Document, Joined, Mask, Sample, Shard, Tokenizer, Tokens, join
 from streampack.storage.access import StorageReader
 from streampack.storage.digests import block_bytes_of
 from streampack.tar.codecs import is_compressed
@@ -37,6 +37,8 @@ class Pipeline:
     storage: StorageReader
     documents: DocumentReader
     tokenizer: Tokenizer | None
+    vocab_size: int
+    """Ids that the tokenizer gives must be below it."""
     bos_id: int | None
     """Put before each document; None: nothing."""
     eos_id: int | None
@@ -163,6 +165,7 @@ class Pipeline:
             return self.with_ends(document.tokens, document.loss_mask)
         assert document.text is not None, "a chat template has made tokens of messages"
         ids = self.tokenize(document.text, url=document.url, key=document.key, record=document.record)
+        self.check_ids(ids, url=document.url, key=document.key)
         return self.with_ends(ids, None)
 
     def tokenize(self, text: str, *, url: str, key: str, record: int) -> NDArray[np.integer]:
@@ -175,6 +178,18 @@ class Pipeline:
         except Exception as error:
             error.add_note(f"while tokenizing {url}, sample {key!r}, record {record}")
             raise
+
+    def check_ids(self, ids: NDArray[np.integer], *, url: str, key: str) -> None:
+        """Raise a TokenizerError for an id of a document that is not in the tokenizer's vocabulary."""
+        vocab_size = self.vocab_size
+        if ids.dtype.kind in "iu" and ids.size and not (ids.min() >= 0 and ids.max() < vocab_size):
+            wrong = next(token for token in ids.ravel().tolist() if not 0 <= token < vocab_size)
+            raise TokenizerError(
+                f"the tokenizer gave the token id {wrong}, and its vocab_size is {vocab_size}: ids must be from 0 to "
+                f"{vocab_size - 1}",
+                url=url,
+                member=key,
+            )
 
     def with_ends(
         self, ids: NDArray[np.integer], mask: Mask | None
@@ -192,13 +207,13 @@ class Pipeline:
         return tokens, mask
 
     def joined(self, ids: Sequence[NDArray[np.integer]]) -> Joined | None:
-        """Documents' ids side by side, with BOS and EOS as asked for; None: the packer must check each document."""
+        """Documents' ids side by side, with BOS and EOS as asked for; None: each document must be checked by itself."""
         if not ids or any(each.dtype.kind not in "iu" or each.ndim != 1 for each in ids):
             return None
         front, back = self._ends
         tokens = np.concatenate([part for each in ids for part in (front, each, back)])
         if tokens.dtype.kind not in "iu" or (
-            tokens.size and not (tokens.min() > IGNORE_INDEX and tokens.max() <= INT32.max)
+            tokens.size and not (tokens.min() >= 0 and tokens.max() < self.vocab_size)
         ):
             return None
         ends = len(front) + len(back)

@@ -76,7 +76,7 @@ class BoundaryLabels:
     """A policy, and the tokens that the token-valued ones look for.
 
     Raises:
-        ConfigError: A token-valued policy has no token to look for, or one that would mask every EOS.
+        ConfigError: A token-valued policy has no token to look for, or one that begins and ends documents.
     """
 
     boundary: Boundary
@@ -94,6 +94,12 @@ class BoundaryLabels:
             )
         if boundary is BoundaryPolicy.MASK_EOS_INPUT and eos_id is None:
             raise ConfigError('boundary="mask_eos_input" needs eos_id; without an EOS token use boundary="mask".')
+        if boundary is BoundaryPolicy.MASK_EOS_INPUT and bos_id == eos_id:
+            raise ConfigError(
+                f'boundary="mask_eos_input" with bos_id == eos_id == {eos_id} would mask each row of a BOS, too: the '
+                'first token of a document would never be trained. boundary="mask" finds document ends without looking '
+                "at token values; or leave BOS out."
+            )
 
     @property
     def trims(self) -> bool:

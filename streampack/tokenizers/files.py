@@ -22,6 +22,30 @@ def read_model_file(source: bytes | str | os.PathLike[str], name: str | None) ->
         raise TokenizerError(f"the tokenizer cannot be read ({error.strerror})", url=path) from error
 
 
+NO_FILE = (
+    "give the path or URL of a SentencePiece model or of a tokenizer.json; names of the Hugging Face hub are not "
+    "looked up, so download the file first"
+)
+"""What to do where nothing is at a path."""
+_MODEL_FILES = ("tokenizer.json", "tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "*.model")
+
+
+def obstacle_of_path(path: str) -> str | None:
+    """Why a text cannot be the path or URL of a tokenizer's file, and what to give; None where it may be one."""
+    if not path or "\n" in path or "\0" in path or path.lstrip()[:1] == "{":
+        return f"tokenizer={path!r:.60} is not a path: {NO_FILE}"
+    folder = Path(path)
+    try:
+        if "://" in path or not folder.is_dir():
+            return None
+        found = sorted({file for pattern in _MODEL_FILES for file in folder.glob(pattern) if file.is_file()})
+    except OSError as error:  # such as a name that is too long
+        return f"tokenizer={path!r:.60} cannot be looked at ({error.strerror}): {NO_FILE}"
+    if not found:
+        return f"{path}: a folder, without a tokenizer's file that is known by its name: {NO_FILE}"
+    return f"{path}: a folder: give the tokenizer's file in it, as tokenizer={str(found[0])!r}"
+
+
 def check_unicode(text: str) -> None:
     """Raise a clear error, as the libraries do not, for a string that UTF-8 cannot hold."""
     try:

@@ -2,13 +2,13 @@
 
 In:  the bytes of the file, then texts.
 Out: int32 ids of each text alone.
-Never: the id of a special token for its text; a text that is cut or padded.
+Never: the id of a special token for its text; an id that depends on chance (both: `guarding`); a text that is cut or
+padded.
 """
 
 import functools
 import hashlib
 import os
-from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from streampack.errors import TokenizerError
 from streampack.records import ControlToken, Tokens
 from streampack.tokenizers.files import check_unicode, describe, read_model_file
+from streampack.tokenizers.guarding import Guarded, guard
 
 # Names that mean one thing in every published tokenizer.json. `<|endoftext|>` begins documents too in GPT-2, but not
 # in the files that came after it, so it is taken for an EOS only.
@@ -32,8 +33,8 @@ class HuggingFaceTokenizer:
     """A `tokenizer.json`, read by the Rust library `tokenizers` (`pip install streampack[hf]`).
 
     The file does not say which tokens begin and end a document. They are taken from its post-processor, else from the
-    added tokens by well-known names, where exactly one fits; a name given here wins. Truncation and padding that are
-    set in the file are switched off.
+    added tokens by well-known names, where exactly one fits; a name given here wins. Truncation, padding and dropout
+    that are set in the file are switched off.
 
     Args:
         tokenizer_json: the file's bytes, or a local path of it.
@@ -84,22 +85,39 @@ class HuggingFaceTokenizer:
             # The ids of BOS and EOS stand in the stream as well, so the digest names them too.
             canonical = msgspec.json.encode([config, self.bos_id, self.eos_id, self.pad_id], order="sorted")
             self.digest = f"huggingface:{hashlib.sha256(canonical).hexdigest()}"
-            self.special_tokens = _guard_special_tokens(config, chosen.values())
-            self._tokenizer: Any = tokenizers.Tokenizer.from_buffer(msgspec.json.encode(config))
-        except TokenizerError:
-            raise
+            ends = {chosen[key] for key in ("bos_token", "eos_token") if key in chosen}
+            self.special_tokens = list(self._control)
+            guarded = guard(config, dict.fromkeys([*self._control, *chosen.values()]), ends, self.vocab_size)
+            self._tokenizer: Any = tokenizers.Tokenizer.from_buffer(msgspec.json.encode(guarded.config))
+            for token, before in zip(guarded.config["added_tokens"], config.get("added_tokens", []), strict=True):
+                given = self._tokenizer.token_to_id(token["content"])
+                if given != token["id"] and token["content"]:
+                    raise TokenizerError(
+                        f"the token {before['content']!r} has the id {token['id']} in the file and {given} in the library, "
+                        "which numbers the added tokens that are not in the vocabulary without gaps: mend the file"
+                    )
+            self._replaced = _replacements(guarded, tokenizers.Tokenizer)
+            self._lost_id = guarded.lost_id
+        except TokenizerError as error:
+            raise TokenizerError(error.message, url=None if error.url else name) from error
         except Exception as error:  # the library raises bare Exception; a broken file has failed above already
             message = f"a tokenizer.json that cannot be used ({type(error).__name__}: {error})"
             raise TokenizerError(message, url=name) from error
         self._tokenizer.encode_special_tokens = True  # the text of a special token is text
 
     def encode(self, text: str) -> Tokens:
-        """The ids of `text`, int32 [n]."""
+        """The ids of `text`, int32 [n].
+
+        Raises:
+            TokenizerError: it is not Unicode, or the file has no token for one of its characters, nor an unknown token.
+        """
         try:
-            return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+            encoded = self._tokenizer.encode(text, add_special_tokens=False)
         except Exception:
             check_unicode(text)
             raise
+        ids = np.array(encoded.ids, dtype=np.int32)
+        return ids if self._replaced is None else self._final(ids, encoded, text)[0]
 
     def encode_with_offsets(self, text: str) -> tuple[Tokens, NDArray[np.int64]]:
         """The ids of `text`, int32 [n], and where each begins and ends in it, int64 [n, 2] in characters."""
@@ -108,7 +126,25 @@ class HuggingFaceTokenizer:
         except Exception:
             check_unicode(text)
             raise
-        return np.array(encoded.ids, dtype=np.int32), np.array(encoded.offsets, dtype=np.int64).reshape(-1, 2)
+        ids, offsets = np.array(encoded.ids, dtype=np.int32), np.array(encoded.offsets, dtype=np.int64).reshape(-1, 2)
+        if self._replaced is None:
+            return ids, offsets
+        ids, repeats = self._final(ids, encoded, text)
+        return ids, offsets if repeats is None else np.repeat(offsets, repeats, axis=0)
+
+    def _final(self, ids: Tokens, encoded: Any, text: str) -> tuple[Tokens, list[int] | None]:
+        """The ids with those of stand-ins replaced, and by how many each id was (None: by one, all of them)."""
+        assert self._replaced is not None
+        if not ids.size or ids.max() < self.vocab_size:
+            return ids, None
+        if (ids == self._lost_id).any():
+            begin, end = encoded.offsets[int(np.argmax(ids == self._lost_id))]
+            raise TokenizerError(
+                f"the tokenizer's file has no token for {text[begin:end]!r}, at character {begin} of the text, nor a "
+                "token for unknown text; take such characters out with a transform, or use another tokenizer"
+            )
+        parts = [self._replaced.get(token, [token]) for token in ids.tolist()]
+        return np.array([token for part in parts for token in part], np.int32), list(map(len, parts))
 
     def control_tokens(self) -> dict[str, ControlToken]:
         """The special tokens of the file, by name."""
@@ -127,6 +163,14 @@ def _vocabulary(config: dict[str, Any]) -> dict[str, int]:
     return ids | {token["content"]: token["id"] for token in config.get("added_tokens", [])}
 
 
+def _replacements(guarded: Guarded, library: Any) -> dict[int, list[int]] | None:
+    """The id of each stand-in -> the ids of its text; None: the library's ids are final."""
+    if guarded.without is None:
+        return None if guarded.lost_id is None else {}
+    without = library.from_buffer(msgspec.json.encode(guarded.without))
+    return {token: without.encode(text, add_special_tokens=False).ids for token, text in guarded.stand_ins.items()}
+
+
 def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
     """Which token begins and ends a document and which one pads, where the file leaves no doubt."""
     added = [token["content"] for token in config.get("added_tokens", [])]
@@ -143,26 +187,3 @@ def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
         elif step.get("type") in ("RobertaProcessing", "BertProcessing"):
             found["bos_token"], found["eos_token"] = [step["cls"][0]], [step["sep"][0]]
     return {key: names[0] for key, names in found.items() if len(names) == 1}
-
-
-def _guard_special_tokens(config: dict[str, Any], chosen: Iterable[str]) -> list[str]:
-    """Makes `config` such that no text reaches a special token, and returns the names of these.
-
-    `encode_special_tokens` stops the search for their text. Models that look whole pieces up would still find them in
-    their vocabulary (in Unigram `</s>` even has the best score), so there they get names that no text holds; ids stay.
-    """
-    special = [t for t in config.get("added_tokens", []) if t.get("special") or t["content"] in chosen]
-    names = [token["content"] for token in special]
-    model = config["model"]
-    vocab = model.get("vocab", {})
-    renamed = {name: f"\ufdd0{hashlib.sha256(name.encode()).hexdigest()}\ufdd0" for name in names}
-    if isinstance(vocab, list):
-        model["vocab"] = [[renamed.get(entry[0], entry[0]), *entry[1:]] for entry in vocab]
-    elif "merges" not in model:
-        renamed.pop(model.get("unk_token", ""), None)
-        model["vocab"] = {renamed.get(name, name): token for name, token in vocab.items()}
-    else:
-        renamed = {}  # BPE: merges alone make pieces
-    for token in special:
-        token.update(special=True, content=renamed.get(token["content"], token["content"]))
-    return names

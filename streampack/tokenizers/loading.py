@@ -40,13 +40,17 @@ def check_tokenizer(tokenizer: object) -> Tokenizer:
     Raises:
         TokenizerError: it does not; the message names every part that is missing or wrong.
     """
-    wrong = []
+    wrong: list[str] = []
+    size = getattr(tokenizer, "vocab_size", None)
+    size = int(size) if isinstance(size, np.integer) else size
     for name in ("bos_id", "eos_id", "pad_id", "vocab_size"):
         value = getattr(tokenizer, name, _MISSING)
         if value is None and name != "vocab_size":
             continue
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
             wrong.append(f"{name} must be an int{'' if name == 'vocab_size' else ' or None'} ({_shown(value)})")
+        elif name != "vocab_size" and type(size) is int and value >= size:
+            wrong.append(f"{name} must be below vocab_size, {size} ({_shown(value)})")
     digest = getattr(tokenizer, "digest", _MISSING)
     if not isinstance(digest, str) or not digest:
         wrong.append(f"digest must be a string that changes with the ids ({_shown(digest)})")

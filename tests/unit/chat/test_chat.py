@@ -8,64 +8,24 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.chats import CONVERSATIONS, Conversation, talk
+from support.chats import (
+    CONTROL,
+    CONVERSATIONS,
+    Conversation,
+    chat_of,
+    dataset_of,
+    shards_of,
+    spelled,
+    talk,
+    trained,
+)
 
 import streampack
-from streampack.chat.encoder import ChatEncoder, make_encoder
 from streampack.chat.options import Chat, as_chat
 from streampack.chat.templates import TrainOn
 from streampack.errors import ConfigError, DocumentTooLongError, MissingFieldError, RecordError, TokenizerError
-from streampack.records import ControlToken, Document
+from streampack.records import Document
 from streampack.testing import ByteTokenizer, write_shards
-
-CONTROL = {
-    "<|im_start|>": ControlToken(300),
-    "<|im_end|>": ControlToken(301),
-    "<|user|>": ControlToken(302),
-    "<|assistant|>": ControlToken(303),
-    "<|system|>": ControlToken(304),
-    "<|end|>": ControlToken(305),
-    "<|endoftext|>": ControlToken(306),
-}
-
-
-class ChatBytes(ByteTokenizer):
-    """Bytes, and control tokens that it finds in any text, as vocabularies with user-defined pieces do."""
-
-    vocab_size = 310
-    digest = "chat bytes"
-    finds = True
-
-    def control_tokens(self) -> dict[str, ControlToken]:
-        return CONTROL
-
-    def encode(self, text: str) -> np.ndarray:
-        for name, token in CONTROL.items():
-            if self.finds and name in text:
-                before, after = text.split(name, 1)
-                return np.concatenate([self.encode(before), [token.id], self.encode(after)]).astype(np.int32)
-        return super().encode(text)
-
-
-def spelled(ids: Any) -> str:
-    names = {token.id: name for name, token in CONTROL.items()} | {1: "<s>", 2: "</s>"}
-    return "".join(names.get(token) or chr(token - 3) for token in np.asarray(ids).tolist())
-
-
-def read(path: str) -> bytes:
-    return Path(path).read_bytes()
-
-
-def chat_of(template: Any, *, train_on: str = "assistant", tokenizer: Any = None, **options: bool) -> ChatEncoder:
-    adds = {"add_bos": True, "add_eos": True, **options}
-    tokenizer = ChatBytes() if tokenizer is None else tokenizer
-    return make_encoder(Chat(template, train_on), tokenizer=tokenizer, read=read, **adds)
-
-
-def trained(chat: Chat, conversation: Conversation) -> str:
-    ids, mask = chat(conversation)
-    return spelled(ids[mask])
-
 
 TWO = talk(("s", "S"), ("u", "Q"), ("a", "A"), ("u", "R"), ("a", "B"))
 
@@ -235,16 +195,6 @@ def test_a_chat_survives_the_way_to_a_worker(template: str) -> None:
 
 
 # --- in a dataset
-
-
-def shards_of(folder: Path, conversations: list[Any], *, field: str = "jsonl:messages") -> list[str]:
-    lines = [json.dumps({"id": 1, "messages": one}, ensure_ascii=False).encode() for one in conversations]
-    return write_shards(folder, lines, field=field, documents_per_shard=30)
-
-
-def dataset_of(shards: list[str], **arguments: Any) -> streampack.PackedDataset:
-    options = {"field": "jsonl:messages", "num_lanes": 1, "epochs": 1, "shuffle": False, "chat": "phi3"}
-    return streampack.PackedDataset(shards, ChatBytes(), **{"seq_len": 400, **options, **arguments})
 
 
 @pytest.mark.parametrize("field", ["json:messages", "jsonl:messages"])

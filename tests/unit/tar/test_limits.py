@@ -295,7 +295,7 @@ def deep(depth: int) -> str:
 @pytest.mark.parametrize("field", ["json:text", "json:messages", "jsonl:text"])
 def test_json_of_any_depth_is_a_bad_record(field: str, record: str) -> None:
     record = record.replace("text", field.partition(":")[2])
-    reader = DocumentReader(field=parse_field(field), chat=lambda _: (np.zeros(0, np.int32), np.zeros(0, bool)))
+    reader = DocumentReader(field=parse_field(field), chat=lambda *_: (np.zeros(0, np.int32), np.zeros(0, bool)))
     (bad,) = documents(reader, Sample("k", 0, {field.partition(":")[0]: record.encode()}))
     assert isinstance(bad, BadRecord)
     assert type(bad.error) is RecordError
@@ -324,7 +324,7 @@ def test_a_conversation_has_json_at_most_of_three_times_a_document() -> None:
         reader = DocumentReader(
             field=parse_field("json:messages"),
             max_document_bytes=limit,
-            chat=lambda _: (np.zeros(1, np.int32), np.ones(1, bool)),
+            chat=lambda *_: (np.zeros(1, np.int32), np.ones(1, bool)),
         )
         return documents(reader, Sample("k", 0, data))[0]
 

@@ -1,0 +1,85 @@
+"""The JSON of a record in, its conversation out: the messages, and what beside them changes what a model should see.
+
+Out: messages, each with strings under "role" and "content", and their context (`streampack.records.CONTEXT_KEYS`); or a
+`BadContentError` that says why there are none.
+Never: a conversation that no chat template could read; a look at values that are neither (they may be anything that
+JSON's grammar allows, as with texts).
+"""
+
+import functools
+from typing import Any
+
+import msgspec
+
+from streampack.documents.contents import BadContentError, check_size
+from streampack.documents.jsonrecords import EXPLAIN_BYTES, json_kind, json_value
+from streampack.errors import DocumentTooLongError, MissingFieldError
+from streampack.records import CONTEXT_KEYS, Message
+
+Context = dict[str, Any]
+
+
+@functools.lru_cache(maxsize=16)
+def _decoder(keys: tuple[str, ...]) -> msgspec.json.Decoder[Any]:
+    """A decoder that finds the JSON of the messages and of their context, and makes no Python object of the rest."""
+    names = {"value": keys[-1], **{name: name for name in CONTEXT_KEYS}}
+    fields = [(name, msgspec.Raw | msgspec.UnsetType, msgspec.UNSET) for name in names]
+    wanted: Any = msgspec.defstruct("Conversation", fields, rename=names, gc=False)
+    for key in reversed(keys[:-1]):
+        inner = [("value", wanted | msgspec.UnsetType, msgspec.UNSET)]
+        wanted = msgspec.defstruct("Record", inner, rename={"value": key}, gc=False)
+    return msgspec.json.Decoder(wanted)
+
+
+def json_conversation(data: bytes, keys: tuple[str, ...], limit: int) -> tuple[tuple[Message, ...], Context | None]:
+    """The conversation under the keys of a record, and its context (None: nothing is there)."""
+    path, raws, is_large = ".".join(keys), {}, len(data) > EXPLAIN_BYTES
+    try:
+        record = _decoder(keys).decode(data)
+        for _ in keys[:-1]:
+            record = record.value
+        found = {name: getattr(record, name) for name in ("value", *CONTEXT_KEYS)}
+        raws = {name: bytes(raw) for name, raw in found.items() if raw is not msgspec.UNSET}
+    except AttributeError:
+        pass  # no object where one must be
+    except (ValueError, RecursionError) as error:
+        if is_large:
+            raise BadContentError(f"broken JSON, or not an object where one must be: {error}") from None
+    if is_large:  # no Python objects are made of so much, to say what is wrong
+        size = sum(map(len, raws.values()))
+        if "value" not in raws:
+            raise BadContentError(f"no key {path!r}", kind=MissingFieldError)
+        if not raws["value"].lstrip().startswith(b"["):
+            raise BadContentError(f"the value under {path!r} is not a list")
+        if size > 3 * limit:  # a letter of two bytes is six as an escape
+            what = f"a conversation of {size:,} bytes of JSON, above three times limits.document_bytes={limit:,}"
+            raise BadContentError(what, kind=DocumentTooLongError)
+    try:
+        values = {name: msgspec.json.decode(raw) for name, raw in raws.items()}
+        messages = values.pop("value")
+    except (ValueError, KeyError, RecursionError) as error:
+        if is_large:
+            raise BadContentError(f"broken JSON: {error}") from None
+        messages, values = json_value(data, keys), {}  # which says what is wrong
+    context = {name: value for name, value in values.items() if value is not None}
+    return check_messages(messages, limit), context or None
+
+
+def check_messages(value: object, limit: int) -> tuple[Message, ...]:
+    """A conversation, checked as far as it can be without a template."""
+    if not isinstance(value, (list, tuple)):
+        raise BadContentError(f"messages are {json_kind(value)} and not a list")
+    if not value:
+        raise BadContentError("messages are an empty list: a conversation has at least one")
+    for number, message in enumerate(value):
+        if not isinstance(message, dict):
+            raise BadContentError(f"message {number} is {json_kind(message)} and not an object with role and content")
+        for key in ("role", "content"):
+            if key not in message:
+                there = ", ".join(map(str, message)) or "none"
+                found = f"message {number} has no {key!r}; the keys there: {there:.200}"
+                raise BadContentError(found, kind=MissingFieldError)
+            if not isinstance(message[key], str):
+                raise BadContentError(f"the {key} of message {number} is {json_kind(message[key])} and not a string")
+    check_size(sum(len(message["content"].encode("utf-8", "surrogatepass")) for message in value), limit)
+    return tuple(value)
