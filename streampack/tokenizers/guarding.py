@@ -136,7 +136,7 @@ def _guard_bpe(
     if stand_ins:
         if prefix or suffix:
             raise TokenizerError(f"text can become the special token {stood_for[0]!r}, with a mark for parts of words")
-        for name in stood_for:
+        for name in sorted(stood_for, key=len):
             _check_characters(name, renamed, model)
         kept = [pair for pair in merges if not {*pair, "".join(pair)} & {*stood_for}]
         bare = {**model, "vocab": renamed, "merges": kept, "ignore_merges": False}

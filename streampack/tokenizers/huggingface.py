@@ -93,8 +93,8 @@ class HuggingFaceTokenizer:
                 given = self._tokenizer.token_to_id(token["content"])
                 if given != token["id"] and token["content"]:
                     raise TokenizerError(
-                        f"the token {before['content']!r} has the id {token['id']} in the file and {given} in the library, "
-                        "which numbers the added tokens that are not in the vocabulary without gaps: mend the file"
+                        f"the token {before['content']!r} has the id {token['id']} in the file and {given} in the "
+                        "library, which numbers added tokens that are not in the vocabulary without gaps: mend the file"
                     )
             self._replaced = _replacements(guarded, tokenizers.Tokenizer)
             self._lost_id = guarded.lost_id

@@ -16,9 +16,6 @@ from streampack.errors import TokenizerError
 from streampack.records import ControlToken, Tokens
 from streampack.tokenizers.files import check_unicode, describe, read_model_file
 
-_APART = "\U0010fffe"
-"""A character that no piece holds, so that nothing is joined across it."""
-
 
 class SentencePieceTokenizer:
     """A SentencePiece model: the ids are exactly those of `SentencePieceProcessor.encode(text)`.
@@ -42,23 +39,10 @@ class SentencePieceTokenizer:
         self.bos_id = _id_or_none(self._processor.bos_id())
         self.eos_id = _id_or_none(self._processor.eos_id())
         self.pad_id = _id_or_none(self._processor.pad_id())
-        self._check_control_pieces(name)
         try:
             self._numpy = isinstance(self._processor.encode("", out_type="numpy"), np.ndarray)
         except (RuntimeError, ValueError, TypeError):  # sentencepiece before 0.2.3 knows lists only
             self._numpy = False
-
-    def _check_control_pieces(self, name: str | None) -> None:
-        """Raise where text becomes a control piece: one that is a single character, or a word of a model of words."""
-        control = {token.id: piece for piece, token in self.control_tokens().items()}
-        pieces = list(control.values())
-        texts = [_APART.join(["", *pieces, ""]), *pieces, *(piece.replace("\u2581", " ").strip() for piece in pieces)]
-        for found in control.keys() & {token for text in texts for token in self._processor.encode(text)}:
-            raise TokenizerError(
-                f"the control piece {control[found]!r} cannot be told from text: SentencePiece gives its id for text, "
-                "too; train the model with another name for it",
-                url=name,
-            )
 
     def encode(self, text: str) -> Tokens:
         """The ids of `text`, int32 [n] (read-only where the library hands out its own buffer)."""

@@ -52,11 +52,10 @@ def test_only_messages_of_weight_1_are_trained(
 
 @pytest.mark.parametrize("template", ["chatml", "llama2"])
 def test_a_weight_holds_for_whoever_says_it(template: str) -> None:
-    conversation = talk(("s", "S"), ("u", "Q"), ("a", "A"))
+    conversation = talk(("s", "rules"), ("u", "Q"), ("a", "A"))
     conversation[0] |= {"weight": 0}
     text = trained(chat_of(template, train_on="all"), conversation)
-    assert "S" not in text.replace("SYS", "")
-    assert "Q" in text and "A" in text
+    assert ("rules" in text, "Q" in text, "A" in text) == (False, True, True)
 
 
 @pytest.mark.parametrize("template", ["chatml", JINJA])

@@ -170,14 +170,20 @@ def test_a_guarded_tokenizer_goes_to_another_process() -> None:
 # SentencePiece
 
 
-def test_a_control_piece_that_text_becomes_is_refused() -> None:
-    model = written([("ab", -1.0)], kinds={"ab": 3})
-    assert SentencePieceTokenizer(model).encode("ab").size == 2
-    with pytest.raises(TokenizerError, match="the control piece 'x' cannot be told from text"):
-        SentencePieceTokenizer(written([("x", -1.0)], kinds={"x": 3}))
-    words = train("word", control_symbols=["ferry"], add_dummy_prefix=False)
-    with pytest.raises(TokenizerError, match="the control piece 'ferry' cannot be told from text"):
-        SentencePieceTokenizer(words)
+@pytest.mark.parametrize(
+    "model",
+    [
+        written([("x", -1.0)], kinds={"x": 3}),
+        train("word", control_symbols=["x"], add_dummy_prefix=False),
+        train("char", control_symbols=["x"]),
+    ],
+    ids=["bpe", "word", "char"],
+)
+def test_text_does_not_become_a_control_piece_of_one_character_or_word(model: bytes) -> None:
+    ours = SentencePieceTokenizer(model)
+    control = ours.control_tokens()["x"].id
+    for text in ("x", "axa", "x x", "the x"):
+        assert control not in ours.encode(text)
 
 
 def test_a_user_defined_piece_neither_begins_nor_ends_documents() -> None:
