@@ -50,7 +50,9 @@ class StreampackError(Exception):
             )
             if part is not None
         )
-        self.message = f"{where}: {message}" if where else message
+        message = f"{where}: {message}" if where else message
+        # A name that is not UTF-8 has lone surrogates, which no terminal, log or message between ranks can take.
+        self.message = message.encode("utf-8", "backslashreplace").decode()
         super().__init__(self.message)
         self.url = url
         self.member = member

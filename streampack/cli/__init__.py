@@ -42,6 +42,12 @@ _MODULES = {
 class _Commands(TyperGroup):
     """Commands that are known by name and one line of help until one of them runs."""
 
+    def main(self, *args: Any, **extra: Any) -> Any:  # Any: as below
+        from streampack.cli.console import escape_unencodable
+
+        escape_unencodable()
+        return super().main(*args, **extra)
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # Any: typer's contexts moved between its releases
         if "--debug" in args:
             args = ["--debug", *(arg for arg in args if arg != "--debug")]

@@ -1,9 +1,11 @@
 """Where commands print, and how they show sizes, texts of documents, warnings and errors.
 
 Invariants: results go to stdout, everything else to stderr. No text that comes from data controls the terminal: control
-characters are written as escapes (`printable`), and no text is read as markup.
+characters are written as escapes (`printable`), and no text is read as markup. No character stops a command: names that
+are not UTF-8 (lone surrogates, as `os.fsdecode` gives them), and what the terminal's encoding lacks, are escapes too.
 """
 
+import io
 import json
 import re
 import sys
@@ -15,6 +17,13 @@ from rich.text import Text
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _BLOCKS = " ▏▎▍▌▋▊▉"
 _PICTURES = {"\n": "↵", "\t": "⇥"}
+
+
+def escape_unencodable() -> None:
+    """Have stdout and stderr write an escape for each character that their encoding lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def output() -> Console:
@@ -29,10 +38,21 @@ def messages() -> Console:
 
 def print_json(value: object) -> None:
     """One JSON value on stdout, never wrapped or coloured; a list of plain values takes one line."""
-    text = json.dumps(value, ensure_ascii=False, indent=2)
+    is_utf8 = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "") == "utf8"
+    text = to_json(value, indent=2) if is_utf8 else json.dumps(value, indent=2)
     # A line feed is never inside a JSON string, so only the layout can match.
     text = re.sub(r"\[\n\s*([^][{}]*)\n\s*\]", _one_line, text)
     sys.stdout.write(text + "\n")
+
+
+def to_json(value: object, *, indent: int | None = None) -> str:
+    r"""The value as JSON that can be written as UTF-8: a byte of a name that is not UTF-8 is an escape.
+
+    >>> to_json(["ä", "caf\udce9.tar"])
+    '["ä", "caf\\udce9.tar"]'
+    """
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _one_line(found: re.Match[str]) -> str:
@@ -41,12 +61,16 @@ def _one_line(found: re.Match[str]) -> str:
 
 def print_error(message: str) -> None:
     """The message in red on stderr; unwrapped where stderr is not a terminal, so that logs can be searched."""
-    _print_message(Text.assemble(("error: ", "bold red"), (message, "red")))
+    _print_message(Text.assemble(("error: ", "bold red"), (_lines(message), "red")))
 
 
 def print_warning(message: str) -> None:
     """The message in yellow on stderr."""
-    _print_message(Text.assemble(("warning: ", "bold yellow"), (message, "yellow")))
+    _print_message(Text.assemble(("warning: ", "bold yellow"), (_lines(message), "yellow")))
+
+
+def _lines(message: str) -> str:
+    return "\n".join(printable(line) for line in message.split("\n"))
 
 
 def _print_message(text: Text) -> None:

@@ -5,7 +5,6 @@ Invariants: the lines have the order in which the shards would be read without t
 sorted), so a run over `@FILE` is the same run. The file appears whole or not at all.
 """
 
-import json as json_module
 import os
 import posixpath
 import tempfile
@@ -18,7 +17,7 @@ from typing import Annotated
 import typer
 
 from streampack.cli.arguments import Json, file_errors, make_storage
-from streampack.cli.console import format_bytes, messages, output, plural, print_json
+from streampack.cli.console import format_bytes, messages, output, plural, print_json, printable, to_json
 from streampack.cli.progress import ShardProgress
 from streampack.corpus.resolve import resolve_shards
 from streampack.corpus.table import ShardTable
@@ -97,8 +96,9 @@ def manifest(
         return
     unknown = int((~table.size_known).sum()) if not digests else 0
     note = f", {unknown:,} of unknown size" if unknown else ""
+    name = printable(str(output_file))
     output().print(
-        f"{output_file}: {plural(len(table), 'shard')}, {format_bytes(num_bytes)}{note}; use it as @{output_file}"
+        f"{name}: {plural(len(table), 'shard')}, {format_bytes(num_bytes)}{note}; use it as @{name}"
     )
 
 
@@ -114,7 +114,7 @@ def _line(shard: Shard, *, size: int | None, digest: str | None, folder: Path) -
         line["num_samples"] = shard.num_samples
     if shard.whole and shard.size_known and not is_compressed(shard.url):
         line["whole"] = True
-    return json_module.dumps(line, ensure_ascii=False) + "\n"
+    return to_json(line) + "\n"
 
 
 def _url(url: str, folder: Path) -> str:

@@ -5,8 +5,9 @@ manifest's digests, the members that the field names, UTF-8, JSON, `.npy`, sizes
 reported with shard, member and byte. Where a tar is broken, the rest of that shard is not read.
 
 With `--journal FILE` each shard that is done is noted in the file, and a shard that is noted as good is not read again:
-after an interruption the same command continues, and after a repair it reads only the shards that had problems or that
-have another size or digest now.
+after an interruption the same command continues, and after a repair it reads only the shards that had problems, or that
+have another size, digest, ETag or time of change now. A shard is known by all of its path or URL: one of the same name
+in another folder is another shard.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from typing import IO, Annotated, Any
 
 import msgspec
 import typer
+from msgspec import structs
 from rich.table import Table
 
 from streampack.cli.arguments import (
@@ -30,13 +32,16 @@ from streampack.cli.arguments import (
     file_errors,
     make_measured_dataset,
 )
-from streampack.cli.console import format_bytes, output, plural, print_json, print_warning, printable
+from streampack.cli.console import format_bytes, output, plural, print_json, print_warning, printable, to_json
 from streampack.cli.per_shard import each_shard, num_processes
 from streampack.cli.progress import ShardProgress
 from streampack.cli.whole_shard import read_whole_shard
 from streampack.errors import StreampackError
 from streampack.lanes.pipeline import Pipeline
 from streampack.records import BadRecord, Shard
+from streampack.storage.clients import local_path
+from streampack.storage.faults import redacted
+from streampack.storage.identity import identity
 
 _KEPT = 100
 """Problems of one shard that are kept with their text; the others are only counted."""
@@ -48,15 +53,25 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """What was found in one shard; also a line of the journal."""
 
     name: str
+    url: str
+    """The whole path or URL, the same for all its spellings; without secrets."""
+    version: str
+    """The ETag, or the time at which a local file was changed last; "" where neither is known."""
     size: int
     digest: str | None
     field: str
+    max_document_bytes: int
     samples: int
     documents: int
     """Those that a run can read."""
     num_problems: int
     problems: list[str]
     """The first of them, each with its place."""
+
+    @property
+    def subject(self) -> tuple[object, ...]:
+        """What was read, and for what: a later reading with the same subject finds the same."""
+        return self.url, self.version, self.size, self.digest, self.field, self.max_document_bytes
 
 
 def verify(
@@ -77,10 +92,10 @@ def verify(
     """Read whole shards and report what is wrong in them, and where; the exit code is 1 if there is a problem."""
     dataset, _ = make_measured_dataset(shards, tokenizer, field=field, chat=chat)
     table, pipeline = dataset.list_shards(), dataset.pipeline
-    known = {} if journal is None else _known(journal, pipeline)
+    known = {} if journal is None else _known(journal)
     verdicts: dict[int, Verdict] = {}
-    for index, shard in enumerate(table):
-        if (verdict := known.get((shard.name, shard.size, shard.digest))) is not None:
+    for index, shard in enumerate(table) if known else ():
+        if (verdict := known.get(_blank(pipeline, shard).subject)) is not None:
             verdicts[index] = verdict
     left = [index for index in range(len(table)) if index not in verdicts]
     work = partial(verify_shard, pipeline)
@@ -90,7 +105,7 @@ def verify(
             verdicts[index] = verdict
             if journal is not None and notes is not None:
                 with file_errors("--journal", journal):
-                    notes.write(msgspec.json.encode(verdict) + b"\n")
+                    notes.write(to_json(msgspec.to_builtins(verdict)).encode() + b"\n")
                     notes.flush()
     _report([verdicts[index] for index in sorted(verdicts)], num_read=len(left), as_json=json)
     if any(verdict.num_problems for verdict in verdicts.values()):
@@ -99,6 +114,7 @@ def verify(
 
 def verify_shard(pipeline: Pipeline, index: int, shard: Shard, *, tell: Callable[[int], None]) -> Verdict:
     """Read one shard to its end, or to where it is broken."""
+    blank = _blank(pipeline, shard)  # before it is read: what is changed meanwhile is read again
     samples = documents = num_problems = 0
     problems: list[str] = []
     try:
@@ -114,32 +130,54 @@ def verify_shard(pipeline: Pipeline, index: int, shard: Shard, *, tell: Callable
     except StreampackError as error:
         num_problems += 1
         problems.append(str(error))
-    return Verdict(
-        name=shard.name,
-        size=shard.size,
-        digest=shard.digest,
-        field=str(pipeline.documents.field),
-        samples=samples,
-        documents=documents,
-        num_problems=num_problems,
-        problems=problems,
+    return structs.replace(
+        blank, samples=samples, documents=documents, num_problems=num_problems, problems=problems
     )
 
 
-def _known(journal: Path, pipeline: Pipeline) -> dict[tuple[str, int, str | None], Verdict]:
+def _blank(pipeline: Pipeline, shard: Shard) -> Verdict:
+    """What is known of a shard before it is read."""
+    path = local_path(shard.url)
+    version = shard.etag or ""
+    if path is not None:
+        with contextlib.suppress(OSError):  # a shard that is missing is an error where it is read
+            version = f"changed {Path(path).stat().st_mtime_ns} ns"
+    return Verdict(
+        name=shard.name,
+        url=redacted(identity(shard.url)),
+        version=version,
+        size=shard.size,
+        digest=shard.digest,
+        field=str(pipeline.documents.field),
+        max_document_bytes=pipeline.documents.max_document_bytes,
+        samples=0,
+        documents=0,
+        num_problems=0,
+        problems=[],
+    )
+
+
+def _known(journal: Path) -> dict[tuple[object, ...], Verdict]:
     """The verdicts of the journal on good shards; those with problems are read again, since they may be repaired."""
-    found: dict[tuple[str, int, str | None], Verdict] = {}
+    found: dict[tuple[object, ...], Verdict] = {}
+    wrong = []
     if journal.exists():
         with file_errors("--journal", journal):
             lines = journal.read_bytes().splitlines()
         for number, line in enumerate(lines, 1):
             try:
-                verdict = msgspec.json.decode(line, type=Verdict)
-            except msgspec.DecodeError:
-                print_warning(f"{journal}, line {number} is not a verdict (was it cut off?); that shard is read again")
+                verdict = msgspec.convert(json_module.loads(line), Verdict)
+            except (msgspec.ValidationError, ValueError):
+                wrong.append(number)
                 continue
-            if verdict.field == str(pipeline.documents.field) and not verdict.num_problems:
-                found[verdict.name, verdict.size, verdict.digest] = verdict
+            if not verdict.num_problems:
+                found[verdict.subject] = verdict
+    if wrong:
+        more = f", nor are {plural(len(wrong) - 1, 'other')}" if len(wrong) > 1 else ""
+        print_warning(
+            f"{journal}, line {wrong[0]} is not a verdict{more} (cut off, or of another release?); what they are about "
+            "is read again"
+        )
     return found
 
 
@@ -170,7 +208,7 @@ def _report(verdicts: list[Verdict], *, num_read: int, as_json: bool) -> None:
         "num_problems": sum(verdict.num_problems for verdict in verdicts),
     }
     if as_json:
-        print_json(totals | {"bad_shards": [json_module.loads(msgspec.json.encode(verdict)) for verdict in bad]})
+        print_json(totals | {"bad_shards": [msgspec.to_builtins(verdict) for verdict in bad]})
         return
     console = output()
     if bad:

@@ -3,4 +3,4 @@
 what the user wrote --resolve (braces, manifest)--> table --epochs--> an order --partition--> pieces of a lane
 """
 
-__all__ = ["braces", "epochs", "manifest", "partition", "resolve", "table", "urls"]
+__all__ = ["braces", "epochs", "kinds", "manifest", "partition", "resolve", "table", "urls"]

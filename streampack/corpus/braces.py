@@ -52,7 +52,8 @@ def _expand(text: str, pattern: str) -> list[str]:
                 parts.append(_expand_group(text[start : mark.start()], pattern))
                 start = mark.end()
     if depth:
-        raise ConfigError(f"the braces in {pattern!r} are not balanced; a literal brace is written with a backslash")
+        shown = f"{pattern!r:.200}"
+        raise ConfigError(f"the braces in {shown} are not balanced; a literal brace is written with a backslash")
     if math.prod(map(len, parts)) > LARGEST_RANGE:
         raise ConfigError(f"{pattern[:200]!r} stands for more than {LARGEST_RANGE} shards; check the braces")
     return ["".join(choice) for choice in itertools.product(*parts, [text[start:]])]
@@ -76,7 +77,7 @@ def _expand_range(found: re.Match[str], pattern: str) -> list[str]:
     first, last, step = found[1] or found[3], found[2] or found[4], max(int(found[5] or 1), 1)
     low, high = (int(end) if found[1] else _LETTERS.index(end) for end in (first, last))
     if abs(high - low) // step > LARGEST_RANGE:
-        raise ConfigError(f"{{{found[0]}}} in {pattern!r} is more than {LARGEST_RANGE} shards; check the range")
+        raise ConfigError(f"{{{found[0]}}} in {pattern!r:.200} is more than {LARGEST_RANGE} shards; check the range")
     values = range(low, high + 1, step) if low <= high else range(low, high - 1, -step)
     if not found[1]:
         return [_LETTERS[value] for value in values]

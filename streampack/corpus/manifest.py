@@ -1,12 +1,16 @@
-"""A manifest: a file with one JSON line for each shard, written by the user or by `streampack manifest`.
+r"""A manifest: a file with one JSON line for each shard, written by the user or by `streampack manifest`.
 
     {"url": "en/00000.tar", "size": 104857600, "digest": "...", "num_samples": 8192}
+
+A path that is not UTF-8 has JSON escapes (`caf\udce9.tar`) for the bytes that are not, as Python's `os.fsdecode`.
 
 In:    the bytes of the manifest, and its URL.
 Out:   a row for each line, in the order of the lines; relative URLs are below the manifest's own folder.
 """
 
+import codecs
 import difflib
+import json
 import posixpath
 import re
 from typing import Annotated
@@ -19,6 +23,16 @@ from streampack.errors import ConfigError
 from streampack.storage.digests import PATTERN, parse_digest
 
 _LARGEST_SHARD = 2**50
+_LOOKS_LIKE = (
+    (rb"\xff\xfe|\xfe\xff|.\0|\0.", "text in UTF-16 or UTF-32, or binary data: save it as UTF-8"),
+    (rb"version https://git-lfs", "a Git LFS pointer, not the file it stands for: fetch that with `git lfs pull`"),
+    (rb"\x1f\x8b|\x28\xb5\x2f\xfd", "compressed: decompress it"),
+    (rb"\s*\[", "a JSON array: write its objects on lines of their own, without brackets and commas (jq -c '.[]')"),
+    (rb"\s*\{\s*\n", "one JSON value over several lines: write each shard's object on one line (jq -c)"),
+    (rb"\s*<", "HTML or XML, perhaps a message of the storage"),
+    (rb"\s*[^{\s]", 'no JSON; a line is like {"url": "a.tar", "size": 1024}'),
+)
+"""How the bytes begin of what is no manifest -> what they are, and what to do."""
 
 
 class ShardRow(msgspec.Struct, forbid_unknown_fields=True):
@@ -40,9 +54,10 @@ def read_manifest(data: bytes, *, manifest: str) -> list[ShardRow]:
     Raises:
         ConfigError: a line cannot be read (the error has its number), or there is no line.
     """
+    data = data.removeprefix(codecs.BOM_UTF8)
     try:
         rows = msgspec.json.Decoder(ShardRow).decode_lines(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, ValueError):
         rows = _find_bad_line(data, manifest)
     for number, row in enumerate(rows, 1):
         refuse_shell(row.url)
@@ -69,9 +84,12 @@ def _find_bad_line(data: bytes, manifest: str) -> list[ShardRow]:
         if not line.strip():
             continue
         try:
-            rows.append(msgspec.json.decode(line, type=ShardRow))
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            rows.append(_decode(line))
+        except (msgspec.MsgspecError, ValueError) as error:
             why = str(error)
+            known = next((what for begin, what in _LOOKS_LIKE if re.match(begin, data, re.DOTALL)), None)
+            if known is not None and not rows:
+                why = f"{why}; the manifest is {known}"
             if match := re.search(r"unknown field `(.*)`", why):
                 keys = [name for name in ShardRow.__struct_fields__ if name != "count"]
                 near = difflib.get_close_matches(match[1], ShardRow.__struct_fields__, n=1, cutoff=0.4)
@@ -79,6 +97,12 @@ def _find_bad_line(data: bytes, manifest: str) -> list[ShardRow]:
                 why = f"unknown key {match[1]!r}; {nearest}a line has {', '.join(keys)}"
             raise ConfigError(f"line {number} of the manifest: {why}", url=manifest) from error
     return rows
+
+
+def _decode(line: bytes) -> ShardRow:
+    if rb"\ud" not in line.lower():
+        return msgspec.json.decode(line, type=ShardRow)
+    return msgspec.convert(json.loads(line), ShardRow)  # msgspec's own decoder refuses lone surrogates
 
 
 def _resolve(manifest: str, url: str) -> str:

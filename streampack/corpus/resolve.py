@@ -6,13 +6,15 @@
     "@manifest.jsonl"               a line per shard: {"url": ..., "size": ...} kept in the order of its lines
     ["...", "..."]                  a list of any of these                      kept in the order written
 
+A pattern that is the name of a file is that file. Files and folders whose names begin with a dot are in no listing.
+
 In:    a specification, and a storage that lists, reads and tells sizes.
 Out:   a `ShardTable`. One process does this and hands `ShardTable.to_bytes` to the others: workers never list.
-Never: a shard twice, an empty shard, a missing shard, or a pattern that matches nothing: these are errors.
+Never: a shard twice (by whatever names), an empty shard, a missing shard, other data in the place of shards, or a
+pattern that matches nothing: these are errors.
 """
 
-import posixpath
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
@@ -20,11 +22,12 @@ from typing import Protocol
 import numpy as np
 
 from streampack.corpus.braces import expand_braces
+from streampack.corpus.kinds import HOW_TO_WRITE, READ, refuse_others, shards_among
 from streampack.corpus.manifest import ShardRow, read_manifest
 from streampack.corpus.table import ShardTable, Texts
-from streampack.corpus.urls import is_glob, refuse_shell, relative_names
+from streampack.corpus.urls import is_glob, refuse_shell, refuse_text, relative_names
 from streampack.errors import ConfigError, ShardError, ShardNotFoundError
-from streampack.tar.codecs import ALL_SUFFIXES, COMPRESSED_SUFFIXES, path_of, suffix_of
+from streampack.tar.codecs import COMPRESSED_SUFFIXES, suffix_of
 
 _GUESSED_BYTES = 64 * 2**20
 """Bytes that every shard is taken to have where no size is known."""
@@ -42,7 +45,10 @@ class Listing(Protocol):
     """What the storage must answer."""
 
     def listing(self, url: str) -> list[tuple[str, int | None]]:
-        """(URL, size or None) of the files below a directory (it ends with `/`), or of those that match a glob."""
+        """(URL, size or None) of the files below a directory (it ends with `/`), or of those that match a glob.
+
+        Where a file has the name of the glob itself: that one.
+        """
 
     def is_directory(self, url: str) -> bool:
         """Whether the URL is a directory."""
@@ -60,6 +66,9 @@ class Listing(Protocol):
     def read(self, url: str) -> bytes:
         """All of a small object."""
 
+    def identity(self, url: str) -> str:
+        """The same text for all names of one object."""
+
 
 def resolve_shards(spec: str | Sequence[str], storage: Listing, *, progress: Progress | None = None) -> ShardTable:
     """The shards that a specification stands for, with their sizes.
@@ -75,42 +84,49 @@ def resolve_shards(spec: str | Sequence[str], storage: Listing, *, progress: Pro
         ShardError: an empty shard.
     """
     items = [spec] if isinstance(spec, str) else list(spec)
+    for item in items:  # all of them before the first request: a column of texts has very many
+        _check_item(item)
     with ThreadPoolExecutor(max_workers=min(_MOST_LISTINGS, max(len(items), 1))) as pool:
         rows = [row for rows in pool.map(lambda item: _rows(item, storage), items) for row in rows]
     if not rows:
         raise ConfigError(f"no shards: {spec!r} is empty; give a URL, a glob, a directory, '@manifest' or a list")
+    refuse_others([row.url for row in rows])
     twice = [url for url, times in Counter(row.url for row in rows).items() if times > 1]
     if twice:
-        raise ConfigError(
-            f"{len(twice)} of {len(rows)} shards are given more than once, the first is {twice[0]}; list each shard "
-            "once (to repeat data use epochs)"
-        )
+        raise _given_twice(len(twice), len(rows), twice[0])
     _look_up_sizes([row for row in rows if row.size is None], storage, progress)
     for row in rows:
         row.etag = storage.etag(row.url) or row.etag
         if row.size == 0:
             raise ShardError("the shard is empty (0 bytes); write it again or take it out of the list", url=row.url)
+    _refuse_other_names(rows, storage)
     return _table(rows)
 
 
-def _rows(item: str, storage: Listing) -> list[ShardRow]:
+def _check_item(item: str) -> None:
     if not isinstance(item, str) or not item.strip("@ "):
-        raise ConfigError(f"{item!r} is not a shard specification; give a URL, a glob, a directory or '@manifest'")
+        raise ConfigError(f"{item!r:.80} is not a shard specification; give a URL, a glob, a directory or '@manifest'")
+    refuse_text(item, expanded=False)
+
+
+def _rows(item: str, storage: Listing) -> list[ShardRow]:
     if item.startswith("@"):
-        refuse_shell(item[1:])
-        return read_manifest(storage.read(item[1:]), manifest=item[1:])
+        manifest = item[1:]
+        refuse_shell(manifest)
+        if suffix_of(manifest) is not None:
+            raise ConfigError(f"{item!r}: @ is for a manifest, and this is a shard by its name; leave out the @")
+        return read_manifest(storage.read(manifest), manifest=manifest)
     urls = expand_braces(item)
     rows = []
     for url in urls:
         refuse_shell(url)
-        if is_glob(url):
-            found = storage.listing(url)
-            if not found:
-                raise ShardNotFoundError(f"nothing matches {url!r}; check the pattern, the folder and the credentials")
-        elif url.endswith("/"):
-            found = _tars_below(url, storage)
+        refuse_text(url)
+        if url.endswith("/"):
+            found = shards_among(storage.listing(url), folder=url)
+        elif is_glob(url):
+            found = _matching(url, storage, may_be_directory=len(urls) == 1)
         elif len(urls) == 1 and suffix_of(url) is None and storage.is_directory(url):
-            found = _tars_below(url + "/", storage)
+            found = shards_among(storage.listing(url + "/"), folder=url + "/")
         else:
             rows.append(ShardRow(url))
             continue
@@ -118,16 +134,35 @@ def _rows(item: str, storage: Listing) -> list[ShardRow]:
     return rows
 
 
-def _tars_below(directory: str, storage: Listing) -> list[tuple[str, int | None]]:
-    files = storage.listing(directory)
-    tars = [(url, size) for url, size in files if suffix_of(url) is not None]
-    if tars:
-        return tars
-    kinds = Counter(posixpath.splitext(path_of(url))[1] or "without a suffix" for url, _ in files).most_common(5)
-    held = ", ".join(f"{count} {kind}" for kind, count in kinds)
-    what = f"has {len(files)} files but no tar ({held})" if files else "is empty, or not there"
-    raise ShardNotFoundError(
-        f"the directory {directory} {what}; shards end with {', '.join(ALL_SUFFIXES)}; give others by a glob or list"
+def _matching(url: str, storage: Listing, *, may_be_directory: bool) -> list[tuple[str, int | None]]:
+    """The files that a glob matches; else the shards of the directory, or the file, that has this very name."""
+    if found := storage.listing(url):
+        return found
+    if may_be_directory and suffix_of(url) is None and storage.is_directory(url):
+        return shards_among(storage.listing(url + "/"), folder=url + "/")
+    try:
+        return [(url, storage.size(url))]  # of a storage that does not list it, such as a web server
+    except ShardNotFoundError:
+        message = f"nothing matches {url!r}; check the pattern, the folder and the credentials"
+        raise ShardNotFoundError(message) from None
+
+
+def _refuse_other_names(rows: list[ShardRow], storage: Listing) -> None:
+    """Raise `ConfigError` if two of the URLs are of one shard."""
+    by_size = defaultdict(list)  # two names of one shard have one size, so most shards need no closer look
+    for row in rows:
+        by_size[row.size].append(row.url)
+    named: dict[str, str] = {}
+    alike = [url for urls in by_size.values() if len(urls) > 1 for url in urls]
+    pairs = [(named.setdefault(storage.identity(url), url), url) for url in alike]
+    if twice := [(first, url) for first, url in pairs if first != url]:
+        raise _given_twice(len(twice), len(rows), f"{twice[0][0]}, also given as {twice[0][1]}")
+
+
+def _given_twice(num_twice: int, num_shards: int, first: str) -> ConfigError:
+    return ConfigError(
+        f"{num_twice} of {num_shards} shards are given more than once, the first is {first}; list each shard once (to "
+        "repeat data use epochs)"
     )
 
 
@@ -148,7 +183,9 @@ def _look_up_sizes(rows: list[ShardRow], storage: Listing, progress: Progress | 
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
     if missing:
-        raise ShardNotFoundError(f"{len(missing)} of {len(rows)} shards are not there; the first: {missing[0]}")
+        is_text = len(missing) == len(rows) and not any(suffix_of(row.url) for row in rows)
+        hint = f" Are these documents? {READ[0].upper()}{READ[1:]}; {HOW_TO_WRITE}." if is_text else ""
+        raise ShardNotFoundError(f"{len(missing)} of {len(rows)} shards are not there; the first: {missing[0]}{hint}")
 
 
 def _table(rows: list[ShardRow]) -> ShardTable:

@@ -16,8 +16,11 @@ from numpy.typing import NDArray
 from streampack.errors import ConfigError
 from streampack.records import Shard
 from streampack.storage.digests import block_bytes_of
+from streampack.tar.codecs import COMPRESSED_SUFFIXES, suffix_of
 
 _BLOCKS = 100
+_MOST_RUNS = 100
+"""Of neighbouring marked shards, that a fingerprint names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -110,6 +113,21 @@ class ShardTable:
             digest.update(names[offsets[first] : offsets[stop]])
             digests.append(digest.hexdigest())
         return digests
+
+    def marked_whole(self) -> str:
+        """The indexes of the plain shards that a manifest marks as `whole`, such as "3-5,9"; "" where none is marked.
+
+        Of more than 100 runs of neighbours: how many shards they are, and a digest of their indexes.
+        """
+        uncut = np.flatnonzero(self.whole & self.size_known)
+        marked = np.array([i for i in uncut.tolist() if suffix_of(self.urls[i]) not in COMPRESSED_SUFFIXES], np.int64)
+        if not marked.size:
+            return ""
+        ends = np.flatnonzero(np.diff(marked) > 1)
+        first, last = marked[np.append(0, ends + 1)].tolist(), marked[np.append(ends, -1)].tolist()
+        if len(first) > _MOST_RUNS:
+            return f"{marked.size} shards, {hashlib.blake2b(marked.astype('<i8').tobytes(), digest_size=8).hexdigest()}"
+        return ",".join(f"{low}-{high}" if low < high else str(low) for low, high in zip(first, last, strict=True))
 
     def to_bytes(self) -> bytes:
         """The table for another process, whatever its version of Python."""

@@ -1,9 +1,13 @@
-"""What a shard's URL says: its folders, and whether it is a pattern."""
+"""What a shard's URL says by itself: its folders, whether it is a pattern, whether it can be a name at all. No IO."""
 
 import re
 from collections.abc import Sequence
 
+from streampack.corpus.kinds import HOW_TO_WRITE, READ
 from streampack.errors import ConfigError
+
+_LONGEST_NAME = 255
+"""Bytes of a file's or folder's name, on every file system of Linux and macOS."""
 
 
 def relative_names(urls: Sequence[str]) -> list[str]:
@@ -25,7 +29,7 @@ def without_query(url: str) -> str:
 
 
 def is_glob(url: str) -> bool:
-    """Whether a URL without braces is a pattern that the storage lists."""
+    """Whether a URL without braces may be a pattern that the storage lists."""
     if url.startswith(("http://", "https://")):  # `?` begins a query there, and [::1] is a host
         return re.search(r"[*\[]", without_query(url).split("/", 3)[-1]) is not None
     return re.search(r"[*?\[]", url) is not None
@@ -37,4 +41,19 @@ def refuse_shell(url: str) -> None:
         raise ConfigError(
             f"{url!r} would run a shell, which streampack never does; give the storage's own URL (s3://, gs://, "
             "https://, a path) and what it needs in Storage(options=...)"
+        )
+
+
+def refuse_text(name: str, *, expanded: bool = True) -> None:
+    """Raise `ConfigError` for a text that cannot be a URL or a path: a document in the place of a shard's name.
+
+    `expanded`: False while braces may still make several names of it, which may be long together.
+    """
+    longest = 0
+    if "://" not in name and (expanded or "{" not in name):
+        longest = max(len(part.encode("utf-8", "surrogatepass")) for part in name.split("/"))
+    if longest > _LONGEST_NAME or re.search(r"[\0\r\n]", name):
+        raise ConfigError(
+            f"{name[:40]!r}... ({len(name):,} characters) is a text, and not the URL or the path of a shard: {READ}; "
+            f"{HOW_TO_WRITE}"
         )

@@ -133,15 +133,33 @@ def as_storage(value: Storage | Mapping[str, object]) -> Storage:
 
 def _names(data: object) -> tuple[str, ...]:
     """What `data` names, each as text."""
+    wanted = "must be a URL or a path, as text or os.PathLike; or several of them"
+    if isinstance(data, set | frozenset | Mapping):
+        is_set = not isinstance(data, Mapping)
+        why = "its order may be another one in each process" if is_set else "shards have no other names"
+        raise ConfigError(f"data: {_shown(data)} {wanted} in a list ({why})")
     several = isinstance(data, Iterable) and not isinstance(data, str | bytes | os.PathLike)
     names: Iterable[object] = data if several else (data,)  # type: ignore[assignment]  # an Iterable
     texts = []
     for name in names:
         text = os.fspath(name) if isinstance(name, os.PathLike) else name
         if not isinstance(text, str):
-            raise ConfigError(f"data: {name!r:.80} must be a URL or a path, as text or os.PathLike; or several of them")
+            holder = f" (in {_shown(data)})" if several else ""
+            raise ConfigError(
+                f"data: {_shown(name)}{holder} {wanted}. Documents are read from tar shards: docs/data.md shows how to "
+                "write them (streampack.testing.write_shards)"
+            )
         texts.append(text)
+    if not texts:
+        raise ConfigError(f"data: no shards, as {_shown(data)} is empty; it {wanted}")
     return tuple(texts)
+
+
+def _shown(value: object) -> str:
+    """The value, or its type where it may hold documents."""
+    kind = type(value)
+    plain = value is None or isinstance(value, int | float | bytes)
+    return f"{value!r:.80}" if plain else f"a {kind.__module__}.{kind.__qualname__}".replace(" builtins.", " ")
 
 
 def _check_record(name: str, value: object, kind: type, *, optional: bool = False) -> None:

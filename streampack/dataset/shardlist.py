@@ -32,7 +32,7 @@ class ShardList:
     @property
     def digest(self) -> str:
         """A digest of the names as they were given, before anything is listed."""
-        return hashlib.blake2b("\n".join(self._names).encode(), digest_size=8).hexdigest()
+        return hashlib.blake2b("\n".join(self._names).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
     def table(self) -> ShardTable:
         """The shards with their sizes; the first call lists them, with a warning where digests cannot be checked."""
@@ -54,7 +54,10 @@ class ShardList:
         self._fingerprint = None
 
     def fingerprint(self) -> dict[str, Any]:
-        """Names and sizes of all shards, in digests; plain JSON values."""
+        """Names and sizes of all shards, in digests, and the manifest's marks `whole`; plain JSON values.
+
+        `marked_whole` is there only with marks, as in the states of runs without any.
+        """
         if self._fingerprint is None:
             table = self.table()
             self._fingerprint = {
@@ -64,4 +67,6 @@ class ShardList:
                 "digest": table.digest,
                 "blocks": table.block_digests(),
             }
+            if marked := table.marked_whole():
+                self._fingerprint["marked_whole"] = marked
         return self._fingerprint

@@ -68,6 +68,12 @@ def describe_differences(
         if name == "shards" and isinstance(before, dict) and isinstance(after, dict):
             what = _describe_shards(before, after, saved_where, now_where)
             remedy = "point the dataset at the same shards in the same order, or start a new run"
+            if _differ_in_marks_only(before, after):
+                remedy = (
+                    "a lane reads a marked shard in one piece, and others in parts, so with other marks this run would "
+                    "have documents twice and miss others. To go on, give the manifest the marks of the checkpoint; "
+                    "new marks need a new run"
+                )
         else:
             what = f"{before!r} {saved_where}, {after!r} {now_where}"
             remedy = f"set {_setting(name, saved, now)}, or start a new run"
@@ -87,10 +93,17 @@ def _setting(name: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> str
     return argument if argument.startswith("hold_out") else f"{argument} back to the checkpoint's value"
 
 
+def _differ_in_marks_only(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    return {**before, "marked_whole": ""} == {**after, "marked_whole": ""}
+
+
 def _describe_shards(before: Mapping[str, Any], after: Mapping[str, Any], saved_where: str, now_where: str) -> str:
     for key in ("num_shards", "total_bytes"):
         if before.get(key) != after.get(key):
             return f"{key} is {before.get(key)} {saved_where}, {after.get(key)} {now_where}"
+    if _differ_in_marks_only(before, after):
+        then, now = (each.get("marked_whole", "none") for each in (before, after))
+        return f'marked "whole": true in the manifest (indexes from 0): {then} {saved_where}, {now} {now_where}'
     where = differing_block(before.get("blocks", ()), after.get("blocks", ()), num_shards=int(after["num_shards"]))
     if where is None:
         return f"{dict(before)} {saved_where}, {dict(after)} {now_where}"

@@ -14,6 +14,7 @@ ranges, readahead, retry      which bytes are requested, when, and when again
 faults       what an error of any library means
 checking, digests             bytes against the digests of a manifest
 listing      directories and globs
+identity     which URLs name one object
 clients      what each process has open
 libraries/   private names of other libraries, with the versions they were tried with
 """
@@ -26,6 +27,7 @@ __all__ = [
     "clients",
     "digests",
     "faults",
+    "identity",
     "libraries",
     "listing",
     "objects",

@@ -23,6 +23,7 @@ from streampack.storage.cache.reader import forget_range, read_through
 from streampack.storage.checking import check_blocks, check_whole
 from streampack.storage.clients import Clients, local_path
 from streampack.storage.digests import parse_digest
+from streampack.storage.identity import identity
 from streampack.storage.listing import list_files, note_etag
 from streampack.storage.options import RetryPolicy, Storage, hidden
 from streampack.storage.ranges import read_ranges
@@ -220,6 +221,11 @@ class StorageReader:
     def listing(self, url: str) -> list[tuple[str, int | None]]:
         """Files below a directory (a URL that ends with `/`), else those that match a glob: (URL, size), sorted.
 
-        Empty where there are none; the size is None where the listing does not tell it.
+        Names that begin with a dot are left out, unless the glob has such a name. Where a file has the name of the
+        glob itself, it is that file. Empty where there are none; the size is None where the listing does not tell it.
         """
         return list_files(url, self._clients)
+
+    def identity(self, url: str) -> str:
+        """The same text for all names of one object; no request, but links of local paths are followed."""
+        return identity(url)

@@ -9,6 +9,7 @@ the tar notices.
 """
 
 import gzip
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias
@@ -27,7 +28,11 @@ SUFFIXES: Mapping[Compression | None, tuple[str, ...]] = {
 COMPRESSED_SUFFIXES = (*SUFFIXES["gz"], *SUFFIXES["zst"])
 ALL_SUFFIXES = (*SUFFIXES[None], *COMPRESSED_SUFFIXES)
 _COMPRESSIONS = {suffix: compression for compression, suffixes in SUFFIXES.items() for suffix in suffixes}
-_NOT_SUPPORTED = (".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.lz4", ".tlz4")
+_NOT_SUPPORTED = re.compile(
+    r"\.tar\.(bz2?|bzip2|xz|lzma|lzip|lz|lz4|lzo|br|z|zz|gzip|zstd|sz|snappy|zip|7z|rar)$"
+    r"|\.(tbz2?|tb2|tz2|txz|tlz|tlzma|tlz4|tbr|taz)$"
+)
+"""Suffixes of tars in a compression, or under a name for one, that is not read here; in lower case."""
 
 GZIP_MAGIC, ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _OTHER_FORMATS = {
@@ -37,6 +42,8 @@ _OTHER_FORMATS = {
     b"\xfd7zXZ": "xz data, which is not supported: store it as .tar.zst",
     b"PK\x03\x04": "a zip archive: write it again as a tar",
     b"<": "HTML or XML, perhaps a message of the storage",
+    b"version https://git-lfs": "a Git LFS pointer, not the file it stands for: fetch that with `git lfs pull`",
+    b"PAR1": "a Parquet file: write its documents into tars",
 }
 """The first bytes of another format -> its name, and what to do."""
 
@@ -46,8 +53,21 @@ _INPUT_BYTES = 1 << 16
 
 
 def path_of(url: str) -> str:
-    """The part of a URL in which a suffix is looked for: without the query, in lower case."""
-    return url.partition("?")[0].lower()
+    """The part of a URL in which a suffix is looked for, in lower case.
+
+    Of a chain (`zip://a.tar::s3://b/c.zip`) the first URL with a path; without the query of a web URL, and without
+    S3's `?versionId=`. Elsewhere a `?` is part of the name.
+    """
+    first = url
+    if "::" in url:
+        first = next((part for part in url.split("::") if "://" in part), url)
+    if "?" not in first and "#" not in first:  # as most
+        return first.lower()
+    if first.startswith(("http://", "https://")):
+        first = re.split(r"[?#]", first, maxsplit=1)[0]
+    elif first.startswith(("s3://", "s3a://")):
+        first = first.partition("?versionId=")[0]
+    return first.lower()
 
 
 def suffix_of(url: str) -> str | None:
@@ -56,6 +76,12 @@ def suffix_of(url: str) -> str | None:
     if not path.endswith(ALL_SUFFIXES):
         return None
     return next(suffix for suffix in ALL_SUFFIXES if path.endswith(suffix))
+
+
+def unsupported_suffix_of(url: str) -> str | None:
+    """The suffix that the URL has of a tar in a compression that is not read; None if it has none."""
+    found = _NOT_SUPPORTED.search(path_of(url))
+    return None if found is None else found[0]
 
 
 def compression_of(url: str) -> Compression | None:
@@ -67,10 +93,9 @@ def compression_of(url: str) -> Compression | None:
     suffix = suffix_of(url)
     if suffix is not None:
         return _COMPRESSIONS[suffix]
-    path = path_of(url)
-    for suffix in _NOT_SUPPORTED:
-        if path.endswith(suffix):
-            raise ConfigError(f"{suffix} is not supported; store the shard as .tar, .tar.gz or .tar.zst", url=url)
+    suffix = unsupported_suffix_of(url)
+    if suffix is not None:
+        raise ConfigError(f"{suffix} is not supported; store the shard as .tar, .tar.gz or .tar.zst", url=url)
     return None
 
 
@@ -127,7 +152,7 @@ def _gunzip(chunks: Iterable[bytes], url: str) -> Iterator[bytes]:
                 if not data:
                     break
                 if data[:2] != GZIP_MAGIC[: len(data)]:
-                    raise _corrupt(f"no gzip member begins here, but {data[:4]!r}", url, offset - len(data))
+                    raise _no_start("gzip member", data, url, offset - len(data))
                 member = codec.decompressobj(wbits=31)
                 first = False
             try:
@@ -160,7 +185,8 @@ def _unzstd(chunks: Iterable[bytes], url: str) -> Iterator[bytes]:
                 left -= len(_exactly(source, min(left, MAX_CHUNK_BYTES), url))
             continue
         if magic != ZSTD_MAGIC[: len(magic)]:
-            raise _corrupt(f"no zstd frame begins here, but {magic!r}", url, source.offset - len(magic))
+            at = source.offset - len(magic)
+            raise _no_start("zstd frame", magic + source.take(28), url, at)
         descriptor = _exactly(source, 1, url)
         is_single = descriptor[0] >> 5 & 1
         size_bytes = (is_single, 2, 4, 8)[descriptor[0] >> 6]
@@ -207,6 +233,12 @@ def _exactly(source: Chunks, size: int, url: str) -> bytes:
 def _bomb(given: int, url: str, offset: int) -> CorruptShardError:
     what = f"decompresses to {given:,} bytes so far, more than {MAX_RATIO} times those read"
     return CorruptShardError(f"{what}; if it is meant so, store it as a plain .tar", url=url, offset=offset)
+
+
+def _no_start(of: str, head: bytes, url: str, offset: int) -> CorruptShardError:
+    known = None if offset else other_format_of(head)
+    begins = f"no {of} begins here, but {head[:4]!r}"
+    return _corrupt(begins if known is None else f"{begins}: {known}", url, offset)
 
 
 def _corrupt(what: str, url: str, offset: int) -> CorruptShardError:

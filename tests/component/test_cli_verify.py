@@ -1,6 +1,7 @@
 """`streampack verify`: what is wrong in shards, where, and that nothing is read twice for it."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,44 @@ def test_with_a_journal_only_what_is_new_or_was_wrong_is_read_again(shards: list
     assert (code, found["num_read"], found["num_shards"], found["documents"]) == (0, 2, 4, 120)
     code, found = verified(*urls(shards), "--journal", str(journal))
     assert (code, found["num_read"], found["documents"]) == (0, 0, 120)
+
+
+def test_a_journal_knows_a_shard_by_all_of_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = tmp_path / "journal"
+    write_shards(tmp_path / "en", ["one text"] * 8, documents_per_shard=4)
+    shutil.copytree(tmp_path / "en", tmp_path / "de")  # the same names and sizes
+    data = bytearray((tmp_path / "de/00001.tar").read_bytes())
+    data[data.index(b"one text")] = 0xFF
+    (tmp_path / "de/00001.tar").write_bytes(data)
+    assert verified(f"{tmp_path}/en/", "--journal", str(journal))[0] == 0
+    code, found = verified(f"{tmp_path}/de/", "--journal", str(journal))
+    assert (code, found["num_read"], found["num_problems"]) == (1, 2, 1)
+    monkeypatch.chdir(tmp_path / "de")
+    assert verified("00000.tar", "--journal", str(journal))[1]["num_read"] == 0  # it is known by its path from anywhere
+    monkeypatch.chdir(tmp_path / "en")
+    assert verified("00001.tar", f"file://{tmp_path}/en/00000.tar", "--journal", str(journal))[1]["num_read"] == 0
+
+
+def test_a_shard_that_was_changed_in_its_place_is_read_again(shards: list[Path], tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    assert verified(*urls(shards), "--journal", str(journal))[0] == 0
+    data = bytearray(shards[2].read_bytes())
+    _letter(data)
+    shards[2].write_bytes(data)  # of the same size
+    changed = shards[2].stat()
+    os.utime(shards[2], ns=(changed.st_atime_ns, changed.st_mtime_ns + 1))  # where the clock of files is coarse
+    code, found = verified(*urls(shards), "--journal", str(journal))
+    assert (code, found["num_read"], found["num_problems"]) == (1, 1, 1)
+
+
+def test_a_journal_of_another_field_or_limit_is_not_taken(shards: list[Path], tmp_path: Path) -> None:
+    journal, config = tmp_path / "journal", tmp_path / "config.yaml"
+    assert verified(*urls(shards), "--journal", str(journal))[0] == 0
+    config.write_text(
+        f"dataset: {{data: {shards[0].parent}, tokenizer: {DATA}/devil.model, limits: {{document_bytes: 200}}}}\n"
+    )
+    code, found = verified(str(config), "--journal", str(journal))
+    assert (code, found["num_read"]) == (1, 4)
 
 
 def test_a_journal_whose_last_line_was_cut_short_costs_that_shard_only(shards: list[Path], tmp_path: Path) -> None:

@@ -121,6 +121,18 @@ class TestEveryStorage(StorageConformance):
         self.place.put(name, data)
         return self.place.root + name
 
+    def test_odd_names_are_found_by_a_listing_and_hidden_ones_are_not(self) -> None:
+        if not self.place.lists:
+            pytest.skip("the storage does not list")
+        names = ["odd [v1]/why?.tar", "odd [v1]/en/a#b.tar", "odd [v1]/.hidden/c.tar", "odd [v1]/._a.tar"]
+        urls = {self.put(name, name.encode()): name for name in names}
+        reader = StorageReader.of(self.storage)
+        found = reader.listing(f"{self.place.root}odd [v1]/")
+        assert sorted(urls[url] for url, _ in found) == ["odd [v1]/en/a#b.tar", "odd [v1]/why?.tar"]
+        for url, _ in found:
+            assert b"".join(reader.chunks(url, size=reader.size(url))) == urls[url].encode()
+        assert [url for url, _ in reader.listing(f"{self.place.root}odd [v1]/why?.tar")] == [next(iter(urls))]
+
     def test_the_client_is_the_one_that_is_meant(self) -> None:
         reader = open_object(f"{self.place.root}a.tar", None, StorageReader.of(self.storage)._clients)
         assert isinstance(reader, FsspecObject) == self.place.own_client

@@ -652,6 +652,29 @@ def test_a_state_of_other_shards_is_refused(corpus: Corpus, data: streampack.Pac
     )
 
 
+def test_a_mark_that_is_added_at_a_resume_is_refused_as_it_would_give_documents_twice(
+    corpus: Corpus, data: streampack.PackedDataset, tmp_path: Path
+) -> None:
+    def marked(*indexes: int) -> streampack.PackedDataset:
+        manifest = tmp_path / "manifest.jsonl"
+        lines = [{"url": url, "size": Path(url).stat().st_size} for url in corpus.urls]
+        for index in indexes:
+            lines[index]["whole"] = True  # type: ignore[assignment]
+        manifest.write_text("\n".join(map(json.dumps, lines)))
+        return dataset([f"@{manifest}"])
+
+    assert marked().fingerprint() == data.fingerprint()  # so the states of runs without marks are loaded
+    state = loader_of(data).state_dict()
+    advice = "would have documents twice and miss others. To go on, give the manifest the marks of the checkpoint"
+    assert_refused(marked(0, 1), state, StateError, "(indexes from 0): none in the checkpoint, 0-1 now", advice)
+    old = loader_of(marked(1)).state_dict()
+    assert_refused(marked(0), old, StateError, "(indexes from 0): 1 in the checkpoint, 0 now", advice)
+    assert_refused(data, old, StateError, "1 in the checkpoint, none now", advice)
+    loader_of(marked(1)).load_state_dict(old)
+    fewer = dataset(corpus.urls[:-1])
+    assert_refused(fewer, old, StateError, "num_shards is 7 in the checkpoint, 6 now; point the dataset at the same")
+
+
 def test_a_corpus_may_move_and_what_is_no_part_of_the_data_may_change(
     corpus: Corpus, data: streampack.PackedDataset, wanted: list[Array], tmp_path: Path
 ) -> None:

@@ -21,6 +21,7 @@ import sysconfig
 import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -249,5 +250,5 @@ def put_s3(name: str, data: bytes) -> str:
 
 def put_gcs(name: str, data: bytes) -> str:
     """Store an object; its URL."""
-    _post(f"{gcs().url}/upload/storage/v1/b/{BUCKET}/o?uploadType=media&name={name.replace('/', '%2F')}", data)
+    _post(f"{gcs().url}/upload/storage/v1/b/{BUCKET}/o?uploadType=media&name={urllib.parse.quote(name, safe='')}", data)
     return f"gs://{BUCKET}/{name}"

@@ -32,7 +32,7 @@ _ENDPOINTS = {
 def object_key(url: str, clients: Clients) -> str:
     """Which object it is, the same for every user: the endpoint if one is given, and the URL without credentials."""
     if url.startswith(("http://", "https://")):
-        return _unsigned(url)
+        return unsigned(url)
     protocol = url.partition("://")[0]
     options = clients.configured(protocol)
     given = [options.get("endpoint_url"), dict(options.get("client_kwargs") or {}).get("endpoint_url")]
@@ -41,7 +41,8 @@ def object_key(url: str, clients: Clients) -> str:
     return f"{endpoint} {url}" if endpoint else url
 
 
-def _unsigned(url: str) -> str:
+def unsigned(url: str) -> str:
+    """A web URL without user, fragment and what belongs to a signature in its query."""
     parts = urllib.parse.urlsplit(url)
     fields = parts.query.split("&")
     called = [field.partition("=")[0].lower() for field in fields]

@@ -1,6 +1,7 @@
 """The shard list: braces, globs, directories, manifests, sizes, names, digests; over the real storage."""
 
 import json
+import os
 import pickle
 import threading
 import time
@@ -168,6 +169,40 @@ class TestOrder:
             filesystem.store.clear()
 
 
+class TestOddNames:
+    """A file that is there is read, whatever characters its name has."""
+
+    @pytest.mark.parametrize("name", ["why?.tar", "why?.tar.gz", "en [v1].tar", "a*b.tgz", "1%.tar", "a#b.tar"])
+    @pytest.mark.parametrize("folder", ["x", "x [v1]", "x?"])
+    def test_by_its_name_and_by_its_folder(self, here: Path, folder: str, name: str) -> None:
+        Path(folder).mkdir()
+        Path(folder, name).write_bytes(bytes(7))
+        for spec in (f"{folder}/{name}", folder, f"{folder}/", f"{here}/{folder}/", [f"{here}/{folder}/{name}"]):
+            [shard] = resolve_shards(spec, STORAGE)
+            assert (Path(shard.url).resolve(), shard.name, shard.size) == (here / folder / name, name, 7)
+            assert shard.whole == name.endswith("gz")
+            assert STORAGE.read(shard.url) == bytes(7)
+
+    def test_in_memory(self) -> None:
+        filesystem = fsspec.filesystem("memory")
+        filesystem.pipe({"/odd [1]/why?.tar": b"12", "/odd [1]/.hidden/a.tar": b"1"})
+        try:
+            for spec in ("memory://odd [1]/", "memory://odd [1]", "memory://odd [1]/why?.tar", "memory://odd*/*.tar"):
+                assert urls(resolve_shards(spec, STORAGE)) == ["memory://odd [1]/why?.tar"]
+        finally:
+            filesystem.store.clear()
+
+    def test_that_are_not_utf_8(self, here: Path) -> None:
+        name = os.fsdecode(b"x/caf\xe9.tar")
+        Path(name).parent.mkdir()
+        Path(name).write_bytes(bytes(3))
+        assert urls(resolve_shards("x", STORAGE)) == [name]
+        spec = manifest({"url": name, "size": 3}, {"url": "caf\u00e9\U0001f600.tar", "size": 3})
+        assert urls(resolve_shards(spec, STORAGE)) == [name, "caf\u00e9\U0001f600.tar"]
+        with pytest.raises(ShardNotFoundError, match=r"caf\\udce8"):
+            resolve_shards(os.fsdecode(b"caf\xe8.tar"), STORAGE)
+
+
 class TestErrors:
     """Named with what was given and what to do."""
 
@@ -203,6 +238,49 @@ class TestErrors:
     def test_what_is_no_specification_is_an_error(self, spec: Any) -> None:
         with pytest.raises(ConfigError, match="is not a shard specification; give a URL, a glob"):
             resolve_shards(spec, STORAGE)
+
+    def test_documents_in_the_place_of_names_are_an_error_before_any_request(self) -> None:
+        texts = [f"Line {number}.\nAnother line." for number in range(1000)]
+        with pytest.raises(ConfigError, match=r"'Line 0\.\\nAnother line\.'\.\.\. .* is a text, and not the URL"):
+            resolve_shards(texts, Told({}))
+        with pytest.raises(ConfigError, match="is a text"):
+            resolve_shards(["a.tar", "word " * 100], Told({}))
+        with pytest.raises(ShardNotFoundError, match=r"2 of 2 shards are not there; .* Are these documents\?"):
+            resolve_shards(["A short one", "another"], STORAGE)
+
+    @pytest.mark.parametrize("name", ["x.parquet", "x.jsonl", "x.jsonl.zst", "x.tar.xz", "README.md"])
+    def test_other_data_is_an_error_by_a_name_a_glob_and_a_manifest(self, here: Path, name: str) -> None:
+        Path("en", name).write_bytes(b"1")
+        for spec in (f"en/{name}", "en/[x-zR]*", manifest({"url": f"en/{name}", "size": 1})):
+            with pytest.raises(ConfigError, match="1 of 1 files are no tars by their names"):
+                resolve_shards(spec, STORAGE)
+
+    def test_a_folder_with_what_may_be_shards_and_is_not_read_is_an_error(self, here: Path) -> None:
+        Path("en/b.tar.xz").write_bytes(b"1")
+        with pytest.raises(ConfigError, match=r"the directory en/ has 2 shards, and 1 files .*: en/b\.tar\.xz"):
+            resolve_shards("en", STORAGE)
+        assert len(resolve_shards("en/**/*.tar", STORAGE)) == 2  # as the error says
+
+    def test_one_shard_by_two_names_is_an_error(self, here: Path) -> None:
+        Path("link.tar").symlink_to("en/b.tar")
+        Path("again").symlink_to("en")
+        Path("en/other.tar").write_bytes(bytes(2))  # of the same size
+        others = ["./en/b.tar", "en//b.tar", f"{here}/en/b.tar", f"file://{here}/en/b.tar", "link.tar", "again/b.tar"]
+        for other in others:
+            with pytest.raises(ConfigError, match=rf"1 of 3 shards .*, the first is en/b\.tar, also given as {other};"):
+                resolve_shards(["en/b.tar", "en/other.tar", other], STORAGE)
+        with pytest.raises(ConfigError, match="3 of 6 shards are given more than once"):
+            resolve_shards(["en/", "again/"], STORAGE)
+        assert len(resolve_shards(["en/b.tar", "en/other.tar"], STORAGE)) == 2
+
+    def test_one_shard_by_two_urls_is_an_error(self) -> None:
+        for first, second in (("http://h/en/%61.tar", "http://h/en/a.tar"), ("s3://b/a.tar", "s3a://b/a.tar")):
+            with pytest.raises(ConfigError, match="1 of 2 shards are given more than once"):
+                resolve_shards([first, second], Told({first: 5, second: 5}))
+
+    def test_an_at_sign_before_a_shard_is_an_error(self) -> None:
+        with pytest.raises(ConfigError, match=r"'@en/a\.tar': @ is for a manifest, and this is a shard"):
+            resolve_shards("@en/a.tar", STORAGE)
 
     def test_an_empty_list_is_an_error(self) -> None:
         with pytest.raises(ConfigError, match=r"no shards: \[\] is empty"):
@@ -292,6 +370,29 @@ class TestManifest:
         spec = manifest({"url": "en/b.tar", "size": 2}, line, {"url": "en/c.tar", "size": 2})
         with pytest.raises(ConfigError, match=rf"^m\.jsonl: {text}"):
             resolve_shards(spec, STORAGE)
+
+    @pytest.mark.parametrize(
+        ("data", "text"),
+        [
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "the manifest is a Git LFS pointer"),
+            ('{"url": "a.tar", "size": 1}'.encode("utf-16"), "the manifest is text in UTF-16"),
+            (b"\x1f\x8b\x08\x00", "the manifest is compressed: decompress it"),
+            (b'[{"url": "a.tar", "size": 1}]', "the manifest is a JSON array: .* without brackets"),
+            (b'{\n  "url": "a.tar",\n  "sise": 1\n}\n', "the manifest is one JSON value over several lines"),
+            (b"a.tar\nb.tar\n", 'the manifest is no JSON; a line is like {"url": "a.tar"'),
+            (b"<html>", "the manifest is HTML or XML"),
+        ],
+    )
+    def test_what_is_no_manifest_is_named(self, here: Path, data: bytes, text: str) -> None:
+        Path("m.jsonl").write_bytes(data)
+        with pytest.raises(ConfigError, match=rf"^m\.jsonl: line 1 of the manifest: .*; {text}"):
+            resolve_shards("@m.jsonl", STORAGE)
+
+    @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+    def test_a_byte_order_mark_and_the_line_ends_of_windows_are_read(self, here: Path, end: bytes) -> None:
+        lines = [b'{"url": "a.tar", "size": 1}', b'{"url": "b.tar", "size": 2}', b""]
+        Path("m.jsonl").write_bytes(b"\xef\xbb\xbf" + end.join(lines))
+        assert urls(resolve_shards("@m.jsonl", STORAGE)) == ["a.tar", "b.tar"]
 
     def test_samples_are_counted_once(self, here: Path) -> None:
         with pytest.raises(ConfigError, match="shard 1: give num_samples or count, not both"):
@@ -507,6 +608,16 @@ class TestTable:
         assert copy.digest == table.digest
         assert copy[1].digest == "md5:" + "0f" * 16
         assert (copy[0].num_samples, copy[1].num_samples) == (None, 0)
+
+    def test_the_marks_of_a_manifest_are_told_by_index(self, here: Path) -> None:
+        marks = [0, 1, 1, 1, 0, 1, 0]
+        lines = [{"url": f"{i}.tar", "size": 1, "whole": bool(mark)} for i, mark in enumerate(marks)]
+        lines.append({"url": "7.tar.gz", "size": 1, "whole": True})  # a mark that changes nothing
+        assert resolve_shards(manifest(*lines), STORAGE).marked_whole() == "1-3,5"
+        unmarked = [{"url": f"{i}.tar.zst", "size": 1} for i in range(3)]
+        assert resolve_shards(manifest(*unmarked), STORAGE).marked_whole() == ""
+        many = [{"url": f"{i:03}.tar", "size": 1, "whole": i % 2 == 0} for i in range(300)]
+        assert resolve_shards(manifest(*many), STORAGE).marked_whole().startswith("150 shards, ")
 
     def test_it_is_a_sequence(self, here: Path) -> None:
         table = self._table()

@@ -3,8 +3,9 @@
 import json
 import pickle
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,13 +65,37 @@ def test_names_of_shards_may_come_from_what_cannot_be_pickled(data: Callable[[],
     assert pickle.loads(pickle.dumps(made)).fingerprint() == made.fingerprint()
 
 
+class Rows:
+    """As a `datasets.Dataset` is iterated."""
+
+    def __iter__(self) -> Iterator[dict[str, str]]:
+        return iter([{"text": "a document that no error prints"}])
+
+
+def test_paths_are_taken_as_their_texts() -> None:
+    first, second = Path(DATA, "devil-00000.tar"), Path(DATA, "devil-00001.tar")
+    assert len(dataset(first).list_shards()) == 1
+    assert dataset([first, str(second)]).fingerprint() == dataset([str(first), second]).fingerprint()
+
+
+def test_no_error_prints_a_document() -> None:
+    with pytest.raises(ConfigError) as caught:
+        dataset(Rows())
+    assert "a document" not in str(caught.value) and "write_shards" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("make", "error", "text"),
     [
         (lambda: dataset(None), ConfigError, "data: None must be a URL or a path"),
         (lambda: dataset(3), ConfigError, "data: 3 must be"),
         (lambda: dataset(b"a.tar"), ConfigError, "data: b'a.tar' must be"),
-        (lambda: dataset(["a.tar", 3]), ConfigError, "data: 3 must be"),
+        (lambda: dataset(["a.tar", 3]), ConfigError, "data: 3 (in a list) must be"),
+        (lambda: dataset({"a.tar", "b.tar"}), ConfigError, "data: a set must be a URL or a path, as text"),
+        (lambda: dataset({"text": ["a", "b"]}), ConfigError, "data: a dict must be"),
+        (lambda: dataset(Rows()), ConfigError, ".Rows) must be a URL or a path, as text or os.PathLike; or several"),
+        (lambda: dataset([]), ConfigError, "data: no shards, as a list is empty; it must be"),
+        (lambda: dataset(""), ConfigError, "'' is not a shard specification"),
         (lambda: dataset(seq_len=64.0), ConfigError, "seq_len=64.0 must be a whole number from 2"),
         (lambda: dataset(field=3), ConfigError, "field=3 must be a string"),
         (lambda: dataset(transform="fn"), ConfigError, "transform='fn' must be a function or None"),

@@ -32,6 +32,7 @@ from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_itera
 
 from streampack.errors import CorruptShardError, ShardError, TruncatedShardError
 from streampack.records import Sample
+from streampack.tar.codecs import decompress
 from streampack.tar.format import MAX_PREFIX_BYTES, parse_number, split_name
 from streampack.tar.reader import read_samples, read_shard
 
@@ -364,6 +365,8 @@ def test_a_shard_of_no_bytes_is_an_error() -> None:
         (b"\x28\xb5\x2f\xfd" + bytes(600), "which is zstd data: name it .tar.zst"),
         (b"PK\x03\x04" + bytes(600), "which is a zip archive: write it again as a tar"),
         (b"<?xml version='1.0'?><Error><Code>SlowDown", "which is HTML or XML, perhaps a message of the storage"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "which is a Git LFS pointer"),
+        (b"PAR1" + bytes(600), "which is a Parquet file"),
         (b'{"text": "JSON lines"}\n' * 50, r"it begins with b'{\"text\": \"JSON l'"),
     ],
 )
@@ -371,6 +374,13 @@ def test_what_is_no_tar_at_all_is_named(data: bytes, message: str) -> None:
     with pytest.raises(CorruptShardError, match=r"byte 0: not a tar archive: it begins with") as caught:
         read(data)
     assert message.replace("\\", "") in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".tar.gz", ".tgz", ".tar.zst"])
+def test_what_is_no_compressed_tar_at_all_is_named(suffix: str) -> None:
+    data = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    with pytest.raises(CorruptShardError, match=r"byte 0: no .* begins here, but b'vers': a Git LFS pointer"):
+        list(decompress([data], url=f"a{suffix}"))
 
 
 @given(st.binary(min_size=1, max_size=2000), st.integers(1, 700))

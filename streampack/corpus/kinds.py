@@ -1,0 +1,140 @@
+"""What kind of file a URL names, told by the name alone: a shard, something that may be one, or other data.
+
+    a.tar  b.tar.gz  c.tzst               SHARD        read
+    d.tar.xz  e.tbz2                      UNSUPPORTED  a tar in a compression that is not read
+    a.tar.idx  README.md  x.jsonl.zst     OTHER        known to be no tar
+    f.tar.part  g.tar.001                 LIKE_SHARD   unfinished, or a part of a tar
+    part-00017  data.bin                  UNKNOWN      read as a plain tar where it is named, as some have no suffix
+
+In:    URLs that were found in a folder, or that the user named.
+Out:   those to read; a line in the log about those that were passed over; an error about what may be lost data.
+Never: a file that may be a shard and is left out without an error.
+"""
+
+import logging
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from enum import Enum, auto
+
+from streampack.errors import ConfigError, ShardNotFoundError
+from streampack.storage.faults import redacted
+from streampack.tar.codecs import ALL_SUFFIXES, path_of, suffix_of, unsupported_suffix_of
+
+_log = logging.getLogger(__name__)
+
+READ = f"shards are tars that end with {', '.join(ALL_SUFFIXES)}"
+HOW_TO_WRITE = "docs/data.md shows how to write documents into them (streampack.testing.write_shards)"
+_COMPRESSIONS = frozenset({"gz", "zst", "bz2", "xz", "lz4", "br", "lzma", "z"})
+_OTHER = frozenset(
+    {
+        # texts: about the shards, or documents that are in no shard
+        *("json", "jsonl", "ndjson", "yaml", "yml", "toml", "xml", "html", "csv", "tsv", "txt", "text", "md", "rst"),
+        # what is written beside a shard
+        *("idx", "index", "meta", "info", "stats", "log", "done", "ok", "success", "lock", "sig", "asc", "etag"),
+        *("md5", "md5sum", "sha1", "sha1sum", "sha256", "sha256sum", "sha512", "sha512sum", "crc", "crc32", "crc32c"),
+        # other forms of data
+        *("parquet", "arrow", "feather", "orc", "avro", "tfrecord", "mds", "lance", "h5", "hdf5", "db", "sqlite"),
+        *("zip", "7z", "rar", "npy", "npz", "pt", "pth", "safetensors", "model", "py", "sh", "ipynb", "pdf"),
+    }
+)
+"""Suffixes of what is no tar."""
+_BESIDE = frozenset({"readme", "license", "licence", "notice", "changelog", "manifest", "index", "_success"})
+"""Names without a suffix that are often beside shards."""
+_INSIDE = re.compile(r"\.(tar|tgz|tzst)\.[^/]*$")
+
+
+class Kind(Enum):
+    """What a file is by its name; the module's text says more."""
+
+    SHARD = auto()
+    UNSUPPORTED = auto()
+    OTHER = auto()
+    LIKE_SHARD = auto()
+    UNKNOWN = auto()
+
+
+def kind_of(url: str) -> Kind:
+    """What the file is by its name.
+
+    >>> [kind_of(name).name for name in ("a.tar", "a.tar.Z", "a.tar.md5", "a.tar.gz.part", "part-00017")]
+    ['SHARD', 'UNSUPPORTED', 'OTHER', 'LIKE_SHARD', 'UNKNOWN']
+    """
+    if suffix_of(url) is not None:
+        return Kind.SHARD
+    if unsupported_suffix_of(url) is not None:
+        return Kind.UNSUPPORTED
+    path = path_of(url)
+    if _suffix(path) in _OTHER or path.rpartition("/")[2] in _BESIDE:
+        return Kind.OTHER
+    return Kind.LIKE_SHARD if _INSIDE.search(path) else Kind.UNKNOWN
+
+
+def shards_among(found: Sequence[tuple[str, int | None]], *, folder: str) -> list[tuple[str, int | None]]:
+    """The shards among (URL, size) of all files below a folder; the log tells what else is there.
+
+    Raises:
+        ConfigError: there are files that may be shards and cannot be read as such.
+        ShardNotFoundError: there is no shard.
+    """
+    kinds = [kind_of(url) for url, _ in found]
+    shards = [file for file, kind in zip(found, kinds, strict=True) if kind is Kind.SHARD]
+    others = [url for (url, _), kind in zip(found, kinds, strict=True) if kind is not Kind.SHARD]
+    lost = [url for url in others if kind_of(url) in (Kind.UNSUPPORTED, Kind.LIKE_SHARD)]
+    if lost:
+        raise ConfigError(
+            f"the directory {folder} has {len(shards)} shards, and {len(lost)} files that look like shards and cannot "
+            f"be read: {_some(lost)}; {READ}. Store these so, or move them away, or name the shards to read: "
+            f"{folder}**/*.tar",
+        )
+    if not shards:
+        what = f"has {len(found)} files but no tar ({_counted(others)})" if found else "is empty, or not there"
+        web = folder.startswith(("http://", "https://"))
+        hint = "; a web server lists a folder only where it has an index page with links" if web and not found else ""
+        text = f"the directory {redacted(folder)} {what}{hint}; {READ}; give others by a glob or list"
+        raise ShardNotFoundError(text)
+    if others:
+        _log.warning(
+            "%s: %d files beside the %d shards are not read (%s), the first is %s",
+            redacted(folder), len(others), len(shards), _counted(others), redacted(others[0])
+        )  # fmt: skip
+    return shards
+
+
+def refuse_others(urls: Sequence[str]) -> None:
+    """Raise `ConfigError` where a URL that was named, or that a glob matches, is known to be no shard by its name."""
+    wrong = [url for url in urls if kind_of(url) in (Kind.UNSUPPORTED, Kind.OTHER) and not _is_query(url)]
+    if not wrong:
+        return
+    first, suffix = wrong[0], _suffix(path_of(wrong[0]))
+    hint = f"{HOW_TO_WRITE}."
+    if unsupported := unsupported_suffix_of(first):
+        hint = f"{unsupported} is not supported; store the shard as .tar, .tar.gz or .tar.zst."
+    elif suffix in ("json", "jsonl", "ndjson"):
+        hint += f" If it is a manifest, a list of shards, give it as {'@' + first!r}."
+    if len(wrong) < len(urls):
+        hint += " If a glob matches more than the shards, make it narrower."
+    raise ConfigError(f"{len(wrong)} of {len(urls)} files are no tars by their names: {_some(wrong)}; {READ}. {hint}")
+
+
+def _is_query(url: str) -> bool:
+    """Whether a web URL's query, and not its path, says what it is."""
+    return "?" in url and url.startswith(("http://", "https://"))
+
+
+def _suffix(path: str) -> str:
+    """The last suffix, without its dot; the one before it where that one names a compression."""
+    stem, dotted = posixpath.splitext(path)
+    inner = posixpath.splitext(stem)[1]
+    return (inner if inner and dotted[1:] in _COMPRESSIONS else dotted)[1:]
+
+
+def _counted(urls: Iterable[str]) -> str:
+    kinds = Counter(posixpath.splitext(path_of(url))[1] or "without a suffix" for url in urls).most_common(5)
+    return ", ".join(f"{count} {kind}" for kind, count in kinds)
+
+
+def _some(urls: Sequence[str]) -> str:
+    shown = ", ".join(redacted(url) for url in urls[:3])
+    return shown if len(urls) <= 3 else f"{shown} and {len(urls) - 3} more"

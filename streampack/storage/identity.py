@@ -1,0 +1,44 @@
+"""Which object a URL names: one text for all names of an object.
+
+    a.tar   ./a.tar   en//../a.tar   file:///data/a.tar   link-to-a.tar                one file
+    http://h/a%62.tar   http://H:80/ab.tar   http://h/x/../ab.tar?X-Amz-Signature=...  one object of a web server
+    s3://b/a.tar   s3a://b/a.tar   simplecache::s3://b/a.tar                           one object of S3
+
+In: a URL. Out: a text that is equal for these, and differs for others. Links of local paths are followed; nothing else
+is asked.
+Never: one text for two objects. On S3 and GCS `//` is part of a key, and %62 is itself.
+"""
+
+import os
+import posixpath
+import re
+import urllib.parse
+
+from streampack.storage.cache.blocknames import unsigned
+from streampack.storage.clients import local_path
+
+_CACHED = re.compile(r"(?:(?:simplecache|filecache|blockcache|cached)::)+")
+_ALIASES = {"s3a": "s3", "gcs": "gs"}
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+def identity(url: str) -> str:
+    """The same text for all names of one object."""
+    if chained := _CACHED.match(url):
+        url = url[chained.end() :]
+    path = local_path(url)
+    if path is not None:
+        return "file://" + os.path.realpath(path)
+    protocol, _, rest = url.partition("://")
+    if protocol in _DEFAULT_PORTS:
+        return _of_web(url)
+    if protocol == "memory":
+        return "memory:///" + rest.strip("/")
+    return f"{_ALIASES.get(protocol, protocol)}://{rest}"
+
+
+def _of_web(url: str) -> str:
+    parts = urllib.parse.urlsplit(unsigned(url))
+    host = parts.netloc.lower().removesuffix(f":{_DEFAULT_PORTS[parts.scheme]}")
+    path = posixpath.normpath("/" + urllib.parse.unquote(parts.path, errors="surrogateescape").lstrip("/"))
+    return parts._replace(netloc=host, path=path).geturl()
