@@ -17,7 +17,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # "nightly" is what tests/nightly/test_search.py runs, "search" looks further still.
 settings.register_profile(
     "ci",
-    max_examples=50,
+    max_examples=30,
     derandomize=True,
     deadline=None,  # shared machines pause; pytest's time-out finds what hangs
     suppress_health_check=[HealthCheck.too_slow],

@@ -1,4 +1,7 @@
-"""The examples, run as their users run them: killed with SIGKILL and started again, they are the run without a kill."""
+"""Examples as processes that are killed with SIGKILL and started again: they are the run without a kill.
+
+The other trainers' examples are in tests/nightly/test_examples.py.
+"""
 
 import importlib
 from contextlib import nullcontext
@@ -21,24 +24,6 @@ def run(tmp_path: Path) -> Runs:
 
 def test_pytorch_with_fsdp2_goes_on_exactly_after_a_kill(run: Runs, tmp_path: Path) -> None:
     assert_goes_on_exactly(run, "pytorch_fsdp2", tmp_path / "whole", tmp_path / "killed", *COUNTS, ranks=2)
-
-
-def test_transformers_trainer_goes_on_exactly_after_a_kill(run: Runs, tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
-    assert_goes_on_exactly(run, "transformers_trainer", tmp_path / "whole", tmp_path / "killed", *COUNTS, ranks=2)
-
-
-def test_lightning_goes_on_exactly_after_a_kill(run: Runs, tmp_path: Path) -> None:
-    pytest.importorskip("pytorch_lightning")
-    options = *COUNTS, "--devices=2"
-    assert_goes_on_exactly(run, "lightning_trainer", tmp_path / "whole", tmp_path / "killed", *options, ranks=2)
-
-
-def test_a_torchtune_recipe_goes_on_exactly_after_a_kill(run: Runs, tmp_path: Path) -> None:
-    pytest.importorskip("torchtune", exc_type=ImportError)
-    whole, killed = (f"output_dir={tmp_path / name}" for name in ("whole", "killed"))
-    options = f"epochs={STEPS // CHECKPOINT_EVERY}", f"dataset.batches_per_epoch={CHECKPOINT_EVERY}"
-    assert_goes_on_exactly(run, "torchtune_recipe", whole, killed, *options)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # torchtune's own

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from support.examples import CHECKPOINT_EVERY, COUNTS, KILL_AFTER, Runs, assert_goes_on_exactly
+from support.examples import CHECKPOINT_EVERY, COUNTS, KILL_AFTER, STEPS, Runs, assert_goes_on_exactly
 from support.processes import needs_proc
 
 pytestmark = needs_proc
@@ -41,3 +41,10 @@ def test_pytorch_with_fsdp2_has_the_same_batches_when_it_goes_on_with_fewer_proc
     for step, (loss, batch) in (first | second).items():
         assert batch == whole[step][1]
         assert loss == pytest.approx(whole[step][0], rel=1e-4), "only the order of additions differs"
+
+
+def test_a_torchtune_recipe_goes_on_exactly_after_a_kill(run: Runs, tmp_path: Path) -> None:
+    pytest.importorskip("torchtune", exc_type=ImportError)
+    whole, killed = (f"output_dir={tmp_path / name}" for name in ("whole", "killed"))
+    options = f"epochs={STEPS // CHECKPOINT_EVERY}", f"dataset.batches_per_epoch={CHECKPOINT_EVERY}"
+    assert_goes_on_exactly(run, "torchtune_recipe", whole, killed, *options)

@@ -14,7 +14,12 @@ from support.processes import needs_proc
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text("utf-8")
 COMMANDS = re.findall(r"`((?:python|torchrun) [^`]+RUN[^`]*)`", README)
-NEEDS = {"transformers_trainer": "transformers", "lightning_trainer": "pytorch_lightning", "torchtune_recipe": "torchtune"}
+NEEDS = {
+    "transformers_trainer": "transformers",
+    "lightning_trainer": "pytorch_lightning",
+    "torchtune_recipe": "torchtune",
+}
+"""Example -> the library that it needs besides torch."""
 
 pytestmark = needs_proc
 

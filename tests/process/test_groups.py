@@ -1,13 +1,8 @@
 """Loaders and groups that come and go in one job, and what that must not hinder."""
 
-from pathlib import Path
-
 import pytest
-from support.processes import run_program
 from support.ranks import Finite, Ran, References, run_job
-from support.reference import assert_batches, endless_batches, prose
-
-from streampack.testing import write_shards
+from support.reference import assert_batches, endless_batches
 
 
 def uneven(given: References) -> dict:
@@ -64,32 +59,30 @@ def test_a_group_of_the_trainer_that_only_one_rank_belongs_to_does_not_hinder(
         assert_batches(outcome["passes"][0], expected, f"rank {rank}")
 
 
-def test_loaders_of_a_mesh_can_be_closed_and_others_made(references: References, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def mesh_job(references: References, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """Four ranks of a mesh on which groups and loaders come and go."""
+    mesh = {"dp": 2, "tp": 2}
     even = {"dataset": references.corpora["even"], "loader": {"batch_size": 2, "num_workers": 1}, "batches": 2}
-    mesh = {**even, "mesh": {"dp": 2, "tp": 2}, "close": True}
-    job = run_job([{**mesh, "name": f"mesh {number}"} for number in range(3)], 4, tmp_path)
+    cases = [
+        *({**even, "name": f"mesh {number}", "mesh": mesh, "close": True} for number in range(3)),
+        {**uneven(references), "name": "group of rank 0", "mesh": mesh, "group_of": [0]},
+    ]
+    return run_job(cases, 4, tmp_path_factory.mktemp("mesh"))
+
+
+def test_loaders_of_a_mesh_can_be_closed_and_others_made(mesh_job: Ran, references: References) -> None:
     lanes = references.lanes("even", 0, None, 2)
     for number in range(3):
-        for rank, outcome in enumerate(job[f"mesh {number}"]):
+        for rank, outcome in enumerate(mesh_job[f"mesh {number}"]):
             expected = endless_batches(lanes, 0, rank=rank // 2, num_ranks=2, batch_size=2, count=2)
             assert_batches(outcome["passes"][0], expected, f"loader {number}, rank {rank}")
 
 
 def test_a_group_of_the_trainer_that_only_one_rank_of_a_mesh_belongs_to_does_not_hinder(
-    references: References, tmp_path: Path
+    mesh_job: Ran, references: References
 ) -> None:
-    mesh = {**uneven(references), "name": "mesh", "mesh": {"dp": 2, "tp": 2}, "group_of": [0]}
     current = references.one_pass(Finite(), 0, 0)
-    for rank, outcome in enumerate(run_job([mesh], 4, tmp_path)["mesh"]):
+    for rank, outcome in enumerate(mesh_job["group of rank 0"]):
         expected = current.batches(0, rank=rank // 2, num_ranks=2, batch_size=2)
         assert_batches(outcome["passes"][0], expected, f"rank {rank}")
-
-
-def test_workers_that_are_forked_right_after_the_ranks_spoke_come_to_life(tmp_path: Path) -> None:
-    """What gloo's threads do behind an exchange must not be under way in Python then: Python 3.11 hands its lock on.
-
-    Without `Group._hold` one loader in about 200 waits for ever for its workers on a busy machine.
-    """
-    write_shards(tmp_path / "shards", prose(1, 70), documents_per_shard=19)
-    run_program("forking.py", tmp_path / "shards", tmp_path, "30", ranks=2, log=tmp_path / "log")
-    assert [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)] == ["30", "30"]

@@ -10,6 +10,7 @@ from support import servers
 from support.arguments import packed_dataset
 from support.processes import Job, needs_proc
 from support.reference import assert_batches, endless_batches, lane_packs, prose
+from support.thorough import long
 from support.training import await_checkpoint, complete, handed_out, write_job
 
 import streampack
@@ -66,6 +67,7 @@ def test_a_run_outlives_kills_of_the_server_with_the_packs_of_a_quiet_one(
     assert stats["batches"] > 150
 
 
+@long
 @needs_proc
 def test_ranks_and_the_server_are_killed_at_once_and_the_job_goes_on_exactly_elsewhere(
     server: servers.MortalS3, corpus: dict[str, list[str]], tmp_path: Path

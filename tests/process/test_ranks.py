@@ -72,10 +72,10 @@ FINITE = {
     "stop, resumed in the last round": Finite(pad=False, corpus="even", resume_part=(-1, 3), num_workers=2),
 }
 FINITE_OF = {
-    # Number of ranks -> its cases: all on four ranks, halves on one and two in the normal run.
-    1: {"pad", "stop", *some(list(FINITE), 2)},
-    2: {"pad", "stop", *some(list(FINITE), 2, first=1)},
-    4: set(FINITE),
+    # Number of ranks -> its cases: in the normal run each case on one number of ranks.
+    1: {"pad", "stop", *some(list(FINITE), 3)},
+    2: {"pad", "stop", *some(list(FINITE), 3, first=1)},
+    4: {"pad", "stop", *some(list(FINITE), 3, first=2)},
 }
 DIFFER = {
     # What rank 1 alone is given, and what the error must name.

@@ -7,8 +7,12 @@ import os
 from collections.abc import Sequence
 from typing import TypeVar
 
+import pytest
+
 Value = TypeVar("Value")
 THOROUGH = os.environ.get("STREAMPACK_TESTS") == "thorough"
+
+long = pytest.mark.skipif(not THOROUGH, reason="long: for the nightly run")
 
 
 def some(values: Sequence[Value], one_in: int, *, first: int = 0) -> list[Value]:

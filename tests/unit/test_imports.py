@@ -1,6 +1,7 @@
 """Which package may import which, and that importing streampack does nothing but that."""
 
 import ast
+import functools
 import graphlib
 import importlib
 import importlib.metadata
@@ -56,7 +57,8 @@ def directions() -> list[set[str]]:
 ROWS = directions()
 
 
-def imports(name: str) -> set[str]:
+@functools.cache
+def imports(name: str) -> frozenset[str]:
     """Absolute dotted names that a module imports anywhere, also inside functions and under TYPE_CHECKING."""
     found = set()
     for node in ast.walk(ast.parse(MODULES[name].read_text("utf-8"))):
@@ -65,7 +67,7 @@ def imports(name: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"streampack.{name} line {node.lineno}: imports are absolute here"
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+    return frozenset(found)
 
 
 def own_imports(name: str) -> set[str]:
