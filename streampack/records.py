@@ -71,6 +71,11 @@ class Shard:
     """Whether it cannot be cut: it is compressed, its size is unknown, or the manifest says so."""
 
 
+NO_FLAWS: Mapping[str, str] = MappingProxyType({})
+WHOLE_SAMPLE = "/"
+"""Stands for an extension in `Sample.flaws`; no extension holds a slash."""
+
+
 class Sample(NamedTuple):
     """Members of one tar that share a key, in WebDataset's sense."""
 
@@ -81,7 +86,9 @@ class Sample(NamedTuple):
     members: Mapping[str, bytes]
     """Extension (after the first dot of the base name) -> content; only the wanted ones."""
     sizes: Mapping[str, int] = MappingProxyType({})
-    """Extension -> size in bytes, of every member; those above the reader's limit are here and not in `members`."""
+    """Extension -> size in bytes, of every member."""
+    flaws: Mapping[str, str] = NO_FLAWS
+    """Extension -> why a wanted member is not in `members`; `WHOLE_SAMPLE` -> why there is no sample at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,11 @@ Never: a text that is anything but strict UTF-8, or that is stripped (a byte ord
 from streampack.errors import DocumentTooLongError, RecordError
 from streampack.records import BadRecord
 
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+"""The byte order marks with which UTF-16 (and UTF-32) begins; no UTF-8 does."""
+_SHOWN_NAME = 300
+"""Characters of the longest name that an error shows as a whole."""
+
 
 class BadContentError(Exception):
     """Why a record is bad; `located` adds where it is."""
@@ -27,8 +32,9 @@ class BadContentError(Exception):
     def located(self, record: int, url: str, member: str, *, line_number: int = 0, start: int = 0) -> BadRecord:
         """The bad record with this index, shard and member; for JSON lines also its line, from byte `start` on."""
         message = f"line {line_number}: {self}" if line_number else str(self)
+        name = member if len(member) <= _SHOWN_NAME else f"{member[:60]}..."
         offset = self.offset if self.offset is None and not line_number else start + (self.offset or 0)
-        return BadRecord(record=record, error=self.kind(message, url=url, member=member, offset=offset))
+        return BadRecord(record=record, error=self.kind(message, url=url, member=name or None, offset=offset))
 
 
 def check_size(size: int, limit: int) -> None:
@@ -51,4 +57,6 @@ def utf8_text(data: bytes, limit: int) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         found = f"not UTF-8: byte 0x{data[error.start]:02x}, {error.reason}"
+        if data.startswith(UTF16_MARKS):
+            found = f"not UTF-8 but UTF-16, by its byte order mark {data[:2].hex(' ')}"
         raise BadContentError(f"{found}; encodings are not guessed, convert the text", offset=error.start) from None

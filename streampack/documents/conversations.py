@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from streampack.documents.contents import BadContentError, check_size
-from streampack.documents.jsonrecords import EXPLAIN_BYTES, json_kind, json_value
+from streampack.documents.jsonrecords import EXPLAIN_BYTES, json_kind, json_value, without_marks
 from streampack.errors import DocumentTooLongError, MissingFieldError
 from streampack.records import CONTEXT_KEYS, Message
 
@@ -35,7 +35,11 @@ def json_conversation(data: bytes, keys: tuple[str, ...], limit: int) -> tuple[t
     """The conversation under the keys of a record, and its context (None: nothing is there)."""
     path, raws, is_large = ".".join(keys), {}, len(data) > EXPLAIN_BYTES
     try:
-        record = _decoder(keys).decode(data)
+        try:
+            record = _decoder(keys).decode(data)
+        except ValueError:
+            data = without_marks(data)
+            record = _decoder(keys).decode(data)
         for _ in keys[:-1]:
             record = record.value
         found = {name: getattr(record, name) for name in ("value", *CONTEXT_KEYS)}

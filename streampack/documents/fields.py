@@ -5,7 +5,9 @@
     json:KEY     .json                        the string under KEY; `a.b` is the key b of the object under a
     jsonl:KEY    .jsonl .jsonl.gz .jsonl.zst  one per line; blank lines have no record index
     npy          .npy                         token ids, a 1-D array of integers
+    .meta.json:KEY                            as json:KEY, of the member with exactly this extension
 
+Without a dot at the front, the member may also be one whose extension ends so (`page.txt`), if it is the only one.
 The value of a last key `messages` is a conversation: a list of objects with strings under `role` and `content`.
 """
 
@@ -30,9 +32,12 @@ class Field:
     kind: Literal["txt", "json", "jsonl", "npy"]
     keys: tuple[str, ...] = ()
     """For JSON: the key, after the keys of the objects around it."""
+    exact: str = ""
+    """The extension of the member; "": any that the kind has."""
 
     def __str__(self) -> str:
-        return f"{self.kind}:{'.'.join(self.keys)}" if self.keys else self.kind
+        member = f".{self.exact}" if self.exact else self.kind
+        return f"{member}:{'.'.join(self.keys)}" if self.keys else member
 
     @property
     def is_chat(self) -> bool:
@@ -47,24 +52,33 @@ class Field:
     @property
     def extensions(self) -> tuple[str, ...]:
         """The usual extensions of the member."""
-        return _EXTENSIONS[self.kind]
+        return (self.exact,) if self.exact else _EXTENSIONS[self.kind]
 
     def wanted(self, extension: str) -> bool:
         """Whether a member with this extension may hold the documents, so that it must be read."""
-        names = _EXTENSIONS[self.kind]
-        return extension in names or any(extension.endswith(f".{name}") for name in names)
+        return extension == self.exact if self.exact else _kind_of(extension) == self.kind
 
 
 def parse_field(field: str) -> Field:
-    """The record for `"txt"`, `"json:KEY"`, `"jsonl:KEY"` or `"npy"`.
+    """The record for `"txt"`, `"json:KEY"`, `"jsonl:KEY"`, `"npy"`, or one of them as a whole extension (`".a.txt"`).
 
     Raises:
         ConfigError: it is not one of these.
     """
-    kind, colon, path = field.partition(":")
+    member, colon, path = field.partition(":")
+    exact = member[1:].lower() if member.startswith(".") else ""
+    kind = _kind_of(exact) if exact else member
     keys = tuple(path.split(".")) if colon else ()
     if kind in ("json", "jsonl") and not all(keys or ("",)):
-        raise ConfigError(f"field={field!r} names no key: write {kind + ':text'!r}, or {kind + ':meta.text'!r}")
+        raise ConfigError(f"field={field!r} names no key: write {member + ':text'!r}, or {member + ':meta.text'!r}")
     if kind not in _EXTENSIONS or (colon and kind in ("txt", "npy")):
         raise unknown_choice(field, ("txt", "json:KEY", "jsonl:KEY", "npy"), "field")
-    return Field(kind, keys)  # type: ignore[arg-type]  # a key of _EXTENSIONS
+    return Field(kind, keys, exact)  # type: ignore[arg-type]  # a key of _EXTENSIONS
+
+
+def _kind_of(extension: str) -> str:
+    """The kind that a member with this extension may hold; "" for none."""
+    for kind, names in _EXTENSIONS.items():
+        if extension in names or extension.endswith(tuple(f".{name}" for name in names)):
+            return kind
+    return ""

@@ -1,6 +1,7 @@
 """The JSON of a record in, the text under the keys of the field out; `conversations` reads messages.
 
-Out: a string, or a `BadContentError` that says why there is none.
+Out: a string, or a `BadContentError` that says why there is none. A byte order mark before the record is passed over,
+and so are NaN and Infinity, which Python's json writes, in values that are not asked for.
 Never: Python objects made of the other values, except to say what is wrong with a small record.
 """
 
@@ -10,9 +11,14 @@ from typing import Any
 
 import msgspec
 
-from streampack.documents.contents import BadContentError, check_text_size
+from streampack.documents.contents import UTF16_MARKS, BadContentError, check_text_size
 from streampack.errors import MissingFieldError
 
+BOM = b"\xef\xbb\xbf"
+_NOT_JSON = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|\bNaN\b|-?\bInfinity\b', re.DOTALL)
+"""A string, or a number that Python's json writes though JSON has no such number."""
+_EDGE_BYTES = 1024
+"""Bytes at the begin and the end of a member in which the first and the last that are not blank are looked for."""
 EXPLAIN_BYTES = 16 * 2**20
 """Bytes of the largest record of which Python objects are made for an error: they take up to thirty times its bytes."""
 
@@ -29,17 +35,44 @@ def _json_decoder(keys: tuple[str, ...], kind: type = str) -> msgspec.json.Decod
 
 def json_text(data: bytes, keys: tuple[str, ...], limit: int) -> str:
     """The string under the keys of a record."""
+    text = _json_string(data, keys)
+    if text is None:
+        data = without_marks(data)
+        text = _json_string(data, keys)
+    if text is None:
+        text = _json_text_or_reason(data, keys)
+    if len(data) > limit:  # a text is never longer than its JSON
+        check_text_size(text, limit)
+    return text
+
+
+def _json_string(data: bytes, keys: tuple[str, ...]) -> str | None:
+    """The string under the keys; None where there is none, or anything is wrong."""
     try:
         text = _json_decoder(keys).decode(data)
         for _ in keys:
             text = text.value
     except (ValueError, AttributeError, RecursionError):
-        text = None
-    if not isinstance(text, str):
-        text = _json_text_or_reason(data, keys)
-    if len(data) > limit:  # a text is never longer than its JSON
-        check_text_size(text, limit)
-    return text
+        return None
+    return text if isinstance(text, str) else None
+
+
+def without_marks(data: bytes) -> bytes:
+    """The record without a byte order mark, and with zeros for the numbers that are none in JSON."""
+    data = data.removeprefix(BOM)
+    if b"NaN" not in data and b"Infinity" not in data:
+        return data
+    return _NOT_JSON.sub(lambda found: found[0] if found[0].startswith(b'"') else b"0", data)
+
+
+def check_lines(data: bytes) -> None:
+    """Refuse a member that holds no JSON lines but one JSON array, or UTF-16, before each of its lines is bad."""
+    if data.startswith(UTF16_MARKS):
+        mark = data[:2].hex(" ")
+        raise BadContentError(f"UTF-16, by its byte order mark {mark}; encodings are not guessed, convert the text")
+    head = data[:_EDGE_BYTES].removeprefix(BOM).lstrip()
+    if head.startswith(b"[") and data[-_EDGE_BYTES:].rstrip().endswith(b"]"):
+        raise BadContentError("one JSON array and not JSON lines: write each of its records in a line of its own")
 
 
 def _json_text_or_reason(data: bytes, keys: tuple[str, ...]) -> str:
@@ -83,7 +116,7 @@ def json_value(data: bytes, keys: tuple[str, ...]) -> object:
     except (msgspec.DecodeError, RecursionError) as error:
         place = re.search(r" \(byte (\d+)\)", str(error))
         half = "; an escaped half of a surrogate pair is not text" if re.search(rb"\\u[dD][89a-fA-F]", data) else ""
-        message = f"broken JSON: {error}".replace(place[0] if place else "\0", "") + half
+        message = f"broken JSON: {error}".replace(place[0] if place else "\0", "") + half + _advice(str(error), data)
         raise BadContentError(message, offset=int(place[1]) if place else None) from None
     for depth, key in enumerate(keys):
         path = ".".join(keys[:depth]) or "the record"
@@ -94,6 +127,15 @@ def json_value(data: bytes, keys: tuple[str, ...]) -> object:
             raise BadContentError(f"{path} has no key {key!r}; the keys there: {there:.500}", kind=MissingFieldError)
         value = value[key]
     return value
+
+
+def _advice(error: str, data: bytes) -> str:
+    """What may have been meant, where there is more or less than one record."""
+    if "trailing characters" in error and b"\n" in data.strip():
+        return "; several records, one in a line, are .jsonl: field='jsonl:KEY'"
+    if "truncated" in error and data.lstrip().startswith((b"{", b"[")):
+        return "; is one record written over several lines? A member .jsonl has one record in each line"
+    return "; it holds NUL bytes, as UTF-16 does" if b"\0" in data else ""
 
 
 def json_kind(value: object) -> str:

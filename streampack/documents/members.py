@@ -1,13 +1,17 @@
 """A sample and a field in, the one member that holds the documents out: its extension and its bytes.
 
-It is the member with exactly the field's extension, else the only one whose extension ends in it (`page.txt`).
-Never: a choice between two of them.
+Never: a choice between two members that fit the field, also where only one of them could be read.
 """
+
+import dataclasses
 
 from streampack.documents.contents import BadContentError
 from streampack.documents.fields import Field
 from streampack.errors import DocumentTooLongError, MissingFieldError
-from streampack.records import Sample
+from streampack.records import WHOLE_SAMPLE, Sample
+
+_SHOWN = 500
+"""Characters of a list of extensions in an error."""
 
 
 def find_member(sample: Sample, field: Field, *, member_bytes: int, max_document_bytes: int) -> tuple[str, bytes]:
@@ -20,27 +24,30 @@ def find_member(sample: Sample, field: Field, *, member_bytes: int, max_document
         max_document_bytes: the most that a document may have.
 
     Raises:
-        BadContentError: there is no such member, more than one, or its bytes were not read.
+        BadContentError: there is no such member, more than one, or it is one that cannot be read.
     """
-    names = field.extensions
-    if len(names) == 1 and names[0] in sample.members:
-        return names[0], sample.members[names[0]]
-    there = sample.sizes or sample.members
-    found = [name for name in names if name in there] or [name for name in there if field.wanted(name)]
+    members, flaws = sample.members, sample.flaws
+    if WHOLE_SAMPLE in flaws:
+        raise BadContentError(flaws[WHOLE_SAMPLE])
+    there = sorted({*members, *sample.sizes, *flaws})
+    found = [extension for extension in there if field.wanted(extension)]
     if not found:
-        extensions = ", ".join(sorted(there)) or "none"
-        message = f"no member for field={str(field)!r}; the sample's extensions: {extensions}"
+        extensions = ", ".join(there) or "none"
+        message = f"no member for field={str(field)!r}; the sample's extensions: {extensions:.{_SHOWN}}"
         raise BadContentError(message, kind=MissingFieldError)
     if len(found) > 1:
-        message = f"more than one member for field={str(field)!r}: {', '.join(sorted(found))}; keep one"
-        raise BadContentError(message)
+        names = ", ".join(found)
+        message = f"more than one member for field={str(field)!r}: {names:.{_SHOWN}}; keep one"
+        if not field.exact:
+            exactly = str(dataclasses.replace(field, exact=found[0]))
+            message += f", or name one as a whole: field={exactly!r}"
+        raise BadContentError(f"{message}. A sample's key goes up to the first dot of its name")
     (extension,) = found
-    if extension in sample.members:
-        return extension, sample.members[extension]
-    size = sample.sizes[extension]
+    if extension in members:
+        return extension, members[extension]
+    size = sample.sizes.get(extension, 0)
     if size <= member_bytes:
-        message = f".{extension} is a sparse file, or the sample has too much in other members that may be the one"
-        raise BadContentError(f"{message}; write it again with one, as an ordinary file", extension=extension)
+        raise BadContentError(flaws.get(extension, "its bytes were not read"), extension=extension)
     message = f"{size:,} bytes in .{extension}, more than is read of one member ({member_bytes:,})"
     if field.kind == "txt":
         message = f"a document of {size:,} bytes, above limits.document_bytes={max_document_bytes:,}"

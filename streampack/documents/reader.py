@@ -19,13 +19,13 @@ from streampack.documents.compression import decompressed
 from streampack.documents.contents import BadContentError, utf8_text
 from streampack.documents.conversations import json_conversation
 from streampack.documents.fields import Field
-from streampack.documents.jsonrecords import json_text
+from streampack.documents.jsonrecords import check_lines, json_text
 from streampack.documents.members import find_member
 from streampack.documents.npy import MAX_HEADER_BYTES, joined_npy, npy_tokens
 from streampack.documents.split import HoldOut
 from streampack.documents.transform import Transform, transformed
 from streampack.errors import RecordError, TokenizerError
-from streampack.records import FREE_BYTES, BadRecord, Document, Joined, Mask, Message, Sample, Tokens
+from streampack.records import FREE_BYTES, WHOLE_SAMPLE, BadRecord, Document, Joined, Mask, Message, Sample, Tokens
 
 ChatTemplate = Callable[[Sequence[Message], Mapping[str, Any] | None], tuple[Tokens, Mask]]
 
@@ -99,7 +99,9 @@ class DocumentReader:
         """
         kind, limit = self.field.kind, self.max_document_bytes
         names = self.field.extensions
-        if len(names) > 1 or self.transform is not None or self.chat is not None or self.hold_out is not None:
+        if self.field.holds_many or self.transform is not None or self.chat is not None or self.hold_out is not None:
+            return None
+        if any(len(sample.members) != 1 or sample.flaws for sample in samples):  # others fit the field too, perhaps
             return None
         try:
             members = [sample.members[names[0]] for sample in samples]
@@ -181,7 +183,7 @@ class DocumentReader:
 
     def _read_one(self, sample: Sample, url: str, shard_name: str) -> Document | BadRecord | None:
         """Record 0 of a member that is one document, or None where it is in the other part of the corpus."""
-        if not self._chosen(shard_name, sample.key, 0):
+        if WHOLE_SAMPLE not in sample.flaws and not self._chosen(shard_name, sample.key, 0):
             return None
         extension = None
         try:
@@ -200,6 +202,7 @@ class DocumentReader:
             extension, data = self._member(sample)
             member = f"{member}.{extension}"
             data = decompressed(data, extension, self.max_member_bytes)
+            check_lines(data)
         except BadContentError as bad:
             yield bad.located(-1, url, f"{key}.{bad.extension}" if bad.extension else member)
             return

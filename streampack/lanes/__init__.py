@@ -6,11 +6,13 @@ pool -> stream -> reader -> pieces      samples of a piece of a shard; read agai
 |-> skipping                  what cannot be read: raise, or skip and remember
 |-> (packer)                  packs
 |-> unpassed                  which documents the packer holds
+|-> liveness                  whether an endless lane will ever give a pack
 `-> position                  where the lane continues after each pack
 """
 
 __all__ = [
     "batches",
+    "liveness",
     "pieces",
     "pipeline",
     "pool",

@@ -23,7 +23,7 @@ from streampack.records import Document, Joined, Mask, Sample, Shard, Tokenizer,
 from streampack.storage.access import StorageReader
 from streampack.storage.digests import block_bytes_of
 from streampack.tar.codecs import is_compressed
-from streampack.tar.cuts import find_sample, first_boundary
+from streampack.tar.cuts import LOOK_BYTES, find_sample, first_boundary
 from streampack.tar.reader import read_range, read_samples, read_shard
 
 _NO_ORDINAL = 2**62  # no shard has so many samples
@@ -103,6 +103,7 @@ class Pipeline:
                 wanted=wanted,
                 max_member_bytes=limit,
                 resume=None if resume < 0 else resume,
+                open_begin=partial(read, first_bytes=_LOOK_BYTES + LOOK_BYTES),
             )
 
     def next_range(self, shard: Shard, piece: Piece, *, damaged_at: int, max_range_bytes: int) -> int:
@@ -149,7 +150,7 @@ class Pipeline:
         for _ in read_range(
             read,
             look,
-            begin=piece.begin,
+            begin=0,  # it goes on after the damage, so there is nothing to prove before it
             end=piece.end,
             size=shard.size,
             url=shard.url,

@@ -18,9 +18,11 @@ from struct import Struct
 import numpy as np
 import xxhash
 
+from streampack import heartbeat
 from streampack.corpus.epochs import Corpus
 from streampack.errors import ConfigError, RecordError
 from streampack.lanes.batches import DocumentBatch
+from streampack.lanes.liveness import Liveness
 from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.position import LaneEnd, LanePack, LanePosition
 from streampack.lanes.reader import EpochStart, LaneReader
@@ -73,6 +75,12 @@ class LaneStream:
             lane, start.skipped_ranges, on_error=pipeline.on_error, max_bad=pipeline.max_bad
         )
         self._may_refuse = pipeline.packing.keeps_documents_whole and pipeline.packing.overflow == "error"
+        repeats = not corpus.shuffle or corpus.one_epoch or corpus.num_lanes == 1
+        self._liveness = Liveness(
+            num_lanes=corpus.num_lanes,
+            repeats_pieces=repeats,
+            repeats_documents=repeats and pipeline.documents.transform is None,
+        )
         self._end: LaneEnd | None = None
         self._is_over = False
         """Whether the packer has got all documents."""
@@ -227,12 +235,12 @@ class LaneStream:
 
     def _check_alive(self, start: EpochStart) -> None:
         """Raise where an endless run would loop for ever without a pack."""
+        heartbeat.beat()
         if self._end_epoch is not None:
             return
-        never = not start.num_pieces and not self._corpus.shuffle
-        epochs = start.epoch - self.position.cursor.epoch
-        if never or epochs >= max(self._corpus.num_lanes, 2):
-            why = "no shard falls into its range" if never else f"in {epochs} epochs"
+        packs, rows = self.position.packs, self._packer.buffered_rows
+        why = self._liveness.why_dead(packs=packs, rows=rows, num_pieces=start.num_pieces)
+        if why is not None:
             raise ConfigError(
                 f"lane {self._lane} of {self._corpus.num_lanes} gives no pack ({why}), and an endless run would wait "
                 f"for it for ever. Use fewer lanes (num_lanes), more or larger shards, or a finite run (epochs=1)."

@@ -40,6 +40,7 @@ _OTHER_FORMATS = {
     ZSTD_MAGIC: "zstd data: name it .tar.zst",
     b"BZh": "bzip2 data, which is not supported: store it as .tar.zst",
     b"\xfd7zXZ": "xz data, which is not supported: store it as .tar.zst",
+    b"\x04\x22\x4d\x18": "lz4 data, which is not supported: store it as .tar.zst",
     b"PK\x03\x04": "a zip archive: write it again as a tar",
     b"<": "HTML or XML, perhaps a message of the storage",
     b"version https://git-lfs": "a Git LFS pointer, not the file it stands for: fetch that with `git lfs pull`",
@@ -186,7 +187,7 @@ def _unzstd(chunks: Iterable[bytes], url: str) -> Iterator[bytes]:
             continue
         if magic != ZSTD_MAGIC[: len(magic)]:
             at = source.offset - len(magic)
-            raise _no_start("zstd frame", magic + source.take(28), url, at)
+            raise _no_start("zstd frame", magic + source.take(_INPUT_BYTES), url, at)
         descriptor = _exactly(source, 1, url)
         is_single = descriptor[0] >> 5 & 1
         size_bytes = (is_single, 2, 4, 8)[descriptor[0] >> 6]
@@ -236,7 +237,7 @@ def _bomb(given: int, url: str, offset: int) -> CorruptShardError:
 
 
 def _no_start(of: str, head: bytes, url: str, offset: int) -> CorruptShardError:
-    known = None if offset else other_format_of(head)
+    known = None if offset else "a plain tar: name it .tar" if head[257:262] == b"ustar" else other_format_of(head)
     begins = f"no {of} begins here, but {head[:4]!r}"
     return _corrupt(begins if known is None else f"{begins}: {known}", url, offset)
 

@@ -15,19 +15,8 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from streampack.errors import CorruptShardError, TruncatedShardError
-from streampack.tar.format import (
-    BLOCK,
-    KNOWN_KINDS,
-    MAX_PREFIX_BYTES,
-    PREFIX_KINDS,
-    BadEntryError,
-    Kind,
-    padded,
-    parse_header,
-    parse_number,
-    read_entry,
-    split_name,
-)
+from streampack.tar.format import MAX_PREFIX_BYTES, BadEntryError, Kind, padded, read_entry, split_name
+from streampack.tar.headers import BLOCK, PREFIX_KINDS, looks_like_header, parse_header
 
 _JUMP_BYTES = 1 << 20
 """Bytes: a larger gap is skipped with a new request; a smaller one is cheaper to read."""
@@ -38,6 +27,8 @@ Data that is not made to hinder it needs one for each header."""
 _MAX_FAR_GUESSES = 64
 """Jumps that may lead nowhere; each costs two requests. More than a few do not happen by accident, and an error is
 better than a search of hours."""
+LOOK_BYTES = 1 << 19
+"""How far the right lane looks for the end of an archive before it gives its first sample: about its first request."""
 CUT_REMEDY = (
     "the shard is cut short or damaged, or it was replaced, or a member looks like a tar inside the tar and a cut fell "
     'into it; for the last, list the shard with "whole": true in a manifest, or store it as .tar.gz or .tar.zst'
@@ -75,7 +66,43 @@ def first_boundary(
         return Boundary(0, None)
     if begin >= size:
         return None
+    return _search(_Window(open_at, max(0, begin - MAX_PREFIX_BYTES), size, url), begin, end)
+
+
+def range_start(
+    open_at: Callable[[int], Iterator[bytes]], *, begin: int, end: int, size: int, url: str
+) -> tuple[int, bool] | None:
+    """The offset of `first_boundary`, and whether it is doubtful.
+
+    It is where an archive ends soon after it and other bytes follow: it then lies in an archive inside the archive, or
+    in one of several that were joined.
+    """
+    if begin <= 0:
+        return 0, False
+    if begin >= size:
+        return None
     window = _Window(open_at, max(0, begin - MAX_PREFIX_BYTES), size, url)
+    found = _search(window, begin, end)
+    return None if found is None else (found.offset, _ends_early(window, found.offset))
+
+
+def _ends_early(window: "_Window", start: int) -> bool:
+    """Whether the entries from `start` on end, within `LOOK_BYTES`, though the shard does not."""
+    window.offset = start
+    try:
+        while window.offset < start + LOOK_BYTES:
+            entry = read_entry(window)
+            if entry.kind is Kind.ZERO_BLOCK:
+                return not window.is_zero_to_the_end()
+            if entry.kind is Kind.NO_BYTES:
+                return False
+            window.skip_to(entry.end)
+    except BadEntryError:  # the reading of the range will say so
+        pass
+    return False
+
+
+def _search(window: "_Window", begin: int, end: int) -> Boundary | None:
     # Headers on walks that led nowhere, not to walk them again: header -> (start of its entry, where the walk broke).
     # Only a walk that would be the end of an earlier one is left out, so what a header leads to depends on it alone:
     # the first header from the cut that leads anywhere decides, and so the None above is exact.
@@ -95,11 +122,11 @@ def first_boundary(
             furthest = max(furthest, failed_at)
             if window.num_takes > _STEPS + _STEPS_A_BLOCK * (furthest - begin) // BLOCK:
                 what = f"{window.num_takes} headers after the cut at byte {begin} were followed and led nowhere"
-                raise CorruptShardError(f"{what}; {CUT_REMEDY}", url=url, offset=at)
+                raise CorruptShardError(f"{what}; {CUT_REMEDY}", url=window.url, offset=at)
             num_far += window.num_opens > num_opens
             if num_far > _MAX_FAR_GUESSES:
                 what = f"{num_far} times what looked like a header after the cut at byte {begin} led far and nowhere"
-                raise CorruptShardError(f"{what}; {CUT_REMEDY}", url=url, offset=at)
+                raise CorruptShardError(f"{what}; {CUT_REMEDY}", url=window.url, offset=at)
         header = parse_header(window.read(at, BLOCK))
         header_end = at + BLOCK + padded(header.size)
         if header_end <= failed_at:
@@ -137,7 +164,7 @@ class _Window:
     def __init__(self, open_at: Callable[[int], Iterator[bytes]], offset: int, size: int, url: str) -> None:
         self.offset = offset
         self.size = size
-        self._url = url
+        self.url = url
         self._open_at = open_at
         self._chunks = open_at(offset)
         self.num_opens = 1
@@ -177,7 +204,7 @@ class _Window:
         if chunk is None:
             have = self._base + len(self._buffer)
             what = f"the bytes end, but the shard was listed with {self.size}; list or copy it again"
-            raise TruncatedShardError(what, url=self._url, offset=have)
+            raise TruncatedShardError(what, url=self.url, offset=have)
         self._buffer += chunk
         surplus = min(len(self._buffer) - _KEEP_BYTES, keep_from - MAX_PREFIX_BYTES - self._base)
         if surplus > 0:
@@ -196,7 +223,7 @@ class _Window:
             block = self.read(at, BLOCK)
             if len(block) < BLOCK:
                 return None
-            if _looks_like_header(block):
+            if looks_like_header(block):
                 return at
             # The magic of the next header that is in the buffer, or the first block that is not.
             have = self._base + len(self._buffer)
@@ -213,7 +240,7 @@ class _Window:
             block = before[at - begin : at - begin + BLOCK]
             if (
                 block[156] in PREFIX_KINDS
-                and _looks_like_header(block)
+                and looks_like_header(block)
                 and at + BLOCK + padded(parse_header(block).size) == start
             ):
                 start = at
@@ -226,19 +253,3 @@ class _Window:
                 return False
             at += len(piece)
         return True
-
-
-def _looks_like_header(block: bytes) -> bool:
-    """Whether a block found by chance is a header: magic, kind and numbers as they should be, the checksum right.
-
-    Stricter than `parse_header`, which also takes V7 headers (no magic), because there a header must be.
-    """
-    if block[257:262] != b"ustar" or block[156] not in KNOWN_KINDS:
-        return False
-    try:
-        parse_header(block)
-        for field in (block[100:108], block[108:116], block[116:124], block[136:148]):  # mode, uid, gid, mtime
-            parse_number(field)
-    except ValueError:
-        return False
-    return True

@@ -6,62 +6,44 @@ their own whose payload only describes the entry (PAX `x`, GNU long name `L`, lo
     byte 0        512             1024      1536                    2560
     [x header]    [path=d/a.txt]  [header]  [700 bytes of payload]  [next entry's header ...
 
-PAX, GNU, USTAR and V7 headers are understood as far as names and sizes go; what must not be misread (sparse files,
-links, devices) is recognised. An invalid entry is a BadEntryError, in functions on one block a ValueError; the reader
-adds the URL. Never: a header with a wrong checksum, or with an invalid number, as an entry.
+What must not be misread (links, sparse files, devices), or whose name is not known, is an entry with a flaw: it costs
+that member and nothing else. Bytes that are no entry are a BadEntryError; the reader adds the URL.
+Never: a header with a wrong checksum, or with an invalid number, as an entry.
 """
 
 import enum
 from collections.abc import Iterable
 from typing import NamedTuple, Protocol
-from zlib import adler32
 
-BLOCK = 512
+from streampack.tar.headers import (
+    BARE_KINDS,
+    BLOCK,
+    GLOBAL_KIND,
+    LONG_NAME_KIND,
+    OTHER_KINDS,
+    PAX_KINDS,
+    PREFIX_KINDS,
+    SPARSE_KIND,
+    flaw_of,
+    parse_header,
+    parse_pax,
+    parse_text,
+)
+
 ZERO_BLOCK = bytes(BLOCK)
 MAX_PREFIX_BYTES = 1 << 16
-"""The most that the prefix headers of one entry may take together; looking back this far finds where it begins."""
-MAX_MAP_BYTES = 1 << 20
-"""Bytes of the map of a sparse file's holes: room for 43,000 of them."""
+"""The most that is read of the prefix headers of one entry; looking back this far finds where it begins."""
+MAX_PASSED_BYTES = 1 << 24
+"""The most that prefix headers, or the map of a sparse file's holes, may take at all; they are passed over."""
 MAX_NAME_LENGTH = 4096
 """Characters; no file system has a longer path."""
-MAX_ENTRY_BYTES = 1 << 50
-"""Bytes; no storage holds a member of a pebibyte, so a larger number is damage."""
-
-PREFIX_KINDS = frozenset(b"xXgLK")
-_PAX_KINDS = frozenset(b"xXg")  # X: Solaris' name for x
-_GLOBAL_KIND = ord("g")
-_LONG_NAME_KIND = ord("L")
-_SPARSE_KIND = ord("S")
-_FILE_KINDS = frozenset(b"07S\0")  # file, contiguous file, GNU sparse file, V7 file
-_BARE_KINDS = frozenset(b"123456")  # links, devices, directories, pipes: no payload, whatever the size field says
-KNOWN_KINDS = PREFIX_KINDS | _FILE_KINDS | _BARE_KINDS | frozenset(b"ABCDEFGHIJMNOPQRTUVWYZ")
-_SPARSE_RECORDS = (b"GNU.sparse.major", b"GNU.sparse.map", b"GNU.sparse.size")
-
-
-class Header(NamedTuple):
-    """One header block, parsed."""
-
-    kind: int
-    """The type flag's byte."""
-    name: str
-    size: int
-    """Payload bytes after the header, without padding."""
-
-
-class PaxFields(NamedTuple):
-    """What a PAX header changes about the next entry; None where it says nothing."""
-
-    name: str | None
-    size: int | None
-    is_sparse: bool
 
 
 class Kind(enum.Enum):
     """What `read_entry` met."""
 
-    FILE = enum.auto()
-    SPARSE = enum.auto()  # a file whose stored bytes are not its content
-    OTHER = enum.auto()  # a directory, a link, a device, something unknown: passed over
+    FILE = enum.auto()  # or what stands in the place of one, with a flaw
+    OTHER = enum.auto()  # a directory, or a label: nothing that could be a member
     ZERO_BLOCK = enum.auto()  # the archive's end
     NO_BYTES = enum.auto()  # the end of the bytes, where an entry could have begun
 
@@ -73,10 +55,13 @@ class Entry(NamedTuple):
     offset: int
     """Offset of its first block, prefix headers included."""
     name: str
+    """"" where it is not known."""
     size: int
     """Payload bytes, without padding."""
     end: int
     """Offset after the padded payload, where the next entry begins."""
+    flaw: str = ""
+    """Why the payload is not the content of a file of that name; "" where it is."""
 
 
 class BadEntryError(Exception):
@@ -151,15 +136,27 @@ class Chunks:
             self._chunk = chunk
         self.offset = offset
 
-    def first_nonzero(self) -> int | None:
-        """Read to the end; the offset of the first byte that is not zero, None if there is none."""
-        rest: bytes | None = self._chunk[self._position :]
-        while rest is not None:
+    def pass_zeros(self) -> bytes:
+        """Pass over blocks of zeros; the first other block, which is then the next, or b"" where the bytes end."""
+        while True:
+            rest = self._chunk[self._position :]
             if rest.count(0) != len(rest):
-                return self.offset + len(rest) - len(rest.lstrip(b"\0"))
+                break
             self.offset += len(rest)
-            rest = next(self._chunks, None)
-        return None
+            chunk = next(self._chunks, None)
+            self._chunk, self._position = chunk or b"", 0
+            if chunk is None:
+                return b""
+        zeros = len(rest) - len(rest.lstrip(b"\0"))
+        begins = zeros - (self.offset + zeros) % BLOCK  # below 0: the block begins with zeros of earlier chunks
+        self._chunk = bytes(-begins) + rest if begins < 0 else rest[begins:]
+        self._position = 0
+        self.offset += begins
+        block = self.take(BLOCK)
+        self._chunk = block + self._chunk[self._position :]
+        self._position = 0
+        self.offset -= len(block)
+        return block
 
 
 def read_entry(source: Source) -> Entry:
@@ -168,6 +165,7 @@ def read_entry(source: Source) -> Entry:
     name: str | None = None
     size: int | None = None
     is_sparse = is_prefixed = False
+    flaw = ""
     while True:
         at = source.offset
         block = source.take(BLOCK)
@@ -186,46 +184,59 @@ def read_entry(source: Source) -> Entry:
             if kind not in PREFIX_KINDS:
                 break
             end = at + BLOCK + padded(header.size)
-            if end - offset > MAX_PREFIX_BYTES:
-                raise ValueError(f"the prefix headers of an entry are too large: above {MAX_PREFIX_BYTES} bytes")
-            payload = source.take(header.size)
+            if end - offset > MAX_PASSED_BYTES:
+                raise ValueError(f"the prefix headers of an entry are too large: above {MAX_PASSED_BYTES} bytes")
+            is_prefixed |= kind != GLOBAL_KIND  # which may also stand before the archive's end
+            is_read = end - offset <= MAX_PREFIX_BYTES
+            payload = source.take(header.size) if is_read else b""
             source.skip_to(end)
-            if kind in _PAX_KINDS:
+            if not is_read:
+                flaw = flaw or f"its prefix headers are too large to be read: above {MAX_PREFIX_BYTES} bytes"
+            elif kind in PAX_KINDS:
                 pax = parse_pax(payload)
-                if kind == _GLOBAL_KIND:
+                flaw = flaw or pax.flaw
+                if kind == GLOBAL_KIND:
                     if pax.name is not None or pax.size is not None:
                         raise ValueError("a global PAX header gives one path or size to all entries")
-                    continue  # it may also stand before the archive's end
-                # The first of several headers wins, as in Python's tarfile.
-                name = pax.name if name is None else name
-                size = pax.size if size is None else size
-                is_sparse |= pax.is_sparse
-            elif kind == _LONG_NAME_KIND and name is None:
+                else:  # the first of several headers wins, as in Python's tarfile
+                    name = pax.name if name is None else name
+                    size = pax.size if size is None else size
+                    is_sparse |= pax.is_sparse
+            elif kind == LONG_NAME_KIND and name is None:
                 name = parse_text(payload)
-            is_prefixed = True
         except ValueError as error:
             raise BadEntryError(str(error), at, member=name, block=block) from None
+    if kind in BARE_KINDS:
+        size = 0
+    elif size is None:
+        size = header.size
+    if kind == SPARSE_KIND:
+        is_sparse = True
+        _pass_map(source, block, name or header.name)
+    end = source.offset + padded(size)
+    if kind in OTHER_KINDS:
+        return Entry(Kind.OTHER, offset, name or header.name, size, end)
+    if flaw:  # what was not read may hold the name
+        return Entry(Kind.FILE, offset, "", size, end, f"{flaw}; in the header it is {header.name!r:.100}")
     if name is None:
         name = header.name
-    elif len(name) > MAX_NAME_LENGTH:
-        what = f"a name of {len(name)} characters, more than {MAX_NAME_LENGTH}"
-        raise BadEntryError(what, offset, member=f"{name[:60]}...")
-    if kind in _BARE_KINDS:
-        return Entry(Kind.OTHER, offset, name, 0, at + BLOCK)
-    if size is None:
-        size = header.size
-    if kind == _SPARSE_KIND:
-        is_sparse = True
-        is_extended = block[482]
-        while is_extended:  # more of the map of holes, in blocks of its own
-            if source.offset - at > MAX_MAP_BYTES:
-                what = f"the map of a sparse file's holes is too large: above {MAX_MAP_BYTES} bytes"
-                raise BadEntryError(what, at, member=name)
-            block = source.take(BLOCK)
-            is_extended = len(block) == BLOCK and block[504]
-    file_kind = Kind.SPARSE if is_sparse else Kind.FILE
-    known = file_kind if kind in _FILE_KINDS else Kind.OTHER
-    return Entry(known, offset, name, size, source.offset + padded(size))
+    if len(name) > MAX_NAME_LENGTH:
+        flaw = f"a name of {len(name)} characters, more than {MAX_NAME_LENGTH}"
+    elif is_sparse:
+        flaw = "a sparse file, of which the holes are left out; write the shard without --sparse"
+    return Entry(Kind.FILE, offset, name, size, end, flaw or flaw_of(block))
+
+
+def _pass_map(source: Source, block: bytes, name: str) -> None:
+    """Pass over the map of a sparse file's holes, as far as it has blocks of its own."""
+    begin = source.offset
+    is_extended = block[482]
+    while is_extended:
+        if source.offset - begin > MAX_PASSED_BYTES:
+            what = f"the map of a sparse file's holes is too large: above {MAX_PASSED_BYTES} bytes"
+            raise BadEntryError(what, begin - BLOCK, member=name)
+        block = source.take(BLOCK)
+        is_extended = len(block) == BLOCK and block[504]
 
 
 def padded(size: int) -> int:
@@ -233,82 +244,16 @@ def padded(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
 
 
-def parse_header(block: bytes) -> Header:
-    """The header in a block of 512 bytes, or a ValueError that says why it is not one."""
-    stored = parse_number(block[148:156])
-    # adler32's low half is 1 + the sum of the bytes modulo 65521: exact for 256 bytes, and a fifth of sum()'s time.
-    # The checksum counts its own field as eight blanks (256).
-    blanks = 256 - sum(block[148:156])
-    actual = (adler32(block[:256]) & 0xFFFF) + (adler32(block[256:]) & 0xFFFF) - 2 + blanks
-    if stored != actual and stored != sum(byte - (byte >> 7 << 8) for byte in block) + blanks:  # old Suns: signed bytes
-        raise ValueError(f"a header's checksum is wrong: it says {stored}, its bytes give {actual}")
-    kind = block[156]
-    size = parse_number(block[124:136])
-    if not 0 <= size <= MAX_ENTRY_BYTES:
-        raise ValueError(f"a header gives an absurd size: {size} bytes")
-    name = parse_text(block[:100])
-    if block[345] and block[257:263] == b"ustar\0":  # GNU and V7 headers keep other things there
-        name = f"{parse_text(block[345:500])}/{name}"
-    if kind in _BARE_KINDS or (kind == 0 and name.endswith("/")):  # V7 marks a directory by a slash at the end
-        return Header(kind or ord("5"), name, 0)
-    return Header(kind, name, size)
-
-
-def parse_number(field: bytes) -> int:
-    """A numeric header field: octal digits ended by NUL or blanks (none: 0), or base 256 where the top bit is set."""
-    if field[0] & 0x80:
-        number = int.from_bytes(field[1:], "big") + ((field[0] & 0x3F) << 8 * (len(field) - 1))
-        return number - (1 << 8 * len(field) - 2) if field[0] & 0x40 else number
-    digits = field.partition(b"\0")[0].strip() or b"0"
-    try:
-        if digits.isdigit():  # int() would also take signs and underscores
-            return int(digits, 8)
-    except ValueError:
-        pass
-    raise ValueError(f"a number in a header is not octal: {field!r}")
-
-
-def parse_text(field: bytes) -> str:
-    """The text up to the first NUL, as UTF-8; bytes that are not UTF-8 become lone surrogates, as in `os.fsdecode`."""
-    return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
-
-
-def parse_pax(payload: bytes) -> PaxFields:
-    r"""The fields of a PAX header's payload that a reader must obey, or a ValueError.
-
-    >>> parse_pax(b"14 path=a.txt\n11 size=70\n")
-    PaxFields(name='a.txt', size=70, is_sparse=False)
-    """
-    records: dict[bytes, bytes] = {}
-    position = 0
-    while position < len(payload) and payload[position]:  # some writers count padding in
-        blank = payload.find(b" ", position, position + 20)
-        digits = payload[position:blank] if blank > 0 else b""
-        end = position + int(digits) if digits.isdigit() else 0
-        keyword, equals, value = payload[blank + 1 : max(end - 1, 0)].partition(b"=")
-        if not equals or not keyword or payload[end - 1 : end] != b"\n":
-            raise ValueError(f"a PAX header holds a broken record: {payload[position : position + 40]!r}")
-        records[keyword] = value
-        position = end
-    path = records.get(b"GNU.sparse.name", records.get(b"path"))
-    name = None if path is None else path.decode("utf-8", "surrogateescape").rstrip("/")
-    size = None
-    if b"size" in records:
-        digits = records[b"size"]
-        if not digits.isdigit() or len(digits) > 20 or int(digits) > MAX_ENTRY_BYTES:
-            raise ValueError(f"a PAX header gives an absurd size: {digits[:40]!r}")
-        size = int(digits)
-    return PaxFields(name, size, any(keyword in records for keyword in _SPARSE_RECORDS))
-
-
 def split_name(name: str) -> tuple[str, str] | None:
-    """(key, extension) of a member in WebDataset's sense, or None where WebDataset counts the member to no sample.
+    """(key, extension) of a member in WebDataset's sense, or None where the member belongs to no sample.
 
-    The extension begins after the first dot of the base name and is lower-cased; folders stay in the key.
+    The extension begins after the first dot of the base name and is lower-cased; folders stay in the key. Those that
+    belong to none: names without a dot, those of WebDataset's own folders ("__meta__/..."), and base names that begin
+    with a dot (macOS writes "._a.txt" beside "a.txt"), which WebDataset would count to a sample of the folder's name.
 
     >>> split_name("train/en/000017.meta.JSON")
     ('train/en/000017', 'meta.json')
-    >>> split_name("README") is split_name("__index__/a.txt") is split_name(".hidden") is None
+    >>> split_name("README") is split_name("__index__/a.txt") is split_name("en/._000017.txt") is None
     True
     """
     if "/" not in name and "__" not in name:  # as most
@@ -320,7 +265,6 @@ def split_name(name: str) -> tuple[str, str] | None:
             return None
     folder, slash, base = name.rpartition("/")
     stem, dot, extension = base.partition(".")
-    # ".txt" in a folder: WebDataset takes the folder for the key, unless the folder's own name has a dot.
-    if not dot or (not stem and (not slash or "." in folder.rpartition("/")[2])):
+    if not dot or not stem:
         return None
     return folder + slash + stem, extension.lower()

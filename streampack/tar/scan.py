@@ -16,7 +16,8 @@ from struct import Struct
 from typing import TypeAlias
 from zlib import adler32
 
-from streampack.tar.format import BLOCK, Chunks, parse_header
+from streampack.tar.format import Chunks
+from streampack.tar.headers import BLOCK, parse_header
 
 File: TypeAlias = tuple[str, int, int, int]
 """Name; offset of the entry's first block; payload bytes, without padding; where in the current chunk the payload

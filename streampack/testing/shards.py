@@ -74,7 +74,9 @@ def write_shards(
     filesystem.makedirs(root, exist_ok=True)
     prefix = os.fspath(directory) if "://" in os.fspath(directory) else root
     keys = (f"{number:08d}" for number in itertools.count())
-    extension = target.kind if member_compression is None else f"{target.kind}.{member_compression}"
+    extension = target.exact or target.kind
+    if member_compression is not None:
+        extension = f"{extension}.{member_compression}"
     per_member = documents_per_member if target.holds_many else 1
     paths = []
     for index, group in enumerate(_groups(documents, documents_per_shard, shard_sizes)):

@@ -20,7 +20,7 @@ from streampack.documents.fields import Field, parse_field
 from streampack.documents.reader import DocumentReader
 from streampack.documents.split import HoldOut
 from streampack.errors import ConfigError, DocumentTooLongError, MissingFieldError, NotBuiltError, RecordError
-from streampack.records import BadRecord, Document, Sample
+from streampack.records import WHOLE_SAMPLE, BadRecord, Document, Sample
 
 URL = "s3://b/c/00001.tar"
 
@@ -87,12 +87,15 @@ def as_lines(*values: object, key: str = "text") -> bytes:
         ("json:text", Field("json", ("text",))),
         ("jsonl:meta.text", Field("jsonl", ("meta", "text"))),
         ("json:a:b", Field("json", ("a:b",))),
+        (".txt", Field("txt", exact="txt")),
+        (".meta.json:text", Field("json", ("text",), "meta.json")),
+        (".a.jsonl.gz:text", Field("jsonl", ("text",), "a.jsonl.gz")),
     ],
 )
 def test_a_field_is_read_and_written_alike(text: str, field: Field) -> None:
     assert parse_field(text) == field
     assert str(field) == text
-    assert field.holds_many == text.startswith("jsonl")
+    assert field.holds_many == ("jsonl" in text)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +105,10 @@ def test_a_field_is_read_and_written_alike(text: str, field: Field) -> None:
         ("text", "field='text' is not known"),
         ("TXT", "field='TXT' is not known"),
         ("txt:a", "field='txt:a' is not known"),
+        (".txt:a", "field='.txt:a' is not known"),
+        (".text", "field='.text' is not known"),
+        (".", "field='.' is not known"),
+        (".meta.json", "field='.meta.json' names no key: write '.meta.json:text'"),
         ("npy:", "field='npy:' is not known"),
         ("json", "field='json' names no key: write 'json:text'"),
         ("json:", "field='json:' names no key"),
@@ -120,6 +127,7 @@ def test_a_field_that_is_none_is_an_error(text: str, message: str) -> None:
         ("json:text", ["json", "meta.json"], ["jsonl", "xjson", "json.gz"]),
         ("jsonl:text", ["jsonl", "jsonl.gz", "jsonl.zst", "a.jsonl.gz"], ["json", "jsonl.bz2", "gz"]),
         ("npy", ["npy", "tokens.npy"], ["npz"]),
+        (".a.jsonl.gz:text", ["a.jsonl.gz"], ["jsonl.gz", "jsonl", "b.a.jsonl.gz"]),
     ],
 )
 def test_a_field_wants_the_members_that_may_hold_it(field: str, wanted: list[str], unwanted: list[str]) -> None:
@@ -127,24 +135,43 @@ def test_a_field_wants_the_members_that_may_hold_it(field: str, wanted: list[str
     assert not any(parse_field(field).wanted(extension) for extension in unwanted)
 
 
-def test_the_exact_extension_is_taken_before_one_that_ends_in_it() -> None:
-    assert texts(read({"page.txt": b"no", "txt": b"yes"}, "txt")) == ["yes"]
+def test_a_field_with_a_dot_is_a_whole_extension_and_names_one_of_several_that_fit() -> None:
+    members = {"page.txt": b"page", "txt": b"text"}
     assert texts(read({"page.txt": b"only"}, "txt")) == ["only"]
-    assert texts(read({"a.jsonl": as_lines("no"), "jsonl": as_lines("yes")}, "jsonl:text")) == ["yes"]
+    assert texts(read(members, ".txt")) == ["text"]
+    assert texts(read(members, ".page.txt")) == ["page"]
+    assert texts(read({"a.jsonl": as_lines("a"), "jsonl": as_lines("b")}, ".a.jsonl:text")) == ["a"]
     too_large = sample({"page.txt": b"no"}, txt=10**9)
-    assert isinstance(the_error(read(too_large, "txt")), DocumentTooLongError), "and not the other one instead"
+    assert isinstance(the_error(read(too_large, ".txt")), DocumentTooLongError)
+    assert "more than one member" in str(the_error(read(too_large, "txt"))), "and not the other one in silence"
+    assert DocumentReader(field=parse_field(".txt")).contents([sample({"txt": b"a"})]) == ["a"]
+    assert DocumentReader(field=parse_field("txt")).contents([sample(members)]) is None
+
+
+def test_a_member_with_a_flaw_is_a_bad_record_that_says_why() -> None:
+    linked = Sample("k", 0, {}, {"txt": 0}, {"txt": "a hard link to 'a.txt'"})
+    assert str(the_error(read(linked, "txt"))) == f"{URL}, member 'k.txt': a hard link to 'a.txt'"
+    beside = Sample("k", 0, {"a.txt": b"other"}, {"a.txt": 5, "txt": 0}, {"txt": "a hard link to 'a.txt'"})
+    assert "more than one member for field='txt': a.txt, txt" in str(the_error(read(beside, "txt")))
+    seam = Sample("", 0, {}, {}, {WHOLE_SAMPLE: "two archives in one file"})
+    for field, record in (("txt", 0), ("jsonl:text", -1)):
+        assert str(the_error(read(seam, field), record=record)) == f"{URL}: two archives in one file"
+    for part in ("train", "val"):  # nobody knows in which part it would be
+        assert len(read(seam, "txt", hold_out=HoldOut(part, 0.5))) == 1
 
 
 @pytest.mark.parametrize(
     ("members", "field", "names"),
     [
         ({"b.txt": b"", "a.txt": b"", "c.json": b""}, "txt", "a.txt, b.txt"),
+        ({"txt": b"", "1.txt": b"", "2.txt": b""}, "txt", "1.txt, 2.txt, txt"),
         ({"jsonl": b"", "jsonl.gz": b""}, "jsonl:text", "jsonl, jsonl.gz"),
     ],
 )
 def test_two_members_that_fit_are_an_error_that_names_both(members: dict[str, bytes], field: str, names: str) -> None:
     error = the_error(read(members, field), record=-1 if field.startswith("jsonl") else 0)
-    assert str(error) == f"{URL}, member 'dir/k7': more than one member for field='{field}': {names}; keep one"
+    said = f"{URL}, member 'dir/k7': more than one member for field='{field}': {names}; keep one, or name one"
+    assert str(error).startswith(f"{said} as a whole: field='.{names.partition(',')[0]}")
 
 
 def test_a_missing_member_is_an_error_that_lists_the_extensions() -> None:
@@ -152,6 +179,36 @@ def test_a_missing_member_is_an_error_that_lists_the_extensions() -> None:
     assert isinstance(error, MissingFieldError)
     assert str(error) == f"{URL}, member 'dir/k7': no member for field='txt'; the sample's extensions: json, png"
     assert isinstance(the_error(read({"txt": b""}, "jsonl:text"), record=-1), MissingFieldError)
+
+
+@pytest.mark.parametrize(
+    "data", [b'[\n{"text": "a"},\n{"text": "b"}\n]\n', b'\xef\xbb\xbf \n[{"text": "a"}, {"text": "b"}]']
+)
+def test_a_json_array_in_the_place_of_lines_is_one_error(data: bytes) -> None:
+    error = the_error(read({"jsonl": data}, "jsonl:text"), record=-1)
+    said = "one JSON array and not JSON lines: write each of its records in a line of its own"
+    assert str(error) == f"{URL}, member 'dir/k7.jsonl': {said}"
+
+
+def test_lines_that_begin_with_a_mark_or_hold_numbers_that_are_none_are_read() -> None:
+    bom = b"\xef\xbb\xbf"
+    data = bom + as_lines("a", "b") + bom + as_lines("c") + b'{"x": NaN, "text": "d"}\n'  # as cat joins files
+    assert texts(read({"jsonl": data}, "jsonl:text")) == ["a", "b", "c", "d"]
+    assert "UTF-16, by its byte order mark ff fe" in str(
+        the_error(read({"jsonl": '{"text": "a"}\n'.encode("utf-16")}, "jsonl:text"), record=-1)
+    )
+    assert "not UTF-8 but UTF-16, by its byte order mark ff fe" in str(
+        the_error(read({"txt": "text".encode("utf-16")}, "txt"))
+    )
+
+
+@pytest.mark.parametrize("beside", [b'"n": 1e999', b'"n": "\xe9"', b'"n": NaN', b'"n": [-Infinity]'])
+def test_what_stands_beside_messages_is_not_looked_at(beside: bytes) -> None:
+    data = b"{" + beside + b', "messages": [{"role": "user", "content": "q"}], "z": {' + beside + b"}}"
+    one = (np.zeros(1, np.int32), np.ones(1, np.bool_))
+    for field in ("json:messages", "jsonl:messages"):
+        (document,) = read({field.partition(":")[0]: data}, field, chat=lambda *_: one)
+        assert isinstance(document, Document)
 
 
 # txt
@@ -198,6 +255,9 @@ def test_what_is_not_utf8_is_an_error_at_its_first_bad_byte(data: bytes, offset:
         (b'{"text": "\\ud83d\\ude00"}', "json:text", "😀"),
         (b'{"text": 1, "text": "last wins"}', "json:text", "last wins"),
         (b'{"text": "\xef\xbb\xbfBOM"}', "json:text", "\ufeffBOM"),
+        (b'\xef\xbb\xbf{"text": "a"}', "json:text", "a"),
+        (b'{"x": [NaN, -Infinity,Infinity], "y": "NaN", "text": "\\"NaN, Infinity"}', "json:text", '"NaN, Infinity'),
+        (b'{"x": 1e999, "y": "\xe9", "text": "a"}', "json:text", "a"),
     ],
 )
 def test_a_string_is_found_under_its_key(data: bytes, field: str, text: str) -> None:
@@ -225,7 +285,11 @@ def test_any_json_with_the_key_gives_its_string(beside: object, text: str) -> No
         (b'{"text": "a"', None, "broken JSON: Input data was truncated"),
         (b"", None, "broken JSON: Input data was truncated"),
         (b'{"text": "a", }', 14, "broken JSON: JSON is malformed"),
-        (b'{"x": NaN, "text": "a"}', 6, "broken JSON: JSON is malformed: invalid character"),
+        (b'{"x": NaNs, "text": "a"}', 6, "broken JSON: JSON is malformed: invalid character"),
+        (b'{"text": NaN}', None, "the value under 'text' is a number and not a string"),
+        (b'{"text": "a"}\n{"text": "b"}\n', 15, "broken JSON: .*trailing characters; several records, one in a line, are .jsonl"),
+        ('{"text": "a"}'.encode("utf-16-le"), 1, "broken JSON: .*; it holds NUL bytes, as UTF-16 does"),
+        ('{"text": "a"}'.encode("utf-16"), 0, "broken JSON: .*it holds NUL bytes, as UTF-16 does"),
         (b'{"text": "a\nb"}', 11, "broken JSON: JSON is malformed: invalid character"),
         (b'{"text": "ab\xff"}', 12, "broken JSON: not UTF-8 .invalid start byte"),
         (b'{"text": "\\ud800"}', None, "broken JSON: .*; an escaped half of a surrogate pair is not text"),
@@ -306,7 +370,8 @@ def test_a_bad_line_stands_between_good_ones_and_is_located() -> None:
     errors = [str(item.error) for item in items if isinstance(item, BadRecord)]
     start = f"{URL}, member 'dir/k7.jsonl', byte "
     no_key = data.index(b'{"id"')
-    assert errors[0] == f"{start}15: line 3: broken JSON: Input data was truncated"
+    advice = "is one record written over several lines? A member .jsonl has one record in each line"
+    assert errors[0] == f"{start}15: line 3: broken JSON: Input data was truncated; {advice}"
     assert errors[1] == f"{start}{no_key}: line 5: the record has no key 'text'; the keys there: id"
     assert errors[2] == f"{start}{data.index(0xFF)}: line 6: broken JSON: not UTF-8 (invalid start byte)"
 

@@ -22,7 +22,8 @@ from support.tars import (
     write_webdataset,
 )
 
-from streampack.tar.format import BLOCK, Chunks, Kind, read_entry
+from streampack.tar.format import Chunks, Kind, read_entry
+from streampack.tar.headers import BLOCK
 from streampack.tar.reader import read_samples
 from streampack.tar.scan import ELSEWHERE, Scanner
 

@@ -1,0 +1,57 @@
+"""Whether an endless lane will ever give a pack: what each epoch has added to it, until there is no hope.
+
+In:    at the start of each epoch, how many packs the lane has given and how many rows wait for the next one.
+Out:   nothing; or why no pack will come.
+Never: a lane given up that gets nearer to a pack: one of 30 rows an epoch gives packs of 4,096.
+
+    epoch           0    1    2    3    4
+    rows that wait  0    30   60   26   56     packs of 64 rows, all of them without a target and so never given
+    most so far     0    30   60   60   60     epochs 2 and 3 have brought the lane no nearer
+"""
+
+_MOST_EPOCHS = 100
+"""Epochs without a shard for the lane, in times the number of lanes: where each lane gets the only shard with an equal
+chance, this is too few once in e**100 cases."""
+_MOST_READS = 10
+"""Epochs in which the lane reads and comes no nearer to a pack: in times the whole corpus, of which it reads an L-th
+in each, and `_MOST_EPOCHS` at least."""
+
+
+class Liveness:
+    """What one lane of an endless run has got since its last pack."""
+
+    def __init__(self, *, num_lanes: int, repeats_pieces: bool, repeats_documents: bool) -> None:
+        """Whether the lane reads the same pieces in each epoch, and whether they give the same documents each time."""
+        self._repeats_pieces = repeats_pieces
+        self._repeats_documents = repeats_documents and repeats_pieces
+        self._most_empty = _MOST_EPOCHS * num_lanes
+        self._most_read = max(_MOST_EPOCHS, _MOST_READS * num_lanes)
+        self._packs = -1
+        self._num_epochs = 0
+        self._rows = self._most_rows = 0
+        self._num_pieces = 0
+        self._empty = self._read = self._same = 0
+        """Epochs since the lane got nearer to a pack: without a piece; with some; and that changed nothing at all."""
+
+    def why_dead(self, *, packs: int, rows: int, num_pieces: int) -> str | None:
+        """Why no pack will come, as an epoch of `num_pieces` begins; None: one may.
+
+        `packs`: how many the lane has given; `rows`: how many wait in its packer.
+        """
+        if self._repeats_pieces and not num_pieces:
+            return "no shard falls into its range"
+        self._num_epochs += 1
+        if packs != self._packs or rows > self._most_rows or self._num_epochs <= 2:  # of the first, a part may be left
+            self._empty = self._read = self._same = 0
+            self._most_rows = rows
+        else:
+            self._same = self._same + 1 if rows == self._rows else 0
+            self._empty += not self._num_pieces
+            self._read += self._num_pieces > 0
+        self._packs, self._rows, self._num_pieces = packs, rows, num_pieces
+        # Rows of the epoch before may be in the first of two epochs that are alike, so one more tells.
+        if self._repeats_documents and self._same > (rows > 0):
+            return f"an epoch brings it no nearer to one, and its epochs are all alike; {rows} rows wait"
+        if self._empty >= self._most_empty or self._read >= self._most_read:
+            return f"{self._empty + self._read} epochs have brought it no nearer to one; {rows} rows wait"
+        return None
