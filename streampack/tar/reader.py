@@ -42,8 +42,8 @@ _END_BLOCKS = 2
 """Blocks of zeros with which every writer ends an archive; a single one may be damage."""
 _TWICE = "the sample has two members with this extension, of which one would be lost; rename one"
 _MANY = (
-    f"the sample has more than {MAX_MEMBERS} members; its name goes up to the first dot, so put what tells samples apart "
-    "before it"
+    f"the sample has more than {MAX_MEMBERS} members; its name goes up to the first dot, so put what tells samples "
+    "apart before it"
 )
 _JOINED = (
     "two archives in one file: after the end of an archive another one begins, as where they were joined by cat, or "
