@@ -38,6 +38,12 @@ def hash_words(*words: int) -> int:
     return state
 
 
+def as_int64(word: int) -> int:
+    """The lowest 64 bits of an integer, as a number with a sign."""
+    word &= _MASK
+    return word - 2**64 if word >= 2**63 else word
+
+
 def hash_range(*words: int, count: int) -> NDArray[np.uint64]:
     """`hash_words(*words, index)` for index 0 .. count-1, as a uint64 array [count]."""
     state = np.uint64(hash_words(*words)) ^ np.arange(count, dtype=np.uint64)

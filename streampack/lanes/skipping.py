@@ -15,7 +15,12 @@ from streampack.lanes.position import REST_OF_PIECE, SkippedRange
 _log = logging.getLogger(__name__)
 
 _RATE_FLOOR = 10
-"""Bad records that a lane may skip in any case where `max_bad` is a fraction of its documents."""
+"""Bad records that may be skipped in any case where `max_bad` is a fraction of the documents."""
+
+
+def allowed_bad(max_bad: float, num_documents: int) -> float:
+    """How many bad records and broken shards `max_bad` allows among so many documents."""
+    return max(_RATE_FLOOR, int(max_bad * num_documents)) if isinstance(max_bad, float) else max_bad
 
 
 class ReadError(NamedTuple):
@@ -50,10 +55,8 @@ class SkipPolicy:
             return
         if self._on_error == "raise":
             raise error
-        most, allowed = self._max_bad, self._max_bad
-        if isinstance(most, float):
-            allowed = max(_RATE_FLOOR, int(most * num_documents))
-        if len(self._known) >= allowed:
+        most = self._max_bad
+        if len(self._known) >= allowed_bad(most, num_documents):
             of = f" of {num_documents} documents" if isinstance(most, float) else ""
             raise ShardError(
                 f"lane {self._lane} has skipped max_bad={most} bad records or shards{of}; the next one "

@@ -8,6 +8,8 @@ in the trainer   workers    processes: started, listened to, ended; notices a de
                  rounds     batches; ranks of a finite run end together
                  passes     all of these from committed positions on, until the pass ends
                  commits    positions of lanes, moved on when a batch is handed out: the state
+                 max_bad    how much the run may skip, asked before a batch is committed
+                 delivery   passes, commits and formatting in step, whatever interrupts them
                  formatting a batch as the trainer takes it
                  loader     PackedDataLoader
 between ranks    agreement  one listing of the shards, the same arguments, one state of all
@@ -20,8 +22,10 @@ __all__ = [
     "commits",
     "consistency",
     "dealing",
+    "delivery",
     "formatting",
     "loader",
+    "max_bad",
     "messages",
     "parcels",
     "passes",

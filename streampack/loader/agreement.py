@@ -1,20 +1,28 @@
-"""What the ranks do together before the first batch, and for one state of all: listing, comparing, joining.
+"""What the ranks do together: listing and comparing before the first batch, agreeing on the end of a pass, joining.
 
-In:    this rank's dataset and arguments; its state.
-Out:   the same shard list on every rank; the state of all ranks; or an error on every rank, so that no rank waits for
-       one that has failed.
+In:    this rank's dataset and arguments; its state; what it has in the next rounds of a finite pass.
+Out:   the same shard list on every rank; the state of all ranks; a number of all; or an error on every rank, so that no
+       rank waits for one that has failed.
+Never: a number of ranks that are not in the same pass at the same round.
 """
 
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 from streampack.corpus.partition import check_ranks, rank_lanes
 from streampack.corpus.table import ShardTable
 from streampack.dataset.dataset import PackedDataset
-from streampack.errors import ConfigError, TopologyError
-from streampack.ranks.exchange import Exchange, RankExchanges
+from streampack.errors import ConfigError, LoaderError, TopologyError
+from streampack.hashing import hash_name
+from streampack.loader.max_bad import MaxBad
+from streampack.loader.rounds import Waiter
+from streampack.ranks.exchange import Exchange, NotSame, RankExchanges
 from streampack.ranks.topology import has_process_group
-from streampack.state.checkpoint import State, from_json, merge_state_dicts, to_json
-from streampack.state.fingerprint import describe_differences
+from streampack.ranks.torch_private import add_to_store
+from streampack.state.checkpoint import Committed, State, check_versions, from_json, merge_state_dicts, to_json
+from streampack.state.fingerprint import check_fingerprint, describe_differences, fingerprint_of
 
 
 class SharedRun:
@@ -26,7 +34,10 @@ class SharedRun:
         self._exchanges = exchanges
         self._in_step = in_step
         self.ranks: Exchange | None = None
-        """For the end of finite passes; None where there are no other ranks, or none that this rank can reach."""
+        """The others; None where there are none, or none that this rank can reach, and before `join`."""
+        self._bounds = 0
+        self.name = ""
+        """The same on all ranks of this run, and of no other run or loader; empty where `ranks` is None."""
 
     def join(self) -> None:
         """List the shards once for all ranks, and make sure that all were given the same. A collective, once.
@@ -44,7 +55,7 @@ class SharedRun:
             dataset.list_shards()
         elif has_process_group():
             ranks = self._exchanges.data_parallel()
-            _share_shards(dataset, ranks, rank=topology.rank)
+            self.name = _share_shards(dataset, ranks, rank=topology.rank, size=topology.size)
             _check_same(ranks.all_gather({**dataset.fingerprint(), **self._in_step}))
             self.ranks = ranks
         elif dataset.epochs is None:
@@ -56,21 +67,86 @@ class SharedRun:
                 "at different batches)"
             )
 
+    def begin(self) -> Committed:
+        """The rows with which the run begins; a collective, see `join`."""
+        self.join()
+        num_lanes = self._dataset.num_lanes
+        return Committed.fresh(self.lanes(num_lanes), num_lanes)
+
+    def load(self, state: Mapping[str, Any], *, allow: Collection[str]) -> Committed:
+        """The rows with which the run continues from a state; a collective, see `join`.
+
+        Raises:
+            StateError: the state cannot be loaded here.
+        """
+        check_versions(state)
+        saved = fingerprint_of(state)
+        self.join()
+        now = self._dataset.fingerprint()
+        num_lanes = int(saved.get("num_lanes", 0))
+        if self._dataset.auto_lanes:
+            now["num_lanes"] = num_lanes  # a run keeps its lanes for life, whatever the data say now
+        check_fingerprint(saved, now, allow=allow)
+        committed = Committed.from_state(state, self.lanes(num_lanes), num_lanes)
+        if self._dataset.epochs is not None:
+            committed.check_end(self._dataset.epochs)
+        return committed
+
     def lanes(self, num_lanes: int) -> range:
         """This rank's lanes out of so many; raises a `TopologyError` where the ranks do not divide them."""
         topology = self._exchanges.topology
         check_ranks(num_lanes=num_lanes, num_ranks=topology.size)
         return rank_lanes(topology.rank, topology.size, num_lanes)
 
+    def agreement(self, committed: Committed, batch_size: int) -> "PassAgreement | None":
+        """How the ranks agree on the end of the pass that continues from `committed`; None where this rank need not."""
+        if self.ranks is None or self._dataset.epochs is None:
+            return None
+        return PassAgreement(
+            self.ranks,
+            self.name,
+            first_epoch=committed.first_epoch,
+            global_pack=committed.global_pack,
+            batch_size=batch_size,
+            highest=self._dataset.epoch_end == "pad",
+        )
+
+    def bound_on_bad(self, committed: Committed) -> MaxBad:
+        """The bound on what the run may skip, beginning with what was skipped before `committed`; it waits for nobody.
+
+        All ranks make as many of these, one at the start and one for each state that they load.
+        """
+        self._bounds += 1
+        add_up = partial(add_to_store, f"{self.name}/bad/{self._bounds}") if self.ranks is not None else None
+        bound = MaxBad(
+            self._dataset.pipeline.max_bad,
+            num_ranks=self._exchanges.topology.size,
+            add_up=add_up,
+            url_of=lambda shard: self._dataset.list_shards()[shard].url,
+        )
+        if num_bad := sum(map(len, committed.skipped_ranges)):
+            bound.tell(num_bad)
+        return bound
+
     def arguments(self, num_lanes: int) -> dict[str, object]:
         """All arguments that must be equal on all ranks, by name; plain JSON values."""
         return {**self._dataset.fingerprint(), "num_lanes": num_lanes, **self._in_step}
 
 
-def _share_shards(dataset: PackedDataset, ranks: Exchange, *, rank: int) -> None:
-    """Give every rank the shard list of rank 0. If rank 0 fails, all ranks do."""
-    asked = ranks.all_gather(dataset.data_digest())
-    odd = [other for other, digest in enumerate(asked) if digest != asked[0]]
+def _share_shards(dataset: PackedDataset, ranks: Exchange, *, rank: int, size: int) -> str:
+    """Give every rank the shard list of rank 0, and a name of their run. If rank 0 fails, all ranks do."""
+    asked = ranks.all_gather((dataset.data_digest(), rank, size))
+    wrong = [
+        f"rank {other} of the group was given dp_rank={its_rank}, dp_size={its_size}"
+        for other, (_, its_rank, its_size) in enumerate(asked)
+        if (its_rank, its_size) != (other, len(asked))
+    ]
+    if wrong:
+        raise TopologyError(
+            f"dp_rank must be the rank in the group of the {len(asked)} data-parallel ranks, and dp_size its size: "
+            f"{'; '.join(wrong[:8])}. Leave dp_rank and dp_size out, or give the ranks of the group in its order."
+        )
+    odd = [other for other, (digest, *_) in enumerate(asked) if digest != asked[0][0]]
     if odd:
         raise ConfigError(
             f"data differs between ranks: ranks {odd} were given other shards than rank 0; give all ranks the same data"
@@ -81,12 +157,14 @@ def _share_shards(dataset: PackedDataset, ranks: Exchange, *, rank: int) -> None
             table = dataset.list_shards().to_bytes()
         except Exception as failure:  # noqa: BLE001 (raised below, once the others know)
             error = failure
-    table, message = ranks.broadcast((table, None if error is None else str(error)))
+    name: str
+    table, message, name = ranks.broadcast((table, None if error is None else str(error), secrets.token_hex(8)))
     if error is not None:
         raise error
     if message is not None:
         raise ConfigError(f"rank 0 could not list the shards: {message}")
     dataset.adopt_shards(ShardTable.from_bytes(table))
+    return name
 
 
 def _check_same(fingerprints: Sequence[Mapping[str, object]]) -> None:
@@ -96,6 +174,54 @@ def _check_same(fingerprints: Sequence[Mapping[str, object]]) -> None:
         )
         if differences:
             raise ConfigError("the ranks were given different arguments: " + "; ".join(differences))
+
+
+class PassAgreement:
+    """The all-reduces by which the ranks of one finite pass agree on its end; one for each window of rounds.
+
+    All-reduces of one group meet in the order in which ranks join them. If a rank leaves a pass at another batch than
+    the others, its next one meets theirs of another pass or window. So each carries what it is about.
+    """
+
+    _ABOUT = ("run", "first epoch of the pass", "global pack with which the pass began", "batch size", "round")
+
+    def __init__(
+        self, ranks: Exchange, run_name: str, *, first_epoch: int, global_pack: int, batch_size: int, highest: bool
+    ) -> None:
+        """`run_name`: tells the ranks' runs from all others; `highest`: whether the highest number counts."""
+        self._ranks = ranks
+        self._pass = hash_name(run_name) % 2**32, first_epoch, global_pack, batch_size
+        self._highest = highest
+
+    def __call__(self, first_round: int, number: int) -> Waiter:
+        """Join the all-reduce of the window that begins at a round, with this rank's number; does not wait."""
+        agreement = self._ranks.start_agreeing(number, (*self._pass, first_round), highest=self._highest)
+
+        def wait() -> int:
+            try:
+                agreed = agreement.wait()
+            except RuntimeError as error:  # what torch raises where a connection breaks or time is up
+                raise LoaderError(
+                    f"the data-parallel ranks could not agree on the end of the pass: {error}. A rank has died, or has "
+                    "left the pass; every rank must take all batches of a finite pass. The state of this rank is good."
+                ) from error
+            if isinstance(agreed, NotSame):
+                raise LoaderError(self._describe(agreed))
+            return agreed
+
+        return wait
+
+    def _describe(self, not_same: NotSame) -> str:
+        (one, other), (value, other_value) = not_same.ranks, not_same.values
+        what = self._ABOUT[not_same.which]
+        found = f"{what} is {value} on rank {one}, {other_value} on rank {other}"
+        if what == "run":
+            found = f"rank {one} and rank {other} are iterating over different loaders"
+        return (
+            f"the data-parallel ranks are not in the same pass: {found}. All ranks must make the same calls in the "
+            "same order: break, skip, load_state_dict, another batch_size and another iter(loader) after the same "
+            "batch. The state of each rank is good, and states of one step can be loaded together."
+        )
 
 
 def join_states(state: State, ranks: Exchange) -> State:

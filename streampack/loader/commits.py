@@ -1,26 +1,37 @@
-"""What a loader has handed out: the committed rows of its lanes, batch by batch, and how to undo the last batches.
+"""What a loader has handed out: the committed rows of its lanes, and what each of the last batches added to them.
 
 In:    batches, each when it is handed out or skipped; the end of a pass; the rows of a state.
-Out:   the committed rows, as they are now or were some batches ago.
-Never: a row of what workers have made ahead.
+Out:   the committed rows as they are now or were some batches ago; their counts and digest.
+Never: a row of what workers have made ahead; a record that is altered after it was committed.
+
+    base rows  <-  batch  <-  batch  <- ... <-  batch        all of it hangs on one reference
+      ^ rows before the oldest batch              ^ handed out last
+
+A change makes new records beside the old ones and then moves the reference, in one assignment. So an exception of a
+signal handler finds the state from before a batch or from after it, and so does another thread that asks for the
+state meanwhile. The oldest batches are added to a copy of the base some at a time, so that a batch costs no copy of all
+rows.
 """
 
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Sized
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streampack.errors import StateError
-from streampack.lanes.position import NUM_CURSOR
+from streampack.lanes.position import NUM_CURSOR, SkippedRange
 from streampack.loader.messages import COLUMNS
 from streampack.loader.passes import LastWords
 from streampack.loader.rounds import PackBatch
-from streampack.state.checkpoint import FIELDS, PACKS, Committed
+from streampack.records import Counts
+from streampack.state.checkpoint import COUNTS, DIGEST, FIELDS, PACKS, Committed
 
 BATCHES_BACK = 8
 """How many batches back a state can be asked for."""
+_KEPT = 16
+"""Batches that are not added to the base yet: those back, and what a trainer has taken ahead."""
+_MOST_KEPT = 32
 
 _COLUMN_OF = np.array([0 if name == "packs" else COLUMNS.index(name) for name in FIELDS])
 """For each column of a checkpoint, the column of a message; messages have none for packs, whose 0 is not used."""
@@ -28,23 +39,29 @@ _DOCUMENTS = FIELDS.index("documents")
 _SKIPPED_PACKS = FIELDS.index("skipped_packs")
 
 
-class Commits:
-    """The committed rows of a rank's lanes, and what the last batches changed in them."""
+class Change(NamedTuple):
+    """What one batch changes in the rows of its rank's lanes, once it is committed."""
 
-    def __init__(self, committed: Committed) -> None:
-        self.committed = committed
-        self._undos: deque[_Undo] = deque(maxlen=BATCHES_BACK)
+    lanes: NDArray[np.intp]
+    """[n]: the index of the lane of each pack."""
+    rows: NDArray[np.int64]
+    """int64 [n, len(FIELDS)]: what each pack changes, as `advance_rows` takes it."""
+    fillers: NDArray[np.intp]
+    """The index of the lane of each filler that has a global number."""
+    skipped_ranges: Sequence[tuple[int, SkippedRange]]
+    """(index of the lane, what was skipped for the first time while the packs were made)."""
+    global_pack: int
 
-    def commit(self, batch: PackBatch, *, skipped: bool = False) -> None:
-        """Commit a batch that is handed out, or `skipped`: then it is in no digest and counts as skipped packs only.
+    @classmethod
+    def of(cls, batch: PackBatch, *, skipped: bool = False) -> "Change":
+        """Of a batch that is handed out, or `skipped`: then it is in no digest and counts as skipped packs only.
 
-        Its documents count in any case: a fraction `max_bad` is of all documents that a lane has met.
+        Its documents count in any case: a fraction `max_bad` is of all documents that were met.
         """
-        committed = self.committed
         lanes: list[int] = []
         changes: list[NDArray[np.int64]] = []
         fillers: list[int] = []
-        num_skipped_ranges: dict[int, int] = {}
+        skipped_ranges: list[tuple[int, SkippedRange]] = []
         for item in batch.items:
             if item is None:
                 continue
@@ -54,50 +71,187 @@ class Commits:
                 continue
             lanes.append(lane_index)
             changes.append(pack.message.changes[pack.number])
-            if pack.message.skipped_ranges and (skipped_ranges := pack.skipped_ranges):
-                num_skipped_ranges.setdefault(lane_index, len(committed.skipped_ranges[lane_index]))
-                committed.skipped_ranges[lane_index].extend(skipped_ranges)
-        touched = np.array(lanes + fillers, dtype=np.intp)
-        before = committed.rows.take(touched, axis=0)
-        self._undos.append(_Undo(touched, before, num_skipped_ranges, committed.global_pack))
-        if lanes:
-            advance = to_checkpoint(np.array(changes))
-            committed.add(touched[: len(lanes)], _only_skipped(advance) if skipped else advance)
-        if fillers:
-            committed.add_fillers(touched[len(lanes) :])
-        committed.global_pack = batch.global_pack
+            if pack.message.skipped_ranges:
+                skipped_ranges += [(lane_index, skipped_range) for skipped_range in pack.skipped_ranges]
+        rows = to_checkpoint(np.array(changes, dtype=np.int64).reshape(len(changes), len(COLUMNS)))
+        return cls(
+            lanes=np.array(lanes, dtype=np.intp),
+            rows=_only_skipped(rows) if skipped else rows,
+            fillers=np.array(fillers, dtype=np.intp),
+            skipped_ranges=skipped_ranges,
+            global_pack=batch.global_pack,
+        )
 
-    def end_pass(self, last_words: Mapping[int, LastWords], *, epochs: int) -> None:
-        """All ranks have ended the pass: count what came after the lanes' last packs, and begin the next epoch."""
-        committed = self.committed
-        for lane_index, (packs, counts) in last_words.items():
-            if committed.packs(lane_index) >= packs:  # else the lane was cut before its last pack
-                committed.count(lane_index, counts)
-        committed.end_pass(committed.first_epoch + epochs)
-        self._undos.clear()
+    @property
+    def num_documents(self) -> int:
+        """Documents that the batch has passed."""
+        return int(self.rows[:, _DOCUMENTS].sum())
 
-    def before(self, num_batches: int, *, ahead: int) -> Committed:
-        """The rows `num_batches` before the `ahead` batches that a trainer holds unused; a copy unless both are 0.
+    def apply(self, committed: Committed) -> None:
+        if len(self.lanes):
+            committed.add(self.lanes, self.rows)
+        if len(self.fillers):
+            committed.add_fillers(self.fillers)
+        for lane_index, skipped_range in self.skipped_ranges:
+            committed.skipped_ranges[lane_index] += (skipped_range,)
+        committed.global_pack = self.global_pack
+
+
+class _Standing(NamedTuple):
+    """All that is committed; neither it nor what it holds is ever altered."""
+
+    base: Committed
+    """Before the oldest of `changes`."""
+    changes: tuple[Change, ...] = ()
+    num_batches: int = 0
+    left_out_packs: int = 0
+    ahead: Sized = ()
+    """What a trainer has taken and not used yet: so many of the last changes. The trainer's, who may alter it."""
+
+
+class Commits:
+    """The committed rows of a rank's lanes; may be read from any thread, and changed by one at a time."""
+
+    def __init__(self, committed: Committed) -> None:
+        """`committed`: the rows to begin with; they belong to this object from now on."""
+        self._standing = _Standing(committed)
+
+    # -- reading: each reads the reference once ------------------------------------------------------------------------
+
+    @property
+    def lanes(self) -> range:
+        """The rank's lanes."""
+        return self._standing.base.lanes
+
+    @property
+    def num_lanes(self) -> int:
+        """Over all ranks."""
+        return self._standing.base.num_lanes
+
+    @property
+    def first_epoch(self) -> int:
+        """The epoch with which the current pass began."""
+        return self._standing.base.first_epoch
+
+    @property
+    def global_pack(self) -> int:
+        """All global packs below this one have been handed out, over all ranks."""
+        return _global_pack(self._standing)
+
+    @property
+    def num_batches(self) -> int:
+        """Batches handed out since this object was made; those skipped are not counted."""
+        return self._standing.num_batches
+
+    @property
+    def left_out_packs(self) -> int:
+        """Packs that the passes since this object was made have left out at their ends."""
+        return self._standing.left_out_packs
+
+    @property
+    def num_ahead(self) -> int:
+        """Batches that a trainer has taken and not used yet."""
+        return len(self._standing.ahead)
+
+    @property
+    def num_skipped_ranges(self) -> int:
+        """What was skipped on all lanes since the start of the run."""
+        standing = self._standing
+        return sum(map(len, standing.base.skipped_ranges)) + sum(len(each.skipped_ranges) for each in standing.changes)
+
+    def counts(self) -> Counts:
+        """The lanes' counts added up."""
+        standing = self._standing
+        counts = standing.base.counts()
+        if standing.changes:
+            rows = np.concatenate([change.rows for change in standing.changes])
+            counts = counts.plus(Counts(*rows[:, COUNTS].sum(axis=0).tolist()))
+        return counts._replace(fillers=counts.fillers + sum(len(change.fillers) for change in standing.changes))
+
+    def digest(self) -> int:
+        """The lanes' digests added up modulo 2**64, as an int64."""
+        standing = self._standing
+        digests = [np.array([standing.base.digest()]), *(change.rows[:, DIGEST] for change in standing.changes)]
+        return int(np.concatenate(digests).sum(dtype=np.int64))
+
+    def committed(self, batches_back: int = 0) -> Committed:
+        """A copy of the rows as they were `batches_back` before those batches that a trainer holds unused.
 
         Raises:
             StateError: the loader cannot go back so many batches.
         """
-        if not num_batches and not ahead:
-            return self.committed
-        if not 0 <= num_batches <= len(self._undos) - ahead:
+        standing = self._standing
+        ahead = len(standing.ahead)
+        furthest = min(len(standing.changes) - ahead, BATCHES_BACK)
+        if not 0 <= batches_back <= max(furthest, 0):
             raise StateError(
-                f"batches_back={num_batches}: this loader can go back {len(self._undos) - ahead} batches "
+                f"batches_back={batches_back}: this loader can go back {max(furthest, 0)} batches "
                 f"now (at most {BATCHES_BACK}, and not past the start, a load or the end of a pass)"
             )
-        committed = self.committed.copy()
-        for undo in list(self._undos)[::-1][: num_batches + ahead]:
-            undo.apply(committed)
-        return committed
+        if ahead > len(standing.changes):
+            raise StateError(
+                f"the trainer holds {ahead} batches that it has taken ahead, and the loader can take back "
+                f"{len(standing.changes)}: let it take fewer ahead (up to {BATCHES_BACK})"
+            )
+        return _applied(standing.base, standing.changes[: len(standing.changes) - ahead - batches_back])
 
-    def take_back(self, num_batches: int) -> None:
-        """Undo the last batches, as if they had not been handed out."""
-        for _ in range(num_batches):
-            self._undos.pop().apply(self.committed)
+    def latest(self) -> Committed:
+        """A copy of the rows after all batches, also those that a trainer holds unused."""
+        standing = self._standing
+        return _applied(standing.base, standing.changes)
+
+    # -- changing: each moves the reference once, as its last step -----------------------------------------------------
+
+    def commit(self, change: Change, *, skipped: bool = False) -> None:
+        """Commit a batch that is handed out, or `skipped`."""
+        standing = self._standing
+        base, changes = standing.base, (*standing.changes, change)
+        if len(changes) > _MOST_KEPT:
+            base, changes = _applied(base, changes[:-_KEPT]), changes[-_KEPT:]
+        num_batches = standing.num_batches + (not skipped)
+        self._standing = standing._replace(base=base, changes=changes, num_batches=num_batches)
+
+    def withdraw(self, change: Change) -> None:
+        """Take the last batch back, if it is this one."""
+        standing = self._standing
+        if standing.changes and standing.changes[-1] is change:
+            self._standing = standing._replace(changes=standing.changes[:-1], num_batches=standing.num_batches - 1)
+
+    def end_pass(self, last_words: Mapping[int, LastWords], *, epochs: int, left_out_packs: int) -> None:
+        """All ranks have ended the pass: count what came after the lanes' last packs, and begin the next epoch."""
+        standing = self._standing
+        committed = _applied(standing.base, standing.changes)
+        for lane_index, (packs, counts) in last_words.items():
+            if committed.packs(lane_index) >= packs:  # else the lane was cut before its last pack
+                committed.count(lane_index, counts)
+        committed.end_pass(committed.first_epoch + epochs)
+        left_out_packs += standing.left_out_packs
+        self._standing = standing._replace(base=committed, changes=(), left_out_packs=left_out_packs)
+
+    def load(self, committed: Committed) -> None:
+        """Go to other rows; what this object has counted since it was made stays."""
+        self._standing = self._standing._replace(base=committed, changes=(), ahead=())
+
+    def hold(self, ahead: Sized) -> None:
+        """From now on the batches in `ahead` do not count as handed out."""
+        self._standing = self._standing._replace(ahead=ahead)
+
+    def take_back(self) -> None:
+        """Let the batches that a trainer holds unused come again."""
+        standing = self._standing
+        changes = standing.changes[: max(len(standing.changes) - len(standing.ahead), 0)]
+        self._standing = standing._replace(changes=changes, ahead=())
+
+
+def _global_pack(standing: _Standing) -> int:
+    return standing.changes[-1].global_pack if standing.changes else standing.base.global_pack
+
+
+def _applied(base: Committed, changes: Sequence[Change]) -> Committed:
+    committed = base.copy()
+    for change in changes:
+        change.apply(committed)
+    return committed
 
 
 def to_checkpoint(changes: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -114,21 +268,3 @@ def _only_skipped(changes: NDArray[np.int64]) -> NDArray[np.int64]:
     left[:, _DOCUMENTS] = changes[:, _DOCUMENTS]
     left[:, [PACKS, _SKIPPED_PACKS]] = 1
     return left
-
-
-class _Undo(NamedTuple):
-    """What a batch has changed, to undo it."""
-
-    lanes: NDArray[np.intp]
-    """Indexes of the rows, once for each pack of the batch."""
-    rows: NDArray[np.int64]
-    """Those rows as they were before the batch."""
-    num_skipped_ranges: dict[int, int]
-    """How many there were before the batch, for each lane that has more now."""
-    global_pack: int
-
-    def apply(self, committed: Committed) -> None:
-        committed.rows[self.lanes] = self.rows
-        for lane_index, count in self.num_skipped_ranges.items():
-            del committed.skipped_ranges[lane_index][count:]
-        committed.global_pack = self.global_pack

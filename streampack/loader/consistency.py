@@ -19,6 +19,7 @@ from collections.abc import Mapping
 import xxhash
 
 from streampack.errors import LoaderError, as_integer
+from streampack.hashing import as_int64
 from streampack.loader.claims import Claim, differences, different_arguments
 from streampack.loader.rounds import PackBatch
 from streampack.ranks.exchange import RankExchanges
@@ -91,17 +92,11 @@ class Verifier:
             first_epoch=committed.first_epoch,
             first_pack=-1 if first is None else first.round * committed.num_lanes + committed.lanes[first.lane_index],
             num_packs=len(packs),
-            packs=_signed(sum(digests)),
-            history=_signed(committed.digest()),
+            packs=as_int64(sum(digests)),
+            history=committed.digest(),
             position=_hash(committed.rows[:, :_POSITION].tobytes()),
         )
 
 
 def _hash(data: bytes) -> int:
-    return _signed(xxhash.xxh3_64(data).intdigest())
-
-
-def _signed(word: int) -> int:
-    """The lowest 64 bits as an int64."""
-    word &= 0xFFFFFFFFFFFFFFFF
-    return word - 2**64 if word >= 2**63 else word
+    return as_int64(xxhash.xxh3_64(data).intdigest())

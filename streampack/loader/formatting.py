@@ -13,7 +13,6 @@ from streampack.formats.consumers import Batch
 from streampack.formats.layout import Layout, pinned
 from streampack.loader.rounds import PackBatch
 from streampack.packing.blocks import gather
-from streampack.state.checkpoint import Committed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +32,8 @@ class BatchFormatter:
             kind = self.layout.format
             raise ConfigError(f'provenance=True has no place in the pairs of format="{kind}"; choose another format')
 
-    def format(self, batch: PackBatch, committed: Committed) -> Batch:
-        """The batch for the trainer; `committed` tells the lanes of this rank."""
+    def format(self, batch: PackBatch, lanes: range, num_lanes: int) -> Batch:
+        """The batch for the trainer; `lanes`: those of this rank, of so many."""
         packs = [None if item is None else item.pack for item in batch.items]
         in_blocks = [None if pack is None else pack.in_block for pack in packs]
         block = gather(in_blocks, seq_len=self.seq_len, pad_id=self.pad_id)
@@ -46,7 +45,7 @@ class BatchFormatter:
             result["provenance"] = provenance
             result["pack_numbers"] = torch.tensor(
                 [
-                    -1 if item is None else item.round * committed.num_lanes + committed.lanes[item.lane_index]
+                    -1 if item is None else item.round * num_lanes + lanes[item.lane_index]
                     for item in batch.items
                 ]
             )

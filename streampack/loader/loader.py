@@ -1,17 +1,19 @@
 """PackedDataLoader: the packs of one rank as batches, in the global order, with a state that moves to any topology.
 
-    workers --messages--> deal (rank's order) --items--> rounds (batches) --> commit --> formats --> the trainer
+    workers --messages--> deal (rank's order) --items--> rounds (batches) --> formats --> commit --> the trainer
 
 In:    a `PackedDataset`, and which rank this is.
 Out:   batches; a state, a digest and counts of what was handed out.
-Never: a state that counts what workers have made and the trainer was not given. A batch is committed when it is
-       handed out: its packs' cursors become the lanes' rows, and the rows are the state, from which workers can be
-       restarted at any time.
+Never: a state that counts what workers have made and the trainer was not given. A batch is committed when it is handed
+       out, and what is committed is the state, from which workers can be started at any time.
 """
 
+import dataclasses
+import inspect
 import sys
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sized
-from time import perf_counter
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
@@ -22,18 +24,16 @@ from streampack.dataset.dataset import PackedDataset
 from streampack.errors import ConfigError, LoaderError, as_bool, as_integer
 from streampack.formats.consumers import Batch, Format, Positions
 from streampack.formats.layout import LossWeights, as_layout
+from streampack.hashing import as_int64
 from streampack.loader.agreement import SharedRun, join_states
-from streampack.loader.commits import Commits
 from streampack.loader.consistency import Verifier
+from streampack.loader.delivery import Delivery
 from streampack.loader.formatting import BatchFormatter
-from streampack.loader.passes import Pass, PassSettings
-from streampack.loader.restarts import WorkerRestarts
-from streampack.loader.rounds import PackBatch
-from streampack.loader.stats import LoaderCounts, stats_of
+from streampack.loader.passes import PassSettings
+from streampack.loader.stats import STATS
 from streampack.ranks import topology
 from streampack.ranks.exchange import RankExchanges
-from streampack.state.checkpoint import Committed, State, check_versions
-from streampack.state.fingerprint import check_fingerprint, fingerprint_of
+from streampack.state.checkpoint import State
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -44,18 +44,21 @@ class PackedDataLoader:
     """Batches of packs for one data-parallel rank; the same global batches on every number of ranks and workers.
 
     Iterating gives dicts of int64 tensors of shape [batch_size, seq_len]: "tokens", "labels", "position_ids",
-    "segment_ids", and "num_targets" of shape [batch_size]; or what `format` names. A `break` loses nothing: a new
-    iterator continues after the last batch handed out. In a finite run one iteration is a pass of `dataset.epochs`
-    epochs, and the next iteration is the next pass; every rank gives the same number of batches.
+    "segment_ids", and "num_targets" of shape [batch_size]; or what `format` names. A `break` or an interrupt loses
+    nothing: the next iterator continues after the last batch handed out. In a finite run one iteration is a pass of
+    `dataset.epochs` epochs, and the next iteration is the next pass; every rank gives the same number of batches.
+
+    One thread takes batches; `state_dict`, `stats`, `digest` and `close` may be called from any. Only making an
+    iterator, the next batch, `skip`, `load_state_dict`, the first `state_dict`, and what says so wait for other ranks.
 
     Args:
         dataset: what to load.
-        batch_size: packs of a batch on this rank; free to change at any time.
-        num_workers: processes that read, tokenize and pack; 0 does it in this process. Free to change at any time.
+        batch_size: packs of a batch on this rank; may be set later, too: `loader.batch_size = 8`.
+        num_workers: processes that read, tokenize and pack; 0 does it in this process. May be set later, too.
         dp_rank: data-parallel rank; None takes it from `device_mesh`, torch.distributed or torchrun's environment.
         dp_size: data-parallel ranks; must divide the dataset's lanes.
-        device_mesh: its dimensions named dp, dp_replicate, dp_shard, ... are data-parallel; peers in other dimensions
-            get the same packs.
+        device_mesh: ranks along dimensions named dp, dp_replicate, dp_shard, fsdp, ... have different packs, peers
+            along tp, cp, pp, ... the same; other names are an error.
         process_group: the data-parallel ranks, for the exchanges of a finite run; None: looked up at first use.
         format: whose keys and shapes a batch has: "streampack", "torchtune", "hf", "hf_flash", "torchtitan",
             "megatron", "varlen" or "maxtext"; see `streampack.formats`. With "hf" and "hf_flash" the model shifts
@@ -120,15 +123,13 @@ class PackedDataLoader:
         here = topology.resolve(dp_rank=dp_rank, dp_size=dp_size, device_mesh=device_mesh)
         dataset.check_same_topology(here)
         self._exchanges = RankExchanges(here, process_group)
-        self.whole_state = as_bool(whole_state, "whole_state")
-        """Whether `state_dict` gives the lanes of all ranks."""
-        if self.whole_state:
+        self._whole_state = as_bool(whole_state, "whole_state")
+        if self._whole_state:
             self._exchanges.check_known("whole_state")
-        self.dataset = dataset.without_lookahead() if layout.spec.model_shifts else dataset
-        """What is loaded; for a format whose model shifts labels, with `lookahead=False`."""
-        self.batch_size = as_integer(batch_size, "batch_size", low=1)
+        self._dataset = dataset.without_lookahead() if layout.spec.model_shifts else dataset
         self._settings = PassSettings(
-            batch_size=self.batch_size,
+            batch_size=as_integer(batch_size, "batch_size", low=1),
+            rank=here.rank,
             num_ranks=here.size,
             num_workers=as_integer(num_workers, "num_workers", low=0),
             prefetch_bytes=as_integer(prefetch_bytes, "prefetch_bytes", low=1),
@@ -137,34 +138,63 @@ class PackedDataLoader:
             with_provenance=provenance or loss_weights == LossWeights.DOCUMENT,
             drop_last=drop_last,
         )
-        self._formatter = BatchFormatter(
+        formatter = BatchFormatter(
             layout=layout,
             seq_len=dataset.seq_len,
             pad_id=dataset.pipeline.pad_id,
             pin_memory=torch.cuda.is_available() if pin_memory == "auto" else pin_memory,
             provenance=provenance,
         )
-        self._verifier = None if verify_every is None else Verifier(verify_every, self._exchanges)
-        in_step = {
+        verifier = None if verify_every is None else Verifier(verify_every, self._exchanges)
+        self._in_step = {
             "epochs": dataset.epochs,
             "epoch_end": dataset.epoch_end,
-            "batch_size": self.batch_size,
+            "batch_size": self._settings.batch_size,
             "drop_last": self._settings.drop_last,
-            "verify_every": None if self._verifier is None else self._verifier.every,
+            "verify_every": None if verifier is None else verifier.every,
         }
-        self._run = SharedRun(self.dataset, self._exchanges, in_step)
-        self._commits: Commits | None = None
-        self._pass: Pass | None = None
-        self._ahead: Sized = ()
-        """What a trainer has taken of the current iterator and not used yet."""
-        self._counts = LoaderCounts()
-        self._restarts = WorkerRestarts()
+        self._run = SharedRun(self._dataset, self._exchanges, self._in_step)
+        self._deliver = partial(
+            Delivery, dataset=self._dataset, run=self._run, formatter=formatter, verifier=verifier
+        )
+        self._delivery: Delivery | None = None
+        """None until the run begins."""
+        self._beginning = threading.RLock()
 
     @classmethod
     def from_config(cls, path: str) -> "PackedDataLoader":
         """The loader that a YAML file describes."""
         config = load_config(path)
         return cls(PackedDataset(**config.dataset_arguments()), **config.loader_arguments())
+
+    @property
+    def dataset(self) -> PackedDataset:
+        """What is loaded; for a format whose model shifts labels, with `lookahead=False`."""
+        return self._dataset
+
+    @property
+    def batch_size(self) -> int:
+        """Packs of a batch on this rank; may be set, on all ranks alike, and holds from the next `iter(loader)` on."""
+        return self._settings.batch_size
+
+    @batch_size.setter
+    def batch_size(self, value: int) -> None:
+        self._settings = dataclasses.replace(self._settings, batch_size=as_integer(value, "batch_size", low=1))
+        self._in_step["batch_size"] = self._settings.batch_size
+
+    @property
+    def num_workers(self) -> int:
+        """Processes that make packs; may be set, and holds from the next `iter(loader)` on."""
+        return self._settings.num_workers
+
+    @num_workers.setter
+    def num_workers(self, value: int) -> None:
+        self._settings = dataclasses.replace(self._settings, num_workers=as_integer(value, "num_workers", low=0))
+
+    @property
+    def whole_state(self) -> bool:
+        """Whether `state_dict` gives the lanes of all ranks."""
+        return self._whole_state
 
     @property
     def dp_size(self) -> int:
@@ -175,6 +205,12 @@ class PackedDataLoader:
     def drop_last(self) -> bool:
         """No such attribute: only what would rebuild a torch DataLoader asks for it, as skip_first_batches does."""
         raise wrappers.RebuiltLoaderError
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse what would be ignored: an argument of the constructor that cannot be set."""
+        if name in _FIXED and not hasattr(type(self), name):
+            raise AttributeError(f"{name} cannot be set on a {type(self).__name__}: make another loader")
+        super().__setattr__(name, value)
 
     # -- what a trainer does ---------------------------------------------------------------------------------------
 
@@ -195,85 +231,43 @@ class PackedDataLoader:
                 it has taken and not used yet. The state does not count these batches as handed out, and the next
                 iterator begins with those that are in it then.
         """
-        if ahead := len(self._ahead):
-            self._retire()
-            self._begun().take_back(ahead)
-        self._ahead = ()
-        current = self._current_pass(new=True)
-        current.taken = True
-        return self._iterate(current, taken_ahead)
-
-    def _iterate(self, current: Pass, taken_ahead: Callable[[], Sized]) -> Iterator[Batch]:
-        if self._pass is current:
-            self._ahead = taken_ahead()
-        while True:
-            if self._pass is not current:
-                raise LoaderError(
-                    "this iterator is over: a newer iter(loader), load_state_dict or close has taken its place"
-                )
-            batch = self._next_batch(current)
-            if batch is None:
-                assert self.dataset.epochs is not None, "an endless run has no end"
-                self._begun().end_pass(current.tally.ends, epochs=self.dataset.epochs)
-                self._retire()
-                return
-            try:
-                handed_out = self._formatter.format(batch, self._begun().committed)
-                if self._verifier is not None and self._verifier.is_due(self._counts.batches):
-                    arguments = self._run.arguments(self.num_lanes)
-                    self._verifier.check(batch, self._begun().committed, self._counts.batches, arguments)
-            except BaseException:
-                self._retire()  # the batch is not committed, so it must come again
-                raise
-            self._begun().commit(batch)
-            self._counts.batches += 1
-            yield handed_out
-
-    def _next_batch(self, current: Pass) -> PackBatch | None:
-        begin = perf_counter()
-        try:
-            return next(current.batches, None)
-        except BaseException:
-            self._retire()  # a pass that failed must not be taken for one that has ended
-            raise
-        finally:
-            self._counts.seconds_waited += perf_counter() - begin
+        return self._begun().begin(self._settings, taken_ahead)
 
     def skip(self, num_batches: int) -> int:
         """Go past up to `num_batches` batches on this rank without handing them out; call it on every rank.
 
         Their positions are committed, their packs count as "skipped_packs" in `stats` and their documents as documents;
-        they are in no digest. Returns how many there were before the pass ended.
+        they are in no digest. Returns how many there were before the pass ended. May wait for other ranks.
+
+        Raises:
+            LoaderError: a trainer holds batches that it has taken ahead (`iterate`).
         """
-        num_batches = as_integer(num_batches, "num_batches", low=0)
-        current = self._current_pass(new=False)
-        for done in range(num_batches):
-            batch = self._next_batch(current)
-            if batch is None:
-                return done
-            self._begun().commit(batch, skipped=True)
-        return num_batches
+        return self._begun().skip(as_integer(num_batches, "num_batches", low=0), self._settings)
 
     def state_dict(self, batches_back: int = 0) -> State:
         """The state after the last batch handed out, or up to 8 batches before; copies of everything.
 
         One int64 tensor ("lanes.000123") and one JSON string ("skipped_ranges.000123") per lane of this rank, and
         values that are equal on all ranks: it saves and loads on any number of ranks through
-        torch.distributed.checkpoint. With `whole_state` the lanes of all ranks; a collective. Batches that a trainer
-        has taken ahead (`iterate`) are not in it.
+        torch.distributed.checkpoint. Batches that a trainer has taken ahead (`iterate`) are not in it.
+
+        It may be called from any thread at any time. Only the first call of all waits for the other ranks; with
+        `whole_state`, which gives the lanes of all ranks, each call does.
 
         Raises:
             StateError: `batches_back` goes back too far, or Accelerate would save the lanes of one of several ranks.
         """
-        commits = self._begun()
+        commits = self._begun().commits
         if self.dp_size > 1 and not self.whole_state:
             wrappers.check_every_rank_saves(sys._getframe(1), size=self.dp_size)  # noqa: SLF001  # the caller
-        committed = commits.before(batches_back, ahead=len(self._ahead))
+        committed = commits.committed(batches_back)
         state = committed.to_state(self.dataset.fingerprint() | {"num_lanes": committed.num_lanes})
         return join_states(state, self._exchanges.states()) if self.whole_state and self.dp_size > 1 else state
 
     def load_state_dict(self, state: Mapping[str, Any], *, allow: Collection[str] = ()) -> None:
         """Continue from a state of any number of ranks and workers; ends the present workers and iterators.
+
+        The first call of a loader that has not begun waits for the other ranks.
 
         Args:
             state: from `state_dict`, `merge_state_dicts`, torch.distributed.checkpoint or JSON.
@@ -281,42 +275,57 @@ class PackedDataLoader:
                 packs, such as {"seq_len", "boundary"}.
 
         Raises:
-            StateError: another version, another run (each differing field is named), or lanes that are missing.
+            StateError: another version, another run (each differing field is named), lanes that are missing, or lanes
+                that are past the end that `epochs` sets.
         """
-        check_versions(state)
-        saved = fingerprint_of(state)
-        self._run.join()
-        now = self.dataset.fingerprint()
-        num_lanes = int(saved.get("num_lanes", 0))
-        if self.dataset.auto_lanes:
-            now["num_lanes"] = num_lanes  # a run keeps its lanes for life, whatever the data say now
-        check_fingerprint(saved, now, allow=allow)
-        committed = Committed.from_state(state, self._run.lanes(num_lanes), num_lanes)
+        committed = self._run.load(state, allow=allow)
         # From here on nothing can fail: a state that is refused leaves the loader as it was.
-        self._retire()
-        self._ahead = ()
-        self._commits = Commits(committed)
+        with self._beginning:
+            if self._delivery is None:
+                self._delivery = self._deliver(committed)
+            else:
+                self._delivery.load(committed)
 
     @property
     def num_lanes(self) -> int:
-        """Lanes of the run: a loaded state's where the dataset leaves them to the data, else the dataset's."""
-        return self._begun().committed.num_lanes
+        """Lanes of the run: a loaded state's where the dataset leaves them to the data, else the dataset's.
 
-    def digest(self) -> int:
-        """A 64-bit digest of (global number, content) of every pack handed out on this rank's lanes since the start.
-
-        Ranks' digests add up, modulo 2**64, to the same number on every topology.
+        Raises:
+            LoaderError: the dataset leaves them to the data, and the ranks have not listed the shards together yet.
         """
-        return self._begun().committed.digest()
+        if self._delivery is not None:
+            return self._delivery.commits.num_lanes
+        if self.dataset.auto_lanes and self.dp_size > 1 and not self._exchanges.are_unknown:
+            raise LoaderError(
+                'num_lanes="auto" is known once the ranks have listed the shards together: ask for it after '
+                "iter(loader), state_dict or load_state_dict, which all ranks call"
+            )
+        return self.dataset.num_lanes
 
-    def stats(self) -> dict[str, float]:
-        """Counts of this rank's lanes since the start of the run, and of this loader; docs/stats.md has the keys."""
-        counts = self._begun().committed.counts()
-        return stats_of(counts, self._counts, self._pass, self._restarts)
+    def digest(self, *, all_ranks: bool = False) -> int:
+        """A digest of (global number, content) of every pack handed out on this rank's lanes since the start; an int64.
+
+        Ranks' digests add up, modulo 2**64 as int64 tensors do, to the same number on every topology. `all_ranks`: give
+        that sum over the data-parallel ranks; a collective, which all of them must call. 0 before the run has begun.
+        """
+        digest = 0 if self._delivery is None else self._delivery.commits.digest()
+        return as_int64(*self._exchanges.sums([digest], "digest(all_ranks=True)")) if all_ranks else digest
+
+    def stats(self, *, all_ranks: bool = False) -> dict[str, float]:
+        """Counts of this rank's lanes since the start of the run, and of this loader; docs/stats.md has the keys.
+
+        `all_ranks`: give their sums over the data-parallel ranks; a collective, which all of them must call.
+        """
+        delivery = self._delivery
+        stats = dict.fromkeys((stat.key for stat in STATS), 0.0) if delivery is None else delivery.stats()
+        if all_ranks:
+            stats = dict(zip(stats, self._exchanges.sums(list(stats.values()), "stats(all_ranks=True)"), strict=True))
+        return stats
 
     def close(self) -> None:
-        """End the workers. The state stays readable; iterating again starts new workers."""
-        self._retire()
+        """End the workers; from any thread. The state stays readable; iterating again starts new workers."""
+        if self._delivery is not None:
+            self._delivery.retire()
 
     def __enter__(self) -> Self:
         return self
@@ -326,25 +335,12 @@ class PackedDataLoader:
 
     # -- start -----------------------------------------------------------------------------------------------------
 
-    def _begun(self) -> Commits:
-        """The commits of this run; the first call begins it: it lists the shards and compares the ranks."""
-        if self._commits is None:
-            self._run.join()
-            num_lanes = self.dataset.num_lanes
-            self._commits = Commits(Committed.fresh(self._run.lanes(num_lanes), num_lanes))
-        return self._commits
+    def _begun(self) -> Delivery:
+        """What delivers this run; the first call begins it: it lists the shards and compares the ranks."""
+        with self._beginning:
+            if self._delivery is None:
+                self._delivery = self._deliver(self._run.begin())
+            return self._delivery
 
-    def _current_pass(self, *, new: bool) -> Pass:
-        """The pass that continues from the committed rows; `new`: not one that has an iterator already."""
-        committed = self._begun().committed
-        if self._pass is not None and new and self._pass.taken:
-            self._retire()
-        if self._pass is None:
-            self._pass = Pass(self.dataset, committed, self._settings, self._run.ranks, self._restarts)
-        return self._pass
 
-    def _retire(self) -> None:
-        if self._pass is not None:
-            self._pass.close()
-            self._counts.end_pass(self._pass)
-            self._pass = None
+_FIXED = frozenset(inspect.signature(PackedDataLoader).parameters)

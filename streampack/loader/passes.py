@@ -14,9 +14,8 @@ from streampack.errors import ConfigError, as_bool, as_number, check_choice
 from streampack.loader.dealing import Item, deal
 from streampack.loader.messages import Assignment, Message, WorkerStream
 from streampack.loader.restarts import RestartingMessages, WorkerRestarts
-from streampack.loader.rounds import LeftOut, PackBatch, endless, finite
+from streampack.loader.rounds import Agree, LeftOut, PackBatch, endless, finite
 from streampack.loader.workers import AHEAD
-from streampack.ranks.exchange import Exchange
 from streampack.records import Counts, Cursor, StorageUse
 from streampack.state.checkpoint import Committed
 
@@ -29,6 +28,7 @@ class PassSettings:
     """How a rank reads its lanes and cuts batches; none of it changes what is in the lanes."""
 
     batch_size: int
+    rank: int
     num_ranks: int
     num_workers: int
     prefetch_bytes: int
@@ -84,11 +84,10 @@ class Pass:
         dataset: PackedDataset,
         committed: Committed,
         settings: PassSettings,
-        ranks: Exchange | None,
+        agree: Agree | None,
         restarts: WorkerRestarts,
     ) -> None:
-        self.taken = False
-        """Whether an iterator has been given out for it."""
+        """`agree`: how the ranks of a finite pass agree on its end; None where this rank ends by itself."""
         self.tally = Tally()
         num_lanes, first_round = committed.num_lanes, committed.global_pack // committed.num_lanes
         num_workers = _fitting_workers(settings.num_workers, len(committed.lanes))
@@ -138,21 +137,26 @@ class Pass:
             else finite(
                 items,
                 batch_size=settings.batch_size,
+                rank=settings.rank,
                 num_ranks=settings.num_ranks,
                 global_pack=committed.global_pack,
                 num_lanes=num_lanes,
                 pad=pad,
                 drop_last=settings.drop_last,
-                agree=None if ranks is None else lambda number: ranks.start_agreeing(number, highest=pad).wait,
+                agree=agree,
                 left_out=self.tally.left_out,
             )
         )
 
     def close(self) -> None:
-        """End the workers."""
-        self.batches = iter(())
+        """End the workers; only while no thread waits for a batch."""
         if self._restarting is not None:
             self._restarting.close()
+
+    def interrupt(self) -> None:
+        """From another thread than the one that waits for a batch: let it come back, with an error where it must."""
+        if self._restarting is not None:
+            self._restarting.interrupt()
 
 
 def _refuse_empty_lanes(items: Iterator[Item], committed: Committed) -> Iterator[Item]:

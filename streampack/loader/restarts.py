@@ -77,6 +77,7 @@ class RestartingMessages:
         self._restarts = restarts
         self._received = [_Received(assignment, worker, num_workers) for worker in range(num_workers)]
         self._next = 0
+        self._is_interrupted = False
         self._workers = self._start(assignment)
 
     def _start(self, assignment: Assignment) -> Workers:
@@ -101,8 +102,15 @@ class RestartingMessages:
         """End the workers."""
         self._workers.end(politely=True)
 
+    def interrupt(self) -> None:
+        """From another thread: kill the workers, so that the thread that waits for a message gets a `LoaderError`."""
+        self._is_interrupted = True
+        self._workers.kill()
+
     def _restart(self, lost: LostError) -> None:
         what = f"worker {lost.worker} (pid {lost.pid}) {lost.why}"
+        if self._is_interrupted:
+            raise LoaderError("the loader was closed, or continues elsewhere, while this thread waited for a batch")
         if lost.is_hopeless:
             raise LoaderError(f"{what}; its last messages are in the job's output. {_ADVICE}") from lost
         if not self._restarts.allow():

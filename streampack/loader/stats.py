@@ -75,8 +75,7 @@ class LoaderCounts:
     """Of the workers of passes that are over."""
 
     def end_pass(self, ended: Pass) -> None:
-        """Add what a pass counted."""
-        self.left_out_packs += ended.tally.left_out.packs
+        """Add what the workers of a pass counted."""
         self.storage = self.storage.plus(ended.tally.storage)
 
 

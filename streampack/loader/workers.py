@@ -131,9 +131,14 @@ class Workers:
     def end(self, *, politely: bool) -> None:
         """End all of them; `politely`: one that is between two messages, or soon will be, may end by itself."""
         if not politely:
-            for each in self._workers:
-                each.process.kill()
+            self.kill()
         self._finalizer()
+
+    def kill(self) -> None:
+        """Kill the processes and leave all else to `end`; from any thread."""
+        for each in tuple(self._workers):
+            with suppress(ValueError):  # it was closed meanwhile
+                each.process.kill()
 
 
 def _start(assignment: Assignment, worker: int, num_workers: int, context: BaseContext) -> _Worker:

@@ -12,7 +12,7 @@ Never: a collective on one of the trainer's groups: there the trainer's own coll
 import hashlib
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 import torch
@@ -23,6 +23,7 @@ from streampack.ranks.topology import Topology, has_process_group
 from streampack.ranks.torch_private import new_gloo_group
 
 _T = TypeVar("_T")
+_N = TypeVar("_N", int, float)
 
 
 class RankExchanges:
@@ -68,6 +69,17 @@ class RankExchanges:
     def states(self) -> "Exchange":
         """Between the data-parallel ranks, for their states."""
         return self._between_data_parallel_ranks("state")
+
+    def sums(self, numbers: Sequence[_N], what: str) -> list[_N]:
+        """Each number added up over the data-parallel ranks; a collective.
+
+        Raises:
+            ConfigError: the others cannot be reached; it names `what`.
+        """
+        if self.join().size == 1:
+            return list(numbers)
+        self.check_known(what)
+        return [sum(each) for each in zip(*self._between_data_parallel_ranks("sums").all_gather(numbers), strict=True)]
 
     def everyone(self) -> "Exchange":
         """Between all ranks of the mesh, those with the same packs too; for comparing them."""
@@ -134,23 +146,54 @@ class Exchange:
         self._group.all_gather(boxes, torch.nn.functional.pad(mine, (0, max(sizes) - len(mine)))).wait()
         return [_decode(box[:size]) for box, size in zip(boxes, sizes, strict=True)]
 
-    def start_agreeing(self, number: int, *, highest: bool) -> "Agreement":
-        """Begin to find the highest (or lowest) of the ranks' numbers; does not wait."""
-        tensor = torch.tensor([number], dtype=torch.int64)
-        return Agreement(tensor, self._group.all_reduce(tensor, dist.ReduceOp.MAX if highest else dist.ReduceOp.MIN))
+    def start_agreeing(self, number: int, same: Sequence[int], *, highest: bool) -> "Agreement":
+        """Begin to find the highest (or lowest) of the ranks' numbers; does not wait.
+
+        Args:
+            number: this rank's; it fits int64.
+            same: what must be equal on all ranks, or they are not agreeing on the same thing; each from 0 to below
+                2**63 / ranks.
+            highest: whether the highest number counts, else the lowest.
+        """
+        rank, size = self._group.rank, self._group.size
+        # The reduced numbers tell the highest and the lowest of each, and a rank that has it.
+        marked = [value * size + rank for value in same]
+        tensor = torch.tensor([number, *marked, *(-each for each in marked)], dtype=torch.int64)
+        work = self._group.all_reduce(tensor, dist.ReduceOp.MAX if highest else dist.ReduceOp.MIN)
+        return Agreement(tensor, work, size)
+
+
+class NotSame(NamedTuple):
+    """A value that is not equal on all ranks: two of the ranks that differ, and what they have."""
+
+    which: int
+    """The index of the value in `same`."""
+    ranks: tuple[int, int]
+    values: tuple[int, int]
 
 
 class Agreement:
     """A number that the ranks are agreeing on."""
 
-    def __init__(self, tensor: torch.Tensor, work: dist.Work) -> None:
+    def __init__(self, tensor: torch.Tensor, work: dist.Work, num_ranks: int) -> None:
         self._tensor = tensor
         self._work = work
+        self._num_ranks = num_ranks
 
-    def wait(self) -> int:
-        """The number, when all ranks have given theirs."""
+    def wait(self) -> int | NotSame:
+        """The number, when all ranks have given theirs, or the first value that should be equal on all and is not.
+
+        Raises:
+            RuntimeError: as torch does, where a connection breaks or time is up.
+        """
         self._work.wait()
-        return int(self._tensor.item())
+        number, *rest = self._tensor.tolist()
+        half = len(rest) // 2
+        for index, (one, other) in enumerate(zip(rest[:half], rest[half:], strict=True)):
+            (value, rank), (other_value, other_rank) = divmod(one, self._num_ranks), divmod(-other, self._num_ranks)
+            if value != other_value:
+                return NotSame(index, (rank, other_rank), (value, other_value))
+        return int(number)
 
 
 def _encode(value: object) -> torch.Tensor:

@@ -17,7 +17,16 @@ from streampack.errors import TopologyError, as_integer
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-_DATA_PARALLEL_DIMS = ("dp", "dp_replicate", "dp_shard", "data", "data_parallel", "replicate", "shard", "fsdp", "batch")
+_DIVIDE_THE_DATA = (
+    *("dp", "dp_replicate", "dp_shard", "data", "data_parallel"),
+    *("ddp", "fsdp", "hsdp", "replicate", "shard", "batch"),
+)
+"""Names of a mesh's dimensions whose ranks have different packs."""
+_SHARE_THE_DATA = (
+    *("tp", "cp", "pp", "sp", "mp", "tensor", "context", "pipeline", "sequence", "model"),
+    *("tensor_parallel", "context_parallel", "pipeline_parallel", "sequence_parallel", "model_parallel"),
+)
+"""Names of dimensions whose ranks have the same packs. Not "ep": expert-parallel ranks do the one or the other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +70,7 @@ def resolve(
 
     Raises:
         TopologyError: only one of `dp_rank` and `dp_size`, both and a mesh, or a mesh that does not tell which of its
-            dimensions are data-parallel.
+            ranks have different packs.
         ConfigError: `dp_rank` or `dp_size` is not a whole number.
     """
     if (dp_rank is None) != (dp_size is None):
@@ -81,25 +90,44 @@ def resolve(
 
 
 def _from_mesh(mesh: "DeviceMesh") -> Topology:
-    names = mesh.mesh_dim_names
-    if mesh.ndim == 1:
-        dims = [0]
-    elif names is None:
-        raise TopologyError(f"a mesh of {mesh.ndim} dimensions without names does not tell which is data-parallel")
-    else:
-        dims = [index for index, name in enumerate(names) if name in _DATA_PARALLEL_DIMS]
-        if not dims:
-            raise TopologyError(
-                f"no dimension of the device mesh {names} is data-parallel by name ({', '.join(_DATA_PARALLEL_DIMS)}): "
-                "pass the sub-mesh, for example device_mesh=mesh['my_dp_dim']"
-            )
+    dims = _data_parallel_dims(mesh)
     coordinate = mesh.get_coordinate()
     if coordinate is None:
         raise TopologyError("this process is not part of the device mesh")
     index = tuple(slice(None) if dim in dims else coordinate[dim] for dim in range(mesh.ndim))
     peers = tuple(int(rank) for rank in mesh.mesh[index].flatten().tolist())
     everyone = tuple(sorted(int(rank) for rank in mesh.mesh.flatten().tolist()))
+    if not dims and len(everyone) < dist.get_world_size():
+        raise TopologyError(
+            f"the device mesh {mesh.mesh_dim_names} has {len(everyone)} of the job's {dist.get_world_size()} ranks and "
+            "no data-parallel dimension, so the other ranks would have the same packs: pass the mesh that has the "
+            "data-parallel dimensions, too"
+        )
     return Topology(rank=peers.index(dist.get_rank()), size=len(peers), peers=peers, everyone=everyone)
+
+
+def _data_parallel_dims(mesh: "DeviceMesh") -> list[int]:
+    """The dimensions whose ranks have different packs; a dimension of size 1 may have any name.
+
+    Raises:
+        TopologyError: it is not known of each dimension whether its ranks have different packs or the same.
+    """
+    names: tuple[str | None, ...] = mesh.mesh_dim_names or (None,) * mesh.ndim
+    known = (*_DIVIDE_THE_DATA, *_SHARE_THE_DATA)
+    unknown = [name for name, size in zip(names, mesh.mesh.shape, strict=True) if name not in known and size > 1]
+    if unknown:
+        what = (
+            "has no names for its dimensions"
+            if mesh.mesh_dim_names is None
+            else f"{names} has {', '.join(map(repr, unknown))}"
+        )
+        raise TopologyError(
+            f"the device mesh {what}, so it is not known which of its ranks have different packs. Understood are "
+            f"{', '.join(_DIVIDE_THE_DATA)} (different packs) and {', '.join(_SHARE_THE_DATA)} (the same packs). "
+            "Pass the part of the mesh with these names, such as device_mesh=mesh['dp']; give dp_rank, dp_size and "
+            "process_group; or, if all ranks of the job are data-parallel, leave device_mesh out."
+        )
+    return [dim for dim, name in enumerate(names) if name in _DIVIDE_THE_DATA]
 
 
 def has_process_group() -> bool:

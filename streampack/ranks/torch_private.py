@@ -5,6 +5,7 @@ Out: the names, or an ImportError that says which release of torch has changed t
 
     ExceptionWrapper    carries an error with its traceback out of a worker, as torch's own DataLoader does
     new_gloo_group      a gloo group on the default store, which torch offers through `new_group` only; see `exchange`
+    add_to_store        a sum in the default store that a rank adds to without waiting for another rank's Python
 """
 
 from typing import cast
@@ -25,7 +26,7 @@ except ImportError as error:
         f"torch {torch.__version__} no longer has what streampack uses of it ({error}); tried with {', '.join(TRIED)}"
     ) from error
 
-__all__ = ["TRIED", "ExceptionWrapper", "new_gloo_group"]
+__all__ = ["TRIED", "ExceptionWrapper", "add_to_store", "new_gloo_group"]
 
 
 def new_gloo_group(name: str, *, rank: int, size: int) -> dist.ProcessGroup:
@@ -36,3 +37,11 @@ def new_gloo_group(name: str, *, rank: int, size: int) -> dist.ProcessGroup:
     store = PrefixStore(name, _get_default_store())
     group = ProcessGroupGloo(store, rank, size, default_pg_timeout)
     return cast("dist.ProcessGroup", group)  # torch's stubs hide that it is one
+
+
+def add_to_store(key: str, amount: int) -> int:
+    """Add to a number that all ranks of the job share, 0 at first; returns the sum so far.
+
+    It needs torch.distributed to be initialized. RuntimeError where the store is gone.
+    """
+    return int(_get_default_store().add(f"streampack/{key}", amount))

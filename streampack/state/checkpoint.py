@@ -43,10 +43,10 @@ FIELDS = (
 
 They are written out because they are saved: a new column is a new STATE_VERSION."""
 PACKS = FIELDS.index("packs")
-_DIGEST = FIELDS.index("digest")
+DIGEST = FIELDS.index("digest")
+COUNTS = [FIELDS.index(name) for name in Counts._fields]
 _FILLERS = FIELDS.index("fillers")
 _DOCUMENTS = FIELDS.index("documents")
-_COUNTS = [FIELDS.index(name) for name in Counts._fields]
 
 State: TypeAlias = dict[str, torch.Tensor | str | int]
 
@@ -60,7 +60,8 @@ class Committed:
     """Over all ranks."""
     rows: NDArray[np.int64]
     """int64 [len(lanes), len(FIELDS)]."""
-    skipped_ranges: list[list[SkippedRange]]
+    skipped_ranges: list[tuple[SkippedRange, ...]]
+    """Of each lane."""
     global_pack: int = 0
     """All global packs below this one have been handed out, over all ranks."""
     first_epoch: int = 0
@@ -71,14 +72,14 @@ class Committed:
         """The start of a run."""
         rows = np.zeros((len(lanes), len(FIELDS)), dtype=np.int64)
         rows[:, :NUM_CURSOR] = Cursor()
-        return cls(lanes=lanes, num_lanes=num_lanes, rows=rows, skipped_ranges=[[] for _ in lanes])
+        return cls(lanes=lanes, num_lanes=num_lanes, rows=rows, skipped_ranges=[() for _ in lanes])
 
     def copy(self) -> "Committed":
         return Committed(
             lanes=self.lanes,
             num_lanes=self.num_lanes,
             rows=self.rows.copy(),
-            skipped_ranges=[list(skipped_ranges) for skipped_ranges in self.skipped_ranges],
+            skipped_ranges=list(self.skipped_ranges),
             global_pack=self.global_pack,
             first_epoch=self.first_epoch,
         )
@@ -109,7 +110,7 @@ class Committed:
 
     def count(self, lane_index: int, counts: Counts) -> None:
         """Add counts that belong to no pack: what came after a lane's last one."""
-        self.rows[lane_index, _COUNTS] += np.array(counts, dtype=np.int64)
+        self.rows[lane_index, COUNTS] += np.array(counts, dtype=np.int64)
 
     def end_pass(self, epoch: int) -> None:
         """Put every lane at the start of `epoch`, at the same global pack."""
@@ -117,13 +118,29 @@ class Committed:
         self.rows[:, PACKS] = [packs_before(self.global_pack, lane, self.num_lanes) for lane in self.lanes]
         self.first_epoch = epoch
 
+    def check_end(self, epochs: int) -> None:
+        """Raise `StateError` where a lane is past the end of a pass of so many epochs, which would come to it again."""
+        end = self.first_epoch + epochs
+        begins = np.array(Cursor(epoch=end))
+        cursors = self.rows[:, :NUM_CURSOR]
+        past = (cursors[:, 0] > end) | ((cursors[:, 0] == end) & (cursors != begins).any(axis=1))
+        if not past.any():
+            return
+        last = int(cursors[past, 0].max())
+        lane = self.lanes[int(np.flatnonzero(past & (cursors[:, 0] == last))[0])]
+        raise StateError(
+            f"epochs={epochs} ends the pass, which began with epoch {self.first_epoch}, after epoch {end - 1}, and in "
+            f"the state lane {lane} is in epoch {last} already. epochs={last + 1 - self.first_epoch} ends it after "
+            "that epoch, epochs=None never."
+        )
+
     def counts(self) -> Counts:
         """The lanes' counts added up."""
-        return Counts(*self.rows[:, _COUNTS].sum(axis=0).tolist())
+        return Counts(*self.rows[:, COUNTS].sum(axis=0).tolist())
 
     def digest(self) -> int:
-        """The lanes' digests added up modulo 2**64."""
-        return int(self.rows[:, _DIGEST].view(np.uint64).sum(dtype=np.uint64))
+        """The lanes' digests added up modulo 2**64, as an int64."""
+        return int(self.rows[:, DIGEST].sum(dtype=np.int64))
 
     def to_state(self, fingerprint: Mapping[str, Any]) -> State:
         """The state as plain values and new tensors; it shares no memory with the running loader."""
@@ -160,7 +177,7 @@ class Committed:
                     "streampack.merge_state_dicts, or save and load them with torch.distributed.checkpoint."
                 )
             committed.rows[lane_index] = _row_of(state[key], key)
-            committed.skipped_ranges[lane_index] = skipped_ranges_from_json(state[skipped_key], skipped_key)
+            committed.skipped_ranges[lane_index] = tuple(skipped_ranges_from_json(state[skipped_key], skipped_key))
             packs, due = committed.packs(lane_index), packs_before(committed.global_pack, lane, num_lanes)
             if packs != due:
                 raise StateError(

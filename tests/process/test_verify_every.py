@@ -37,10 +37,6 @@ def refused_by_two(references: References) -> dict[str, tuple[dict[str, Any], li
             {"per_rank": {"1": {"skip": 3}}},
             ["global packs after the batch: 4 on rank 0, 16 on rank 1", "skip on all"],
         ),
-        "one dp_rank twice": (
-            {"given_group": True, "per_rank": {"1": {"loader": {"dp_rank": 0}}}},
-            ["no rank is data-parallel rank 1 of 2", "dp_rank is 0 on ranks 0, 1", "give each rank its own dp_rank"],
-        ),
         "peers with another seed": (
             {**tp, "per_rank": {"1": {"dataset": {"seed": 7}}}},
             [
@@ -91,6 +87,7 @@ def two(references: References, tmp_path_factory: pytest.TempPathFactory) -> Ran
         for name, (extra, _) in refused_by_two(references).items():
             yield {**in_process, **extra, "name": name}
             yield {**in_process, **extra, "name": f"{name}, unseen", "loader": {"batch_size": 2, "num_workers": 0}}
+        yield {**in_process, "name": "one dp_rank twice", "given_group": True, "per_rank": {"1": {"loader": {"dp_rank": 0}}}}
         yield {**in_process, "name": "other verify_every", "per_rank": {"1": {"loader": {"verify_every": 3}}}}
         fewer = {"per_rank": {"1": {"batches": 2}}, "leave_early": True}
         yield {**in_process, **fewer, "name": "fewer batches"}
@@ -121,7 +118,6 @@ NAMES = [
     "a state on one rank only",
     "states of different steps",
     "skip on one rank only",
-    "one dp_rank twice",
     "peers with another seed",
     "peers with another batch size",
     "peers with other lanes",
@@ -154,6 +150,14 @@ def test_nothing_else_sees_that_difference(two: Ran, name: str) -> None:
 
 def test_no_case_is_forgotten(references: References) -> None:
     assert list(refused_by_two(references)) == NAMES
+
+
+def test_a_dp_rank_that_is_not_the_rank_in_the_group_is_refused_on_every_rank(two: Ran) -> None:
+    first, second = two.errors("one dp_rank twice")
+    assert first == second
+    assert len(first) == 1
+    assert first[0].startswith("TopologyError: dp_rank must be the rank in the group of the 2 data-parallel ranks")
+    assert "rank 1 of the group was given dp_rank=0, dp_size=2" in first[0]
 
 
 def test_data_parallel_ranks_with_another_verify_every_are_refused_before_the_start(two: Ran) -> None:

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 import streampack
 from streampack import RetryPolicy, heartbeat
 from streampack.errors import ConfigError, LoaderError
+from streampack.hashing import as_int64
 from streampack.loader import restarts, workers
 from streampack.records import Counts
 from streampack.state.checkpoint import to_json
@@ -75,8 +76,8 @@ def loader_of(data: streampack.PackedDataset, **options: Any) -> streampack.Pack
 
 def pids(loader: streampack.PackedDataLoader) -> list[int]:
     """The workers of a loader; not one of them has been waited for, so the numbers are theirs."""
-    assert loader._pass is not None and loader._pass._restarting is not None
-    return [each.process.pid or 0 for each in loader._pass._restarting._workers._workers]
+    assert loader._delivery is not None and loader._delivery.current_pass is not None
+    return [each.process.pid or 0 for each in loader._delivery.current_pass._restarting._workers._workers]
 
 
 def hurt(loader: streampack.PackedDataLoader, number: signal.Signals = signal.SIGKILL, worker: int = -1) -> None:
@@ -155,7 +156,7 @@ def test_a_finite_pass_is_the_same_though_a_worker_dies_before_every_batch(
     with loader_of(data, num_workers=3, prefetch_bytes=prefetch_bytes) as loader:
         packs, iterator = [], iter(loader)
         for number in itertools.count():
-            if loader._pass is not None:
+            if loader._delivery.current_pass is not None:
                 hurt(loader, worker=number % 3)
             batch = next(iterator, None)
             if batch is None:
@@ -190,7 +191,7 @@ def test_bad_records_are_skipped_once_though_workers_die(tmp_path: Path, monkeyp
         packs, iterator = [], iter(loader)
         while (batch := next(iterator, None)) is not None:
             packs += rows(batch)
-            if loader._pass is not None:
+            if loader._delivery.current_pass is not None:
                 hurt(loader)
         assert_equal(dict(enumerate(packs)), calm)
         assert loader.stats()["bad_records"] == quiet.stats()["bad_records"] == 15
@@ -508,7 +509,7 @@ from streampack.testing import ByteTokenizer
 loader = streampack.PackedDataLoader(streampack.PackedDataset(sys.argv[1:], ByteTokenizer(), 32, num_lanes=4), 4)
 iterator = iter(loader)
 next(iterator)
-for each in loader._pass._restarting._workers._workers:
+for each in loader._delivery.current_pass._restarting._workers._workers:
     print(each.process.pid)
     os.kill(each.process.pid, signal.SIGSTOP)
 """
@@ -542,4 +543,4 @@ def test_one_rank_restarts_its_workers_and_the_other_notices_nothing(references:
     with references.loader("uneven", 2, epochs=1) as alone:
         for _ in range(2):
             assert sum(1 for _ in alone) > 0
-        assert sum(outcome["digests"][-1] for outcome in ran) % 2**64 == alone.digest()
+        assert as_int64(sum(outcome["digests"][-1] for outcome in ran)) == alone.digest()

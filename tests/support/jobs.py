@@ -21,7 +21,7 @@ import zstandard
 from numpy.typing import NDArray
 
 import streampack
-from streampack.hashing import Purpose, permutation
+from streampack.hashing import Purpose, as_int64, permutation
 from streampack.records import Counts
 from streampack.state.checkpoint import to_json
 from streampack.testing import ByteTokenizer
@@ -358,7 +358,7 @@ class Job:
         return merged
 
     def digest(self) -> int:
-        return sum(loader.digest() for loader in self.loaders) % 2**64
+        return as_int64(sum(loader.digest() for loader in self.loaders))
 
     def stats(self) -> dict[str, int]:
         """The counts of the lanes, added up over the ranks."""

@@ -24,6 +24,7 @@ class Reference:
     packs: list[str]
     """A digest for each global pack number."""
     loader_digest: int
+    """Its 64 bits without a sign."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +54,7 @@ def make_reference(num_steps: int, *, seed: int) -> Reference:
     dataset = make_dataset(SHARDS, SentencePieceTokenizer(TOKENIZER), seed=seed)
     with PackedDataLoader(dataset, PACKS_PER_STEP, num_workers=0, dp_rank=0, dp_size=1) as loader:
         packs = [digest for batch in islice(loader, num_steps) for digest in pack_digests(batch)]
-        return Reference(packs=packs, loader_digest=loader.digest())
+        return Reference(packs=packs, loader_digest=loader.digest() % 2**64)
 
 
 def judge(attempts: Sequence[Attempt], reference: Reference) -> Verdict:

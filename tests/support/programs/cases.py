@@ -119,7 +119,7 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
         except streampack.StreampackError as error:
             outcome["errors"].append(f"{type(error).__name__}: {error}")
     if loader is not None:
-        loader.close() if case.get("close") else loader._retire()
+        loader.close()
     gc.collect()  # what is only waiting to be collected is no leak
     outcome["open_files"] = len(list(Path("/proc/self/fd").glob("*")))
     outcome["seconds"] = time.monotonic() - begin

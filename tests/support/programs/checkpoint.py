@@ -67,7 +67,7 @@ def main() -> None:
         outcome[key]["after"] = _stack(batches)
         outcome[key]["digests"].append(loader.digest())
         outcome[key]["counts"] = loader.stats()
-        loader._retire()
+        loader.close()
     dist.barrier()
     dist.destroy_process_group()
     (Path(sys.argv[2]) / f"rank{os.environ['RANK']}.pickle").write_bytes(pickle.dumps(outcome))

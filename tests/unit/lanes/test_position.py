@@ -7,6 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streampack.hashing import as_int64
 from streampack.lanes.position import NUM_CURSOR, LanePack, LanePosition, SkippedRange, advance_rows
 from streampack.loader.commits import to_checkpoint
 from streampack.loader.messages import COLUMNS
@@ -47,9 +48,9 @@ def test_rows_advance_as_positions_do(given_by: list[tuple[int, LanePack]]) -> N
     lanes = np.array([lane for lane, _ in given_by], np.intp)
     committed.add(lanes, to_checkpoint(message_rows(given_by)))
     for lane, pack in given_by:
-        committed.skipped_ranges[lane].extend(pack.skipped_ranges)
+        committed.skipped_ranges[lane] += pack.skipped_ranges
     assert [committed.position(lane) for lane in range(NUM_LANES)] == positions
-    assert committed.digest() == sum(pack.digest for _, pack in given_by) % 2**64
+    assert committed.digest() == as_int64(sum(pack.digest for _, pack in given_by))
     total = Counts()
     for _, pack in given_by:
         total = total.plus(pack.counts)

@@ -2,7 +2,7 @@
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import ceil
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from streampack.corpus.partition import fitting_ranks, packs_before, rank_lanes
 from streampack.loader.dealing import Item
-from streampack.loader.rounds import LeftOut, PackBatch, Waiter, endless, finite, num_batches
+from streampack.loader.rounds import Agree, LeftOut, PackBatch, Waiter, endless, finite, num_batches
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Exchange:
         self._changed = threading.Condition()
         self._choose = max if highest else min
 
-    def agree(self, rank: int) -> Callable[[int], Waiter]:
-        def start(number: int) -> Waiter:
+    def agree(self, rank: int) -> Agree:
+        def start(first_round: int, number: int) -> Waiter:
             with self._changed:
                 self._told[rank].append(number)
                 self._changed.notify_all()
@@ -91,6 +91,7 @@ def play(run: Run, *, ranks: int, batch_size: int, begin: int, steps: int | None
         batches = finite(
             run.items(rank, ranks, begin),
             batch_size=batch_size,
+            rank=rank,
             num_ranks=ranks,
             num_lanes=run.num_lanes,
             global_pack=begin,
@@ -177,6 +178,7 @@ def test_a_rank_on_its_own_ends_with_its_own_lanes(run: Run, batch_size: int, da
         batches = finite(
             run.items(rank, ranks, run.begin),
             batch_size=batch_size,
+            rank=rank,
             num_ranks=ranks,
             num_lanes=run.num_lanes,
             global_pack=run.begin,
@@ -195,19 +197,20 @@ def test_making_packs_never_waits_for_another_rank() -> None:
     run = Run(0, (40,) * 16, pad=True)  # 8 lanes a rank: windows of 2 rounds, 16 packs of a rank
     events: list[str] = []
 
-    def watched(start: Callable[[int], Waiter]) -> Callable[[int], Waiter]:
-        def agree(number: int) -> Waiter:
+    def watched(start: Agree) -> Agree:
+        def agree(first_round: int, number: int) -> Waiter:
             events.append("announced")
-            wait = start(number)
+            wait = start(first_round, number)
             return lambda: events.append("waited") or wait()
 
         return agree
 
     other = exchange.agree(1)
-    other(2)  # of the other rank's windows, only the first is made so far
+    other(0, 2)  # of the other rank's windows, only the first is made so far
     batches = finite(
         run.items(0, 2, 0),
         batch_size=16,
+        rank=0,
         num_ranks=2,
         num_lanes=16,
         global_pack=0,
@@ -218,7 +221,7 @@ def test_making_packs_never_waits_for_another_rank() -> None:
     )
     next(batches)
     assert events == ["announced", "waited", "announced"]
-    other(2)
+    other(2, 4)
     next(batches)
     assert events == ["announced", "waited", "announced", "waited", "announced"]
 

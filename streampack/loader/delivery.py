@@ -1,0 +1,313 @@
+"""A rank's batches, one after the other: a pass makes each, it is committed, and it is handed out.
+
+In:    committed rows, and the dataset, settings and stages that a pass from there on needs.
+Out:   batches, to one iterator and one thread at a time.
+Never: a batch that is lost or comes twice because a step was interrupted, by an exception of a signal handler or by
+       another thread. A pass goes on only where it stands at the global pack that is committed; otherwise another is
+       made from there.
+
+Threads: one takes batches (`next`, `skip`). Any other may retire the pass meanwhile, as `close`, `load_state_dict` and
+a new iterator do. It does not wait for the first one, which comes back with a `LoaderError` and ends the workers.
+"""
+
+import dataclasses
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sized
+from time import perf_counter
+
+from streampack.dataset.dataset import PackedDataset
+from streampack.errors import LoaderError
+from streampack.formats.consumers import Batch
+from streampack.loader.agreement import SharedRun
+from streampack.loader.commits import Change, Commits
+from streampack.loader.consistency import Verifier
+from streampack.loader.formatting import BatchFormatter
+from streampack.loader.passes import Pass, PassSettings
+from streampack.loader.restarts import WorkerRestarts
+from streampack.loader.rounds import PackBatch
+from streampack.loader.stats import LoaderCounts, stats_of
+from streampack.state.checkpoint import Committed
+
+_log = logging.getLogger(__name__)
+
+_THREAD = "thread"
+
+
+@dataclasses.dataclass(slots=True)
+class Turn:
+    """What makes an iterator the one that may take batches."""
+
+    settings: PassSettings
+    first_epoch: int
+    """Of its pass: once the commits have another one, the pass has ended."""
+    begun_at: int
+    """Batches that were handed out before."""
+    taken_ahead: Callable[[], Sized] | None
+    """Called when the first batch is asked for; None afterwards."""
+
+
+class BatchIterator(Iterator[Batch]):
+    """What `iter(loader)` gives. After an error, the next call goes on from what is committed."""
+
+    def __init__(self, delivery: "Delivery", turn: Turn) -> None:
+        self._delivery = delivery
+        self._turn = turn
+
+    def __next__(self) -> Batch:
+        return self._delivery.next(self._turn)
+
+
+@dataclasses.dataclass(slots=True)
+class _Running:
+    """A pass, and where it stands."""
+
+    each: Pass
+    settings: PassSettings
+    at: int | None
+    """The global pack after the last batch that it gave; None while it makes one, and for ever if that fails."""
+
+
+class Delivery:
+    """Takes batches from passes, commits them, and hands them out."""
+
+    def __init__(
+        self,
+        committed: Committed,
+        *,
+        dataset: PackedDataset,
+        run: SharedRun,
+        formatter: BatchFormatter,
+        verifier: Verifier | None,
+    ) -> None:
+        """`committed`: the rows to begin with, which belong to this object from now on."""
+        self.commits = Commits(committed)
+        self._dataset = dataset
+        self._run = run
+        self._formatter = formatter
+        self._verifier = verifier
+        self._counts = LoaderCounts()
+        self._restarts = WorkerRestarts()
+        self._max_bad = run.bound_on_bad(committed)
+        self._running: _Running | None = None
+        self._retired: deque[Pass] = deque()
+        """Passes whose workers are to be ended as soon as no other thread is in one of them."""
+        self._turn: object = None
+        self._handed_out: Change | None = None
+        """What the present call of `next` has committed."""
+        self._taking: dict[str, int] = {}
+        """The thread that is taking a batch. A dict, as its `setdefault` is one step for all threads."""
+        self._lock = threading.RLock()
+        """For changes of `_turn`, `_running` and the commits; never held while a batch is made."""
+
+    @property
+    def current_pass(self) -> Pass | None:
+        """The pass that is under way."""
+        running = self._running
+        return None if running is None else running.each
+
+    def stats(self) -> dict[str, float]:
+        """What `loader.stats()` gives."""
+        commits = self.commits
+        loader = dataclasses.replace(
+            self._counts, batches=commits.num_batches, left_out_packs=commits.left_out_packs
+        )
+        return stats_of(commits.counts(), loader, self.current_pass, self._restarts)
+
+    # -- the thread that takes batches ---------------------------------------------------------------------------------
+
+    def next(self, turn: Turn) -> Batch:
+        """The next batch for the iterator that has the turn; StopIteration where its pass has ended."""
+        self._enter()
+        self._handed_out = None
+        try:
+            try:
+                return self._next(turn)
+            finally:
+                self._leave()
+        except StopIteration:
+            raise
+        except BaseException:  # a signal handler's, maybe: the caller does not get the batch that was just committed
+            if self._handed_out is not None:
+                self.commits.withdraw(self._handed_out)
+            raise
+
+    def _next(self, turn: Turn) -> Batch:
+        commits = self.commits
+        self._check(turn)
+        if commits.first_epoch != turn.first_epoch:
+            raise StopIteration
+        if turn.taken_ahead is not None:
+            with self._lock:
+                self._check(turn)
+                commits.hold(turn.taken_ahead())
+                turn.taken_ahead = None
+        running = self._in_step(turn, turn.settings)
+        batch = self._take(running)
+        if batch is None:
+            self._end_pass(turn, running)
+            raise StopIteration
+        handed_out = self._formatter.format(batch, commits.lanes, commits.num_lanes)
+        if self._verifier is not None and self._verifier.is_due(commits.num_batches):
+            arguments = self._run.arguments(commits.num_lanes)
+            self._verifier.check(batch, commits.latest(), commits.num_batches, arguments)
+        self._commit(turn, running, batch)
+        return handed_out
+
+    def skip(self, num_batches: int, settings: PassSettings) -> int:
+        """Commit up to so many batches without handing them out; returns how many there were in the pass."""
+        self._enter()
+        try:
+            if self.commits.num_ahead:
+                raise LoaderError(
+                    f"skip({num_batches}): the trainer holds {self.commits.num_ahead} batches that it has taken ahead, "
+                    "and would still train on them. Skip before the trainer begins to iterate; after a fit, let the "
+                    "loader take them back first: loader.load_state_dict(loader.state_dict())."
+                )
+            turn = self._turn
+            if isinstance(turn, Turn) and turn.first_epoch == self.commits.first_epoch:
+                settings = turn.settings
+            for done in range(num_batches):
+                running = self._in_step(turn, settings)
+                batch = self._take(running)
+                if batch is None:
+                    return done
+                self._commit(turn, running, batch, skipped=True)
+            return num_batches
+        finally:
+            self._leave()
+
+    def _take(self, running: _Running) -> PackBatch | None:
+        running.at = None
+        begin = perf_counter()
+        try:
+            batch = next(running.each.batches, None)
+        finally:
+            self._counts.seconds_waited += perf_counter() - begin
+        if batch is None:  # it was not cut off by an exception, so it has ended; asked again, it says so again
+            running.at = self.commits.global_pack
+        return batch
+
+    def _commit(self, turn: object, running: _Running, batch: PackBatch, *, skipped: bool = False) -> None:
+        change = Change.of(batch, skipped=skipped)
+        if change.skipped_ranges:
+            lane_index, last = change.skipped_ranges[-1]
+            self._max_bad.check(
+                num_bad=self.commits.num_skipped_ranges + len(change.skipped_ranges),
+                num_documents=self.commits.counts().documents + change.num_documents,
+                lane=self.commits.lanes[lane_index],
+                last=last,
+            )
+        with self._lock:
+            self._check(turn)
+            running.at = change.global_pack
+            self._handed_out = None if skipped else change
+            self.commits.commit(change, skipped=skipped)
+
+    def _end_pass(self, turn: Turn, running: _Running) -> None:
+        tally, epochs = running.each.tally, self._dataset.epochs
+        assert epochs is not None, "an endless run has no end"
+        if self.commits.num_batches == turn.begun_at:
+            what = "no batch is left of the pass that began with epoch %d; the next iteration begins with epoch %d"
+            _log.warning(what, turn.first_epoch, turn.first_epoch + epochs)
+        with self._lock:
+            self._check(turn)
+            self.commits.end_pass(tally.ends, epochs=epochs, left_out_packs=tally.left_out.packs)
+        self._drop(running)
+
+    def _in_step(self, turn: object, settings: PassSettings) -> _Running:
+        """The pass that stands where the commits stand; it is made if there is none."""
+        running = self._running
+        if running is not None:
+            if running.settings is settings and running.at == self.commits.global_pack:
+                return running
+            self._drop(running)
+        committed = self.commits.latest()
+        agree = self._run.agreement(committed, settings.batch_size)
+        each = Pass(self._dataset, committed, settings, agree, self._restarts)
+        running = _Running(each, settings, committed.global_pack)
+        with self._lock:
+            is_over = self._turn is not turn
+            if is_over:
+                self._retired.append(running.each)
+            else:
+                self._running = running
+        if is_over:
+            self._end_retired()
+            self._check(turn)
+        return running
+
+    def _check(self, turn: object) -> None:
+        if self._turn is not turn:
+            raise LoaderError(
+                "this iterator is over: a newer iter(loader), load_state_dict or close has taken its place"
+            )
+
+    def _enter(self) -> None:
+        thread = threading.get_ident()
+        if self._taking.setdefault(_THREAD, thread) != thread:
+            raise LoaderError(
+                "two threads take batches of one loader at the same time, so none would have the batches in order: "
+                "let one thread call next and skip"
+            )
+
+    def _leave(self) -> None:
+        running = self._running
+        if running is not None and running.at is None:
+            self._drop(running)  # an exception has cut it off
+        self._taking.pop(_THREAD, None)
+        self._end_retired()
+
+    def _drop(self, running: _Running) -> None:
+        with self._lock:
+            if self._running is not running:
+                return
+            self._running = None
+            self._retired.append(running.each)
+        self._end_retired()
+
+    # -- from any thread -----------------------------------------------------------------------------------------------
+
+    def begin(self, settings: PassSettings, taken_ahead: Callable[[], Sized]) -> BatchIterator:
+        """A new iterator in the place of an older one; it begins with those batches that a trainer holds unused."""
+        if isinstance(self._turn, Turn) or self.commits.num_ahead:
+            self.retire()
+        with self._lock:
+            self.commits.take_back()
+            turn = Turn(settings, self.commits.first_epoch, self.commits.num_batches, taken_ahead)
+            self._turn = turn
+        self._in_step(turn, settings)
+        return BatchIterator(self, turn)
+
+    def load(self, committed: Committed) -> None:
+        """Go on from other rows; every iterator is over."""
+        max_bad = self._run.bound_on_bad(committed)
+        with self._lock:
+            self.retire()
+            self._max_bad = max_bad
+            self.commits.load(committed)
+
+    def retire(self) -> None:
+        """End the pass with its workers, and every iterator."""
+        with self._lock:
+            self._turn = object()
+            running, self._running = self._running, None
+            if running is not None:
+                self._retired.append(running.each)
+        if running is not None and self._is_taken_elsewhere():
+            running.each.interrupt()
+        self._end_retired()
+
+    def _is_taken_elsewhere(self) -> bool:
+        thread = threading.get_ident()
+        return self._taking.get(_THREAD, thread) != thread
+
+    def _end_retired(self) -> None:
+        while self._retired and not self._is_taken_elsewhere():  # else that thread does it when it leaves
+            try:
+                ended = self._retired.popleft()
+            except IndexError:  # another thread was faster
+                return
+            ended.close()
+            self._counts.end_pass(ended)

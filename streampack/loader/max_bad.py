@@ -1,0 +1,66 @@
+"""`max_bad`, the bound on what a whole run may skip, where batches are handed out.
+
+In:    what the lanes of this rank have skipped and how many documents they have met, whenever it becomes more.
+Out:   nothing, or the error that ends the run.
+Never: a collective. The ranks add up in the store of torch.distributed, and a rank learns the sum when it has skipped
+       something itself; at which of its batches that is depends on how far the others are.
+
+A lane alone never skips more than that either: `SkipPolicy` in `lanes/skipping.py` sees to it, at the record.
+"""
+
+from collections.abc import Callable
+
+from streampack.errors import ShardError
+from streampack.lanes.position import REST_OF_PIECE, SkippedRange
+from streampack.lanes.skipping import allowed_bad
+
+AddUp = Callable[[int], int]
+"""Adds a rank's share to the sum of all ranks, and gives the sum."""
+
+
+class MaxBad:
+    """The bound, and what this rank has told the others since the run began or a state was loaded."""
+
+    def __init__(self, max_bad: float, *, num_ranks: int, add_up: AddUp | None, url_of: Callable[[int], str]) -> None:
+        """`add_up`: None where no other rank can be told; `url_of`: the URL of a shard, by its index."""
+        self._max_bad = max_bad
+        self._num_ranks = num_ranks if add_up is not None else 1
+        self._add_up = add_up
+        self._url_of = url_of
+        self._told = 0
+
+    def tell(self, num_bad: int) -> int:
+        """Let the ranks know how much this one has skipped; returns how much all of them have."""
+        if self._add_up is None:
+            return num_bad
+        try:
+            total = self._add_up(num_bad - self._told)
+        except RuntimeError:  # the store has gone with the rank that kept it: the job is about to end
+            return num_bad
+        self._told = num_bad
+        return total
+
+    def check(self, *, num_bad: int, num_documents: int, lane: int, last: SkippedRange) -> None:
+        """Raise where all ranks have skipped more than the bound.
+
+        Args:
+            num_bad: how much this rank has skipped since the start of the run, with the batch that comes next.
+            num_documents: how many documents it has met with it.
+            lane: which lane skipped something in that batch.
+            last: what that was.
+
+        Raises:
+            ShardError: it is too much; the batch must not be handed out.
+        """
+        total = self.tell(num_bad)
+        documents = num_documents * self._num_ranks
+        if total <= allowed_bad(self._max_bad, documents):
+            return
+        what = "the rest of a broken shard" if last.record == REST_OF_PIECE else f"record {max(last.record, 0)}"
+        of = f" of about {documents} documents" if isinstance(self._max_bad, float) else ""
+        raise ShardError(
+            f"the run has skipped {total} bad records or shards{of}, more than max_bad={self._max_bad}; the last of "
+            f"them is in lane {lane}: {what} of the sample at {last.first}. The batch with it is not handed out. "
+            "Repair the data or raise max_bad.",
+            url=self._url_of(last.shard),
+        )

@@ -1,0 +1,154 @@
+"""What comes between two steps of `next(batches)`: an exception of a signal handler, or another thread.
+
+Both come between two instructions. So a trace function stands for them: at an instruction of the loader's own modules
+it raises, or does what another thread would do.
+"""
+
+import dis
+import itertools
+import sys
+from collections.abc import Callable, Collection
+from types import CodeType, FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+from support.jobs import Corpus, dataset, rows, uneven
+
+import streampack
+from streampack.corpus.partition import packs_before
+from streampack.loader import commits, dealing, delivery, passes, rounds
+from streampack.state.checkpoint import PACKS
+
+STEPS = {module.__file__ for module in (commits, delivery)}
+ALL = STEPS | {module.__file__ for module in (dealing, passes, rounds)}
+BATCH_SIZE = 3
+FINITE = {"epochs": 1}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return uneven(tmp_path_factory.mktemp("interrupts"))
+
+
+@pytest.fixture(scope="module")
+def wanted(corpus: Corpus) -> dict[bool, list[Any]]:
+    """The batches of a run that nothing interrupts: endless, and of one epoch."""
+    with make(corpus) as endless, make(corpus, **FINITE) as finite:
+        return {False: [rows(batch) for batch in itertools.islice(endless, 300)], True: list(map(rows, finite))}
+
+
+def make(corpus: Corpus, **changes: Any) -> streampack.PackedDataLoader:
+    return streampack.PackedDataLoader(dataset(corpus, **changes), BATCH_SIZE, num_workers=0)
+
+
+def traced(act: Callable[[CodeType, int], None], call: Callable[[], Any], files: Collection[Any] = STEPS) -> Any:
+    """What `call` gives; `act` is told (code, offset) of each instruction in these files before it runs."""
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        if event == "call":
+            if frame.f_code.co_filename not in files:
+                return None
+            frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        elif event == "opcode":
+            act(frame.f_code, frame.f_lasti)
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        return call()
+    finally:
+        sys.settrace(before)
+
+
+class Interrupt(BaseException):
+    """What a signal handler raises."""
+
+
+def next_or_interrupt(batches: Any, instruction: int, files: Collection[Any]) -> tuple[Any, bool]:
+    """The next batch, or None if the instruction with this number was reached; and whether that one was a `return`."""
+    numbers, is_return = itertools.count(), False
+
+    def act(code: CodeType, offset: int) -> None:
+        nonlocal is_return
+        if next(numbers) == instruction:
+            is_return = dis.opname[code.co_code[offset]].startswith("RETURN")
+            raise Interrupt
+
+    try:
+        return traced(act, lambda: next(batches), files), False
+    except Interrupt:
+        return None, is_return
+
+
+def is_whole(state: Any, num_lanes: int = 12) -> bool:
+    """Whether all lanes of a state stand at its global pack."""
+    packs = [int(state[f"lanes.{lane:06d}"][PACKS]) for lane in range(num_lanes)]
+    return packs == [packs_before(state["global_pack"], lane, num_lanes) for lane in range(num_lanes)]
+
+
+@pytest.mark.parametrize("changes", [{}, FINITE], ids=["endless", "finite"])
+@pytest.mark.parametrize(("files", "step"), [(STEPS, 7), (ALL, 61)], ids=["commits", "all"])
+def test_an_exception_at_any_instruction_loses_no_batch(
+    corpus: Corpus, wanted: dict[bool, list[Any]], changes: dict[str, Any], files: Collection[Any], step: int
+) -> None:
+    expected, given, instruction, is_over = wanted[bool(changes)], 0, 0, False
+    with make(corpus, **changes) as loader:
+        start = loader.state_dict()
+        batches = iter(loader)
+        while not is_over:
+            for call in range(2):  # the second one makes the pass again
+                batch, is_return = next_or_interrupt(batches, instruction, files)
+                state = loader.state_dict()
+                assert is_whole(state)
+                # At a `return` the batch may count as handed out: the loader cannot know that nobody has got it.
+                assert state["global_pack"] // BATCH_SIZE - given in ({1} if batch else {0, int(is_return)})
+                is_over = bool(batch) and call == 1
+                if batch:
+                    np.testing.assert_array_equal(rows(batch), expected[given])
+                given = state["global_pack"] // BATCH_SIZE
+            # What goes on is the iterator or, as in a notebook, another one.
+            if instruction % 3 == 0:
+                batches = iter(loader)
+            np.testing.assert_array_equal(rows(next(batches)), expected[given])
+            given, instruction = given + 1, instruction + step
+            if given + 4 > len(expected):
+                loader.load_state_dict(start)
+                batches, given = iter(loader), 0
+
+
+def test_an_exception_at_any_instruction_of_the_end_of_a_pass_ends_it_once(corpus: Corpus) -> None:
+    with make(corpus, **FINITE) as loader:
+        for _ in loader:
+            before_end = loader.state_dict()
+        first = rows(next(iter(loader)))
+        instruction, was_interrupted = 0, True
+        while was_interrupted:
+            loader.load_state_dict(before_end)
+            batches = iter(loader)
+            try:
+                next_or_interrupt(batches, instruction, STEPS)
+            except StopIteration:
+                was_interrupted = False
+            assert list(batches) == []
+            assert loader.state_dict()["first_epoch"] == 1
+            np.testing.assert_array_equal(rows(next(iter(loader))), first)
+            instruction += 37
+
+
+def test_a_state_that_another_thread_takes_at_any_instruction_stands_at_one_batch(corpus: Corpus) -> None:
+    with make(corpus) as loader, make(corpus) as probe:
+        batches = iter(loader)
+        for given in range(34):
+            if given not in {2, 32}:  # 32: the oldest batches are added up then
+                next(batches)
+                continue
+            states: list[Any] = []
+            traced(lambda *_, states=states: states.append(loader.state_dict()), lambda: next(batches))
+            assert len(states) > 100
+            for state in states:
+                assert is_whole(state)
+                assert state["global_pack"] in {BATCH_SIZE * given, BATCH_SIZE * (given + 1)}
+            for state in states[::50]:
+                probe.load_state_dict(state)
