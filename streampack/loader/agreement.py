@@ -102,6 +102,8 @@ class SharedRun:
         """How the ranks agree on the end of the pass that continues from `committed`; None where this rank need not."""
         if self.ranks is None or self._dataset.epochs is None:
             return None
+        if self.ranks.is_out_of_step:
+            self.ranks = self._exchanges.data_parallel()
         return PassAgreement(
             self.ranks,
             self.name,

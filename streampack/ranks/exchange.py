@@ -105,9 +105,10 @@ class RankExchanges:
                 f"this loader does not know how to reach the others of {self.topology.size} ranks: make it after "
                 "torch.distributed.init_process_group, without dp_rank and dp_size or with process_group too"
             )
-        if purpose not in self._exchanges:
-            self._exchanges[purpose] = Exchange(PROCESS_GROUPS.group_of(ranks, purpose))
-        return self._exchanges[purpose]
+        exchange = self._exchanges.get(purpose)
+        if exchange is None or exchange.is_out_of_step:
+            exchange = self._exchanges[purpose] = Exchange(PROCESS_GROUPS.group_of(ranks, purpose))
+        return exchange
 
 
 class Exchange:
@@ -120,6 +121,11 @@ class Exchange:
     def rank(self) -> int:
         """The rank of this process among all ranks of the job."""
         return dist.get_rank()
+
+    @property
+    def is_out_of_step(self) -> bool:
+        """Whether the ranks have found that their calls do not meet; then only another exchange is of use."""
+        return self._group.is_out_of_step
 
     def all_gather_ints(self, numbers: Sequence[int]) -> list[list[int]]:
         """The numbers of every rank, in one exchange; each rank gives equally many that fit int64."""
@@ -160,7 +166,7 @@ class Exchange:
         marked = [value * size + rank for value in same]
         tensor = torch.tensor([number, *marked, *(-each for each in marked)], dtype=torch.int64)
         work = self._group.all_reduce(tensor, dist.ReduceOp.MAX if highest else dist.ReduceOp.MIN)
-        return Agreement(tensor, work, size)
+        return Agreement(tensor, work, self._group)
 
 
 class NotSame(NamedTuple):
@@ -175,13 +181,15 @@ class NotSame(NamedTuple):
 class Agreement:
     """A number that the ranks are agreeing on."""
 
-    def __init__(self, tensor: torch.Tensor, work: dist.Work, num_ranks: int) -> None:
+    def __init__(self, tensor: torch.Tensor, work: dist.Work, group: "Group") -> None:
         self._tensor = tensor
         self._work = work
-        self._num_ranks = num_ranks
+        self._group = group
 
     def wait(self) -> int | NotSame:
         """The number, when all ranks have given theirs, or the first value that should be equal on all and is not.
+
+        In the latter case the ranks' collectives no longer meet in this group, so the next exchange gets another one.
 
         Raises:
             RuntimeError: as torch does, where a connection breaks or time is up.
@@ -190,8 +198,9 @@ class Agreement:
         number, *rest = self._tensor.tolist()
         half = len(rest) // 2
         for index, (one, other) in enumerate(zip(rest[:half], rest[half:], strict=True)):
-            (value, rank), (other_value, other_rank) = divmod(one, self._num_ranks), divmod(-other, self._num_ranks)
+            (value, rank), (other_value, other_rank) = divmod(one, self._group.size), divmod(-other, self._group.size)
             if value != other_value:
+                self._group.is_out_of_step = True
                 return NotSame(index, (rank, other_rank), (value, other_value))
         return int(number)
 
@@ -216,6 +225,7 @@ class Group:
     def __init__(self, group: dist.ProcessGroup) -> None:
         self._group = group
         self._recent: deque[dist.Work] = deque(maxlen=64)
+        self.is_out_of_step = False
         self.rank: Final[int] = group.rank()
         self.size: Final[int] = group.size()
 
@@ -239,7 +249,8 @@ class ProcessGroups:
     They belong to the process and not to a loader:
 
     * A group's name must be the same on all its ranks without asking them, so it counts how often torch.distributed was
-      initialized, and not the loaders, of which a rank may have made more than another.
+      initialized or all ranks found that they were out of step, and not the loaders, of which a rank may have made more
+      than another.
     * A job that makes many loaders keeps the same connections.
     * The destructor of a group, and of a collective that gloo's threads may still hold, must not run in a forked worker
       or right before a fork: nothing is ever taken out.
@@ -257,7 +268,7 @@ class ProcessGroups:
         world = dist.group.WORLD
         assert world is not None, "there are no other ranks without torch.distributed"
         made = self._groups.setdefault((purpose, ranks), [])
-        if not made or made[-1][0] is not world:
+        if not made or made[-1][0] is not world or made[-1][1].is_out_of_step:
             name = f"streampack/{purpose}/{'-'.join(map(str, ranks))}/{len(made)}"
             name = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()  # 4,096 ranks would make a long one
             group = new_gloo_group(name, rank=ranks.index(dist.get_rank()), size=len(ranks))

@@ -87,7 +87,8 @@ def two(references: References, tmp_path_factory: pytest.TempPathFactory) -> Ran
         for name, (extra, _) in refused_by_two(references).items():
             yield {**in_process, **extra, "name": name}
             yield {**in_process, **extra, "name": f"{name}, unseen", "loader": {"batch_size": 2, "num_workers": 0}}
-        yield {**in_process, "name": "one dp_rank twice", "given_group": True, "per_rank": {"1": {"loader": {"dp_rank": 0}}}}
+        twice = {"given_group": True, "per_rank": {"1": {"loader": {"dp_rank": 0}}}}
+        yield {**in_process, **twice, "name": "one dp_rank twice"}
         yield {**in_process, "name": "other verify_every", "per_rank": {"1": {"loader": {"verify_every": 3}}}}
         fewer = {"per_rank": {"1": {"batches": 2}}, "leave_early": True}
         yield {**in_process, **fewer, "name": "fewer batches"}

@@ -98,7 +98,7 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
                 # Where to leave off and begin a new iterator, and None: go on to the end (or to so many batches).
                 if "skip" in mine:
                     loader.skip(mine["skip"])
-                for leave in (*case.get("leave_after", ()), mine.get("batches", case.get("batches"))):
+                for leave in (*(case | mine).get("leave_after", ()), (case | mine).get("batches")):
                     for batch in _take(loader, None if leave is None else leave - len(batches)):
                         batches.append(batch)
                         if number == 0 and len(batches) in case.get("kill_after", {}).get(str(rank), ()):
@@ -112,6 +112,8 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
                 outcome["digests"].append(loader.digest())
                 outcome["stats"] = loader.stats()
                 outcome["state"] = to_json(loader.state_dict())
+                if case.get("sums"):
+                    outcome["sums"] = loader.stats(all_ranks=True), loader.digest(all_ranks=True)
                 if "save" in case:
                     dcp.save({"loader": loader.state_dict()}, checkpoint_id=case["save"])
                 if number in case.get("close_after_passes", ()):

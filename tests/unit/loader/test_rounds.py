@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streampack.corpus.partition import fitting_ranks, packs_before, rank_lanes
+from streampack.errors import LoaderError
 from streampack.loader.dealing import Item
 from streampack.loader.rounds import Agree, LeftOut, PackBatch, Waiter, endless, finite, num_batches
 
@@ -189,6 +190,71 @@ def test_a_rank_on_its_own_ends_with_its_own_lanes(run: Run, batch_size: int, da
         )
         left = rounds * run.num_lanes - run.begin
         assert len(list(batches)) == ceil(ceil(left / ranks) / batch_size)
+
+
+class BadRecordError(Exception):
+    """What stands in the place of a pack."""
+
+
+def failing(items: Iterator[Item], place: int, *, num_lanes: int, rank: int, num_ranks: int) -> Iterator[Item]:
+    """The items up to a global pack, in whose place an error stands; with it they end."""
+    for item in items:
+        if item.round * num_lanes + rank + item.lane_index * num_ranks == place:
+            yield item._replace(pack=None, error=BadRecordError(str(place)))
+            return
+        yield item
+
+
+def outcome(run: Run, place: int, *, ranks: int, batch_size: int) -> list[tuple[list[int], type | None]]:
+    """What each rank gets of a pass with an error at a global pack: the packs, and the class of the error if any."""
+    exchange = Exchange(ranks, highest=run.pad)
+
+    def one(rank: int) -> tuple[list[int], type | None]:
+        shape = {"rank": rank, "num_ranks": ranks, "num_lanes": run.num_lanes}
+        items = failing(run.items(rank, ranks, run.begin), place, **shape)
+        batches = finite(
+            items,
+            **shape,
+            batch_size=batch_size,
+            global_pack=run.begin,
+            pad=run.pad,
+            drop_last=False,
+            agree=exchange.agree(rank),
+            left_out=LeftOut(),
+        )
+        packs: list[int] = []
+        try:
+            for batch in batches:
+                packs += [item.round * run.num_lanes + rank + item.lane_index * ranks for item in batch.items if item]
+        except (BadRecordError, LoaderError) as error:
+            return packs, type(error)
+        return packs, None
+
+    with ThreadPoolExecutor(ranks) as threads:
+        return list(threads.map(one, range(ranks)))
+
+
+@given(runs(), st.integers(1, 4), st.data())
+def test_an_error_or_the_end_comes_at_the_same_global_pack_on_every_number_of_ranks(
+    run: Run, batch_size: int, data: st.DataObject
+) -> None:
+    place = data.draw(st.integers(run.begin, run.begin + 12 * run.num_lanes))
+    lane, number = place % run.num_lanes, place // run.num_lanes
+    if run.ends[lane] < number:  # after the lane's end there is no record
+        return
+    whole_from = -(-run.begin // run.num_lanes)
+    ends = (max(end, whole_from) * run.num_lanes + other for other, end in enumerate(run.ends) if other != lane)
+    fails = run.pad or place < min(ends, default=place + 1)  # of the lane that fails the end is not known
+    for ranks in fitting_ranks(run.num_lanes):
+        for rank, (packs, error) in enumerate(outcome(run, place, ranks=ranks, batch_size=batch_size)):
+            own = list(range(run.begin + (rank - run.begin) % ranks, place if fails else run.end, ranks))
+            assert packs == own[: len(packs)]
+            assert error is ((BadRecordError if place % ranks == rank else LoaderError) if fails else None)
+            if fails:  # what could be a whole batch in the rounds before the error was handed out
+                before = [pack for pack in own if pack < number * run.num_lanes]
+                assert len(packs) >= len(before) // batch_size * batch_size
+            else:
+                assert len(packs) == len(own)
 
 
 def test_making_packs_never_waits_for_another_rank() -> None:
