@@ -28,7 +28,7 @@ from streampack.chat.templates import (
     TrainOn,
     control_tokens_of,
 )
-from streampack.errors import ConfigError, RecordError, TokenizerError
+from streampack.errors import ConfigError, RecordError
 from streampack.records import ControlToken, Mask, Message, Tokenizer, Tokens
 
 
@@ -64,8 +64,8 @@ class ChatEncoder:
             context: what stands beside the messages and changes what a model should see of them (`CONTEXT_KEYS`).
 
         Raises:
-            RecordError: the template cannot render one of the messages, or has no place for what they say besides.
-            TokenizerError: an id that is not in the vocabulary.
+            RecordError: the template cannot render one of the messages, or has no place for what they say besides; an
+                id is not in the vocabulary.
         """
         ids: list[NDArray[np.integer]] = [np.empty(0, np.int32)]
         masks: list[Mask] = [np.empty(0, np.bool_)]
@@ -85,7 +85,7 @@ class ChatEncoder:
         joined = np.concatenate(ids)
         if joined.size and not (joined.min() >= 0 and joined.max() < self.vocab_size):
             wrong = next(token for token in joined.tolist() if not 0 <= token < self.vocab_size)
-            raise TokenizerError(
+            raise RecordError(
                 f"the chat template or the tokenizer gave the token id {wrong}, which is not below {self.vocab_size}, "
                 f"the vocab_size of {self.tokenizer.digest} and its control tokens"
             )

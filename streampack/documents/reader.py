@@ -24,7 +24,7 @@ from streampack.documents.members import find_member
 from streampack.documents.npy import MAX_HEADER_BYTES, joined_npy, npy_tokens
 from streampack.documents.split import HoldOut
 from streampack.documents.transform import Transform, transformed
-from streampack.errors import RecordError, TokenizerError
+from streampack.errors import RecordError
 from streampack.records import FREE_BYTES, WHOLE_SAMPLE, BadRecord, Document, Joined, Mask, Message, Sample, Tokens
 
 ChatTemplate = Callable[[Sequence[Message], Mapping[str, Any] | None], tuple[Tokens, Mask]]
@@ -147,11 +147,9 @@ class DocumentReader:
         assert self.chat is not None, "the dataset demands a chat template for messages"
         try:
             tokens, mask = self.chat(conversation.messages, conversation.context)
-        except (RecordError, TokenizerError) as error:
+        except RecordError as error:
             named = type(error)(error.message, url=conversation.url, member=conversation.key)
-            if isinstance(named, RecordError):
-                return BadRecord(record=conversation.record, error=named, part=conversation.part)
-            raise named from error
+            return BadRecord(record=conversation.record, error=named, part=conversation.part)
         return dataclasses.replace(conversation, messages=None, context=None, tokens=tokens, loss_mask=mask)
 
     def _chosen(self, shard_name: str, key: str, record: int) -> bool:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from streampack.corpus.partition import Piece
 from streampack.documents.reader import DocumentReader
-from streampack.errors import CorruptShardError, TokenizerError, TruncatedShardError, WrongCutError
+from streampack.errors import CorruptShardError, RecordError, TokenizerError, TruncatedShardError, WrongCutError
 from streampack.packing.options import Packing
 from streampack.packing.packer import Packer
 from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary
@@ -166,7 +166,10 @@ class Pipeline:
             return self.with_ends(document.tokens, document.loss_mask)
         assert document.text is not None, "a chat template has made tokens of messages"
         ids = self.tokenize(document.text, url=document.url, key=document.key, record=document.record)
-        self.check_ids(ids, url=document.url, key=document.key)
+        try:
+            self.check_vocabulary(ids)
+        except RecordError as error:
+            raise RecordError(error.message, url=document.url, member=document.key) from error
         return self.with_ends(ids, None)
 
     def tokenize(self, text: str, *, url: str, key: str, record: int) -> NDArray[np.integer]:
@@ -180,16 +183,14 @@ class Pipeline:
             error.add_note(f"while tokenizing {url}, sample {key!r}, record {record}")
             raise
 
-    def check_ids(self, ids: NDArray[np.integer], *, url: str, key: str) -> None:
-        """Raise a TokenizerError for an id of a document that is not in the tokenizer's vocabulary."""
+    def check_vocabulary(self, ids: NDArray[np.integer]) -> None:
+        """Raise a RecordError for a document with an id that the tokenizer's vocabulary does not have."""
         vocab_size = self.vocab_size
         if ids.dtype.kind in "iu" and ids.size and not (ids.min() >= 0 and ids.max() < vocab_size):
             wrong = next(token for token in ids.ravel().tolist() if not 0 <= token < vocab_size)
-            raise TokenizerError(
+            raise RecordError(
                 f"the tokenizer gave the token id {wrong}, and its vocab_size is {vocab_size}: ids must be from 0 to "
-                f"{vocab_size - 1}",
-                url=url,
-                member=key,
+                f"{vocab_size - 1}"
             )
 
     def with_ends(

@@ -183,6 +183,8 @@ class LaneStream:
             self._packer.feed_all(tokens, lengths, mask)
         else:
             try:
+                if not is_checked:
+                    self._pipeline.check_vocabulary(tokens)
                 self._packer.feed(tokens, mask, row=documents.row)
             except RecordError as error:
                 named = type(error)(error.message, url=documents.url, member=documents.keys[0])

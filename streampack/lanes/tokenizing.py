@@ -59,7 +59,6 @@ def tokenized(pipeline: Pipeline, batch: DocumentBatch, *, lane: int) -> Iterato
     else:
         for index, each in enumerate(ids):
             try:
-                pipeline.check_ids(each, url=batch.url, key=batch.keys[index])
                 tokens, _ = pipeline.with_ends(each, None)
             except Exception as error:  # noqa: BLE001 - raised when its turn comes
                 failure = error

@@ -38,12 +38,12 @@ def obstacle_of_path(path: str) -> str | None:
     try:
         if "://" in path or not folder.is_dir():
             return None
-        found = sorted({file for pattern in _MODEL_FILES for file in folder.glob(pattern) if file.is_file()})
+        found = [file for pattern in _MODEL_FILES for file in sorted(folder.glob(pattern)) if file.is_file()]
     except OSError as error:  # such as a name that is too long
         return f"tokenizer={path!r:.60} cannot be looked at ({error.strerror}): {NO_FILE}"
     if not found:
         return f"{path}: a folder, without a tokenizer's file that is known by its name: {NO_FILE}"
-    return f"{path}: a folder: give the tokenizer's file in it, as tokenizer={str(found[0])!r}"
+    return f"{path}: a folder and not a tokenizer: give the file in it, as tokenizer={str(found[0])!r}"
 
 
 def check_unicode(text: str) -> None:

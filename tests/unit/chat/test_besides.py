@@ -9,7 +9,7 @@ import pytest
 from support.chats import ChatBytes, chat_of, dataset_of, spelled, talk, trained
 
 import streampack
-from streampack.errors import RecordError, TokenizerError
+from streampack.errors import RecordError
 from streampack.testing import write_shards
 
 JINJA = (
@@ -112,6 +112,11 @@ def test_tools_go_to_the_template_that_takes_them() -> None:
     assert spelled(moody(talk(("u", "q")), {"chat_template_kwargs": {"mood": "kind"}})[0]) == "kindq"
 
 
+def test_a_template_that_gives_tools_a_value_of_its_own_takes_them() -> None:
+    llama = "{% if not tools is defined %}{% set tools = none %}{% endif %}{{ tools | tojson }}"
+    assert spelled(chat_of(llama, train_on="all")(talk(("u", "q")), {"tools": [TOOL]})[0]) == json.dumps([TOOL])
+
+
 def test_what_transformers_always_defines_is_defined() -> None:
     template = "{{ tools is none }} {{ documents is none }} {{ functions is defined }}"
     assert spelled(chat_of(template, train_on="all")(talk(("u", "q")))[0]) == "True True False"
@@ -142,7 +147,7 @@ def test_a_function_gets_what_it_has_parameters_for() -> None:
 
 def test_a_template_may_not_give_ids_that_no_vocabulary_has() -> None:
     for token in (310, -1, 2**40):
-        with pytest.raises(TokenizerError, match=f"gave the token id {token}, which is not below 310"):
+        with pytest.raises(RecordError, match=f"gave the token id {token}, which is not below 310"):
             chat_of(lambda messages, token=token: [(token, True)])(talk(("u", "q")))
 
 
@@ -190,5 +195,5 @@ def test_a_transform_sees_what_stands_beside_the_messages(tmp_path: Path) -> Non
 def test_an_id_of_a_chat_that_is_not_in_the_vocabulary_names_the_place(tmp_path: Path) -> None:
     assert ChatBytes.vocab_size == 310
     shards = shard_of(tmp_path, b"{" + MESSAGES + b"}")
-    with pytest.raises(TokenizerError, match="00000.tar, member '00000000': .* the token id 500"):
+    with pytest.raises(RecordError, match="00000.tar, member '00000000': .* the token id 500"):
         list(dataset_of(shards, chat=lambda messages: [(500, True)]))

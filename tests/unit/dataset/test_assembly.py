@@ -1,0 +1,79 @@
+"""Files of a tokenizer or a chat template that cannot be: the error is about them, and says which file to give."""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.chats import ChatBytes
+
+import streampack
+from streampack.errors import ConfigError, TokenizerError
+
+DATA = files("streampack") / "examples" / "data"
+
+
+def dataset(tokenizer: Any, **arguments: Any) -> streampack.PackedDataset:
+    return streampack.PackedDataset(f"{DATA}/*.tar*", tokenizer, 64, **arguments)
+
+
+def said(tokenizer: Any) -> str:
+    with pytest.raises(TokenizerError) as raised:
+        dataset(tokenizer)
+    message = str(raised.value)
+    assert "shard" not in message
+    return message
+
+
+def test_a_folder_is_answered_with_the_file_in_it(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert "a folder, without a tokenizer's file that is known by its name: give the path" in said(tmp_path)
+    (tmp_path / "my.model").write_bytes((DATA / "devil.model").read_bytes())
+    assert said(str(tmp_path)).endswith(f"give the file in it, as tokenizer='{tmp_path}/my.model'")
+    assert dataset(tmp_path / "my.model").pipeline.tokenizer is not None
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert said(tmp_path).endswith("/tokenizer.json'")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "meta-llama/Llama-3", "missing/tokenizer.json", "file:///missing/t.model"])
+def test_a_name_of_a_hub_and_a_path_that_is_not_there(name: str) -> None:
+    assert said(name).startswith(f"{name}: no such tokenizer: give the path or URL of a SentencePiece model")
+
+
+@pytest.mark.parametrize("text", ["", "a\nb", '{"model": {"type": "BPE"}}', "x" * 5000])
+def test_a_text_that_is_no_path(text: str) -> None:
+    assert said(text).startswith("tokenizer='")
+    assert "give the path or URL" in said(text)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", "Git LFS pointer.*git lfs pull"),
+        (b"IQ== 0\nIg== 1\n", "a tiktoken vocabulary: not read here: give an object"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_for_what_it_is(tmp_path: Path, content: bytes, found: str) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(content)
+    with pytest.raises(TokenizerError, match=f"{path}: neither a SentencePiece model nor a tokenizer.json: .*{found}"):
+        dataset(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (None, "the chat template cannot be read: there is no such file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", "a Git LFS pointer and not the file"),
+        (b"always the same", "not a Jinja template, but a text without {{ }} and {% %}"),
+    ],
+)
+def test_a_chat_template_that_cannot_be_is_named(tmp_path: Path, content: bytes | None, found: str) -> None:
+    path = tmp_path / "chat_template.jinja"
+    if content is not None:
+        path.write_bytes(content)
+    chat = streampack.Chat(str(path), train_on="all")
+    with pytest.raises(ConfigError) as raised:
+        dataset(ChatBytes(), field="json:messages", chat=chat)
+    assert str(raised.value).startswith(f"{path}: ")
+    assert found in str(raised.value)
