@@ -319,7 +319,7 @@ def test_a_model_that_is_not_one_is_refused_with_what_it_is(
 
 
 def test_a_model_that_is_missing_is_an_error_with_its_path(corpus: Corpus, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="none.model"):
+    with pytest.raises(TokenizerError, match="none.model: no such tokenizer: give the path or URL"):
         dataset(corpus, tokenizer=str(tmp_path / "none.model"))
 
 
