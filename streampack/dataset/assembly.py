@@ -49,6 +49,12 @@ def make_pipeline(arguments: DatasetArguments, storage: StorageReader) -> Pipeli
     pad_id = arguments.pad_id
     if pad_id is None and tokenizer is not None:
         pad_id = tokenizer.pad_id
+    pad_id = as_integer(0 if pad_id is None else pad_id, "pad_id", low=0, high=INT32.max)
+    if pad_id >= vocab_size:
+        raise ConfigError(
+            f"pad_id={pad_id} is not below {vocab_size}, the vocab_size of the tokenizer; leave it out, or use any id of "
+            "the vocabulary: padding is known by its place, not by its id"
+        )
     pipeline = Pipeline(
         storage=storage,
         documents=DocumentReader(
@@ -68,7 +74,7 @@ def make_pipeline(arguments: DatasetArguments, storage: StorageReader) -> Pipeli
         seq_len=arguments.seq_len,
         boundary=boundary,
         packing=as_packing(arguments.packing, conversations=field.is_chat),
-        pad_id=as_integer(0 if pad_id is None else pad_id, "pad_id", low=INT32.min, high=INT32.max),
+        pad_id=pad_id,
         token_ids=_ids_of_boundaries(arguments, tokenizer, boundary),
         on_error=arguments.on_error,
         max_bad=arguments.max_bad,

@@ -16,6 +16,8 @@ def read_model_file(source: bytes | str | os.PathLike[str], name: str | None) ->
     path = os.fspath(source)
     if "://" in path:
         raise TokenizerError("only local paths are read here: pass the bytes of a remote model", url=path)
+    if obstacle := obstacle_of_path(path):
+        raise TokenizerError(obstacle)
     try:
         return Path(path).read_bytes(), name or path
     except OSError as error:

@@ -29,6 +29,7 @@ from streampack.dataset.dataset import PackedDataset
 from streampack.errors import ConfigError
 from streampack.records import Tokenizer
 from streampack.tokenizers.engines import choose_engine
+from streampack.tokenizers.files import read_model_file
 from streampack.tokenizers.loading import load_tokenizer
 from streampack.tokenizers.parts import Engine
 from streampack.tokenizers.sentencepiece import SentencePieceTokenizer
@@ -148,7 +149,7 @@ def make_finite(
 
 
 def _plain(path: str) -> Tokenizer:
-    return load_tokenizer(Path(path).read_bytes(), name=path)
+    return load_tokenizer(read_model_file(path, None)[0], name=path)
 
 
 def _without_engine(tokenizer: Tokenizer | None) -> Tokenizer | None:

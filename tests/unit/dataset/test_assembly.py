@@ -9,6 +9,7 @@ from support.chats import ChatBytes
 
 import streampack
 from streampack.errors import ConfigError, TokenizerError
+from streampack.tokenizers import HuggingFaceTokenizer, SentencePieceTokenizer
 
 DATA = files("streampack") / "examples" / "data"
 
@@ -77,3 +78,9 @@ def test_a_chat_template_that_cannot_be_is_named(tmp_path: Path, content: bytes 
         dataset(ChatBytes(), field="json:messages", chat=chat)
     assert str(raised.value).startswith(f"{path}: ")
     assert found in str(raised.value)
+
+
+def test_a_tokenizer_of_a_path_says_the_same(tmp_path: Path) -> None:
+    for kind in (SentencePieceTokenizer, HuggingFaceTokenizer):
+        with pytest.raises(TokenizerError, match=f"{tmp_path}: a folder, without a tokenizer's file"):
+            kind(tmp_path)

@@ -86,6 +86,13 @@ def test_a_label_at_boundaries_is_in_the_vocabulary(tmp_path: Path, token: int) 
         dataset(shard, ByteTokenizer(), boundary=streampack.ReplaceBoundary(token))
 
 
+@pytest.mark.parametrize(("token", "text"), [(259, "is not below 259, the vocab_size"), (-1, "must be a whole number")])
+def test_a_padding_token_is_in_the_vocabulary(tmp_path: Path, token: int, text: str) -> None:
+    shard = write_tar(tmp_path / "0.tar", [("0.txt", b"ab")])
+    with pytest.raises(ConfigError, match=f"pad_id={token} {text}"):
+        dataset(shard, ByteTokenizer(), pad_id=token)
+
+
 # One token for both, as GPT-2's.
 
 
