@@ -52,8 +52,8 @@ def make_pipeline(arguments: DatasetArguments, storage: StorageReader) -> Pipeli
     pad_id = as_integer(0 if pad_id is None else pad_id, "pad_id", low=0, high=INT32.max)
     if pad_id >= vocab_size:
         raise ConfigError(
-            f"pad_id={pad_id} is not below {vocab_size}, the vocab_size of the tokenizer; leave it out, or use any id of "
-            "the vocabulary: padding is known by its place, not by its id"
+            f"pad_id={pad_id} is not below {vocab_size}, the vocab_size of the tokenizer; leave it out, or use any id "
+            "of the vocabulary: padding is known by its place, not by its id"
         )
     pipeline = Pipeline(
         storage=storage,
