@@ -94,7 +94,7 @@ def _side_by_side(
             raise LoaderError("a working process died: killed, or out of memory; use fewer --workers") from error
         finally:
             stop.set()  # an error, or Ctrl-C: the others end at their next sample
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)  # without a wait here, its thread may fail when Python ends
 
 
 _job: "tuple[Work[Any], Synchronized[int], Event]"

@@ -107,11 +107,11 @@ def refuse_others(urls: Sequence[str]) -> None:
     wrong = [url for url in urls if kind_of(url) in (Kind.UNSUPPORTED, Kind.OTHER) and not _is_query(url)]
     if not wrong:
         return
-    first, suffix = wrong[0], _suffix(path_of(wrong[0]))
+    first = wrong[0]
     hint = f"{HOW_TO_WRITE}."
     if unsupported := unsupported_suffix_of(first):
         hint = f"{unsupported} is not supported; store the shard as .tar, .tar.gz or .tar.zst."
-    elif suffix in ("json", "jsonl", "ndjson"):
+    elif first.endswith((".json", ".jsonl", ".ndjson")):
         hint += f" If it is a manifest, a list of shards, give it as {'@' + first!r}."
     if len(wrong) < len(urls):
         hint += " If a glob matches more than the shards, make it narrower."

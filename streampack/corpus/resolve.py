@@ -22,10 +22,10 @@ from typing import Protocol
 import numpy as np
 
 from streampack.corpus.braces import expand_braces
-from streampack.corpus.kinds import HOW_TO_WRITE, READ, refuse_others, shards_among
+from streampack.corpus.kinds import refuse_others, shards_among
 from streampack.corpus.manifest import ShardRow, read_manifest
 from streampack.corpus.table import ShardTable, Texts
-from streampack.corpus.urls import is_glob, refuse_shell, refuse_text, relative_names
+from streampack.corpus.urls import hint_at_text, is_glob, refuse_shell, refuse_text, relative_names
 from streampack.errors import ConfigError, ShardError, ShardNotFoundError
 from streampack.tar.codecs import COMPRESSED_SUFFIXES, suffix_of
 
@@ -113,8 +113,9 @@ def _rows(item: str, storage: Listing) -> list[ShardRow]:
     if item.startswith("@"):
         manifest = item[1:]
         refuse_shell(manifest)
-        if suffix_of(manifest) is not None:
-            raise ConfigError(f"{item!r}: @ is for a manifest, and this is a shard by its name; leave out the @")
+        if manifest.endswith("/") or suffix_of(manifest) is not None:
+            what = "a folder" if manifest.endswith("/") else "a shard"
+            raise ConfigError(f"{item!r}: @ is for a manifest, and this is {what} by its name; leave out the @")
         return read_manifest(storage.read(manifest), manifest=manifest)
     urls = expand_braces(item)
     rows = []
@@ -136,15 +137,25 @@ def _rows(item: str, storage: Listing) -> list[ShardRow]:
 
 def _matching(url: str, storage: Listing, *, may_be_directory: bool) -> list[tuple[str, int | None]]:
     """The files that a glob matches; else the shards of the directory, or the file, that has this very name."""
-    if found := storage.listing(url):
+    refused: ShardError | None = None
+    found: list[tuple[str, int | None]] = []
+    try:
+        found = storage.listing(url)
+    except ShardError as error:
+        refused = error
+    if found:
         return found
-    if may_be_directory and suffix_of(url) is None and storage.is_directory(url):
+    if refused is None and may_be_directory and suffix_of(url) is None and storage.is_directory(url):
         return shards_among(storage.listing(url + "/"), folder=url + "/")
     try:
-        return [(url, storage.size(url))]  # of a storage that does not list it, such as a web server
-    except ShardNotFoundError:
+        return [(url, storage.size(url))]  # of a storage that does not list, such as a web server
+    except ShardError as error:
+        if refused is not None:
+            raise refused from None
+        if not isinstance(error, ShardNotFoundError):
+            raise
         message = f"nothing matches {url!r}; check the pattern, the folder and the credentials"
-        raise ShardNotFoundError(message) from None
+        raise ShardNotFoundError(message + hint_at_text([url])) from None
 
 
 def _refuse_other_names(rows: list[ShardRow], storage: Listing) -> None:
@@ -183,8 +194,7 @@ def _look_up_sizes(rows: list[ShardRow], storage: Listing, progress: Progress | 
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
     if missing:
-        is_text = len(missing) == len(rows) and not any(suffix_of(row.url) for row in rows)
-        hint = f" Are these documents? {READ[0].upper()}{READ[1:]}; {HOW_TO_WRITE}." if is_text else ""
+        hint = hint_at_text([row.url for row in rows]) if len(missing) == len(rows) else ""
         raise ShardNotFoundError(f"{len(missing)} of {len(rows)} shards are not there; the first: {missing[0]}{hint}")
 
 

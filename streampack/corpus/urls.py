@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from streampack.corpus.kinds import HOW_TO_WRITE, READ
 from streampack.errors import ConfigError
+from streampack.tar.codecs import suffix_of
 
 _LONGEST_NAME = 255
 """Bytes of a file's or folder's name, on every file system of Linux and macOS."""
@@ -57,3 +58,10 @@ def refuse_text(name: str, *, expanded: bool = True) -> None:
             f"{name[:40]!r}... ({len(name):,} characters) is a text, and not the URL or the path of a shard: {READ}; "
             f"{HOW_TO_WRITE}"
         )
+
+
+def hint_at_text(urls: Sequence[str]) -> str:
+    """More for the error where none of these is there: they may be short documents."""
+    if any(suffix_of(url) is not None for url in urls) or not any(re.search(r"\s", url) for url in urls):
+        return ""
+    return f". Are these documents? {READ[0].upper()}{READ[1:]}; {HOW_TO_WRITE}"

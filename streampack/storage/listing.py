@@ -7,7 +7,9 @@ Never: a folder left out because it could not be listed, as fsspec's own `find` 
 folder, though a web page links to it.
 """
 
+import glob
 import html
+import itertools
 import logging
 import os
 import re
@@ -84,11 +86,11 @@ class _Wanted:
             magic = re.compile(r"[*\[]" if web else r"[*?\[]").search(path, path.find("/", path.find("://") + 3) * web)
             self.root = path[: path.rfind("/", 0, magic.start() if magic else len(path)) + 1]
             pattern = self._read(path[len(self.root) :])
+        self._parts = pattern.split("/")
         try:
-            self._pattern = re.compile(glob_translate(pattern))
+            self._patterns = {pattern: re.compile(glob_translate(pattern))}
         except ValueError as error:
             raise ConfigError(f"the pattern cannot be read ({error}); write **/ before the name", url=url) from error
-        self._parts = pattern.split("/")
         self._any_depth = next((level for level, part in enumerate(self._parts) if "**" in part), None)
         self._levels = [re.compile(glob_translate(part)) for part in self._parts[: self._any_depth]]
         self._with_hidden = any(re.match(r"\.[^./]", part) for part in self._parts)
@@ -100,7 +102,14 @@ class _Wanted:
     def is_match(self, name: str) -> bool:
         """Whether the file is asked for."""
         below = self._below(name)
-        return self.is_named(name) or (self._is_shown(below[-1]) and self._pattern.match("/".join(below)) is not None)
+        if self.is_named(name):
+            return True
+        # A folder "en [v1]" is itself, also in a pattern.
+        pairs = itertools.zip_longest(self._parts, below[: len(self._parts)], fillvalue="")
+        pattern = "/".join(glob.escape(part) if part == name else part for part, name in pairs)
+        if pattern not in self._patterns:
+            self._patterns[pattern] = re.compile(glob_translate(pattern))
+        return self._is_shown(below[-1]) and self._patterns[pattern].match("/".join(below)) is not None
 
     def may_hold(self, folder: str) -> bool:
         """Whether files below the folder may be asked for."""

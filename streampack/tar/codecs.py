@@ -42,7 +42,7 @@ _OTHER_FORMATS = {
     b"\xfd7zXZ": "xz data, which is not supported: store it as .tar.zst",
     b"\x04\x22\x4d\x18": "lz4 data, which is not supported: store it as .tar.zst",
     b"PK\x03\x04": "a zip archive: write it again as a tar",
-    b"<": "HTML or XML, perhaps a message of the storage",
+    b"<": "HTML or XML, perhaps a message of the storage, or the page of a folder (give it with a / at its end)",
     b"version https://git-lfs": "a Git LFS pointer, not the file it stands for: fetch that with `git lfs pull`",
     b"PAR1": "a Parquet file: write its documents into tars",
 }

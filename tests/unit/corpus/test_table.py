@@ -505,6 +505,31 @@ class TestSizes:
         with pytest.raises(ShardNotFoundError, match=r"1 of 2 shards are not there; the first: http://.*/en/x\.tar"):
             resolve_shards(f"{web}/en/{{a,x}}.tar", STORAGE)
 
+    def test_a_web_server_lists_what_is_below_a_folder(self, here: Path, web: str) -> None:
+        for name in ("x [v1]/why?.tar", "x [v1]/é & ü/b.tar", "x [v1]/.hidden/c.tar", "x [v1]/._b.tar"):
+            Path(name).parent.mkdir(parents=True, exist_ok=True)
+            Path(name).write_bytes(bytes(9))
+        for spec in (f"{web}/x%20%5Bv1%5D/", f"{web}/x [v1]/", f"{web}/x [v1]/**/*.tar"):
+            table = resolve_shards(spec, STORAGE)
+            assert [name.rpartition("/")[2] for name in names(table)] == ["b.tar", "why%3F.tar"]
+            assert table.sizes.tolist() == [9, 9]
+            assert [STORAGE.read(shard.url) for shard in table] == [bytes(9)] * 2
+        assert urls(resolve_shards(f"{web}/x [v1]/why%3F.tar", STORAGE)) == [f"{web}/x%20%5Bv1%5D/why%3F.tar"]
+        with pytest.raises(ConfigError, match="1 of 2 shards are given more than once"):
+            resolve_shards([f"{web}/en/a.tar", f"{web}/en/%61.tar"], STORAGE)
+
+    def test_a_file_with_brackets_is_read_where_nothing_may_be_listed(self) -> None:
+        class Closed(Told):
+            def listing(self, url: str) -> list[tuple[str, int | None]]:
+                raise StorageError("403", url=url)
+
+            def size(self, url: str) -> int | None:
+                return super().size(url) if url in self.sizes else StorageReader.size(self, "/nowhere/x")
+
+        assert urls(resolve_shards("s3://b/a[1].tar", Closed({"s3://b/a[1].tar": 5}))) == ["s3://b/a[1].tar"]
+        with pytest.raises(StorageError, match=r"s3://b/\*\.tar: 403"):
+            resolve_shards("s3://b/*.tar", Closed({}))
+
     def test_a_manifest_over_http_has_relative_urls(self, here: Path, web: str) -> None:
         manifest({"url": "a.tar"}, {"url": "../de/e.tar.zst"}, name="en/m.jsonl")
         table = resolve_shards(f"@{web}/en/m.jsonl", STORAGE)

@@ -54,6 +54,13 @@ def test_a_pattern_that_is_the_name_of_a_file_is_that_file(here: Path, folder: s
         assert [Path(each.removeprefix("file://")).resolve() for each in listed(url)] == [here / folder / name]
 
 
+def test_a_folder_in_a_pattern_may_have_brackets(here: Path) -> None:
+    make("en [v1]/a.tar", "en [v1]/x [2]/b.tar", "en [v1]/.x/c.tar")
+    assert listed("en [v1]/*.tar") == ["en [v1]/a.tar"]
+    assert listed("en [v1]/x [2]/*.tar") == ["en [v1]/x [2]/b.tar"]
+    assert listed(f"{here}/en [v1]/**/*.tar") == [f"{here}/en [v1]/{name}" for name in ("a.tar", "x [2]/b.tar")]
+
+
 def test_a_file_that_is_also_a_pattern_of_others_is_told(here: Path, caplog: pytest.LogCaptureFixture) -> None:
     make("why?.tar", "why1.tar", "why2.tar")
     with caplog.at_level(logging.WARNING):
