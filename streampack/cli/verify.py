@@ -40,7 +40,7 @@ from streampack.errors import StreampackError
 from streampack.lanes.pipeline import Pipeline
 from streampack.records import BadRecord, Shard
 from streampack.storage.clients import local_path
-from streampack.storage.faults import redacted
+from streampack.storage.redaction import redacted
 from streampack.storage.identity import identity
 
 _KEPT = 100

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from enum import Enum, auto
 
 from streampack.errors import ConfigError, ShardNotFoundError
-from streampack.storage.faults import redacted
+from streampack.storage.redaction import redacted
 from streampack.tar.codecs import ALL_SUFFIXES, path_of, suffix_of, unsupported_suffix_of
 
 _log = logging.getLogger(__name__)

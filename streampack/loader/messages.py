@@ -118,6 +118,8 @@ class WorkerStream:
         pipeline = assignment.pipeline
         if num_workers > 1 or len(assignment.lanes) < assignment.corpus.num_lanes:  # this process is not the only one
             pipeline.storage.spread_first_requests(assignment.corpus.num_lanes)
+        if any(assignment.sent):
+            pipeline.storage.expect_answers()
         pool = LanePool(
             pipeline,
             assignment.corpus,

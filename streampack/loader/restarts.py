@@ -26,7 +26,7 @@ from streampack.lanes.position import NUM_CURSOR, LanePosition, advance_rows
 from streampack.loader.messages import COLUMNS, DOCUMENTS, Assignment, Message, Slot
 from streampack.loader.workers import LostError, Workers
 from streampack.records import Cursor
-from streampack.storage.faults import redacted
+from streampack.storage.redaction import redacted
 from streampack.tar.codecs import is_compressed
 
 if TYPE_CHECKING:

@@ -11,11 +11,13 @@ backends/    one module per kind of storage; its docstring says how to add one
 objects      `RangeReader`, what each backend must do
 cache/       blocks of remote shards on this node's disk, between a backend and the ranges
 ranges, readahead, retry      which bytes are requested, when, and when again
-faults       what an error of any library means
+faults       what an error of any library means: the rule of retries
+remedies, redaction           what an error says, and what nothing shows
 checking, digests             bytes against the digests of a manifest
 listing      directories and globs
 identity     which URLs name one object
 clients      what each process has open
+descriptors, proxies          how many files are kept open; which way leads to a web server
 libraries/   private names of other libraries, with the versions they were tried with
 """
 
@@ -25,6 +27,7 @@ __all__ = [
     "cache",
     "checking",
     "clients",
+    "descriptors",
     "digests",
     "faults",
     "identity",
@@ -32,7 +35,10 @@ __all__ = [
     "listing",
     "objects",
     "options",
+    "proxies",
     "ranges",
     "readahead",
+    "redaction",
+    "remedies",
     "retry",
 ]

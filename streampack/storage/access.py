@@ -7,9 +7,11 @@ Never: a range that ends early without an error; bytes of two versions of an obj
 pickle; a secret in a repr, a log or an error.
 
 A temporary fault costs time only: the range is requested again from the byte reached, until `RetryPolicy.budget_s` has
-gone by without a byte. A permanent fault is an error at once.
+gone by without a byte. A permanent fault is an error at once; `faults` has the rule.
 """
 
+import errno
+import os
 import stat
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -54,10 +56,13 @@ class StorageReader:
         return f"StorageReader({hidden(self._clients.options)}, {self.retry!r})"
 
     def __getstate__(self) -> dict[str, object]:
-        return {"storage_options": self._clients.options, "retry": self.retry, "folder": self._folder}
+        arguments = {"storage_options": self._clients.options, "retry": self.retry, "folder": self._folder}
+        return {**arguments, "reached": self._clients.reached}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]  # the state is exactly the arguments
+        reached = state.pop("reached")
+        self.__init__(**state)  # type: ignore[misc]  # the rest is exactly the arguments
+        self._clients.reached |= reached
 
     @property
     def num_retries(self) -> int:
@@ -98,6 +103,13 @@ class StorageReader:
         Thousands of workers start at the same moment, and a bucket refuses when all of them ask at once.
         """
         self._clients.num_lanes = num_lanes
+
+    def expect_answers(self) -> None:
+        """This process goes on for one that has died: a storage that does not answer now will come back (`faults`).
+
+        The process that made this reader may never have asked the storage itself.
+        """
+        self._clients.is_restart = True
 
     def chunks(
         self,
@@ -184,14 +196,16 @@ class StorageReader:
         def ask() -> int | None:
             if local is not None:
                 status = Path(local).stat()
-                kind, size = "file" if stat.S_ISREG(status.st_mode) else "other", status.st_size
+                kind, size = _kind(status.st_mode), status.st_size
             else:
                 filesystem, path, limit = self._clients.filesystem(url)
                 info = filesystem.info(path, **limit)
                 kind, size = info.get("type", "file"), info.get("size")
                 note_etag(url, info, self._clients)
+            if kind == "directory":
+                raise IsADirectoryError(errno.EISDIR, "a directory")
             if kind != "file":
-                raise ValueError("not a file; a directory of shards is given with a '/' at its end")
+                raise OSError(errno.EINVAL, "not a file but something else")
             return size
 
         return persist(url, self._clients, ask)
@@ -208,7 +222,7 @@ class StorageReader:
         """Whether shards may lie below the URL. A web server does not tell: there the `/` at the end decides."""
         local = local_path(url)
         if local is not None:
-            return Path(local).is_dir()
+            return os.path.isdir(local)  # noqa: PTH112 - Path's raises where a name is too long
         if url.startswith(("http://", "https://")):
             return url.endswith("/")
 
@@ -229,3 +243,7 @@ class StorageReader:
     def identity(self, url: str) -> str:
         """The same text for all names of one object; no request, but links of local paths are followed."""
         return identity(url)
+
+
+def _kind(mode: int) -> str:
+    return "file" if stat.S_ISREG(mode) else "directory" if stat.S_ISDIR(mode) else "other"

@@ -19,7 +19,7 @@ from streampack import heartbeat
 from streampack.errors import CorruptShardError
 from streampack.storage.clients import Clients
 from streampack.storage.digests import Digest
-from streampack.storage.faults import redacted
+from streampack.storage.redaction import named
 
 _log = logging.getLogger(__name__)
 _TRIES = 3
@@ -63,7 +63,7 @@ def check_blocks(
                 if tries == _TRIES:
                     raise _error(digest, index, found, url, begin, f"asked for {_TRIES} times")
                 _log.warning(
-                    "%s, byte %d: a block is not what the manifest's digest says; asking again", redacted(url), begin
+                    "%s, byte %d: a block is not what the manifest's digest says; asking again", named(url), begin
                 )
                 clients.num_retries += 1
                 heartbeat.sleep(clients.retry.wait_s(tries))
@@ -97,7 +97,7 @@ def _error(digest: Digest, index: int, found: str, url: str, offset: int, how: s
     return CorruptShardError(
         f"{what} is not what the manifest says ({digest.algorithm} {found}, expected {digest.expected(index)}; {how}); "
         "copy the shard again, or write the manifest again where the shard was meant to change",
-        url=redacted(url),
+        url=named(url),
         offset=offset,
     )
 

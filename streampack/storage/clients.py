@@ -6,6 +6,7 @@ Never: a client of another process. Connections, event loops and threads do not 
 the process id, and a forked child makes its own; a pickle has none of them.
 """
 
+import gc
 import logging
 import os
 import random
@@ -22,10 +23,12 @@ from fsspec.spec import AbstractFileSystem
 
 from streampack import heartbeat
 from streampack.errors import ConfigError
-from streampack.storage.faults import redacted, secrets_in
+from streampack.storage import descriptors
 from streampack.storage.libraries import fsspec as fsspec_names
 from streampack.storage.libraries import gcsfs
 from streampack.storage.options import RetryPolicy
+from streampack.storage.proxies import proxy_of
+from streampack.storage.redaction import named, secrets_in
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -41,8 +44,6 @@ class _Live:
     made: dict[tuple[str, str], Any] = field(default_factory=dict)
     """Clients, by protocol and whatever else they depend on."""
     lock: threading.RLock = field(default_factory=threading.RLock)
-    succeeded: set[str] = field(default_factory=set)
-    """Protocols."""
     has_waited: bool = False
     versions: dict[int, str] = field(default_factory=dict)
     """The version of each object that was read, by the hash of its URL."""
@@ -57,6 +58,10 @@ class Clients:
         self.secrets = secrets_in(self.options)
         self.etags: dict[str, str] = {}
         """Versions of URLs that were listed or looked up, until they are taken."""
+        self.reached: set[str] = set()
+        """Places that have answered this process or the one that it comes from (`faults` says what depends on it)."""
+        self.is_restart = False
+        """Whether earlier processes of this run have read what this one reads now, so that every place was reached."""
         self.num_lanes = 1
         """Lanes of the run over all ranks: the first requests are spread over a millisecond for each."""
         self.num_retries = 0
@@ -90,24 +95,27 @@ class Clients:
         """The fsspec client for the URL, the URL as it wants it, and keywords that bound a request."""
         if "::" in url:
             chain = _chain(url)
-            options = {name: _own_options(name, self.options.get(name, {})) for name in chain}
+            for protocol in chain:
+                _filesystem_class(protocol, url)  # or an error that says what is not known or not installed
+            proxy = proxy_of(_last(url))
+            options = {name: _own_options(name, self.options.get(name, {}), proxy) for name in chain}
             options[chain[0]]["skip_instance_cache"] = True  # it has the URL in it: there would be one for each shard
             made, path = self._make("::", url, lambda: fsspec.core.url_to_fs(url, **options))
             return made, path, {}  # a cache fetches whole objects, which may take long
         protocol = "file" if local_path(url) is not None else url.partition("://")[0]
         cls = _filesystem_class(protocol, url)
-        in_url = fsspec_names.arguments_in(cls, url)
+        in_url, proxy = fsspec_names.arguments_in(cls, url), proxy_of(url)
 
         def make() -> AbstractFileSystem:
-            options = {**in_url, **_own_options(protocol, self.options)}
+            options = {**in_url, **_own_options(protocol, self.options, proxy)}
             try:
                 made = cls(**options, skip_instance_cache=True, use_listings_cache=False)
             except TypeError:
                 made = cls(**options, skip_instance_cache=True)
-            _cap_retries(made, protocol)
+            _set_up(made, protocol)
             return made
 
-        filesystem = self._make(protocol, repr(sorted(in_url.items())), make)
+        filesystem = self._make(protocol, repr((sorted(in_url.items()), proxy)), make)
         limit = {"timeout": self.retry.timeout_s} if getattr(filesystem, "async_impl", False) else {}
         return filesystem, fsspec_names.path_in(cls, url), limit
 
@@ -137,13 +145,19 @@ class Clients:
         for protocol in chain[1:]:
             fsspec.get_filesystem_class(protocol).clear_instance_cache()
 
+    def free_descriptors(self) -> None:
+        """Close what this process has open and does not use: files, and the connections of all clients."""
+        descriptors.let_all_go()
+        self.here.made.clear()
+        gc.collect()  # a client's connections are closed when nothing refers to it
+
     def note_success(self, url: str) -> None:
-        """Remember that the credentials for the URL's protocol are good."""
-        self.here.succeeded.add(_chain(url)[0])
+        """Remember that there was an answer from the URL's place: it is there, and the credentials are good."""
+        self.reached.add(_place(url))
 
     def has_succeeded(self, url: str) -> bool:
-        """Whether this process has had an answer from the URL's protocol."""
-        return _chain(url)[0] in self.here.succeeded
+        """Whether there was an answer from the URL's place."""
+        return self.is_restart or _place(url) in self.reached
 
     def spread(self) -> None:
         """Before this process's first request, wait a random part of a millisecond for each lane of the run."""
@@ -175,7 +189,7 @@ class Clients:
         before = versions.get(key, version)
         if before != version:
             _log.warning(
-                "%s: changed since an earlier reading, with the same size (%s, then %s)", redacted(url), before, version
+                "%s: changed since an earlier reading, with the same size (%s, then %s)", named(url), before, version
             )
         if key in versions or len(versions) < _MOST_VERSIONS:
             versions[key] = version
@@ -187,7 +201,7 @@ def local_path(url: str) -> str | None:
         raise ConfigError(
             "pipe: is not read, as it would run a shell; give the storage's own URL (s3://, gs://, https://, a path) "
             "and what it needs in Storage(options=...)",
-            url=redacted(url),
+            url=named(url),
         )
     if re.match(r"\w+::", url):  # a chain, as simplecache::s3://...
         return None
@@ -199,7 +213,27 @@ def local_path(url: str) -> str | None:
 
 def _chain(url: str) -> list[str]:
     """The protocols of a URL, several in a chain as `simplecache::s3://bucket/a.tar`."""
-    return [part.partition("://")[0] for part in url.split("::")]
+    parts = url.split("::")
+    if len(parts) == 1:
+        return [url.partition("://")[0]]
+    # As fsspec reads a chain: a part without "://" is a protocol if it is a word, else a local path.
+    return [
+        part.partition("://")[0] if "://" in part else part if re.fullmatch("[a-z]+", part) else "file"
+        for part in parts
+    ]
+
+
+def _last(url: str) -> str:
+    """The URL itself; of a chain the last one, which is that of the storage."""
+    return url.rpartition("::")[2] if re.match(r"\w+::", url) else url
+
+
+def _place(url: str) -> str:
+    """What answers as one: a web server, or all that one other protocol reaches."""
+    protocol, _, rest = _last(url).partition("://")
+    if protocol in ("http", "https"):
+        return f"{protocol}://{rest.partition('/')[0].rpartition('@')[2]}"
+    return protocol if rest else ""
 
 
 def _filesystem_class(protocol: str, url: str) -> type[AbstractFileSystem]:
@@ -208,27 +242,38 @@ def _filesystem_class(protocol: str, url: str) -> type[AbstractFileSystem]:
     try:
         cls: type[AbstractFileSystem] = fsspec.get_filesystem_class(protocol)
     except ImportError as error:
+        if descriptors.are_used_up():
+            raise  # nothing can be imported then
         needed = f"streampack[{_EXTRAS[protocol]}]" if protocol in _EXTRAS else f"fsspec[{protocol}]"
-        raise ConfigError(f"{protocol}:// needs `pip install '{needed}'` ({error})", url=redacted(url)) from error
-    except ValueError as error:
-        raise ConfigError(f"no storage is known as {protocol}:// ({error})", url=redacted(url)) from error
+        raise ConfigError(f"{named(protocol)}:// needs `pip install '{needed}'` ({error})", url=named(url)) from error
+    except ValueError:
+        if "::" in url:
+            how = f"a URL with :: in it is a chain, as simplecache::s3://bucket/a.tar; a file of that name is ./{url}"
+        else:
+            how = "name a path, s3://, gs://, https:// or another protocol of fsspec"
+        raise ConfigError(f"no storage is known as {named(protocol)}://; {named(how)}", url=named(url)) from None
     return cls
 
 
-def _own_options(protocol: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What keeps a client from retrying or decompressing by itself, overridden by the user's options."""
+def _own_options(protocol: str, given: Mapping[str, Any], proxy: str | None) -> dict[str, Any]:
+    """What keeps a client from retrying or decompressing by itself, and its proxy, overridden by the user's options."""
     if protocol in ("file", "local"):
         return {}
     if protocol in ("http", "https"):
-        return {**given, "headers": {"Accept-Encoding": "identity", **given.get("headers", {})}}
+        own = {} if proxy is None else {"proxy": proxy}
+        return {**own, **given, "headers": {"Accept-Encoding": "identity", **given.get("headers", {})}}
     if protocol in ("s3", "s3a"):
         retries = {"total_max_attempts": 1, "mode": "standard"}
         return {**given, "config_kwargs": {"retries": retries, **given.get("config_kwargs", {})}}
     return dict(given)
 
 
-def _cap_retries(filesystem: AbstractFileSystem, protocol: str) -> None:
+def _set_up(filesystem: AbstractFileSystem, protocol: str) -> None:
+    """What has no option: each request is made once, and through the environment's proxy (botocore looks itself)."""
     if protocol in ("s3", "s3a"):
         filesystem.retries = 1
     elif protocol in ("gs", "gcs"):
         gcsfs.switch_off_retries(filesystem)
+        proxy = proxy_of(filesystem.url("bucket/object"))
+        if proxy is not None:
+            filesystem.session_kwargs = {"proxy": proxy, **filesystem.session_kwargs}

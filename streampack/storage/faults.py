@@ -1,36 +1,72 @@
-"""What an error of a storage means: whether another try may help, how long to wait, which text may be shown.
+"""What an error of a storage means: whether another try may help, for how long, and what a server asks for.
 
-In: an exception of any library, with its chain of causes. Out: yes or no, seconds, a text without secrets.
+In: an exception of any library, with its chain of causes. Out: its kind, seconds.
 Never: a decision by one library's types alone: the backends' exceptions share no base class and hide each other, so the
 whole chain is looked through, and an HTTP status counts before everything else.
 
-    passing   reset, stall, cut or garbled answer, 408, 409, 425, 429, 5xx, unknown errors         asked for again
-    renewed   401, what says "expired", 403 after a success                         once, with new clients
-    missing   no credentials found before the first success                 passing for 60 s, as sidecars come up
-    final     403, 404 and other 4xx, wrong arguments                                                an error at once
+The rule of retries. A **success** is an answer from the same place (a web server, or all that one other protocol
+reaches) in this process, or in one that has started it: workers know that the run has reached its storage.
+
+    kind       what                                                before the first success    after it
+    passing    reset, stall, cut or garbled answer, 408, 409,      tried again for `budget_s`  the same
+               425, 429, 5xx, unknown errors
+    away       connections refused, no route, no name server       for `start_s`               for `budget_s`
+    unproven   no credentials, unknown host, TLS refused           an error at once            for `budget_s`,
+                                                                                               with new clients
+    refused    403                                                 an error at once            once, with new clients
+    expired    401, what says "expired"                            once, with new clients      the same
+    shortage   no descriptor, thread or memory left in this        for `SHORTAGE_S`; what is   the same
+               process or on this machine                          idle is closed
+    missing    404, no such file                                   an error at once            the same
+    final      other 3xx, 4xx; names, options that cannot work     an error at once            the same
 """
 
 import email.utils
+import errno
+import http.client
 import json
-import re
+import socket
+import ssl
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from enum import Enum, auto
 
+from streampack.storage import descriptors
 from streampack.storage.libraries import aiohttp
 
-_PASSING_STATUS = frozenset({408, 409, 416, 421, 423, 425, 429})
+SHORTAGE_S = 10.0
+"""Seconds in which other parts of the program may give back what there is none of."""
+
+_PASSING_STATUS = frozenset({307, 408, 409, 416, 421, 423, 425, 429})
 _MISSING_CREDENTIALS = frozenset({"NoCredentialsError", "DefaultCredentialsError"})
 """Exceptions of botocore and google-auth, by name, as these libraries may not be installed."""
-FINAL_NAMES = _MISSING_CREDENTIALS | {
-    "ParamValidationError",  # botocore
-    "PartialCredentialsError",
-    "ProfileNotFound",
-}
-_URL_PASSWORD = re.compile(r"(://[^/:@\s]*:)([^/@\s]*)@")
-_URL_SECRET = re.compile(r"(?i)([?&][^=&\s]*(?:sig|token|key|secret|passw|credential)[^=&\s]*=)([^&#\s'\")]*)")
-_SECRET_OPTION = re.compile(
-    r"(?i)key|secret|token|passw|credential|auth|cookie|sas|signature|connection_string|headers"
+_FINAL_NAMES = frozenset({"ParamValidationError", "PartialCredentialsError", "ProfileNotFound"})
+"""Of botocore."""
+KNOWN_BY_NAME = _MISSING_CREDENTIALS | _FINAL_NAMES
+
+_SHORT_OF = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+_AWAY = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL})
+_NO_SUCH_HOST = frozenset({socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)})
+_WRONG_NAME = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.ENODEV, errno.ENOTSUP})
+_WRONG = (
+    *(IsADirectoryError, NotADirectoryError, ImportError, TypeError, ValueError, NotImplementedError),
+    http.client.InvalidURL,
 )
+_LOST_TLS = ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError, ssl.SSLWantReadError, ssl.SSLWantWriteError
+"""Connections that ended, not answers that were refused."""
+
+
+class Kind(Enum):
+    """The rows of the table above."""
+
+    PASSING = auto()
+    AWAY = auto()
+    UNPROVEN = auto()
+    REFUSED = auto()
+    EXPIRED = auto()
+    SHORTAGE = auto()
+    MISSING = auto()
+    FINAL = auto()
 
 
 class StatusError(OSError):
@@ -48,7 +84,8 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         yield error
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        within = next((value for value in error.args if isinstance(value, BaseException)), None)  # urllib3's SSLError
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__) or within
 
 
 def statuses(error: BaseException) -> list[int]:
@@ -63,52 +100,85 @@ def statuses(error: BaseException) -> list[int]:
             values.append(getattr(response, "status_code", None))
             if not any(values):  # aiohttp warns at the mere sight of `code`
                 values.append(getattr(link, "code", None))
+        if type(link) is OSError and "Tunnel connection failed: " in str(link):  # http.client, of a proxy's answer
+            values.append(str(link).partition("Tunnel connection failed: ")[2][:3])
         found += [int(str(value)) for value in values if str(value).isdigit() and 300 <= int(str(value)) < 600]
     return found
 
 
-def is_final(error: BaseException) -> bool:
-    """Whether trying again is pointless."""
+def kind_of(error: BaseException) -> Kind:
+    """What the error means for another try."""
     chain = list(causes(error))
     if any(aiohttp.is_garbled_answer(link) for link in chain):
-        return False
-    found = statuses(error)
-    if found:
-        if any("RequestTimeout" in str(link) for link in chain):  # S3 says so with 400
-            return False
-        return 400 <= found[0] < 500 and found[0] not in _PASSING_STATUS
-    if any(type(link).__name__ in FINAL_NAMES for link in chain):
-        return True
+        return Kind.PASSING
+    if found := statuses(error):
+        return _kind_of_status(found[0], chain)
+    if is_shortage(error):
+        return Kind.SHORTAGE
+    if lacks_credentials(error) or fails_tls(error) or has_unknown_host(error):
+        return Kind.UNPROVEN
+    if any(type(link).__name__ in _FINAL_NAMES or "too many redirects" in str(link) for link in chain):
+        return Kind.FINAL
+    if any(isinstance(link, socket.gaierror) or _number(link) in _AWAY for link in chain):
+        return Kind.AWAY
     # fsspec's http turns refused connections into FileNotFoundError: the network's error counts, not its translation.
     for link in chain:
         network = isinstance(link, ConnectionError | TimeoutError) or aiohttp.is_its_own(link)
         if (network and not isinstance(link, ValueError)) or isinstance(link, json.JSONDecodeError):
-            return False
-    final = FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError
-    mistakes = ImportError, TypeError, ValueError, NotImplementedError
-    return any(isinstance(link, final + mistakes) for link in chain)
+            return Kind.PASSING
+    return _kind_of_local(chain)
 
 
-def is_missing(error: BaseException) -> bool:
-    """Whether a final error says that there is no such object."""
-    found = statuses(error)
-    return found[0] in (404, 410) if found else any(isinstance(link, FileNotFoundError) for link in causes(error))
+def _kind_of_status(status: int, chain: list[BaseException]) -> Kind:
+    if not 300 <= status < 500 or status in _PASSING_STATUS:
+        return Kind.PASSING
+    if any("RequestTimeout" in str(link) for link in chain):  # S3 says so with 400
+        return Kind.PASSING
+    if status == 401 or any("expired" in str(link).lower() for link in chain):
+        return Kind.EXPIRED
+    return {403: Kind.REFUSED, 404: Kind.MISSING, 410: Kind.MISSING}.get(status, Kind.FINAL)
 
 
-def is_refused(error: BaseException) -> bool:
-    """Whether a final error says that these credentials do not open it."""
-    found = statuses(error)
-    return found[0] in (401, 403) if found else any(isinstance(link, PermissionError) for link in causes(error))
-
-
-def is_expired(error: BaseException) -> bool:
-    """Whether the credentials have expired, so that fresh ones may work."""
-    return statuses(error)[:1] == [401] or any("expired" in str(link).lower() for link in causes(error))
+def _kind_of_local(chain: list[BaseException]) -> Kind:
+    """Of what no server and no network has said."""
+    if isinstance(chain[0], FileNotFoundError) and isinstance(chain[0].__cause__, ValueError):
+        return Kind.FINAL  # fsspec's http says so of a malformed URL
+    if any(isinstance(link, FileNotFoundError) for link in chain):
+        return Kind.MISSING
+    if any(isinstance(link, PermissionError) for link in chain):
+        has_expired = any("expired" in str(link).lower() for link in chain)
+        return Kind.EXPIRED if has_expired else Kind.REFUSED
+    is_wrong = any(isinstance(link, _WRONG) or _number(link) in _WRONG_NAME for link in chain)
+    return Kind.FINAL if is_wrong else Kind.PASSING
 
 
 def lacks_credentials(error: BaseException) -> bool:
     """Whether no credentials were found at all."""
     return any(type(link).__name__ in _MISSING_CREDENTIALS for link in causes(error))
+
+
+def has_unknown_host(error: BaseException) -> bool:
+    """Whether the name server knows no such host; one that does not answer does not say so."""
+    return any(isinstance(link, socket.gaierror) and link.errno in _NO_SUCH_HOST for link in causes(error))
+
+
+def fails_tls(error: BaseException) -> bool:
+    """Whether the two sides cannot agree on TLS: a certificate that is not trusted, another protocol or version."""
+    return any(isinstance(link, ssl.SSLError) and not isinstance(link, _LOST_TLS) for link in causes(error))
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether this process or machine has no descriptor, thread or memory left."""
+    chain = list(causes(error))
+    if any(isinstance(link, MemoryError) or _number(link) in _SHORT_OF for link in chain):
+        return True
+    if any(isinstance(link, RuntimeError) and "start new thread" in str(link) for link in chain):
+        return True
+    return descriptors.are_used_up()
+
+
+def _number(error: BaseException) -> int | None:
+    return error.errno if isinstance(error, OSError) and not isinstance(error, socket.gaierror | ssl.SSLError) else None
 
 
 def is_past_end(error: BaseException) -> bool:
@@ -139,45 +209,3 @@ def _seconds(value: str) -> float:
         return max(email.utils.parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
     except ValueError:
         return 0.0
-
-
-def secrets_in(options: Mapping[str, object]) -> tuple[str, ...]:
-    """The texts among storage options that must be shown nowhere, longest first."""
-    found: set[str] = set()
-
-    def collect(value: object, *, secret: bool) -> None:
-        if isinstance(value, Mapping):
-            for name, inner in value.items():
-                collect(inner, secret=secret or _SECRET_OPTION.search(str(name)) is not None)
-        elif secret and isinstance(value, str) and len(value) >= 6:  # "anon" and the like are not secret
-            found.add(value)
-
-    collect(options, secret=False)
-    return tuple(sorted(found, key=len, reverse=True))
-
-
-def secrets_of(url: str) -> tuple[str, ...]:
-    """Secrets in a URL, which must be shown nowhere: a server may repeat them in its error."""
-    found = [*_URL_PASSWORD.findall(url), *_URL_SECRET.findall(url)]
-    return tuple(value for _, value in found if len(value) >= 6)
-
-
-def redacted(text: str, secrets: Iterable[str] = ()) -> str:
-    """The text without secrets: those given, and passwords, signatures and tokens in URLs."""
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    return _URL_SECRET.sub(r"\1***", _URL_PASSWORD.sub(r"\1***@", text))
-
-
-def summary(error: BaseException, secrets: Iterable[str]) -> str:
-    """The error and its first cause, in one line."""
-    chain = list(causes(error))
-    ends = chain if len(chain) == 1 else (chain[0], chain[-1])
-    said = ", from ".join(f"{type(link).__name__}: {str(link)[:300]}" for link in ends)
-    return redacted(" ".join(said.split()), secrets)
-
-
-def shown(error: BaseException, secrets: Iterable[str]) -> BaseException | None:
-    """The error, to be shown as the cause of ours; None where its traceback would show a secret."""
-    texts = [str(link) for link in causes(error)]
-    return error if all(redacted(text, secrets) == text for text in texts) else None

@@ -24,7 +24,7 @@ from fsspec.utils import glob_translate
 
 from streampack.errors import ConfigError, ShardNotFoundError
 from streampack.storage.clients import Clients, local_path
-from streampack.storage.faults import redacted
+from streampack.storage.redaction import redacted
 from streampack.storage.retry import persist
 
 _log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from streampack.errors import ShardError, StorageError, TruncatedShardError
 from streampack.storage.clients import Clients
-from streampack.storage.faults import redacted
+from streampack.storage.redaction import named
 
 LARGEST_BODY = 64 * 2**20
 """The largest object that is accepted from a server that ignores ranges; a larger one would break the memory budget."""
@@ -37,7 +37,7 @@ class Pin:
             raise ShardError(
                 f"the object has {size} bytes, {self.size} were expected: it was replaced; give the new size where a "
                 "manifest has the old one, and begin a new run, as the data differ",
-                url=redacted(self.url),
+                url=named(self.url),
                 offset=offset,
             )
         if self.version is None and version is not None:
@@ -53,7 +53,7 @@ class Pin:
         return ShardError(
             f"the object was replaced while it was read ({how}); bytes of two versions are never mixed. Write changed "
             "shards under new names, or begin a new run",
-            url=redacted(self.url),
+            url=named(self.url),
             offset=offset,
         )
 
@@ -63,7 +63,7 @@ class Pin:
             raise StorageError(
                 f"{num_bytes} bytes came where a range was asked for: the server ignores ranges, which works for "
                 f"objects up to {LARGEST_BODY} bytes only; use one that serves ranges, or copy the shards",
-                url=redacted(self.url),
+                url=named(self.url),
                 offset=offset,
             )
 
@@ -73,7 +73,7 @@ def truncated(url: str, *, at: int, size: int | None) -> TruncatedShardError:
     return TruncatedShardError(
         f"the object ends here, {size} bytes were expected; if it was replaced or its upload cut, write it again, "
         "and give the new size where a manifest has the old one",
-        url=redacted(url),
+        url=named(url),
         offset=at,
     )
 

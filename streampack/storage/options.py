@@ -38,20 +38,21 @@ class RetryPolicy:
     """Wait a random part of the doubling wait ("full jitter"), so that a thousand workers do not try again at once."""
     max_tries: int | None = None
     """Failures in a row that are an error, whatever the time; None: only `budget_s` counts."""
-    credentials_s: float = 60.0
-    """Seconds at the start in which missing credentials are looked for again, as a sidecar may bring them."""
+    start_s: float = 5.0
+    """Seconds at the start, before a storage has answered for the first time, in which refused connections are tried
+    again, as a proxy or server beside the job may come up with it; after the first answer `budget_s` counts."""
 
     def __post_init__(self) -> None:
-        for name in ("budget_s", "timeout_s", "first_wait_s", "max_wait_s", "credentials_s"):
+        for name in ("budget_s", "timeout_s", "first_wait_s", "max_wait_s", "start_s"):
             object.__setattr__(self, name, as_number(getattr(self, name), name))
         object.__setattr__(self, "jitter", as_bool(self.jitter, "jitter"))
         if self.max_tries is not None:
             object.__setattr__(self, "max_tries", as_integer(self.max_tries, "max_tries", low=1))
         in_order = 0 <= self.first_wait_s <= self.max_wait_s
-        if not (self.budget_s >= 0 and self.timeout_s > 0 and in_order and self.credentials_s >= 0):
+        if not (self.budget_s >= 0 and self.timeout_s > 0 and in_order and self.start_s >= 0):
             raise ConfigError(
                 f"{self} cannot work: it needs budget_s >= 0, timeout_s > 0, 0 <= first_wait_s <= max_wait_s and "
-                "credentials_s >= 0"
+                "start_s >= 0"
             )
 
     @classmethod

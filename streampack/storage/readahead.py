@@ -11,6 +11,7 @@ that stalls cannot keep the others from being read.
 Never: a thread or a lock of another process; a thread that keeps the interpreter from ending.
 """
 
+import contextlib
 import os
 import queue
 import threading
@@ -111,8 +112,9 @@ class _Threads:
         with self._lock:
             self._waiting.put(fetch)
             if self._idle < self._waiting.qsize() and self._running < MOST_THREADS:
-                self._running += 1
-                threading.Thread(target=self._work, name="streampack-read-ahead", daemon=True).start()
+                with contextlib.suppress(RuntimeError):  # no thread is left: the consumer makes the request itself
+                    threading.Thread(target=self._work, name="streampack-read-ahead", daemon=True).start()
+                    self._running += 1
 
     def _work(self) -> None:
         while True:

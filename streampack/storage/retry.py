@@ -1,5 +1,7 @@
 """Retries: an action that fails is repeated after a wait, until it works, cannot work, or its budget is spent.
 
+What may help, and for how long, is the rule in `faults`.
+
 In: what failed, and since when a consumer waits for it. Out: a return after the wait, or the one error that says where
 (URL, byte), how often and how long it was tried, what the server or library said last, and what to do.
 Never: a wait that ends after the budget; failures that are still counted after a byte of progress.
@@ -12,19 +14,10 @@ from typing import TypeVar
 
 from streampack import heartbeat
 from streampack.errors import ShardNotFoundError, StorageError, StreampackError
-from streampack.storage.clients import Clients
-from streampack.storage.faults import (
-    is_expired,
-    is_final,
-    is_missing,
-    is_refused,
-    lacks_credentials,
-    redacted,
-    retry_after_s,
-    secrets_of,
-    shown,
-    summary,
-)
+from streampack.storage.clients import Clients, local_path
+from streampack.storage.faults import SHORTAGE_S, Kind, kind_of, retry_after_s
+from streampack.storage.redaction import named, secrets_of, shown, summary
+from streampack.storage.remedies import explain
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -51,7 +44,7 @@ class Failures:
         Args:
             error: what the last try raised.
             began: when the caller began to wait, by the monotonic clock in seconds.
-            offset: the byte of the object that is waited for.
+            offset: the byte of the object that is waited for; None: no byte, but a size or a listing.
 
         Raises:
             StorageError: another try would not help, or the budget of seconds or of tries is spent.
@@ -60,53 +53,94 @@ class Failures:
         """
         if isinstance(error, StreampackError):
             raise error
-        clients, url = self._clients, redacted(self._url)
-        retry, cause = clients.retry, summary(error, self._secrets)
+        clients, retry = self._clients, self._clients.retry
+        kind, cause = kind_of(error), summary(error, self._secrets)
         self._tries += 1
         self._since = began if self._since is None else self._since
         elapsed = time.monotonic() - self._since
-        budget_s = retry.budget_s
-        if is_final(error):
-            was_good = clients.has_succeeded(self._url)
-            if lacks_credentials(error) and not was_good and elapsed < retry.credentials_s:
-                clients.renew(self._url)
-                budget_s = min(budget_s, retry.credentials_s)
-            elif not self._renewed and (is_expired(error) or (is_refused(error) and was_good)):
-                self._renewed = True
-                clients.num_retries += 1
-                clients.renew(self._url)
-                _log.warning("%s, byte %s: asking again with fresh credentials: %s", url, offset, cause)
-                return
-            else:
-                raise self._final(error, cause, offset) from shown(error, self._secrets)
+        budget_s = self._budget_s(kind)
+        where = named(self._url) if offset is None else f"{named(self._url)}, byte {offset}"
+        if budget_s is None:
+            if not self._may_renew(kind):
+                raise self._final(error, kind, cause, elapsed, offset) from shown(error, self._secrets)
+            self._renewed = True
+            clients.num_retries += 1
+            clients.renew(self._url)
+            _log.warning("%s: asking again with fresh credentials: %s", where, cause)
+            return
         asked_s = retry_after_s(error)
         wait = retry.wait_s(self._tries, asked_s)
         if elapsed + wait > budget_s or self._tries == retry.max_tries:
-            asked = f" (server sent Retry-After: {asked_s:.0f} s)" if asked_s else ""
-            raise StorageError(
-                f"not a byte in {elapsed:.0f} s and {self._tries} tries, last {cause}{asked}; check the network and "
-                f"the service, or allow more with RetryPolicy(budget_s=...), now {budget_s:g} s",
-                url=url,
-                offset=offset,
-            ) from shown(error, self._secrets)
+            raise self._spent(error, kind, cause, elapsed, offset) from shown(error, self._secrets)
+        if kind is Kind.SHORTAGE:
+            clients.free_descriptors()
+        elif kind is Kind.UNPROVEN:
+            clients.renew(self._url)
         clients.num_retries += 1
-        _log.warning("%s, byte %s: try %d failed, next in %.1f s: %s", url, offset, self._tries, wait, cause)
+        _log.warning("%s: try %d failed, next in %.1f s: %s", where, self._tries, wait, cause)
         heartbeat.sleep(wait)
 
-    def _final(self, error: Exception, cause: str, offset: int | None) -> StreampackError:
-        url = redacted(self._url)
-        if is_missing(error):
-            return ShardNotFoundError(
-                f"there is no such file or object ({cause}); check the URL, or take it out of the shard list",
-                url=url,
-                offset=offset,
-            )
+    def _budget_s(self, kind: Kind) -> float | None:
+        """Seconds for which the rule of `faults` has it tried again; None: not for a time."""
+        retry, was_reached = self._clients.retry, self._clients.has_succeeded(self._url)
+        match kind:
+            case Kind.PASSING:
+                return retry.budget_s
+            case Kind.AWAY:
+                return retry.budget_s if was_reached else min(retry.budget_s, retry.start_s)
+            case Kind.UNPROVEN:
+                return retry.budget_s if was_reached else None
+            case Kind.SHORTAGE:
+                return min(retry.budget_s, SHORTAGE_S)
+        return None
+
+    def _may_renew(self, kind: Kind) -> bool:
+        """Whether it is tried once more, with new clients and so with credentials from where they come from."""
+        if self._renewed or local_path(self._url) is not None:
+            return False
+        return kind is Kind.EXPIRED or (kind is Kind.REFUSED and self._clients.has_succeeded(self._url))
+
+    def _spent(
+        self, error: Exception, kind: Kind, cause: str, elapsed: float, offset: int | None
+    ) -> StorageError:
+        """The error for a budget that is spent."""
+        retry = self._clients.retry
+        asked_s = retry_after_s(error)
+        asked = f" (server sent Retry-After: {asked_s:.0f} s)" if asked_s else ""
+        what, remedy = "", "check the network and the service"
+        more = f"or allow more with RetryPolicy(budget_s=...), now {retry.budget_s:g} s"
+        if kind is not Kind.PASSING:
+            what, remedy = explain(error, kind, self._url)
+            what = f"{what}; "
+            if kind is Kind.SHORTAGE:
+                more = ""
+            elif kind is Kind.AWAY and not self._clients.has_succeeded(self._url):
+                more = f"or wait longer at the start with RetryPolicy(start_s=...), now {retry.start_s:g} s"
+        awaited = "an answer" if offset is None else "a byte"
         return StorageError(
-            f"cannot be read, and trying again would not help ({cause}); check the credentials and the other options "
-            "in Storage(options=...), and what they allow",
-            url=url,
+            f"{what}not {awaited} in {elapsed:.0f} s and {_count(self._tries)}, last {cause}{asked}; "
+            + ", ".join(filter(None, (remedy, more))),
+            url=named(self._url),
             offset=offset,
         )
+
+    def _final(
+        self, error: Exception, kind: Kind, cause: str, elapsed: float, offset: int | None
+    ) -> StreampackError:
+        """The error for what another try would not change."""
+        what, remedy = explain(error, kind, self._url)
+        if kind is Kind.MISSING:
+            return ShardNotFoundError(f"{what} ({cause}); {remedy}", url=named(self._url), offset=offset)
+        return StorageError(
+            f"cannot be read, and trying again would not help: {what} ({cause}; {_count(self._tries)} in "
+            f"{elapsed:.1f} s); {remedy}",
+            url=named(self._url),
+            offset=offset,
+        )
+
+
+def _count(tries: int) -> str:
+    return "1 try" if tries == 1 else f"{tries} tries"
 
 
 def persist(url: str, clients: Clients, action: Callable[[], _T]) -> _T:

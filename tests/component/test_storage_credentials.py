@@ -1,6 +1,7 @@
 """Credentials that are wrong, late, expired or secret; against a real S3 server that checks them."""
 
 import logging
+import pickle
 import threading
 import traceback
 from collections.abc import Iterator
@@ -8,10 +9,11 @@ from pathlib import Path
 
 import pytest
 from support import servers
+from support.forwarding import ForwardProxy
 from support.proxy import Fault, Proxy
 
 from streampack import RetryPolicy
-from streampack.errors import StorageError
+from streampack.errors import StorageError, StreampackError
 from streampack.storage.access import StorageReader
 
 DATA = bytes(range(256)) * 4000
@@ -90,24 +92,65 @@ def test_wrong_credentials_are_an_error_at_once(proxy: Proxy, url: str) -> None:
     assert len(proxy.gets) == 1
 
 
-def test_credentials_that_are_late_are_waited_for(proxy: Proxy, url: str, store: Path) -> None:
-    late = threading.Timer(0.7, write, (store, servers.KEY, servers.SECRET))
-    late.start()
+@pytest.mark.usefixtures("store")
+def test_no_credentials_are_an_error_at_once(proxy: Proxy, url: str) -> None:
+    for ask in (lambda storage: read(storage, url), lambda storage: storage.size(url)):
+        storage = StorageReader(options(proxy))
+        with pytest.raises(StorageError, match=r"a\.tar.*no credentials were found \(NoCredentialsError: .*anon"):
+            ask(storage)
+        assert storage.num_retries == 0
+    assert proxy.gets == []
+
+
+def test_credentials_that_are_away_for_a_moment_are_waited_for_after_a_success(
+    proxy: Proxy, url: str, store: Path
+) -> None:
+    write(store, servers.KEY, servers.SECRET)
     storage = StorageReader(options(proxy), QUICK)
-    assert read(storage, url) == DATA
-    assert storage.num_retries >= 1
+    assert storage.size(url) == len(DATA)
+    store.unlink()
+    worker = pickle.loads(pickle.dumps(storage))
+    late = threading.Timer(0.4, write, (store, servers.KEY, servers.SECRET))
+    late.start()
+    assert read(worker, url) == DATA
+    assert worker.num_retries >= 1
     late.join()
 
 
-@pytest.mark.usefixtures("store")
-def test_credentials_that_do_not_come_are_an_error_after_their_time(proxy: Proxy, url: str) -> None:
-    retry = RetryPolicy(first_wait_s=0.02, max_wait_s=0.1, credentials_s=2.0)
-    for ask in (lambda storage: read(storage, url), lambda storage: storage.size(url)):
-        storage = StorageReader(options(proxy), retry)
-        with pytest.raises(StorageError, match=r"a\.tar.*NoCredentialsError: Unable to locate credentials.*check the"):
-            ask(storage)
-        assert 1 <= storage.num_retries < 200
-    assert proxy.gets == []
+@pytest.mark.parametrize(
+    ("wrong", "given", "said"),
+    [
+        ("s3://no-such-bucket/a.tar", {}, r"there is no such bucket \(.*check the URL and the endpoint"),
+        ("s3://shards/none.tar", {}, r"there is no such file or object"),
+        ("s3://shards/credentials/a.tar", {"secret": "wrong"}, r"the storage refuses these credentials .*Storage\(opt"),
+        ("s3://shards/credentials/a.tar", {"client_kwargs": {"verify": 3}}, "trying again would not help"),
+    ],
+)
+def test_what_s3_refuses_for_good_is_an_error_at_once(
+    wrong: str, given: dict[str, object], said: str, proxy: Proxy
+) -> None:
+    storage = StorageReader({**options(proxy), "key": servers.KEY, "secret": servers.SECRET, **given})
+    with pytest.raises(StreampackError, match=said):
+        read(storage, wrong)
+    assert storage.num_retries == 0
+
+
+@pytest.mark.parametrize("kind", ["s3", "gcs"])
+def test_objects_of_s3_and_gcs_come_through_the_proxy_of_the_environment(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = servers.s3() if kind == "s3" else servers.gcs()
+    url = servers.put_s3("proxied/a.tar", DATA) if kind == "s3" else servers.put_gcs("proxied/a.tar", DATA)
+    forward = ForwardProxy()
+    monkeypatch.setenv("HTTP_PROXY", forward.url)
+    for listed in ("", "127.0.0.1"):
+        monkeypatch.setenv("NO_PROXY", listed)
+        storage = StorageReader(server.options)
+        for ask, found in ((storage.size, len(DATA)), (storage.listing, [(url, len(DATA))]), (storage.read, DATA)):
+            forward.asked.clear()
+            assert ask(url) == found
+            assert bool(forward.asked) is not bool(listed)
+    forward.close()
 
 
 class TestSecrets:

@@ -64,9 +64,13 @@ class Proxy(ThreadingHTTPServer):
     request_queue_size = 128
 
     def __init__(
-        self, objects: dict[str, bytes] | None = None, upstream: str | None = None, host: str = "127.0.0.1"
+        self,
+        objects: dict[str, bytes] | None = None,
+        upstream: str | None = None,
+        host: str = "127.0.0.1",
+        port: int = 0,
     ) -> None:
-        super().__init__((host, 0), _Handler)
+        super().__init__((host, port), _Handler)
         self.objects = objects if objects is not None else {}
         self.upstream = upstream and urllib.parse.urlsplit(upstream).netloc
         self.url = f"http://{host}:{self.server_port}"

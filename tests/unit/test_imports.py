@@ -32,7 +32,7 @@ USERS = {
     "torch": {"ranks", "state", "dataset", "loader", "formats", "integrations", "testing", "cli", "examples"},
     "fsspec": {"storage", "corpus", "testing"},
     "botocore": {"storage.backends.s3"},
-    "urllib3": {"storage.backends.http"},
+    "urllib3": {"storage.backends.connections"},
     "sentencepiece": {"tokenizers", "examples"},  # examples train it, wrap it
     "tokenizers": {"tokenizers.huggingface"},
     "gigatoken": {"tokenizers.gigatoken"},

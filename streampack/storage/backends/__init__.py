@@ -7,6 +7,7 @@
     gcs        gs://, gcs://                    urllib3, with gcsfs's address and credentials
     anyfs      every other protocol             fsspec's `cat_file`; also options that only fsspec's client understands
     answers    (no storage: what http, s3 and gcs have in common, an answer to a range, checked and handed on)
+    connections    (no storage: urllib3's connections, for http and gcs, through the proxies of the environment)
 
 To add a storage: a protocol that fsspec knows works without more. For a client of its own, write a module here with a
 class that is a `RangeReader` (`streampack.storage.objects`, which says what it promises), add its protocol to the table
@@ -14,4 +15,4 @@ in `choice`, and let `streampack.testing.StorageConformance` prove it. Sizes and
 filesystem; `clients` keeps that one from retrying by itself.
 """
 
-__all__ = ["answers", "anyfs", "choice", "gcs", "http", "local", "s3"]
+__all__ = ["answers", "anyfs", "choice", "connections", "gcs", "http", "local", "s3"]

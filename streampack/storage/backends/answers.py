@@ -70,7 +70,11 @@ def _check_head(answer: Answer, pin: Pin, start: int, stop: int) -> tuple[int | 
     if answer.status == 206:
         told = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", headers.get("content-range", ""))
         if told is None or int(told[1]) != start or not start <= int(told[2]) < stop:
-            raise OSError(f"an answer of the range {headers.get('content-range')!r}, asked for were {start}-{stop - 1}")
+            came = headers.get("content-range")
+            raise OSError(
+                f"bytes {start}-{stop - 1} were asked for, and the answer "
+                + ("does not say which it has (no Content-Range)" if came is None else f"has {came!r}")
+            )
         pin.check(size=None if told[3] == "*" else int(told[3]), version=answer.version, offset=start)
         return int(told[2]) + 1 - start, 0
     length = headers.get("content-length", "")  # the server does not know ranges and sends the whole object

@@ -2,21 +2,24 @@
 
 In, out: as `RangeReader` says. Private names: none. With options that only fsspec's own HTTP client (aiohttp)
 understands, that client reads.
-Never: a retry or a total time limit of urllib3's own.
 """
 
 import base64
 import re
 import urllib.parse
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from streampack.errors import ConfigError
+from streampack.storage import descriptors
 from streampack.storage.backends.answers import Answer, receive
 from streampack.storage.backends.anyfs import FsspecObject
 from streampack.storage.clients import Clients
 from streampack.storage.faults import StatusError
 from streampack.storage.objects import Keep, Pin, RangeReader
+
+if TYPE_CHECKING:
+    from streampack.storage.backends.connections import Connections
 
 _HARMLESS = {"headers", "simple_links", "same_scheme", "size_policy", "block_size", "cache_type", "cache_options"}
 """Options of fsspec's HTTP filesystem that do not change how an object is read, but for the headers."""
@@ -63,9 +66,7 @@ def get_range(
         StatusError: the server did not send the object.
         ShardError, OSError: as `receive` says.
     """
-    response = _pool_manager(clients).request(
-        "GET", url, headers={**headers, "Range": f"bytes={start}-{stop - 1}"}, preload_content=False
-    )
+    response = _connections(clients).get(url, {**headers, "Range": f"bytes={start}-{stop - 1}"})
     if response.status not in (200, 206):
         said = " ".join(response.read1(4096, decode_content=False).decode("utf-8", "replace").split())
         response.close()
@@ -81,22 +82,16 @@ def _version(headers: Mapping[str, str]) -> str | None:
     return headers.get("etag") or headers.get("last-modified")
 
 
-def _pool_manager(clients: Clients) -> Any:
-    """This process's connections."""
+def _connections(clients: Clients) -> "Connections":
+    """Those of this process."""
 
-    def make() -> Any:
+    def make() -> "Connections":
         try:
-            import urllib3
+            from streampack.storage.backends.connections import Connections
         except ImportError as error:
+            if descriptors.are_used_up():
+                raise  # nothing can be imported then
             raise ConfigError(f"http:// needs `pip install 'streampack[http]'` ({error})") from error
-        timeout_s = clients.retry.timeout_s
-        return urllib3.PoolManager(
-            num_pools=16,
-            maxsize=32,
-            retries=urllib3.Retry(
-                None, connect=0, read=0, status=0, other=0, redirect=10, respect_retry_after_header=False
-            ),
-            timeout=urllib3.Timeout(connect=min(timeout_s, 10.0), read=timeout_s),  # read: without a byte
-        )
+        return Connections(clients.retry.timeout_s)
 
     return clients.client("http", make)

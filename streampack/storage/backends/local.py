@@ -1,10 +1,19 @@
 """A file of this machine, or of a file system that is mounted here.
 
 In, out: as `RangeReader` says. No library's private names.
+
+Its version is its time of change and its inode. Descriptors are kept for few files (`descriptors`), so one is opened
+again where a reading continues after many others, and is compared then; and as a file can be written in place, it is
+compared after each range too.
 """
 
+import errno
+import functools
 import os
+import stat
+from pathlib import Path
 
+from streampack.storage import descriptors
 from streampack.storage.objects import Keep, Pin, RangeReader
 
 
@@ -19,23 +28,60 @@ class LocalFile(RangeReader):
         self.pin = pin
         self._path = path
         self._descriptor: int | None = None
+        self._seen: tuple[int, int] | None = None
+        """Size and time of change that were compared last."""
 
     def fetch(self, start: int, stop: int, keep: Keep) -> None:
         if data := self.read(start, stop):
             keep(data)
 
     def read(self, start: int, stop: int) -> bytes:
-        if self._descriptor is None:
-            self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-            status = os.fstat(self._descriptor)
-            self.pin.check(size=status.st_size, version=f"time {status.st_mtime_ns}", offset=start)
+        descriptors.take(self)
         try:
-            return os.pread(self._descriptor, stop - start, start)
-        except OSError:
-            self.close()  # a stale NFS handle is only good again after another open
+            if self._descriptor is None:
+                # Not to wait where it is a pipe.
+                self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+                self._seen = None
+                self._compare(self._descriptor, start)
+            data = os.pread(self._descriptor, stop - start, start)
+            self._compare(self._descriptor, start)
+        except BaseException:
+            self.let_go()  # a stale NFS handle is only good again after another open
             raise
+        descriptors.keep(self)
+        return data
+
+    def _compare(self, descriptor: int, offset: int) -> None:
+        """An error if the file is not the one that the reading began with."""
+        found = os.fstat(descriptor)
+        seen = found.st_size, found.st_mtime_ns
+        if seen == self._seen:
+            return
+        if not stat.S_ISREG(found.st_mode):
+            number = errno.EISDIR if stat.S_ISDIR(found.st_mode) else errno.EINVAL
+            raise OSError(number, "not a file")
+        inode = f", inode {found.st_ino}" if _has_lasting_inodes(found.st_dev) else ""
+        version = f"changed at {found.st_mtime_ns // 10**9}.{found.st_mtime_ns % 10**9:09}{inode}"
+        self.pin.check(size=found.st_size, version=version, offset=offset)
+        self._seen = seen
+
+    def let_go(self) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
 
     def close(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        descriptors.take(self)
+        self.let_go()
+
+
+@functools.cache
+def _has_lasting_inodes(device: int) -> bool:
+    """Whether a file keeps its inode number on this device; file systems of FUSE may give it another one."""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return True
+    place = f"{os.major(device)}:{os.minor(device)}"
+    # 36 35 98:0 /root /mounted rw,noatime master:1 - ext4 /dev/root rw
+    return not any(line.split()[2] == place and line.partition(" - ")[2].startswith("fuse") for line in mounts)

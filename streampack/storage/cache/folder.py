@@ -29,6 +29,8 @@ MIN_CACHE_BYTES = 16 * 2**20
 """Less would keep nothing for long: ranges have up to 8 MiB."""
 _LAYOUT = "streampack-1"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_NOT_THE_DISK = {errno.ENOENT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+"""The folder is being deleted at this moment; this process or machine has no descriptor or memory left."""
 _IS_FULL = ("is full", "make room, give a smaller cache_bytes, or another cache_dir")
 _CANNOT_BE_WRITTEN = (
     "cannot be written",
@@ -150,7 +152,7 @@ class CacheFolder:
             with contextlib.suppress(OSError):
                 if self._make_room(is_first=tries == 1):
                     return True
-        if error.errno == errno.ENOENT:  # the folder is being deleted at this moment
+        if error.errno in _NOT_THE_DISK:
             return False
         self._off_until = time.monotonic() + _PAUSE_S
         what, remedy = _CANNOT_BE_WRITTEN

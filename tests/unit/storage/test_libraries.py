@@ -56,7 +56,7 @@ def test_aiohttp_errors_are_known_by_their_modules() -> None:
         from aiohttp.http_exceptions import BadStatusLine, HttpProcessingError
 
         assert aiohttp_names.is_garbled_answer(BadStatusLine(""))
-        assert not faults.is_final(HttpProcessingError(code=400, message="garbled"))
+        assert faults.kind_of(HttpProcessingError(code=400, message="garbled")) is faults.Kind.PASSING
         for error in (ClientError(), ClientPayloadError(), ServerTimeoutError()):
             assert aiohttp_names.is_its_own(error)
             assert not aiohttp_names.is_garbled_answer(error)
@@ -73,7 +73,7 @@ def test_exceptions_that_are_known_by_name_have_these_names() -> None:
         botocore_own = {"NoCredentialsError", "ParamValidationError", "PartialCredentialsError", "ProfileNotFound"}
         assert botocore_own - set(dir(botocore.exceptions)) == set()
     assert hasattr(google.auth.exceptions, "DefaultCredentialsError")
-    assert botocore_own | {"DefaultCredentialsError"} == faults.FINAL_NAMES
+    assert botocore_own | {"DefaultCredentialsError"} == faults.KNOWN_BY_NAME
 
 
 def test_fsspec_tells_what_of_a_url_is_the_filesystem_s_and_what_the_path() -> None:

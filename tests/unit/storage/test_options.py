@@ -63,8 +63,8 @@ def test_a_value_that_cannot_work_is_refused(given: dict[str, Any], message: str
         ({"jitter": "no"}, "jitter='no' must be True or False"),
         ({"max_tries": True}, "max_tries=True must be a whole number of at least 1"),
         ({"max_tries": 1.5}, "max_tries=1.5 must be a whole number of at least 1"),
-        ({"credentials_s": -1}, "and credentials_s >= 0"),
-        ({"credentials_s": None}, "credentials_s=None must be a number"),
+        ({"start_s": -1}, "and start_s >= 0"),
+        ({"start_s": None}, "start_s=None must be a number"),
     ],
 )
 def test_a_policy_that_cannot_work_is_refused(given: dict[str, Any], message: str) -> None:
