@@ -11,8 +11,8 @@ reaches) in this process, or in one that has started it: workers know that the r
     passing    reset, stall, cut or garbled answer, 408, 409,      tried again for `budget_s`  the same
                425, 429, 5xx, unknown errors
     away       connections refused, no route, no name server       for `start_s`               for `budget_s`
-    unproven   no credentials, unknown host, TLS refused           an error at once            for `budget_s`,
-                                                                                               with new clients
+    unproven   no credentials, unknown host, TLS refused,          an error at once            for `budget_s`,
+               options that make no client                                                     with new clients
     refused    403                                                 an error at once            once, with new clients
     expired    401, what says "expired"                            once, with new clients      the same
     shortage   no descriptor, thread or memory left in this        for `SHORTAGE_S`; what is   the same
@@ -32,7 +32,7 @@ from collections.abc import Iterator, Mapping
 from enum import Enum, auto
 
 from streampack.storage import descriptors
-from streampack.storage.libraries import aiohttp
+from streampack.storage.libraries import aiohttp, botocore
 
 SHORTAGE_S = 10.0
 """Seconds in which other parts of the program may give back what there is none of."""
@@ -42,7 +42,7 @@ _MISSING_CREDENTIALS = frozenset({"NoCredentialsError", "DefaultCredentialsError
 """Exceptions of botocore and google-auth, by name, as these libraries may not be installed."""
 _FINAL_NAMES = frozenset({"ParamValidationError", "PartialCredentialsError", "ProfileNotFound"})
 """Of botocore."""
-KNOWN_BY_NAME = _MISSING_CREDENTIALS | _FINAL_NAMES
+KNOWN_BY_NAME = _MISSING_CREDENTIALS | _FINAL_NAMES | {"RefreshError"}
 
 _SHORT_OF = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 _AWAY = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL})
@@ -115,10 +115,10 @@ def kind_of(error: BaseException) -> Kind:
         return _kind_of_status(found[0], chain)
     if is_shortage(error):
         return Kind.SHORTAGE
-    if lacks_credentials(error) or fails_tls(error) or has_unknown_host(error):
-        return Kind.UNPROVEN
     if any(type(link).__name__ in _FINAL_NAMES or "too many redirects" in str(link) for link in chain):
         return Kind.FINAL
+    if lacks_credentials(error) or fails_tls(error) or has_unknown_host(error) or is_unusable(error):
+        return Kind.UNPROVEN
     if any(isinstance(link, socket.gaierror) or _number(link) in _AWAY for link in chain):
         return Kind.AWAY
     # fsspec's http turns refused connections into FileNotFoundError: the network's error counts, not its translation.
@@ -155,6 +155,13 @@ def _kind_of_local(chain: list[BaseException]) -> Kind:
 def lacks_credentials(error: BaseException) -> bool:
     """Whether no credentials were found at all."""
     return any(type(link).__name__ in _MISSING_CREDENTIALS for link in causes(error))
+
+
+def is_unusable(error: BaseException) -> bool:
+    """Whether the library cannot make a client, or a token, of the options and of what it finds on this machine."""
+    chain = list(causes(error))
+    refresh = any(type(link).__name__ == "RefreshError" and not getattr(link, "retryable", False) for link in chain)
+    return refresh or any(botocore.is_unusable(link) for link in chain)
 
 
 def has_unknown_host(error: BaseException) -> bool:

@@ -15,6 +15,7 @@ from streampack.storage.faults import (
     causes,
     fails_tls,
     has_unknown_host,
+    is_unusable,
     lacks_credentials,
     statuses,
 )
@@ -70,6 +71,10 @@ _TLS = Explanation(
     "check that the address speaks https and the host is the right one, and give the authority that signed its "
     "certificate in SSL_CERT_FILE (S3: AWS_CA_BUNDLE)",
 )
+_UNUSABLE = Explanation(
+    "the storage's client does not work with these options and what is found on this machine",
+    f"check the options in {_OPTIONS}, the profile, the region, and the files of the AWS or Google tools",
+)
 _NOT_READABLE = Explanation("this user may not read it", "check the permissions of the file and of its folders")
 _NO_LIBRARY = Explanation(
     "a library is missing that reads it", "install it; extras are streampack[s3], streampack[gcs] and streampack[http]"
@@ -99,6 +104,8 @@ def explain(error: BaseException, kind: Kind, url: str) -> Explanation:
         return _UNKNOWN_HOST
     if fails_tls(error):
         return _TLS
+    if is_unusable(error) and kind is not Kind.FINAL:
+        return _UNUSABLE
     return _local(error, kind)
 
 

@@ -72,8 +72,26 @@ def test_exceptions_that_are_known_by_name_have_these_names() -> None:
     with still_works("botocore"):
         botocore_own = {"NoCredentialsError", "ParamValidationError", "PartialCredentialsError", "ProfileNotFound"}
         assert botocore_own - set(dir(botocore.exceptions)) == set()
-    assert hasattr(google.auth.exceptions, "DefaultCredentialsError")
-    assert botocore_own | {"DefaultCredentialsError"} == faults.KNOWN_BY_NAME
+    google_own = {"DefaultCredentialsError", "RefreshError"}
+    assert google_own - set(dir(google.auth.exceptions)) == set()
+    assert botocore_own | google_own == faults.KNOWN_BY_NAME
+
+
+def test_errors_of_botocores_own_are_told_from_those_of_the_network() -> None:
+    with still_works("botocore"):
+        for unusable in (
+            botocore.exceptions.UnknownSignatureVersionError(signature_version="x"),
+            botocore.exceptions.TokenRetrievalError(provider="sso", error_msg="x"),
+        ):
+            assert botocore_names.is_unusable(unusable)
+            assert faults.kind_of(unusable) is faults.Kind.UNPROVEN
+        for passing in (
+            botocore.exceptions.EndpointConnectionError(endpoint_url="x", error="x"),
+            botocore.exceptions.ReadTimeoutError(endpoint_url="x", error="x"),
+            botocore.exceptions.IncompleteReadError(actual_bytes=1, expected_bytes=2),
+        ):
+            assert not botocore_names.is_unusable(passing)
+            assert faults.kind_of(passing) is faults.Kind.PASSING
 
 
 def test_fsspec_tells_what_of_a_url_is_the_filesystem_s_and_what_the_path() -> None:
