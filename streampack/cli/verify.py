@@ -40,8 +40,8 @@ from streampack.errors import StreampackError
 from streampack.lanes.pipeline import Pipeline
 from streampack.records import BadRecord, Shard
 from streampack.storage.clients import local_path
-from streampack.storage.redaction import redacted
 from streampack.storage.identity import identity
+from streampack.storage.redaction import redacted
 
 _KEPT = 100
 """Problems of one shard that are kept with their text; the others are only counted."""

@@ -13,7 +13,9 @@ def raw_response(body: Any) -> Any:
     return body._raw_stream  # noqa: SLF001 - there is no public way to it
 
 
-_OF_THE_NETWORK = {"HTTPClientError", "ConnectionError", "IncompleteReadError", "ChecksumError", "FlexibleChecksumError"}
+_OF_THE_NETWORK = {
+    *("HTTPClientError", "ConnectionError", "IncompleteReadError", "ChecksumError", "FlexibleChecksumError"),
+}
 
 
 def is_unusable(error: BaseException) -> bool:
