@@ -90,7 +90,7 @@ class Pipeline:
         elif piece.whole:
             start = max(resume, 0)
             yield from read_samples(
-                read(start), url=shard.url, wanted=wanted, start=start, max_member_bytes=limit
+                read(start), url=shard.url, wanted=wanted, start=start, max_member_bytes=limit, open_range=read
             )
         else:
             yield from read_range(

@@ -19,6 +19,8 @@ from streampack.tar.headers import (
     BARE_KINDS,
     BLOCK,
     GLOBAL_KIND,
+    HARD_LINK_KIND,
+    LONG_LINK_KIND,
     LONG_NAME_KIND,
     OTHER_KINDS,
     PAX_KINDS,
@@ -62,6 +64,8 @@ class Entry(NamedTuple):
     """Offset after the padded payload, where the next entry begins."""
     flaw: str = ""
     """Why the payload is not the content of a file of that name; "" where it is."""
+    link: str = ""
+    """Of a hard link the name of the file that it means."""
 
 
 class BadEntryError(Exception):
@@ -163,6 +167,7 @@ def read_entry(source: Source) -> Entry:
     """The next entry, with what its prefix headers say of it. The source is then at its payload."""
     offset = source.offset
     name: str | None = None
+    link: str | None = None
     size: int | None = None
     is_sparse = is_prefixed = False
     flaw = ""
@@ -200,10 +205,13 @@ def read_entry(source: Source) -> Entry:
                         raise ValueError("a global PAX header gives one path or size to all entries")
                 else:  # the first of several headers wins, as in Python's tarfile
                     name = pax.name if name is None else name
+                    link = pax.link if link is None else link
                     size = pax.size if size is None else size
                     is_sparse |= pax.is_sparse
             elif kind == LONG_NAME_KIND and name is None:
                 name = parse_text(payload)
+            elif kind == LONG_LINK_KIND and link is None:
+                link = parse_text(payload)
         except ValueError as error:
             raise BadEntryError(str(error), at, member=name, block=block) from None
     if kind in BARE_KINDS:
@@ -224,7 +232,10 @@ def read_entry(source: Source) -> Entry:
         flaw = f"a name of {len(name)} characters, more than {MAX_NAME_LENGTH}"
     elif is_sparse:
         flaw = "a sparse file, of which the holes are left out; write the shard without --sparse"
-    return Entry(Kind.FILE, offset, name, size, end, flaw or flaw_of(block))
+    if link is None:
+        link = parse_text(block[157:257])
+    flaw = flaw or flaw_of(kind, link)
+    return Entry(Kind.FILE, offset, name, size, end, flaw, link if kind == HARD_LINK_KIND else "")
 
 
 def _pass_map(source: Source, block: bytes, name: str) -> None:

@@ -22,9 +22,13 @@ BARE_KINDS = frozenset(b"123456")  # links, devices, directories, pipes: no payl
 OTHER_KINDS = frozenset(b"5DVAEI")  # directories, the label of a volume, Solaris' attributes: never a member
 KNOWN_KINDS = PREFIX_KINDS | FILE_KINDS | BARE_KINDS | frozenset(b"ABCDEFGHIJMNOPQRTUVWYZ")
 _SPARSE_RECORDS = (b"GNU.sparse.major", b"GNU.sparse.map", b"GNU.sparse.size")
+HARD_LINK_KIND = ord("1")
+LONG_LINK_KIND = ord("K")
+_SHOWN = 200
+"""Characters of a name that an error shows."""
 _NO_FILES: Mapping[int, str] = {
-    ord("1"): "a hard link to {link!r}, which has no bytes of its own; write the shard with tar --hard-dereference",
-    ord("2"): "a symbolic link to {link!r}, which has no bytes of its own; write the shard with tar --dereference",
+    HARD_LINK_KIND: "a hard link to {link!r}, without bytes of its own; write the shard with tar --hard-dereference",
+    ord("2"): "a symbolic link to {link!r}, without bytes of its own; write the shard with tar --dereference",
     ord("3"): "a device and not a file",
     ord("4"): "a device and not a file",
     ord("6"): "a pipe and not a file",
@@ -47,6 +51,8 @@ class PaxFields(NamedTuple):
     """What a PAX header changes about the next entry; None where it says nothing."""
 
     name: str | None
+    link: str | None
+    """What a link leads to."""
     size: int | None
     is_sparse: bool
     flaw: str
@@ -97,7 +103,7 @@ def parse_pax(payload: bytes) -> PaxFields:
     r"""The fields of a PAX header's payload that a reader must obey; a ValueError where it gives an absurd size.
 
     >>> parse_pax(b"14 path=a.txt\n11 size=70\n")
-    PaxFields(name='a.txt', size=70, is_sparse=False, flaw='')
+    PaxFields(name='a.txt', link=None, size=70, is_sparse=False, flaw='')
     """
     records: dict[bytes, bytes] = {}
     position, flaw = 0, ""
@@ -113,6 +119,7 @@ def parse_pax(payload: bytes) -> PaxFields:
         position = end
     path = records.get(b"GNU.sparse.name", records.get(b"path"))
     name = None if path is None else path.decode("utf-8", "surrogateescape").rstrip("/")
+    link = records.get(b"linkpath")
     size = None
     if b"size" in records:
         digits = records[b"size"]
@@ -121,16 +128,21 @@ def parse_pax(payload: bytes) -> PaxFields:
         size = int(digits)
     if not name and name is not None:
         flaw = flaw or "a PAX header gives an empty name"
-    return PaxFields(name, size, any(keyword in records for keyword in _SPARSE_RECORDS), flaw)
+    return PaxFields(
+        name,
+        None if link is None else link.decode("utf-8", "surrogateescape"),
+        size,
+        any(keyword in records for keyword in _SPARSE_RECORDS),
+        flaw,
+    )
 
 
-def flaw_of(block: bytes) -> str:
-    """Why a header block, which is valid, stands for no file with bytes of its own; "" where it does."""
-    kind = block[156]
+def flaw_of(kind: int, link: str) -> str:
+    """Why an entry of this kind, which leads to `link`, is no file with bytes of its own; "" where it is one."""
     if kind in FILE_KINDS:
         return ""
     unknown = f"of the unknown kind {chr(kind)!r}; write the shard with files only"
-    return _NO_FILES.get(kind, unknown).format(link=parse_text(block[157:257]))
+    return _NO_FILES[kind].format(link=link[:_SHOWN]) if kind in _NO_FILES else unknown
 
 
 def looks_like_header(block: bytes) -> bool:

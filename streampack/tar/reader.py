@@ -5,7 +5,8 @@ when it is known to be complete: the next sample's header, or the end of the arc
 fewer samples without an error, from a shard that is cut short, or damaged where a header or an end must be; a member
 that is left out although it could be one of a sample. What cannot be read of a good archive is a flaw of its sample:
 
-    a link, a sparse file, a name or prefix headers too long    of that member of the sample
+    a symbolic link, a sparse file, a name that is too long     of that member
+    a hard link in a compressed shard; elsewhere it is read     of that member
     two members with one extension                              of both: neither is chosen
     a member without a name                                     of a sample of its own
     another archive after the archive's end (joined by cat)     of a sample of its own, which stands where they meet
@@ -28,6 +29,7 @@ from streampack.tar.codecs import decompress, is_compressed, other_format_of
 from streampack.tar.cuts import CUT_REMEDY, Boundary, find_sample, range_start
 from streampack.tar.format import BadEntryError, Chunks, Entry, Kind, read_entry, split_name
 from streampack.tar.headers import BLOCK, looks_like_header
+from streampack.tar.links import HardLinks
 from streampack.tar.scan import ELSEWHERE, Scanner
 
 MAX_MEMBERS = 1024
@@ -59,6 +61,7 @@ def read_samples(
     max_member_bytes: int,
     start: int = 0,
     whole: bool = True,
+    open_range: Callable[[int, int], Iterator[bytes]] | None = None,
 ) -> Iterator[Sample]:
     """The samples in the bytes of a tar from offset `start`, where an entry begins; their positions are offsets.
 
@@ -67,7 +70,8 @@ def read_samples(
     of one sample above twice as many; links and sparse files; two with one extension.
 
     `whole`: the bytes run to the shard's end, which must be an archive's end: a zero block, and only zeros after it.
-    Otherwise they end between two samples.
+    Otherwise they end between two samples. `open_range(first, last)` gives the shard's bytes in between, for what hard
+    links mean; None: these are flaws.
 
     Raises:
         TruncatedShardError: the bytes end before the archive does.
@@ -75,7 +79,8 @@ def read_samples(
     """
     until = None if whole else _ANYWHERE
     source = Chunks(chunks, start)
-    return _read(source, url, wanted, max_member_bytes, until=lambda: until, is_cut=not whole)
+    links = None if open_range is None else HardLinks(open_range)
+    return _read(source, url, wanted, max_member_bytes, until=lambda: until, is_cut=not whole, links=links)
 
 
 def read_shard(
@@ -158,7 +163,16 @@ def read_range(
     if is_doubtful:
         prove()
     is_cut = begin > 0 or end < size or resume is not None
-    yield from _read(Chunks(chunks(), first), url, wanted, max_member_bytes, until=until, is_cut=is_cut, prove=prove)
+    yield from _read(
+        Chunks(chunks(), first),
+        url,
+        wanted,
+        max_member_bytes,
+        until=until,
+        is_cut=is_cut,
+        prove=prove,
+        links=HardLinks(open_range),
+    )
 
 
 def _read(
@@ -171,11 +185,12 @@ def _read(
     is_cut: bool,
     by_ordinal: bool = False,
     prove: Callable[[], None] = lambda: None,
+    links: HardLinks | None = None,
 ) -> Iterator[Sample]:
     """`read_samples` up to the boundary that `until` gives when the bytes end, None: up to the archive's end.
 
     `is_cut` is for what an error says; `by_ordinal`: positions are ordinals; `prove` raises where `source` may have
-    begun inside a member.
+    begun inside a member; `links` finds what hard links mean, None: they are flaws.
     """
     start = source.offset
     key: str | None = None
@@ -233,7 +248,13 @@ def _read(
                 sizes[extension] = size
                 if wanted(extension):
                     if flaw:
-                        flaws = {**flaws, extension: flaw}
+                        content = None
+                        if links is not None and entry.link:
+                            content = links.content(entry.link, before=begin, limit=max_member_bytes)
+                        if content is None:
+                            flaws = {**flaws, extension: flaw}
+                        else:
+                            members[extension], sizes[extension] = content, len(content)
                     elif size > max_member_bytes or (members and size + _held(members) > 2 * max_member_bytes):
                         flaws = {**flaws, extension: f"{size:,} bytes, more than is read of the members of one sample"}
                     else:

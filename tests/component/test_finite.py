@@ -297,11 +297,19 @@ def test_an_endless_run_refuses_a_lane_that_no_shard_can_reach(tmp_path: Path, w
         job.step(40)
 
 
-def test_an_endless_run_refuses_a_lane_that_gives_nothing_in_as_many_epochs_as_lanes(tmp_path: Path) -> None:
+def test_an_endless_run_refuses_a_lane_whose_shards_give_nothing(tmp_path: Path) -> None:
     with Job(finite(lanes_of_packs(tmp_path, 2, 2, 0), epochs=None)) as job:
         assert letters_of(job.step(2)) == "ac"
-        with pytest.raises(ConfigError, match=r"lane 2 of 3 gives no pack \(in 3 epochs\).*Use fewer lanes"):
+        with pytest.raises(ConfigError, match=r"lane 2 of 3 gives no pack \(an epoch brings it no .*Use fewer lanes"):
             job.step(1)
+
+
+def test_an_endless_run_with_less_than_a_pack_in_an_epoch_gives_packs_of_several_epochs(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "small.tar", [("a.txt", b"x" * 28)])
+    with Job(dataset([str(path)], num_lanes=1, seq_len=300)) as job:
+        packs = job.step(2)
+    segments = [int(pack[3].max()) for pack in packs.values()]
+    assert segments == [10, 10], "of 30 tokens an epoch"
 
 
 def test_a_lane_may_have_nothing_in_one_epoch_of_an_endless_run(tmp_path: Path) -> None:

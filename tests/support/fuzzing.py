@@ -128,7 +128,7 @@ def documents(field: str, extension: str) -> Callable[[bytes], None]:
         field=parse_field(field),
         max_document_bytes=1 << 16,
         max_member_bytes=LIMIT,
-        chat=(lambda _: (np.zeros(1, np.int32), np.ones(1, bool))) if parse_field(field).is_chat else None,
+        chat=(lambda *_: (np.zeros(1, np.int32), np.ones(1, bool))) if parse_field(field).is_chat else None,
     )
 
     def target(data: bytes) -> None:

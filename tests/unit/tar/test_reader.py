@@ -207,8 +207,8 @@ def test_directories_and_labels_are_no_members(kind: bytes) -> None:
 @pytest.mark.parametrize(
     ("kind", "flaw"),
     [
-        (b"1", "a hard link to 'there.txt', which has no bytes of its own"),
-        (b"2", "a symbolic link to 'there.txt', which has no bytes of its own"),
+        (b"1", "a hard link to 'there.txt', without bytes of its own"),
+        (b"2", "a symbolic link to 'there.txt', without bytes of its own"),
         (b"3", "a device and not a file"),
         (b"4", "a device and not a file"),
         (b"6", "a pipe and not a file"),
@@ -227,6 +227,49 @@ def test_what_stands_in_the_place_of_a_file_is_a_flaw_of_its_sample(kind: bytes,
     assert contents([a, c]) == [("a", {"txt": b"1"}), ("c", {"txt": b"2"})]
     assert (b.key, b.members, list(b.flaws), b.flaws["txt"].startswith(flaw)) == ("b", {"json": b"{}"}, ["txt"], True)
     assert not read(data, wanted=lambda extension: extension == "json")[1].flaws, "only where it is wanted"
+
+
+def in_full(data: bytes, *, limit: int = LIMIT) -> list[Sample]:
+    """As a shard is read where any range of it can be asked for."""
+    return list(
+        read_samples(
+            [data],
+            url=URL,
+            wanted=lambda _: True,
+            max_member_bytes=limit,
+            open_range=lambda begin, end: iter([data[begin:end]]),
+        )
+    )
+
+
+def hard_link(name: str, target: str) -> bytes:
+    block = bytearray(header(name, 0, b"1"))
+    block[157 : 157 + len(target)] = target.encode()
+    return with_checksum(block)
+
+
+def test_a_hard_link_gives_the_content_of_the_file_that_it_means() -> None:
+    deep = "d" * 150 + "/a.txt"
+    data = entry("a.txt", b"old") + entry("b.txt", b"other") + entry("x/a.txt", b"x" * 700) + entry("a.txt", b"new")
+    data += pax(path=deep, mtime="1.5") + entry("short", b"deep") + hard_link("c.txt", "a.txt")
+    data += hard_link("d.txt", "c.txt") + pax(linkpath=deep) + hard_link("e.txt", "short")
+    data += entry("././@LongLink", deep.encode(), b"K") + hard_link("f.txt", "short") + hard_link("g.txt", "x/a.txt")
+    data += hard_link("h.txt", "z.txt") + hard_link("i.txt", "README") + entry("z.txt", b"later") + END
+    found = {sample.key: sample for sample in in_full(data)}
+    assert {key: found[key].members.get("txt") for key in "cdefghi"} == {
+        "c": b"new",
+        "d": b"new",
+        "e": b"deep",
+        "f": b"deep",
+        "g": b"x" * 700,
+        "h": None,
+        "i": None,
+    }
+    assert found["g"].sizes == {"txt": 700}
+    assert "a hard link to 'z.txt'" in found["h"].flaws["txt"], "which comes after it"
+    assert "txt" in {sample.key: sample for sample in in_full(data, limit=699)}["g"].flaws
+    second = hard_link("j.txt", "b.txt") + END
+    assert in_full(data + second)[-1].flaws, "in another archive"
 
 
 LONG = "n" * 5000

@@ -23,11 +23,12 @@ from support.tars import (
     pax,
     random_members,
     read,
+    with_checksum,
     write_tar,
     write_webdataset,
 )
 
-from streampack.errors import CorruptShardError, ShardError, TruncatedShardError
+from streampack.errors import CorruptShardError, ShardError, TruncatedShardError, WrongCutError
 from streampack.records import Sample
 from streampack.tar.cuts import Boundary, find_sample
 from streampack.tar.reader import read_range
@@ -202,6 +203,33 @@ def test_long_prefix_headers_are_found_by_looking_back() -> None:
         assert in_ranges(data, [cut]) == read(data)
 
 
+def test_ranges_of_archives_that_were_joined_hold_every_sample_and_every_seam_once() -> None:
+    def part(letter: str, count: int, zeros: int) -> bytes:
+        return b"".join(entry(f"{letter}{i}.txt", b"1" * (300 * i)) for i in range(count)) + bytes(zeros)
+
+    data = part("a", 5, 1024) + part("b", 1, 10_240) + part("c", 8, 20_480) + part("d", 2, 1536) + part("e", 1, 1024)
+    samples = read(data)
+    assert sum(not sample.key for sample in samples) == 4
+    assert len(samples) == 5 + 1 + 8 + 2 + 1 + 4
+    for cut in range(0, len(data), 256):
+        assert in_ranges(data, [cut]) == samples
+        assert in_ranges(data, [cut // 2, cut, (cut + len(data)) // 2]) == samples
+    for index, sample in enumerate(samples):
+        begin = len(data) // 3
+        if sample.position > begin:
+            assert range_of(data, begin, len(data), resume=sample.position) == samples[index:]
+
+
+def test_ranges_give_what_hard_links_mean_also_where_the_file_is_in_another_range() -> None:
+    links = [header(f"l{i}.txt", 0, b"1") for i in range(6)]
+    links = [with_checksum(link[:157] + f"f{i % 3}.txt".encode() + link[163:]) for i, link in enumerate(links)]
+    data = b"".join(entry(f"f{i}.txt", b"%d" % i * 900) for i in range(3)) + b"".join(links) + END
+    samples = in_ranges(data, [])
+    assert [sample.members.get("txt") for sample in samples] == [b"%d" % (i % 3) * 900 for i in range(9)]
+    for cut in range(0, len(data), 512):
+        assert in_ranges(data, [cut]) == samples
+
+
 # --- damage
 
 
@@ -310,6 +338,32 @@ def test_a_tar_inside_a_tar_is_read_rightly_or_refused_but_never_wrongly() -> No
     assert num_right > 100
     assert num_refused > 100
     print(f"\nof 600 sets of cuts {num_right} were right and {num_refused} were refused")  # noqa: T201
+
+
+def test_a_range_that_begins_in_a_tar_inside_the_tar_is_refused_before_its_first_sample() -> None:
+    """Where the inner one ends within the bytes that are looked at; else when its end is met."""
+    for inner_bytes, is_near in ((100_000, True), (2 << 20, False)):
+        inner = write_tar([(f"inner{i:05d}.txt", b"1" * 1500) for i in range(inner_bytes // 2048)])
+        outer: list[Member] = [(f"{i:04d}.txt", b"2" * 1500) for i in range(400)]
+        outer.insert(200, ("0199.tar", inner))
+        data = write_tar(outer)
+        cut = 200 * 2048 + len(inner) // 2 + 512
+        found = []
+        with pytest.raises(WrongCutError, match="a member looks like a tar inside the tar"):
+            found.extend(
+                read_range(
+                    Shard(data).open_range,
+                    Shard(data).open_at,
+                    begin=cut,
+                    end=len(data),
+                    size=len(data),
+                    url=URL,
+                    wanted=lambda _: True,
+                    max_member_bytes=LIMIT,
+                )
+            )
+        assert (not found) == is_near
+        assert all(sample.key.startswith("inner") for sample in found), "nothing after its end is given"
 
 
 def test_the_left_lane_alone_refuses_a_boundary_inside_a_member() -> None:
