@@ -161,9 +161,10 @@ class Delivery:
         try:
             if self.commits.num_ahead:
                 raise LoaderError(
-                    f"skip({num_batches}): the trainer holds {self.commits.num_ahead} batches that it has taken ahead, "
-                    "and would still train on them. Skip before the trainer begins to iterate; after a fit, let the "
-                    "loader take them back first: loader.load_state_dict(loader.state_dict())."
+                    f"skip({num_batches}): the trainer holds batches that it has taken ahead "
+                    f"({self.commits.num_ahead}), and would still train on them. Skip before the trainer begins to "
+                    "iterate; after a fit, let the loader take them back first: "
+                    "loader.load_state_dict(loader.state_dict())."
                 )
             turn = self._turn
             if isinstance(turn, Turn) and turn.first_epoch == self.commits.first_epoch:

@@ -1,6 +1,7 @@
 """Finite runs: every document once an epoch, ends in step, fillers that count for nothing, and the next pass."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from support.jobs import (
 )
 
 import streampack
-from streampack.errors import ConfigError, TopologyError
+from streampack.errors import ConfigError, StateError, TopologyError
 from streampack.state.checkpoint import FIELDS
 
 SEQ_LEN = 16
@@ -267,6 +268,82 @@ def test_a_stopping_run_with_an_empty_lane_is_an_error_and_not_an_empty_pass(tmp
     corpus = lanes_of_packs(tmp_path, 3, 0, 5)
     with Job(finite(corpus, epoch_end="stop"), 1, 0, 3) as job, pytest.raises(ConfigError, match="lane 1"):
         job.run_out()
+
+
+# --- another number of epochs on a resume
+
+ONE_EPOCH = 3 * 5  # packs of `three_lanes` in an epoch, fillers included
+
+
+@pytest.fixture
+def three_lanes(tmp_path: Path) -> Corpus:
+    """An epoch is a, b, c, ... of each lane: 4, 5 and 3 packs."""
+    return lanes_of_packs(tmp_path, 4, 5, 3)
+
+
+def state_at(corpus: Corpus, epochs: int | None, packs: int, *, passes: int = 0) -> dict[str, Any]:
+    """The state of a run with `epochs` after so many whole passes and then so many packs."""
+    with Job(finite(corpus, epochs=epochs), 1, 0, 1) as job:
+        for _ in range(passes):
+            job.run_out()
+        job.step(packs)
+        return job.state()
+
+
+def rest(corpus: Corpus, epochs: int | None, state: dict[str, Any]) -> tuple[str, int]:
+    """The letters of the first iteration from a state on, and the epoch with which the next one begins."""
+    with Job(finite(corpus, epochs=epochs), 1, 0, 1, state=state) as job:
+        return letters_of(job.run_out()[0]), job.state()["first_epoch"]
+
+
+@pytest.mark.parametrize("packs", [0, 4, 14, 16])
+@pytest.mark.parametrize("before", [None, 2, 5])
+def test_epochs_counts_from_the_epoch_in_which_the_pass_began_whatever_it_was_before(
+    three_lanes: Corpus, before: int | None, packs: int
+) -> None:
+    """The whole of two epochs, and of it what is left from any state on."""
+    with Job(finite(three_lanes, epochs=2), 1, 0, 1) as job:
+        whole = letters_of(job.run_out()[0])
+    assert whole.replace(".", "").count("a") == 2
+    assert rest(three_lanes, 2, state_at(three_lanes, before, packs)) == (whole[packs:], 2)
+
+
+def test_epochs_counts_from_the_present_pass_of_a_run_that_has_had_others(three_lanes: Corpus) -> None:
+    state = state_at(three_lanes, 1, 4, passes=3)
+    assert rest(three_lanes, 1, state)[1] == 4
+    assert rest(three_lanes, 3, state)[1] == 6
+    assert rest(three_lanes, 1, state_at(three_lanes, 2, 0, passes=2))[1] == 5  # the pass of epoch 4
+
+
+@pytest.mark.parametrize(
+    ("before", "packs", "epochs", "told"),
+    [
+        (None, 40, 1, "lane 2 is in epoch 4 already. epochs=5 ends it after that epoch, epochs=None never"),
+        (None, 12, 1, "lane 2 is in epoch 1 already. epochs=2 ends it"),  # one lane alone has gone on
+        (3, 35, 2, "is in epoch 2 already. epochs=3 ends it"),
+    ],
+)
+def test_a_state_past_the_end_that_epochs_sets_is_refused_and_not_an_empty_pass(
+    three_lanes: Corpus, before: int | None, packs: int, epochs: int, told: str
+) -> None:
+    state = state_at(three_lanes, before, packs)
+    with Job(finite(three_lanes, epochs=epochs), 1, 0, 1) as job:
+        with pytest.raises(StateError, match=f"epochs={epochs} ends the pass, which began with epoch 0") as caught:
+            job.loaders[0].load_state_dict(state)
+        assert told in str(caught.value)
+    enough = int(re.findall(r"epochs=(\d+) ends it", str(caught.value))[0])
+    letters, after = rest(three_lanes, enough, state)
+    assert letters
+    assert after == enough
+
+
+def test_what_is_left_of_a_pass_that_was_handed_out_to_its_end_is_nothing_and_is_logged(
+    three_lanes: Corpus, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = state_at(three_lanes, 1, ONE_EPOCH)
+    assert not caplog.records
+    assert rest(three_lanes, 1, state) == ("", 1)
+    assert "no batch is left of the pass that began with epoch 0; the next iteration begins with epoch 1" in caplog.text
 
 
 # --- lanes without data

@@ -4,6 +4,7 @@ Starting processes costs seconds, so each number of ranks is one job of all case
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.arguments import packed_dataset
 from support.ranks import Finite, Ran, References, check_sum, run_job
 from support.reference import assert_batches, endless_batches
 from support.thorough import some
 
+import streampack
+from streampack.errors import RecordError
 from streampack.records import Counts
+from streampack.testing import write_shards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,11 +309,75 @@ def refused(references: References, tmp_path_factory: pytest.TempPathFactory) ->
     """Two ranks that are given different arguments, and one of which may try again."""
     uneven = {"dataset": {**references.corpora["uneven"], "epochs": 1}, "loader": {"batch_size": 2, "num_workers": 0}}
     again = {name: given for name, (given, _) in DIFFER.items()}
+    folder = tmp_path_factory.mktemp("refused")
     cases = [
         *({**uneven, "name": name, "per_rank": {"1": given}} for name, given in DIFFER_IN_THE_RUN.items()),
         *({**uneven, "name": name, "per_rank": {"1": given}, "tries": 3} for name, given in again.items()),
+        {**uneven, "name": "another break", "leave_after": [2], "per_rank": {"1": {"leave_after": [3]}}},
+        {**uneven, "name": "sums", "passes": 2, "sums": True},  # on the same ranks, after they were out of step
+        {"name": "error and end", "dataset": error_beside_end(folder), "loader": {"num_workers": 0}, "passes": 2},
+        {"name": "max_bad", "dataset": partly_bad(folder), "loader": {"num_workers": 0}, "batches": 150},
     ]
-    return run_job(cases, 2, tmp_path_factory.mktemp("refused"))
+    return run_job(cases, 2, folder)
+
+
+def error_beside_end(folder: Path) -> dict[str, Any]:
+    """Lane 0 has a pack and then a bad record, lane 1 a pack and then its end."""
+    good, bad = "x" * 30, b"\xff" * 30
+    data = [
+        write_shards(folder / f"beside{lane}", documents, documents_per_shard=9)[0]
+        for lane, documents in enumerate(([good, bad, good], [good, "", ""]))
+    ]
+    places = {"num_lanes": 2, "seq_len": 32, "shuffle": False, "tail": "drop"}
+    return {"data": data, "epochs": 1, "epoch_end": "stop", **places}
+
+
+def partly_bad(folder: Path) -> dict[str, Any]:
+    """Four lanes, each with five bad records among its documents."""
+    documents = [b"\xff" * 40 if number % 10 == 5 else "x" * 40 for number in range(200)]
+    data = write_shards(folder / "partly_bad", documents, documents_per_shard=50)
+    return {"data": data, "num_lanes": 4, "seq_len": 32, "shuffle": False, "on_error": "skip", "max_bad": 9}
+
+
+def test_ranks_that_leave_a_pass_at_different_batches_are_told_so_and_get_no_wrong_count(refused: Ran) -> None:
+    first, second = refused.errors("another break")
+    assert first == second
+    assert len(first) == 1
+    assert first[0].startswith("LoaderError: the data-parallel ranks are not in the same pass: ")
+    assert "global pack with which the pass began is 12 on rank 1, 8 on rank 0" in first[0]
+
+
+def test_counts_and_digests_are_added_up_over_the_ranks_where_that_is_asked_for(refused: Ran) -> None:
+    first, second = refused["sums"]
+    assert first["sums"] == second["sums"]
+    stats, digest = first["sums"]
+    assert stats["documents"] == first["stats"]["documents"] + second["stats"]["documents"] > 0
+    check_sum([outcome["digests"][-1] for outcome in (first, second)], digest)
+    assert -(2**63) <= digest < 2**63
+
+
+def test_an_error_before_the_first_end_ends_a_stopping_pass_on_any_number_of_ranks(
+    refused: Ran, tmp_path: Path
+) -> None:
+    own, other = refused.errors("error and end")
+    assert len(own) == len(other) == 1
+    assert own[0].startswith("RecordError: ")
+    assert other[0].startswith("LoaderError: data-parallel rank 0 has met an error at global pack 2")
+    with (
+        streampack.PackedDataLoader(packed_dataset(**error_beside_end(tmp_path)), num_workers=0) as alone,
+        pytest.raises(RecordError),
+    ):
+        for _ in alone:
+            pass
+    assert alone.state_dict()["global_pack"] == 2
+
+
+def test_max_bad_bounds_what_all_ranks_skip_together(refused: Ran) -> None:
+    """Each rank alone has ten."""
+    for messages in refused.errors("max_bad"):
+        assert len(messages) == 1
+        assert re.search(r"ShardError: .*the run has skipped 1\d bad records or shards, .* max_bad=9", messages[0])
+    assert sum(outcome["stats"]["bad_records"] for outcome in refused.outcomes["max_bad"]) <= 9
 
 
 @pytest.mark.parametrize("name", DIFFER_IN_THE_RUN)

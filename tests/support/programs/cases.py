@@ -120,6 +120,8 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
                     loader.close()
         except streampack.StreampackError as error:
             outcome["errors"].append(f"{type(error).__name__}: {error}")
+            if loader is not None:
+                outcome["stats"] = loader.stats()
     if loader is not None:
         loader.close()
     gc.collect()  # what is only waiting to be collected is no leak

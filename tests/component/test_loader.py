@@ -1,0 +1,177 @@
+"""What a loader answers and takes at any time: counts before it begins, other batch sizes, batches that are ahead."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.jobs import Corpus, dataset, rows, uneven
+
+import streampack
+from streampack.errors import ConfigError, LoaderError, ShardError
+from streampack.state.checkpoint import to_json
+from streampack.testing import ByteTokenizer, write_shards
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return uneven(tmp_path_factory.mktemp("loader"))
+
+
+def make(corpus: Corpus, batch_size: int = 2, **options: Any) -> streampack.PackedDataLoader:
+    return streampack.PackedDataLoader(dataset(corpus), batch_size, **{"num_workers": 0, **options})
+
+
+# --- before the first batch
+
+
+def test_counts_and_digest_are_zero_before_the_run_begins_and_wait_for_nobody(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The environment promises a second rank, which never comes."""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with make(corpus) as loader:
+        assert not any(loader.stats().values())
+        assert loader.digest() == 0
+        assert loader.num_lanes == 12
+        assert "PackedDataLoader" in repr(loader)
+    auto = streampack.PackedDataset(list(corpus.urls), ByteTokenizer(), 32)
+    with (
+        streampack.PackedDataLoader(auto, num_workers=0) as loader,
+        pytest.raises(LoaderError, match=r'num_lanes="auto" is known once the ranks have listed the shards'),
+    ):
+        loader.num_lanes  # noqa: B018 (it raises)
+
+
+def test_a_rank_alone_knows_its_lanes_and_sums_before_the_run_begins(corpus: Corpus) -> None:
+    data = streampack.PackedDataset(list(corpus.urls), ByteTokenizer(), 32)
+    with streampack.PackedDataLoader(data, num_workers=0) as loader:
+        assert loader.num_lanes == data.num_lanes
+        assert loader.stats(all_ranks=True) == loader.stats()
+        next(iter(loader))
+        assert loader.digest(all_ranks=True) == loader.digest() != 0
+
+
+def test_sums_over_ranks_that_cannot_be_reached_are_refused(corpus: Corpus) -> None:
+    with make(corpus, dp_rank=0, dp_size=2) as loader:
+        for ask, name in ((loader.stats, "stats"), (loader.digest, "digest")):
+            with pytest.raises(ConfigError, match=rf"{name}\(all_ranks=True\) needs to reach the other ranks"):
+                ask(all_ranks=True)
+
+
+def test_a_digest_fits_an_int64(corpus: Corpus) -> None:
+    with make(corpus) as loader:
+        digests = []
+        for batch, _ in zip(loader, range(12), strict=False):
+            assert batch
+            digests.append(loader.digest())
+        assert all(-(2**63) <= digest < 2**63 for digest in digests)
+        assert min(digests) < 0 < max(digests)
+
+
+# --- what can be set
+
+
+def test_another_batch_size_and_number_of_workers_hold_from_the_next_iterator_on(corpus: Corpus) -> None:
+    with make(corpus, 1) as quiet:
+        expected = [rows(batch)[0] for batch, _ in zip(quiet, range(30), strict=False)]
+    with make(corpus, 2) as loader:
+        batches = iter(loader)
+        got = rows(next(batches))
+        loader.batch_size, loader.num_workers = 5, 2
+        got += rows(next(batches))
+        assert len(got) == 4
+        batches = iter(loader)
+        got += rows(next(batches)) + rows(next(batches))
+        loader.batch_size, loader.num_workers = np.int64(3), 0
+        loader.close()
+        loader.skip(1)
+        got += [None] * 3 + rows(next(iter(loader)))
+        assert len(got) == 4 + 10 + 3 + 3
+        for one, other in zip(got, expected, strict=False):
+            assert one is None or np.array_equal(one, other)
+        assert loader.batch_size == 3
+
+
+def test_what_cannot_be_set_is_an_error_and_not_ignored(corpus: Corpus) -> None:
+    with make(corpus) as loader:
+        for name, value in (("batch_size", 0), ("batch_size", True), ("num_workers", -1)):
+            with pytest.raises(ConfigError, match=f"{name}="):
+                setattr(loader, name, value)
+        for name in ("dataset", "whole_state", "dp_size", "drop_last", "prefetch_bytes", "format", "verify_every"):
+            with pytest.raises(AttributeError, match=name):
+                setattr(loader, name, 1)
+        loader.note = "an attribute of the user's own"
+
+
+# --- batches that a trainer has taken ahead
+
+
+def test_skip_is_refused_while_a_trainer_holds_batches_that_it_has_taken_ahead(corpus: Corpus) -> None:
+    with make(corpus) as quiet:
+        expected = [rows(batch) for batch, _ in zip(quiet, range(12), strict=False)]
+    with make(corpus) as loader:
+        held: list[Any] = []
+        batches = loader.iterate(taken_ahead=lambda: held)
+        for _ in range(4):
+            held.append(next(batches))
+            if len(held) > 1:
+                held.pop(0)
+        with pytest.raises(LoaderError, match=r"skip\(2\): the trainer holds batches .* ahead \(1\).*load_state_dict"):
+            loader.skip(2)
+        assert loader.state_dict()["global_pack"] == 2 * 3
+        loader.load_state_dict(loader.state_dict())  # as the error says
+        loader.skip(2)
+        np.testing.assert_array_equal(rows(next(iter(loader))), expected[3 + 2])
+
+
+def test_what_a_trainer_holds_is_in_no_state_also_when_the_oldest_batches_are_added_up(corpus: Corpus) -> None:
+    states = []
+    with make(corpus) as quiet:
+        for batch, _ in zip(quiet, range(50), strict=False):
+            assert batch
+            states.append(to_json(quiet.state_dict()))
+    with make(corpus) as loader:
+        held: list[Any] = []
+        batches = loader.iterate(taken_ahead=lambda: held)
+        for number in range(50):
+            held.append(next(batches))
+            if len(held) > 3:
+                held.pop(0)
+            if number > 12:
+                assert to_json(loader.state_dict()) == states[number - 3]
+                assert to_json(loader.state_dict(batches_back=8)) == states[number - 11]
+
+
+# --- max_bad
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_max_bad_is_a_bound_of_all_lanes_together_also_from_a_state(tmp_path: Path, workers: int) -> None:
+    documents = [b"\xff" * 40 if number % 10 == 5 else "x" * 40 for number in range(200)]
+    shards = write_shards(tmp_path / "bad", documents, documents_per_shard=50)
+
+    def run(max_bad: float, state: Any = None, errors: Any = ShardError) -> tuple[int, Any]:
+        arguments: dict[str, Any] = {"num_lanes": 4, "shuffle": False, "epochs": 1, "on_error": "skip"}
+        data = streampack.PackedDataset(shards, ByteTokenizer(), 32, max_bad=max_bad, **arguments)
+        with streampack.PackedDataLoader(data, 1, num_workers=workers) as loader:
+            if state is not None:
+                loader.load_state_dict(state)
+            with contextlib.suppress(*([errors] if errors else [])):
+                for _ in loader:
+                    pass
+            return int(loader.stats()["bad_records"]), loader.state_dict()
+
+    assert run(20)[0] == 20
+    skipped, state = run(9)
+    assert skipped <= 9
+    with pytest.raises(ShardError, match=r"\.tar: the run has skipped 10 bad records or shards, .*Repair the data"):
+        run(9, state, errors=())
+    again, same = run(9, state)
+    assert again == skipped
+    assert to_json(same) == to_json(state)
+    assert run(20, state)[0] == 20
+    assert run(0.2)[0] == 20
+    assert run(0.05)[0] <= 10
