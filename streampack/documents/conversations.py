@@ -17,6 +17,8 @@ from streampack.errors import DocumentTooLongError, MissingFieldError
 from streampack.records import CONTEXT_KEYS, Message
 
 Context = dict[str, Any]
+_NO_NUMBER = b"1e999"
+"""Stands for NaN and Infinity: JSON's grammar allows it, and a value that is used may not have it."""
 
 
 @functools.lru_cache(maxsize=16)
@@ -38,7 +40,7 @@ def json_conversation(data: bytes, keys: tuple[str, ...], limit: int) -> tuple[t
         try:
             record = _decoder(keys).decode(data)
         except ValueError:
-            data = without_marks(data)
+            data = without_marks(data, number=_NO_NUMBER)
             record = _decoder(keys).decode(data)
         for _ in keys[:-1]:
             record = record.value
@@ -62,6 +64,8 @@ def json_conversation(data: bytes, keys: tuple[str, ...], limit: int) -> tuple[t
         values = {name: msgspec.json.decode(raw) for name, raw in raws.items()}
         messages = values.pop("value")
     except (ValueError, KeyError, RecursionError) as error:
+        if "out of range" in str(error):
+            raise BadContentError("NaN, Infinity or a number out of range in a value that a template may use") from None
         if is_large:
             raise BadContentError(f"broken JSON: {error}") from None
         messages, values = json_value(data, keys), {}  # which says what is wrong

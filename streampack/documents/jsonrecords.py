@@ -57,12 +57,12 @@ def _json_string(data: bytes, keys: tuple[str, ...]) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def without_marks(data: bytes) -> bytes:
-    """The record without a byte order mark, and with zeros for the numbers that are none in JSON."""
+def without_marks(data: bytes, *, number: bytes = b"0") -> bytes:
+    """The record without a byte order mark, and with `number` for the numbers that are none in JSON."""
     data = data.removeprefix(BOM)
     if b"NaN" not in data and b"Infinity" not in data:
         return data
-    return _NOT_JSON.sub(lambda found: found[0] if found[0].startswith(b'"') else b"0", data)
+    return _NOT_JSON.sub(lambda found: found[0] if found[0].startswith(b'"') else number, data)
 
 
 def check_lines(data: bytes) -> None:

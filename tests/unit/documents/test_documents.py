@@ -211,6 +211,14 @@ def test_what_stands_beside_messages_is_not_looked_at(beside: bytes) -> None:
         assert isinstance(document, Document)
 
 
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_a_number_that_is_none_is_no_weight_of_a_message(number: str) -> None:
+    data = f'{{"messages": [{{"role": "user", "content": "q", "weight": {number}}}]}}'
+    for whole in (data, data.replace("{", '{"n": NaN, ', 1)):
+        error = the_error(read({"json": whole.encode()}, "json:messages"))
+        assert "NaN, Infinity or a number out of range" in str(error)
+
+
 # txt
 
 
