@@ -111,13 +111,17 @@ def _guard_bpe(
     characters = {name for name in inside if len(name.removeprefix(prefix).removesuffix(suffix)) == 1}
     if is_byte_level:
         characters &= _BYTE_LEVEL
+    made: set[str] = set()
     if inside:
-        merges = list(_pairs(merges))
-    made = {left + right[len(prefix) :] for left, right in merges}.intersection(inside) if inside else set()
+        merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+        names_inside = frozenset(inside)
+        made = {piece for left, right in merges if (piece := left + right[len(prefix) :]) in names_inside}
     stood_for = [name for name in inside if name in characters or name in made]
 
     unknown = model.get("unk_token")
-    is_complete = _has_all_bytes(model, vocab) or (is_byte_level and vocab.keys() >= _BYTE_LEVEL - _NOT_IN_UTF8)
+    forms = {(before, after) for before in ("", prefix) for after in ("", suffix)}
+    letters = {before + byte + after for byte in _BYTE_LEVEL - _NOT_IN_UTF8 for before, after in forms}
+    is_complete = _has_all_bytes(model, vocab) or (is_byte_level and vocab.keys() >= letters)
     loses = not is_complete and (unknown not in vocab or unknown in ends)
     if stood_for or loses:
         # The library gives added tokens that are not in the vocabulary ids by its size, which is about to grow.
@@ -162,13 +166,6 @@ def _check_characters(name: str, vocab: Mapping[str, int], model: Mapping[str, A
 def _has_all_bytes(model: Mapping[str, Any], vocab: Collection[str]) -> bool:
     """Whether a character without a token becomes its bytes."""
     return bool(model.get("byte_fallback")) and all(f"<0x{byte:02X}>" in vocab for byte in range(256))
-
-
-def _pairs(merges: list[Any]) -> Iterator[tuple[str, str]]:
-    """The merges, each written as a list of two texts or as one text with a space between them."""
-    for merge in merges:
-        left, right = merge.split(" ") if isinstance(merge, str) else merge
-        yield left, right
 
 
 def _kinds(*stages: Any) -> Iterator[str]:
