@@ -78,15 +78,14 @@ def shards_among(found: Sequence[tuple[str, int | None]], *, folder: str) -> lis
         ConfigError: there are files that may be shards and cannot be read as such.
         ShardNotFoundError: there is no shard.
     """
-    kinds = [kind_of(url) for url, _ in found]
-    shards = [file for file, kind in zip(found, kinds, strict=True) if kind is Kind.SHARD]
-    others = [url for (url, _), kind in zip(found, kinds, strict=True) if kind is not Kind.SHARD]
+    shards = [(url, size) for url, size in found if suffix_of(url) is not None]
+    others = [url for url, _ in found if suffix_of(url) is None]
     lost = [url for url in others if kind_of(url) in (Kind.UNSUPPORTED, Kind.LIKE_SHARD)]
     if lost:
         raise ConfigError(
-            f"the directory {folder} has {len(shards)} shards, and {len(lost)} files that look like shards and cannot "
-            f"be read: {_some(lost)}; {READ}. Store these so, or move them away, or name the shards to read: "
-            f"{folder}**/*.tar",
+            f"{len(lost)} of {len(found)} files below {redacted(folder)} look like shards and cannot be read: "
+            f"{_some(lost)}; {READ}. Write these again so, or move them away, or name the shards that are to be read, "
+            f"as in {redacted(folder)}**/*.tar"
         )
     if not shards:
         what = f"has {len(found)} files but no tar ({_counted(others)})" if found else "is empty, or not there"
@@ -96,8 +95,8 @@ def shards_among(found: Sequence[tuple[str, int | None]], *, folder: str) -> lis
         raise ShardNotFoundError(text)
     if others:
         _log.warning(
-            "%s: %d files beside the %d shards are not read (%s), the first is %s",
-            redacted(folder), len(others), len(shards), _counted(others), redacted(others[0])
+            "%s: %d of %d files are no shards and are not read (%s); the first: %s",
+            redacted(folder), len(others), len(found), _counted(others), redacted(others[0])
         )  # fmt: skip
     return shards
 
@@ -115,7 +114,8 @@ def refuse_others(urls: Sequence[str]) -> None:
         hint += f" If it is a manifest, a list of shards, give it as {'@' + first!r}."
     if len(wrong) < len(urls):
         hint += " If a glob matches more than the shards, make it narrower."
-    raise ConfigError(f"{len(wrong)} of {len(urls)} files are no tars by their names: {_some(wrong)}; {READ}. {hint}")
+    what = f"{len(wrong)} of {len(urls)} files given as shards are no tars by their names: {_some(wrong)}"
+    raise ConfigError(f"{what}; {READ}. {hint}")
 
 
 def _is_query(url: str) -> bool:

@@ -31,8 +31,8 @@ LOOK_BYTES = 1 << 19
 """How far the right lane looks for the end of an archive before it gives its first sample: about its first request."""
 CUT_REMEDY = (
     "the shard is cut short or damaged, or it was replaced, or a member looks like a tar inside the tar and a cut fell "
-    'into it; for the last, begin a new run: list the shard with "whole": true in a manifest, or store it as .tar.gz or '
-    ".tar.zst"
+    'into it; for the last, begin a new run: list the shard with "whole": true in a manifest, or store it as '
+    ".tar.gz or .tar.zst"
 )
 """What to do where no valid entries follow a cut."""
 

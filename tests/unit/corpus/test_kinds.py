@@ -31,7 +31,7 @@ def found(names: str) -> list[tuple[str, int | None]]:
 
 @pytest.mark.parametrize("name", ["b.tar.xz", "b.tar.bz2", "b.tlz4", "b.tar.Z", "b.tar.part", "b.tar.gz.001"])
 def test_what_may_be_a_shard_beside_shards_is_an_error_that_names_it(name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"d/ has 1 shards, and 1 files that look like shards .*: d/{name}; "):
+    with pytest.raises(ConfigError, match=rf"^1 of 2 files below d/ look like shards and cannot be read: d/{name}; "):
         shards_among(found(f"a.tar {name}"), folder="d/")
 
 
@@ -40,7 +40,7 @@ def test_other_files_beside_shards_are_told_once(caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.WARNING):
         assert shards_among(found(names), folder="d/") == found("a.tar b.tgz")
     [message] = caplog.messages
-    assert message.startswith("d/: 5 files beside the 2 shards are not read (1 .md, 1 .json")
+    assert message.startswith("d/: 5 of 7 files are no shards and are not read (1 .md, 1 .json")
     caplog.clear()
     shards_among(found("a.tar"), folder="d/")
     assert not caplog.messages
@@ -54,7 +54,7 @@ def test_a_web_folder_without_links_says_what_it_takes_to_be_listed() -> None:
 @pytest.mark.parametrize(
     ("url", "text"),
     [
-        ("s3://b/a.parquet", r"1 of 1 files are no tars by their names: s3://b/a\.parquet; .*write_shards"),
+        ("s3://b/a.parquet", r"^1 of 1 files given as shards are no tars by .*: s3://b/a\.parquet; .*write_shards"),
         ("a.jsonl", r"If it is a manifest, a list of shards, give it as '@a\.jsonl'"),
         ("a.jsonl.zst", "docs/data.md shows how"),
         ("a.tar.xz", r"\.tar\.xz is not supported; store the shard as \.tar, \.tar\.gz or \.tar\.zst"),
