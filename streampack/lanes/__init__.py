@@ -8,9 +8,12 @@ pool -> stream -> reader -> pieces      samples of a piece of a shard; read agai
 |-> unpassed                  which documents the packer holds
 |-> liveness                  whether an endless lane will ever give a pack
 `-> position                  where the lane continues after each pack
+
+arrival                   whether a lane that is left before its end would have arrived there
 """
 
 __all__ = [
+    "arrival",
     "batches",
     "liveness",
     "pieces",

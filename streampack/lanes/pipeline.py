@@ -69,6 +69,22 @@ class Pipeline:
             )
             raise
 
+    def check_end(self, shard: Shard, piece: Piece, *, resume: int, max_range_bytes: int) -> None:
+        """Follow the headers of a piece from the position `resume` (-1: its start) to its end, without their payloads.
+
+        Raises:
+            WrongCutError: they do not lead to where the next range begins.
+        """
+        if piece.whole or piece.end >= shard.size:
+            return
+        read = self._reading(shard, max_range_bytes)
+        try:
+            self._follow(shard, piece, read, partial(read, first_bytes=_LOOK_BYTES), None if resume < 0 else resume)
+        except WrongCutError:
+            raise
+        except (CorruptShardError, TruncatedShardError) as error:
+            self.next_range(shard, piece, damaged_at=error.offset or 0, max_range_bytes=max_range_bytes)
+
     def _reading(self, shard: Shard, max_range_bytes: int) -> Callable[..., Iterator[bytes]]:
         """What opens a range of the shard."""
         return partial(
@@ -145,18 +161,18 @@ class Pipeline:
         piece: Piece,
         read: Callable[[int, int], Iterator[bytes]],
         look: Callable[[int], Iterator[bytes]],
-        offset: int,
+        resume: int | None,
     ) -> None:
         for _ in read_range(
             read,
             look,
-            begin=0,  # it goes on after the damage, so there is nothing to prove before it
+            begin=piece.begin if resume is None else 0,  # 0: where it goes on there is nothing to prove before it
             end=piece.end,
             size=shard.size,
             url=shard.url,
             wanted=lambda _: False,
             max_member_bytes=0,
-            resume=offset,
+            resume=resume,
         ):
             pass
 

@@ -20,6 +20,7 @@ from time import perf_counter
 from streampack.dataset.dataset import PackedDataset
 from streampack.errors import LoaderError
 from streampack.formats.consumers import Batch
+from streampack.lanes.arrival import check_arrival
 from streampack.loader.agreement import SharedRun
 from streampack.loader.commits import Change, Commits
 from streampack.loader.consistency import Verifier
@@ -212,10 +213,21 @@ class Delivery:
         if self.commits.num_batches == turn.begun_at:
             what = "no batch is left of the pass that began with epoch %d; the next iteration begins with epoch %d"
             _log.warning(what, turn.first_epoch, turn.first_epoch + epochs)
+        if self._dataset.epoch_end == "stop":
+            self._check_cuts(turn.first_epoch + epochs)
         with self._lock:
             self._check(turn)
             self.commits.end_pass(tally.ends, epochs=epochs, left_out_packs=tally.left_out.packs)
         self._drop(running)
+
+    def _check_cuts(self, end_epoch: int) -> None:
+        """Raise where lanes that the pass leaves before their end would not have arrived where the next ones began."""
+        committed = self.commits.latest()
+        corpus = self._dataset.corpus(committed.num_lanes)
+        for lane_index, lane in enumerate(committed.lanes):
+            check_arrival(
+                self._dataset.pipeline, corpus, lane, committed.position(lane_index), end_epoch=end_epoch
+            )
 
     def _in_step(self, turn: object, settings: PassSettings) -> _Running:
         """The pass that stands where the commits stand; it is made if there is none."""

@@ -16,6 +16,7 @@ from support.tars import END, entry
 
 from streampack import PackedDataset, RetryPolicy
 from streampack.errors import ShardError, ShardNotFoundError, StorageError, WrongCutError
+from streampack.tar import cuts
 from streampack.testing import ByteTokenizer
 
 SUFFIXES = (".tar", ".tar.gz", ".tar", ".tar.zst")
@@ -265,6 +266,30 @@ def test_a_cut_into_a_tar_in_the_tar_is_never_skipped_even_after_damage(tmp_path
     with Job(dataset([str(path)], **arguments(epochs=1, num_lanes=2))) as job, pytest.raises(WrongCutError) as error:
         job.run_out()
     assert '"whole": true' in str(error.value)
+
+
+@pytest.mark.parametrize("on_error", ["skip", "raise"])
+def test_a_pass_that_stops_before_a_lane_arrives_at_a_cut_still_finds_that_it_was_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_error: str
+) -> None:
+    """Lane 1 begins in the inner tar; lane 2 ends long before lane 0 comes to the cut, or lane 1 to its end."""
+    monkeypatch.setattr(cuts, "LOOK_BYTES", 0)  # as where the inner tar is larger than what is looked at
+    data = nested() + bytes(-len(nested()) % 1024)
+    (tmp_path / "a.tar").write_bytes(data)
+    last = entry("z.txt", b"the only text") + entry("z.bin", bytes(len(data) // 2 - 1024 - 512 - 1024)) + END
+    (tmp_path / "b.tar").write_bytes(last)
+    assert len(last) == len(data) // 2
+    urls = [str(tmp_path / "a.tar"), str(tmp_path / "b.tar")]
+    stopping = {"epochs": 1, "num_lanes": 3, "epoch_end": "stop", "on_error": on_error}
+    with Job(dataset(urls, **arguments(**stopping)), 1, 0, 3) as job:
+        assert job.step(1), "packs come before the lanes are known to be wrong"
+        for _ in range(2):
+            with pytest.raises(WrongCutError, match='"whole": true'):
+                job.run_out()
+    good = [entry(f"a{number}.txt", b"a text of some length" * 9) for number in range(len(data) // 1024)]
+    (tmp_path / "a.tar").write_bytes(b"".join(good)[: len(data) - 1024] + END)
+    with Job(dataset(urls, **arguments(**stopping)), 1, 0, 3) as job:
+        job.run_out()
 
 
 # --- how much
