@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from fsspec.spec import AbstractFileSystem
 from fsspec.utils import glob_translate
 
-from streampack.errors import ConfigError, ShardNotFoundError
+from streampack.errors import ConfigError, ShardNotFoundError, StorageError
 from streampack.storage.clients import Clients, local_path
 from streampack.storage.redaction import redacted
 from streampack.storage.retry import persist
@@ -161,6 +161,11 @@ def _entries(url: str, folder: str, clients: Clients, *, is_root: bool) -> list[
         if is_root:
             return []
         raise
+    except StorageError as error:
+        if "://" not in folder:
+            raise
+        hint = "a web server lists a folder only where it has an index page; name the shards by braces or a manifest"
+        raise StorageError(f"{error}; {hint}") from error
 
 
 def _links_below(folder: str, infos: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

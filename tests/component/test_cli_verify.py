@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.proxy import Proxy
 from typer.testing import CliRunner, Result
 
 from streampack.cli import app
@@ -134,6 +135,20 @@ def test_a_shard_that_was_changed_in_its_place_is_read_again(shards: list[Path],
     os.utime(shards[2], ns=(changed.st_atime_ns, changed.st_mtime_ns + 1))  # where the clock of files is coarse
     code, found = verified(*urls(shards), "--journal", str(journal))
     assert (code, found["num_read"], found["num_problems"]) == (1, 1, 1)
+
+
+def test_a_remote_shard_that_was_replaced_is_read_again(shards: list[Path], tmp_path: Path) -> None:
+    journal, data = tmp_path / "journal", shards[0].read_bytes()
+    proxy = Proxy(objects={"/en/a.tar": data, "/de/a.tar": data})
+    try:
+        assert verified(f"{proxy.url}/en/a.tar", "--journal", str(journal))[1]["num_read"] == 1
+        assert verified(f"{proxy.url}/en/%61.tar", "--journal", str(journal))[1]["num_read"] == 0
+        assert verified(f"{proxy.url}/de/a.tar", "--journal", str(journal))[1]["num_read"] == 1
+        proxy.objects["/en/a.tar"] = data.replace(b"with some text", b"with some \xffext")
+        code, found = verified(f"{proxy.url}/en/a.tar", "--journal", str(journal))
+        assert (code, found["num_read"]) == (1, 1)
+    finally:
+        proxy.close()
 
 
 def test_a_journal_of_another_field_or_limit_is_not_taken(shards: list[Path], tmp_path: Path) -> None:

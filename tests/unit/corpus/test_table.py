@@ -518,6 +518,13 @@ class TestSizes:
         with pytest.raises(ConfigError, match="1 of 2 shards are given more than once"):
             resolve_shards([f"{web}/en/a.tar", f"{web}/en/%61.tar"], STORAGE)
 
+    def test_a_web_server_that_does_not_list_is_named_as_such(self, web: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        refuse = lambda handler, _: handler.send_error(403, "no listing")  # noqa: E731
+        monkeypatch.setattr(SimpleHTTPRequestHandler, "list_directory", refuse)
+        for spec in (f"{web}/en/", f"{web}/en/*.tar"):
+            with pytest.raises(StorageError, match="a web server lists a folder only where it has an index page"):
+                resolve_shards(spec, STORAGE)
+
     def test_a_file_with_brackets_is_read_where_nothing_may_be_listed(self) -> None:
         class Closed(Told):
             def listing(self, url: str) -> list[tuple[str, int | None]]:
