@@ -32,7 +32,8 @@ MAX_WINDOW_BYTES = 1 << 27
 Tokens = NDArray[np.int32]
 Mask = NDArray[np.bool_]
 Message: TypeAlias = Mapping[str, Any]
-"""One message of a conversation: "role" and "content", both strings, and whatever else a template may use."""
+"""One message of a conversation: "role" and "content", both strings, and whatever else a template may use. The content
+may be None or missing where there are "tool_calls" or a "function_call"."""
 CONTEXT_KEYS = ("tools", "functions", "documents", "system", "images", "audios", "videos", "chat_template_kwargs")
 """Keys beside the messages of a record that change what a model should see of the conversation: they are for the chat
 template. All other keys there (an id, a source, a date) are metadata."""

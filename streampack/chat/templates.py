@@ -145,6 +145,7 @@ class FunctionTemplate:
             parameters = inspect.signature(self.function).parameters
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
             return context
+        parameters = dict(list(parameters.items())[1:])  # the first one is for the messages
         check_context(context, parameters, f"the chat template ({self.digest}), a function,")
         return {key: value for key, value in context.items() if key in parameters}
 

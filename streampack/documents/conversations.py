@@ -1,7 +1,7 @@
 """The JSON of a record in, its conversation out: the messages, and what beside them changes what a model should see.
 
-Out: messages, each with strings under "role" and "content", and their context (`streampack.records.CONTEXT_KEYS`); or a
-`BadContentError` that says why there are none.
+Out: messages, each with strings under "role" and "content" (which may be null where there are "tool_calls"), and their
+     context (`streampack.records.CONTEXT_KEYS`); or a `BadContentError` that says why there are none.
 Never: a conversation that no chat template could read; a look at values that are neither (they may be anything that
 JSON's grammar allows, as with texts).
 """
@@ -82,12 +82,15 @@ def check_messages(value: object, limit: int) -> tuple[Message, ...]:
     for number, message in enumerate(value):
         if not isinstance(message, dict):
             raise BadContentError(f"message {number} is {json_kind(message)} and not an object with role and content")
+        calls = message.get("tool_calls") or message.get("function_call")
         for key in ("role", "content"):
+            if key == "content" and calls and message.get(key) is None:
+                continue  # as OpenAI's format has it; a template that takes the calls looks at them
             if key not in message:
                 there = ", ".join(map(str, message)) or "none"
                 found = f"message {number} has no {key!r}; the keys there: {there:.200}"
                 raise BadContentError(found, kind=MissingFieldError)
             if not isinstance(message[key], str):
                 raise BadContentError(f"the {key} of message {number} is {json_kind(message[key])} and not a string")
-    check_size(sum(len(message["content"].encode("utf-8", "surrogatepass")) for message in value), limit)
+    check_size(sum(len((message.get("content") or "").encode("utf-8", "surrogatepass")) for message in value), limit)
     return tuple(value)

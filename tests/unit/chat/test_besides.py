@@ -181,6 +181,16 @@ def test_tools_beside_messages_are_a_bad_record_where_they_have_no_place(tmp_pat
     assert "function" in spelled(pack["tokens"][pack["segment_ids"] == 2])
 
 
+def test_a_message_that_calls_a_tool_needs_no_content(tmp_path: Path) -> None:
+    calls = b'{"messages": [{"role": "assistant", "content": null, "tool_calls": [{"name": "add"}]}]}'
+    [pack] = dataset_of(shard_of(tmp_path, calls), chat=JINJA.replace("{{ m.content }}", "{{ m.content or '' }}"))
+    assert "[{'name': 'add'}]" in spelled(pack["tokens"][pack["segment_ids"] == 1])
+    with pytest.raises(RecordError, match="message 0 has tool_calls, which the chat template 'phi3' has no place for"):
+        list(dataset_of(shard_of(tmp_path, calls)))
+    with pytest.raises(RecordError, match="the content of message 0 is null and not a string"):
+        list(dataset_of(shard_of(tmp_path, calls.replace(b'[{"name": "add"}]', b"[]"))))
+
+
 def test_a_transform_sees_what_stands_beside_the_messages(tmp_path: Path) -> None:
     def without(document: streampack.Document, rng: object) -> streampack.Document:
         assert document.context == {"system": "be kind"}
