@@ -21,6 +21,7 @@ class Purpose(enum.IntEnum):
     SHARD_ORDER = 1
     SPLIT = 2
     TRANSFORM = 3
+    GLOBAL_GENERATORS = 4
 
 
 def _mix(word: int) -> int:

@@ -8,6 +8,8 @@ Never: a sign from a thread that runs on while the work stands still: these sign
 In a process that is not a worker the calls do nothing.
 """
 
+import mmap
+import os
 import time
 from collections.abc import MutableSequence
 from typing import NamedTuple
@@ -28,12 +30,21 @@ class SampleLocation(NamedTuple):
     """`Sample.position`."""
 
 
+def rows(descriptor: int, num_workers: int | None = None) -> list[memoryview]:
+    """The rows of all workers, in the memory that a descriptor stands for; `num_workers` gives it its size."""
+    item = NUM_FIELDS * 8
+    if num_workers is not None:
+        os.ftruncate(descriptor, num_workers * item)
+    memory = memoryview(mmap.mmap(descriptor, 0))
+    return [memory[start : start + item].cast("q") for start in range(0, len(memory), item)]
+
+
 def report_to(row: MutableSequence[int] | None) -> None:
     """Write this process's signs of life into `row` from now on, the first one at once; None: nowhere."""
     global _row  # noqa: PLW0603 (a worker is a process, so its row is the process's)
     _row = row
     if row is not None:
-        row[1:NUM_FIELDS] = SampleLocation()
+        row[1], row[2], row[3] = SampleLocation()
         beat()
 
 
@@ -62,5 +73,5 @@ def sleep(seconds: float) -> None:
 
 def read(row: MutableSequence[int]) -> tuple[int, SampleLocation]:
     """The number of signs of life so far, and the sample that the worker has begun last."""
-    beats, *location = row[0:NUM_FIELDS]
+    beats, *location = row
     return beats, SampleLocation(*location)

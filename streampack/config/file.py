@@ -48,7 +48,7 @@ class LoaderSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     drop_last: bool | UnsetType = UNSET
     prefetch_bytes: int | UnsetType = UNSET
     pin_memory: bool | Literal["auto"] | UnsetType = UNSET
-    multiprocessing_context: Literal["fork", "spawn", "forkserver"] | UnsetType | None = UNSET
+    multiprocessing_context: Literal["fork"] | UnsetType | None = UNSET
     worker_timeout_s: float | UnsetType = UNSET
     verify_every: int | UnsetType | None = UNSET
     whole_state: bool | UnsetType = UNSET

@@ -27,6 +27,7 @@ from streampack.dataset.wrappers import check_not_dealt_again
 from streampack.documents.split import HoldOut
 from streampack.documents.transform import Transform
 from streampack.errors import LoaderError, TopologyError, as_integer
+from streampack.lanes.pool import check_budget
 from streampack.packing.options import Packing, PackingKind
 from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary
 from streampack.ranks import topology
@@ -266,6 +267,12 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
                 f"the dataset was made by for_rank({mine.rank}, {mine.size}), the loader is rank {other.rank} of "
                 f"{other.size}: give the loader the dataset itself"
             )
+
+    def check_budget(self, *, num_ranks: int, num_workers: int) -> None:
+        """Refuse workers with too little memory for their lanes, if the number of lanes is known by now."""
+        if self._num_lanes is not None or self._shards.is_listed:
+            lanes = -(-self.num_lanes // num_ranks)
+            check_budget(budget_bytes=self.limits.buffer_bytes, num_lanes=lanes, num_workers=num_workers)
 
     # -- iteration without PackedDataLoader ------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from streampack import hashing, heartbeat
+from streampack import heartbeat
 from streampack.documents.compression import decompressed
 from streampack.documents.contents import BadContentError, utf8_text
 from streampack.documents.conversations import json_conversation
@@ -73,8 +73,8 @@ class DocumentReader:
             sample: the members that the field wants, and the sizes of all.
             url: the shard, for errors.
             shard_name: the shard's name; its last component, the key and the record decide what is held out.
-            shard_index: the shard's index as listed; with seed, epoch, the sample's position and record it seeds the
-                transform.
+            shard_index: the shard's index as listed; with seed, epoch, the sample's position and record it seeds
+                whatever the transform draws from.
             epoch: the epoch that the lane is in.
             first_record: records before it are neither parsed nor given.
             first_part: parts of `first_record` before it are not given.
@@ -132,9 +132,9 @@ class DocumentReader:
                 continue
             parts = [item]
             if self.transform is not None:
-                rng = hashing.generator(self.seed, epoch, shard_index, item.sample, item.record)
+                place = self.seed, epoch, shard_index, item.sample, item.record
                 try:
-                    parts = transformed(item, self.transform, rng, self.max_document_bytes, self.vocab_size)
+                    parts = transformed(item, self.transform, place, self.max_document_bytes, self.vocab_size)
                 except BadContentError as bad:
                     yield bad.located(item.record, url, item.key)
                     continue

@@ -1,13 +1,20 @@
 """A document in, the documents that a user's transform makes of it out.
 
-Never: a part of what the transform returned, if another part is not a document or is too long.
+Never: a part of what the transform returned, if another part is not a document or is too long; a draw that depends on
+       more than the document's place, also from the global generators of `random`, numpy and torch, as libraries draw
+       from them without asking. The trainer's own draws from them are not changed.
 """
 
 import dataclasses
+import random
+import sys
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
 
+from streampack import hashing
 from streampack.documents.contents import BadContentError, check_size, check_text_size
 from streampack.documents.conversations import check_messages
 from streampack.documents.npy import array_kind, int32_tokens
@@ -18,19 +25,24 @@ Transform = Callable[[Document, np.random.Generator], Document | list[Document] 
 
 
 def transformed(
-    document: Document, transform: Transform, rng: np.random.Generator, limit: int, vocab_size: int | None = None
+    document: Document, transform: Transform, place: tuple[int, ...], limit: int, vocab_size: int | None = None
 ) -> list[Document]:
     """All parts that the transform makes of a document, checked before the first of them is given.
 
-    `limit`: bytes of a part at most. `vocab_size`: token ids must be below it; None: nothing tells.
+    `place`: what seeds all generators for it: the run's seed, and where the document stands. `limit`: bytes of a part at most. `vocab_size`: token ids must be below it; None: nothing tells.
     """
     name = getattr(transform, "__qualname__", type(transform).__qualname__)
     where = f"transform {name}, called with {document.url}, key {document.key!r}, record {document.record}"
+    rng = hashing.generator(*place)
+    before = _states()
+    _seed(hashing.hash_words(hashing.Purpose.GLOBAL_GENERATORS, *place))
     try:
         result = transform(document, rng)
     except Exception as error:
         error.add_note(f"raised by {where}")
         raise
+    finally:
+        _restore(*before)
     parts = result if isinstance(result, (list, tuple)) else () if result is None else (result,)
     try:
         return [_checked_part(part, document, index, limit, vocab_size) for index, part in enumerate(parts)]
@@ -72,3 +84,30 @@ def _checked_part(
     return dataclasses.replace(
         document, text=text, tokens=tokens, messages=part.messages, context=part.context, loss_mask=mask, part=index
     )
+
+
+def _torch_generator() -> Any:
+    """Torch's generator for the CPU, or None where nothing has imported torch."""
+    return getattr(sys.modules.get("torch"), "default_generator", None)
+
+
+def _states() -> tuple[Any, Any, Any]:
+    """The states of the global generators."""
+    torch = _torch_generator()
+    numpy = np.random.get_state(legacy=False)  # noqa: NPY002 (the global one is what is meant)
+    return random.getstate(), numpy, None if torch is None else torch.get_state()
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    with suppress(TypeError):  # the user has put another bit generator there, which numpy cannot seed
+        np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002 (the global one is what is meant)
+    if (torch := _torch_generator()) is not None:
+        torch.manual_seed(seed)
+
+
+def _restore(ours: Any, numpys: Any, torchs: Any) -> None:
+    random.setstate(ours)
+    np.random.set_state(numpys)  # noqa: NPY002 (the global one is what is meant)
+    if torchs is not None:
+        _torch_generator().set_state(torchs)

@@ -2,7 +2,8 @@
 
 In:    the position of each lane; the number of a lane whose pack is wanted.
 Out:   that lane's next pack.
-Never: more memory than the budget because there are many lanes.
+Never: more memory than the budget because there are many lanes; it may be exceeded by one document, the one that is
+       being tokenized, as a document is tokenized whole.
 
 Lanes take turns, so the lane that has just given a pack is the one that is needed last: when the lanes together hold
 more than the budget, that one is **parked**. It makes as many packs as its share of the budget holds, then drops its
@@ -50,11 +51,7 @@ class LanePool:
         end_epoch: int | None,
         with_provenance: bool = False,
     ) -> None:
-        check_budget(
-            budget_bytes=budget_bytes,
-            num_lanes=len(positions),
-            max_document_bytes=pipeline.documents.max_document_bytes,
-        )
+        check_budget(budget_bytes=budget_bytes, num_lanes=len(positions))
         self._pipeline = pipeline
         self._corpus = corpus
         self._budget_bytes = budget_bytes
@@ -150,16 +147,12 @@ def _pack_bytes(pack: LanePack | LaneEnd | Exception) -> int:
     return pack.rows.tokens.nbytes + _PACK_OBJECTS_BYTES if isinstance(pack, LanePack) else 0
 
 
-def check_budget(*, budget_bytes: int, num_lanes: int, max_document_bytes: int) -> None:
-    """Raise `ConfigError` where a worker's part of `limits.buffer_bytes` cannot hold its lanes or one document."""
-    if budget_bytes < num_lanes * MIN_SHARE_BYTES:
+def check_budget(*, budget_bytes: int, num_lanes: int, num_workers: int = 1) -> None:
+    """Raise `ConfigError` where lanes that are divided over workers, as the budget is, have less than 64 KiB each."""
+    num_workers = max(min(num_workers, num_lanes), 1)
+    most_lanes, part_bytes = -(-num_lanes // num_workers), budget_bytes // num_workers
+    if part_bytes < most_lanes * MIN_SHARE_BYTES:
         raise ConfigError(
-            f"limits.buffer_bytes leaves a worker {budget_bytes:,} bytes for {num_lanes} lanes, less than 64 KiB each. "
-            f"Raise limits.buffer_bytes to at least {num_lanes * MIN_SHARE_BYTES:,} per worker, or use more ranks."
-        )
-    if budget_bytes < max_document_bytes:
-        raise ConfigError(
-            f"limits.buffer_bytes leaves a worker {budget_bytes:,} bytes, less than one document may have "
-            f"(limits.document_bytes={max_document_bytes:,}). Raise limits.buffer_bytes, lower limits.document_bytes, "
-            "or use fewer workers."
+            f"limits.buffer_bytes leaves a worker {part_bytes:,} bytes for {most_lanes} lanes, less than 64 KiB each. "
+            f"Raise limits.buffer_bytes to at least {most_lanes * MIN_SHARE_BYTES:,} per worker, or use more ranks."
         )

@@ -1,8 +1,16 @@
 """The lanes of a rank as its batches, in the global order.
 
 in a worker      messages   packs of its lanes, many to a message
-                 parcels    a message as shared memory
-in the trainer   workers    processes: started, listened to, ended; notices a dead or silent one
+                 working    sends them, until the trainer has gone
+                 failures   an exception as something to send
+in their server  server     the process that workers are forked from
+between both     channels   sockets with descriptors
+                 parcels    a value as shared memory
+                 recipes    what a server and its workers are given; unpicklable says what cannot be
+                 shortage   of descriptors, memory, processes: waited for, or named
+in the trainer   serving    starts a server, and workers through it
+                 processes  a worker's process; workers that are forked from the trainer
+                 workers    listens to them; notices a dead or silent one, or a message that is missing
                  restarts   starts them again from the positions after the last messages
                  dealing    messages back into the global order
                  rounds     batches; ranks of a finite run end together
@@ -18,19 +26,28 @@ between ranks    agreement  one listing of the shards, the same arguments, one s
 
 __all__ = [
     "agreement",
+    "channels",
     "claims",
     "commits",
     "consistency",
     "dealing",
     "delivery",
+    "failures",
     "formatting",
     "loader",
     "max_bad",
     "messages",
     "parcels",
     "passes",
+    "processes",
+    "recipes",
     "restarts",
     "rounds",
+    "server",
+    "serving",
+    "shortage",
     "stats",
+    "unpicklable",
     "workers",
+    "working",
 ]

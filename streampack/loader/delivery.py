@@ -26,6 +26,7 @@ from streampack.loader.commits import Change, Commits
 from streampack.loader.consistency import Verifier
 from streampack.loader.formatting import BatchFormatter
 from streampack.loader.passes import Pass, PassSettings
+from streampack.loader.processes import Launcher
 from streampack.loader.restarts import WorkerRestarts
 from streampack.loader.rounds import PackBatch
 from streampack.loader.stats import LoaderCounts, stats_of
@@ -81,6 +82,7 @@ class Delivery:
         run: SharedRun,
         formatter: BatchFormatter,
         verifier: Verifier | None,
+        launcher: Launcher,
     ) -> None:
         """`committed`: the rows to begin with, which belong to this object from now on."""
         self.commits = Commits(committed)
@@ -89,7 +91,8 @@ class Delivery:
         self._formatter = formatter
         self._verifier = verifier
         self._counts = LoaderCounts()
-        self._restarts = WorkerRestarts()
+        self._restarts = WorkerRestarts(launcher)
+        self._is_closing = False
         self._max_bad = run.bound_on_bad(committed)
         self._running: _Running | None = None
         self._retired: deque[Pass] = deque()
@@ -312,6 +315,11 @@ class Delivery:
             running.each.interrupt()
         self._end_retired()
 
+    def close(self) -> None:
+        """End the pass, every iterator, and what workers come from."""
+        self._is_closing = True
+        self.retire()
+
     def _is_taken_elsewhere(self) -> bool:
         thread = threading.get_ident()
         return self._taking.get(_THREAD, thread) != thread
@@ -324,3 +332,6 @@ class Delivery:
                 return
             ended.close()
             self._counts.end_pass(ended)
+        if self._is_closing and not self._is_taken_elsewhere():
+            self._is_closing = False
+            self._restarts.launcher.close()

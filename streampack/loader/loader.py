@@ -73,19 +73,17 @@ class PackedDataLoader:
         drop_last: in a finite run, leave out what does not fill a batch on every rank, instead of padding it.
         prefetch_bytes: bound on the packs that workers may have made ahead.
         pin_memory: put batches into pinned memory; "auto" does where there is a GPU.
-        multiprocessing_context: "fork", "spawn" or "forkserver"; None takes Python's default.
-        worker_timeout_s: seconds without a sign of life after which a worker that is waited for is killed; a dead
-            worker is noticed at once. All workers of the rank are then restarted and continue with the same bits, up
-            to 3 times an hour. A worker gives a sign with every pack, sample, record and block of bytes, and while it
-            waits to try a failing storage again; so this must be more than the slowest document needs in the transform
-            and the tokenizer, and more than `RetryPolicy.timeout_s`. The first sign may take at least 2 minutes.
+        multiprocessing_context: None: workers are forked from a clean process; "fork": from the trainer.
+        worker_timeout_s: seconds without a sign of life (a pack, sample, record, block of bytes, or wait for a failing
+            storage) after which a worker that is waited for is killed; a dead one is noticed at once. All workers of
+            the rank are then restarted, up to 3 times an hour. It must be more than the slowest document needs, and
+            more than `RetryPolicy.timeout_s`. The first sign may take at least 2 minutes.
         verify_every: at the first batch and every `verify_every` after it, compare all ranks of `device_mesh` (without
             one, the data-parallel ones): the same step, different packs on data-parallel ranks, the same packs on
             peers in other dimensions. What differs is a `LoaderError` on all of them. Every rank must have a loader
             then.
-        whole_state: `state_dict` gives the lanes of all ranks, on every rank: for trainers that save what rank 0 has,
-            as Lightning, Accelerate and Transformers do; see `streampack.integrations`. All data-parallel ranks must
-            call it together.
+        whole_state: `state_dict` gives the lanes of all ranks, on every rank, for trainers that save what rank 0 has;
+            see `streampack.integrations`. All data-parallel ranks must call it together.
 
     Raises:
         ConfigError: an argument that cannot work.
@@ -138,6 +136,7 @@ class PackedDataLoader:
             with_provenance=provenance or loss_weights == LossWeights.DOCUMENT,
             drop_last=drop_last,
         )
+        dataset.check_budget(num_ranks=here.size, num_workers=self._settings.num_workers)
         formatter = BatchFormatter(
             layout=layout,
             seq_len=dataset.seq_len,
@@ -155,7 +154,12 @@ class PackedDataLoader:
         }
         self._run = SharedRun(self._dataset, self._exchanges, self._in_step)
         self._deliver = partial(
-            Delivery, dataset=self._dataset, run=self._run, formatter=formatter, verifier=verifier
+            Delivery,
+            dataset=self._dataset,
+            run=self._run,
+            formatter=formatter,
+            verifier=verifier,
+            launcher=self._settings.launcher(),
         )
         self._delivery: Delivery | None = None
         """None until the run begins."""
@@ -325,7 +329,7 @@ class PackedDataLoader:
     def close(self) -> None:
         """End the workers; from any thread. The state stays readable; iterating again starts new workers."""
         if self._delivery is not None:
-            self._delivery.retire()
+            self._delivery.close()
 
     def __enter__(self) -> Self:
         return self

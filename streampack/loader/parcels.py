@@ -8,23 +8,27 @@ received is freed with the last descriptor.
     |- sizes of the parts -|- pickle -|- array -|- array -| ...      each part begins at a multiple of 64 bytes
 """
 
+import io
 import os
 import pickle
-import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from streampack.loader import channels
+
 _ALIGNED = 64
 
 
-def wrap(value: Any) -> int:
+def wrap(value: Any, pickler: Callable[..., pickle.Pickler] = pickle.Pickler) -> int:
     """A file descriptor of memory that holds the value; the caller closes it."""
     buffers: list[pickle.PickleBuffer] = []
-    pickled = memoryview(pickle.dumps(value, protocol=5, buffer_callback=buffers.append))
-    parts = [pickled, *(buffer.raw() for buffer in buffers)]
+    pickled = io.BytesIO()
+    pickler(pickled, protocol=5, buffer_callback=buffers.append).dump(value)
+    parts = [pickled.getbuffer(), *(buffer.raw() for buffer in buffers)]
     sizes = np.array([len(parts), *(part.nbytes for part in parts)], dtype=np.int64)
-    descriptor = _memory()
+    descriptor = channels.memory()
     try:
         with open(descriptor, "wb", closefd=False) as file:
             for part in (sizes.data.cast("B"), *parts):
@@ -36,27 +40,23 @@ def wrap(value: Any) -> int:
     return descriptor
 
 
-def unwrap(descriptor: int) -> Any:
-    """The value; closes the descriptor."""
-    with open(descriptor, "rb") as file:
-        data = np.empty(os.fstat(descriptor).st_size, dtype=np.uint8)
-        file.seek(0)
-        file.readinto(data.data)
+def unwrap(descriptor: int, unpickler: Callable[..., pickle.Unpickler] = pickle.Unpickler) -> Any:
+    """The value; the descriptor stays open, as other processes may unwrap the same parcel."""
+    data = np.empty(os.fstat(descriptor).st_size, dtype=np.uint8)
+    at = 0
+    while at < len(data):  # not by the file's position, which all of these processes share
+        num_read = os.preadv(descriptor, [data.data[at:]], at)
+        if not num_read:
+            raise EOFError("a parcel that was cut short")
+        at += num_read
     count = int(data[:8].view(np.int64)[0])
     sizes = data[8 : 8 * (1 + count)].view(np.int64).tolist()
     at, parts = _aligned(8 * (1 + count)), list[memoryview]()
     for size in sizes:
         parts.append(data.data[at : at + size])
         at += _aligned(size)
-    return pickle.loads(parts[0], buffers=parts[1:])  # noqa: S301 (from a process of our own)
+    return unpickler(io.BytesIO(parts[0]), buffers=parts[1:]).load()
 
 
 def _aligned(size: int) -> int:
     return size + -size % _ALIGNED
-
-
-def _memory() -> int:
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("streampack")
-    with tempfile.TemporaryFile() as file:  # has no name either
-        return os.dup(file.fileno())

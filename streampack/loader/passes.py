@@ -10,11 +10,14 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from streampack.dataset.dataset import PackedDataset
-from streampack.errors import ConfigError, as_bool, as_number, check_choice
+from streampack.errors import ConfigError, as_bool, as_number
+from streampack.lanes.pool import check_budget
 from streampack.loader.dealing import Item, deal
 from streampack.loader.messages import Assignment, Message, WorkerStream
+from streampack.loader.processes import Forks, Launcher
 from streampack.loader.restarts import RestartingMessages, WorkerRestarts
 from streampack.loader.rounds import Agree, LeftOut, PackBatch, endless, finite
+from streampack.loader.serving import WorkerServer, check_can_start
 from streampack.loader.workers import AHEAD
 from streampack.records import Counts, Cursor, StorageUse
 from streampack.state.checkpoint import Committed
@@ -39,10 +42,20 @@ class PassSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "drop_last", as_bool(self.drop_last, "drop_last"))
-        if self.multiprocessing_context is not None:
-            check_choice(self.multiprocessing_context, ("fork", "spawn", "forkserver"), "multiprocessing_context")
+        if self.multiprocessing_context not in (None, "fork"):
+            raise ConfigError(
+                f"multiprocessing_context={self.multiprocessing_context!r} must be None, which forks workers from a "
+                'process of their own that has nothing of the trainer\'s, or "fork", which forks them from the trainer'
+            )
+        if self.num_workers and self.multiprocessing_context is None:
+            check_can_start()
         if not as_number(self.worker_timeout_s, "worker_timeout_s") > 0:
             raise ConfigError(f"worker_timeout_s={self.worker_timeout_s!r} must be a number of seconds above 0")
+
+
+    def launcher(self) -> Launcher:
+        """What starts the workers of a loader, for all of its passes."""
+        return WorkerServer() if self.multiprocessing_context is None else Forks()
 
 
 class LastWords(NamedTuple):
@@ -91,6 +104,9 @@ class Pass:
         self.tally = Tally()
         num_lanes, first_round = committed.num_lanes, committed.global_pack // committed.num_lanes
         num_workers = _fitting_workers(settings.num_workers, len(committed.lanes))
+        check_budget(
+            budget_bytes=dataset.limits.buffer_bytes, num_lanes=len(committed.lanes), num_workers=num_workers
+        )
         max_slots = _max_slots(dataset.seq_len, num_workers, settings)
         assignment = Assignment(
             pipeline=dataset.pipeline,
@@ -108,7 +124,6 @@ class Pass:
             RestartingMessages(
                 assignment,
                 num_workers,
-                start_method=settings.multiprocessing_context,
                 timeout_s=settings.worker_timeout_s,
                 restarts=restarts,
             )

@@ -1,9 +1,10 @@
-"""The messages of a rank's workers, which are restarted when one of them dies or hangs.
+"""The messages of a rank's workers, which are restarted when one of them dies, hangs, or is short of something.
 
 In:    what the workers are to do.
 Out:   their messages in the rank's order, without end; the same messages however often the workers were restarted, so
        that nothing after this stage (counts, exchanges between ranks, batches) notices a restart.
-Never: a message twice, or one left out; a restart beyond the budget; a restart because of what a worker's code raised.
+Never: a message twice, or one left out; a restart beyond the budget; a restart because of what a worker's code raised,
+       but for errors that say that memory, descriptors or threads are short, which a new process may have.
 
     worker 0:  [m0] [m1] [m2] x          dead, or silent for too long: all workers are ended and started again
     worker 1:  [m0] [m1]                 at the lanes' positions after the messages that were received:
@@ -23,7 +24,9 @@ import numpy as np
 from streampack.errors import LoaderError
 from streampack.heartbeat import SampleLocation
 from streampack.lanes.position import NUM_CURSOR, LanePosition, advance_rows
+from streampack.loader import shortage
 from streampack.loader.messages import COLUMNS, DOCUMENTS, Assignment, Message, Slot
+from streampack.loader.processes import Launcher
 from streampack.loader.workers import LostError, Workers
 from streampack.records import Cursor
 from streampack.storage.redaction import redacted
@@ -41,8 +44,9 @@ PERIOD_S = 3600.0
 
 @dataclass(slots=True)
 class WorkerRestarts:
-    """How often a loader's workers were restarted."""
+    """What starts a loader's workers, and how often they were restarted."""
 
+    launcher: Launcher
     number: int = 0
     _recent: deque[float] = field(default_factory=deque)
 
@@ -66,13 +70,11 @@ class RestartingMessages:
         assignment: Assignment,
         num_workers: int,
         *,
-        start_method: str | None,
         timeout_s: float,
         restarts: WorkerRestarts,
     ) -> None:
         self._assignment = assignment
         self._num_workers = num_workers
-        self._start_method = start_method
         self._timeout_s = timeout_s
         self._restarts = restarts
         self._received = [_Received(assignment, worker, num_workers) for worker in range(num_workers)]
@@ -81,7 +83,10 @@ class RestartingMessages:
         self._workers = self._start(assignment)
 
     def _start(self, assignment: Assignment) -> Workers:
-        return Workers(assignment, self._num_workers, start_method=self._start_method, timeout_s=self._timeout_s)
+        def start() -> Workers:
+            return Workers(assignment, self._num_workers, self._restarts.launcher, timeout_s=self._timeout_s)
+
+        return shortage.persist(start, "starting the workers")
 
     def __iter__(self) -> "RestartingMessages":
         return self
@@ -100,15 +105,15 @@ class RestartingMessages:
 
     def close(self) -> None:
         """End the workers."""
-        self._workers.end(politely=True)
+        self._workers.end()
 
     def interrupt(self) -> None:
-        """From another thread: kill the workers, so that the thread that waits for a message gets a `LoaderError`."""
+        """From another thread: cut the workers off, so that the thread that waits for a message gets a `LoaderError`."""
         self._is_interrupted = True
-        self._workers.kill()
+        self._workers.interrupt()
 
     def _restart(self, lost: LostError) -> None:
-        what = f"worker {lost.worker} (pid {lost.pid}) {lost.why}"
+        what = f"worker {lost.worker} ({f'pid {lost.pid}' if lost.pid else 'not started yet'}) {lost.why}"
         if self._is_interrupted:
             raise LoaderError("the loader was closed, or continues elsewhere, while this thread waited for a batch")
         if lost.is_hopeless:
@@ -122,7 +127,7 @@ class RestartingMessages:
             self._num_workers,
             self._restarts.number,
         )
-        self._workers.end(politely=False)
+        self._workers.end()
         positions = list(self._assignment.positions)
         for worker, received in enumerate(self._received):
             positions[worker :: self._num_workers] = received.positions()
@@ -146,8 +151,7 @@ class RestartingMessages:
 
 _ADVICE = (
     "Look for the kernel's out-of-memory report; fewer workers (num_workers), a smaller limits.buffer_bytes or "
-    "prefetch_bytes need less memory, a larger worker_timeout_s waits longer for a slow transform or storage, and "
-    'multiprocessing_context="forkserver" keeps what the trainer holds away from the workers.'
+    "prefetch_bytes need less memory, and a larger worker_timeout_s waits longer for a slow transform or storage."
 )
 
 

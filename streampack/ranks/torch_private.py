@@ -3,7 +3,6 @@
 In:  torch 2.6 or later; tried with the releases in `TRIED`.
 Out: the names, or an ImportError that says which release of torch has changed them.
 
-    ExceptionWrapper    carries an error with its traceback out of a worker, as torch's own DataLoader does
     new_gloo_group      a gloo group on the default store, which torch offers through `new_group` only; see `exchange`
     add_to_store        a sum in the default store that a rank adds to without waiting for another rank's Python
 """
@@ -17,7 +16,6 @@ TRIED = ("2.6.0", "2.13.0")
 """Releases of torch with which the tests of these names were run."""
 
 try:
-    from torch._utils import ExceptionWrapper
     from torch.distributed import ProcessGroupGloo
     from torch.distributed.constants import default_pg_timeout
     from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
@@ -26,7 +24,7 @@ except ImportError as error:
         f"torch {torch.__version__} no longer has what streampack uses of it ({error}); tried with {', '.join(TRIED)}"
     ) from error
 
-__all__ = ["TRIED", "ExceptionWrapper", "add_to_store", "new_gloo_group"]
+__all__ = ["TRIED", "add_to_store", "new_gloo_group"]
 
 
 def new_gloo_group(name: str, *, rank: int, size: int) -> dist.ProcessGroup:

@@ -30,6 +30,7 @@ PUBLIC = ("formats", "integrations", "testing", "tokenizers")
 # Library -> the packages and modules that may import it, anywhere in their code.
 USERS = {
     "torch": {"ranks", "state", "dataset", "loader", "formats", "integrations", "testing", "cli", "examples"},
+    "cloudpickle": {"loader"},
     "fsspec": {"storage", "corpus", "testing"},
     "botocore": {"storage.backends.s3"},
     "urllib3": {"storage.backends.connections"},

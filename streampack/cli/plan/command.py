@@ -29,7 +29,6 @@ from streampack.corpus.epochs import Corpus
 from streampack.corpus.partition import check_ranks
 from streampack.dataset.dataset import PackedDataset
 from streampack.errors import ConfigError
-from streampack.lanes.pool import check_budget
 from streampack.loader.loader import PackedDataLoader
 
 _DRIFT = 1.1
@@ -107,11 +106,6 @@ def make_plan(
             bytes_per_token=bytes_per_token,
         )
         _warn_of_ranks(warnings, rank, settings["num_workers"], lanes.num_lanes)
-        check_budget(
-            budget_bytes=rank.buffer_bytes,
-            num_lanes=rank.lanes_per_worker,
-            max_document_bytes=dataset.pipeline.documents.max_document_bytes,
-        )
     except ConfigError as error:
         errors.append(str(error))
     return Plan(

@@ -1,11 +1,15 @@
-"""fsspec: which part of a URL belongs to the filesystem and which to the path; fsspec's lock after a fork.
+"""fsspec: the parts of a URL, its lock after a fork, what a process has told it.
 
-In: a class of filesystems, a URL. Out: arguments of the class, a path.
+In: a class of filesystems, a URL. Out: arguments of the class, a path. And what a process has registered, for another.
 """
 
-from typing import Any
+import sys
+from typing import Any, NamedTuple
 
+import fsspec
+import fsspec.config
 from fsspec.asyn import reset_lock
+from fsspec.registry import known_implementations, registry
 from fsspec.spec import AbstractFileSystem
 
 TRIED = ("2026.9.0",)
@@ -26,3 +30,33 @@ def path_in(cls: type[AbstractFileSystem], url: str) -> str:
 def forget_parent() -> None:
     """Give fsspec a new lock in a forked child: a thread of the parent may have held the old one at the fork."""
     reset_lock()
+
+
+class Registered(NamedTuple):
+    """What a process has told fsspec besides what every process knows."""
+
+    classes: dict[str, type[AbstractFileSystem]]
+    """Filesystems that were registered, by protocol."""
+    names: dict[str, Any]
+    """Where the classes of all known protocols are imported from."""
+    settings: dict[str, Any]
+
+
+def registered() -> Registered:
+    """What this process has told fsspec, for another process."""
+    classes = {protocol: cls for protocol, cls in registry.items() if not _is_known(protocol, cls)}
+    return Registered(classes, dict(known_implementations), dict(fsspec.config.conf))
+
+
+def register(given: Registered) -> None:
+    """Tell fsspec what another process has told it."""
+    for protocol, cls in given.classes.items():
+        fsspec.register_implementation(protocol, cls, clobber=True)
+    known_implementations.update(given.names)
+    fsspec.config.conf.update(given.settings)
+
+
+def _is_known(protocol: str, cls: type[AbstractFileSystem]) -> bool:
+    """Whether fsspec itself imports this class for the protocol."""
+    module, _, name = known_implementations.get(protocol, {}).get("class", "").replace(":", ".").rpartition(".")
+    return getattr(sys.modules.get(module), name, None) is cls

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from streampack.ranks.torch_private import TRIED, ExceptionWrapper, new_gloo_group
+from streampack.ranks.torch_private import TRIED, new_gloo_group
 
 
 @pytest.fixture
@@ -28,13 +28,3 @@ def test_a_group_on_the_default_store_has_the_collectives_that_are_used(group_of
     except (AttributeError, TypeError, RuntimeError) as error:
         pytest.fail(f"{where}: {error!r}")
     assert (group.rank(), group.size(), boxes[0].item(), number.item()) == (0, 1, 7, 7), where
-
-
-def test_an_error_in_a_worker_is_raised_again_with_its_class_and_where_it_was() -> None:
-    try:
-        raise ValueError("a bad record")
-    except ValueError as error:
-        wrapper = ExceptionWrapper((type(error), error, error.__traceback__), where="in worker process 3")
-    assert wrapper.exc_type is ValueError, f"torch {torch.__version__} changed ExceptionWrapper; tried with {TRIED}"
-    with pytest.raises(ValueError, match=r"in worker process 3(.|\n)*a bad record"):
-        wrapper.reraise()

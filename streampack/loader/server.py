@@ -1,0 +1,285 @@
+"""The process that a rank's workers come from: it has loaded what they need once, and forks them from itself.
+
+In:    a recipe; from the trainer, through a socket, requests to start a worker and to kill one.
+Out:   workers; to the trainer, which processes they are and how they have ended.
+Never: torch, unless the user's own objects bring it; the trainer's main module; a fork while this process has more than
+       one thread, as a lock that another thread holds would be held for ever in the worker. What the user's objects
+       start threads for is loaded again in each worker, which is then a program of its own. A life after the trainer's.
+
+    trainer --- START, KILL; the socket's end: the trainer has gone ---> server ---fork---> worker 0, worker 1, ...
+            <-- STARTED, ENDED ----------------------------------------
+"""
+
+import enum
+import gc
+import io
+import logging
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
+
+from streampack import heartbeat
+from streampack.errors import ConfigError
+from streampack.loader import channels, recipes, shortage
+from streampack.loader.failures import Failure, failure_of
+from streampack.loader.working import send, work
+
+_log = logging.getLogger(__name__)
+
+BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv.pop()); from streampack.loader.server import main; main()"
+"""What a new interpreter runs to become a server or a worker; its last argument is the trainer's `sys.path`."""
+NAME = "streampack-workers"
+"""The first argument, for who lists processes."""
+REQUEST = struct.Struct("<4q")
+"""A `Request`, the key of a worker, its number, how many workers there are. With a START come descriptors: the parcel
+of the assignment, the memory of the signs of life, the worker's socket."""
+REPLY = struct.Struct("<3q")
+"""A `Reply`, the key of a worker; its process id, or the status of its end."""
+NOT_STARTED = -1
+"""The status of a worker that could not be started; its first message says why."""
+_LEFT_TO_THE_TRAINER = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_PR_SET_PDEATHSIG = 1
+
+
+class Request(enum.IntEnum):
+    """What the trainer asks for."""
+
+    START = 0
+    KILL = 1
+
+
+class Reply(enum.IntEnum):
+    """What the server says of a worker."""
+
+    STARTED = 0
+    ENDED = 1
+
+
+def main() -> NoReturn:
+    """The life of a server, or of a worker that is a program of its own; the arguments say which."""
+    channels.open_stdio()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None where the trainer has it closed
+            stream.reconfigure(line_buffering=True)  # a worker may be killed after each line
+    _leave_signals_to_the_trainer()
+    _, _, role, *numbers = sys.argv
+    if role == "server":
+        control, recipe = map(int, numbers)
+        Server(socket.socket(fileno=control), recipe).run()
+    recipe, assignment, memory, theirs, worker, num_workers, server = map(int, numbers)
+
+    def loaded() -> recipes.Recipe:
+        _end_with(server)
+        return recipes.load_recipe(recipe)
+
+    _become_worker(loaded, assignment, memory, socket.socket(fileno=theirs), worker, num_workers, server)
+
+
+class Server:
+    """Starts workers and tells the trainer of their ends, until the trainer closes its end of the socket."""
+
+    def __init__(self, control: socket.socket, recipe: int) -> None:
+        self._control = control
+        self._recipe_descriptor = recipe
+        self._recipe: recipes.Recipe | None = None
+        self._failure: Failure | None = None
+        """Why there is no recipe."""
+        self._children: dict[int, int] = {}
+        """The process id of each worker that has not been waited for, by key."""
+        self._wakes, self._wake = socket.socketpair()
+        self._has_warned = False
+
+    def run(self) -> NoReturn:
+        """Serve."""
+        for each in (self._wakes, self._wake):
+            each.setblocking(False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # or there would be nothing to wake up for
+        signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
+        self._load()
+        gc.collect()
+        gc.freeze()  # the collector leaves the pages alone that the workers share
+        waiting = select.poll()
+        waiting.register(self._control, select.POLLIN)
+        waiting.register(self._wakes, select.POLLIN)
+        with suppress(EOFError, ConnectionError):
+            while True:
+                waiting.poll()
+                self._reap()
+                while self._serve_next():
+                    pass
+        for pid in self._children.values():
+            os.kill(pid, signal.SIGKILL)
+        for pid in self._children.values():
+            os.waitpid(pid, 0)
+        os._exit(0)
+
+    def _load(self) -> None:
+        try:
+            self._recipe = recipes.load_recipe(self._recipe_descriptor)
+        except Exception as error:  # noqa: BLE001 (it is raised in the trainer)
+            self._failure = failure_of(_not_loaded(error), f"raised in the workers' server (process {os.getpid()})")
+
+    def _serve_next(self) -> bool:
+        """Do what one request asks for; whether there was one."""
+        found = shortage.persist(lambda: channels.receive(self._control, REQUEST.size, 3), "a request for a worker")
+        if found is None:
+            return False
+        frame, descriptors = found
+        request, key, worker, num_workers = REQUEST.unpack(frame)
+        if request == Request.KILL:
+            if key in self._children:
+                os.kill(self._children[key], signal.SIGKILL)
+            return True
+        assignment, memory, theirs = descriptors
+        with socket.socket(fileno=theirs) as channel:
+            try:
+                pid = self._start(assignment, memory, channel, worker, num_workers)
+            finally:
+                os.close(assignment)
+                os.close(memory)
+        if pid is None:
+            self._reply(Reply.ENDED, key, NOT_STARTED)
+        else:
+            self._children[key] = pid
+            self._reply(Reply.STARTED, key, pid)
+        return True
+
+    def _start(
+        self, assignment: int, memory: int, theirs: socket.socket, worker: int, num_workers: int
+    ) -> int | None:
+        """The process id of a new worker; None: there is none, and its socket says why."""
+        recipe, failure = self._recipe, self._failure
+        try:
+            if recipe is not None:
+                if _num_threads() > 1:
+                    return self._spawn(assignment, memory, theirs, worker, num_workers)
+                server = os.getpid()
+                pid = shortage.persist(os.fork, "starting a worker")
+                if pid == 0:
+                    _become_worker(
+                        lambda: self._left(recipe, server), assignment, memory, theirs, worker, num_workers, server
+                    )
+                return pid
+        except Exception as error:  # noqa: BLE001 (it is raised in the trainer)
+            failure = failure_of(error, f"raised in the workers' server (process {os.getpid()})")
+        assert failure is not None
+        with suppress(Exception):  # else the socket's end says that there is no worker
+            send(theirs, 0, None, failure)
+        return None
+
+    def _spawn(self, assignment: int, memory: int, theirs: socket.socket, worker: int, num_workers: int) -> int:
+        if not self._has_warned:
+            self._has_warned = True
+            _log.warning(
+                "the transform or the tokenizer has started threads (%s) when it was loaded, so workers are not forked "
+                "from the process that loaded it: each is a program of its own and loads it again",
+                ", ".join(sorted({each.name for each in threading.enumerate()} - {"MainThread"})) or "of a library",
+            )
+        kept = [self._recipe_descriptor, assignment, memory, theirs.fileno()]
+        for each in kept:
+            os.set_inheritable(each, True)  # this process starts nothing else
+        numbers = [*kept, worker, num_workers, os.getpid()]
+        as_this_one = sys.orig_argv[: sys.orig_argv.index("-c") + 2]
+        command = [*as_this_one, NAME, "worker", *map(str, numbers), sys.orig_argv[-1]]
+        try:
+            return shortage.persist(lambda: os.posix_spawn(sys.executable, command, os.environ), "starting a worker")
+        finally:
+            os.set_inheritable(self._recipe_descriptor, False)
+
+    def _left(self, recipe: recipes.Recipe, server: int) -> recipes.Recipe:
+        """In a worker: the recipe, after what else is the server's was let go of."""
+        _end_with(server)
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for each in (self._control, self._wakes, self._wake):
+            each.close()
+        os.close(self._recipe_descriptor)
+        return recipe
+
+    def _reap(self) -> None:
+        with suppress(BlockingIOError):
+            while self._wakes.recv(512):
+                pass
+        for key, pid in list(self._children.items()):
+            found, status = os.waitpid(pid, os.WNOHANG)
+            if found:
+                del self._children[key]
+                self._reply(Reply.ENDED, key, status)
+
+    def _reply(self, reply: Reply, key: int, value: int) -> None:
+        channels.send(self._control, REPLY.pack(reply, key, value), [])
+
+
+def _become_worker(
+    recipe: Callable[[], recipes.Recipe],
+    assignment: int,
+    memory: int,
+    theirs: socket.socket,
+    worker: int,
+    num_workers: int,
+    server: int,
+) -> NoReturn:
+    """Do a worker's work in this process, and end."""
+    status = 1
+    try:
+        loaded = recipe()
+        row = heartbeat.rows(memory)[worker]
+        os.close(memory)
+        to_do = recipes.load_assignment(assignment, loaded)
+        os.close(assignment)
+        work(to_do, worker, num_workers, theirs, row, server=server)
+        status = 0
+    except BaseException:  # noqa: BLE001 (nothing above this would print it)
+        traceback.print_exc()
+    finally:
+        with suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+
+
+def _num_threads() -> int:
+    """Threads of this process, also those that Python does not know."""
+    try:
+        return sum(1 for _ in Path("/proc/self/task").iterdir())
+    except OSError:
+        return threading.active_count()
+
+
+def _leave_signals_to_the_trainer() -> None:
+    """Do nothing at the signals that a terminal or a batch system sends to all processes of a job.
+
+    A handler, as a program that a transform starts would inherit that a signal is ignored.
+    """
+    for number in _LEFT_TO_THE_TRAINER:
+        signal.signal(number, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])  # not what the trainer's thread had blocked
+
+
+def _end_with(server: int) -> None:
+    """Let the kernel kill this worker when its server, which has one thread, has ended; also a stopped worker."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != server:
+        os._exit(1)
+
+
+def _not_loaded(error: Exception) -> ConfigError:
+    problem = ConfigError(
+        f"the workers' process cannot load what it was given of the dataset ({type(error).__name__}: {error}). What is "
+        "defined in a module is imported there again, by the trainer's sys.path; what is defined in the script or "
+        'notebook goes as it is. multiprocessing_context="fork" forks the workers from the trainer instead.'
+    )
+    problem.__cause__ = error
+    return problem

@@ -1,0 +1,262 @@
+"""The server of a loader's workers, as the trainer has it: started at the first use, and again after it has died.
+
+In:    what the workers of a rank are to do.
+Out:   workers, which the server forks from itself.
+Never: a fork of the trainer: a child would inherit locks that the trainer's threads hold, its CUDA context, its
+       sockets and its memory. A server that outlives the trainer: it ends at the end of its socket, whose other end
+       only the trainer holds. A signal to a process id that may be another process's: only the parent of a process
+       sends it one.
+"""
+
+import itertools
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Iterable, MutableSequence, Sequence
+from contextlib import suppress
+from multiprocessing import spawn
+
+from streampack.corpus.table import ShardTable
+from streampack.errors import ConfigError
+from streampack.lanes.pipeline import Pipeline
+from streampack.loader import channels, recipes
+from streampack.loader.messages import Assignment
+from streampack.loader.processes import Ending, WorkerProcess, ending_of
+from streampack.loader.server import BOOT, NAME, NOT_STARTED, REPLY, REQUEST, Reply, Request
+
+_PATIENCE_S = 2.0
+"""Within which a server that is not stopped does what it is told."""
+_KILLED_S = 10.0
+_ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"
+)
+"""A library that starts threads when it is imported could not be forked; and there is a worker for each core anyway."""
+
+
+class WorkerServer:
+    """Starts workers through a server."""
+
+    def __init__(self) -> None:
+        self._running: _Running | None = None
+        self._has: tuple[Pipeline, ShardTable] | None = None
+        """What the server has loaded."""
+        self._keys = itertools.count()
+
+    def launch(
+        self,
+        assignment: Assignment,
+        sockets: Sequence[socket.socket],
+        memory: int,
+        rows: Sequence[MutableSequence[int]],
+    ) -> "list[ServedProcess]":
+        """Start them; see `Launcher`."""
+        running = self._server_for(assignment.pipeline, assignment.corpus.table)
+        parcel = recipes.wrap_assignment(assignment)
+        started = []
+        try:
+            for worker, theirs in enumerate(sockets):
+                key = next(self._keys)
+                running.start(key, worker, len(sockets), [parcel, memory, theirs.fileno()])
+                started.append(ServedProcess(running, key))
+        except BaseException:
+            self.end(started)
+            raise
+        finally:
+            os.close(parcel)
+        return started
+
+    def end(self, processes: Sequence[WorkerProcess]) -> None:
+        """End them; see `Launcher`."""
+        keys = [each.key for each in processes if isinstance(each, ServedProcess)]
+        if self._running is not None and not self._running.kill(keys):
+            self.close()  # it is stopped, or hangs
+
+    def close(self) -> None:
+        """End the server and all its workers."""
+        if self._running is not None:
+            self._running.finalizer()
+            self._running = None
+
+    def _server_for(self, pipeline: Pipeline, table: ShardTable) -> "_Running":
+        if self._running is not None and self._running.owner != os.getpid():
+            self._running = None  # of the process that this one was forked from
+        if self._running is not None:
+            has = self._has
+            if self._running.is_gone() or has is None or has[0] is not pipeline or has[1] is not table:
+                self.close()
+        if self._running is None:
+            self._running = _start(pipeline, table)
+            self._has = pipeline, table
+        return self._running
+
+
+class ServedProcess:
+    """A worker that the server has been asked for."""
+
+    def __init__(self, running: "_Running", key: int) -> None:
+        self._running = running
+        self.key = key
+
+    @property
+    def pid(self) -> int | None:
+        self._running.listen()
+        return self._running.pids.get(self.key)
+
+    def fileno(self) -> int:
+        return self._running.control.fileno()
+
+    def ending(self, limit_s: float = 0.0) -> Ending | None:
+        self._running.listen_for([self.key], limit_s)
+        return self._running.endings.get(self.key)
+
+
+class _Running:
+    """One server: what it was asked for, and what it has said. A thread may end it while another one listens."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", control: socket.socket) -> None:
+        self.owner = os.getpid()
+        self.process = process
+        self.control = control
+        self._listening = threading.Lock()
+        self.pids: dict[int, int] = {}
+        """Of workers that have begun, by key."""
+        self.living: set[int] = set()
+        """Keys of the workers that it was asked for and that have not ended."""
+        self.endings: dict[int, Ending] = {}
+        # Also where nobody closes the loader, and at the end of the program.
+        self.finalizer = weakref.finalize(self, _end, process, control, self.pids, self.living, self.owner)
+
+    def start(self, key: int, worker: int, num_workers: int, descriptors: list[int]) -> None:
+        """Ask for a worker."""
+        self.living.add(key)
+        with suppress(ConnectionError):  # it has died, which the worker's ending says
+            channels.send(self.control, REQUEST.pack(Request.START, key, worker, num_workers), descriptors)
+
+    def kill(self, keys: Iterable[int]) -> bool:
+        """End workers, and wait for it; whether the server has done that."""
+        self.listen()
+        with suppress(OSError):  # it has died
+            for key in self.living.intersection(keys):
+                channels.send(self.control, REQUEST.pack(Request.KILL, key, 0, 0), [])
+        self.listen_for(keys, _PATIENCE_S)
+        has_ended = not self.living.intersection(keys)
+        for key in keys:
+            self.endings.pop(key, None)
+            if has_ended:
+                self.pids.pop(key, None)
+        return has_ended
+
+    def is_gone(self) -> bool:
+        """Whether it has ended."""
+        self.listen()
+        return self.process.poll() is not None
+
+    def listen_for(self, keys: Iterable[int], limit_s: float) -> None:
+        """Take in what it says until these workers have ended, for so many seconds at most."""
+        end = time.monotonic() + limit_s
+        self.listen()
+        said = select.poll()
+        if self.living.intersection(keys):
+            said.register(self.control, select.POLLIN)
+        while self.living.intersection(keys) and (left := end - time.monotonic()) > 0:
+            said.poll(1000 * left)
+            self.listen()
+
+    def listen(self) -> None:
+        """Take in what it has said."""
+        with self._listening:
+            self._listen()
+
+    def _listen(self) -> None:
+        try:
+            if self.control.fileno() < 0:  # it was ended
+                raise EOFError
+            while (found := channels.receive(self.control, REPLY.size)) is not None:
+                reply, key, value = REPLY.unpack(found[0])
+                if reply == Reply.STARTED:
+                    self.pids[key] = value
+                else:
+                    code = None if value == NOT_STARTED else os.waitstatus_to_exitcode(value)
+                    self._note_end(key, Ending("did not start", None) if code is None else ending_of(code))
+        except EOFError:
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(_PATIENCE_S)
+            code = self.process.poll()
+            how = "has closed its socket" if code is None else ending_of(code).how
+            ending = Ending(f"ended with the workers' server (pid {self.process.pid}), which {how}", None)
+            for key in list(self.living):
+                self._note_end(key, ending)
+
+    def _note_end(self, key: int, ending: Ending) -> None:
+        self.living.discard(key)
+        self.endings[key] = ending
+
+
+def check_can_start() -> None:
+    """Raise `ConfigError` where this program cannot start another Python."""
+    if getattr(sys, "frozen", False) or not spawn.get_executable():
+        raise ConfigError(
+            "workers come from a process that Python's interpreter starts, and this program has none "
+            '(sys.executable is empty, or the program is frozen): use multiprocessing_context="fork", num_workers=0, or '
+            "multiprocessing.set_executable(path of a python with the same packages)"
+        )
+
+
+def _start(pipeline: Pipeline, table: ShardTable) -> _Running:
+    recipe = recipes.wrap_recipe(pipeline, table)
+    try:
+        ours, theirs = channels.pair()
+        with theirs:
+            kept = [theirs.fileno(), recipe]
+            path = json.dumps([each for each in sys.path if isinstance(each, str)])
+            # -W, -X, -O and so on, as multiprocessing passes them on
+            options = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
+            try:
+                process = subprocess.Popen(  # noqa: S603 (Python itself)
+                    [spawn.get_executable(), *options, "-c", BOOT, NAME, "server", *map(str, kept), path],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=kept,
+                    env={**os.environ, **_ONE_THREAD},
+                    start_new_session=True,  # what a terminal sends is for the trainer to decide on
+                )
+            except BaseException:
+                ours.close()
+                raise
+    finally:
+        os.close(recipe)
+    return _Running(process, ours)
+
+
+def _end(
+    process: "subprocess.Popen[bytes]", control: socket.socket, pids: dict[int, int], living: set[int], owner: int
+) -> None:
+    """End a server: at the end of its socket it kills its workers and ends."""
+    if os.getpid() != owner:  # a fork of the trainer, whose workers are not its own
+        return
+    control.close()
+    try:
+        process.wait(_PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()  # it is stopped, or hangs
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_KILLED_S)
+    if process.returncode:
+        _await([pids[key] for key in living if key in pids])
+
+
+def _await(orphans: list[int]) -> None:
+    """Wait until the kernel has ended the workers of a server that was killed."""
+    end = time.monotonic() + _PATIENCE_S
+    for pid in orphans:
+        with suppress(ProcessLookupError):
+            while time.monotonic() < end:
+                with suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)  # where the trainer takes in orphans, as process 1 does
+                os.kill(pid, 0)  # only asks whether there is one
+                time.sleep(0.002)

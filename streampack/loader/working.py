@@ -1,0 +1,109 @@
+"""What a worker does, in whatever way its process was started.
+
+In:    what the workers of its rank are to do, its number, its end of a socket, its row of signs of life.
+Out:   a numbered message for each byte that comes through the socket.
+Never: torch, unless the user's own objects bring it; a life after the trainer's.
+"""
+
+import contextlib
+import dataclasses
+import gc
+import itertools
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import MutableSequence, Sequence
+
+from streampack import heartbeat
+from streampack.loader import channels, parcels, shortage
+from streampack.loader.failures import Failure, failure_of
+from streampack.loader.messages import Assignment, WorkerStream
+
+FRAME = struct.Struct("<q")
+"""What comes with the descriptor of a message: how many messages the worker has sent before it."""
+_SERVER_S = 2.0
+"""Within which a server that is not stopped has ended its workers after the trainer's end."""
+
+
+def work(
+    assignment: Assignment,
+    worker: int,
+    num_workers: int,
+    theirs: socket.socket,
+    row: MutableSequence[int],
+    *,
+    server: int | None = None,
+) -> None:
+    """Make messages until the socket is closed; `server`: the process id of the server that has started this one."""
+    heartbeat.report_to(row)
+    gc.freeze()  # the collector writes to what it looks at, and what a fork shares would be copied after some minutes
+    _end_with_trainer(theirs, server)
+    messages, has_failed = iter(WorkerStream(assignment, worker=worker, num_workers=num_workers)), False
+    with theirs, contextlib.suppress(ConnectionError):
+        for number in itertools.count():
+            if not theirs.recv(1):
+                return
+            if has_failed:
+                continue
+            message, failure = None, None
+            try:
+                message = next(messages)
+                if message.error is not None:
+                    failure = failure_of(message.error, _here(worker))
+                    message = dataclasses.replace(message, error=None)
+            except Exception as error:  # noqa: BLE001 (it is raised in the trainer)
+                failure = failure_of(error, _here(worker))
+            has_failed = failure is not None
+            send(theirs, number, message, failure)
+
+
+def send(theirs: socket.socket, number: int, message: object, failure: Failure | None) -> None:
+    """Send one message; where something is short, after that has passed."""
+    parcel = shortage.persist(lambda: parcels.wrap((message, failure)), "a message of a worker")
+    try:
+        shortage.persist(lambda: channels.send(theirs, FRAME.pack(number), [parcel]), "a message of a worker")
+    finally:
+        os.close(parcel)
+
+
+def _here(worker: int) -> str:
+    return f"raised in worker {worker} (process {os.getpid()})"
+
+
+def _end_with_trainer(theirs: socket.socket, server: int | None) -> None:
+    """Let this process end when the trainer has, in the middle of anything: only the trainer has the other end."""
+    closed = select.poll()
+    closed.register(theirs.fileno(), 0)  # no event but the other end's closing
+
+    def watch() -> None:
+        closed.poll()
+        if server is not None:
+            time.sleep(_SERVER_S)
+            if os.getppid() == server:
+                os.kill(server, signal.SIGKILL)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="streampack-trainer-watch", daemon=True).start()
+
+
+def work_in_fork(
+    assignment: Assignment,
+    worker: int,
+    num_workers: int,
+    theirs: socket.socket,
+    row: MutableSequence[int],
+    others: Sequence[socket.socket],
+) -> None:
+    """`work` in a process that was forked from the trainer; `others`: sockets of the other workers."""
+    for each in others:
+        each.close()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for the trainer to decide
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the trainer's handler
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(1)
+    work(assignment, worker, num_workers, theirs, row)
