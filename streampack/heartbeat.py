@@ -11,14 +11,16 @@ In a process that is not a worker the calls do nothing.
 import mmap
 import os
 import time
-from collections.abc import MutableSequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 NUM_FIELDS = 4
 """Integers of a row: signs of life so far, then a `SampleLocation`."""
 _NAP_S = 1.0
 
-_row: MutableSequence[int] | None = None  # of this process, which does the work of one worker
+Row: TypeAlias = memoryview | list[int]
+"""`NUM_FIELDS` integers."""
+
+_row: Row | None = None  # of this process, which does the work of one worker
 
 
 class SampleLocation(NamedTuple):
@@ -30,16 +32,20 @@ class SampleLocation(NamedTuple):
     """`Sample.position`."""
 
 
-def rows(descriptor: int, num_workers: int | None = None) -> list[memoryview]:
-    """The rows of all workers, in the memory that a descriptor stands for; `num_workers` gives it its size."""
+def rows(descriptor: int, num_workers: int | None = None) -> list[Row]:
+    """The rows of all workers, in the memory that a descriptor stands for; `num_workers`: it is new and empty."""
     item = NUM_FIELDS * 8
     if num_workers is not None:
         os.ftruncate(descriptor, num_workers * item)
     memory = memoryview(mmap.mmap(descriptor, 0))
-    return [memory[start : start + item].cast("q") for start in range(0, len(memory), item)]
+    found: list[Row] = [memory[start : start + item].cast("q") for start in range(0, len(memory), item)]
+    if num_workers is not None:
+        for row in found:
+            row[1], row[2], row[3] = SampleLocation()
+    return found
 
 
-def report_to(row: MutableSequence[int] | None) -> None:
+def report_to(row: Row | None) -> None:
     """Write this process's signs of life into `row` from now on, the first one at once; None: nowhere."""
     global _row  # noqa: PLW0603 (a worker is a process, so its row is the process's)
     _row = row
@@ -71,7 +77,7 @@ def sleep(seconds: float) -> None:
         beat()
 
 
-def read(row: MutableSequence[int]) -> tuple[int, SampleLocation]:
+def read(row: Row) -> tuple[int, SampleLocation]:
     """The number of signs of life so far, and the sample that the worker has begun last."""
     beats, *location = row
     return beats, SampleLocation(*location)

@@ -9,12 +9,13 @@ import multiprocessing
 import os
 import signal
 import socket
-from collections.abc import MutableSequence, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing import util
 from multiprocessing.process import BaseProcess
 from typing import NamedTuple, Protocol
 
+from streampack import heartbeat
 from streampack.loader.messages import Assignment
 from streampack.loader.working import work_in_fork
 
@@ -51,7 +52,7 @@ class Launcher(Protocol):
         assignment: Assignment,
         sockets: Sequence[socket.socket],
         memory: int,
-        rows: Sequence[MutableSequence[int]],
+        rows: Sequence[heartbeat.Row],
     ) -> Sequence[WorkerProcess]:
         """Start a worker for each socket. Its signs of life go to its row, in the memory that a descriptor stands for.
 
@@ -81,7 +82,7 @@ class Forks:
         assignment: Assignment,
         sockets: Sequence[socket.socket],
         memory: int,
-        rows: Sequence[MutableSequence[int]],
+        rows: Sequence[heartbeat.Row],
     ) -> "list[ForkedProcess]":
         """Start them; see `Launcher`."""
         if self._owner != os.getpid():  # a fork of the process whose workers these are

@@ -38,7 +38,7 @@ def wrap_recipe(pipeline: Pipeline, table: ShardTable) -> int:
         ConfigError: something cannot be pickled; it says what, and where it was found.
     """
     levels = {name: logging.getLogger(name or None).level for name in _LOGGERS}
-    recipe = Recipe(pipeline, table, fsspec.registered(), levels)
+    recipe = Recipe(pipeline, table, fsspec.registered(table.urls.blob), levels)
     try:
         return parcels.wrap(recipe, unpicklable.CheckedPickler)
     except (OSError, MemoryError):

@@ -18,10 +18,11 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterable, MutableSequence, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from multiprocessing import spawn
 
+from streampack import heartbeat
 from streampack.corpus.table import ShardTable
 from streampack.errors import ConfigError
 from streampack.lanes.pipeline import Pipeline
@@ -53,7 +54,7 @@ class WorkerServer:
         assignment: Assignment,
         sockets: Sequence[socket.socket],
         memory: int,
-        rows: Sequence[MutableSequence[int]],
+        rows: Sequence[heartbeat.Row],
     ) -> "list[ServedProcess]":
         """Start them; see `Launcher`."""
         running = self._server_for(assignment.pipeline, assignment.corpus.table)
@@ -203,8 +204,8 @@ def check_can_start() -> None:
     if getattr(sys, "frozen", False) or not spawn.get_executable():
         raise ConfigError(
             "workers come from a process that Python's interpreter starts, and this program has none "
-            '(sys.executable is empty, or the program is frozen): use multiprocessing_context="fork", num_workers=0, or '
-            "multiprocessing.set_executable(path of a python with the same packages)"
+            '(sys.executable is empty, or the program is frozen): use multiprocessing_context="fork", or num_workers=0 '
+            "or multiprocessing.set_executable(path of a python with the same packages)"
         )
 
 

@@ -19,18 +19,24 @@ from typing import Any
 
 import cloudpickle
 
+from streampack.storage.libraries import fsspec
+
 _MOST_STEPS = 50
 
 
 class CheckedPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
-    """Refuses what is on a GPU, which torch would pickle."""
+    """Refuses what is on a GPU, which torch would pickle; takes classes of filesystems that a script has defined."""
 
     def reducer_override(self, value: Any) -> Any:
         torch = sys.modules.get("torch")
         tensor = getattr(torch, "Tensor", None)
         if tensor is not None and isinstance(value, tensor) and value.device.type not in ("cpu", "meta"):
             raise pickle.PicklingError(f"a tensor on {value.device}")
-        return super().reducer_override(value)
+        reduced = super().reducer_override(value)
+        if isinstance(value, type) and isinstance(reduced, tuple) and len(reduced) > 3:
+            make, arguments, (attributes, slots), *more = reduced
+            return make, arguments, (fsspec.own_attributes(value, attributes), slots), *more
+        return reduced
 
 
 def find(parts: Mapping[str, object]) -> str | None:
@@ -106,9 +112,12 @@ def _inside(value: Any) -> Iterator[tuple[str, object]]:
 
 def _state(value: object) -> Iterator[tuple[str, object]]:
     try:
-        _, arguments, *more = value.__reduce_ex__(4)
+        reduced = value.__reduce_ex__(4)
     except Exception:  # noqa: BLE001 (it is the object itself that cannot be pickled)
         return
+    if isinstance(reduced, str):  # a global name
+        return
+    _, arguments, *more = reduced
     states = more[0] if more and isinstance(more[0], tuple) else more[:1]
     for state in states:
         if isinstance(state, dict):

@@ -18,17 +18,21 @@ import os
 import select
 import socket
 import time
-from collections.abc import MutableSequence, Sequence
+import weakref
 from contextlib import suppress
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from streampack import heartbeat
 from streampack.errors import LoaderError
 from streampack.loader import channels, parcels, shortage
-from streampack.loader.failures import Failure
 from streampack.loader.messages import Assignment, Message
 from streampack.loader.processes import Ending, Launcher, WorkerProcess
 from streampack.loader.working import FRAME
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from streampack.loader.failures import Failure
 
 AHEAD = 2
 """Messages that a worker may make ahead of the one that the loader takes next."""
@@ -57,7 +61,7 @@ class LostError(Exception):
 class _Worker(NamedTuple):
     process: WorkerProcess
     socket: socket.socket
-    row: MutableSequence[int]
+    row: heartbeat.Row
 
 
 class Workers:
@@ -71,6 +75,8 @@ class Workers:
         self._received = [0] * num_workers
         """Messages, by worker."""
         self._workers = _started(assignment, num_workers, launcher)
+        # Also where nobody calls `end`; then the launcher ends the processes.
+        self._finalizer = weakref.finalize(self, _close, [each.socket for each in self._workers])
 
     def receive(self, worker: int) -> Message:
         """The worker's next message.
@@ -88,6 +94,8 @@ class Workers:
         try:
             if number != self._received[worker]:
                 raise self._lost(worker, f"sent message {number} where message {self._received[worker]} was due")
+            message: Message | None
+            failure: Failure | None
             message, failure = shortage.persist(lambda: parcels.unwrap(parcel), "a message of a worker")
         finally:
             os.close(parcel)
@@ -95,9 +103,8 @@ class Workers:
         with suppress(OSError):  # it has died since
             self._workers[worker].socket.send(b"+")
         if failure is None:
-            assert isinstance(message, Message)
+            assert message is not None
             return message
-        assert isinstance(failure, Failure)
         if failure.shortage is not None:
             raise self._lost(worker, f"found that {failure.shortage}")
         if message is None:
@@ -147,8 +154,7 @@ class Workers:
         """End all of them: they hold nothing that is worth waiting for."""
         if os.getpid() == self._owner:
             self._launcher.end([each.process for each in self._workers])
-        for each in self._workers:
-            each.socket.close()
+        self._finalizer()
         self._workers = []
 
     def interrupt(self) -> None:
@@ -177,6 +183,11 @@ def _started(assignment: Assignment, num_workers: int, launcher: Launcher) -> li
             if not processes:
                 ours.close()
     return [_Worker(process, ours, row) for process, (ours, _), row in zip(processes, pairs, rows, strict=True)]
+
+
+def _close(sockets: "Sequence[socket.socket]") -> None:
+    for each in sockets:
+        each.close()
 
 
 def _wait(ours: socket.socket, process: WorkerProcess, limit_s: float) -> float:

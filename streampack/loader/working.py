@@ -17,7 +17,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import MutableSequence, Sequence
+from collections.abc import Sequence
 
 from streampack import heartbeat
 from streampack.loader import channels, parcels, shortage
@@ -35,7 +35,7 @@ def work(
     worker: int,
     num_workers: int,
     theirs: socket.socket,
-    row: MutableSequence[int],
+    row: heartbeat.Row,
     *,
     server: int | None = None,
 ) -> None:
@@ -96,7 +96,7 @@ def work_in_fork(
     worker: int,
     num_workers: int,
     theirs: socket.socket,
-    row: MutableSequence[int],
+    row: heartbeat.Row,
     others: Sequence[socket.socket],
 ) -> None:
     """`work` in a process that was forked from the trainer; `others`: sockets of the other workers."""

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 import texts
+from support.workers import worker_pids
 
 from streampack import PackedDataLoader, PackedDataset
 from streampack.cli.bench.clocks import own_memory_mb
@@ -41,7 +42,7 @@ def main() -> None:
         with PackedDataLoader(dataset, 8, num_workers=1) as loader:
             for batch in loader:
                 if len(curve) * arguments.megabytes / 100 <= (done := loader.stats()["tokens"] * bytes_a_token / 1e6):
-                    curve.append((done, max(own_memory_mb(each.pid) for each in multiprocessing.active_children())))
+                    curve.append((done, max(own_memory_mb(pid) for pid in worker_pids(loader))))
                 if done >= arguments.megabytes or batch is None:
                     break
     early = max(memory for done, memory in curve if done <= FIRST_MB)

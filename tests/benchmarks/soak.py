@@ -1,6 +1,6 @@
 """A long run through bad weather: 2 ranks x 2 workers read from a web server whose answers fail at random.
 
-    python tests/benchmarks/soak.py [--seconds 1800] [--seed 0] [--rate 0.3] [--context spawn] [--json results.json]
+    python tests/benchmarks/soak.py [--seconds 1800] [--seed 0] [--rate 0.3] [--json results.json]
 
 In:  nothing: it writes its shards and their manifest with digests, and serves them through the tests' proxy.
 Out: what each rank has done, and a verdict (exit code 1): the digest of its batches is that of a quiet run over the
@@ -76,7 +76,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=0.3, help="the part of requests that meet a fault")
     parser.add_argument("--pause", type=float, default=0.02, help="seconds after each batch, as a training step")
-    parser.add_argument("--context", default="fork", help="spawn: workers share nothing with their rank")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -85,7 +84,7 @@ def main() -> None:
         proxy = Proxy(objects=objects)
         proxy.faults = weather = Weather(arguments.seed, arguments.rate, max(map(len, objects.values())))
         job = {"seconds": arguments.seconds, "pause_s": arguments.pause, "retry": RETRY}
-        job["loader"] = {**LOADER, "multiprocessing_context": arguments.context}
+        job["loader"] = LOADER
         job["dataset"] = {**DATASET, "data": f"@{proxy.url}/manifest.jsonl"}
         (folder / "job.json").write_text(json.dumps(job), "utf-8")
         with Job("soaking.py", folder / "job.json", folder, ranks=RANKS, log=folder / "log") as running:

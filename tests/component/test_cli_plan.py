@@ -182,12 +182,13 @@ def test_ranks_that_do_not_fit_are_the_error_of_the_lanes_and_the_rest_is_shown(
 
 
 def test_a_budget_that_is_too_small_is_the_error_of_the_pool(tmp_path: Path) -> None:
-    path = config(tmp_path, f"data: {str(DATA / 'devil-*.tar')!r}, num_lanes: 60, limits: {{buffer_bytes: 65MiB}}")
+    path = config(tmp_path, f"data: {str(DATA / 'devil-*.tar')!r}, num_lanes: 60, limits: {{buffer_bytes: 3MiB}}")
     with pytest.raises(StreampackError) as refused:
-        check_budget(budget_bytes=65 * 2**20 // 2, num_lanes=30, max_document_bytes=64 * 2**20)
+        check_budget(budget_bytes=3 * 2**20, num_lanes=60, num_workers=2)
     result = run(path, "--workers", "2")
     assert (result.exit_code, result.stderr) == (1, f"error: {refused.value}\n")
-    assert run(path, "--workers", "1").exit_code == 0
+    enough = config(tmp_path, f"data: {str(DATA / 'devil-*.tar')!r}, num_lanes: 60, limits: {{buffer_bytes: 4MiB}}")
+    assert run(enough, "--workers", "2").exit_code == 0
 
 
 def test_what_the_loader_refuses_is_an_error(tmp_path: Path) -> None:

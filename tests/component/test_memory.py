@@ -2,7 +2,6 @@
 
 import dataclasses
 import gc
-import multiprocessing
 import os
 import tracemalloc
 from collections.abc import Iterator
@@ -13,9 +12,10 @@ import numpy as np
 import pytest
 from support.jobs import Corpus, Job, assert_equal, dataset, texts, uneven, write_corpus, write_lanes
 
+import streampack
 from streampack.cli.bench.clocks import own_memory_mb
 from streampack.errors import ConfigError
-from streampack.lanes.pool import LanePool, check_budget
+from streampack.lanes.pool import LanePool
 from streampack.lanes.position import LaneEnd, LanePack, LanePosition
 from streampack.records import Document
 from streampack.storage.access import StorageReader
@@ -228,42 +228,35 @@ def test_the_budget_of_a_loader_changes_no_pack(corpus: Corpus, ranks: int, work
         assert job.step(1)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_budget_that_is_too_small_is_an_error_at_the_start(small: Corpus, workers: int) -> None:
-    cases = [
-        ({"buffer_bytes": 12 * SHARE - 1}, "786,431 bytes for 12 lanes, less than 64 KiB each"),
-        (
-            {"buffer_bytes": 12 * SHARE - 1},
-            "Raise limits.buffer_bytes to at least 786,432 per worker, or use more ranks",
-        ),
-        ({"buffer_bytes": 10**6, "document_bytes": 10**6 + 1}, "less than one document may have"),
-        ({"buffer_bytes": 10**6, "document_bytes": 10**6 + 1}, r"\(limits.document_bytes=1,000,001\)"),
-    ]
-    for changes, text in cases:
-        data = dataset(small, **{"document_bytes": 2000, **changes})
-        with Job(data, 1, workers) as job, pytest.raises(ConfigError, match=text):
-            job.step(1)
-    with Job(dataset(small, buffer_bytes=12 * SHARE, document_bytes=2000)) as job:
-        assert job.step(1)
+@pytest.mark.parametrize(("ranks", "workers", "lanes"), [(1, 0, 12), (1, 1, 12), (1, 5, 3), (2, 1, 6)])
+def test_a_budget_that_is_too_small_is_an_error_of_the_constructor(
+    small: Corpus, ranks: int, workers: int, lanes: int
+) -> None:
+    """5 workers of 12 lanes: two of them have three lanes, and all have the same part."""
+    least = max(workers, 1) * lanes * SHARE
+    with pytest.raises(ConfigError) as caught:
+        Job(dataset(small, buffer_bytes=least - 1), ranks, workers)
+    assert f"{(least - 1) // max(workers, 1):,} bytes for {lanes} lanes, less than 64 KiB each" in str(caught.value)
+    assert f"Raise limits.buffer_bytes to at least {lanes * SHARE:,} per worker, or use more ranks" in str(caught.value)
+    with Job(dataset(small, buffer_bytes=least), ranks, workers) as job:
+        assert workers or job.step(1)
 
 
-def test_the_budget_is_divided_over_workers(small: Corpus) -> None:
-    """Two workers of six lanes each have half of it, which is enough; a rank of six lanes needs half of it."""
-    data = dataset(small, buffer_bytes=12 * SHARE, document_bytes=6 * SHARE)
-    with Job(data, 1, 2) as job:
-        assert job.step(1)
-    with Job(dataset(small, buffer_bytes=6 * SHARE, document_bytes=6 * SHARE), 2) as job:
-        assert job.step(1)
-    with Job(data, 1, 3) as job, pytest.raises(ConfigError, match="262,144 bytes, less than one document may have"):
-        job.step(1)
+@pytest.mark.parametrize("workers", [8, 9, 12, 100])
+def test_the_defaults_work_with_any_number_of_workers(small: Corpus, workers: int) -> None:
+    """512 MiB divided by 9 is less than the 64 MiB that a document may have, which hardly any has."""
+    streampack.PackedDataLoader(streampack.PackedDataset(small.urls, ByteTokenizer(), num_lanes=48), num_workers=workers)
 
 
-def test_check_budget_says_what_would_be_enough() -> None:
-    check_budget(budget_bytes=10 * SHARE, num_lanes=10, max_document_bytes=10 * SHARE)
-    with pytest.raises(ConfigError, match="at least 655,360 per worker"):
-        check_budget(budget_bytes=10 * SHARE - 1, num_lanes=10, max_document_bytes=1)
-    with pytest.raises(ConfigError, match="Raise limits.buffer_bytes, lower limits.document_bytes, or use fewer"):
-        check_budget(budget_bytes=10 * SHARE, num_lanes=10, max_document_bytes=10 * SHARE + 1)
+def test_a_document_that_is_larger_than_the_budget_is_held_besides_it(tmp_path: Path) -> None:
+    """And no second one: the others of its worker wait in their shards."""
+    longest = 3 * LANES * SHARE
+    corpus = write_lanes(tmp_path, [["long " * (longest // 5), "short"] for _ in range(LANES)])
+    tight, wide = (Run(corpus, budget, document_bytes=2 * longest) for budget in (LANES * SHARE, 10**9))
+    for ours, theirs in zip(tight.take(2), wide.take(2), strict=True):
+        assert ours.digest == theirs.digest
+    run = Run(corpus, LANES * SHARE, document_bytes=2 * longest)
+    assert measured(run, 1, collect=True) <= allowed(LANES * SHARE, longest)
 
 
 def collecting(document: Document, _: np.random.Generator) -> Document:
@@ -275,7 +268,7 @@ def collecting(document: Document, _: np.random.Generator) -> Document:
     return document
 
 
-@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="nothing is shared")
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="reads the memory of a process")
 def test_what_a_worker_shares_with_its_parent_stays_shared_when_the_collector_runs(small: Corpus) -> None:
     with Job(dataset(small, transform=collecting), 1, 2) as job:
         assert job.step(1)

@@ -3,7 +3,6 @@
 import io
 import itertools
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -29,6 +28,7 @@ from support.jobs import (
     write_corpus,
 )
 from support.jobs import texts as make_texts
+from support.workers import alive, worker_pids
 
 import streampack
 from streampack.errors import LoaderError, StateError, TopologyError
@@ -58,16 +58,6 @@ def loader_of(data: streampack.PackedDataset, batch_size: int = 4, **options: An
 
 def take(iterator: Any, batches: int) -> list[Array]:
     return [row for batch in itertools.islice(iterator, batches) for row in rows(batch)]
-
-
-@pytest.fixture
-def others() -> set[int | None]:
-    """Processes that other tests have left behind."""
-    return {process.pid for process in multiprocessing.active_children()}
-
-
-def workers_but(others: set[int | None]) -> list[multiprocessing.process.BaseProcess]:
-    return [process for process in multiprocessing.active_children() if process.pid not in others]
 
 
 def same(state: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -313,17 +303,19 @@ def test_a_break_loses_nothing(data: streampack.PackedDataset, wanted: list[Arra
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loading_a_state_retires_iterators_and_workers(
-    data: streampack.PackedDataset, wanted: list[Array], others: set[int | None], workers: int
+    data: streampack.PackedDataset, wanted: list[Array], workers: int
 ) -> None:
     with loader_of(data, num_workers=workers) as loader:
         iterator = iter(loader)
         take(iterator, 3)
         state = loader.state_dict()
         take(iterator, 4)
+        pids = worker_pids(loader)
+        assert len(pids) == workers
         loader.load_state_dict(state)
         with pytest.raises(LoaderError, match="this iterator is over"):
             next(iterator)
-        assert workers_but(others) == []
+        assert alive(pids) == []
         packs = take(iter(loader), 5)
         assert_equal({12 + n: pack for n, pack in enumerate(packs)}, wanted, begin=12)
         assert loader.digest() == straight_digest(data, 32)
@@ -336,14 +328,15 @@ def straight_digest(data: streampack.PackedDataset, packs: int) -> int:
 
 
 def test_a_closed_loader_has_no_process_and_goes_on_when_iterated(
-    data: streampack.PackedDataset, wanted: list[Array], others: set[int | None]
+    data: streampack.PackedDataset, wanted: list[Array]
 ) -> None:
     loader = loader_of(data, num_workers=2)
     iterator = iter(loader)
     packs = take(iterator, 3)
-    assert len(workers_but(others)) == 2
+    pids = worker_pids(loader)
+    assert len(pids) == 2
     loader.close()
-    assert workers_but(others) == []
+    assert alive(pids) == []
     with pytest.raises(LoaderError, match="this iterator is over"):
         next(iterator)
     assert loader.state_dict()["global_pack"] == 12
@@ -353,29 +346,23 @@ def test_a_closed_loader_has_no_process_and_goes_on_when_iterated(
     assert_equal(dict(enumerate(packs)), wanted)
 
 
-def test_a_loader_that_is_dropped_ends_its_workers_at_once(
-    data: streampack.PackedDataset, others: set[int | None]
-) -> None:
+def test_a_loader_that_is_dropped_ends_its_workers_at_once(data: streampack.PackedDataset) -> None:
     """As torch's own does; workers left to the garbage collector would be waited for in the middle of another run."""
     loader = loader_of(data, num_workers=1)
     for _ in itertools.islice(loader, 3):
         pass
+    pids = worker_pids(loader)
     del loader
-    left = workers_but(others)
-    for process in left:
-        process.terminate()
-    assert left == []
+    assert alive(pids) == []
 
 
 def test_a_worker_that_is_killed_loses_nothing(
-    data: streampack.PackedDataset, wanted: list[Array], others: set[int | None]
+    data: streampack.PackedDataset, wanted: list[Array]
 ) -> None:
     with loader_of(data, num_workers=2, prefetch_bytes=1) as loader:
         iterator = iter(loader)
         packs = take(iterator, 5)
-        victim = workers_but(others)[0]
-        assert victim.pid is not None
-        os.kill(victim.pid, signal.SIGKILL)
+        os.kill(worker_pids(loader)[0], signal.SIGKILL)
         packs += take(iterator, 5)
         assert loader.state_dict()["global_pack"] == len(packs) == 40
         packs += take(iter(loader), 5)

@@ -44,8 +44,8 @@ ENDLESS = {
     "over epochs": Endless(corpus="small", num_workers=1, batch_size=8, count=20),
     "without a process group": Endless(num_workers=1, extra={"without_group": True}),
     "left and gone on": Endless(num_workers=2, extra={"leave_after": [3, 7]}),
-    "spawned workers": Endless(
-        num_workers=1, count=4, extra={"loader": {"multiprocessing_context": "spawn"}}, only=(2,)
+    "workers forked from the ranks": Endless(
+        num_workers=1, count=4, extra={"loader": {"multiprocessing_context": "fork"}}, only=(2,)
     ),
 }
 FINITE = {

@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import logging
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from support.jobs import Corpus, assert_equal, dataset, expected, rows, uneven, 
 from support.jobs import texts as make_texts
 from support.ranks import Finite, References, run_job
 from support.reference import assert_batches
+from support.workers import server_pid, worker_pids
 from torch.utils.data import DataLoader
 
 import streampack
@@ -28,6 +28,7 @@ from streampack import RetryPolicy, heartbeat
 from streampack.errors import ConfigError, LoaderError
 from streampack.hashing import as_int64
 from streampack.loader import restarts, workers
+from streampack.loader.processes import Forks
 from streampack.records import Counts
 from streampack.state.checkpoint import to_json
 
@@ -59,14 +60,18 @@ def _leaves_no_process() -> Iterator[None]:
 
 
 def children() -> set[int]:
-    """The processes that this one has started and that have not been waited for, dead ones too."""
-    found = set()
+    """The processes that this one, or one of these, has started and that have not been waited for, dead ones too."""
+    parents = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            if int(fields[1]) == os.getpid() and b"resource_tracker" not in (folder / "cmdline").read_bytes():
-                found.add(int(folder.name))
-    return found
+            if b"resource_tracker" not in (folder / "cmdline").read_bytes():
+                parents[int(folder.name)] = int(fields[1])
+    found, wider = {os.getpid()}, set(parents)
+    while wider:
+        wider = {pid for pid, parent in parents.items() if parent in found} - found
+        found |= wider
+    return found - {os.getpid()}
 
 
 def loader_of(data: streampack.PackedDataset, **options: Any) -> streampack.PackedDataLoader:
@@ -74,14 +79,9 @@ def loader_of(data: streampack.PackedDataset, **options: Any) -> streampack.Pack
     return streampack.PackedDataLoader(data, **{"batch_size": 4, "num_workers": 2, "prefetch_bytes": 1, **options})
 
 
-def pids(loader: streampack.PackedDataLoader) -> list[int]:
-    """The workers of a loader; not one of them has been waited for, so the numbers are theirs."""
-    assert loader._delivery is not None and loader._delivery.current_pass is not None
-    return [each.process.pid or 0 for each in loader._delivery.current_pass._restarting._workers._workers]
-
-
 def hurt(loader: streampack.PackedDataLoader, number: signal.Signals = signal.SIGKILL, worker: int = -1) -> None:
-    os.kill(pids(loader)[worker], number)
+    with contextlib.suppress(ProcessLookupError):  # it has died, and its server has waited for it
+        os.kill(worker_pids(loader)[worker], number)
 
 
 def take(iterator: Iterator[dict[str, Any]], batches: int) -> list[Any]:
@@ -119,7 +119,7 @@ def test_a_worker_that_is_stopped_is_ended_and_costs_nothing_but_time(
     with loader_of(dataset(corpus), num_workers=num_workers, worker_timeout_s=SILENCE_S) as loader:
         iterator = iter(loader)
         packs = take(iterator, after)
-        stopped = pids(loader)[-1]
+        stopped = worker_pids(loader)[-1]
         hurt(loader, signal.SIGSTOP)
         packs += take(iterator, 15 - after)
         assert_equal(dict(enumerate(packs)), wanted)
@@ -127,20 +127,34 @@ def test_a_worker_that_is_stopped_is_ended_and_costs_nothing_but_time(
         assert stopped not in children()
 
 
-@pytest.mark.parametrize("context", ["spawn", "forkserver"])
-def test_workers_that_are_not_forked_are_built_anew_too(corpus: Corpus, wanted: list[Any], context: str) -> None:
-    before = children()  # the server that workers are forked from stays for the next ones
-    with loader_of(dataset(corpus), num_workers=1, multiprocessing_context=context) as loader:
+def test_workers_that_are_forked_from_the_trainer_are_restarted_too(corpus: Corpus, wanted: list[Any]) -> None:
+    with loader_of(dataset(corpus), multiprocessing_context="fork") as loader:
         iterator = iter(loader)
         packs = take(iterator, 2)
         hurt(loader)
         packs += take(iterator, 5)
         assert_equal(dict(enumerate(packs)), wanted)
         assert loader.stats()["worker_restarts"] == 1
-    if context == "forkserver":
-        server = multiprocessing.forkserver._forkserver
-        server._stop()
-        assert children() <= before
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_server_that_dies_or_is_stopped_costs_nothing_but_time(
+    corpus: Corpus, wanted: list[Any], number: signal.Signals, caplog: Any
+) -> None:
+    with loader_of(dataset(corpus)) as loader, caplog.at_level(logging.WARNING):
+        iterator = iter(loader)
+        packs = take(iterator, 2)
+        before = server_pid(loader)
+        os.kill(before, number)
+        if number == signal.SIGSTOP:  # its workers need it no more until they are restarted
+            hurt(loader)
+        packs += take(iterator, 8)
+        assert_equal(dict(enumerate(packs)), wanted)
+        assert loader.stats()["worker_restarts"] == 1
+        assert server_pid(loader) != before
+        assert before not in children()
+    if number == signal.SIGKILL:
+        assert f"ended with the workers' server (pid {before}), which was ended by SIGKILL" in caplog.text
 
 
 @pytest.mark.parametrize("prefetch_bytes", [1, 64 * 2**20], ids=["small messages", "large messages"])
@@ -216,7 +230,7 @@ def test_all_workers_killed_at_once_are_one_restart(corpus: Corpus, wanted: list
     with loader_of(dataset(corpus), num_workers=3) as loader:
         iterator = iter(loader)
         packs = take(iterator, 4)
-        for pid in pids(loader):
+        for pid in worker_pids(loader):
             os.kill(pid, signal.SIGKILL)
         packs += take(iterator, 8)
         assert_equal(dict(enumerate(packs)), wanted)
@@ -228,8 +242,8 @@ def test_workers_killed_again_before_their_first_message_are_restarted_again(cor
         iterator = iter(loader)
         packs = take(iterator, 3)
         hurt(loader)
-        first = pids(loader)
-        while pids(loader) == first:
+        first = worker_pids(loader)
+        while worker_pids(loader) == first:
             packs += take(iterator, 1)
         hurt(loader, worker=0)
         hurt(loader, worker=1)
@@ -277,7 +291,7 @@ def test_a_worker_that_dies_while_it_is_waited_for_is_noticed_at_once(tmp_path: 
     corpus = write_corpus(tmp_path / "shards", [(".tar", make_texts(30, longest=60))])
     with loader_of(dataset(corpus, transform=held_up, transform_version="1", num_lanes=2)) as loader:
         iterator = iter(loader)
-        victim = pids(loader)[0]
+        victim = worker_pids(loader)[0]
 
         def kill() -> None:
             gate.touch()
@@ -290,7 +304,7 @@ def test_a_worker_that_dies_while_it_is_waited_for_is_noticed_at_once(tmp_path: 
         assert loader.stats()["worker_restarts"] <= 1  # it may have sent what was waited for just before
 
 
-def test_a_worker_that_waits_for_a_lock_for_ever_is_built_anew(tmp_path: Path, caplog: Any) -> None:
+def test_a_worker_that_waits_for_a_lock_for_ever_is_restarted(tmp_path: Path, caplog: Any) -> None:
     was_there = tmp_path / "was there"
 
     def locked_up(document: Any, rng: Any) -> Any:
@@ -312,21 +326,40 @@ def test_a_worker_that_waits_for_a_lock_for_ever_is_built_anew(tmp_path: Path, c
     assert "was silent for" in message and str(corpus.shards[0]) in message and "lane " in message
 
 
-def test_a_worker_that_never_begins_is_built_anew(
-    corpus: Corpus, wanted: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+class Unready:
+    """A transform whose copy does something as it is loaded, in a worker's process."""
+
+    def __init__(self, do: Any) -> None:
+        self.do = do
+
+    def __reduce__(self) -> Any:
+        return load_unready, (self.do,)
+
+    def __call__(self, document: Any, rng: Any) -> Any:
+        return document
+
+
+def load_unready(do: Any) -> Unready:
+    do()
+    return Unready(do)
+
+
+def test_a_worker_that_never_begins_is_restarted(
+    corpus: Corpus, wanted: list[Any], monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    report_to, was_there = heartbeat.report_to, tmp_path / "was there"
+    restart, start_s = restarts.RestartingMessages._restart, workers.START_S
 
-    def stuck(row: Any) -> None:
-        with contextlib.suppress(FileExistsError):
-            was_there.touch(exist_ok=False)
-            time.sleep(60)
-        report_to(row)
+    def patient(messages: Any, lost: Any) -> None:
+        monkeypatch.setattr(workers, "START_S", start_s)  # for a server that starts on a busy machine
+        restart(messages, lost)
 
-    monkeypatch.setattr(heartbeat, "report_to", stuck)
     monkeypatch.setattr(workers, "START_S", SILENCE_S)
+    monkeypatch.setattr(restarts.RestartingMessages, "_restart", patient)
     with loader_of(dataset(corpus), worker_timeout_s=0.1) as loader, caplog.at_level(logging.WARNING):
-        assert_equal(dict(enumerate(take(iter(loader), 1))), wanted)
+        iterator = iter(loader)
+        os.kill(server_pid(loader), signal.SIGSTOP)
+        monkeypatch.setattr(loader._pass._restarting, "_timeout_s", 60.0)  # of the workers that come after these
+        assert_equal(dict(enumerate(take(iterator, 1))), wanted)
         assert loader.stats()["worker_restarts"] == 1
     assert "before it began" in caplog.text
 
@@ -391,21 +424,43 @@ def test_a_death_never_breaks_into_the_trainers_own_code(corpus: Corpus, wanted:
 # --- what no restart helps
 
 
-@pytest.mark.parametrize("kind", [ValueError, "local"])
-def test_what_a_workers_own_code_raises_causes_no_restart(tmp_path: Path, kind: Any) -> None:
+class LostConnectionError(Exception):
+    """An exception that needs more than a message."""
+
+    def __init__(self, host: str, port: int) -> None:
+        super().__init__(f"{host}:{port}")
+        self.host, self.port = host, port
+
+
+def test_what_a_workers_own_code_raises_is_the_same_in_the_trainer_and_causes_no_restart(tmp_path: Path) -> None:
     class LocalError(Exception):
-        pass
+        def __str__(self) -> str:
+            return f"local: {self.args[0]}"
 
-    raised = LocalError if kind == "local" else kind
-
-    def failing(document: Any, rng: Any) -> Any:
-        raise raised("of its own")
-
+    method = LocalError.__str__
     corpus = write_corpus(tmp_path, [(".tar", make_texts(10))])
-    with loader_of(dataset(corpus, transform=failing, transform_version="1", num_lanes=2)) as loader:
-        with pytest.raises(RuntimeError if kind == "local" else kind, match="of its own"):
-            next(iter(loader))
-        assert loader.stats()["worker_restarts"] == 0
+    cases: list[tuple[Any, tuple[Any, ...], Any, str]] = [
+        (ValueError, ("of its own",), ValueError, "of its own"),
+        (LocalError, ("of its own",), LocalError, "local: of its own"),
+        (LostConnectionError, ("here", 80), RuntimeError, f"{__name__}.LostConnectionError: here:80"),
+    ]
+    for raised, arguments, kind, text in cases:
+
+        def failing(document: Any, rng: Any, raised: Any = raised, arguments: Any = arguments) -> Any:
+            error = raised(*arguments)
+            error.add_note("a note")
+            raise error
+
+        with loader_of(dataset(corpus, transform=failing, transform_version="1", num_lanes=2)) as loader:
+            with pytest.raises(kind) as caught:
+                next(iter(loader))
+            assert type(caught.value) is kind and str(caught.value) == text
+            first, *others = caught.value.__notes__
+            assert first == "a note"
+            assert "raised by transform" in others[0] and "raised in worker" in others[1]
+            assert "in failing" in str(caught.value.__cause__), "the traceback in the worker"
+            assert loader.stats()["worker_restarts"] == 0
+    assert LocalError.__str__ is method, "what comes back changes no class"
 
 
 def test_a_sample_that_kills_its_worker_each_time_is_named_once_the_budget_is_spent(tmp_path: Path) -> None:
@@ -439,7 +494,7 @@ def test_a_sample_that_kills_its_worker_each_time_is_named_once_the_budget_is_sp
 def test_the_budget_is_for_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(restarts.time, "monotonic", lambda: now)
-    budget = restarts.WorkerRestarts()
+    budget = restarts.WorkerRestarts(Forks())
     assert [budget.allow() for _ in range(4)] == [True, True, True, False]
     now = 3599.0
     assert not budget.allow()
@@ -448,13 +503,12 @@ def test_the_budget_is_for_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
     assert budget.number == 6
 
 
-def test_workers_that_cannot_even_begin_are_an_error_at_once(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(row: Any) -> None:
-        raise ImportError("as when a spawned worker cannot import the trainer's module")
+def test_what_the_workers_cannot_load_is_an_error_at_once(corpus: Corpus) -> None:
+    def broken() -> None:
+        raise ImportError("as of a module that is not there")
 
-    monkeypatch.setattr(heartbeat, "report_to", broken)
-    with loader_of(dataset(corpus)) as loader:
-        with pytest.raises(LoaderError, match="exit code 1 before it began"):
+    with loader_of(dataset(corpus, transform=Unready(broken), transform_version="1")) as loader:
+        with pytest.raises(ConfigError, match="cannot load .* .ImportError: as of a module that is not there."):
             next(iter(loader))
         assert loader.stats()["worker_restarts"] == 0
 
@@ -481,7 +535,7 @@ def test_many_restarts_leave_no_process_and_no_open_file(corpus: Corpus, monkeyp
                 take(iterator, 1)
             files.append(len(list(Path("/proc/self/fd").iterdir())))
         assert files[-1] <= files[0], files
-        assert len(children() - before) == 2
+        assert len(children() - before) == 3
     assert children() <= before
 
 
@@ -490,7 +544,7 @@ def test_a_stopped_worker_does_not_outlive_its_loader(corpus: Corpus, ending: st
     loader = loader_of(dataset(corpus))
     iterator = iter(loader)
     take(iterator, 1)
-    stopped = pids(loader)
+    stopped = worker_pids(loader)
     hurt(loader, signal.SIGSTOP)
     begin = time.monotonic()
     if ending == "close":
@@ -512,13 +566,14 @@ next(iterator)
 for each in loader._delivery.current_pass._restarting._workers._workers:
     print(each.process.pid)
     os.kill(each.process.pid, signal.SIGSTOP)
+print(loader._delivery._restarts.launcher._running.process.pid)
 """
 
 
 def test_a_program_ends_though_its_workers_are_stopped_and_nobody_closed_the_loader(corpus: Corpus) -> None:
     program = [sys.executable, "-c", UNCLOSED, *corpus.urls]
     output = subprocess.run(program, capture_output=True, text=True, check=True, timeout=40).stdout
-    assert len(output.split()) == 2
+    assert len(output.split()) == 3
     assert not any(Path(f"/proc/{pid}").exists() for pid in output.split())
 
 

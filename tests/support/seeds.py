@@ -41,7 +41,7 @@ dataset: &all
   storage:
     options: {a: &x [1, 2.5, ~, "t", 2001-01-01], b: {<<: {k: *x}}}
     retry: {timeout_s: 3}
-loader: {batch_size: 8, pin_memory: auto, multiprocessing_context: spawn}
+loader: {batch_size: 8, pin_memory: auto, multiprocessing_context: fork}
 """
 MANIFEST = (
     b'{"url": "en/b.tar", "size": 7, "etag": "v1",'

@@ -36,15 +36,16 @@ class Registered(NamedTuple):
     """What a process has told fsspec besides what every process knows."""
 
     classes: dict[str, type[AbstractFileSystem]]
-    """Filesystems that were registered, by protocol."""
+    """Filesystems that were registered, by protocol; those that the process needs."""
     names: dict[str, Any]
     """Where the classes of all known protocols are imported from."""
     settings: dict[str, Any]
 
 
-def registered() -> Registered:
-    """What this process has told fsspec, for another process."""
-    classes = {protocol: cls for protocol, cls in registry.items() if not _is_known(protocol, cls)}
+def registered(urls: bytes) -> Registered:
+    """What this process has told fsspec, for another process that reads these URLs."""
+    wanted = {protocol: cls for protocol, cls in registry.items() if protocol.encode() in urls}
+    classes = {protocol: cls for protocol, cls in wanted.items() if not _is_known(protocol, cls)}
     return Registered(classes, dict(known_implementations), dict(fsspec.config.conf))
 
 
@@ -54,6 +55,12 @@ def register(given: Registered) -> None:
         fsspec.register_implementation(protocol, cls, clobber=True)
     known_implementations.update(given.names)
     fsspec.config.conf.update(given.settings)
+
+
+def own_attributes(cls: type, attributes: dict[str, Any]) -> dict[str, Any]:
+    """The attributes of a class without those that fsspec gives each class of filesystems anew in each process."""
+    made = ("_cache", "_pid", "_instantiation_lock", "_latest") if isinstance(cls, type(AbstractFileSystem)) else ()
+    return {name: value for name, value in attributes.items() if name not in made}
 
 
 def _is_known(protocol: str, cls: type[AbstractFileSystem]) -> bool:

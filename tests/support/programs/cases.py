@@ -9,7 +9,6 @@ import dataclasses
 import faulthandler
 import gc
 import json
-import multiprocessing
 import os
 import pickle
 import signal
@@ -25,6 +24,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from fsspec.implementations.local import LocalFileSystem
 from support.arguments import packed_dataset
+from support.workers import worker_pids
 from torch.distributed.device_mesh import init_device_mesh
 
 import streampack
@@ -102,7 +102,7 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
                     for batch in _take(loader, None if leave is None else leave - len(batches)):
                         batches.append(batch)
                         if number == 0 and len(batches) in case.get("kill_after", {}).get(str(rank), ()):
-                            os.kill(min(child.pid for child in multiprocessing.active_children()), signal.SIGKILL)
+                            os.kill(worker_pids(loader)[0], signal.SIGKILL)
                         if rank in case.get("slow_ranks", ()) and len(batches) < 10:
                             time.sleep(0.03)
                 outcome["passes"].append(_stack(batches))

@@ -6,7 +6,6 @@ Out: FOLDER/rank0.json, ...: {"batches", "digest", "stats", "curve": [[seconds, 
 
 import faulthandler
 import json
-import multiprocessing
 import os
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 from support.arguments import packed_dataset
+from support.workers import worker_pids
 
 import streampack
 from streampack.cli.bench.clocks import own_memory_mb
@@ -38,7 +38,7 @@ def main() -> None:
             time.sleep(job["pause_s"])
             elapsed = time.monotonic() - began
             if elapsed >= len(curve):
-                pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children() if child.pid)]
+                pids = [os.getpid(), *worker_pids(loader)]
                 curve.append((elapsed, {pid: (own_memory_mb(pid), files(pid)) for pid in pids}))
             if elapsed >= job["seconds"]:
                 break

@@ -123,7 +123,7 @@ def test_no_error_prints_a_document() -> None:
         (
             lambda: loader(multiprocessing_context="thread"),
             ConfigError,
-            "multiprocessing_context='thread' is not known; choose one of fork, spawn, forkserver",
+            "multiprocessing_context='thread' must be None, which forks workers from a process of their own",
         ),
         (lambda: loader(worker_timeout_s="1"), ConfigError, "worker_timeout_s='1' must be a number"),
         (lambda: loader().skip(-1), ConfigError, "num_batches=-1 must be a whole number of at least 0"),

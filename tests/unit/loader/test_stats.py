@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from streampack.loader.processes import Forks
 from streampack.loader.restarts import WorkerRestarts
 from streampack.loader.stats import STATS, LoaderCounts, stats_of
 from streampack.records import Counts, StorageUse
@@ -10,7 +11,7 @@ DOCS = Path(__file__).parents[3] / "docs" / "stats.md"
 
 
 def test_stats_has_the_keys_of_the_table_in_its_order() -> None:
-    stats = stats_of(Counts(), LoaderCounts(), None, WorkerRestarts())
+    stats = stats_of(Counts(), LoaderCounts(), None, WorkerRestarts(Forks()))
     assert list(stats) == [stat.key for stat in STATS]
     assert not any(stats.values())
 
@@ -19,7 +20,7 @@ def test_numbers_come_from_the_record_that_the_table_names() -> None:
     counts = Counts(*range(1, len(Counts._fields) + 1))
     use = StorageUse(101, 102, 103, 104.5, 105, 106)
     loader = LoaderCounts(batches=201, left_out_packs=202, seconds_waited=203.5, storage=use)
-    stats = stats_of(counts, loader, None, WorkerRestarts())
+    stats = stats_of(counts, loader, None, WorkerRestarts(Forks()))
     assert list(stats.values()) == [*counts, 201, 202, 0, 203.5, 101, 102, 103, 104.5, 105, 106]
 
 
