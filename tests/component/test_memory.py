@@ -245,7 +245,8 @@ def test_a_budget_that_is_too_small_is_an_error_of_the_constructor(
 @pytest.mark.parametrize("workers", [8, 9, 12, 100])
 def test_the_defaults_work_with_any_number_of_workers(small: Corpus, workers: int) -> None:
     """512 MiB divided by 9 is less than the 64 MiB that a document may have, which hardly any has."""
-    streampack.PackedDataLoader(streampack.PackedDataset(small.urls, ByteTokenizer(), num_lanes=48), num_workers=workers)
+    data = streampack.PackedDataset(small.urls, ByteTokenizer(), num_lanes=48)
+    streampack.PackedDataLoader(data, num_workers=workers)
 
 
 def test_a_document_that_is_larger_than_the_budget_is_held_besides_it(tmp_path: Path) -> None:
