@@ -29,7 +29,8 @@ def transformed(
 ) -> list[Document]:
     """All parts that the transform makes of a document, checked before the first of them is given.
 
-    `place`: what seeds all generators for it: the run's seed, and where the document stands. `limit`: bytes of a part at most. `vocab_size`: token ids must be below it; None: nothing tells.
+    `place`: what seeds all generators for it: the run's seed, and where the document stands. `limit`: bytes of a part
+    at most. `vocab_size`: token ids must be below it; None: nothing tells.
     """
     name = getattr(transform, "__qualname__", type(transform).__qualname__)
     where = f"transform {name}, called with {document.url}, key {document.key!r}, record {document.record}"

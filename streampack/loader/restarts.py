@@ -108,7 +108,7 @@ class RestartingMessages:
         self._workers.end()
 
     def interrupt(self) -> None:
-        """From another thread: cut the workers off, so that the thread that waits for a message gets a `LoaderError`."""
+        """From another thread: cut the workers off; the thread that waits for a message gets a `LoaderError`."""
         self._is_interrupted = True
         self._workers.interrupt()
 

@@ -126,12 +126,12 @@ class _Running:
         self.control = control
         self._listening = threading.Lock()
         self.pids: dict[int, int] = {}
-        """Of workers that have begun, by key."""
+        """Of workers that have begun and were not ended by `kill`, by key."""
         self.living: set[int] = set()
         """Keys of the workers that it was asked for and that have not ended."""
         self.endings: dict[int, Ending] = {}
         # Also where nobody closes the loader, and at the end of the program.
-        self.finalizer = weakref.finalize(self, _end, process, control, self.pids, self.living, self.owner)
+        self.finalizer = weakref.finalize(self, _end, process, control, self.pids, self.owner)
 
     def start(self, key: int, worker: int, num_workers: int, descriptors: list[int]) -> None:
         """Ask for a worker."""
@@ -149,7 +149,7 @@ class _Running:
         has_ended = not self.living.intersection(keys)
         for key in keys:
             self.endings.pop(key, None)
-            if has_ended:
+            if has_ended and self.process.poll() is None:
                 self.pids.pop(key, None)
         return has_ended
 
@@ -235,7 +235,7 @@ def _start(pipeline: Pipeline, table: ShardTable) -> _Running:
 
 
 def _end(
-    process: "subprocess.Popen[bytes]", control: socket.socket, pids: dict[int, int], living: set[int], owner: int
+    process: "subprocess.Popen[bytes]", control: socket.socket, pids: dict[int, int], owner: int
 ) -> None:
     """End a server: at the end of its socket it kills its workers and ends."""
     if os.getpid() != owner:  # a fork of the trainer, whose workers are not its own
@@ -248,7 +248,7 @@ def _end(
         with suppress(subprocess.TimeoutExpired):
             process.wait(_KILLED_S)
     if process.returncode:
-        _await([pids[key] for key in living if key in pids])
+        _await(list(pids.values()))
 
 
 def _await(orphans: list[int]) -> None:

@@ -358,7 +358,9 @@ def test_a_worker_that_never_begins_is_restarted(
     with loader_of(dataset(corpus), worker_timeout_s=0.1) as loader, caplog.at_level(logging.WARNING):
         iterator = iter(loader)
         os.kill(server_pid(loader), signal.SIGSTOP)
-        monkeypatch.setattr(loader._pass._restarting, "_timeout_s", 60.0)  # of the workers that come after these
+        assert loader._delivery is not None and loader._delivery.current_pass is not None
+        later = loader._delivery.current_pass._restarting
+        monkeypatch.setattr(later, "_timeout_s", 60.0)  # of the workers that come after these
         assert_equal(dict(enumerate(take(iterator, 1))), wanted)
         assert loader.stats()["worker_restarts"] == 1
     assert "before it began" in caplog.text

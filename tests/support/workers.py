@@ -9,9 +9,10 @@ from streampack.loader.serving import WorkerServer
 
 def worker_pids(loader: streampack.PackedDataLoader) -> list[int]:
     """Its workers, once they are there; none where it has no pass. One that has died may have been waited for."""
-    if loader._pass is None or loader._pass._restarting is None:
+    current = None if loader._delivery is None else loader._delivery.current_pass
+    if current is None or current._restarting is None:
         return []
-    processes = [each.process for each in loader._pass._restarting._workers._workers]
+    processes = [each.process for each in current._restarting._workers._workers]
     give_up = time.monotonic() + 60
     while not all(each.pid for each in processes):
         assert time.monotonic() < give_up, "the workers do not begin"
@@ -21,7 +22,7 @@ def worker_pids(loader: streampack.PackedDataLoader) -> list[int]:
 
 def server_pid(loader: streampack.PackedDataLoader) -> int | None:
     """The process that its workers come from, if there is one."""
-    launcher = loader._restarts.launcher
+    launcher = None if loader._delivery is None else loader._delivery._restarts.launcher
     running = launcher._running if isinstance(launcher, WorkerServer) else None
     return None if running is None else running.process.pid
 
