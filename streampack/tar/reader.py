@@ -22,6 +22,7 @@ that were joined, and not the end of one inside the other.
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
+from typing import TypeAlias
 
 from streampack.errors import CorruptShardError, ShardError, TruncatedShardError, WrongCutError
 from streampack.records import NO_FLAWS, WHOLE_SAMPLE, Sample
@@ -53,6 +54,13 @@ _JOINED = (
 )
 
 
+PassOver: TypeAlias = Callable[[str], None]
+
+
+def _pass_over(_: str) -> None:
+    """Forget the name of a file that belongs to no sample."""
+
+
 def read_samples(
     chunks: Iterable[bytes],
     *,
@@ -62,6 +70,7 @@ def read_samples(
     start: int = 0,
     whole: bool = True,
     open_range: Callable[[int, int], Iterator[bytes]] | None = None,
+    pass_over: PassOver = _pass_over,
 ) -> Iterator[Sample]:
     """The samples in the bytes of a tar from offset `start`, where an entry begins; their positions are offsets.
 
@@ -71,7 +80,7 @@ def read_samples(
 
     `whole`: the bytes run to the shard's end, which must be an archive's end: a zero block, and only zeros after it.
     Otherwise they end between two samples. `open_range(first, last)` gives the shard's bytes in between, for what hard
-    links mean; None: these are flaws.
+    links mean; None: these are flaws. `pass_over` is told the names of files that belong to no sample.
 
     Raises:
         TruncatedShardError: the bytes end before the archive does.
@@ -80,11 +89,25 @@ def read_samples(
     until = None if whole else _ANYWHERE
     source = Chunks(chunks, start)
     links = None if open_range is None else HardLinks(open_range)
-    return _read(source, url, wanted, max_member_bytes, until=lambda: until, is_cut=not whole, links=links)
+    return _read(
+        source,
+        url,
+        wanted,
+        max_member_bytes,
+        until=lambda: until,
+        is_cut=not whole,
+        links=links,
+        pass_over=pass_over,
+    )
 
 
 def read_shard(
-    stored: Iterable[bytes], *, url: str, wanted: Callable[[str], bool], max_member_bytes: int
+    stored: Iterable[bytes],
+    *,
+    url: str,
+    wanted: Callable[[str], bool],
+    max_member_bytes: int,
+    pass_over: PassOver = _pass_over,
 ) -> Iterator[Sample]:
     """The samples of a whole shard from its stored bytes, compressed as the URL says.
 
@@ -92,7 +115,16 @@ def read_shard(
     """
     source = Chunks(decompress(stored, url=url))
     by_ordinal = is_compressed(url)
-    return _read(source, url, wanted, max_member_bytes, until=lambda: None, is_cut=False, by_ordinal=by_ordinal)
+    return _read(
+        source,
+        url,
+        wanted,
+        max_member_bytes,
+        until=lambda: None,
+        is_cut=False,
+        by_ordinal=by_ordinal,
+        pass_over=pass_over,
+    )
 
 
 def read_range(
@@ -186,6 +218,7 @@ def _read(
     by_ordinal: bool = False,
     prove: Callable[[], None] = lambda: None,
     links: HardLinks | None = None,
+    pass_over: PassOver = _pass_over,
 ) -> Iterator[Sample]:
     """`read_samples` up to the boundary that `until` gives when the bytes end, None: up to the archive's end.
 
@@ -222,6 +255,7 @@ def _read(
                 names = split_name(name)
                 if names is None:
                     if name and (size == 0 or not name.endswith("/")):
+                        pass_over(name)
                         continue
                     if key is not None:
                         yield _new_tuple(Sample, (key, position, members, sizes, flaws))

@@ -1,6 +1,7 @@
 """on_error="skip" for broken shards: what is lost is skipped, and all else comes in its order on every topology."""
 
 import contextlib
+import gzip
 import io
 import json
 import tarfile
@@ -8,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 from support.damage import DAMAGES, break_header, cut_short, members
 from support.jobs import Corpus, Job, assert_equal, dataset, documents_of, expected, texts, write_corpus
 from support.jobs import _boundary as boundary_of
 from support.proxy import Fault, Proxy
-from support.tars import END, entry
+from support.tars import END, entry, header, pax
 
 from streampack import PackedDataset, RetryPolicy
-from streampack.errors import ShardError, ShardNotFoundError, StorageError, WrongCutError
+from streampack.errors import RecordError, ShardError, ShardNotFoundError, StorageError, WrongCutError
 from streampack.tar import cuts
 from streampack.testing import ByteTokenizer
 
@@ -207,6 +209,56 @@ def test_the_log_says_what_was_passed_over_and_where(tmp_path: Path, caplog: pyt
     assert len(lines) == 1
     assert "skips the rest of a broken shard: " in lines[0]
     assert "002.tar, byte" in lines[0] and "checksum is wrong" in lines[0]
+
+
+# --- good archives with something that cannot be read
+
+
+def one_document_each(texts: list[str], zeros: int = 1024) -> bytes:
+    return b"".join(entry(f"{index:03d}.txt", text.encode()) for index, text in enumerate(texts)) + bytes(zeros)
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tar.zst"])
+@pytest.mark.parametrize("num_lanes", [1, 4])
+def test_archives_that_were_joined_lose_nothing_but_the_seam(tmp_path: Path, suffix: str, num_lanes: int) -> None:
+    groups = [texts(count, seed=count, first=100 * count, longest=60) for count in (9, 1, 14, 6)]
+    compress = {".tar": bytes, ".tar.gz": gzip.compress, ".tar.zst": zstandard.compress}[suffix]
+    path = tmp_path / f"joined{suffix}"
+    path.write_bytes(b"".join(compress(one_document_each(group, 10_240)) for group in groups))
+    everything = [text for group in groups for text in group]
+    data = dataset([str(path)], **arguments(epochs=1, num_lanes=num_lanes))
+    for pause in (0, 7, 40):
+        with Job(data) as job:
+            first = job.step(pause)
+            state = job.state()
+        with Job(data, state=state) as job:
+            rest, _ = job.run_out()
+            assert documents_of(first | rest, num_lanes=num_lanes) == everything
+            assert job.stats()["bad_records"] == 3
+    strict = dataset([str(path)], **arguments(epochs=1, num_lanes=num_lanes, on_error="raise"))
+    with Job(strict) as job, pytest.raises(RecordError, match=r"joined\.tar.*: two archives in one file: .* by cat"):
+        job.run_out()
+
+
+def test_one_member_that_cannot_be_read_costs_one_record_and_not_the_rest_of_its_shard(tmp_path: Path) -> None:
+    good = texts(40, seed=2, longest=40)
+    parts = [entry(f"{index:03d}.txt", text.encode()) for index, text in enumerate(good)]
+    bad = [
+        header("link.txt", 0, b"2"),
+        entry("twice.txt", b"old") + entry("twice.txt", b"new"),
+        pax(path="n" * 5000 + ".txt") + entry("short.txt", b"x"),
+        pax(comment="c" * 70_000) + entry("large.txt", b"x"),
+        pax(path="") + entry("empty.txt", b"x"),
+        entry("several.txt", b"1") + entry("several.1.txt", b"2"),
+        entry("unknown.txt", b"x", b"Q"),
+    ]
+    path = tmp_path / "a.tar"
+    path.write_bytes(b"".join(b"".join(bad[index : index + 1]) + part for index, part in enumerate(parts)) + END)
+    for num_lanes in (1, 3):
+        with Job(dataset([str(path)], **arguments(epochs=1, num_lanes=num_lanes)), 1, 0, 3) as job:
+            packs, _ = job.run_out()
+            assert documents_of(packs, num_lanes=num_lanes) == good
+            assert job.stats()["bad_records"] == len(bad)
 
 
 # --- what is never skipped

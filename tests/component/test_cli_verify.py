@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from support.proxy import Proxy
+from support.tars import END, entry
 from typer.testing import CliRunner, Result
 
 from streampack.cli import app
@@ -79,6 +80,17 @@ def test_a_member_that_is_missing_is_a_problem_of_each_sample(shards: list[Path]
     code, found = verified(*urls(shards), "--field", "json:text")
     assert (code, found["documents"], found["num_problems"]) == (1, 0, 120)
     assert "no member for field='json:text'" in found["bad_shards"][0]["problems"][0]
+
+
+def test_what_a_run_would_skip_is_a_problem_and_what_is_no_member_is_counted(tmp_path: Path) -> None:
+    one = entry("a.txt", b"1") + entry("d/._a.txt", b"x") + entry("README", b"x") + entry("dir", b"", b"5")
+    path = tmp_path / "a.tar"
+    path.write_bytes(one + END + entry("link.txt", b"", b"2") + entry("b.txt", b"2") + END)
+    code, found = verified(str(path))
+    assert (code, found["documents"], found["num_problems"], found["num_passed_over"]) == (1, 2, 2, 2)
+    first, second = found["bad_shards"][0]["problems"]
+    assert "two archives in one file" in first and "member 'link.txt': a symbolic link to ''" in second
+    assert "2 members belong to no sample" in run(str(path)).stdout
 
 
 def test_a_byte_that_no_check_but_the_digests_sees_is_found_by_them(shards: list[Path], tmp_path: Path) -> None:
