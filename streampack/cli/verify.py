@@ -45,6 +45,8 @@ from streampack.storage.redaction import redacted
 
 _KEPT = 100
 """Problems of one shard that are kept with their text; the others are only counted."""
+_SHOWN_NAME = 200
+"""Characters of a name."""
 _SHOWN = 40
 """Problems that the table shows."""
 
@@ -64,6 +66,10 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     samples: int
     documents: int
     """Those that a run can read."""
+    num_passed_over: int
+    """Files that belong to no sample, by their names; a run passes over them too."""
+    passed_over: str
+    """The name of the first of them."""
     num_problems: int
     problems: list[str]
     """The first of them, each with its place."""
@@ -117,8 +123,9 @@ def verify_shard(pipeline: Pipeline, index: int, shard: Shard, *, tell: Callable
     blank = _blank(pipeline, shard)  # before it is read: what is changed meanwhile is read again
     samples = documents = num_problems = 0
     problems: list[str] = []
+    passed_over = _Names()
     try:
-        for sample in read_whole_shard(pipeline, index, shard, tell=tell):
+        for sample in read_whole_shard(pipeline, index, shard, tell=tell, pass_over=passed_over.append):
             samples += 1
             for item in sample.documents:
                 if isinstance(item, BadRecord):
@@ -131,8 +138,26 @@ def verify_shard(pipeline: Pipeline, index: int, shard: Shard, *, tell: Callable
         num_problems += 1
         problems.append(str(error))
     return structs.replace(
-        blank, samples=samples, documents=documents, num_problems=num_problems, problems=problems
+        blank,
+        samples=samples,
+        documents=documents,
+        num_passed_over=passed_over.count,
+        passed_over=passed_over.first,
+        num_problems=num_problems,
+        problems=problems,
     )
+
+
+class _Names:
+    """How many files of a shard belong to no sample, and the name of the first one."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first = ""
+
+    def append(self, name: str) -> None:
+        self.count += 1
+        self.first = self.first or printable(name)[:_SHOWN_NAME]
 
 
 def _blank(pipeline: Pipeline, shard: Shard) -> Verdict:
@@ -152,6 +177,8 @@ def _blank(pipeline: Pipeline, shard: Shard) -> Verdict:
         max_document_bytes=pipeline.documents.max_document_bytes,
         samples=0,
         documents=0,
+        num_passed_over=0,
+        passed_over="",
         num_problems=0,
         problems=[],
     )
@@ -205,6 +232,7 @@ def _report(verdicts: list[Verdict], *, num_read: int, as_json: bool) -> None:
         "bytes": sum(verdict.size for verdict in verdicts),
         "samples": sum(verdict.samples for verdict in verdicts),
         "documents": sum(verdict.documents for verdict in verdicts),
+        "num_passed_over": sum(verdict.num_passed_over for verdict in verdicts),
         "num_problems": sum(verdict.num_problems for verdict in verdicts),
     }
     if as_json:
@@ -222,6 +250,12 @@ def _report(verdicts: list[Verdict], *, num_read: int, as_json: bool) -> None:
         f"{plural(totals['documents'], 'document')}: "
         + (f"{plural(totals['num_problems'], 'problem')} in {plural(len(bad), 'shard')}" if bad else "nothing is wrong")
     )
+    if (number := totals["num_passed_over"]) > 0:
+        first = next(verdict for verdict in verdicts if verdict.num_passed_over)
+        console.print(
+            f"{plural(number, 'file')} with a name that belongs to no sample (without a dot, or one that begins with a "
+            f"dot), and so in no run; the first one is {first.passed_over!r} in {printable(first.name)}"
+        )
 
 
 def _shown(bad: list[Verdict]) -> Iterator[tuple[Verdict, str]]:

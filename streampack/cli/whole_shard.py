@@ -13,6 +13,7 @@ from streampack.errors import ShardError
 from streampack.lanes.pipeline import Pipeline
 from streampack.records import BadRecord, Document, Shard
 from streampack.tar.codecs import is_compressed
+from streampack.tar.reader import PassOver, pass_over_silently
 
 _RANGE_BYTES = 4 * 2**20
 """The largest request to the storage."""
@@ -30,9 +31,16 @@ class ShardSample(NamedTuple):
 
 
 def read_whole_shard(
-    pipeline: Pipeline, index: int, shard: Shard, *, tell: Callable[[int], None]
+    pipeline: Pipeline,
+    index: int,
+    shard: Shard,
+    *,
+    tell: Callable[[int], None],
+    pass_over: PassOver = pass_over_silently,
 ) -> Iterator[ShardSample]:
     """The samples of a shard from its first byte to its last.
+
+    `pass_over` is told the names of files that belong to no sample.
 
     Raises:
         ShardError: the shard cannot be read, from here on.
@@ -41,7 +49,9 @@ def read_whole_shard(
     compressed = is_compressed(shard.url)
     piece = Piece(index, 0, shard.size, whole=True)
     try:
-        for sample in pipeline.samples(shard, piece, resume=-1, max_range_bytes=_RANGE_BYTES):
+        for sample in pipeline.samples(
+            shard, piece, resume=-1, max_range_bytes=_RANGE_BYTES, pass_over=pass_over
+        ):
             since += sum(sample.sizes.values())
             if since >= _STEP_BYTES:
                 # How far a compressed shard is read is not known; the call still may stop the work.

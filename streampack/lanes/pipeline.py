@@ -24,7 +24,7 @@ from streampack.storage.access import StorageReader
 from streampack.storage.digests import block_bytes_of
 from streampack.tar.codecs import is_compressed
 from streampack.tar.cuts import LOOK_BYTES, find_sample, first_boundary
-from streampack.tar.reader import read_range, read_samples, read_shard
+from streampack.tar.reader import PassOver, pass_over_silently, read_range, read_samples, read_shard
 
 _NO_ORDINAL = 2**62  # no shard has so many samples
 _LOOK_BYTES = 128 * 2**10  # a search for a sample reads little more than the headers around a cut
@@ -55,12 +55,15 @@ class Pipeline:
     """How much one lane may skip: a number, or a fraction of its documents."""
 
     def samples(
-        self, shard: Shard, piece: Piece, *, resume: int, max_range_bytes: int
+        self, shard: Shard, piece: Piece, *, resume: int, max_range_bytes: int, pass_over: PassOver = pass_over_silently
     ) -> Iterator[Sample]:
-        """The samples of a piece of the shard, from the position `resume` on (-1: from the piece's start)."""
+        """The samples of a piece of the shard, from the position `resume` on (-1: from the piece's start).
+
+        `pass_over` is told the names of files that belong to no sample, where the piece is a whole shard.
+        """
         read = self._reading(shard, max_range_bytes)
         try:
-            yield from self._samples(shard, piece, read, resume=resume)
+            yield from self._samples(shard, piece, read, resume=resume, pass_over=pass_over)
         except (CorruptShardError, TruncatedShardError) as error:
             # Bytes that were altered on their way are requested again, not taken from the cache.
             begin, end = (0, shard.size) if piece.whole else (piece.begin, max(piece.end, (error.offset or 0) + 1))
@@ -97,16 +100,30 @@ class Pipeline:
         )
 
     def _samples(
-        self, shard: Shard, piece: Piece, read: Callable[..., Iterator[bytes]], *, resume: int
+        self,
+        shard: Shard,
+        piece: Piece,
+        read: Callable[..., Iterator[bytes]],
+        *,
+        resume: int,
+        pass_over: PassOver,
     ) -> Iterator[Sample]:
         wanted, limit = self.documents.field.wanted, self.documents.member_bytes
         if is_compressed(shard.url):
-            samples = read_shard(read(0), url=shard.url, wanted=wanted, max_member_bytes=limit)
+            samples = read_shard(
+                read(0), url=shard.url, wanted=wanted, max_member_bytes=limit, pass_over=pass_over
+            )
             yield from dropwhile(lambda sample: sample.position < resume, samples)
         elif piece.whole:
             start = max(resume, 0)
             yield from read_samples(
-                read(start), url=shard.url, wanted=wanted, start=start, max_member_bytes=limit, open_range=read
+                read(start),
+                url=shard.url,
+                wanted=wanted,
+                start=start,
+                max_member_bytes=limit,
+                open_range=read,
+                pass_over=pass_over,
             )
         else:
             yield from read_range(

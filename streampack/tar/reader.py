@@ -57,7 +57,7 @@ _JOINED = (
 PassOver: TypeAlias = Callable[[str], None]
 
 
-def _pass_over(_: str) -> None:
+def pass_over_silently(_: str) -> None:
     """Forget the name of a file that belongs to no sample."""
 
 
@@ -70,7 +70,7 @@ def read_samples(
     start: int = 0,
     whole: bool = True,
     open_range: Callable[[int, int], Iterator[bytes]] | None = None,
-    pass_over: PassOver = _pass_over,
+    pass_over: PassOver = pass_over_silently,
 ) -> Iterator[Sample]:
     """The samples in the bytes of a tar from offset `start`, where an entry begins; their positions are offsets.
 
@@ -107,7 +107,7 @@ def read_shard(
     url: str,
     wanted: Callable[[str], bool],
     max_member_bytes: int,
-    pass_over: PassOver = _pass_over,
+    pass_over: PassOver = pass_over_silently,
 ) -> Iterator[Sample]:
     """The samples of a whole shard from its stored bytes, compressed as the URL says.
 
@@ -218,7 +218,7 @@ def _read(
     by_ordinal: bool = False,
     prove: Callable[[], None] = lambda: None,
     links: HardLinks | None = None,
-    pass_over: PassOver = _pass_over,
+    pass_over: PassOver = pass_over_silently,
 ) -> Iterator[Sample]:
     """`read_samples` up to the boundary that `until` gives when the bytes end, None: up to the archive's end.
 
