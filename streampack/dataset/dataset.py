@@ -70,15 +70,16 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         seed: decides the order of shards per epoch and the transform's `rng`.
         num_lanes: independent streams that the corpus is divided into, for the life of a run; a multiple of every
             number of ranks that the run is to use. "auto" depends on the bytes of the corpus alone.
-        epochs: passes over the corpus that one iteration makes; None: without end.
+        epochs: passes over the corpus that one iteration makes; None: without end. The loader counts them from the
+            epoch in which the pass began, also after a resume: docs/operations.md.
         epoch_end: a finite run on several ranks ends with its longest lane ("pad") or its shortest ("stop").
         hold_out: documents held out of training by a hash: `HoldOut("train", 0.001)` for all others,
             `HoldOut("val", 0.001)` for those, in one epoch as listed. None: all documents.
         on_error: "raise" at a bad record or a broken shard, or "skip" the record, or what the lane would read of the
             shard from where it is broken (counted, logged, remembered in the state). A missing shard and failing
             storage always raise.
-        max_bad: how many bad records and broken shards one lane may skip: a number, or a fraction below 1 of its
-            documents so far (and 10 in any case).
+        max_bad: how many bad records and broken shards the whole run may skip, and so each lane: a number, or a
+            fraction below 1 of its documents so far (and 10 in any case). In torch's DataLoader it bounds each lane.
         limits: the memory of a document and of all lanes of a rank.
         storage: how the shards are reached: options of fsspec's filesystem, when to try again, a cache on the node's
             disk. A plain mapping stands for `Storage(options=mapping)`.
