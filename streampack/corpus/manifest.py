@@ -30,7 +30,7 @@ _LOOKS_LIKE = (
     (rb"\s*\[", "a JSON array: write its objects on lines of their own, without brackets and commas (jq -c '.[]')"),
     (rb"\s*\{\s*\n", "one JSON value over several lines: write each shard's object on one line (jq -c)"),
     (rb"\s*<", "HTML or XML, perhaps a message of the storage"),
-    (rb"\s*[^{\s]", 'no JSON; a line is like {"url": "a.tar", "size": 1024}'),
+    (rb"\s*[^{\s]", 'no JSON object on each line, as {"url": "a.tar", "size": 1024}'),
 )
 """How the bytes begin of what is no manifest -> what they are, and what to do."""
 
@@ -90,6 +90,9 @@ def _find_bad_line(data: bytes, manifest: str) -> list[ShardRow]:
             known = next((what for begin, what in _LOOKS_LIKE if re.match(begin, data, re.DOTALL)), None)
             if known is not None and not rows:
                 why = f"{why}; the manifest is {known}"
+            if isinstance(error, UnicodeDecodeError):
+                byte = error.object[error.start]
+                why = f"byte 0x{byte:02x} is not UTF-8; in a path that is not UTF-8, write it as \\udc{byte:02x}"
             if match := re.search(r"unknown field `(.*)`", why):
                 keys = [name for name in ShardRow.__struct_fields__ if name != "count"]
                 near = difflib.get_close_matches(match[1], ShardRow.__struct_fields__, n=1, cutoff=0.4)

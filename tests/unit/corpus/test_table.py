@@ -379,13 +379,18 @@ class TestManifest:
             (b"\x1f\x8b\x08\x00", "the manifest is compressed: decompress it"),
             (b'[{"url": "a.tar", "size": 1}]', "the manifest is a JSON array: .* without brackets"),
             (b'{\n  "url": "a.tar",\n  "sise": 1\n}\n', "the manifest is one JSON value over several lines"),
-            (b"a.tar\nb.tar\n", 'the manifest is no JSON; a line is like {"url": "a.tar"'),
+            (b"a.tar\nb.tar\n", 'the manifest is no JSON object on each line, as {"url": "a.tar"'),
             (b"<html>", "the manifest is HTML or XML"),
         ],
     )
     def test_what_is_no_manifest_is_named(self, here: Path, data: bytes, text: str) -> None:
         Path("m.jsonl").write_bytes(data)
         with pytest.raises(ConfigError, match=rf"^m\.jsonl: line 1 of the manifest: .*; {text}"):
+            resolve_shards("@m.jsonl", STORAGE)
+
+    def test_a_byte_that_is_not_utf_8_is_named_with_its_escape(self, here: Path) -> None:
+        Path("m.jsonl").write_bytes(b'{"url": "caf\xe9.tar", "size": 1}\n')
+        with pytest.raises(ConfigError, match=r"line 1 .*: byte 0xe9 is not UTF-8; .* write it as \\udce9"):
             resolve_shards("@m.jsonl", STORAGE)
 
     @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
