@@ -66,8 +66,8 @@ class Listing(Protocol):
     def read(self, url: str) -> bytes:
         """All of a small object."""
 
-    def identity(self, url: str) -> str:
-        """The same text for all names of one object."""
+    def identities(self, urls: Sequence[str]) -> list[str]:
+        """For each URL a text that all names of its object have."""
 
 
 def resolve_shards(spec: str | Sequence[str], storage: Listing, *, progress: Progress | None = None) -> ShardTable:
@@ -165,8 +165,8 @@ def _refuse_other_names(rows: list[ShardRow], storage: Listing) -> None:
         by_size[row.size].append(row.url)
     named: dict[str, str] = {}
     alike = [url for urls in by_size.values() if len(urls) > 1 for url in urls]
-    pairs = [(named.setdefault(storage.identity(url), url), url) for url in alike]
-    if twice := [(first, url) for first, url in pairs if first != url]:
+    pairs = zip(storage.identities(alike), alike, strict=True)
+    if twice := [(first, url) for one, url in pairs if (first := named.setdefault(one, url)) != url]:
         raise _given_twice(len(twice), len(rows), f"{twice[0][0]}, also given as {twice[0][1]}")
 
 

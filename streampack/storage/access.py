@@ -13,7 +13,7 @@ gone by without a byte. A permanent fault is an error at once; `faults` has the 
 import errno
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from streampack.storage.cache.reader import forget_range, read_through
 from streampack.storage.checking import check_blocks, check_whole
 from streampack.storage.clients import Clients, local_path
 from streampack.storage.digests import parse_digest
-from streampack.storage.identity import identity
+from streampack.storage.identity import identities
 from streampack.storage.listing import list_files, note_etag
 from streampack.storage.options import RetryPolicy, Storage, hidden
 from streampack.storage.ranges import read_ranges
@@ -240,9 +240,9 @@ class StorageReader:
         """
         return list_files(url, self._clients)
 
-    def identity(self, url: str) -> str:
-        """The same text for all names of one object; no request, but links of local paths are followed."""
-        return identity(url)
+    def identities(self, urls: Sequence[str]) -> list[str]:
+        """For each URL a text that all names of its object have; no request, but links of local paths are followed."""
+        return identities(urls)
 
 
 def _kind(mode: int) -> str:

@@ -13,6 +13,7 @@ import os
 import posixpath
 import re
 import urllib.parse
+from collections.abc import Iterable
 
 from streampack.storage.cache.blocknames import unsigned
 from streampack.storage.clients import local_path
@@ -24,17 +25,38 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 def identity(url: str) -> str:
     """The same text for all names of one object."""
+    return identities([url])[0]
+
+
+def identities(urls: Iterable[str]) -> list[str]:
+    """The identity of each; the folders of local paths are looked at once."""
+    folders: dict[str, str] = {}
+    return [_identity(url, folders) for url in urls]
+
+
+def _identity(url: str, folders: dict[str, str]) -> str:
     if chained := _CACHED.match(url):
         url = url[chained.end() :]
     path = local_path(url)
     if path is not None:
-        return "file://" + os.path.realpath(path)
+        return "file://" + _real(path, folders)
     protocol, _, rest = url.partition("://")
     if protocol in _DEFAULT_PORTS:
         return _of_web(url)
     if protocol == "memory":
         return "memory:///" + rest.strip("/")
     return f"{_ALIASES.get(protocol, protocol)}://{rest}"
+
+
+def _real(path: str, folders: dict[str, str]) -> str:
+    """The path without links; `folders` are those that were resolved before."""
+    folder, name = os.path.split(path)
+    if name in ("", ".", ".."):
+        return os.path.realpath(path)
+    if folder not in folders:
+        folders[folder] = os.path.realpath(folder)
+    plain = os.path.join(folders[folder], name)  # noqa: PTH118 - Path's own costs more, for very many
+    return os.path.realpath(plain) if os.path.islink(plain) else plain  # noqa: PTH114
 
 
 def _of_web(url: str) -> str:
