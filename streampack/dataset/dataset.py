@@ -52,7 +52,7 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
             None only for pre-tokenized shards without `add_bos` and `add_eos`.
         seq_len: tokens of a pack, at least 2.
         field: which part of a sample is a document: "txt", "json:KEY", "jsonl:KEY" (many documents) or "npy" (token
-            ids). The value of a key `messages` is a conversation.
+            ids); ".meta.json:KEY" names one extension as a whole. The value of a key `messages` is a conversation.
         chat: for conversations: how they become tokens, and which messages are targets; a `Chat`, or its template
             alone, such as "phi3" or the path of a tokenizer_config.json. The built-in templates put BOS and EOS where
             the model's format has them (where `add_bos`, `add_eos` ask for them); others write them themselves.
