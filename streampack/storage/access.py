@@ -172,7 +172,7 @@ class StorageReader:
         first_bytes: int,
         max_bytes: int,
     ) -> Iterator[bytes]:
-        reader = open_object(url, size, self._clients)
+        reader = persist(url, self._clients, lambda: open_object(url, size, self._clients), is_request=False)
         if self._folder is not None and etag is not None:
             reader = read_through(reader, self._folder, self._clients, etag)
         return read_ranges(

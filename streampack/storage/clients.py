@@ -22,8 +22,9 @@ import fsspec.config
 from fsspec.spec import AbstractFileSystem
 
 from streampack import heartbeat
-from streampack.errors import ConfigError
+from streampack.errors import ConfigError, StreampackError
 from streampack.storage import descriptors
+from streampack.storage.faults import UnmadeError
 from streampack.storage.libraries import fsspec as fsspec_names
 from streampack.storage.libraries import gcsfs
 from streampack.storage.options import RetryPolicy
@@ -60,6 +61,8 @@ class Clients:
         """Versions of URLs that were listed or looked up, until they are taken."""
         self.reached: set[str] = set()
         """Places that have answered this process or the one that it comes from (`faults` says what depends on it)."""
+        self._first_away: dict[str, float] = {}
+        """When each place refused a connection for the first time, before its first answer."""
         self.is_restart = False
         """Whether earlier processes of this run have read what this one reads now, so that every place was reached."""
         self.num_lanes = 1
@@ -130,7 +133,7 @@ class Clients:
             with live.lock:  # sessions of botocore and google-auth are not made by two threads at once
                 found = live.made.get((protocol, place))
                 if found is None:
-                    found = live.made[protocol, place] = make()
+                    found = live.made[protocol, place] = _made(make)
                     chained = [key for key in live.made if key[0] == "::"]
                     for key in chained[:-_MOST_CHAINED]:
                         live.made.pop(key)
@@ -154,6 +157,10 @@ class Clients:
     def note_success(self, url: str) -> None:
         """Remember that there was an answer from the URL's place: it is there, and the credentials are good."""
         self.reached.add(_place(url))
+
+    def first_away(self, url: str, now: float) -> float:
+        """When the URL's place first refused a connection: `now`, if it has not before."""
+        return self._first_away.setdefault(_place(url), now)
 
     def has_succeeded(self, url: str) -> bool:
         """Whether there was an answer from the URL's place."""
@@ -253,6 +260,16 @@ def _filesystem_class(protocol: str, url: str) -> type[AbstractFileSystem]:
             how = "name a path, s3://, gs://, https:// or another protocol of fsspec"
         raise ConfigError(f"no storage is known as {named(protocol)}://; {named(how)}", url=named(url)) from None
     return cls
+
+
+def _made(make: Callable[[], _T]) -> _T:
+    """What `make` makes; an error says that this failed, which is no answer of a storage."""
+    try:
+        return make()
+    except StreampackError:
+        raise
+    except Exception as error:
+        raise UnmadeError("its client could not be made") from error
 
 
 def _own_options(protocol: str, given: Mapping[str, Any], proxy: str | None) -> dict[str, Any]:

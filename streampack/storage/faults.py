@@ -69,6 +69,10 @@ class Kind(Enum):
     FINAL = auto()
 
 
+class UnmadeError(Exception):
+    """A client could not be made; its cause says why."""
+
+
 class StatusError(OSError):
     """An answer that is a refusal: its HTTP status, its headers and the beginning of its body."""
 
@@ -141,15 +145,17 @@ def _kind_of_status(status: int, chain: list[BaseException]) -> Kind:
 
 def _kind_of_local(chain: list[BaseException]) -> Kind:
     """Of what no server and no network has said."""
-    if isinstance(chain[0], FileNotFoundError) and isinstance(chain[0].__cause__, ValueError):
-        return Kind.FINAL  # fsspec's http says so of a malformed URL
+    if isinstance(chain[0], FileNotFoundError) and isinstance(chain[0].__cause__, TypeError | ValueError):
+        return Kind.FINAL  # fsspec's http says so of a malformed URL, and of an option that it does not know
     if any(isinstance(link, FileNotFoundError) for link in chain):
         return Kind.MISSING
     if any(isinstance(link, PermissionError) for link in chain):
         has_expired = any("expired" in str(link).lower() for link in chain)
         return Kind.EXPIRED if has_expired else Kind.REFUSED
     is_wrong = any(isinstance(link, _WRONG) or _number(link) in _WRONG_NAME for link in chain)
-    return Kind.FINAL if is_wrong else Kind.PASSING
+    if is_wrong:
+        return Kind.FINAL
+    return Kind.UNPROVEN if any(isinstance(link, UnmadeError) for link in chain) else Kind.PASSING
 
 
 def lacks_credentials(error: BaseException) -> bool:
@@ -160,8 +166,8 @@ def lacks_credentials(error: BaseException) -> bool:
 def is_unusable(error: BaseException) -> bool:
     """Whether the library cannot make a client, or a token, of the options and of what it finds on this machine."""
     chain = list(causes(error))
-    refresh = any(type(link).__name__ == "RefreshError" and not getattr(link, "retryable", False) for link in chain)
-    return refresh or any(botocore.is_unusable(link) for link in chain)
+    refused = any(type(link).__name__ == "RefreshError" and not getattr(link, "retryable", False) for link in chain)
+    return refused or any(botocore.is_unusable(link) for link in chain)
 
 
 def has_unknown_host(error: BaseException) -> bool:

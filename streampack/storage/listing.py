@@ -42,7 +42,7 @@ class _Entry(NamedTuple):
 
 def list_files(url: str, clients: Clients) -> list[tuple[str, int | None]]:
     """(URL, size) of each file; empty where there are none; the size is None where the listing does not tell it."""
-    filesystem, path, limit = clients.filesystem(url)
+    filesystem, path, limit = persist(url, clients, lambda: clients.filesystem(url), is_request=False)
     wanted = _Wanted(url, path)
     found: list[tuple[str, int | None]] = []
     named: list[tuple[str, int | None]] = []

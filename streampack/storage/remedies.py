@@ -15,7 +15,6 @@ from streampack.storage.faults import (
     causes,
     fails_tls,
     has_unknown_host,
-    is_unusable,
     lacks_credentials,
     statuses,
 )
@@ -104,7 +103,7 @@ def explain(error: BaseException, kind: Kind, url: str) -> Explanation:
         return _UNKNOWN_HOST
     if fails_tls(error):
         return _TLS
-    if is_unusable(error) and kind is not Kind.FINAL:
+    if kind is Kind.UNPROVEN:
         return _UNUSABLE
     return _local(error, kind)
 

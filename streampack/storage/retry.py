@@ -21,6 +21,7 @@ from streampack.storage.remedies import explain
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
+_SHORT_WAIT_S = 0.5
 
 
 class Failures:
@@ -70,6 +71,8 @@ class Failures:
             return
         asked_s = retry_after_s(error)
         wait = retry.wait_s(self._tries, asked_s)
+        if budget_s < retry.budget_s:  # a short one: not spent in a few long waits
+            wait = min(wait, _SHORT_WAIT_S)
         if elapsed + wait > budget_s or self._tries == retry.max_tries:
             raise self._spent(error, kind, cause, elapsed, offset) from shown(error, self._secrets)
         if kind is Kind.SHORTAGE:
@@ -87,12 +90,17 @@ class Failures:
             case Kind.PASSING:
                 return retry.budget_s
             case Kind.AWAY:
-                return retry.budget_s if was_reached else min(retry.budget_s, retry.start_s)
+                return retry.budget_s if was_reached else min(retry.budget_s, self._start_s())
             case Kind.UNPROVEN:
                 return retry.budget_s if was_reached else None
             case Kind.SHORTAGE:
                 return min(retry.budget_s, SHORTAGE_S)
         return None
+
+    def _start_s(self) -> float:
+        """What is left of the seconds at the start: they are those of a place, not of each question to it."""
+        assert self._since is not None, "a try has failed"
+        return self._clients.retry.start_s - (self._since - self._clients.first_away(self._url, self._since))
 
     def _may_renew(self, kind: Kind) -> bool:
         """Whether it is tried once more, with new clients and so with credentials from where they come from."""
@@ -143,18 +151,22 @@ def _count(tries: int) -> str:
     return "1 try" if tries == 1 else f"{tries} tries"
 
 
-def persist(url: str, clients: Clients, action: Callable[[], _T]) -> _T:
-    """The result of an action that asks the storage, tried again while that may help."""
+def persist(url: str, clients: Clients, action: Callable[[], _T], *, is_request: bool = True) -> _T:
+    """The result of an action that asks the storage, tried again while that may help.
+
+    `is_request`: False where a client is made, which proves nothing and is not counted, and may fail all the same.
+    """
     failures = Failures(url, clients)
     while True:
         began = time.monotonic()
-        clients.num_requests += 1
+        clients.num_requests += is_request
         try:
             result = action()
         except Exception as error:  # noqa: BLE001 - the backends' exceptions share no base class
             failures.add(error, began=began)
         else:
-            clients.note_success(url)
+            if is_request:
+                clients.note_success(url)
             return result
         finally:
             clients.waited_s += time.monotonic() - began

@@ -66,6 +66,9 @@ def met(error: Exception, context: Exception) -> Exception:
 
 FINAL, PASSING, MISSING, AWAY = Kind.FINAL, Kind.PASSING, Kind.MISSING, Kind.AWAY
 KINDS = [
+    (caused(faults.UnmadeError("x"), OSError("Unable to load libjvm")), Kind.UNPROVEN),
+    (caused(faults.UnmadeError("x"), ConnectionResetError("x")), PASSING),
+    (caused(FileNotFoundError("x"), TypeError("unexpected keyword argument")), FINAL),  # fsspec's http, of an option
     (caused(FileNotFoundError("x"), ValueError("Port out of range")), FINAL),  # fsspec's http, of a malformed URL
     (caused(OSError("x"), UrllibError(ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER]"))), Kind.UNPROVEN),
     (FileNotFoundError("x"), MISSING),
