@@ -6,7 +6,7 @@ Never: an error for metadata (an id, a source, a date); side information that ch
 is trained, and is dropped in silence.
 """
 
-from collections.abc import Container, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
+from collections.abc import Container, ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
 from typing import Any, NoReturn
 
 from streampack.errors import RecordError
@@ -26,7 +26,9 @@ def weights(messages: Sequence[Message]) -> list[bool]:
     Raises:
         RecordError: a weight that is neither 0 nor 1, or one by another name.
     """
-    return [len(message) <= 2 or _may_be_trained(number, message) for number, message in enumerate(messages)]
+    if all(len(message) <= 2 for message in messages):  # as most of them are
+        return [True] * len(messages)
+    return [_may_be_trained(number, message) for number, message in enumerate(messages)]
 
 
 def _may_be_trained(number: int, message: Message) -> bool:
@@ -44,9 +46,9 @@ def _may_be_trained(number: int, message: Message) -> bool:
     return bool(weight)
 
 
-def seen_keys(message: Message) -> Iterable[str]:
+def seen_keys(message: Message) -> list[str]:
     """The keys of a message that change what a model should see, without those that say nothing."""
-    return () if len(message) <= 2 else sorted(key for key in _SEEN.intersection(message) if message[key])
+    return sorted(key for key in _SEEN.intersection(message) if message[key])
 
 
 def refuse(number: int, key: str, template: str) -> NoReturn:

@@ -67,7 +67,7 @@ class ChatEncoder:
             RecordError: the template cannot render one of the messages, or has no place for what they say besides; an
                 id is not in the vocabulary.
         """
-        ids: list[NDArray[np.integer]] = [np.empty(0, np.int32)]
+        ids: list[NDArray[np.integer]] = []
         masks: list[Mask] = [np.empty(0, np.bool_)]
         for part in self.template.parts(messages, self.train_on, context):
             if isinstance(part, Control):
@@ -82,8 +82,9 @@ class ChatEncoder:
                 for encoded, mask in self._encode_spans(part.text, part.trained, trimmed=part.trimmed):
                     ids.append(encoded)
                     masks.append(mask)
-        joined = np.concatenate(ids)
-        if joined.size and not (joined.min() >= 0 and joined.max() < self.vocab_size):
+        # NumPy takes an empty list of ids for floats.
+        joined = np.concatenate([np.empty(0, np.int64), *(each for each in ids if each.size)], dtype=np.int64)
+        if joined.size and np.maximum.reduce(joined.view(np.uint64)) >= self.vocab_size:  # a negative id is a large one
             wrong = next(token for token in joined.tolist() if not 0 <= token < self.vocab_size)
             raise RecordError(
                 f"the chat template or the tokenizer gave the token id {wrong}, which is not below {self.vocab_size}, "

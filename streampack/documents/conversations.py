@@ -19,13 +19,14 @@ from streampack.records import CONTEXT_KEYS, Message
 Context = dict[str, Any]
 _NO_NUMBER = b"1e999"
 """Stands for NaN and Infinity: JSON's grammar allows it, and a value that is used may not have it."""
+_NOTHING = [msgspec.UNSET] * len(CONTEXT_KEYS)
 
 
 @functools.lru_cache(maxsize=16)
-def _decoder(keys: tuple[str, ...]) -> msgspec.json.Decoder[Any]:
-    """A decoder that finds the JSON of the messages and of their context, and makes no Python object of the rest."""
-    names = {"value": keys[-1], **{name: name for name in CONTEXT_KEYS}}
-    fields = [(name, msgspec.Raw | msgspec.UnsetType, msgspec.UNSET) for name in names]
+def _decoder(keys: tuple[str, ...], kind: Any) -> msgspec.json.Decoder[Any]:
+    """A decoder that finds the messages and their context, each as `kind`, and makes no Python object of the rest."""
+    names = {"messages": keys[-1], **{name: name for name in CONTEXT_KEYS}}
+    fields = [(name, kind, msgspec.UNSET) for name in names]
     wanted: Any = msgspec.defstruct("Conversation", fields, rename=names, gc=False)
     for key in reversed(keys[:-1]):
         inner = [("value", wanted | msgspec.UnsetType, msgspec.UNSET)]
@@ -35,42 +36,52 @@ def _decoder(keys: tuple[str, ...]) -> msgspec.json.Decoder[Any]:
 
 def json_conversation(data: bytes, keys: tuple[str, ...], limit: int) -> tuple[tuple[Message, ...], Context | None]:
     """The conversation under the keys of a record, and its context (None: nothing is there)."""
-    path, raws, is_large = ".".join(keys), {}, len(data) > EXPLAIN_BYTES
+    is_large = len(data) > EXPLAIN_BYTES  # of so much, no Python objects are made to say what is wrong
+    found: tuple[Any, ...] = (msgspec.UNSET,)
     try:
-        try:
-            record = _decoder(keys).decode(data)
-        except ValueError:
-            data = without_marks(data, number=_NO_NUMBER)
-            record = _decoder(keys).decode(data)
-        for _ in keys[:-1]:
-            record = record.value
-        found = {name: getattr(record, name) for name in ("value", *CONTEXT_KEYS)}
-        raws = {name: bytes(raw) for name, raw in found.items() if raw is not msgspec.UNSET}
+        found = _found(data, keys, msgspec.Raw | msgspec.UnsetType if is_large else Any)
+        if is_large:
+            found = _decoded(found, limit)
     except AttributeError:
         pass  # no object where one must be
     except (ValueError, RecursionError) as error:
-        if is_large:
-            raise BadContentError(f"broken JSON, or not an object where one must be: {error}") from None
-    if is_large:  # no Python objects are made of so much, to say what is wrong
-        size = sum(map(len, raws.values()))
-        if "value" not in raws:
-            raise BadContentError(f"no key {path!r}", kind=MissingFieldError)
-        if not raws["value"].lstrip().startswith(b"["):
-            raise BadContentError(f"the value under {path!r} is not a list")
-        if size > 3 * limit:  # a letter of two bytes is six as an escape
-            what = f"a conversation of {size:,} bytes of JSON, above three times limits.document_bytes={limit:,}"
-            raise BadContentError(what, kind=DocumentTooLongError)
-    try:
-        values = {name: msgspec.json.decode(raw) for name, raw in raws.items()}
-        messages = values.pop("value")
-    except (ValueError, KeyError, RecursionError) as error:
         if "out of range" in str(error):
             raise BadContentError("NaN, Infinity or a number out of range in a value that a template may use") from None
         if is_large:
-            raise BadContentError(f"broken JSON: {error}") from None
-        messages, values = json_value(data, keys), {}  # which says what is wrong
-    context = {name: value for name, value in values.items() if value is not None}
+            raise BadContentError(f"broken JSON, or not an object where one must be: {error}") from None
+    messages, *beside = found
+    if messages is msgspec.UNSET:
+        if is_large:
+            raise BadContentError(f"no key {'.'.join(keys)!r}", kind=MissingFieldError)
+        messages = json_value(data, keys)  # which says what is wrong
+        record: Any = json_value(data, keys[:-1])
+        beside = [record.get(name, msgspec.UNSET) for name in CONTEXT_KEYS]
+    context: Context | None = None
+    if beside != _NOTHING:
+        named = zip(CONTEXT_KEYS, beside, strict=True)
+        context = {name: value for name, value in named if value is not None and value is not msgspec.UNSET}
     return check_messages(messages, limit), context or None
+
+
+def _found(data: bytes, keys: tuple[str, ...], kind: Any) -> tuple[Any, ...]:
+    """What stands under the keys and, beside it, under `CONTEXT_KEYS`; UNSET where there is nothing."""
+    decoder = _decoder(keys, kind)
+    try:
+        record = decoder.decode(data)
+    except ValueError:
+        record = decoder.decode(without_marks(data, number=_NO_NUMBER))
+    for _ in keys[:-1]:
+        record = record.value
+    return msgspec.structs.astuple(record)
+
+
+def _decoded(raws: tuple[Any, ...], limit: int) -> tuple[Any, ...]:
+    """The values of a large record from their JSON, unless it is too much."""
+    size = sum(len(bytes(raw)) for raw in raws if raw is not msgspec.UNSET)
+    if size > 3 * limit:  # a letter of two bytes is six as an escape
+        what = f"a conversation of {size:,} bytes of JSON, above three times limits.document_bytes={limit:,}"
+        raise BadContentError(what, kind=DocumentTooLongError)
+    return tuple(raw if raw is msgspec.UNSET else msgspec.json.decode(raw) for raw in raws)
 
 
 def check_messages(value: object, limit: int) -> tuple[Message, ...]:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support.chats import ChatBytes, chat_of, dataset_of, spelled, talk, trained
 
@@ -149,6 +150,15 @@ def test_a_template_may_not_give_ids_that_no_vocabulary_has() -> None:
     for token in (310, -1, 2**40):
         with pytest.raises(RecordError, match=f"gave the token id {token}, which is not below 310"):
             chat_of(lambda messages, token=token: [(token, True)])(talk(("u", "q")))
+
+
+def test_a_tokenizer_may_give_an_empty_list_of_ids() -> None:
+    class Listed(ChatBytes):
+        def encode(self, text: str) -> Any:
+            return np.array(super().encode(text).tolist())  # of an empty list NumPy makes floats
+
+    empty = talk(("u", "q"), ("a", ""))
+    assert chat_of("llama2", tokenizer=Listed())(empty)[0].tolist() == chat_of("llama2")(empty)[0].tolist()
 
 
 # --- in a dataset
