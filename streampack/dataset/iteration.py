@@ -19,7 +19,7 @@ from streampack.corpus.epochs import Corpus
 from streampack.errors import StateError
 from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.pool import LanePool
-from streampack.lanes.position import LaneEnd, LanePosition
+from streampack.lanes.position import LaneEnd, LanePack, LanePosition
 from streampack.packing.blocks import expand_block, stack
 from streampack.records import Cursor
 from streampack.state.checkpoint import ORDER_VERSION, skipped_ranges_from_json, skipped_ranges_to_json
@@ -70,20 +70,54 @@ class PackIterator(Iterator[Item]):
         self._has_raised = False
         self._epoch = 0
         self._turn = 0
+        self._given: tuple[int, LanePosition] | None = None
+        """The turn of the pack that was given last, and its lane's position after it, until both are written down."""
+        self._is_taking = False
+        """Whether the pool may have gone on without a pack being given: an exception of a signal handler came."""
 
     def __next__(self) -> Item:
         reading = self._read()
+        self._write_down(reading)
+        try:
+            return self._next(reading)
+        except BaseException:
+            if self._given is not None:  # the caller does not get that pack
+                self._is_taking = True
+                self._given = None
+            raise
+
+    def _next(self, reading: Reading) -> Item:
         while not self._has_raised and len(self._ended) < len(reading.lanes):
             lane = reading.lanes[self._turn]
+            if lane in self._ended:
+                self._turn = (self._turn + 1) % len(reading.lanes)
+                continue
+            if self._is_taking:
+                self._pool = None
+            self._is_taking = True
             try:
-                item = None if lane in self._ended else self._take(reading, lane)
-            except BaseException:
+                pack = self._take(reading, lane)
+            except Exception:
                 self._has_raised = True  # an iterator that has raised is over; its state is that of before
                 raise
-            self._turn = (self._turn + 1) % len(reading.lanes)
-            if item is not None:
-                return item
+            if isinstance(pack, LaneEnd):
+                self._ended.add(lane)
+                self._is_taking = False
+                continue
+            block = stack([pack.rows], seq_len=reading.pipeline.seq_len, pad_id=reading.pipeline.pad_id)
+            item = {name: torch.from_numpy(array[0]) for name, array in expand_block(block).items()}
+            self._given = self._turn, self._positions[lane].after(pack)
+            self._is_taking = False
+            return item
         raise StopIteration
+
+    def _write_down(self, reading: Reading) -> None:
+        """Move on past the pack that was given last; done twice, it is the same as once."""
+        if self._given is not None:
+            turn, position = self._given
+            self._positions[reading.lanes[turn]] = position
+            self._turn = (turn + 1) % len(reading.lanes)
+            self._given = None
 
     def _read(self) -> Reading:
         if self._reading is None:
@@ -92,7 +126,7 @@ class PackIterator(Iterator[Item]):
             self._positions = {lane: LanePosition(cursor=Cursor(epoch=reading.epoch)) for lane in reading.lanes}
         return self._reading
 
-    def _take(self, reading: Reading, lane: int) -> Item | None:
+    def _take(self, reading: Reading, lane: int) -> LanePack | LaneEnd:
         if self._pool is None:
             self._pool = LanePool(
                 reading.pipeline,
@@ -101,17 +135,12 @@ class PackIterator(Iterator[Item]):
                 budget_bytes=reading.budget_bytes,
                 end_epoch=None if reading.epochs is None else self._epoch + reading.epochs,
             )
-        pack = self._pool.take(lane)
-        if isinstance(pack, LaneEnd):
-            self._ended.add(lane)
-            return None
-        self._positions[lane] = self._positions[lane].after(pack)
-        block = stack([pack.rows], seq_len=reading.pipeline.seq_len, pad_id=reading.pipeline.pad_id)
-        return {name: torch.from_numpy(array[0]) for name, array in expand_block(block).items()}
+        return self._pool.take(lane)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the lanes continue; plain values, nothing shared with the iterator."""
         reading = self._read()
+        self._write_down(reading)
         return {
             "version": VERSION,
             "order_version": ORDER_VERSION,
@@ -160,6 +189,6 @@ class PackIterator(Iterator[Item]):
             self._positions[lane] = LanePosition(
                 cursor=Cursor(*cursor), packs=packs, documents=documents, skipped_ranges=skipped_ranges
             )
-        self._ended, self._has_raised = set(state["ended"]), False
+        self._ended, self._has_raised, self._given = set(state["ended"]), False, None
         self._epoch, self._turn = state["epoch"], state["turn"]
         self._pool = None

@@ -133,8 +133,9 @@ class Delivery:
         except StopIteration:
             raise
         except BaseException:  # a signal handler's, maybe: the caller does not get the batch that was just committed
-            if self._handed_out is not None:
-                self.commits.withdraw(self._handed_out)
+            with self._lock:
+                if self._handed_out is not None:
+                    self.commits.withdraw(self._handed_out)
             raise
 
     def _next(self, turn: Turn) -> Batch:

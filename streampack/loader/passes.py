@@ -183,10 +183,12 @@ def _refuse_empty_lanes(items: Iterator[Item], committed: Committed) -> Iterator
     }
     for item in items:
         if item.pack is None and item.error is None and item.lane_index in untouched:
-            raise ConfigError(
+            error = ConfigError(
                 f'epoch_end="stop" ends the pass with its shortest lane, and lane {committed.lanes[item.lane_index]} '
                 'gives no pack at all. Use epoch_end="pad", fewer lanes (num_lanes), or more or larger shards.'
             )
+            yield item._replace(end=None, error=error)  # in its place, so that all ranks learn of it
+            return
         untouched.discard(item.lane_index)
         yield item
 
@@ -197,7 +199,7 @@ def _fitting_workers(num_workers: int, num_lanes: int) -> int:
             f"num_workers={num_workers} is more than the {num_lanes} lanes of this rank: {num_lanes} are started. "
             "A run with more lanes (num_lanes) would let more workers share the work.",
             UserWarning,
-            stacklevel=5,
+            stacklevel=7,  # `iter(loader)`
         )
     return min(num_workers, num_lanes)
 

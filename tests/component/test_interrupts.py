@@ -7,7 +7,7 @@ it raises, or does what another thread would do.
 import dis
 import itertools
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from types import CodeType, FrameType
 from typing import Any
 
@@ -17,6 +17,8 @@ from support.jobs import Corpus, dataset, rows, uneven
 
 import streampack
 from streampack.corpus.partition import packs_before
+from streampack.dataset import iteration
+from streampack.lanes.position import NUM_CURSOR
 from streampack.loader import commits, dealing, delivery, passes, rounds
 from streampack.state.checkpoint import PACKS
 
@@ -89,7 +91,7 @@ def is_whole(state: Any, num_lanes: int = 12) -> bool:
 
 
 @pytest.mark.parametrize("changes", [{}, FINITE], ids=["endless", "finite"])
-@pytest.mark.parametrize(("files", "step"), [(STEPS, 7), (ALL, 61)], ids=["commits", "all"])
+@pytest.mark.parametrize(("files", "step"), [(STEPS, 17), (ALL, 61)], ids=["commits", "all"])
 def test_an_exception_at_any_instruction_loses_no_batch(
     corpus: Corpus, wanted: dict[bool, list[Any]], changes: dict[str, Any], files: Collection[Any], step: int
 ) -> None:
@@ -134,7 +136,7 @@ def test_an_exception_at_any_instruction_of_the_end_of_a_pass_ends_it_once(corpu
             assert list(batches) == []
             assert loader.state_dict()["first_epoch"] == 1
             np.testing.assert_array_equal(rows(next(iter(loader))), first)
-            instruction += 37
+            instruction += 83
 
 
 def test_a_state_that_another_thread_takes_at_any_instruction_stands_at_one_batch(corpus: Corpus) -> None:
@@ -145,10 +147,39 @@ def test_a_state_that_another_thread_takes_at_any_instruction_stands_at_one_batc
                 next(batches)
                 continue
             states: list[Any] = []
-            traced(lambda *_, states=states: states.append(loader.state_dict()), lambda: next(batches))
-            assert len(states) > 100
+            numbers = itertools.count()
+
+            def ask(*_: Any, states: list[Any] = states, numbers: Iterator[int] = numbers) -> None:
+                if next(numbers) % 4 == 0:
+                    states.append(loader.state_dict())
+
+            traced(ask, lambda: next(batches))
+            assert len(states) > 50
             for state in states:
                 assert is_whole(state)
                 assert state["global_pack"] in {BATCH_SIZE * given, BATCH_SIZE * (given + 1)}
             for state in states[::50]:
                 probe.load_state_dict(state)
+
+
+def test_an_exception_at_any_instruction_loses_no_pack_of_a_dataset(corpus: Corpus) -> None:
+    """What iterates over a dataset without the loader: its iterator and the state that StatefulDataLoader saves."""
+    data, files = dataset(corpus, epochs=1), {iteration.__file__}
+    expected = [item["tokens"].numpy() for item in data]
+    packs, number = iter(data), 0
+    for instruction in itertools.count(0, 3):
+        item, is_return = next_or_interrupt(packs, instruction, files)
+        is_over = item is not None
+        if item is None:
+            given = sum(lane[NUM_CURSOR] for lane in packs.state_dict()["lanes"].values())
+            assert given - number in {0, int(is_return)}  # 1: it was given, to nobody
+            number, item = given, next(packs)
+        np.testing.assert_array_equal(item["tokens"], expected[number])
+        number += 1
+        if is_over:
+            break
+    other = iter(data)
+    other.load_state_dict(packs.state_dict())
+    for one in (packs, other):
+        for item, wanted_tokens in zip(one, expected[number:], strict=True):
+            np.testing.assert_array_equal(item["tokens"], wanted_tokens)
