@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from enum import Enum, auto
 
 from streampack.errors import ConfigError, ShardNotFoundError
-from streampack.storage.redaction import redacted
+from streampack.storage.redaction import named
 from streampack.tar.codecs import ALL_SUFFIXES, path_of, suffix_of, unsupported_suffix_of
 
 _log = logging.getLogger(__name__)
@@ -83,20 +83,20 @@ def shards_among(found: Sequence[tuple[str, int | None]], *, folder: str) -> lis
     lost = [url for url in others if kind_of(url) in (Kind.UNSUPPORTED, Kind.LIKE_SHARD)]
     if lost:
         raise ConfigError(
-            f"{len(lost)} of {len(found)} files below {redacted(folder)} look like shards and cannot be read: "
+            f"{len(lost)} of {len(found)} files below {named(folder)} look like shards and cannot be read: "
             f"{_some(lost)}; {READ}. Write these again so, or move them away, or name the shards that are to be read, "
-            f"as in {redacted(folder)}**/*.tar"
+            f"as in {named(folder)}**/*.tar"
         )
     if not shards:
         what = f"has {len(found)} files but no tar ({_counted(others)})" if found else "is empty, or not there"
         web = folder.startswith(("http://", "https://"))
         hint = "; a web server lists a folder only where it has an index page with links" if web and not found else ""
-        text = f"the directory {redacted(folder)} {what}{hint}; {READ}; give others by a glob or list"
+        text = f"the directory {named(folder)} {what}{hint}; {READ}; give others by a glob or list"
         raise ShardNotFoundError(text)
     if others:
         _log.warning(
             "%s: %d of %d files are no shards and are not read (%s); the first: %s",
-            redacted(folder), len(others), len(found), _counted(others), redacted(others[0])
+            named(folder), len(others), len(found), _counted(others), named(others[0])
         )  # fmt: skip
     return shards
 
@@ -111,7 +111,7 @@ def refuse_others(urls: Sequence[str]) -> None:
     if unsupported := unsupported_suffix_of(first):
         hint = f"{unsupported} is not supported; store the shard as .tar, .tar.gz or .tar.zst."
     elif first.endswith((".json", ".jsonl", ".ndjson")):
-        hint += f" If it is a manifest, a list of shards, give it as {'@' + first!r}."
+        hint += f" If it is a manifest, a list of shards, give it as '@{named(first)}'."
     if len(wrong) < len(urls):
         hint += " If a glob matches more than the shards, make it narrower."
     what = f"{len(wrong)} of {len(urls)} files given as shards are no tars by their names: {_some(wrong)}"
@@ -136,5 +136,5 @@ def _counted(urls: Iterable[str]) -> str:
 
 
 def _some(urls: Sequence[str]) -> str:
-    shown = ", ".join(redacted(url) for url in urls[:3])
+    shown = ", ".join(named(url) for url in urls[:3])
     return shown if len(urls) <= 3 else f"{shown} and {len(urls) - 3} more"

@@ -85,7 +85,7 @@ def _find_bad_line(data: bytes, manifest: str) -> list[ShardRow]:
             continue
         try:
             rows.append(_decode(line))
-        except (msgspec.MsgspecError, ValueError) as error:
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             why = str(error)
             known = next((what for begin, what in _LOOKS_LIKE if re.match(begin, data, re.DOTALL)), None)
             if known is not None and not rows:

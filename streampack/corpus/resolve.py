@@ -27,6 +27,7 @@ from streampack.corpus.manifest import ShardRow, read_manifest
 from streampack.corpus.table import ShardTable, Texts
 from streampack.corpus.urls import hint_at_text, is_glob, refuse_shell, refuse_text, relative_names
 from streampack.errors import ConfigError, ShardError, ShardNotFoundError
+from streampack.storage.redaction import named
 from streampack.tar.codecs import COMPRESSED_SUFFIXES, suffix_of
 
 _GUESSED_BYTES = 64 * 2**20
@@ -93,12 +94,13 @@ def resolve_shards(spec: str | Sequence[str], storage: Listing, *, progress: Pro
     refuse_others([row.url for row in rows])
     twice = [url for url, times in Counter(row.url for row in rows).items() if times > 1]
     if twice:
-        raise _given_twice(len(twice), len(rows), twice[0])
+        raise _given_twice(len(twice), len(rows), named(twice[0]))
     _look_up_sizes([row for row in rows if row.size is None], storage, progress)
     for row in rows:
         row.etag = storage.etag(row.url) or row.etag
         if row.size == 0:
-            raise ShardError("the shard is empty (0 bytes); write it again or take it out of the list", url=row.url)
+            what = "the shard is empty (0 bytes); write it again or take it out of the list"
+            raise ShardError(what, url=named(row.url))
     _refuse_other_names(rows, storage)
     return _table(rows)
 
@@ -154,7 +156,7 @@ def _matching(url: str, storage: Listing, *, may_be_directory: bool) -> list[tup
             raise refused from None
         if not isinstance(error, ShardNotFoundError):
             raise
-        message = f"nothing matches {url!r}; check the pattern, the folder and the credentials"
+        message = f"nothing matches '{named(url)}'; check the pattern, the folder and the credentials"
         raise ShardNotFoundError(message + hint_at_text([url])) from None
 
 
@@ -163,11 +165,11 @@ def _refuse_other_names(rows: list[ShardRow], storage: Listing) -> None:
     by_size = defaultdict(list)  # two names of one shard have one size, so most shards need no closer look
     for row in rows:
         by_size[row.size].append(row.url)
-    named: dict[str, str] = {}
+    first_of: dict[str, str] = {}
     alike = [url for urls in by_size.values() if len(urls) > 1 for url in urls]
     pairs = zip(storage.identities(alike), alike, strict=True)
-    if twice := [(first, url) for one, url in pairs if (first := named.setdefault(one, url)) != url]:
-        raise _given_twice(len(twice), len(rows), f"{twice[0][0]}, also given as {twice[0][1]}")
+    if twice := [(first, url) for one, url in pairs if (first := first_of.setdefault(one, url)) != url]:
+        raise _given_twice(len(twice), len(rows), f"{named(twice[0][0])}, also given as {named(twice[0][1])}")
 
 
 def _given_twice(num_twice: int, num_shards: int, first: str) -> ConfigError:

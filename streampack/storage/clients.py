@@ -14,7 +14,6 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
@@ -214,7 +213,7 @@ def local_path(url: str) -> str | None:
         return None
     protocol, separator, path = url.partition("://")
     if not separator:
-        return str(Path(url).expanduser()) if url.startswith("~") else url
+        return os.path.expanduser(url) if url.startswith("~") else url  # noqa: PTH111 - Path's raises for "~nobody"
     return path if protocol in ("file", "local") else None
 
 

@@ -35,6 +35,13 @@ def identities(urls: Iterable[str]) -> list[str]:
 
 
 def _identity(url: str, folders: dict[str, str]) -> str:
+    try:
+        return _known_form(url, folders)
+    except ValueError:  # no URL or path at all, which is an error where it is read
+        return url
+
+
+def _known_form(url: str, folders: dict[str, str]) -> str:
     if chained := _CACHED.match(url):
         url = url[chained.end() :]
     path = local_path(url)

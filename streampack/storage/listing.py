@@ -24,7 +24,7 @@ from fsspec.utils import glob_translate
 
 from streampack.errors import ConfigError, ShardNotFoundError, StorageError
 from streampack.storage.clients import Clients, local_path
-from streampack.storage.redaction import redacted
+from streampack.storage.redaction import named
 from streampack.storage.retry import persist
 
 _log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def list_files(url: str, clients: Clients) -> list[tuple[str, int | None]]:
     filesystem, path, limit = persist(url, clients, lambda: clients.filesystem(url), is_request=False)
     wanted = _Wanted(url, path)
     found: list[tuple[str, int | None]] = []
-    named: list[tuple[str, int | None]] = []
+    exact: list[tuple[str, int | None]] = []
     folders: list[tuple[str, tuple[str, ...]]] = [(wanted.root, ())]
     # fsspec does not promise that two threads may use a filesystem that is not asynchronous.
     with ThreadPoolExecutor(_MOST_FOLDERS if limit else 1) as pool:
@@ -62,13 +62,13 @@ def list_files(url: str, clients: Clients) -> list[tuple[str, int | None]]:
                     elif not is_directory and wanted.is_match(name):
                         given = _as_given(url, filesystem, path, name)
                         note_etag(given, info, clients)
-                        (named if wanted.is_named(name) else found).append((given, size))
+                        (exact if wanted.is_named(name) else found).append((given, size))
             folders = below
-    if named and found:
+    if exact and found:
         _log.warning(
-            "%s is the name of a file, which is read; as a pattern it would match %d others", redacted(url), len(found)
+            "%s is the name of a file, which is read; as a pattern it would match %d others", named(url), len(found)
         )
-    return named or sorted(found)
+    return exact or sorted(found)
 
 
 class _Wanted:

@@ -188,6 +188,8 @@ def test_any_value_of_a_manifest_is_a_shard_or_an_error(key: str, value: object,
 @example(b'{"url": "a.tar", "size": 1, "num_samples": 9223372036854775808}')
 @example(b'{"url": ' + b"[" * 100_000)
 @example(b'{"x": ' + b'{"x":' * 100_000)
+@example(b'{"url": "\\ud800", "x": ' + b"[" * 100_000)
+@example(b'{"url": "http://[", "size": 1}\n{"url": "~nobody", "size": 1}\n{"url": "a\\u0000b", "size": 1}')
 def test_a_changed_manifest_is_shards_or_an_error(data: bytes) -> None:
     TARGETS["manifest"](data)
 

@@ -12,7 +12,7 @@ import gzip
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from streampack.documents.fields import parse_field
 from streampack.documents.reader import DocumentReader
 from streampack.errors import ConfigError, RecordError, ShardError, ShardNotFoundError, StreampackError
 from streampack.records import BadRecord, Document, Sample
+from streampack.storage.identity import identities
 from streampack.tar.codecs import MAX_CHUNK_BYTES, decompress
 from streampack.tar.reader import read_range, read_samples
 from support.tars import URL, Shard, chunked
@@ -179,6 +180,9 @@ class OneFile:
 
     def read(self, url: str) -> bytes:
         return self.data
+
+    def identities(self, urls: Sequence[str]) -> list[str]:
+        return identities(urls)
 
 
 def manifest(data: bytes) -> None:
