@@ -42,7 +42,7 @@ def read_template(data: bytes, *, name: str, tokenizer: Tokenizer, needs_targets
         ConfigError: there is no template, it is not Jinja, or with `needs_targets` it has no `{% generation %}`.
     """
     try:
-        text = data.decode()
+        text = data.decode("utf-8-sig")  # a byte order mark would be written into every conversation
     except UnicodeDecodeError as error:
         raise ConfigError(f"not UTF-8 ({error.reason}), so not a chat template", url=name) from error
     tokens = control_tokens_of(tokenizer)

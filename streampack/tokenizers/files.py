@@ -8,18 +8,21 @@ import msgspec
 
 from streampack.errors import TokenizerError
 
+BOM = b"\xef\xbb\xbf"
+"""A byte order mark, which some editors put before JSON."""
+
 
 def read_model_file(source: bytes | str | os.PathLike[str], name: str | None) -> tuple[bytes, str | None]:
-    """A file's bytes, given as they are or by its local path, and what error messages call it."""
+    """A file's bytes without a byte order mark, given as they are or by its local path; what error messages call it."""
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return bytes(source), name
+        return bytes(source).removeprefix(BOM), name
     path = os.fspath(source)
     if "://" in path:
         raise TokenizerError("only local paths are read here: pass the bytes of a remote model", url=path)
     if obstacle := obstacle_of_path(path):
         raise TokenizerError(obstacle)
     try:
-        return Path(path).read_bytes(), name or path
+        return Path(path).read_bytes().removeprefix(BOM), name or path
     except OSError as error:
         raise TokenizerError(f"the tokenizer cannot be read ({error.strerror})", url=path) from error
 
@@ -46,6 +49,15 @@ def obstacle_of_path(path: str) -> str | None:
     if not found:
         return f"{path}: a folder, without a tokenizer's file that is known by its name: {NO_FILE}"
     return f"{path}: a folder and not a tokenizer: give the file in it, as tokenizer={str(found[0])!r}"
+
+
+def not_encoded(text: str, error: Exception) -> TokenizerError:
+    """The error for a text that a library does not encode: what is wrong with the text, or what the library says."""
+    try:
+        check_unicode(text)
+    except TokenizerError as found:
+        return found
+    return TokenizerError(f"the tokenizer's library does not encode the text {text[:40]!r}...: {error}")
 
 
 def check_unicode(text: str) -> None:

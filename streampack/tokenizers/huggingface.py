@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from streampack.errors import TokenizerError
 from streampack.records import ControlToken, Tokens
-from streampack.tokenizers.files import check_unicode, describe, read_model_file
+from streampack.tokenizers.files import describe, not_encoded, read_model_file
 from streampack.tokenizers.guarding import Guarded, guard
 
 # Names that mean one thing in every published tokenizer.json. `<|endoftext|>` begins documents too in GPT-2, but not
@@ -113,9 +113,8 @@ class HuggingFaceTokenizer:
         """
         try:
             encoded = self._tokenizer.encode(text, add_special_tokens=False)
-        except Exception:
-            check_unicode(text)
-            raise
+        except Exception as error:  # the library raises bare Exception
+            raise not_encoded(text, error) from error
         ids = np.array(encoded.ids, dtype=np.int32)
         return ids if self._replaced is None else self._final(ids, encoded, text)[0]
 
@@ -123,9 +122,8 @@ class HuggingFaceTokenizer:
         """The ids of `text`, int32 [n], and where each begins and ends in it, int64 [n, 2] in characters."""
         try:
             encoded = self._tokenizer.encode(text, add_special_tokens=False)
-        except Exception:
-            check_unicode(text)
-            raise
+        except Exception as error:  # the library raises bare Exception
+            raise not_encoded(text, error) from error
         ids, offsets = np.array(encoded.ids, dtype=np.int32), np.array(encoded.offsets, dtype=np.int64).reshape(-1, 2)
         if self._replaced is None:
             return ids, offsets

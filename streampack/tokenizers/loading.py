@@ -11,7 +11,7 @@ import numpy as np
 
 from streampack.errors import TokenizerError
 from streampack.records import Tokenizer
-from streampack.tokenizers.files import describe
+from streampack.tokenizers.files import BOM, describe
 from streampack.tokenizers.huggingface import HuggingFaceTokenizer
 from streampack.tokenizers.sentencepiece import SentencePieceTokenizer
 
@@ -22,7 +22,7 @@ def load_tokenizer(data: bytes, *, name: str) -> Tokenizer:
     Raises:
         TokenizerError: it is neither a SentencePiece model nor a tokenizer.json; the message says what it is.
     """
-    if data.lstrip()[:1] == b"{":
+    if data.removeprefix(BOM).lstrip()[:1] == b"{":
         # A SentencePiece model begins with a line feed and a length, which may be that of "{": then JSON fails first.
         try:
             return HuggingFaceTokenizer(data, name=name)

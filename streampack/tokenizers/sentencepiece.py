@@ -14,7 +14,7 @@ import sentencepiece
 
 from streampack.errors import TokenizerError
 from streampack.records import ControlToken, Tokens
-from streampack.tokenizers.files import check_unicode, describe, read_model_file
+from streampack.tokenizers.files import describe, not_encoded, read_model_file
 
 
 class SentencePieceTokenizer:
@@ -51,9 +51,8 @@ class SentencePieceTokenizer:
                 ids: Tokens = self._processor.encode(text, out_type="numpy")
                 return ids
             return np.array(self._processor.encode(text), dtype=np.int32)
-        except Exception:
-            check_unicode(text)
-            raise
+        except Exception as error:
+            raise not_encoded(text, error) from error
 
     def control_tokens(self) -> dict[str, ControlToken]:
         """The model's control pieces, by name."""

@@ -171,6 +171,11 @@ def test_published_ids_are_used_only_behind_the_vocabulary() -> None:
         chat_of("phi3", tokenizer=Large())  # there they are other tokens
 
 
+def test_a_byte_order_mark_is_no_part_of_a_template(tmp_path: Path) -> None:
+    (tmp_path / "chat.jinja").write_bytes(b"\xef\xbb\xbf{{ messages[0].content }}")
+    assert spelled(chat_of(str(tmp_path / "chat.jinja"), train_on="all")(TWO)[0]) == "S"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

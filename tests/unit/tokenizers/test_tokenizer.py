@@ -386,6 +386,17 @@ def test_the_content_decides_and_not_the_name(bpe_model: bytes, unigram_model: b
         assert isinstance(load_tokenizer(path.read_bytes(), name="x"), SentencePieceTokenizer)
 
 
+def test_a_byte_order_mark_before_a_tokenizer_json_is_passed_over() -> None:
+    data = as_bytes(byte_level_bpe())
+    assert load_tokenizer(b"\xef\xbb\xbf" + data, name="x").digest == HuggingFaceTokenizer(data).digest
+
+
+def test_what_the_library_cannot_encode_is_an_error_of_the_tokenizer() -> None:
+    words = tokenizers.Tokenizer(models.WordLevel({"word": 0}, unk_token="<unk>"))  # without that token
+    with pytest.raises(TokenizerError, match="the tokenizer's library does not encode the text 'other'"):
+        HuggingFaceTokenizer(as_bytes(words)).encode("other")
+
+
 def test_a_model_whose_first_bytes_look_like_json_is_loaded() -> None:
     """The first piece of this one is so long that its length is the character `{`."""
     model = train("bpe", unk_piece="<" + "u" * 112 + ">")
