@@ -13,7 +13,7 @@ from streampack.errors import ShardError
 from streampack.lanes.pipeline import Pipeline
 from streampack.records import BadRecord, Document, Shard
 from streampack.tar.codecs import is_compressed
-from streampack.tar.reader import PassOver, pass_over_silently
+from streampack.tar.grouping import PassOver, pass_over_silently
 
 _RANGE_BYTES = 4 * 2**20
 """The largest request to the storage."""

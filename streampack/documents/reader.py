@@ -101,10 +101,10 @@ class DocumentReader:
         names = self.field.extensions
         if self.field.holds_many or self.transform is not None or self.chat is not None or self.hold_out is not None:
             return None
-        if any(len(sample.members) != 1 or sample.flaws for sample in samples):  # others fit the field too, perhaps
-            return None
         try:
-            members = [sample.members[names[0]] for sample in samples]
+            members = [each.members[names[0]] for each in samples if len(each.members) == 1 and not each.flaws]
+            if len(members) < len(samples):  # another member fits the field too, perhaps
+                return None
             if kind == "npy":
                 return joined_npy(members, limit, self.vocab_size)
             if kind == "txt":

@@ -24,7 +24,8 @@ from streampack.storage.access import StorageReader
 from streampack.storage.digests import block_bytes_of
 from streampack.tar.codecs import is_compressed
 from streampack.tar.cuts import LOOK_BYTES, find_sample, first_boundary
-from streampack.tar.reader import PassOver, pass_over_silently, read_range, read_samples, read_shard
+from streampack.tar.grouping import PassOver, pass_over_silently
+from streampack.tar.reader import read_range, read_samples, read_shard
 
 _NO_ORDINAL = 2**62  # no shard has so many samples
 _LOOK_BYTES = 128 * 2**10  # a search for a sample reads little more than the headers around a cut

@@ -21,7 +21,8 @@ from streampack.errors import CorruptShardError, DocumentTooLongError, RecordErr
 from streampack.records import BadRecord, Sample
 from streampack.tar.codecs import MAX_CHUNK_BYTES, decompress
 from streampack.tar.cuts import find_sample
-from streampack.tar.reader import MAX_MEMBERS, read_samples
+from streampack.tar.grouping import MAX_MEMBERS
+from streampack.tar.reader import read_samples
 from streampack.testing import ByteTokenizer
 
 MIB = 2**20
