@@ -18,34 +18,39 @@ from streampack.errors import LoaderError
 PATIENCE_S = 30.0
 """Seconds after which a shortage is taken for one that does not pass."""
 
-_FILES = {errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS}
-_MEMORY = {errno.ENOMEM, errno.ENOBUFS, errno.ENOSPC}  # ENOSPC: of shared memory
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 
-def is_shortage(error: BaseException | None) -> bool:
+def is_shortage(error: BaseException) -> bool:
     """Whether an error, or what caused it, is that something of the machine's or the process's is used up."""
-    while error is not None:
-        if isinstance(error, MemoryError) or "start new thread" in str(error):
-            return True
-        if isinstance(error, OSError) and error.errno in {*_FILES, errno.ENOMEM}:
-            return True
-        error = error.__cause__
-    return False
+    return _short(error) is not None
 
 
 def described(error: BaseException) -> str:
     """What is short, and where to look."""
-    number = error.errno if isinstance(error, OSError) else None
-    if number in _FILES:
-        allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        what = f"no file descriptor is free (`ulimit -n` allows this process {allowed})"
-    elif number == errno.EAGAIN or isinstance(error, RuntimeError):
-        what = "no process or thread can be started (see `ulimit -u`, or the container's limit of processes)"
-    else:
-        what = "no memory is free (see the container's limit, `ulimit -v`, `df /dev/shm`)"
-    return f"{what}: {type(error).__name__}: {error}"
+    return f"{_short(error) or _MEMORY}: {type(error).__name__}: {error}"
+
+
+_MEMORY = "no memory is free (see the container's limit, `ulimit -v`, `df /dev/shm`)"
+_PROCESSES = "no process or thread can be started (see `ulimit -u`, or the container's limit of processes)"
+
+
+def _short(error: BaseException | None) -> str | None:
+    """What an error, or what caused it, says is short; None: it says no such thing."""
+    while error is not None:
+        number = error.errno if isinstance(error, OSError) else None
+        if number in (errno.EMFILE, errno.ETOOMANYREFS):
+            allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            return f"no file descriptor is free (`ulimit -n` allows this process {allowed})"
+        if number == errno.ENFILE:
+            return "no file descriptor is free on this machine (see `sysctl fs.file-max`)"
+        if isinstance(error, MemoryError) or number == errno.ENOMEM:
+            return _MEMORY
+        if isinstance(error, RuntimeError) and "start new thread" in str(error):
+            return _PROCESSES
+        error = error.__cause__
+    return None
 
 
 def persist(do: Callable[[], _T], what: str) -> _T:
@@ -60,12 +65,14 @@ def persist(do: Callable[[], _T], what: str) -> _T:
         try:
             return do()
         except (OSError, MemoryError, RuntimeError) as error:
+            # EAGAIN: of a fork; ENOSPC and ENOBUFS: of shared memory and of sockets
             number = error.errno if isinstance(error, OSError) else None
-            if not is_shortage(error) and number not in {*_MEMORY, errno.EAGAIN}:
+            if not is_shortage(error) and number not in (errno.EAGAIN, errno.ENOSPC, errno.ENOBUFS):
                 raise
+            why = described(error) if number != errno.EAGAIN else f"{_PROCESSES}: {error}"
             if time.monotonic() >= end:
-                raise LoaderError(f"{what}: for {PATIENCE_S:.0f} s {described(error)}") from error
+                raise LoaderError(f"{what}: for {PATIENCE_S:.0f} s {why}") from error
             if pause_s == 0.01:
-                _log.warning("%s: %s; it is tried again for up to %.0f s", what, described(error), PATIENCE_S)
+                _log.warning("%s: %s; it is tried again for up to %.0f s", what, why, PATIENCE_S)
         heartbeat.sleep(pause_s)
         pause_s = min(2 * pause_s, 0.5)
