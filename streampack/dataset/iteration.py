@@ -11,11 +11,13 @@ those packs once more (torchdata 0.11), so that its second resume would be at th
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 
 from streampack.corpus.epochs import Corpus
+from streampack.documents.transform import own_draws
 from streampack.errors import StateError
 from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.pool import LanePool
@@ -135,7 +137,9 @@ class PackIterator(Iterator[Item]):
                 budget_bytes=reading.budget_bytes,
                 end_epoch=None if reading.epochs is None else self._epoch + reading.epochs,
             )
-        return self._pool.take(lane)
+        # The trainer may be in this process.
+        with nullcontext() if reading.pipeline.documents.transform is None else own_draws():
+            return self._pool.take(lane)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the lanes continue; plain values, nothing shared with the iterator."""

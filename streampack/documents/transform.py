@@ -2,15 +2,15 @@
 
 Never: a part of what the transform returned, if another part is not a document or is too long; a draw that depends on
        more than the document's place, also from the global generators of `random`, numpy and torch, as libraries draw
-       from them without asking. The trainer's own draws from them are not changed.
+       from them without asking. A process that is the trainer's, too, puts `own_draws` around what calls this.
 """
 
 import dataclasses
 import random
 import sys
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from streampack.documents.npy import array_kind, int32_tokens
 from streampack.errors import ConfigError
 from streampack.records import Document
 
+_Item = TypeVar("_Item")
 Transform = Callable[[Document, np.random.Generator], Document | list[Document] | None]
 
 
@@ -35,15 +36,12 @@ def transformed(
     name = getattr(transform, "__qualname__", type(transform).__qualname__)
     where = f"transform {name}, called with {document.url}, key {document.key!r}, record {document.record}"
     rng = hashing.generator(*place)
-    before = _states()
     _seed(hashing.hash_words(hashing.Purpose.GLOBAL_GENERATORS, *place))
     try:
         result = transform(document, rng)
     except Exception as error:
         error.add_note(f"raised by {where}")
         raise
-    finally:
-        _restore(*before)
     parts = result if isinstance(result, (list, tuple)) else () if result is None else (result,)
     try:
         return [_checked_part(part, document, index, limit, vocab_size) for index, part in enumerate(parts)]
@@ -87,16 +85,35 @@ def _checked_part(
     )
 
 
+@contextmanager
+def own_draws() -> Iterator[None]:
+    """Leave the global generators as they were, for a trainer that draws from them in the process of a transform."""
+    torch = _torch_generator()
+    ours, torchs = random.getstate(), None if torch is None else torch.get_state()
+    numpys = np.random.get_state(legacy=False)  # noqa: NPY002 (the global one is what is meant)
+    try:
+        yield
+    finally:
+        random.setstate(ours)
+        np.random.set_state(numpys)  # noqa: NPY002 (the global one is what is meant)
+        if torch is not None:
+            torch.set_state(torchs)
+
+
+def undisturbed(items: Iterator[_Item]) -> Iterator[_Item]:
+    """The same items, whose making leaves the global generators as they were."""
+    while True:
+        with own_draws():
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+        yield item
+
+
 def _torch_generator() -> Any:
     """Torch's generator for the CPU, or None where nothing has imported torch."""
     return getattr(sys.modules.get("torch"), "default_generator", None)
-
-
-def _states() -> tuple[Any, Any, Any]:
-    """The states of the global generators."""
-    torch = _torch_generator()
-    numpy = np.random.get_state(legacy=False)  # noqa: NPY002 (the global one is what is meant)
-    return random.getstate(), numpy, None if torch is None else torch.get_state()
 
 
 def _seed(seed: int) -> None:
@@ -105,10 +122,3 @@ def _seed(seed: int) -> None:
         np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002 (the global one is what is meant)
     if (torch := _torch_generator()) is not None:
         torch.manual_seed(seed)
-
-
-def _restore(ours: Any, numpys: Any, torchs: Any) -> None:
-    random.setstate(ours)
-    np.random.set_state(numpys)  # noqa: NPY002 (the global one is what is meant)
-    if torchs is not None:
-        _torch_generator().set_state(torchs)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from streampack.dataset.dataset import PackedDataset
+from streampack.documents.transform import undisturbed
 from streampack.errors import ConfigError, as_bool, as_number
 from streampack.lanes.pool import check_budget
 from streampack.loader.dealing import Item, deal
@@ -131,7 +132,7 @@ class Pass:
             else None
         )
         items = deal(
-            self.tally.watch_messages(self._restarting or iter(WorkerStream(assignment))),
+            self.tally.watch_messages(self._restarting or _in_this_process(assignment)),
             num_lanes=len(committed.lanes),
             num_workers=max(num_workers, 1),
             first_round=first_round,
@@ -172,6 +173,11 @@ class Pass:
         """From another thread than the one that waits for a batch: let it come back, with an error where it must."""
         if self._restarting is not None:
             self._restarting.interrupt()
+
+
+def _in_this_process(assignment: Assignment) -> Iterator[Message]:
+    messages = iter(WorkerStream(assignment))
+    return messages if assignment.pipeline.documents.transform is None else undisturbed(messages)
 
 
 def _refuse_empty_lanes(items: Iterator[Item], committed: Committed) -> Iterator[Item]:

@@ -1,0 +1,292 @@
+"""Workers that share nothing with the trainer: what they import, what scripts may give them, and how they end."""
+
+import contextlib
+import dataclasses
+import gc
+import itertools
+import json
+import logging
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.jobs import Corpus, assert_equal, dataset, rows, write_corpus
+from support.jobs import texts as make_texts
+from support.processes import needs_proc
+from support.workers import alive, server_pid, worker_pids
+
+import streampack
+from streampack.errors import ConfigError
+
+pytestmark = needs_proc
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return write_corpus(tmp_path_factory.mktemp("corpus"), [(".tar", make_texts(90, longest=60)) for _ in range(3)])
+
+
+def loader_of(corpus: Corpus, *, num_workers: int = 2, **changes: Any) -> streampack.PackedDataLoader:
+    """Messages of one pack, so that much happens."""
+    version = {"transform_version": "1"} if "transform" in changes else {}
+    data = dataset(corpus, num_lanes=4, **version, **changes)
+    return streampack.PackedDataLoader(data, 4, num_workers=num_workers, prefetch_bytes=1)
+
+
+def take(loader: streampack.PackedDataLoader, batches: int) -> list[Any]:
+    return [row for batch in itertools.islice(loader, batches) for row in rows(batch)]
+
+
+# --- what a worker is
+
+
+SCRIPT = """
+import json, os, signal, sys, threading
+import streampack
+from streampack.records import Document
+
+class Tokenizer:
+    "Of a script: nothing can import it."
+    bos_id, eos_id, pad_id, vocab_size, digest = 1, 2, 0, 300, "of the script"
+    def encode(self, text):
+        import numpy as np
+        return np.frombuffer(text.encode(), np.uint8).astype(np.int32) + 3
+
+class Broken(Exception):
+    "Of a script as well."
+
+LENGTH = 7  # a global variable
+shout = lambda document, rng: Document(text=document.text.upper()[:LENGTH])
+
+def telling(document, rng):
+    threads = len(os.listdir("/proc/self/task"))
+    raise Broken(json.dumps({
+        "torch": "torch" in sys.modules, "main": getattr(sys.modules["__main__"], "__file__", None), "threads": threads,
+        "s3fs": "s3fs" in sys.modules, "parents": os.environ["STREAMPACK_MARK"],
+    }))
+
+busy = [threading.Thread(target=threading.Event().wait, daemon=True) for _ in range(4)]
+for each in busy:
+    each.start()
+found = {"runs": os.environ.pop("STREAMPACK_RUNS", "") + "x"}
+data = streampack.PackedDataset(sys.argv[1], Tokenizer(), 16, transform=shout, transform_version="1", num_lanes=2)
+with streampack.PackedDataLoader(data, num_workers=2) as loader:
+    found["tokens"] = next(iter(loader))["tokens"].tolist()
+data = streampack.PackedDataset(sys.argv[1], Tokenizer(), 16, transform=telling, transform_version="1", num_lanes=2)
+try:
+    next(iter(streampack.PackedDataLoader(data)))
+except Broken as error:
+    found["told"] = json.loads(str(error))
+    found["same class"] = type(error) is Broken
+with open(sys.argv[2], "w") as file:
+    json.dump(found, file)
+loader = streampack.PackedDataLoader(data)
+iterator = iter(loader)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture(scope="module")
+def told(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a script without `if __name__ == "__main__"`, without standard input and output, finds."""
+    folder = tmp_path_factory.mktemp("script")
+    (folder / "script.py").write_text(SCRIPT)
+    mark = uuid.uuid4().hex
+    command = f'exec "{sys.executable}" script.py "{Path(corpus.shards[0])}" found.json <&- >&- 2>errors'
+    environment = {**os.environ, "STREAMPACK_MARK": mark}
+    ended = subprocess.run(["sh", "-c", command], cwd=folder, env=environment, check=False, timeout=100)
+    assert ended.returncode == -signal.SIGKILL, (folder / "errors").read_text()
+    found: dict[str, Any] = json.loads((folder / "found.json").read_text())
+    found["left over"] = until_gone(f"STREAMPACK_MARK={mark}".encode(), seconds=20)
+    return found
+
+
+def until_gone(mark: bytes, *, seconds: float) -> list[int]:
+    """The processes with this mark in their environment that are still there after so long."""
+    end = time.monotonic() + seconds
+    left = [0]
+    while left and time.monotonic() < end:
+        time.sleep(0.05)
+        left = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if mark in (folder / "environ").read_bytes().split(b"\0"):
+                    left.append(int(folder.name))
+    return left
+
+
+def test_functions_and_classes_of_a_script_without_a_guard_work(told: dict[str, Any], corpus: Corpus) -> None:
+    first = corpus.documents[0][0][0].upper()[:7]
+    assert bytes(token - 3 for token in told["tokens"][0][1 : 1 + len(first)]).decode() == first
+    assert told["runs"] == "x"
+
+
+def test_a_worker_imports_neither_torch_nor_the_script_nor_a_storage_that_is_not_read(told: dict[str, Any]) -> None:
+    """Beside its own thread it has one that waits for the trainer's end."""
+    assert {name: told["told"][name] for name in ("torch", "main", "s3fs", "threads")} == {
+        "torch": False,
+        "main": None,
+        "s3fs": False,
+        "threads": 2,
+    }
+
+
+def test_an_exception_of_a_script_is_raised_as_the_class_that_it_is(told: dict[str, Any]) -> None:
+    assert told["same class"]
+
+
+def test_nothing_is_left_of_a_trainer_that_is_killed_before_its_workers_begin(told: dict[str, Any]) -> None:
+    assert told["left over"] == []
+
+
+def test_workers_are_not_forked_from_a_process_with_threads(corpus: Corpus, capfd: pytest.CaptureFixture[str]) -> None:
+    class Starts:
+        """A transform whose copy starts a thread as it is loaded."""
+
+        def __setstate__(self, state: Any) -> None:
+            threading.Thread(target=threading.Event().wait, daemon=True, name="of-the-transform").start()
+
+        def __getstate__(self) -> str:
+            return "something"
+
+        def __call__(self, document: Any, rng: Any) -> Any:
+            return document
+
+    with loader_of(corpus, num_workers=0) as alone:
+        wanted = take(alone, 8)
+    with loader_of(corpus, transform=Starts()) as loader:
+        packs = take(loader, 4)
+        os.kill(worker_pids(loader)[0], signal.SIGKILL)
+        packs += take(loader, 4)
+        commands = [Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in worker_pids(loader)]
+        assert all(b"worker" in command for command in commands), "each is a program of its own"
+        pids = worker_pids(loader)
+    assert_equal(dict(enumerate(packs)), wanted)
+    assert alive(pids) == []
+    assert "has started threads (of-the-transform) when it was loaded" in capfd.readouterr().err
+
+
+def test_what_cannot_be_sent_is_an_error_of_the_first_batch_that_names_it(corpus: Corpus) -> None:
+    lock = threading.Lock()
+
+    def clean(document: Any, rng: Any) -> Any:
+        with lock:
+            return document
+
+    with loader_of(corpus, transform=clean) as loader, pytest.raises(ConfigError, match="closure variable `lock`"):
+        iter(loader)
+
+
+def test_signals_to_all_of_a_job_are_left_to_the_trainer(corpus: Corpus) -> None:
+    with loader_of(corpus) as loader:
+        take(loader, 2)
+        for pid in [*worker_pids(loader), server_pid(loader)]:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+                os.kill(pid or 0, number)
+        take(loader, 8)
+        assert loader.stats()["worker_restarts"] == 0
+
+
+# --- what is short for a moment
+
+
+def test_descriptors_that_run_out_in_the_trainer_cost_no_message(corpus: Corpus, caplog: Any) -> None:
+    with loader_of(corpus, num_workers=0) as alone:
+        wanted = take(alone, 20)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with loader_of(corpus) as loader, caplog.at_level(logging.WARNING):
+        iterator = iter(loader)
+        packs = []
+        try:
+            for _ in range(20):
+                lowest = os.dup(0)
+                os.close(lowest)
+                resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+                give = threading.Timer(0.03, resource.setrlimit, (resource.RLIMIT_NOFILE, (soft, hard)))
+                give.start()
+                packs += rows(next(iterator))
+                give.join()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert loader.stats()["worker_restarts"] == 0
+    assert_equal(dict(enumerate(packs)), wanted)
+    assert "no file descriptor is free (`ulimit -n` allows this process" in caplog.text
+
+
+@pytest.mark.parametrize("error", [MemoryError("for a moment"), OSError(24, "for a moment")], ids=str)
+def test_a_worker_that_is_short_of_something_is_restarted(
+    corpus: Corpus, tmp_path: Path, caplog: Any, error: Exception
+) -> None:
+    was_there = tmp_path / "was there"
+
+    def short(document: Any, rng: Any) -> Any:
+        if document.text.startswith("<1") and not was_there.exists():
+            was_there.touch()
+            raise error
+        return document
+
+    with loader_of(corpus, num_workers=0) as alone:
+        wanted = take(alone, 20)
+    with loader_of(corpus, transform=short) as loader, caplog.at_level(logging.WARNING):
+        assert_equal(dict(enumerate(take(loader, 20))), wanted)
+        assert loader.stats()["worker_restarts"] == 1
+    assert "found that no " in caplog.text and "for a moment" in caplog.text
+
+
+# --- random numbers
+
+
+def test_what_a_transform_draws_depends_on_the_document_alone(corpus: Corpus) -> None:
+    """On the workers' number, their restarts and the trainer's own draws it does not."""
+
+    def drawing(document: Any, rng: Any) -> Any:
+        drawn = random.random(), np.random.random_sample(), rng.random()  # noqa: NPY002 (the global one)
+        return dataclasses.replace(document, text=f"{document.text} {drawn}")
+
+    digests = []
+    for num_workers in (0, 3):
+        random.seed(num_workers)
+        with loader_of(corpus, num_workers=num_workers, transform=drawing) as loader:
+            take(loader, 3)
+            if num_workers:
+                os.kill(worker_pids(loader)[0], signal.SIGKILL)
+            take(loader, 9)
+            digests.append(loader.digest())
+    assert digests[0] == digests[1]
+
+
+# --- how they end
+
+
+def test_closing_takes_no_time_while_the_workers_are_busy(corpus: Corpus) -> None:
+    def endless(document: Any, rng: Any) -> Any:
+        while "<20>" in document.text:
+            sum(range(1000))
+        return document
+
+    with loader_of(corpus, transform=endless) as loader:
+        take(loader, 1)
+        pids = [*worker_pids(loader), server_pid(loader) or 0]
+        begin = time.monotonic()
+        loader.close()
+        assert time.monotonic() - begin < 1.0  # some milliseconds on an idle machine
+        assert alive(pids) == []
+
+
+@pytest.fixture(autouse=True)
+def _leaves_no_descriptor() -> Iterator[None]:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    yield
+    gc.collect()
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2  # of the test's own capturing
