@@ -7,6 +7,7 @@ Never: a number of ranks that are not in the same pass at the same round.
 """
 
 import secrets
+import threading
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -25,6 +26,22 @@ from streampack.state.checkpoint import Committed, State, check_versions, from_j
 from streampack.state.fingerprint import check_fingerprint, describe_differences, fingerprint_of
 
 
+class _Lock:
+    """A lock that its thread may take again; a copy of its owner, or one that was pickled, has a lock of its own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type["_Lock"], tuple[()]]:
+        return _Lock, ()
+
+
 class SharedRun:
     """The run that the data-parallel ranks share: the same shards and arguments, and to each rank its lanes."""
 
@@ -36,6 +53,8 @@ class SharedRun:
         self.ranks: Exchange | None = None
         """The others; None where there are none, or none that this rank can reach, and before `join`."""
         self._bounds = 0
+        self.beginning = _Lock()
+        """Held while the run begins, so that two threads do not begin it both."""
         self.name = ""
         """The same on all ranks of this run, and of no other run or loader; empty where `ranks` is None."""
 

@@ -105,6 +105,11 @@ class Delivery:
         self._lock = threading.RLock()
         """For changes of `_turn`, `_running` and the commits; never held while a batch is made."""
 
+    def __getstate__(self) -> object:
+        raise LoaderError(
+            "a loader that has begun cannot be copied or pickled: make another one and load the state of this one"
+        )
+
     @property
     def current_pass(self) -> Pass | None:
         """The pass that is under way."""

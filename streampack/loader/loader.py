@@ -11,7 +11,6 @@ Never: a state that counts what workers have made and the trainer was not given.
 import dataclasses
 import inspect
 import sys
-import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sized
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -153,6 +152,8 @@ class PackedDataLoader:
             "verify_every": None if verifier is None else verifier.every,
         }
         self._run = SharedRun(self._dataset, self._exchanges, self._in_step)
+        self._delivery: Delivery | None = None
+        """None until the run begins."""
         self._deliver = partial(
             Delivery,
             dataset=self._dataset,
@@ -161,9 +162,6 @@ class PackedDataLoader:
             verifier=verifier,
             launcher=self._settings.launcher(),
         )
-        self._delivery: Delivery | None = None
-        """None until the run begins."""
-        self._beginning = threading.RLock()
 
     @classmethod
     def from_config(cls, path: str) -> "PackedDataLoader":
@@ -284,7 +282,7 @@ class PackedDataLoader:
         """
         committed = self._run.load(state, allow=allow)
         # From here on nothing can fail: a state that is refused leaves the loader as it was.
-        with self._beginning:
+        with self._run.beginning:
             if self._delivery is None:
                 self._delivery = self._deliver(committed)
             else:
@@ -341,7 +339,7 @@ class PackedDataLoader:
 
     def _begun(self) -> Delivery:
         """What delivers this run; the first call begins it: it lists the shards and compares the ranks."""
-        with self._beginning:
+        with self._run.beginning:
             if self._delivery is None:
                 self._delivery = self._deliver(self._run.begin())
             return self._delivery

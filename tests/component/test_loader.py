@@ -1,6 +1,8 @@
 """What a loader answers and takes at any time: counts before it begins, other batch sizes, batches that are ahead."""
 
 import contextlib
+import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +177,16 @@ def test_max_bad_is_a_bound_of_all_lanes_together_also_from_a_state(tmp_path: Pa
     assert run(20, state)[0] == 20
     assert run(0.2)[0] == 20
     assert run(0.05)[0] <= 10
+
+
+# --- copies
+
+
+def test_a_loader_can_be_copied_before_it_begins_and_says_so_afterwards(corpus: Corpus) -> None:
+    with make(corpus) as loader:
+        for copied in (copy.deepcopy(loader), pickle.loads(pickle.dumps(loader))):
+            with copied, make(corpus) as other:
+                np.testing.assert_array_equal(rows(next(iter(copied))), rows(next(iter(other))))
+        next(iter(loader))
+        with pytest.raises(LoaderError, match="a loader that has begun cannot be copied or pickled"):
+            copy.deepcopy(loader)
