@@ -32,7 +32,7 @@ def weights(messages: Sequence[Message]) -> list[bool]:
 
 
 def _may_be_trained(number: int, message: Message) -> bool:
-    for key in _OTHER_WEIGHTS.intersection(message):
+    for key in sorted(_OTHER_WEIGHTS.intersection(message)):
         if message[key] is not None:
             raise RecordError(
                 f"message {number} has {key!r}, which is not read here: say with weight, 0 or 1, whether a message is "
@@ -48,7 +48,7 @@ def _may_be_trained(number: int, message: Message) -> bool:
 
 def seen_keys(message: Message) -> list[str]:
     """The keys of a message that change what a model should see, without those that say nothing."""
-    return sorted(key for key in _SEEN.intersection(message) if message[key])
+    return [] if len(message) <= 2 else sorted(key for key in _SEEN.intersection(message) if message[key])
 
 
 def refuse(number: int, key: str, template: str) -> NoReturn:

@@ -111,9 +111,11 @@ class JinjaTemplate:
     def parts(
         self, messages: Sequence[Message], train_on: TrainOn, context: Mapping[str, Any] | None = None
     ) -> Iterator[Part]:
-        looked_at: list[set[str]] = [set() for _ in messages]
         control = self._control
-        marked = [Watched(_marked(each, control), seen) for each, seen in zip(messages, looked_at, strict=True)]
+        marked = [_marked(message, control) for message in messages]
+        looked_at: dict[int, set[str]] = {number: set() for number, each in enumerate(messages) if seen_keys(each)}
+        for number, seen in looked_at.items():
+            marked[number] = Watched(marked[number], seen)
         values, compiled = template_values(context), _compiled(self.source)
         check_context(values, compiled.variables, "the chat template")
         values = _marked(values, control)
@@ -121,8 +123,8 @@ class JinjaTemplate:
             rendered = compiled.render(messages=marked, add_generation_prompt=False, **self.specials, **values)
         except Exception as error:  # a template may raise anything, and most say `raise_exception`
             raise RecordError(f"the chat template refuses the conversation: {error}") from error
-        for number, (message, seen) in enumerate(zip(messages, looked_at, strict=True)):
-            for key in seen_keys(message):
+        for number, seen in looked_at.items():
+            for key in seen_keys(messages[number]):
                 if key not in seen:
                     refuse(number, key, "the chat template")
         return self._split(rendered, train_on, _trained_blocks(rendered.count(_BEGIN), messages, train_on))

@@ -311,7 +311,7 @@ class BuiltInTemplate:
                     f"message {number} has the role {role!r}; {called} knows "
                     + ", ".join(kind.roles)
                 )
-            if len(message) > 2 and (keys := seen_keys(message)):
+            if keys := seen_keys(message):
                 refuse(number, keys[0], called)
             turns.append(_Turn(role, message["content"], trained))
         return kind.parts(turns, self.add_bos, self.add_eos)
