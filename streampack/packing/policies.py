@@ -40,9 +40,9 @@ class BoundaryPolicy(StrEnum):
     TRIM = "trim"
     """It is left out: labels are shifted per document, n tokens make n - 1 rows."""
     MASK_BOS_TARGET = "mask_bos_target"
-    """As keep, but -100 wherever the label would be BOS, also inside a document."""
+    """As keep, but -100 wherever the label would be BOS, also inside a document; BOS and EOS must differ."""
     MASK_EOS_INPUT = "mask_eos_input"
-    """As keep, but -100 wherever the input is EOS, also inside a document."""
+    """As keep, but -100 wherever the input is EOS, also inside a document; BOS and EOS must differ."""
 
 
 @dataclass(frozen=True, slots=True)

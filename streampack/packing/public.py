@@ -38,7 +38,7 @@ def pack(
         overflow: What "next_fit" does with a document longer than a pack: "split", "truncate", "drop" or "error".
         tail: What becomes of rows that do not fill a last pack: "pad" or "drop".
         pad_id: The token on padding.
-        bos_id: For boundary="mask_bos_target".
+        bos_id: For boundary="mask_bos_target"; the two policies by value need tokens that differ.
         eos_id: For boundary="mask_eos_input".
         lookahead: False: the last row of a full pack has no label, as for a model that shifts labels itself.
 

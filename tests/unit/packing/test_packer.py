@@ -75,6 +75,7 @@ def test_a_replacement_is_itself_and_its_id_a_plain_int() -> None:
         ({"boundary": "mask_bos_target", "bos_id": 1, "eos_id": 1}, "bos_id == eos_id == 1 would mask every EOS"),
         ({"boundary": "mask_eos_input"}, "needs eos_id"),
         ({"boundary": "mask_eos_input", "bos_id": 1}, "needs eos_id"),
+        ({"boundary": "mask_eos_input", "bos_id": 1, "eos_id": 1}, "eos_id == 1 would mask each row of a BOS"),
         ({"packing": "next_fit", "lookahead": False}, 'lookahead=False works with packing="wrap" only'),
     ],
 )
