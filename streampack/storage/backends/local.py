@@ -39,10 +39,11 @@ class LocalFile(RangeReader):
         descriptors.take(self)
         try:
             if self._descriptor is None:
-                # Not to wait where it is a pipe.
+                # A pipe is not waited for; but a file that comes from a tape may be.
                 self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
                 self._seen = None
                 self._compare(self._descriptor, start)
+                os.set_blocking(self._descriptor, True)
             data = os.pread(self._descriptor, stop - start, start)
             self._compare(self._descriptor, start)
         except BaseException:
