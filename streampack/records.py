@@ -246,8 +246,9 @@ class StorageUse(NamedTuple):
 class Tokenizer(Protocol):
     """What streampack asks of a tokenizer. It must survive pickling, or be built again in each worker.
 
-    `encode` returns the ids of the text alone (no BOS, no EOS) as an integer array [n]; an id is None where the
-    vocabulary has no such token; `digest` names the mapping from text to ids and is part of the fingerprint.
+    `encode` returns the ids of the text alone (no BOS, no EOS) as an integer array [n], each from 0 to
+    `vocab_size - 1`; an id is None where the vocabulary has no such token; `digest` names the mapping from text to ids
+    and is part of the fingerprint.
     """
 
     @property

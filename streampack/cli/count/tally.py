@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from streampack.cli.count.lengths import Lengths
 from streampack.cli.whole_shard import read_whole_shard
+from streampack.errors import RecordError
 from streampack.lanes.pipeline import Pipeline
 from streampack.packing.options import Packing, PackingKind, Tail
 from streampack.packing.packer import Packer
@@ -122,16 +123,24 @@ def tally_shard(
         for item in sample.documents:
             part = 0 if isinstance(item, BadRecord) else item.part
             location = DocumentLocation(index, sample.position, item.record, part, sample.key, shard.url)
+            tokens, bad = None, None
             if isinstance(item, BadRecord):
+                bad = item.error
+            elif has_tokens:
+                try:
+                    tokens, _ = pipeline.encode(item)
+                except RecordError as error:
+                    bad = error
+            if bad is not None:
                 if pipeline.on_error == "raise":
-                    raise item.error
+                    raise bad
                 tally.bad_records += 1
                 if len(tally.bad) < _KEPT:
-                    tally.bad.append((location, str(item.error)))
+                    tally.bad.append((location, str(bad)))
                 continue
+            assert isinstance(item, Document)
             length = _count_text(tally, item)
-            if has_tokens:
-                tokens, _ = pipeline.encode(item)
+            if tokens is not None:
                 length = len(tokens)
                 tally.tokens += length
                 for packing, packer in packers.items():

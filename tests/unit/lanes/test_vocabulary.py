@@ -8,6 +8,7 @@ import pytest
 from support.jobs import npy, write_tar
 
 import streampack
+from streampack.cli.count.tally import tally_shard
 from streampack.errors import ConfigError, RecordError, TokenizerError
 from streampack.testing import ByteTokenizer
 
@@ -91,6 +92,19 @@ def test_a_padding_token_is_in_the_vocabulary(tmp_path: Path, token: int, text: 
     shard = write_tar(tmp_path / "0.tar", [("0.txt", b"ab")])
     with pytest.raises(ConfigError, match=f"pad_id={token} {text}"):
         dataset(shard, ByteTokenizer(), pad_id=token)
+
+
+def test_such_an_id_is_counted_as_a_bad_record(tmp_path: Path) -> None:
+    shard = write_tar(tmp_path / "0.tar", [("0.txt", b"ab"), ("1.txt", b"axb"), ("2.txt", b"cd")])
+    for on_error in ("skip", "raise"):
+        data = dataset(shard, Shifted(), on_error=on_error)
+        listed = data.corpus(1).table[0]
+        if on_error == "raise":
+            with pytest.raises(RecordError, match=r"0\.tar, member '1': the tokenizer gave the token id 259"):
+                tally_shard(data.pipeline, 0, listed, has_tokens=True, tell=lambda size: None)
+        else:
+            tally = tally_shard(data.pipeline, 0, listed, has_tokens=True, tell=lambda size: None)
+            assert (tally.tokens, tally.bad_records) == (8, 1)
 
 
 # One token for both, as GPT-2's.
