@@ -57,13 +57,15 @@ class Entry(NamedTuple):
     offset: int
     """Offset of its first block, prefix headers included."""
     name: str
-    """"" where it is not known."""
+    """That of its header where the name is not known."""
     size: int
     """Payload bytes, without padding."""
     end: int
     """Offset after the padded payload, where the next entry begins."""
     flaw: str = ""
     """Why the payload is not the content of a file of that name; "" where it is."""
+    is_named: bool = True
+    """Whether the name is known; else the flaw says why it is not."""
     link: str = ""
     """Of a hard link the name of the file that it means."""
 
@@ -225,7 +227,8 @@ def read_entry(source: Source) -> Entry:
     if kind in OTHER_KINDS:
         return Entry(Kind.OTHER, offset, name or header.name, size, end)
     if flaw:  # what was not read may hold the name
-        return Entry(Kind.FILE, offset, "", size, end, f"{flaw}; in the header it is {header.name!r:.100}")
+        flaw = f"{flaw}; in the header it is {header.name!r:.100}"
+        return Entry(Kind.FILE, offset, header.name, size, end, flaw, is_named=False)
     if name is None:
         name = header.name
     if len(name) > MAX_NAME_LENGTH:
@@ -235,7 +238,7 @@ def read_entry(source: Source) -> Entry:
     if link is None:
         link = parse_text(block[157:257])
     flaw = flaw or flaw_of(kind, link)
-    return Entry(Kind.FILE, offset, name, size, end, flaw, link if kind == HARD_LINK_KIND else "")
+    return Entry(Kind.FILE, offset, name, size, end, flaw, link=link if kind == HARD_LINK_KIND else "")
 
 
 def _pass_map(source: Source, block: bytes, name: str) -> None:

@@ -91,7 +91,8 @@ def samples_of(
                 entry = read_entry(source)
                 end = entry.end
                 if entry.kind is Kind.FILE:
-                    files, flaw = [(entry.name, entry.offset, entry.size, ELSEWHERE)], entry.flaw
+                    name = entry.name if entry.is_named else ""
+                    files, flaw = [(name, entry.offset, entry.size, ELSEWHERE)], entry.flaw
                 elif entry.kind is Kind.ZERO_BLOCK and _is_another_archive(source, entry.offset):
                     prove()
                     files, flaw, end = [("", entry.offset, 0, ELSEWHERE)], _JOINED, source.offset

@@ -230,6 +230,17 @@ def test_ranges_give_what_hard_links_mean_also_where_the_file_is_in_another_rang
         assert in_ranges(data, [cut]) == samples
 
 
+def test_cuts_around_prefix_headers_that_are_not_read_lose_nothing() -> None:
+    """A search that begins inside them finds the member by its header, and not where its prefix headers begin."""
+    large = [pax(comment="c" * 70_000, path=f"long{i}.txt") + entry(f"{i}.txt", b"1") for i in range(3)]
+    data = entry("a.txt", b"1") + large[0] + entry("b.txt", b"2") + large[1] + large[2] + entry("c.txt", b"3") + END
+    samples = read(data)
+    assert [sample.key for sample in samples] == ["a", "", "b", "", "", "c"]
+    for cut in range(0, len(data), 3 * 512):
+        assert in_ranges(data, [cut]) == samples
+        assert in_ranges(data, [cut, cut + 600, cut + 71_000]) == samples
+
+
 # --- damage
 
 
