@@ -75,7 +75,7 @@ class LaneStream:
             lane, start.skipped_ranges, on_error=pipeline.on_error, max_bad=pipeline.max_bad
         )
         self._may_refuse = pipeline.packing.keeps_documents_whole and pipeline.packing.overflow == "error"
-        repeats = not corpus.shuffle or corpus.one_epoch or corpus.num_lanes == 1
+        repeats = not corpus.shuffle or corpus.one_epoch or 1 in (corpus.num_lanes, len(corpus.table))
         self._liveness = Liveness(
             num_lanes=corpus.num_lanes,
             repeats_pieces=repeats,

@@ -8,7 +8,8 @@
 
 A payload may hold what looks like a header (a tar inside the tar). A guess is given up where no chain of entries
 follows it; even a guess with such a chain may be wrong. So a boundary is never trusted: the left lane, whose own chain
-of headers is right from byte 0 on, must arrive at it (`reader.read_range`). Memory is bounded, whatever a member holds.
+of headers is right from byte 0 on, must arrive at it (`reader.read_range`), and the right lane looks ahead for the end
+of an archive before it begins there (`range_start`). Memory is bounded, whatever a member holds.
 """
 
 from collections.abc import Callable, Iterator

@@ -144,6 +144,8 @@ def samples_of(
             source.skip_to(end)
         _check_end(source, entry, until(), key)
     except BadEntryError as bad:
+        if isinstance(bad, _AfterEndError) and key is not None:  # this sample is complete
+            yield Sample(key, position, members, sizes, flaws)
         raise shard_error(bad, url, start, until, is_cut=is_cut) from None
     if key is not None:
         yield Sample(key, position, members, sizes, flaws)
@@ -158,12 +160,14 @@ def _is_another_archive(source: Chunks, zeros_at: int) -> bool:
     block = source.pass_zeros()
     if not block:
         return False
+    is_end = source.offset - zeros_at >= _END_BLOCKS * BLOCK
+    if is_end and looks_like_header(block):
+        return True
     what = "there are other bytes after the end of the archive"
-    if source.offset - zeros_at >= _END_BLOCKS * BLOCK and block[257:262] == b"ustar":
-        if looks_like_header(block):
-            return True
+    if is_end and block[257:262] == b"ustar":
         what = "two archives in one file, and the first header of the second one is damaged"
-    raise BadEntryError(what, source.offset + len(block) - len(block.lstrip(b"\0")))
+    at = source.offset + len(block) - len(block.lstrip(b"\0"))
+    raise (_AfterEndError if is_end else BadEntryError)(what, at)
 
 
 def _payload(source: Chunks, name: str, size: int) -> bytes:
@@ -193,6 +197,10 @@ def _check_end(source: Chunks, last: Entry, until: Boundary | None, key: str | N
         raise empty_shard()
     elif last.kind is not Kind.ZERO_BLOCK:
         raise BadEntryError("the bytes end before the archive does", source.offset, is_short=True)
+
+
+class _AfterEndError(BadEntryError):
+    """Other bytes after what is the end of an archive as writers make it."""
 
 
 class WrongCutEntryError(BadEntryError):
