@@ -13,21 +13,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing import util
 from multiprocessing.process import BaseProcess
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from streampack import heartbeat
 from streampack.loader.messages import Assignment
 from streampack.loader.working import work_in_fork
 
 _KILLED_S = 10.0
-
-
-class Ending(NamedTuple):
-    """How a process has ended."""
-
-    how: str
-    code: int | None
-    """Its exit code; None: a signal ended it, or it is not known."""
 
 
 class WorkerProcess(Protocol):
@@ -40,8 +32,8 @@ class WorkerProcess(Protocol):
     def fileno(self) -> int:
         """What becomes readable when there may be news of it."""
 
-    def ending(self, limit_s: float = 0.0) -> Ending | None:
-        """How it has ended, if it has by now, or does within so many seconds."""
+    def ending(self, limit_s: float = 0.0) -> str | None:
+        """How it has ended, if it has by now, or does within so many seconds, as "ended with exit code 1"."""
 
 
 class Launcher(Protocol):
@@ -133,24 +125,24 @@ class ForkedProcess:
     def fileno(self) -> int:
         return self._process.sentinel
 
-    def ending(self, limit_s: float = 0.0) -> Ending | None:
+    def ending(self, limit_s: float = 0.0) -> str | None:
         self._process.join(limit_s)
         if self._process.is_alive():
             return None
         code = self._process.exitcode
-        return Ending("ended", None) if code is None else ending_of(code)  # None: somebody else has waited for it
+        return "ended" if code is None else ending_of(code)  # None: somebody else has waited for it
 
 
-def ending_of(code: int) -> Ending:
+def ending_of(code: int) -> str:
     """How a process ended, by its exit code; a signal's number is negative."""
     if code >= 0:
-        return Ending(f"ended with exit code {code}", code)
+        return f"ended with exit code {code}"
     try:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
     memory = ", as when memory runs out" if -code == signal.SIGKILL else ""
-    return Ending(f"was ended by {name}{memory}", None)
+    return f"was ended by {name}{memory}"
 
 
 def _end(living: list[BaseProcess]) -> None:

@@ -116,8 +116,6 @@ class RestartingMessages:
         what = f"worker {lost.worker} ({f'pid {lost.pid}' if lost.pid else 'not started yet'}) {lost.why}"
         if self._is_interrupted:
             raise LoaderError("the loader was closed, or continues elsewhere, while this thread waited for a batch")
-        if lost.is_hopeless:
-            raise LoaderError(f"{what}; its last messages are in the job's output. {_ADVICE}") from lost
         if not self._restarts.allow():
             raise self._spent(what, lost.location) from lost
         _log.warning(
@@ -150,8 +148,9 @@ class RestartingMessages:
 
 
 _ADVICE = (
-    "Look for the kernel's out-of-memory report; fewer workers (num_workers), a smaller limits.buffer_bytes or "
-    "prefetch_bytes need less memory, and a larger worker_timeout_s waits longer for a slow transform or storage."
+    "Look at what the worker wrote to the job's output, and for the kernel's out-of-memory report; fewer workers "
+    "(num_workers), a smaller limits.buffer_bytes or prefetch_bytes need less memory, and a larger worker_timeout_s "
+    "waits longer for a slow transform or storage."
 )
 
 

@@ -229,17 +229,21 @@ def _become_worker(
     server: int,
 ) -> NoReturn:
     """Do a worker's work in this process, and end."""
-    status = 1
+    status, has_begun = 1, False
     try:
         loaded = recipe()
         row = heartbeat.rows(memory)[worker]
         os.close(memory)
         to_do = recipes.load_assignment(assignment, loaded)
         os.close(assignment)
+        has_begun = True
         work(to_do, worker, num_workers, theirs, row, server=server)
         status = 0
-    except BaseException:  # noqa: BLE001 (nothing above this would print it)
+    except BaseException as error:  # noqa: BLE001 (nothing above this would print it)
         traceback.print_exc()
+        if not has_begun:
+            with suppress(Exception):  # else the socket's end says that there is no worker
+                send(theirs, 0, None, failure_of(error, f"raised in worker {worker} as it began"))
     finally:
         with suppress(Exception):
             sys.stdout.flush()

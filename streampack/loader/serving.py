@@ -28,7 +28,7 @@ from streampack.errors import ConfigError
 from streampack.lanes.pipeline import Pipeline
 from streampack.loader import channels, recipes
 from streampack.loader.messages import Assignment
-from streampack.loader.processes import Ending, WorkerProcess, ending_of
+from streampack.loader.processes import WorkerProcess, ending_of
 from streampack.loader.server import BOOT, NAME, NOT_STARTED, REPLY, REQUEST, Reply, Request
 
 _PATIENCE_S = 2.0
@@ -112,7 +112,7 @@ class ServedProcess:
     def fileno(self) -> int:
         return self._running.control.fileno()
 
-    def ending(self, limit_s: float = 0.0) -> Ending | None:
+    def ending(self, limit_s: float = 0.0) -> str | None:
         self._running.listen_for([self.key], limit_s)
         return self._running.endings.get(self.key)
 
@@ -129,7 +129,7 @@ class _Running:
         """Of workers that have begun and were not ended by `kill`, by key."""
         self.living: set[int] = set()
         """Keys of the workers that it was asked for and that have not ended."""
-        self.endings: dict[int, Ending] = {}
+        self.endings: dict[int, str] = {}
         # Also where nobody closes the loader, and at the end of the program.
         self.finalizer = weakref.finalize(self, _end, process, control, self.pids, self.owner)
 
@@ -184,17 +184,17 @@ class _Running:
                     self.pids[key] = value
                 else:
                     code = None if value == NOT_STARTED else os.waitstatus_to_exitcode(value)
-                    self._note_end(key, Ending("did not start", None) if code is None else ending_of(code))
+                    self._note_end(key, "did not start" if code is None else ending_of(code))
         except EOFError:
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(_PATIENCE_S)
             code = self.process.poll()
-            how = "has closed its socket" if code is None else ending_of(code).how
-            ending = Ending(f"ended with the workers' server (pid {self.process.pid}), which {how}", None)
+            how = "has closed its socket" if code is None else ending_of(code)
+            ending = f"ended with the workers' server (pid {self.process.pid}), which {how}"
             for key in list(self.living):
                 self._note_end(key, ending)
 
-    def _note_end(self, key: int, ending: Ending) -> None:
+    def _note_end(self, key: int, ending: str) -> None:
         self.living.discard(key)
         self.endings[key] = ending
 

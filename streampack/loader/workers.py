@@ -26,7 +26,7 @@ from streampack import heartbeat
 from streampack.errors import LoaderError
 from streampack.loader import channels, parcels, shortage
 from streampack.loader.messages import Assignment, Message
-from streampack.loader.processes import Ending, Launcher, WorkerProcess
+from streampack.loader.processes import Launcher, WorkerProcess
 from streampack.loader.working import FRAME
 
 if TYPE_CHECKING:
@@ -46,16 +46,12 @@ _ENDING_S = 2.0
 class LostError(Exception):
     """A worker that has died, hangs or cannot go on."""
 
-    def __init__(
-        self, why: str, *, worker: int, pid: int | None, location: heartbeat.SampleLocation, is_hopeless: bool = False
-    ) -> None:
+    def __init__(self, why: str, *, worker: int, pid: int | None, location: heartbeat.SampleLocation) -> None:
         super().__init__(why)
         self.why = why
         self.worker = worker
         self.pid = pid
         self.location = location
-        self.is_hopeless = is_hopeless
-        """Whether it failed before its first line of work, so that a restart would fail as well."""
 
 
 class _Worker(NamedTuple):
@@ -121,12 +117,13 @@ class Workers:
                 found = shortage.persist(lambda: channels.receive(ours, FRAME.size, 1), "a message of a worker")
             except EOFError:
                 waits_s = 0.0 if self._is_interrupted else _ENDING_S
-                raise self._ended(worker, process.ending(waits_s) or Ending("has closed its socket", None)) from None
+                ending = process.ending(waits_s)
+                raise self._lost(worker, "has closed its socket" if ending is None else ending) from None
             if found is not None:
                 frame, descriptors = found
                 return FRAME.unpack(frame)[0], descriptors[0]
             if ending is not None:
-                raise self._ended(worker, ending)
+                raise self._lost(worker, ending)
             limit_s = self._timeout_s if row[0] else max(self._timeout_s, START_S)
             if silent_s >= limit_s:
                 raise self._lost(worker, f"was silent for {silent_s:.0f} s")
@@ -136,18 +133,11 @@ class Workers:
             else:  # a job that was stopped as a whole has not waited all that time
                 silent_s += min(waited_s, 2 * _LOOK_S)
 
-    def _ended(self, worker: int, ending: Ending) -> LostError:
-        return self._lost(worker, ending.how, code=ending.code)
-
-    def _lost(self, worker: int, why: str, *, code: int | None = None) -> LostError:
+    def _lost(self, worker: int, why: str) -> LostError:
         process, _, row = self._workers[worker]
         beats, location = heartbeat.read(row)
         return LostError(
-            why if beats else f"{why} before it began",
-            worker=worker,
-            pid=process.pid,
-            location=location,
-            is_hopeless=not beats and code is not None and code > 0,
+            why if beats else f"{why} before it began", worker=worker, pid=process.pid, location=location
         )
 
     def end(self) -> None:

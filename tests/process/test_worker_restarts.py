@@ -20,7 +20,7 @@ from support.jobs import Corpus, assert_equal, dataset, expected, rows, uneven, 
 from support.jobs import texts as make_texts
 from support.ranks import Finite, References, run_job
 from support.reference import assert_batches
-from support.workers import server_pid, worker_pids
+from support.workers import children, server_pid, worker_pids
 from torch.utils.data import DataLoader
 
 import streampack
@@ -57,21 +57,6 @@ def _leaves_no_process() -> Iterator[None]:
     before = children()
     yield
     assert children() <= before
-
-
-def children() -> set[int]:
-    """The processes that this one, or one of these, has started and that have not been waited for, dead ones too."""
-    parents = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            if b"resource_tracker" not in (folder / "cmdline").read_bytes():
-                parents[int(folder.name)] = int(fields[1])
-    found, wider = {os.getpid()}, set(parents)
-    while wider:
-        wider = {pid for pid, parent in parents.items() if parent in found} - found
-        found |= wider
-    return found - {os.getpid()}
 
 
 def loader_of(data: streampack.PackedDataset, **options: Any) -> streampack.PackedDataLoader:

@@ -1,7 +1,9 @@
 """The processes of a loader, for tests that hurt them or look for what is left."""
 
+import contextlib
 import os
 import time
+from pathlib import Path
 
 import streampack
 from streampack.loader.serving import WorkerServer
@@ -38,3 +40,18 @@ def _is_there(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def children() -> set[int]:
+    """The processes that this one, or one of these, has started and that have not been waited for, dead ones too."""
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            if b"resource_tracker" not in (folder / "cmdline").read_bytes():
+                parents[int(folder.name)] = int(fields[1])
+    found, wider = {os.getpid()}, set(parents)
+    while wider:
+        wider = {pid for pid, parent in parents.items() if parent in found} - found
+        found |= wider
+    return found - {os.getpid()}

@@ -13,7 +13,6 @@ from streampack.errors import LoaderError
 from streampack.loader import shortage, working
 from streampack.loader.failures import failure_of
 from streampack.loader.messages import Assignment
-from streampack.loader.processes import Ending
 from streampack.loader.workers import LostError, Workers
 
 
@@ -21,7 +20,7 @@ class Puppet:
     """A worker that does what a test tells it, as launcher, process and other end of the socket at once."""
 
     pid = 7
-    ended: Ending | None = None
+    ended: str | None = None
 
     def launch(
         self, assignment: Assignment, sockets: Sequence[socket.socket], memory: int, rows: Sequence[heartbeat.Row]
@@ -40,7 +39,7 @@ class Puppet:
     def fileno(self) -> int:
         return self.theirs.fileno()
 
-    def ending(self, limit_s: float = 0.0) -> Ending | None:
+    def ending(self, limit_s: float = 0.0) -> str | None:
         return self.ended
 
     def says(self, number: int, message: object, error: Exception | None = None) -> None:
@@ -81,7 +80,7 @@ def test_a_message_that_is_missing_or_comes_twice_is_a_loss_and_no_data(
 def test_what_was_sent_before_a_death_is_good(puppet: Puppet, listening: Workers) -> None:
     puppet.says(0, "data")
     puppet.theirs.close()
-    puppet.ended = Ending("was ended by SIGKILL", None)
+    puppet.ended = "was ended by SIGKILL"
     puppet.fileno = lambda: -1  # type: ignore[method-assign]
     assert listening.receive(0) == "data"  # type: ignore[comparison-overlap]
     with pytest.raises(LostError, match="was ended by SIGKILL"):
