@@ -1,5 +1,9 @@
 """The storage itself is killed in the middle of a run, and comes back: the run goes on as if nothing had been."""
 
+import json
+import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +13,11 @@ import pytest
 from support import servers
 from support.arguments import packed_dataset
 from support.processes import Job, needs_proc
+from support.proxy import Proxy
 from support.reference import assert_batches, endless_batches, lane_packs, prose
 from support.thorough import long
 from support.training import await_checkpoint, complete, handed_out, write_job
+from support.workers import worker_pids
 
 import streampack
 from streampack.testing import write_shards
@@ -65,6 +71,40 @@ def test_a_run_outlives_kills_of_the_server_with_the_packs_of_a_quiet_one(
     assert stats["retries"] > 0
     assert stats["worker_restarts"] == stats["bad_records"] == 0
     assert stats["batches"] > 150
+
+
+@needs_proc
+def test_a_worker_that_is_restarted_while_the_server_is_away_waits_for_it_as_the_one_before_would(
+    tmp_path: Path,
+) -> None:
+    """The sizes stand in a manifest, so no process but the worker that is killed has ever reached the server."""
+    written = write_shards(tmp_path, prose(3, 400), documents_per_shard=100)
+    objects = {f"/{Path(path).name}": Path(path).read_bytes() for path in written}
+    running = Proxy(objects=dict(objects))
+    rows = [json.dumps({"url": f"{running.url}{name}", "size": len(data)}) for name, data in objects.items()]
+    (tmp_path / "manifest.jsonl").write_text("\n".join(rows))
+
+    def digest(shards: Any, num_workers: int, hurt: Any = None) -> int:
+        retry = streampack.RetryPolicy(first_wait_s=0.05, max_wait_s=0.2, start_s=0.1)
+        dataset = packed_dataset(shards, seq_len=128, num_lanes=4, epochs=1, retry=retry, **SMALL)
+        with streampack.PackedDataLoader(dataset, 4, num_workers=num_workers, prefetch_bytes=1) as loader:
+            for batches, _ in enumerate(loader):
+                if hurt is not None and batches == 3:
+                    hurt(worker_pids(loader)[0])
+            assert hurt is None or loader.stats()["worker_restarts"] == 1
+            return loader.digest()
+
+    back: list[Proxy] = []
+
+    def restart(pid: int) -> None:
+        running.silence()
+        running.close()
+        os.kill(pid, signal.SIGKILL)
+        timer = threading.Timer(1.5, lambda: back.append(Proxy(objects=objects, port=running.server_port)))
+        timer.start()
+
+    assert digest(f"@{tmp_path}/manifest.jsonl", 1, restart) == digest(written, 0)
+    back[0].close()
 
 
 @long
