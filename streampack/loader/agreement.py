@@ -52,11 +52,12 @@ class SharedRun:
         self._in_step = in_step
         self.ranks: Exchange | None = None
         """The others; None where there are none, or none that this rank can reach, and before `join`."""
-        self._bounds = 0
-        self.beginning = _Lock()
-        """Held while the run begins, so that two threads do not begin it both."""
         self.name = ""
         """The same on all ranks of this run, and of no other run or loader; empty where `ranks` is None."""
+        self.beginning = _Lock()
+        """Held while the run begins, which one thread does for all."""
+        self._bounds = 0
+        """How many times `bound_on_bad` was called."""
 
     def join(self) -> None:
         """List the shards once for all ranks, and make sure that all were given the same. A collective, once.
@@ -67,8 +68,11 @@ class SharedRun:
             ConfigError: on every rank, where the ranks' arguments differ or rank 0 cannot list the shards.
             TopologyError: a finite run on several ranks that cannot reach each other.
         """
-        if self.ranks is not None:
-            return
+        with self.beginning:
+            if self.ranks is None:
+                self._join()
+
+    def _join(self) -> None:
         dataset, topology = self._dataset, self._exchanges.join()
         if topology.size == 1 or self._exchanges.are_unknown:
             dataset.list_shards()

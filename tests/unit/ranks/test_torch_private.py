@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from streampack.ranks.torch_private import TRIED, new_gloo_group
+from streampack.ranks.torch_private import TRIED, add_to_store, new_gloo_group
 
 
 @pytest.fixture
@@ -28,3 +28,8 @@ def test_a_group_on_the_default_store_has_the_collectives_that_are_used(group_of
     except (AttributeError, TypeError, RuntimeError) as error:
         pytest.fail(f"{where}: {error!r}")
     assert (group.rank(), group.size(), boxes[0].item(), number.item()) == (0, 1, 7, 7), where
+
+
+def test_ranks_add_to_a_number_in_the_default_store(group_of_one: None) -> None:
+    assert [add_to_store("a", amount) for amount in (3, 0, 4, -2)] == [3, 3, 7, 5]
+    assert add_to_store("b", 1) == 1
