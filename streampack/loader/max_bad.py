@@ -35,7 +35,7 @@ class MaxBad:
             return num_bad
         try:
             total = self._add_up(num_bad - self._told)
-        except RuntimeError:  # the store has gone with the rank that kept it: the job is about to end
+        except (RuntimeError, ValueError):  # the store has gone, or torch.distributed has ended: the job ends soon
             return num_bad
         self._told = num_bad
         return total
