@@ -271,5 +271,5 @@ def collecting(document: Document, _: np.random.Generator) -> Document:
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="reads the memory of a process")
 def test_what_a_worker_shares_with_its_parent_stays_shared_when_the_collector_runs(small: Corpus) -> None:
-    with Job(dataset(small, transform=collecting), 1, 2) as job:
+    with Job(dataset(small, transform=collecting), 1, 2, multiprocessing_context=None) as job:
         assert job.step(1)

@@ -282,7 +282,11 @@ def rows(batch: Mapping[str, Any]) -> list[Array]:
 
 
 class Job:
-    """The ranks of a run, by hand in this process, in step."""
+    """The ranks of a run, by hand in this process, in step.
+
+    Workers are forked from this process unless a test says otherwise: a server for each of some hundred loaders would
+    take minutes. Tests that make loaders by themselves have the default.
+    """
 
     def __init__(
         self,
@@ -297,6 +301,7 @@ class Job:
     ) -> None:
         self.ranks = ranks
         self.batch_size = batch_size
+        options = {"multiprocessing_context": "fork", **options}
         self.loaders = [
             streampack.PackedDataLoader(
                 data if isinstance(data, streampack.PackedDataset) else data(),
