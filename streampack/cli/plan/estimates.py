@@ -19,6 +19,8 @@ from streampack.state.checkpoint import Committed
 from streampack.storage.clients import local_path
 from streampack.storage.ranges import LOCAL_RANGE_BYTES
 from streampack.tar.codecs import is_compressed
+from streampack.tar.cuts import LOOK_BYTES
+from streampack.tar.format import MAX_PREFIX_BYTES
 
 _FIRST_RANGE_BYTES = 512 * 2**10
 """The first request for each piece of a shard; the next ones are larger."""
@@ -218,9 +220,12 @@ def rank_plan(
 def num_requests(piece: Piece, shard_bytes: int, range_bytes: int) -> int:
     """Ranged reads for one piece: sizes double up to the lane's range.
 
-    Each cut costs a read to find the sample there, and the cut at the piece's end another for that sample's last bytes.
+    Each cut costs a read to find the sample there: at the piece's begin as many as show what follows it, and at its end
+    another for that sample's last bytes.
     """
-    cuts = 0 if piece.whole else (piece.begin > 0) + 2 * (piece.end < shard_bytes)
+    looked_at = min(piece.begin, MAX_PREFIX_BYTES) + min(LOOK_BYTES, shard_bytes - piece.begin)
+    at_begin = -(-looked_at // range_bytes) if piece.begin > 0 else 0
+    cuts = 0 if piece.whole else at_begin + 2 * (piece.end < shard_bytes)
     left, size, requests = piece.end - piece.begin, min(_FIRST_RANGE_BYTES, range_bytes), 0
     while left > 0 and size < range_bytes:
         left, size, requests = left - size, min(2 * size, range_bytes), requests + 1
