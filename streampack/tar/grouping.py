@@ -109,7 +109,8 @@ def samples_of(
                         key = None
                     position = num_samples if by_ordinal else begin
                     num_samples += 1
-                    yield Sample(name, position, {}, {}, {WHOLE_SAMPLE: flaw or "a file without a name"})
+                    what = f"{flaw or 'a file without a name'} (byte {end if flaw is _JOINED else begin} of the tar)"
+                    yield Sample(name, position, {}, {}, {WHOLE_SAMPLE: what})
                     continue
                 extension = names[1]
                 if names[0] != key:
