@@ -260,7 +260,7 @@ def test_the_module_runs_as_a_program_and_help_loads_no_command() -> None:
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     for name in ("peek", "plan", "count", "demo"):
         assert re.search(rf"^│ {name} ", output, re.MULTILINE)
-    assert output.splitlines()[-2:] == ["0", "[]"]
+    assert output.splitlines()[-2:] == ["0", "['streampack.cli.console']"]
 
 
 def test_the_program_fails_with_a_message_and_no_traceback() -> None:

@@ -39,7 +39,7 @@ def test_the_readme_is_short() -> None:
 
 
 # Without a process group torch says that it saves in a single process, which is meant here.
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+@pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable):UserWarning")
 def test_the_readmes_code_loads_batches_and_resumes_after_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = run(README, tmp_path, monkeypatch)
     dataset, loader = names["dataset"], names["loader"]

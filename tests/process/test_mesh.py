@@ -105,7 +105,7 @@ def test_the_slices_of_context_parallel_ranks_make_up_each_pack(job: Ran, name: 
         assert trained == whole["num_targets"].sum() > 0
 
 
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+@pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable):UserWarning")
 @pytest.mark.parametrize("name", SAVED)
 def test_what_peers_save_together_goes_on_in_one_process(job: Ran, references: References, name: str) -> None:
     """Each lane is saved by all ranks that hold it, under one key."""

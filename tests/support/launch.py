@@ -27,6 +27,7 @@ def main() -> None:
     gc.freeze()  # no collection needs to look at the libraries, and ranks and workers share their pages
     listening = socket.create_server(("127.0.0.1", 0))
     here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(listening.getsockname()[1])}
+    os.environ["USE_LIBUV"] = "0"
     elastic = {"RESTART_COUNT": "0", "RUN_ID": "none", "USE_AGENT_STORE": "True"}
     os.environ |= here | {f"TORCHELASTIC_{name}": value for name, value in elastic.items()} | {"GROUP_RANK": "0"}
     ranks = {}
@@ -44,6 +45,7 @@ def main() -> None:
         listening.getsockname()[1],
         is_master=True,
         wait_for_workers=False,
+        use_libuv=False,  # with it torch 2.6 takes no socket that is there already
         master_listen_fd=listening.detach(),
     )
     failed = wait(ranks)
