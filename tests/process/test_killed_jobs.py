@@ -29,7 +29,7 @@ def test_workers_of_a_rank_that_was_killed_end_though_nobody_takes_what_they_mad
         await_checkpoint(running, tmp_path)
         time.sleep(1)
         left = running.kill_ranks()
-        assert len(left) == 4, "two workers of each rank outlive the kill for a moment"
+        assert len(left) == 6, "two workers of each rank and their server outlive the kill for a moment"
         deadline = time.monotonic() + WORKERS_NOTICE_S
         while orphans := running.processes():
             assert time.monotonic() < deadline, f"still there after {WORKERS_NOTICE_S} s: {orphans}"
