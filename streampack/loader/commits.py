@@ -13,7 +13,7 @@ state meanwhile. The oldest batches are added to a copy of the base some at a ti
 rows.
 """
 
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from typing import NamedTuple
 
 import numpy as np
@@ -49,7 +49,7 @@ class Change(NamedTuple):
     fillers: NDArray[np.intp]
     """The index of the lane of each filler that has a global number."""
     skipped_ranges: Sequence[tuple[int, SkippedRange]]
-    """(index of the lane, what was skipped for the first time while the packs were made)."""
+    """(index of the pack, what was skipped for the first time while it was made)."""
     global_pack: int
 
     @classmethod
@@ -72,7 +72,7 @@ class Change(NamedTuple):
             lanes.append(lane_index)
             changes.append(pack.message.changes[pack.number])
             if pack.message.skipped_ranges:
-                skipped_ranges += [(lane_index, skipped_range) for skipped_range in pack.skipped_ranges]
+                skipped_ranges += [(len(lanes) - 1, skipped_range) for skipped_range in pack.skipped_ranges]
         rows = to_checkpoint(np.array(changes, dtype=np.int64).reshape(len(changes), len(COLUMNS)))
         return cls(
             lanes=np.array(lanes, dtype=np.intp),
@@ -82,18 +82,22 @@ class Change(NamedTuple):
             global_pack=batch.global_pack,
         )
 
-    @property
-    def num_documents(self) -> int:
-        """Documents that the batch has passed."""
-        return int(self.rows[:, _DOCUMENTS].sum())
+    def bad(self) -> Iterator[tuple[int, SkippedRange, int]]:
+        """In order what was skipped: the index of its lane, what it was, and the documents that the packs have passed.
+
+        The documents are those of the batch up to the pack with which it was skipped.
+        """
+        documents = self.rows[:, _DOCUMENTS].cumsum().tolist()
+        for pack, skipped_range in self.skipped_ranges:
+            yield int(self.lanes[pack]), skipped_range, documents[pack]
 
     def apply(self, committed: Committed) -> None:
         if len(self.lanes):
             committed.add(self.lanes, self.rows)
         if len(self.fillers):
             committed.add_fillers(self.fillers)
-        for lane_index, skipped_range in self.skipped_ranges:
-            committed.skipped_ranges[lane_index] += (skipped_range,)
+        for pack, skipped_range in self.skipped_ranges:
+            committed.skipped_ranges[self.lanes[pack]] += (skipped_range,)
         committed.global_pack = self.global_pack
 
 

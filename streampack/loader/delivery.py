@@ -203,13 +203,14 @@ class Delivery:
     def _commit(self, turn: object, running: _Running, batch: PackBatch, *, skipped: bool = False) -> None:
         change = Change.of(batch, skipped=skipped)
         if change.skipped_ranges:
-            lane_index, last = change.skipped_ranges[-1]
-            self._max_bad.check(
-                num_bad=self.commits.num_skipped_ranges + len(change.skipped_ranges),
-                num_documents=self.commits.counts().documents + change.num_documents,
-                lane=self.commits.lanes[lane_index],
-                last=last,
-            )
+            num_bad, num_documents = self.commits.num_skipped_ranges, self.commits.counts().documents
+            for number, (lane_index, skipped_range, documents) in enumerate(change.bad(), start=1):
+                self._max_bad.check(
+                    num_bad=num_bad + number,
+                    num_documents=num_documents + documents,
+                    lane=self.commits.lanes[lane_index],
+                    last=skipped_range,
+                )
         with self._lock:
             self._check(turn)
             running.at = change.global_pack

@@ -44,10 +44,10 @@ class MaxBad:
         """Raise where all ranks have skipped more than the bound.
 
         Args:
-            num_bad: how much this rank has skipped since the start of the run, with the batch that comes next.
-            num_documents: how many documents it has met with it.
-            lane: which lane skipped something in that batch.
-            last: what that was.
+            num_bad: how much this rank has skipped since the start of the run, with what it skips now.
+            num_documents: how many documents it has met, up to the pack with which it skips that.
+            lane: which lane skips something now.
+            last: what that is.
 
         Raises:
             ShardError: it is too much; the batch must not be handed out.
