@@ -124,6 +124,8 @@ def _missing(error: BaseException, url: str) -> Explanation:
         return Explanation("there is no such bucket", f"check the URL and the endpoint in {_OPTIONS}")
     slipped = re.match(r"([a-z][a-z0-9+]*):/?(?!/)", url)
     hint = f" (a storage is named with two slashes: {slipped[1]}://)" if slipped else ""
+    if url.startswith("memory://"):
+        hint = " (memory:// is in one process only: workers have one of their own, so use num_workers=0)"
     return Explanation("there is no such file or object", f"check the URL{hint}, or take it out of the shard list")
 
 

@@ -46,6 +46,8 @@ class StorageConformance:
     """How the URLs are reached; an attribute or a property."""
     lists: bool = True
     """Whether the storage can list folders; a plain web server cannot, and the test of listings is skipped then."""
+    is_shared: bool = True
+    """Whether other processes find what `put` has stored; the test of workers is skipped if not, as for memory://."""
     has_faults: bool = False
     """Whether temporary faults are expected; if not, a single one is a failure."""
 
@@ -116,6 +118,8 @@ class StorageConformance:
         assert _digest(self._put_shards(), self.storage) == corpus.digest
 
     def test_workers_give_the_packs_of_local_files(self) -> None:
+        if not self.is_shared:
+            raise unittest.SkipTest("is_shared = False: what is stored is in the memory of this process")
         corpus, sizes = _corpus(), self._put_shards()
         if self.lists:  # the parent has used its clients before it forks
             folder = next(iter(sizes)).removesuffix(next(iter(corpus.shards)))

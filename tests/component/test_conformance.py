@@ -37,6 +37,7 @@ class Place:
     lists: bool = True
     own_client: bool = False
     """Whether fsspec's client reads, and not ours."""
+    is_shared: bool = True
     has_faults: bool = False
 
 
@@ -82,7 +83,7 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     by_fsspec = {"own_client": True}
     return {
         "local": lambda: Place(f"{folder}/", put_local),
-        "memory": lambda: Place("memory://conf/", put_memory, **by_fsspec),
+        "memory": lambda: Place("memory://conf/", put_memory, **by_fsspec, is_shared=False),
         "faulty": lambda: Place(f"faulty://{folder}/", put_local, {"faults": FAULTS}, **by_fsspec, has_faults=True),
         "http": lambda: Place(f"{web.url}/conf/", put_web, **unlisted),
         "http by fsspec": lambda: Place(f"{web.url}/conf/", put_web, {"client_kwargs": {}}, **unlisted, **by_fsspec),
@@ -115,7 +116,7 @@ class TestEveryStorage(StorageConformance):
     def _there(self, place: Place) -> None:
         self.place = place
         self.storage = Storage(options=place.options, retry=RETRY)
-        self.lists, self.has_faults = place.lists, place.has_faults
+        self.lists, self.is_shared, self.has_faults = place.lists, place.is_shared, place.has_faults
 
     def put(self, name: str, data: bytes) -> str:
         self.place.put(name, data)
