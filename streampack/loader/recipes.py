@@ -15,6 +15,7 @@ from streampack.errors import ConfigError
 from streampack.lanes.pipeline import Pipeline
 from streampack.loader import parcels, unpicklable
 from streampack.loader.messages import Assignment
+from streampack.storage.backends.choice import import_libraries
 from streampack.storage.libraries import fsspec
 
 
@@ -64,6 +65,7 @@ def load_recipe(descriptor: int) -> Recipe:
     """The recipe, in the server, and this process set up for it."""
     recipe: Recipe = parcels.unwrap(descriptor)
     fsspec.register(recipe.filesystems)
+    import_libraries(recipe.table.urls.blob)
     logging.basicConfig(format="%(levelname)s:%(name)s:%(message)s")
     for name, level in recipe.log_levels.items():
         logging.getLogger(name or None).setLevel(level)

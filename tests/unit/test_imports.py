@@ -176,3 +176,18 @@ def test_the_core_packs_without_torch() -> None:
         "print('torch' in sys.modules, 'fsspec' in sys.modules)\n"
     )
     assert output == "False False\n"
+
+
+def test_what_workers_come_from_imports_neither_torch_nor_a_storage_that_is_not_read() -> None:
+    heavy = {"torch", "s3fs", "gcsfs", "aiohttp", "botocore", "jinja2", "typer", "rich", "tokenizers", "sentencepiece"}
+    output = run(
+        "import sys, threading\n"
+        "import streampack.loader.server\n"
+        "from streampack.storage.backends.choice import import_libraries\n"
+        f"heavy = {heavy!r}\n"
+        "import_libraries(b'/data/a.tar')\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+        "import_libraries(b's3://bucket/a.tar')\n"
+        "print(sorted(heavy & set(sys.modules)), threading.active_count())\n"
+    )
+    assert output == "[]\n['botocore'] 1\n"

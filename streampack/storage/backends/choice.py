@@ -9,7 +9,7 @@ from streampack.storage.backends.anyfs import FsspecObject
 from streampack.storage.backends.gcs import gcs_object
 from streampack.storage.backends.http import web_object
 from streampack.storage.backends.local import LocalFile
-from streampack.storage.backends.s3 import s3_object
+from streampack.storage.backends.s3 import import_library, s3_object
 from streampack.storage.clients import Clients, local_path
 from streampack.storage.objects import Pin, RangeReader
 
@@ -22,6 +22,12 @@ _BY_PROTOCOL: dict[str, Callable[[str, Pin, Clients], RangeReader]] = {
     "gcs": gcs_object,
 }
 """All others are read by `FsspecObject`."""
+
+
+def import_libraries(urls: bytes) -> None:
+    """Import the libraries that reading these URLs takes half a second for, before processes are forked."""
+    if b"s3://" in urls or b"s3a://" in urls:
+        import_library()
 
 
 def open_object(url: str, size: int | None, clients: Clients) -> RangeReader:

@@ -7,6 +7,7 @@ loop, so a forked worker can make its own. The URLs and the storage options are 
 s3fs understands, s3fs reads. Listings and sizes are s3fs's in any case.
 """
 
+from contextlib import suppress
 from typing import Any
 
 from streampack.storage.backends.answers import Answer, receive
@@ -63,6 +64,13 @@ def s3_object(url: str, pin: Pin, clients: Clients) -> RangeReader:
     except ImportError:
         return FsspecObject(url, pin, clients)
     return S3Object(url, pin, clients)
+
+
+def import_library() -> None:
+    """Import what a client is made of, so that processes that are forked from this one share it."""
+    with suppress(ImportError):  # without it s3fs says what to install
+        import botocore.config
+        import botocore.session  # noqa: F401
 
 
 def _make_client(clients: Clients) -> tuple[Any, dict[str, Any]]:
