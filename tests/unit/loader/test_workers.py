@@ -3,14 +3,15 @@
 import errno
 import os
 import socket
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import pytest
 
 from streampack import heartbeat
-from streampack.errors import LoaderError
-from streampack.loader import shortage, working
+from streampack.errors import ConfigError, LoaderError
+from streampack.loader import serving, shortage, working
 from streampack.loader.failures import failure_of
 from streampack.loader.messages import Assignment
 from streampack.loader.workers import LostError, Workers
@@ -150,3 +151,10 @@ def test_a_shortage_is_waited_for_and_named_if_it_lasts(monkeypatch: pytest.Monk
     left += [OSError(errno.EMFILE, "too many")] * 1000
     with pytest.raises(LoaderError, match="a test: for 0 s no file descriptor is free .`ulimit -n` allows"):
         shortage.persist(do, "a test")
+
+
+def test_a_program_without_an_interpreter_beside_it_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    serving.check_can_start()
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    with pytest.raises(ConfigError, match='use multiprocessing_context="fork"'):
+        serving.check_can_start()
