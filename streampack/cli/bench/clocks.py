@@ -77,7 +77,7 @@ class _Pass:
 
 
 def _walk(dataset: PackedDataset, num_workers: int) -> _Pass:
-    with PackedDataLoader(dataset, BATCH_SIZE, num_workers=num_workers) as loader:
+    with _with_children(dataset, num_workers) as loader:
         batches = iter(loader)
         next(batches)
         begin = loader.stats()["tokens"]
@@ -92,10 +92,15 @@ def _walk(dataset: PackedDataset, num_workers: int) -> _Pass:
     return _Pass(reading, (half[-1] - half[0]) / max(len(half) - 1, 1) * 1e3)
 
 
+def _with_children(dataset: PackedDataset, num_workers: int) -> PackedDataLoader:
+    """A loader whose workers are children of this process: their CPU time counts as this one's when they have ended."""
+    return PackedDataLoader(dataset, BATCH_SIZE, num_workers=num_workers, multiprocessing_context="fork")
+
+
 def worker_memory_mb(dataset: PackedDataset, num_workers: int) -> float:
     """The most memory of its own that a worker had in a pass, in MB, measured every 16 batches; nan as above."""
     highest = 0.0
-    with PackedDataLoader(dataset, BATCH_SIZE, num_workers=num_workers) as loader:
+    with _with_children(dataset, num_workers) as loader:
         for number, _ in enumerate(loader):
             if number % 16 == 0:
                 highest = max([highest, *(own_memory_mb(each.pid) for each in multiprocessing.active_children())])
