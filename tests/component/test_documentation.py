@@ -139,6 +139,13 @@ def test_the_readmes_two_commands_use_what_ci_uses() -> None:
     assert f"check {test} <" in ci
 
 
+def test_the_readme_says_what_each_dependency_is_for() -> None:
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
+    needed = README.partition("## What it needs")[2]
+    named = {re.split(r"[><=]", dependency)[0] for dependency in dependencies}
+    assert {name for name in named if not re.search(rf"\b{name}\b", needed)} == set()
+
+
 def test_the_readme_names_extras_and_modules_that_are_there() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
     named = set(re.findall(r"streampack\[(\w+)\]", README))
