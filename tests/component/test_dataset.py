@@ -437,8 +437,8 @@ BAD: dict[str, tuple[Callable[[Path], Path], dict[str, Any], type[Exception], li
     "one member twice": (
         lambda folder: write_tar(folder / "shard.tar", [("a.txt", b"1"), ("a.txt", b"2")]),
         {},
-        CorruptShardError,
-        ["sample 'a' has two members 'txt'"],
+        RecordError,
+        ["member 'a.txt'", "two members with this extension"],
     ),
     "no such field": (
         member("m.text", b"hello"),

@@ -82,7 +82,8 @@ def test_permutations_of_two_epochs_are_unrelated() -> None:
 
 
 def test_the_purposes_are_what_they_were() -> None:
-    assert {purpose.name: purpose.value for purpose in Purpose} == {"SHARD_ORDER": 1, "SPLIT": 2, "TRANSFORM": 3}
+    purposes = {"SHARD_ORDER": 1, "SPLIT": 2, "TRANSFORM": 3, "GLOBAL_GENERATORS": 4}
+    assert {purpose.name: purpose.value for purpose in Purpose} == purposes
 
 
 def held_out(fraction: float, *, name: str = "a.tar", count: int = 20_000) -> list[int]:

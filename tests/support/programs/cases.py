@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,8 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
                     for batch in _take(loader, None if leave is None else leave - len(batches)):
                         batches.append(batch)
                         if number == 0 and len(batches) in case.get("kill_after", {}).get(str(rank), ()):
-                            os.kill(worker_pids(loader)[0], signal.SIGKILL)
+                            with suppress(ProcessLookupError):  # dead since the last kill, and not missed yet
+                                os.kill(worker_pids(loader)[0], signal.SIGKILL)
                         if rank in case.get("slow_ranks", ()) and len(batches) < 10:
                             time.sleep(0.03)
                 outcome["passes"].append(_stack(batches))
