@@ -56,7 +56,7 @@ class PackedDataLoader:
         num_workers: processes that read, tokenize and pack; 0 does it in this process. May be set later, too.
         dp_rank: data-parallel rank; None takes it from `device_mesh`, torch.distributed or torchrun's environment.
         dp_size: data-parallel ranks; must divide the dataset's lanes.
-        device_mesh: ranks along dimensions named dp, dp_replicate, dp_shard, fsdp, ... have different packs, peers
+        device_mesh: ranks along dimensions named dp, dp_replicate, dp_shard, batch, ... have different packs, peers
             along tp, cp, pp, ... the same; other names are an error.
         process_group: the data-parallel ranks, for the exchanges of a finite run; None: looked up at first use.
         format: whose keys and shapes a batch has: "streampack", "torchtune", "hf", "hf_flash", "torchtitan",

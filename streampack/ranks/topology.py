@@ -19,14 +19,17 @@ if TYPE_CHECKING:
 
 _DIVIDE_THE_DATA = (
     *("dp", "dp_replicate", "dp_shard", "data", "data_parallel"),
-    *("ddp", "fsdp", "hsdp", "replicate", "shard", "batch"),
+    *("ddp", "replicate", "shard", "batch"),
 )
-"""Names of a mesh's dimensions whose ranks have different packs."""
+"""Names of a mesh's dimensions whose ranks have different packs. "batch" is torchtitan's dp_replicate x dp_shard."""
 _SHARE_THE_DATA = (
     *("tp", "cp", "pp", "sp", "mp", "tensor", "context", "pipeline", "sequence", "model"),
     *("tensor_parallel", "context_parallel", "pipeline_parallel", "sequence_parallel", "model_parallel"),
 )
 """Names of dimensions whose ranks have the same packs. Not "ep": expert-parallel ranks do the one or the other."""
+_SHARDED = ("fsdp", "hsdp")
+"""Names of dimensions along which a model is sharded: over data-parallel ranks, or, as torchtitan's "fsdp", over
+dp_shard x cp, so that some of them have the same packs. Which of the two it is cannot be seen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,11 +124,18 @@ def _data_parallel_dims(mesh: "DeviceMesh") -> list[int]:
             if mesh.mesh_dim_names is None
             else f"{names} has {', '.join(map(repr, unknown))}"
         )
+        sharded = [name for name in unknown if name in _SHARDED]
+        with_cp = (
+            f"{' and '.join(map(repr, sharded))} may hold context-parallel ranks, too, which have the same packs: "
+            "where there are none, name the dimension 'dp_shard'. "
+            if sharded
+            else ""
+        )
         raise TopologyError(
             f"the device mesh {what}, so it is not known which of its ranks have different packs. Understood are "
             f"{', '.join(_DIVIDE_THE_DATA)} (different packs) and {', '.join(_SHARE_THE_DATA)} (the same packs). "
-            "Pass the part of the mesh with these names, such as device_mesh=mesh['dp']; give dp_rank, dp_size and "
-            "process_group; or, if all ranks of the job are data-parallel, leave device_mesh out."
+            f"{with_cp}Pass the part of the mesh with these names, such as device_mesh=mesh['dp']; give dp_rank, "
+            "dp_size and process_group; or, if all ranks of the job are data-parallel, leave device_mesh out."
         )
     return [dim for dim, name in enumerate(names) if name in _DIVIDE_THE_DATA]
 

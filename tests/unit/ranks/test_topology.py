@@ -45,7 +45,7 @@ def test_peers_along_a_dimension_that_is_not_data_parallel_have_the_same_packs(j
     assert [rank_and_size(job, (name,), 4, rank=rank) for rank in range(4)] == [(0, 1)] * 4
 
 
-@pytest.mark.parametrize("name", ["dp", "ddp", "fsdp", "hsdp", "dp_shard", "replicate", "shard", "data", "batch"])
+@pytest.mark.parametrize("name", ["dp", "ddp", "dp_shard", "replicate", "shard", "data", "batch"])
 def test_ranks_along_a_data_parallel_dimension_have_different_packs(job: Any, name: str) -> None:
     assert [rank_and_size(job, (name,), 4, rank=rank) for rank in range(4)] == [(rank, 4) for rank in range(4)]
 
@@ -57,6 +57,8 @@ def test_ranks_along_a_data_parallel_dimension_have_different_packs(job: Any, na
         (("ddp", "tp"), (2, 2), [0, 0, 1, 1]),
         (("cp", "tp"), (2, 2), [0, 0, 0, 0]),
         (("pp", "dp", "tp"), (2, 2, 1), [0, 1, 0, 1]),
+        (("pp", "batch", "cp", "tp"), (1, 2, 2, 1), [0, 0, 1, 1]),  # torchtitan's mesh for loading data
+        (("fsdp", "dp"), (1, 4), [0, 1, 2, 3]),
         (("what", "dp"), (1, 4), [0, 1, 2, 3]),  # a dimension of one rank may have any name
     ],
 )
@@ -72,6 +74,10 @@ def test_meshes_of_several_dimensions(
         (("ep",), (4,), "('ep',) has 'ep'"),
         (("dp", "ep"), (2, 2), "has 'ep'"),
         (("dp_cp",), (4,), "has 'dp_cp'"),  # torchtitan's: data-parallel and context-parallel ranks in one
+        (("dp_shard_cp",), (4,), "has 'dp_shard_cp'"),
+        (("fsdp",), (4,), "'fsdp' may hold context-parallel ranks, too"),  # torchtitan's: dp_shard x cp
+        (("dp_replicate", "fsdp", "tp"), (1, 4, 1), "where there are none, name the dimension 'dp_shard'"),
+        (("hsdp", "cp"), (2, 2), "'hsdp' may hold context-parallel ranks, too"),
         (("mine", "tp"), (2, 2), "has 'mine'"),
         (None, (4,), "has no names for its dimensions"),
         (None, (2, 2), "has no names for its dimensions"),
