@@ -6,11 +6,13 @@ reported with shard, member and byte. Where a tar is broken, the rest of that sh
 
 With `--journal FILE` each shard that is done is noted in the file, and a shard that is noted as good is not read again:
 after an interruption the same command continues, and after a repair it reads only the shards that had problems, or that
-have another size, digest, ETag or time of change now. A shard is known by all of its path or URL: one of the same name
-in another folder is another shard.
+have another size, digest, ETag, time of change or inode now. A shard is known by all of its path or URL: one of the same
+name in another folder is another shard. What was checked for other documents (`--field`, limits, vocabulary, chat
+template, transform, part of the corpus) is read again.
 """
 
 import contextlib
+import hashlib
 import json as json_module
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -22,6 +24,7 @@ import typer
 from msgspec import structs
 from rich.table import Table
 
+from streampack.chat.encoder import ChatEncoder
 from streampack.cli.arguments import (
     Chat,
     Field,
@@ -56,13 +59,15 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     url: str
-    """The whole path or URL, the same for all its spellings; without secrets."""
+    """The whole path or URL, without secrets."""
+    key: str
+    """32 hex digits, the same for all spellings of the URL, whose secrets may be what tells two objects apart."""
     version: str
-    """The ETag, or the time at which a local file was changed last; "" where neither is known."""
+    """The ETag, or of a local file when it was changed last and its inode; "" where neither is known."""
     size: int
     digest: str | None
-    field: str
-    max_document_bytes: int
+    reading: str
+    """32 hex digits of all that decides which documents are good: field, limits, vocabulary, chat template, ..."""
     samples: int
     documents: int
     """Those that a run can read."""
@@ -77,7 +82,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def subject(self) -> tuple[object, ...]:
         """What was read, and for what: a later reading with the same subject finds the same."""
-        return self.url, self.version, self.size, self.digest, self.field, self.max_document_bytes
+        return self.key, self.version, self.size, self.digest, self.reading
 
 
 def verify(
@@ -166,15 +171,16 @@ def _blank(pipeline: Pipeline, shard: Shard) -> Verdict:
     version = shard.etag or ""
     if path is not None:
         with contextlib.suppress(OSError):  # a shard that is missing is an error where it is read
-            version = f"changed {Path(path).stat().st_mtime_ns} ns"
+            status = Path(path).stat()
+            version = f"changed {status.st_mtime_ns} ns, {status.st_ctime_ns} ns, inode {status.st_ino}"
     return Verdict(
         name=shard.name,
-        url=redacted(identity(shard.url)),
+        url=redacted(shard.url),
+        key=_hashed(identity(shard.url)),
         version=version,
         size=shard.size,
         digest=shard.digest,
-        field=str(pipeline.documents.field),
-        max_document_bytes=pipeline.documents.max_document_bytes,
+        reading=_reading(pipeline),
         samples=0,
         documents=0,
         num_passed_over=0,
@@ -182,6 +188,23 @@ def _blank(pipeline: Pipeline, shard: Shard) -> Verdict:
         num_problems=0,
         problems=[],
     )
+
+
+def _reading(pipeline: Pipeline) -> str:
+    """All of the pipeline that decides which documents of a shard there are, and which of them are good."""
+    documents, chat = pipeline.documents, pipeline.documents.chat
+    told: list[object] = [documents.field, documents.max_document_bytes, documents.max_member_bytes, documents.hold_out]
+    if documents.field.kind == "npy" or documents.transform is not None:
+        told.append(documents.vocab_size)
+    if documents.transform is not None:
+        told += [documents.transform_version, documents.seed]
+    if isinstance(chat, ChatEncoder):
+        told += [chat.digest, chat.train_on, chat.vocab_size, chat.tokenizer.digest]
+    return _hashed(repr(told))
+
+
+def _hashed(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def _known(journal: Path) -> dict[tuple[object, ...], Verdict]:

@@ -241,7 +241,7 @@ class StorageReader:
         return list_files(url, self._clients)
 
     def identities(self, urls: Sequence[str]) -> list[str]:
-        """For each URL a text that all names of its object have; no request, but links of local paths are followed."""
+        """For each URL a text that all names of its object have now; no request, but local files are looked at."""
         return identities(urls)
 
 

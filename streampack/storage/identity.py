@@ -1,19 +1,21 @@
 """Which object a URL names: one text for all names of an object.
 
     a.tar   ./a.tar   en//../a.tar   file:///data/a.tar   link-to-a.tar                one file
+    a.tar   hard-link-to-a.tar   /another/mount/a.tar                                  one file, for `identities` only
     http://h/a%62.tar   http://H:80/ab.tar   http://h/x/../ab.tar?X-Amz-Signature=...  one object of a web server
     s3://b/a.tar   s3a://b/a.tar   simplecache::s3://b/a.tar                           one object of S3
 
-In: a URL. Out: a text that is equal for these, and differs for others. Links of local paths are followed; nothing else
-is asked.
-Never: one text for two objects. On S3 and GCS `//` is part of a key, and %62 is itself.
+In: a URL. Out: a text that is equal for these, and differs for others. Of local paths the links are followed, or the
+file's own number is asked for; nothing else is asked.
+Never: one text for two objects. On S3 and GCS `//` is part of a key, and %62 is itself; on the web %2F is no `/`, %3F
+begins no query and %23 no fragment.
 """
 
 import os
 import posixpath
 import re
 import urllib.parse
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from streampack.storage.cache.blocknames import unsigned
 from streampack.storage.clients import local_path
@@ -24,29 +26,28 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def identity(url: str) -> str:
-    """The same text for all names of one object."""
-    return identities([url])[0]
+    """The same text for the names of one object, today and later: a local file is known by its path without links."""
+    return _identity(url, os.path.realpath)
 
 
 def identities(urls: Iterable[str]) -> list[str]:
-    """The identity of each; the folders of local paths are looked at once."""
-    folders: dict[str, str] = {}
-    return [_identity(url, folders) for url in urls]
+    """For each URL a text to compare with the others now: a local file is known by its device and number (inode)."""
+    return [_identity(url, _file_number) for url in urls]
 
 
-def _identity(url: str, folders: dict[str, str]) -> str:
+def _identity(url: str, of_path: Callable[[str], str]) -> str:
     try:
-        return _known_form(url, folders)
+        return _known_form(url, of_path)
     except ValueError:  # no URL or path at all, which is an error where it is read
         return url
 
 
-def _known_form(url: str, folders: dict[str, str]) -> str:
+def _known_form(url: str, of_path: Callable[[str], str]) -> str:
     if chained := _CACHED.match(url):
         url = url[chained.end() :]
     path = local_path(url)
     if path is not None:
-        return "file://" + _real(path, folders)
+        return "file://" + of_path(path)
     protocol, _, rest = url.partition("://")
     if protocol in _DEFAULT_PORTS:
         return _of_web(url)
@@ -55,19 +56,18 @@ def _known_form(url: str, folders: dict[str, str]) -> str:
     return f"{_ALIASES.get(protocol, protocol)}://{rest}"
 
 
-def _real(path: str, folders: dict[str, str]) -> str:
-    """The path without links; `folders` are those that were resolved before."""
-    folder, name = os.path.split(path)
-    if name in ("", ".", ".."):
-        return os.path.realpath(path)
-    if folder not in folders:
-        folders[folder] = os.path.realpath(folder)
-    plain = os.path.join(folders[folder], name)  # noqa: PTH118 - Path's own costs more, for very many
-    return os.path.realpath(plain) if os.path.islink(plain) else plain  # noqa: PTH114
+def _file_number(path: str) -> str:
+    """Which file a path leads to: names of one file differ by symbolic links, hard links, mounts, upper case."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - Path's own costs more, for very many
+    except OSError:  # a file that is not there is an error where it is read
+        status = None
+    return f"{status.st_dev}:{status.st_ino}" if status is not None and status.st_ino else os.path.realpath(path)
 
 
 def _of_web(url: str) -> str:
     parts = urllib.parse.urlsplit(unsigned(url))
     host = parts.netloc.lower().removesuffix(f":{_DEFAULT_PORTS[parts.scheme]}")
-    path = posixpath.normpath("/" + urllib.parse.unquote(parts.path, errors="surrogateescape").lstrip("/"))
+    pieces = [urllib.parse.unquote_to_bytes(piece) for piece in re.split("(?i)%2f", parts.path)]
+    path = posixpath.normpath("/" + "%2F".join(map(urllib.parse.quote_from_bytes, pieces)).lstrip("/"))
     return parts._replace(netloc=host, path=path).geturl()

@@ -1,11 +1,13 @@
 """`streampack verify`: what is wrong in shards, where, and that nothing is read twice for it."""
 
+import io
 import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support.proxy import Proxy
 from support.tars import END, entry
@@ -163,6 +165,48 @@ def test_a_remote_shard_that_was_replaced_is_read_again(shards: list[Path], tmp_
         assert (code, found["num_read"]) == (1, 1)
     finally:
         proxy.close()
+
+
+def test_a_remote_shard_that_a_secret_tells_from_another_is_read(shards: list[Path], tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    proxy = Proxy(objects={"/get.tar": shards[0].read_bytes()})  # it gives the same for each key, with the same ETag
+    try:
+        for key, num_read in (("one-of-two", 1), ("two-of-two", 1), ("one-of-two", 0)):
+            found = verified(f"{proxy.url}/get.tar?key={key}", "--journal", str(journal))[1]
+            assert found["num_read"] == num_read
+    finally:
+        proxy.close()
+    assert "of-two" not in journal.read_text()
+
+
+def test_a_change_that_hides_its_time_is_read_again(shards: list[Path], tmp_path: Path) -> None:
+    journal, before = tmp_path / "journal", shards[0].stat()
+    assert verified(str(shards[0]), "--journal", str(journal))[0] == 0
+    data = bytearray(shards[0].read_bytes())
+    _letter(data)
+    shards[0].write_bytes(data)
+    os.utime(shards[0], ns=(before.st_atime_ns, before.st_mtime_ns))
+    code, found = verified(str(shards[0]), "--journal", str(journal))
+    assert (code, found["num_read"]) == (1, 1)
+
+
+def test_a_journal_of_another_vocabulary_or_chat_template_is_not_taken(tmp_path: Path) -> None:
+    ids, talk, journal = tmp_path / "ids.tar", tmp_path / "talk.tar", str(tmp_path / "journal")
+    member = io.BytesIO()
+    np.save(member, np.array([5, 100_000, 7]))
+    ids.write_bytes(entry("a.npy", member.getvalue()) + END)
+    said = [{"role": role, "content": "x"} for role in ("system", "user", "assistant")]
+    talk.write_bytes(entry("a.json", json.dumps({"messages": said}).encode()) + END)
+    model = str(DATA / "devil.model")
+    npy = [str(ids), "--field", "npy", "--journal", journal]
+    assert verified(*npy)[0] == 0
+    code, found = verified(*npy, "--tokenizer", model)
+    assert (code, found["num_read"]) == (1, 1) and "100000" in found["bad_shards"][0]["problems"][0]
+    assert verified(*npy)[1]["num_read"] == 0
+    chat = [str(talk), "--field", "json:messages", "--tokenizer", model, "--journal", journal]
+    assert verified(*chat, "--chat", "llama2")[0] == 0
+    assert verified(*chat, "--chat", "llama2")[1]["num_read"] == 0
+    assert verified(*chat, "--chat", "mistral")[1]["num_read"] == 1
 
 
 def test_a_journal_of_another_field_or_limit_is_not_taken(shards: list[Path], tmp_path: Path) -> None:

@@ -263,9 +263,10 @@ class TestErrors:
 
     def test_one_shard_by_two_names_is_an_error(self, here: Path) -> None:
         Path("link.tar").symlink_to("en/b.tar")
+        Path("hard.tar").hardlink_to("en/b.tar")
         Path("again").symlink_to("en")
         Path("en/other.tar").write_bytes(bytes(2))  # of the same size
-        others = ["./en/b.tar", "en//b.tar", f"{here}/en/b.tar", f"file://{here}/en/b.tar", "link.tar", "again/b.tar"]
+        others = ["./en/b.tar", "en//b.tar", f"{here}/en/b.tar", f"file://{here}/en/b.tar", "link.tar", "again/b.tar", "hard.tar"]
         for other in others:
             with pytest.raises(ConfigError, match=rf"1 of 3 shards .*, the first is en/b\.tar, also given as {other};"):
                 resolve_shards(["en/b.tar", "en/other.tar", other], STORAGE)
