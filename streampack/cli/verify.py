@@ -6,8 +6,8 @@ reported with shard, member and byte. Where a tar is broken, the rest of that sh
 
 With `--journal FILE` each shard that is done is noted in the file, and a shard that is noted as good is not read again:
 after an interruption the same command continues, and after a repair it reads only the shards that had problems, or that
-have another size, digest, ETag, time of change or inode now. A shard is known by all of its path or URL: one of the same
-name in another folder is another shard. What was checked for other documents (`--field`, limits, vocabulary, chat
+have another size, digest, ETag, time of change or inode now. A shard is known by all of its path or URL: one of the
+same name in another folder is another shard. What was checked for other documents (`--field`, limits, vocabulary, chat
 template, transform, part of the corpus) is read again.
 """
 

@@ -266,7 +266,8 @@ class TestErrors:
         Path("hard.tar").hardlink_to("en/b.tar")
         Path("again").symlink_to("en")
         Path("en/other.tar").write_bytes(bytes(2))  # of the same size
-        others = ["./en/b.tar", "en//b.tar", f"{here}/en/b.tar", f"file://{here}/en/b.tar", "link.tar", "again/b.tar", "hard.tar"]
+        others = ["./en/b.tar", "en//b.tar", f"{here}/en/b.tar", f"file://{here}/en/b.tar", "link.tar", "again/b.tar"]
+        others += ["hard.tar"]
         for other in others:
             with pytest.raises(ConfigError, match=rf"1 of 3 shards .*, the first is en/b\.tar, also given as {other};"):
                 resolve_shards(["en/b.tar", "en/other.tar", other], STORAGE)
