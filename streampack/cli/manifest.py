@@ -5,11 +5,11 @@ Invariants: the lines have the order in which the shards would be read without t
 sorted), so a run over `@FILE` is the same run. The file appears whole or not at all.
 """
 
+import contextlib
 import os
 import posixpath
 import tempfile
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator
 from pathlib import Path
 from threading import Lock
 from typing import Annotated
@@ -25,6 +25,7 @@ from streampack.records import Shard
 from streampack.storage.access import StorageReader
 from streampack.storage.clients import local_path
 from streampack.storage.digests import BLOCK_BYTES, MAX_BLOCK_BYTES, BlockDigester
+from streampack.storage.threads import check, side_by_side
 from streampack.tar.codecs import is_compressed
 
 
@@ -68,7 +69,7 @@ def manifest(
             status.update(f"listed; {done:,} of {total:,} sizes looked up")
 
         table = resolve_shards(specs, storage, progress=tell)
-    rows: Iterator[tuple[Shard, int | None, str | None]] = (
+    rows: Generator[tuple[Shard, int | None, str | None], None, None] = (
         (shard, shard.size if shard.size_known else None, shard.digest) for shard in table
     )
     folder = output_file.parent
@@ -81,9 +82,10 @@ def manifest(
             with ShardProgress("reading", table) as progress:
                 if digests:
                     rows = _digested(table, storage, block_bytes=block_bytes, workers=workers, progress=progress)
-                for shard, size, digest in rows:
-                    num_bytes += size or 0
-                    file.write(_line(shard, size=size, digest=digest, folder=folder))
+                with contextlib.closing(rows):
+                    for shard, size, digest in rows:
+                        num_bytes += size or 0
+                        file.write(_line(shard, size=size, digest=digest, folder=folder))
             file.flush()
             os.fsync(file.fileno())
             Path(file.name).chmod(0o644)
@@ -130,7 +132,7 @@ def _url(url: str, folder: Path) -> str:
 
 def _digested(
     table: ShardTable, storage: StorageReader, *, block_bytes: int, workers: int, progress: ShardProgress
-) -> Iterator[tuple[Shard, int | None, str | None]]:
+) -> Generator[tuple[Shard, int | None, str | None], None, None]:
     """Each shard with its size and digest, in order; several threads read."""
     lock = Lock()
     bytes_done = shards_done = 0
@@ -140,6 +142,7 @@ def _digested(
         shard = table[index]
         digester, size = BlockDigester(block_bytes=block_bytes), 0
         for chunk in storage.chunks(shard.url, size=shard.size if shard.size_known else None):
+            check()
             digester.update(chunk)
             size += len(chunk)
             with lock:
@@ -149,8 +152,4 @@ def _digested(
             shards_done += 1
         return shard, size, digester.text()
 
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            yield from pool.map(read, range(len(table)))
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    return side_by_side(read, range(len(table)), num_threads=workers)

@@ -14,9 +14,9 @@ Never: a shard twice (by whatever names), an empty shard, a missing shard, other
 pattern that matches nothing: these are errors.
 """
 
+import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
@@ -28,6 +28,7 @@ from streampack.corpus.table import ShardTable, Texts
 from streampack.corpus.urls import hint_at_text, is_glob, refuse_shell, refuse_text, relative_names
 from streampack.errors import ConfigError, ShardError, ShardNotFoundError
 from streampack.storage.redaction import named
+from streampack.storage.threads import side_by_side
 from streampack.tar.codecs import COMPRESSED_SUFFIXES, suffix_of
 
 _GUESSED_BYTES = 64 * 2**20
@@ -87,8 +88,9 @@ def resolve_shards(spec: str | Sequence[str], storage: Listing, *, progress: Pro
     items = [spec] if isinstance(spec, str) else list(spec)
     for item in items:  # all of them before the first request: a column of texts has very many
         _check_item(item)
-    with ThreadPoolExecutor(max_workers=min(_MOST_LISTINGS, max(len(items), 1))) as pool:
-        rows = [row for rows in pool.map(lambda item: _rows(item, storage), items) for row in rows]
+    num_threads = min(_MOST_LISTINGS, max(len(items), 1))
+    listed = list(side_by_side(lambda item: _rows(item, storage), items, num_threads=num_threads))
+    rows = [row for rows in listed for row in rows]
     if not rows:
         raise ConfigError(f"no shards: {spec!r} is empty; give a URL, a glob, a directory, '@manifest' or a list")
     refuse_others([row.url for row in rows])
@@ -183,18 +185,21 @@ def _look_up_sizes(rows: list[ShardRow], storage: Listing, progress: Progress | 
     if not rows:
         return
     missing: list[ShardNotFoundError] = []
-    with ThreadPoolExecutor(max_workers=min(_MOST_SIZES, len(rows))) as pool:
-        futures = [pool.submit(storage.size, row.url) for row in rows]
+
+    def size(row: ShardRow) -> int | ShardNotFoundError | None:
         try:
-            for done, (row, future) in enumerate(zip(rows, futures, strict=True), 1):
-                try:
-                    row.size = future.result()
-                except ShardNotFoundError as error:
-                    missing.append(error)
-                if progress is not None:
-                    progress(done, len(rows))
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            return storage.size(row.url)
+        except ShardNotFoundError as error:
+            return error
+
+    with contextlib.closing(side_by_side(size, rows, num_threads=min(_MOST_SIZES, len(rows)))) as sizes:
+        for done, (row, found) in enumerate(zip(rows, sizes, strict=True), 1):
+            if isinstance(found, ShardNotFoundError):
+                missing.append(found)
+            else:
+                row.size = found
+            if progress is not None:
+                progress(done, len(rows))
     if missing:
         hint = hint_at_text([row.url for row in rows]) if len(missing) == len(rows) else ""
         raise ShardNotFoundError(f"{len(missing)} of {len(rows)} shards are not there; the first: {missing[0]}{hint}")

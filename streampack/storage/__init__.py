@@ -14,6 +14,7 @@ ranges, readahead, retry      which bytes are requested, when, and when again
 faults       what an error of any library means: the rule of retries
 remedies, redaction           what an error says, and what nothing shows
 checking, digests             bytes against the digests of a manifest
+threads      several questions at once, and their end
 listing      directories and globs
 identity     which URLs name one object
 clients      what each process has open
@@ -41,4 +42,5 @@ __all__ = [
     "redaction",
     "remedies",
     "retry",
+    "threads",
 ]

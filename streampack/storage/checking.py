@@ -15,8 +15,8 @@ its bytes are given; the error comes before the last piece.)
 import logging
 from collections.abc import Callable, Iterator
 
-from streampack import heartbeat
 from streampack.errors import CorruptShardError
+from streampack.storage import threads
 from streampack.storage.clients import Clients
 from streampack.storage.digests import Digest
 from streampack.storage.redaction import named
@@ -66,7 +66,7 @@ def check_blocks(
                     "%s, byte %d: a block is not what the manifest's digest says; asking again", named(url), begin
                 )
                 clients.num_retries += 1
-                heartbeat.sleep(clients.retry.wait_s(tries))
+                threads.pause(clients.retry.wait_s(tries))
                 source.close()
                 source = _Pieces(open_range(begin, last))
             position = begin

@@ -20,9 +20,8 @@ import fsspec
 import fsspec.config
 from fsspec.spec import AbstractFileSystem
 
-from streampack import heartbeat
 from streampack.errors import ConfigError, StreampackError
-from streampack.storage import descriptors
+from streampack.storage import descriptors, threads
 from streampack.storage.faults import UnmadeError
 from streampack.storage.libraries import fsspec as fsspec_names
 from streampack.storage.libraries import gcsfs
@@ -171,7 +170,7 @@ class Clients:
         if not live.has_waited:
             live.has_waited = True
             if self.retry.max_wait_s > 0:
-                heartbeat.sleep(random.SystemRandom().random() * self.num_lanes / 1000)
+                threads.pause(random.SystemRandom().random() * self.num_lanes / 1000)
 
     def count_asked(self, num_bytes: int) -> None:
         """Count a request that a thread may have made, and the bytes that came."""

@@ -15,7 +15,6 @@ import os
 import re
 import urllib.parse
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +25,7 @@ from streampack.errors import ConfigError, ShardNotFoundError, StorageError
 from streampack.storage.clients import Clients, local_path
 from streampack.storage.redaction import named
 from streampack.storage.retry import persist
+from streampack.storage.threads import side_by_side
 
 _log = logging.getLogger(__name__)
 _MOST_FOLDERS = 16
@@ -48,22 +48,24 @@ def list_files(url: str, clients: Clients) -> list[tuple[str, int | None]]:
     exact: list[tuple[str, int | None]] = []
     folders: list[tuple[str, tuple[str, ...]]] = [(wanted.root, ())]
     # fsspec does not promise that two threads may use a filesystem that is not asynchronous.
-    with ThreadPoolExecutor(_MOST_FOLDERS if limit else 1) as pool:
-        while folders:  # all folders of one depth
-            below: list[tuple[str, tuple[str, ...]]] = []
-            places = [str(Path(folder).resolve()) if local_path(url) is not None else folder for folder, _ in folders]
-            distinct = [(*folder, place) for folder, place in zip(folders, places, strict=True)]
-            distinct = [entry for entry in distinct if entry[2] not in entry[1]]  # links may form circles
-            listed = pool.map(lambda entry: _entries(url, entry[0], clients, is_root=not entry[1]), distinct)
-            for (_, above, place), entries in zip(distinct, listed, strict=True):
-                for name, is_directory, size, info in entries:
-                    if is_directory and wanted.may_hold(name):
-                        below.append((f"{name}/", (*above, place)))
-                    elif not is_directory and wanted.is_match(name):
-                        given = _as_given(url, filesystem, path, name)
-                        note_etag(given, info, clients)
-                        (exact if wanted.is_named(name) else found).append((given, size))
-            folders = below
+    num_threads = _MOST_FOLDERS if limit else 1
+    while folders:  # all folders of one depth
+        below: list[tuple[str, tuple[str, ...]]] = []
+        places = [str(Path(folder).resolve()) if local_path(url) is not None else folder for folder, _ in folders]
+        distinct = [(*folder, place) for folder, place in zip(folders, places, strict=True)]
+        distinct = [entry for entry in distinct if entry[2] not in entry[1]]  # links may form circles
+        listed = side_by_side(
+            lambda entry: _entries(url, entry[0], clients, is_root=not entry[1]), distinct, num_threads=num_threads
+        )
+        for (_, above, place), entries in zip(distinct, list(listed), strict=True):
+            for name, is_directory, size, info in entries:
+                if is_directory and wanted.may_hold(name):
+                    below.append((f"{name}/", (*above, place)))
+                elif not is_directory and wanted.is_match(name):
+                    given = _as_given(url, filesystem, path, name)
+                    note_etag(given, info, clients)
+                    (exact if wanted.is_named(name) else found).append((given, size))
+        folders = below
     if exact and found:
         _log.warning(
             "%s is the name of a file, which is read; as a pattern it would match %d others", named(url), len(found)

@@ -4,7 +4,8 @@ What may help, and for how long, is the rule in `faults`.
 
 In: what failed, and since when a consumer waits for it. Out: a return after the wait, or the one error that says where
 (URL, byte), how often and how long it was tried, what the server or library said last, and what to do.
-Never: a wait that ends after the budget; failures that are still counted after a byte of progress.
+Never: a wait that ends after the budget, or an end before it that a long wait is the reason of; failures that are still
+counted after a byte of progress; a wait in a thread whose answer nobody waits for any more (`threads`).
 """
 
 import logging
@@ -12,8 +13,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from streampack import heartbeat
 from streampack.errors import ShardNotFoundError, StorageError, StreampackError
+from streampack.storage import threads
 from streampack.storage.clients import Clients, local_path
 from streampack.storage.faults import SHORTAGE_S, Kind, kind_of, retry_after_s
 from streampack.storage.redaction import named, secrets_of, shown, summary
@@ -73,15 +74,17 @@ class Failures:
         wait = retry.wait_s(self._tries, asked_s)
         if budget_s < retry.budget_s:  # a short one: not spent in a few long waits
             wait = min(wait, _SHORT_WAIT_S)
-        if elapsed + wait > budget_s or self._tries == retry.max_tries:
+        left = budget_s - elapsed  # before the last try all of it is waited, if not asked to wait longer
+        if left <= 0 or asked_s > left or self._tries == retry.max_tries:
             raise self._spent(error, kind, cause, elapsed, offset) from shown(error, self._secrets)
         if kind is Kind.SHORTAGE:
             clients.free_descriptors()
         elif kind is Kind.UNPROVEN:
             clients.renew(self._url)
+        wait = min(wait, left)
         clients.num_retries += 1
         _log.warning("%s: try %d failed, next in %.1f s: %s", where, self._tries, wait, cause)
-        heartbeat.sleep(wait)
+        threads.pause(wait)
 
     def _budget_s(self, kind: Kind) -> float | None:
         """Seconds for which the rule of `faults` has it tried again; None: not for a time."""
@@ -158,6 +161,7 @@ def persist(url: str, clients: Clients, action: Callable[[], _T], *, is_request:
     """
     failures = Failures(url, clients)
     while True:
+        threads.check()
         began = time.monotonic()
         clients.num_requests += is_request
         try:

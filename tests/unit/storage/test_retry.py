@@ -252,6 +252,19 @@ class TestBeforeAndAfterTheFirstSuccess:
         assert len(b"".join(storage.chunks(f"{proxy.url}/a.tar", 0, 1000, size=None))) == 1000
         assert storage.num_retries == 3
 
+    def test_a_wait_that_is_longer_than_what_is_left_of_the_budget_ends_with_it_and_one_last_try(
+        self, path: str
+    ) -> None:
+        policy, reset = RetryPolicy(budget_s=0.3, first_wait_s=20, jitter=False), ConnectionResetError("x")
+        storage = reader(None, Fault.failing(reset), retry=policy)
+        assert read(storage, f"faulty://{path}") == DATA
+        assert storage.num_retries == 1
+        with pytest.raises(StorageError, match=r"not a byte in 0 s and 2 tries"):
+            read(reader(reset, retry=policy), f"faulty://{path}")
+        storage = reader(faults.StatusError(503, "", {"Retry-After": "20"}), retry=policy)
+        with pytest.raises(StorageError, match=r"1 try.*server sent Retry-After: 20 s"):  # not before that time
+            read(storage, f"faulty://{path}")
+
     def test_a_server_that_comes_up_within_the_first_seconds_is_waited_for(self) -> None:
         port = closed_port()
         started: list[Proxy] = []
