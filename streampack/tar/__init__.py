@@ -1,3 +1,3 @@
 """The bytes of one shard as samples. No IO."""
 
-__all__ = ["codecs", "cuts", "format", "grouping", "headers", "links", "reader", "scan"]
+__all__ = ["codecs", "cuts", "format", "grouping", "headers", "links", "reader", "scan", "seams"]

@@ -159,10 +159,14 @@ class Chunks:
         self._position = 0
         self.offset += begins
         block = self.take(BLOCK)
-        self._chunk = block + self._chunk[self._position :]
-        self._position = 0
-        self.offset -= len(block)
+        self.put_back(block)
         return block
+
+    def put_back(self, data: bytes) -> None:
+        """Make `data` the next bytes again: those that were taken last, or as many others in their place."""
+        self._chunk = data + self._chunk[self._position :]
+        self._position = 0
+        self.offset -= len(data)
 
 
 def read_entry(source: Source) -> Entry:

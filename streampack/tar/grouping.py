@@ -22,9 +22,9 @@ from streampack.records import NO_FLAWS, WHOLE_SAMPLE, Sample
 from streampack.tar.codecs import other_format_of
 from streampack.tar.cuts import CUT_REMEDY, Boundary
 from streampack.tar.format import BadEntryError, Chunks, Entry, Kind, read_entry, split_name
-from streampack.tar.headers import BLOCK, looks_like_header
 from streampack.tar.links import HardLinks
 from streampack.tar.scan import ELSEWHERE, Scanner
+from streampack.tar.seams import AfterEndError, pass_seam
 
 MAX_MEMBERS = 1024
 """Members of one sample that are remembered; more are those of samples whose names are equal up to the first dot."""
@@ -33,18 +33,12 @@ _MAX_EXTENSIONS = 64
 """Extensions for which it is remembered whether they are wanted."""
 _new_tuple = tuple.__new__  # half the time of a NamedTuple's own
 _REMEDY = "the shard is cut short or damaged; copy or write it again"
-_END_BLOCKS = 2
-"""Blocks of zeros with which every writer ends an archive; a single one may be damage."""
 _TWICE = "the sample has two members with this extension, of which one would be lost; rename one"
 _MANY = (
     f"the sample has more than {MAX_MEMBERS} members; its name goes up to the first dot, so put what tells samples "
     "apart before it"
 )
-_JOINED = (
-    "two archives in one file: after the end of an archive another one begins, as where they were joined by cat, or "
-    'bytes were lost here; on_error="skip" reads both and counts one bad record; tar --concatenate makes one of them'
-)
-
+_TOO_LARGE = "{size:,} bytes, more than is read of the members of one sample"
 
 PassOver: TypeAlias = Callable[[str], None]
 
@@ -93,9 +87,15 @@ def samples_of(
                 if entry.kind is Kind.FILE:
                     name = entry.name if entry.is_named else ""
                     files, flaw = [(name, entry.offset, entry.size, ELSEWHERE)], entry.flaw
-                elif entry.kind is Kind.ZERO_BLOCK and _is_another_archive(source, entry.offset):
+                elif entry.kind is Kind.ZERO_BLOCK and (seam := pass_seam(source, entry.offset)) is not None:
                     prove()
-                    files, flaw, end = [("", entry.offset, 0, ELSEWHERE)], _JOINED, source.offset
+                    if key is not None:
+                        yield Sample(key, position, members, sizes, flaws)
+                        key = None
+                    position = num_samples if by_ordinal else entry.offset
+                    num_samples += 1
+                    yield Sample("", position, {}, {}, {WHOLE_SAMPLE: seam})
+                    continue
                 elif entry.kind is not Kind.OTHER:
                     break
             for name, begin, size, at in files:
@@ -109,7 +109,7 @@ def samples_of(
                         key = None
                     position = num_samples if by_ordinal else begin
                     num_samples += 1
-                    what = f"{flaw or 'a file without a name'} (byte {end if flaw is _JOINED else begin} of the tar)"
+                    what = f"{flaw or 'a file without a name'} (byte {begin} of the tar)"
                     yield Sample(name, position, {}, {}, {WHOLE_SAMPLE: what})
                     continue
                 extension = names[1]
@@ -135,40 +135,25 @@ def samples_of(
                             content = links.content(entry.link, before=begin, limit=max_member_bytes)
                         if content is None:
                             flaws = {**flaws, extension: flaw}
+                            continue
+                        sizes[extension] = len(content)
+                        if members and len(content) + _held(members) > 2 * max_member_bytes:
+                            flaws = {**flaws, extension: _TOO_LARGE.format(size=len(content))}
                         else:
-                            members[extension], sizes[extension] = content, len(content)
+                            members[extension] = content
                     elif size > max_member_bytes or (members and size + _held(members) > 2 * max_member_bytes):
-                        flaws = {**flaws, extension: f"{size:,} bytes, more than is read of the members of one sample"}
+                        flaws = {**flaws, extension: _TOO_LARGE.format(size=size)}
                     else:
                         members[extension] = _payload(source, name, size) if at < 0 else chunk[at : at + size]
             chunk = b""  # frees its memory before the next chunk comes
             source.skip_to(end)
         _check_end(source, entry, until(), key)
     except BadEntryError as bad:
-        if isinstance(bad, _AfterEndError) and key is not None:  # this sample is complete
+        if isinstance(bad, AfterEndError) and key is not None:  # this sample is complete
             yield Sample(key, position, members, sizes, flaws)
         raise shard_error(bad, url, start, until, is_cut=is_cut) from None
     if key is not None:
         yield Sample(key, position, members, sizes, flaws)
-
-
-def _is_another_archive(source: Chunks, zeros_at: int) -> bool:
-    """Whether another archive follows the zeros from `zeros_at` on, which end one; the source is then at its begin.
-
-    Raises:
-        BadEntryError: other bytes follow.
-    """
-    block = source.pass_zeros()
-    if not block:
-        return False
-    is_end = source.offset - zeros_at >= _END_BLOCKS * BLOCK
-    if is_end and looks_like_header(block):
-        return True
-    what = "there are other bytes after the end of the archive"
-    if is_end and block[257:262] == b"ustar":
-        what = "two archives in one file, and the first header of the second one is damaged"
-    at = source.offset + len(block) - len(block.lstrip(b"\0"))
-    raise (_AfterEndError if is_end else BadEntryError)(what, at)
 
 
 def _payload(source: Chunks, name: str, size: int) -> bytes:
@@ -198,10 +183,6 @@ def _check_end(source: Chunks, last: Entry, until: Boundary | None, key: str | N
         raise empty_shard()
     elif last.kind is not Kind.ZERO_BLOCK:
         raise BadEntryError("the bytes end before the archive does", source.offset, is_short=True)
-
-
-class _AfterEndError(BadEntryError):
-    """Other bytes after what is the end of an archive as writers make it."""
 
 
 class WrongCutEntryError(BadEntryError):

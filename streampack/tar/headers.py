@@ -18,6 +18,8 @@ GLOBAL_KIND = ord("g")
 LONG_NAME_KIND = ord("L")
 SPARSE_KIND = ord("S")
 FILE_KINDS = frozenset(b"07S\0")  # file, contiguous file, GNU sparse file, V7 file
+PLAIN_KINDS = frozenset(b"07\0")
+"""Of FILE_KINDS those that a reader needs nothing but the header for."""
 BARE_KINDS = frozenset(b"123456")  # links, devices, directories, pipes: no payload, whatever the size field says
 OTHER_KINDS = frozenset(b"5DVAEI")  # directories, the label of a volume, Solaris' attributes: never a member
 KNOWN_KINDS = PREFIX_KINDS | FILE_KINDS | BARE_KINDS | frozenset(b"ABCDEFGHIJMNOPQRTUVWYZ")
@@ -143,6 +145,20 @@ def flaw_of(kind: int, link: str) -> str:
         return ""
     unknown = f"of the unknown kind {chr(kind)!r}; write the shard with files only"
     return _NO_FILES[kind].format(link=link[:_SHOWN]) if kind in _NO_FILES else unknown
+
+
+def is_header(block: bytes) -> bool:
+    """Whether a block, where a header may be, is one: its checksum and its size are right."""
+    try:
+        return len(block) == BLOCK and parse_header(block) is not None
+    except ValueError:
+        return False
+
+
+def with_right_checksum(block: bytes) -> bytes:
+    """The block with the checksum that it would have as a header."""
+    checksum = sum(block[:148]) + 8 * ord(" ") + sum(block[156:])
+    return block[:148] + b"%06o\0 " % checksum + block[156:]
 
 
 def looks_like_header(block: bytes) -> bool:

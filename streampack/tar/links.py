@@ -10,6 +10,7 @@ from itertools import pairwise
 
 from streampack.tar.format import BadEntryError, Chunks, Kind, padded, read_entry
 from streampack.tar.scan import Scanner
+from streampack.tar.seams import AfterEndError, pass_seam
 
 _MOST_FILES = 1 << 20
 
@@ -55,7 +56,10 @@ class HardLinks:
                     return
                 if entry.kind is Kind.ZERO_BLOCK:  # a link after it is one of another archive
                     self._places.clear()
-                    source.pass_zeros()
+                    try:
+                        pass_seam(source, entry.offset)
+                    except AfterEndError:  # damage up to the link itself, or the reading of the samples says so
+                        return
                     end = source.offset
                 elif entry.link:
                     self._places[entry.name] = self._places.get(entry.link, (0, 1 << 62))

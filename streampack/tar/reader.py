@@ -26,6 +26,7 @@ from streampack.tar.grouping import (
     shard_error,
 )
 from streampack.tar.links import HardLinks
+from streampack.tar.seams import mend_after_end
 
 _ANYWHERE = Boundary(-1, None)
 
@@ -58,7 +59,9 @@ def read_samples(
     until = None if whole else _ANYWHERE
     source = Chunks(chunks, start)
     links = None if open_range is None else HardLinks(open_range)
-    return samples_of(
+    if start and open_range is not None:
+        mend_after_end(source, open_range)
+    yield from samples_of(
         source,
         url,
         wanted,
@@ -164,8 +167,11 @@ def read_range(
     if is_doubtful:
         prove()
     is_cut = begin > 0 or end < size or resume is not None
+    source = Chunks(chunks(), first)
+    if resume is not None:
+        mend_after_end(source, open_range)
     yield from samples_of(
-        Chunks(chunks(), first),
+        source,
         url,
         wanted,
         max_member_bytes,

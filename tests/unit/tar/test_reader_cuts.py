@@ -29,7 +29,7 @@ from support.tars import (
 )
 
 from streampack.errors import CorruptShardError, ShardError, TruncatedShardError, WrongCutError
-from streampack.records import Sample
+from streampack.records import WHOLE_SAMPLE, Sample
 from streampack.tar.cuts import Boundary, find_sample
 from streampack.tar.reader import read_range
 
@@ -218,6 +218,71 @@ def test_ranges_of_archives_that_were_joined_hold_every_sample_and_every_seam_on
         begin = len(data) // 3
         if sample.position > begin:
             assert range_of(data, begin, len(data), resume=sample.position) == samples[index:]
+
+
+@pytest.mark.parametrize("damage", ["checksum", "number", "prefix", "no magic"])
+def test_a_damaged_header_at_a_seam_costs_the_same_in_all_ranges(damage: str) -> None:
+    """With only its checksum wrong nothing; else what comes before the next header, and what a prefix described."""
+    random = Random(damage)
+    spoil = {
+        "checksum": lambda block: b"?" + block[1:],
+        "number": lambda block: block[:124] + b"?" + block[125:],
+        "prefix": lambda block: pax(path="b0.txt")[:8] + b"?" + pax(path="b0.txt")[9:] + block,
+        "no magic": lambda block: block[:257] + b"?????" + block[262:],
+    }[damage]
+    for _ in range(6):
+        link = header("l.txt", 0, b"1")
+        parts = [entry(f"a{i}.txt", b"1" * random.randrange(2000)) for i in range(3)]
+        parts += [bytes(512 * random.randrange(2, 9)), spoil(entry("b0.txt", b"2" * random.randrange(2000)))]
+        parts += [entry("?0.json", b"3")] * random.randrange(2)
+        parts += [with_checksum(link[:157] + b"?0.txt" + link[163:])] * random.randrange(2)
+        parts += [entry(f"b{i}.txt", b"4" * random.randrange(2000)) for i in range(1, random.randrange(3, 6))]
+        third = [bytes(1024), spoil(entry("c.txt", b"5")), entry("d.txt", b"6") * (damage != "checksum")]
+        parts += third * random.randrange(2)
+        data = b"".join([*parts, END])
+        samples = in_ranges(data, [])
+        keys = [sample.key for sample in samples]
+        assert keys[:4] == ["a0", "a1", "a2", ""]
+        assert ("?0" in keys[4:5]) == (damage == "checksum" or entry("?0.json", b"3") in parts)
+        assert {"b1", "b2"} <= set(keys)
+        assert "two archives" in samples[3].flaws[WHOLE_SAMPLE]
+        for cut in [random.randrange(len(data)) for _ in range(16)]:
+            assert in_ranges(data, [cut]) == samples
+            assert in_ranges(data, [cut // 2, cut, (cut + len(data)) // 2]) == samples
+        for index, sample in enumerate(samples):
+            assert range_of(data, 0, len(data), resume=sample.position) == samples[index:]
+            end = random.randrange(sample.position + 1, len(data))
+            resumed = range_of(data, 0, end, resume=sample.position) + range_of(data, end, len(data))
+            assert resumed == samples[index:]
+
+
+def test_an_archive_of_headers_without_magic_may_follow_another_one() -> None:
+    """Their checksums tell that they are headers; no cut falls among them."""
+    old = b"".join(header(f"{name}.txt", 1, b"\0", magic=bytes(8)) + body(b"1") for name in "abc") + END
+    samples = read(old + old + entry("d.txt") + entry("e.txt") + END)
+    assert [sample.key for sample in samples] == ["a", "b", "c", "", "a", "b", "c", "", "d", "e"]
+    for cut in range(0, 2 * len(old), 512):
+        assert in_ranges(old + old + entry("d.txt") + entry("e.txt") + END, [cut]) == samples
+
+
+def test_hard_links_count_as_the_bytes_that_they_mean() -> None:
+    """A sample is held up to two members of the most bytes, be they links or files."""
+    link = header("f.0.txt", 0, b"1")
+    links = [with_checksum(b"f.%d" % i + link[3:157] + b"f.txt" + link[162:]) for i in range(5)]
+    shard = Shard(entry("f.txt", b"1" * 900) + b"".join(links) + END)
+    (sample,) = read_range(
+        shard.open_range,
+        shard.open_at,
+        begin=0,
+        end=len(shard.data),
+        size=len(shard.data),
+        url=URL,
+        wanted=lambda _: True,
+        max_member_bytes=1000,
+    )
+    assert list(sample.members) == ["txt", "0.txt"]
+    assert set(sample.flaws) == {"1.txt", "2.txt", "3.txt", "4.txt"}
+    assert "900 bytes, more than is read of the members of one sample" in sample.flaws["1.txt"]
 
 
 def test_ranges_give_what_hard_links_mean_also_where_the_file_is_in_another_range() -> None:
