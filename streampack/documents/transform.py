@@ -40,7 +40,8 @@ def transformed(
     try:
         result = transform(document, rng)
     except Exception as error:
-        error.add_note(f"raised by {where}")
+        with suppress(Exception):  # an exception that refuses it is raised as it is
+            error.add_note(f"raised by {where}")
         raise
     parts = result if isinstance(result, (list, tuple)) else () if result is None else (result,)
     try:

@@ -6,7 +6,8 @@ in a worker      messages   packs of its lanes, many to a message
 in their server  server     the process that workers are forked from
 between both     channels   sockets with descriptors
                  parcels    a value as shared memory
-                 recipes    what a server and its workers are given; unpicklable says what cannot be
+                 recipes    what a server and its workers are given
+                 pickling   the trainer's objects as bytes; unpicklable says which one cannot be
                  shortage   of descriptors, memory, processes: waited for, or named
 in the trainer   serving    starts a server, and workers through it
                  processes  a worker's process; workers that are forked from the trainer
@@ -39,6 +40,7 @@ __all__ = [
     "messages",
     "parcels",
     "passes",
+    "pickling",
     "processes",
     "recipes",
     "restarts",

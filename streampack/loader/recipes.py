@@ -13,7 +13,7 @@ from typing import NamedTuple
 from streampack.corpus.table import ShardTable
 from streampack.errors import ConfigError
 from streampack.lanes.pipeline import Pipeline
-from streampack.loader import parcels, unpicklable
+from streampack.loader import parcels, pickling, unpicklable
 from streampack.loader.messages import Assignment
 from streampack.storage.backends.choice import import_libraries
 from streampack.storage.libraries import fsspec
@@ -37,14 +37,18 @@ def wrap_recipe(pipeline: Pipeline, table: ShardTable) -> int:
 
     Raises:
         ConfigError: something cannot be pickled; it says what, and where it was found.
+
+    What the handler of a signal raises meanwhile passes through.
     """
     levels = {name: logging.getLogger(name or None).level for name in _LOGGERS}
     recipe = Recipe(pipeline, table, fsspec.registered(table.urls.blob), levels)
     try:
-        return parcels.wrap(recipe, unpicklable.CheckedPickler)
+        return parcels.wrap(recipe, pickling.RecipePickler)
     except (OSError, MemoryError):
         raise
     except Exception as error:
+        if type(unpicklable.failure(recipe)) is not type(error):
+            raise  # a signal's handler has raised it, perhaps
         documents = pipeline.documents
         parts = {
             "transform": documents.transform,

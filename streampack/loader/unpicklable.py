@@ -11,46 +11,41 @@ Never: torch, where nothing else has imported it.
 
 import functools
 import io
-import pickle
-import sys
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import cloudpickle
-
-from streampack.storage.libraries import fsspec
+from streampack.loader import pickling
 
 _MOST_STEPS = 50
-
-
-class CheckedPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
-    """Refuses what is on a GPU, which torch would pickle; takes classes of filesystems that a script has defined."""
-
-    def reducer_override(self, value: Any) -> Any:
-        torch = sys.modules.get("torch")
-        tensor = getattr(torch, "Tensor", None)
-        if tensor is not None and isinstance(value, tensor) and value.device.type not in ("cpu", "meta"):
-            raise pickle.PicklingError(f"a tensor on {value.device}")
-        reduced = super().reducer_override(value)
-        if isinstance(value, type) and isinstance(reduced, tuple) and len(reduced) > 3:
-            make, arguments, (attributes, slots), *more = reduced
-            return make, arguments, (fsspec.own_attributes(value, attributes), slots), *more
-        return reduced
 
 
 def find(parts: Mapping[str, object]) -> str | None:
     """The path to what cannot be pickled in the first of these that cannot; None: all can."""
     for name, value in parts.items():
-        error = _failure(value)
+        error = failure(value)
         if error is not None:
             return _path(name, value, error)
     return None
 
 
-def _failure(value: object) -> Exception | None:
+def failure(value: object) -> Exception | None:
+    """Why an object cannot be pickled; None: it can.
+
+    What is raised only once is not the object's, such as the exception of a signal's handler: it is raised here.
+    """
+    first = _tried(value)
+    if first is None:
+        return None
+    second = _tried(value)
+    if type(second) is type(first):
+        return first
+    raise first if second is None or type(_tried(value)) is type(second) else second
+
+
+def _tried(value: object) -> Exception | None:
     try:
-        CheckedPickler(io.BytesIO(), protocol=5, buffer_callback=lambda _: False).dump(value)
+        pickling.RecipePickler(io.BytesIO(), protocol=5, buffer_callback=lambda _: False).dump(value)
     except Exception as error:  # noqa: BLE001 (whatever a class does)
         return error
     return None
@@ -60,7 +55,7 @@ def _path(name: str, value: object, error: Exception) -> str:
     steps, met = [f"{name} ({_described(value)})"], {id(value)}
     while len(steps) < _MOST_STEPS:
         for what, inner in _inside(value):
-            if id(inner) not in met and (reason := _failure(inner)) is not None:
+            if id(inner) not in met and (reason := failure(inner)) is not None:
                 steps.append(f"{what} ({_described(inner)})")
                 met.add(id(inner))
                 value, error = inner, reason
@@ -79,7 +74,9 @@ def _described(value: object) -> str:
 
 def _inside(value: Any) -> Iterator[tuple[str, object]]:
     """What an object is pickled with, each with words that say where it stands."""
-    if isinstance(value, types.FunctionType):
+    if (reduced := pickling.reduced_by_value(value)) is not None:
+        yield from _parts(reduced)
+    elif isinstance(value, types.FunctionType):
         for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
             try:
                 yield f"closure variable `{name}`", cell.cell_contents
@@ -99,6 +96,8 @@ def _inside(value: Any) -> Iterator[tuple[str, object]]:
     elif isinstance(value, type):
         for name, each in vars(value).items():
             yield f"attribute `{name}`", each
+        for base in value.__bases__:
+            yield "base class", base
     elif isinstance(value, Mapping):
         for key, each in value.items():
             yield f"item {key!r:.80}", each
@@ -115,8 +114,12 @@ def _state(value: object) -> Iterator[tuple[str, object]]:
         reduced = value.__reduce_ex__(4)
     except Exception:  # noqa: BLE001 (it is the object itself that cannot be pickled)
         return
-    if isinstance(reduced, str):  # a global name
-        return
+    if not isinstance(reduced, str):  # a global name
+        yield from _parts(reduced)
+
+
+def _parts(reduced: tuple[Any, ...]) -> Iterator[tuple[str, object]]:
+    """The parts of what `__reduce__` gives."""
     _, arguments, *more = reduced
     states = more[0] if more and isinstance(more[0], tuple) else more[:1]
     for state in states:

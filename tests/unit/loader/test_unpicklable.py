@@ -1,6 +1,7 @@
 """What cannot be given to workers is named, and where it was found."""
 
 import functools
+import os
 import pickle
 import sys
 import threading
@@ -109,3 +110,66 @@ def test_a_value_comes_out_as_it_went_in_as_often_as_it_is_unwrapped() -> None:
 class _Refusing(pickle.Unpickler):
     def load(self) -> Any:
         raise pickle.UnpicklingError
+
+
+def local_class() -> type:
+    class Base:
+        lock = LOCK
+
+    class Derived(Base):
+        def __call__(self, document: Any, rng: Any) -> Any:
+            return document
+
+    return Derived
+
+
+def cached_over(value: object) -> Callable[..., Any]:
+    return functools.lru_cache(lambda _: value)
+
+
+@pytest.mark.parametrize(
+    ("value", "path"),
+    [
+        (local_class()(), ["class local_class.<locals>.Derived", "base class (class local_class.<locals>.B", "`lock`"]),
+        (cached_over(LOCK), ["(_lru_cache_wrapper of functools)", "`__wrapped__` (function cached_over", "`value` (l"]),
+    ],
+)  # fmt: skip
+def test_the_path_leads_through_base_classes_and_caches(value: object, path: list[str]) -> None:
+    test_the_path_leads_to_the_innermost_object(value, path)
+
+
+class Preempted(Exception):  # noqa: N818
+    """What a handler of SIGTERM raises."""
+
+
+class Interrupted:
+    """At some of its picklings a signal comes, whose handler raises."""
+
+    def __init__(self, *numbers: int) -> None:
+        self.at, self.count = numbers, 0
+
+    def __getstate__(self) -> dict[str, int]:
+        self.count += 1
+        if self.count in self.at:
+            raise Preempted
+        return {}
+
+    def __call__(self, document: Any, rng: Any) -> Any:
+        return document
+
+
+@pytest.mark.parametrize("at", range(1, 6))
+@pytest.mark.parametrize("also", [0, LOCK], ids=["alone", "lock"])
+def test_what_a_handler_raises_meanwhile_is_not_taken_for_a_reason(tmp_path: Path, at: int, also: object) -> None:
+    write_shards(tmp_path, ["a text"])
+    interrupted = Interrupted(at)
+    data = PackedDataset(
+        str(tmp_path), ByteTokenizer(), transform=closing_over([interrupted, also]), transform_version="1", num_lanes=1
+    )
+    error = None
+    try:
+        os.close(recipes.wrap_recipe(data.pipeline, data.list_shards()))
+    except (Preempted, ConfigError) as raised:
+        error = raised
+    wanted = Preempted if interrupted.count >= at else None if also == 0 else ConfigError
+    assert type(error) is (wanted or type(None))
