@@ -3,12 +3,14 @@
     a.tar  b.tar.gz  c.tzst               SHARD        read
     d.tar.xz  e.tbz2                      UNSUPPORTED  a tar in a compression that is not read
     a.tar.idx  README.md  x.jsonl.zst     OTHER        known to be no tar
-    f.tar.part  g.tar.001                 LIKE_SHARD   unfinished, or a part of a tar
+    f.tar.part  g.tar-00  h.tar~  i_tar   LIKE_SHARD   a tar that is unfinished, cut, a copy, or has lost its suffix
+    j.ustar  00017.gz                     LIKE_SHARD   an archive, or compressed data of no other name
     part-00017  data.bin                  UNKNOWN      read as a plain tar where it is named, as some have no suffix
 
 In:    URLs that were found in a folder, or that the user named.
 Out:   those to read; a line in the log about those that were passed over; an error about what may be lost data.
-Never: a file that may be a shard and is left out without an error.
+Never: a file whose name looks like a shard's and that is left out without an error. One of an UNKNOWN kind in a folder
+is passed over with that line in the log, which counts them and names the first.
 """
 
 import logging
@@ -42,7 +44,12 @@ _OTHER = frozenset(
 """Suffixes of what is no tar."""
 _BESIDE = frozenset({"readme", "license", "licence", "notice", "changelog", "manifest", "index", "_success"})
 """Names without a suffix that are often beside shards."""
-_INSIDE = re.compile(r"\.(tar|tgz|tzst)\.[^/]*$")
+_LIKE_SHARD = re.compile(
+    r"[._-](tar|tgz|tzst)([^a-z/][^/]*)?$"  # a.tar-00, a.tar (1), a.tar~, a_tar
+    r"|\.(ustar|pax|cpio|gtar)$"
+    r"|(^|/)[^./]+(\.[0-9]+)*\.(gz|gzip|zst|zstd|bz2|xz|lz4|z)$"  # 00017.gz
+)
+"""Names that a shard may have got from a tool that cuts, copies, uploads or renames."""
 
 
 class Kind(Enum):
@@ -58,7 +65,7 @@ class Kind(Enum):
 def kind_of(url: str) -> Kind:
     """What the file is by its name.
 
-    >>> [kind_of(name).name for name in ("a.tar", "a.tar.Z", "a.tar.md5", "a.tar.gz.part", "part-00017")]
+    >>> [kind_of(name).name for name in ("a.tar", "a.tar.Z", "a.tar.md5", "a.tar-00", "part-00017")]
     ['SHARD', 'UNSUPPORTED', 'OTHER', 'LIKE_SHARD', 'UNKNOWN']
     """
     if suffix_of(url) is not None:
@@ -68,7 +75,7 @@ def kind_of(url: str) -> Kind:
     path = path_of(url)
     if _suffix(path) in _OTHER or path.rpartition("/")[2] in _BESIDE:
         return Kind.OTHER
-    return Kind.LIKE_SHARD if _INSIDE.search(path) else Kind.UNKNOWN
+    return Kind.LIKE_SHARD if _LIKE_SHARD.search(path) else Kind.UNKNOWN
 
 
 def shards_among(found: Sequence[tuple[str, int | None]], *, folder: str) -> list[tuple[str, int | None]]:

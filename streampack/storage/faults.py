@@ -9,10 +9,10 @@ reaches) in this process, or in one that has started it: workers know that the r
 
     kind       what                                                before the first success    after it
     passing    reset, stall, cut or garbled answer, 408, 409,      tried again for `budget_s`  the same
-               425, 429, 5xx, unknown errors
+               425, 429, other 5xx, unknown errors
     away       connections refused, no route, no name server       for `start_s`               for `budget_s`
     unproven   no credentials, unknown host, TLS refused,          an error at once            for `budget_s`,
-               options that make no client                                                     with new clients
+               options that make no client; 501, 505, 510, 511                                 with new clients
     refused    403                                                 an error at once            once, with new clients
     expired    401, what says "expired"                            once, with new clients      the same
     shortage   no descriptor, thread or memory left in this        for `SHORTAGE_S`; what is   the same
@@ -38,6 +38,8 @@ SHORTAGE_S = 10.0
 """Seconds in which other parts of the program may give back what there is none of."""
 
 _PASSING_STATUS = frozenset({307, 408, 409, 416, 421, 423, 425, 429})
+_UNPROVEN_STATUS = frozenset({501, 505, 510, 511})
+"""The server, or a proxy before it, does not do such things, or first wants a person to log in."""
 _MISSING_CREDENTIALS = frozenset({"NoCredentialsError", "DefaultCredentialsError"})
 """Exceptions of botocore and google-auth, by name, as these libraries may not be installed."""
 _FINAL_NAMES = frozenset({"ParamValidationError", "PartialCredentialsError", "ProfileNotFound"})
@@ -104,8 +106,7 @@ def statuses(error: BaseException) -> list[int]:
             values.append(getattr(response, "status_code", None))
             if not any(values):  # aiohttp warns at the mere sight of `code`
                 values.append(getattr(link, "code", None))
-        if type(link) is OSError and "Tunnel connection failed: " in str(link):  # http.client, of a proxy's answer
-            values.append(str(link).partition("Tunnel connection failed: ")[2][:3])
+        values.append(tunnel_status(link))
         found += [int(str(value)) for value in values if str(value).isdigit() and 300 <= int(str(value)) < 600]
     return found
 
@@ -116,7 +117,10 @@ def kind_of(error: BaseException) -> Kind:
     if any(aiohttp.is_garbled_answer(link) for link in chain):
         return Kind.PASSING
     if found := statuses(error):
-        return _kind_of_status(found[0], chain)
+        kind = _kind_of_status(found[0], chain)
+        # What a proxy answers to CONNECT says nothing of the object or of the storage's credentials.
+        may_pass = kind in (Kind.PASSING, Kind.UNPROVEN)
+        return kind if may_pass or all(tunnel_status(link) is None for link in chain) else Kind.FINAL
     if is_shortage(error):
         return Kind.SHORTAGE
     if any(type(link).__name__ in _FINAL_NAMES or "too many redirects" in str(link) for link in chain):
@@ -134,6 +138,8 @@ def kind_of(error: BaseException) -> Kind:
 
 
 def _kind_of_status(status: int, chain: list[BaseException]) -> Kind:
+    if status in _UNPROVEN_STATUS:
+        return Kind.UNPROVEN
     if not 300 <= status < 500 or status in _PASSING_STATUS:
         return Kind.PASSING
     if any("RequestTimeout" in str(link) for link in chain):  # S3 says so with 400
@@ -156,6 +162,14 @@ def _kind_of_local(chain: list[BaseException]) -> Kind:
     if is_wrong:
         return Kind.FINAL
     return Kind.UNPROVEN if any(isinstance(link, UnmadeError) for link in chain) else Kind.PASSING
+
+
+def tunnel_status(error: BaseException) -> int | None:
+    """The status with which a proxy refused to lead to a host (CONNECT); None: the error does not say so."""
+    if aiohttp.is_of_proxy(error):
+        return getattr(error, "status", None)
+    said = str(error).partition("Tunnel connection failed: ")[2][:3] if type(error) is OSError else ""
+    return int(said) if said.isdigit() else None  # http.client's words
 
 
 def lacks_credentials(error: BaseException) -> bool:

@@ -1,7 +1,8 @@
 """The web proxy that the environment names for an address: HTTP_PROXY, HTTPS_PROXY and NO_PROXY, in either case.
 
 In: a URL. Out: the proxy's URL. The rules are those of Python's urllib: the URL's protocol decides which variable
-counts, and NO_PROXY lists hosts and domains (`*`: all), without ranges of addresses.
+counts, and NO_PROXY lists hosts and domains (`*`: all), without ranges of addresses. ALL_PROXY does not count, as
+botocore does not follow it either.
 """
 
 import urllib.parse

@@ -17,6 +17,7 @@ from streampack.storage.faults import (
     has_unknown_host,
     lacks_credentials,
     statuses,
+    tunnel_status,
 )
 from streampack.storage.redaction import named
 
@@ -57,6 +58,10 @@ _REDIRECTED = Explanation(
     f"check the URL, and the region and endpoint in {_OPTIONS} (client_kwargs={{'region_name': ...}}, endpoint_url)",
 )
 _NOT_ACCEPTED = Explanation("the server does not accept the request", f"check the URL and the options in {_OPTIONS}")
+_NOT_DONE = Explanation(
+    "the server, or a proxy before it, does not serve such requests", "check host, port and protocol in the URL"
+)
+_PROXY_REMEDY = "check HTTP_PROXY and HTTPS_PROXY, or list the URL's host in NO_PROXY"
 _NO_CREDENTIALS = Explanation(
     "no credentials were found",
     f"give them in {_OPTIONS}, in the environment, or in the files of the AWS or Google tools before the program "
@@ -95,7 +100,19 @@ def explain(error: BaseException, kind: Kind, url: str) -> Explanation:
         return _away(error, url)
     if kind is Kind.EXPIRED:
         return _STATUS[401]
+    proxy = _proxy_for(url)
+    if proxy and any(tunnel_status(link) not in (None, 407) for link in causes(error)):
+        return Explanation(f"the proxy {proxy} refuses to lead to the host", _PROXY_REMEDY)
+    if proxy and has_unknown_host(error):  # that of the URL is for the proxy to find
+        return Explanation(f"no host is known by the name in the proxy {proxy}", _PROXY_REMEDY)
+    answered = _explain_answer(error, kind)
+    return _local(error, kind) if answered is None else answered._replace(remedy=answered.remedy + by_way_of(url))
+
+
+def _explain_answer(error: BaseException, kind: Kind) -> Explanation | None:
     if found := statuses(error):
+        if found[0] >= 500:
+            return _NOT_DONE
         return _STATUS.get(found[0], _REDIRECTED if found[0] < 400 else _NOT_ACCEPTED)
     if lacks_credentials(error):
         return _NO_CREDENTIALS
@@ -103,9 +120,18 @@ def explain(error: BaseException, kind: Kind, url: str) -> Explanation:
         return _UNKNOWN_HOST
     if fails_tls(error):
         return _TLS
-    if kind is Kind.UNPROVEN:
-        return _UNUSABLE
-    return _local(error, kind)
+    return _UNUSABLE if kind is Kind.UNPROVEN else None
+
+
+def by_way_of(url: str) -> str:
+    """More for a remedy: the proxy of the environment; "" where it names none for the URL."""
+    proxy = _proxy_for(url)
+    return f"; the environment names the proxy {proxy} for it (HTTP_PROXY, HTTPS_PROXY, NO_PROXY)" if proxy else ""
+
+
+def _proxy_for(url: str) -> str | None:
+    proxy = proxies.proxy_of(url)
+    return None if proxy is None else named(proxy)
 
 
 def _local(error: BaseException, kind: Kind) -> Explanation:
@@ -135,10 +161,7 @@ def _away(error: BaseException, url: str) -> Explanation:
         f"check host and port in the URL, or endpoint_url in {_OPTIONS}, whether the server runs, and whether this "
         "machine reaches it"
     )
-    proxy = proxies.proxy_of(url)
-    if proxy is not None:
-        remedy += f"; the environment names the proxy {named(proxy)} for it (HTTP_PROXY, HTTPS_PROXY, NO_PROXY)"
-    return Explanation(_NO_NAME_SERVER if is_dns else _NOBODY, remedy)
+    return Explanation(_NO_NAME_SERVER if is_dns else _NOBODY, remedy + by_way_of(url))
 
 
 def _shortage(error: BaseException) -> Explanation:

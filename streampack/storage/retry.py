@@ -18,7 +18,7 @@ from streampack.storage import threads
 from streampack.storage.clients import Clients, local_path
 from streampack.storage.faults import SHORTAGE_S, Kind, kind_of, retry_after_s
 from streampack.storage.redaction import named, secrets_of, shown, summary
-from streampack.storage.remedies import explain
+from streampack.storage.remedies import by_way_of, explain
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -118,7 +118,7 @@ class Failures:
         retry = self._clients.retry
         asked_s = retry_after_s(error)
         asked = f" (server sent Retry-After: {asked_s:.0f} s)" if asked_s else ""
-        what, remedy = "", "check the network and the service"
+        what, remedy = "", f"check the network and the service{by_way_of(self._url)}"
         more = f"or allow more with RetryPolicy(budget_s=...), now {retry.budget_s:g} s"
         if kind is not Kind.PASSING:
             what, remedy = explain(error, kind, self._url)

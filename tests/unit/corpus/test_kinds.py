@@ -18,7 +18,11 @@ from streampack.errors import ConfigError, ShardNotFoundError
         (Kind.OTHER, "README README.md LICENSE index _SUCCESS a.json a.jsonl.zst a.parquet a.csv.gz a.zip x.model"),
         (Kind.OTHER, "a.tar.idx a.tar.index a.tar.json a.tar.md5 a.tar.gz.sha256 a.tgz.txt a.npy"),
         (Kind.LIKE_SHARD, "a.tar.part a.tar.001 a.tar.gz.1 a.tar.aa a.tgz.tmp a.tar.gz.crdownload a.tar.enc"),
-        (Kind.UNKNOWN, "part-00017 a.bin tar a.tar~ https://h/get?file=a.tar https://h/get?file=a.jsonl"),
+        (Kind.LIKE_SHARD, "a.tar-00 a.tar_1 a.tar1 a.tar~ #a.tar# a_tar a-tgz a.tgz-aa a.tar.gz_ A.TAR~ a.TAR.PART"),
+        (Kind.LIKE_SHARD, "a.ustar a.cpio a.pax a.gtar d.e/a.gz 00017.zst a.01.gz a.bz2"),
+        (Kind.OTHER, "a_tar.txt a.tar-00.md5 a.tar~.json"),
+        (Kind.UNKNOWN, "guitar star.bin a.target avatar.bin a.warc.gz dump.bin.zst d.tar/part-0"),
+        (Kind.UNKNOWN, "part-00017 a.bin tar https://h/get?file=a.tar https://h/get?file=a.jsonl"),
     ],
 )
 def test_a_name_tells_what_a_file_is(kind: Kind, names: str) -> None:
@@ -29,7 +33,7 @@ def found(names: str) -> list[tuple[str, int | None]]:
     return [(f"d/{name}", 1) for name in names.split()]
 
 
-@pytest.mark.parametrize("name", ["b.tar.xz", "b.tar.bz2", "b.tlz4", "b.tar.Z", "b.tar.part", "b.tar.gz.001"])
+@pytest.mark.parametrize("name", ["b.tar.xz", "b.tar.bz2", "b.tar.Z", "b.tar.part", "b.tar-0", "b_tar", "b.gz"])
 def test_what_may_be_a_shard_beside_shards_is_an_error_that_names_it(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"^1 of 2 files below d/ look like shards and cannot be read: d/{name}; "):
         shards_among(found(f"a.tar {name}"), folder="d/")
@@ -83,3 +87,7 @@ def test_long_urls_and_patterns_are_no_documents() -> None:
     refuse_text("https://h/a.tar?signature=" + "x" * 4000)
     refuse_text("/".join(["folder"] * 200) + "/a.tar")
     refuse_text("{" + ",".join(f"{n:05d}" for n in range(1000)) + "}.tar", expanded=False)
+
+
+def test_a_copy_with_a_space_in_its_name_is_like_a_shard() -> None:
+    assert kind_of("d/a.tar (1)") is kind_of("a.tar copy") is Kind.LIKE_SHARD

@@ -52,11 +52,12 @@ def test_the_failure_names_the_library_and_both_versions() -> None:
 
 def test_aiohttp_errors_are_known_by_their_modules() -> None:
     with still_works("aiohttp"):
-        from aiohttp import ClientError, ClientPayloadError, ServerTimeoutError
+        from aiohttp import ClientError, ClientHttpProxyError, ClientPayloadError, ServerTimeoutError
         from aiohttp.http_exceptions import BadStatusLine, HttpProcessingError
 
         assert aiohttp_names.is_garbled_answer(BadStatusLine(""))
         assert faults.kind_of(HttpProcessingError(code=400, message="garbled")) is faults.Kind.PASSING
+        assert ClientHttpProxyError.__name__ == aiohttp_names.OF_PROXY
         for error in (ClientError(), ClientPayloadError(), ServerTimeoutError()):
             assert aiohttp_names.is_its_own(error)
             assert not aiohttp_names.is_garbled_answer(error)

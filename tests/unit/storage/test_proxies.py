@@ -2,6 +2,7 @@
 
 import base64
 import os
+import socket
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 
@@ -138,6 +139,40 @@ def test_a_proxy_that_refuses_is_an_error_at_once(
         with pytest.raises(StorageError, match=said):
             ask(storage)
         assert storage.num_retries == 0
+    refusing.close()
+
+
+@pytest.mark.parametrize("status", [404, 501])
+def test_a_proxy_that_refuses_to_lead_to_a_host_is_named(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    refusing = ForwardProxy(status)
+    monkeypatch.setenv("HTTPS_PROXY", refusing.url.replace("://", "://me:pass-word@"))
+    for ask in (read, lambda storage, url: storage.size(url)):
+        storage = StorageReader()
+        with pytest.raises(StorageError, match=r"proxy http://me:\*\*\*@127\.0\.0\.1:\d+ refuses to lead") as raised:
+            ask(storage, "https://host.invalid/a.tar")
+        assert "pass-word" not in str(raised.value) and "no such file" not in str(raised.value)
+        assert storage.num_retries == 0
+    refusing.close()
+
+
+def test_a_proxy_of_an_unknown_host_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setenv("http_proxy", "http://no-such-proxy.invalid:3128")
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    for ask in (read, lambda storage, url: storage.size(url)):
+        with pytest.raises(StorageError, match=r"in the proxy http://no-such-proxy\.invalid:3128 .*NO_PROXY"):
+            ask(StorageReader(), "http://host.invalid/a.tar")
+
+
+def test_what_a_proxy_answers_for_a_server_names_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusing = ForwardProxy(505)
+    monkeypatch.setenv("http_proxy", refusing.url)
+    storage = StorageReader()
+    with pytest.raises(StorageError, match=rf"the server, or a proxy before it.*the proxy {refusing.url} for it"):
+        read(storage, "http://host.invalid/a.tar")
+    assert storage.num_retries == 0
     refusing.close()
 
 
