@@ -18,6 +18,7 @@ Global batches are the same, bit for bit, on every number of ranks and workers, 
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -129,6 +130,13 @@ _HOMES = {
     "merge_state_dicts": "state.checkpoint",
     "pack": "packing.public",
 }
+
+
+try:
+    _folder: str | None = os.getcwd()  # noqa: PTH109 (pathlib takes a while to import)
+except OSError:  # it was removed
+    _folder = None
+"""The working directory at the import: '' in `sys.path` has stood for it."""
 
 
 def __getattr__(name: str) -> object:

@@ -49,6 +49,7 @@ __all__ = [
     "serving",
     "shortage",
     "stats",
+    "surroundings",
     "unpicklable",
     "workers",
     "working",

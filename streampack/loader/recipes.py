@@ -8,6 +8,7 @@ Never: a module that must be imported for what was made in a script or a noteboo
 
 import logging
 import pickle
+import sys
 from typing import NamedTuple
 
 from streampack.corpus.table import ShardTable
@@ -15,6 +16,7 @@ from streampack.errors import ConfigError
 from streampack.lanes.pipeline import Pipeline
 from streampack.loader import parcels, pickling, unpicklable
 from streampack.loader.messages import Assignment
+from streampack.loader.surroundings import Source, check_sources, sources
 from streampack.storage.backends.choice import import_libraries
 from streampack.storage.libraries import fsspec
 
@@ -27,6 +29,8 @@ class Recipe(NamedTuple):
     filesystems: fsspec.Registered
     """What the trainer's process has told fsspec."""
     log_levels: dict[str, int]
+    sources: dict[str, Source]
+    """The trainer's modules."""
 
 
 _LOGGERS = ("", "streampack")
@@ -41,7 +45,7 @@ def wrap_recipe(pipeline: Pipeline, table: ShardTable) -> int:
     What the handler of a signal raises meanwhile passes through.
     """
     levels = {name: logging.getLogger(name or None).level for name in _LOGGERS}
-    recipe = Recipe(pipeline, table, fsspec.registered(table.urls.blob), levels)
+    recipe = Recipe(pipeline, table, fsspec.registered(table.urls.blob), levels, sources())
     try:
         return parcels.wrap(recipe, pickling.RecipePickler)
     except (OSError, MemoryError):
@@ -66,13 +70,19 @@ def wrap_recipe(pipeline: Pipeline, table: ShardTable) -> int:
 
 
 def load_recipe(descriptor: int) -> Recipe:
-    """The recipe, in the server, and this process set up for it."""
+    """The recipe, in the server, and this process set up for it.
+
+    Raises:
+        ConfigError: a module is another one than in the trainer.
+    """
+    before = set(sys.modules)
     recipe: Recipe = parcels.unwrap(descriptor)
     fsspec.register(recipe.filesystems)
     import_libraries(recipe.table.urls.blob)
     logging.basicConfig(format="%(levelname)s:%(name)s:%(message)s")
     for name, level in recipe.log_levels.items():
         logging.getLogger(name or None).setLevel(level)
+    check_sources(recipe.sources, before)
     return recipe
 
 

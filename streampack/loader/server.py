@@ -22,26 +22,30 @@ import struct
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from streampack import heartbeat
 from streampack.errors import ConfigError
 from streampack.loader import channels, recipes, shortage
 from streampack.loader.failures import Failure, failure_of
+from streampack.loader.surroundings import take
 from streampack.loader.working import send, work
 
 _log = logging.getLogger(__name__)
 
-BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv.pop()); from streampack.loader.server import main; main()"
-"""What a new interpreter runs to become a server or a worker; its last argument is the trainer's `sys.path`."""
+BOOT = (
+    "import json, sys; values = json.loads(sys.argv.pop()); sys.path[:] = values['path']; "
+    "from streampack.loader.server import main; main(values)"
+)
+"""What a new interpreter runs to become a server or a worker; its last argument is `Surroundings.values`."""
 NAME = "streampack-workers"
 """The first argument, for who lists processes."""
 REQUEST = struct.Struct("<4q")
-"""A `Request`, the key of a worker, its number, how many workers there are. With a START come descriptors: the parcel
-of the assignment, the memory of the signs of life, the worker's socket."""
+"""A `Request`, the key of a worker, its number, how many workers there are. With a START come descriptors: the parcels
+of the recipe and of the assignment, the memory of the signs of life, the worker's socket."""
 REPLY = struct.Struct("<3q")
 """A `Reply`, the key of a worker; its process id, or the status of its end."""
 NOT_STARTED = -1
@@ -62,9 +66,11 @@ class Reply(enum.IntEnum):
 
     STARTED = 0
     ENDED = 1
+    LOADED = 2
+    """Once, of the server itself: it looks at its socket from now on."""
 
 
-def main() -> NoReturn:
+def main(values: Mapping[str, Any]) -> NoReturn:
     """The life of a server, or of a worker that is a program of its own; the arguments say which."""
     channels.open_stdio()
     for stream in (sys.stdout, sys.stderr):
@@ -72,6 +78,7 @@ def main() -> NoReturn:
             stream.reconfigure(line_buffering=True)  # a worker may be killed after each line
     _leave_signals_to_the_trainer()
     _, _, role, *numbers = sys.argv
+    take(values)
     if role == "server":
         control, recipe = map(int, numbers)
         Server(socket.socket(fileno=control), recipe).run()
@@ -97,6 +104,9 @@ class Server:
         """The process id of each worker that has not been waited for, by key."""
         self._wakes, self._wake = socket.socketpair()
         self._has_warned = False
+        self._threads = {each.name for each in threading.enumerate()}
+        """Names of those that this process had before the recipe was loaded."""
+        self._num_threads = _num_threads()
 
     def run(self) -> NoReturn:
         """Serve."""
@@ -107,6 +117,7 @@ class Server:
         self._load()
         gc.collect()
         gc.freeze()  # the collector leaves the pages alone that the workers share
+        self._reply(Reply.LOADED, 0, 0)
         waiting = select.poll()
         waiting.register(self._control, select.POLLIN)
         waiting.register(self._wakes, select.POLLIN)
@@ -117,7 +128,7 @@ class Server:
                 while self._serve_next():
                     pass
         for pid in self._children.values():
-            os.kill(pid, signal.SIGKILL)
+            _kill_group(pid)
         for pid in self._children.values():
             os.waitpid(pid, 0)
         os._exit(0)
@@ -125,27 +136,29 @@ class Server:
     def _load(self) -> None:
         try:
             self._recipe = recipes.load_recipe(self._recipe_descriptor)
-        except Exception as error:  # noqa: BLE001 (it is raised in the trainer)
+        except BaseException as error:  # noqa: BLE001 (it is raised in the trainer)
             self._failure = failure_of(_not_loaded(error), f"raised in the workers' server (process {os.getpid()})")
+        finally:
+            os.close(self._recipe_descriptor)  # it comes again with each request for a worker
 
     def _serve_next(self) -> bool:
         """Do what one request asks for; whether there was one."""
-        found = shortage.persist(lambda: channels.receive(self._control, REQUEST.size, 3), "a request for a worker")
+        found = shortage.persist(lambda: channels.receive(self._control, REQUEST.size, 4), "a request for a worker")
         if found is None:
             return False
         frame, descriptors = found
         request, key, worker, num_workers = REQUEST.unpack(frame)
         if request == Request.KILL:
             if key in self._children:
-                os.kill(self._children[key], signal.SIGKILL)
+                _kill_group(self._children[key])
             return True
-        assignment, memory, theirs = descriptors
+        *parcels, theirs = descriptors
         with socket.socket(fileno=theirs) as channel:
             try:
-                pid = self._start(assignment, memory, channel, worker, num_workers)
+                pid = self._start(parcels, channel, worker, num_workers)
             finally:
-                os.close(assignment)
-                os.close(memory)
+                for each in parcels:
+                    os.close(each)
         if pid is None:
             self._reply(Reply.ENDED, key, NOT_STARTED)
         else:
@@ -153,21 +166,28 @@ class Server:
             self._reply(Reply.STARTED, key, pid)
         return True
 
-    def _start(
-        self, assignment: int, memory: int, theirs: socket.socket, worker: int, num_workers: int
-    ) -> int | None:
+    def _start(self, parcels: list[int], theirs: socket.socket, worker: int, num_workers: int) -> int | None:
         """The process id of a new worker; None: there is none, and its socket says why."""
         recipe, failure = self._recipe, self._failure
         try:
             if recipe is not None:
                 if _num_threads() > 1:
-                    return self._spawn(assignment, memory, theirs, worker, num_workers)
+                    return self._spawn(parcels, theirs, worker, num_workers)
                 server = os.getpid()
                 pid = shortage.persist(os.fork, "starting a worker")
                 if pid == 0:
+                    loaded, assignment, memory = parcels
                     _become_worker(
-                        lambda: self._left(recipe, server), assignment, memory, theirs, worker, num_workers, server
+                        lambda: self._left(recipe, loaded, server),
+                        assignment,
+                        memory,
+                        theirs,
+                        worker,
+                        num_workers,
+                        server,
                     )
+                with suppress(OSError):  # it has done that itself, and may have ended
+                    os.setpgid(pid, pid)
                 return pid
         except Exception as error:  # noqa: BLE001 (it is raised in the trainer)
             failure = failure_of(error, f"raised in the workers' server (process {os.getpid()})")
@@ -176,33 +196,41 @@ class Server:
             send(theirs, 0, None, failure)
         return None
 
-    def _spawn(self, assignment: int, memory: int, theirs: socket.socket, worker: int, num_workers: int) -> int:
+    def _spawn(self, parcels: list[int], theirs: socket.socket, worker: int, num_workers: int) -> int:
         if not self._has_warned:
             self._has_warned = True
-            _log.warning(
-                "the transform or the tokenizer has started threads (%s) when it was loaded, so workers are not forked "
-                "from the process that loaded it: each is a program of its own and loads it again",
-                ", ".join(sorted({each.name for each in threading.enumerate()} - {"MainThread"})) or "of a library",
-            )
-        kept = [self._recipe_descriptor, assignment, memory, theirs.fileno()]
+            self._warn_of_threads()
+        kept = [*parcels, theirs.fileno()]
         for each in kept:
             os.set_inheritable(each, True)  # this process starts nothing else
         numbers = [*kept, worker, num_workers, os.getpid()]
         as_this_one = sys.orig_argv[: sys.orig_argv.index("-c") + 2]
         command = [*as_this_one, NAME, "worker", *map(str, numbers), sys.orig_argv[-1]]
-        try:
-            return shortage.persist(lambda: os.posix_spawn(sys.executable, command, os.environ), "starting a worker")
-        finally:
-            os.set_inheritable(self._recipe_descriptor, False)
+        return shortage.persist(
+            lambda: os.posix_spawn(sys.executable, command, os.environ, setpgroup=0), "starting a worker"
+        )
 
-    def _left(self, recipe: recipes.Recipe, server: int) -> recipes.Recipe:
+    def _warn_of_threads(self) -> None:
+        new = {each.name for each in threading.enumerate()} - self._threads
+        if self._num_threads < _num_threads():
+            whose = f"the transform or the tokenizer has started threads ({_listed(new)}) when it was loaded"
+            which = "the process that loaded it"
+        else:
+            names = _listed(self._threads - {"MainThread"})
+            whose = f"a new Python process has threads here before it loads anything ({names}; see sitecustomize)"
+            which = "a clean process"
+        _log.warning(
+            "%s, so workers are not forked from %s: each is a program of its own and loads it again", whose, which
+        )
+
+    def _left(self, recipe: recipes.Recipe, descriptor: int, server: int) -> recipes.Recipe:
         """In a worker: the recipe, after what else is the server's was let go of."""
         _end_with(server)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for each in (self._control, self._wakes, self._wake):
             each.close()
-        os.close(self._recipe_descriptor)
+        os.close(descriptor)
         return recipe
 
     def _reap(self) -> None:
@@ -210,6 +238,10 @@ class Server:
             while self._wakes.recv(512):
                 pass
         for key, pid in list(self._children.items()):
+            if hasattr(os, "waitid"):
+                if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                    continue
+                _kill_group(pid)  # what it has started; as nobody has waited for it yet, its number is still its own
             found, status = os.waitpid(pid, os.WNOHANG)
             if found:
                 del self._children[key]
@@ -251,6 +283,16 @@ def _become_worker(
         os._exit(status)
 
 
+def _kill_group(pid: int) -> None:
+    """End a child and all that it has started, but for what has begun a session of its own."""
+    with suppress(OSError):  # all have ended
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _listed(names: Collection[str]) -> str:
+    return ", ".join(sorted(names)) or "of a library"
+
+
 def _num_threads() -> int:
     """Threads of this process, also those that Python does not know."""
     try:
@@ -270,7 +312,11 @@ def _leave_signals_to_the_trainer() -> None:
 
 
 def _end_with(server: int) -> None:
-    """Let the kernel kill this worker when its server, which has one thread, has ended; also a stopped worker."""
+    """Let the kernel kill this worker when its server, which has one thread, has ended; also a stopped worker.
+
+    It is in a process group of its own from here on, so that what it starts ends with it.
+    """
+    os.setpgid(0, 0)
     if sys.platform == "linux":
         import ctypes
 
@@ -279,7 +325,9 @@ def _end_with(server: int) -> None:
         os._exit(1)
 
 
-def _not_loaded(error: Exception) -> ConfigError:
+def _not_loaded(error: BaseException) -> ConfigError:
+    if isinstance(error, ConfigError):
+        return error
     problem = ConfigError(
         f"the workers' process cannot load what it was given of the dataset ({type(error).__name__}: {error}). What is "
         "defined in a module is imported there again, by the trainer's sys.path; what is defined in the script or "

@@ -5,13 +5,13 @@ Out:   workers, which the server forks from itself.
 Never: a fork of the trainer: a child would inherit locks that the trainer's threads hold, its CUDA context, its
        sockets and its memory. A server that outlives the trainer: it ends at the end of its socket, whose other end
        only the trainer holds. A signal to a process id that may be another process's: only the parent of a process
-       sends it one.
+       sends it one, or who holds a descriptor of the process. Another copy of the user's objects after a restart.
 """
 
 import itertools
-import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +21,7 @@ import weakref
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from multiprocessing import spawn
+from pathlib import Path
 
 from streampack import heartbeat
 from streampack.corpus.table import ShardTable
@@ -30,14 +31,11 @@ from streampack.loader import channels, recipes
 from streampack.loader.messages import Assignment
 from streampack.loader.processes import WorkerProcess, ending_of
 from streampack.loader.server import BOOT, NAME, NOT_STARTED, REPLY, REQUEST, Reply, Request
+from streampack.loader.surroundings import surroundings
 
 _PATIENCE_S = 2.0
 """Within which a server that is not stopped does what it is told."""
 _KILLED_S = 10.0
-_ONE_THREAD = dict.fromkeys(
-    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"
-)
-"""A library that starts threads when it is imported could not be forked; and there is a worker for each core anyway."""
 
 
 class WorkerServer:
@@ -45,8 +43,7 @@ class WorkerServer:
 
     def __init__(self) -> None:
         self._running: _Running | None = None
-        self._has: tuple[Pipeline, ShardTable] | None = None
-        """What the server has loaded."""
+        self._given: _Given | None = None
         self._keys = itertools.count()
 
     def launch(
@@ -57,13 +54,14 @@ class WorkerServer:
         rows: Sequence[heartbeat.Row],
     ) -> "list[ServedProcess]":
         """Start them; see `Launcher`."""
-        running = self._server_for(assignment.pipeline, assignment.corpus.table)
+        given = self._given_of(assignment.pipeline, assignment.corpus.table)
+        running = self._server_with(given)
         parcel = recipes.wrap_assignment(assignment)
         started = []
         try:
             for worker, theirs in enumerate(sockets):
                 key = next(self._keys)
-                running.start(key, worker, len(sockets), [parcel, memory, theirs.fileno()])
+                running.start(key, worker, len(sockets), [given.recipe, parcel, memory, theirs.fileno()])
                 started.append(ServedProcess(running, key))
         except BaseException:
             self.end(started)
@@ -76,25 +74,46 @@ class WorkerServer:
         """End them; see `Launcher`."""
         keys = [each.key for each in processes if isinstance(each, ServedProcess)]
         if self._running is not None and not self._running.kill(keys):
-            self.close()  # it is stopped, or hangs
+            self._end_server()  # it is loading, is stopped, or hangs
 
     def close(self) -> None:
-        """End the server and all its workers."""
+        """End the server and all its workers, and forget what it was given."""
+        self._end_server()
+        if self._given is not None:
+            self._given.finalizer()
+            self._given = None
+
+    def _end_server(self) -> None:
         if self._running is not None:
+            self._running.listen()
             self._running.finalizer()
             self._running = None
 
-    def _server_for(self, pipeline: Pipeline, table: ShardTable) -> "_Running":
+    def _given_of(self, pipeline: Pipeline, table: ShardTable) -> "_Given":
         if self._running is not None and self._running.owner != os.getpid():
             self._running = None  # of the process that this one was forked from
-        if self._running is not None:
-            has = self._has
-            if self._running.is_gone() or has is None or has[0] is not pipeline or has[1] is not table:
-                self.close()
+        if self._given is None or self._given.pipeline is not pipeline or self._given.table is not table:
+            self.close()
+            self._given = _Given(pipeline, table)
+        return self._given
+
+    def _server_with(self, given: "_Given") -> "_Running":
+        if self._running is not None and self._running.is_gone():
+            self._end_server()
         if self._running is None:
-            self._running = _start(pipeline, table)
-            self._has = pipeline, table
+            self._running = _start(given)
         return self._running
+
+
+class _Given:
+    """What a server is given: copied once, so that a server that is started after another one has the same."""
+
+    def __init__(self, pipeline: Pipeline, table: ShardTable) -> None:
+        self.pipeline = pipeline
+        self.table = table
+        self.surroundings = surroundings()
+        self.recipe = recipes.wrap_recipe(pipeline, table)
+        self.finalizer = weakref.finalize(self, os.close, self.recipe)
 
 
 class ServedProcess:
@@ -130,8 +149,10 @@ class _Running:
         self.living: set[int] = set()
         """Keys of the workers that it was asked for and that have not ended."""
         self.endings: dict[int, str] = {}
+        self.has_loaded = threading.Event()
+        """Before that it has no workers, and does not look at its socket."""
         # Also where nobody closes the loader, and at the end of the program.
-        self.finalizer = weakref.finalize(self, _end, process, control, self.pids, self.owner)
+        self.finalizer = weakref.finalize(self, _end, process, control, self.pids, self.has_loaded, self.owner)
 
     def start(self, key: int, worker: int, num_workers: int, descriptors: list[int]) -> None:
         """Ask for a worker."""
@@ -142,6 +163,8 @@ class _Running:
     def kill(self, keys: Iterable[int]) -> bool:
         """End workers, and wait for it; whether the server has done that."""
         self.listen()
+        if not self.has_loaded.is_set():
+            return False
         with suppress(OSError):  # it has died
             for key in self.living.intersection(keys):
                 channels.send(self.control, REQUEST.pack(Request.KILL, key, 0, 0), [])
@@ -180,7 +203,9 @@ class _Running:
                 raise EOFError
             while (found := channels.receive(self.control, REPLY.size)) is not None:
                 reply, key, value = REPLY.unpack(found[0])
-                if reply == Reply.STARTED:
+                if reply == Reply.LOADED:
+                    self.has_loaded.set()
+                elif reply == Reply.STARTED:
                     self.pids[key] = value
                 else:
                     code = None if value == NOT_STARTED else os.waitstatus_to_exitcode(value)
@@ -209,46 +234,65 @@ def check_can_start() -> None:
         )
 
 
-def _start(pipeline: Pipeline, table: ShardTable) -> _Running:
-    recipe = recipes.wrap_recipe(pipeline, table)
-    try:
-        ours, theirs = channels.pair()
-        with theirs:
-            kept = [theirs.fileno(), recipe]
-            path = json.dumps([each for each in sys.path if isinstance(each, str)])
-            # -W, -X, -O and so on, as multiprocessing passes them on
-            options = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
-            try:
-                process = subprocess.Popen(  # noqa: S603 (Python itself)
-                    [spawn.get_executable(), *options, "-c", BOOT, NAME, "server", *map(str, kept), path],
-                    stdin=subprocess.DEVNULL,
-                    pass_fds=kept,
-                    env={**os.environ, **_ONE_THREAD},
-                    start_new_session=True,  # what a terminal sends is for the trainer to decide on
-                )
-            except BaseException:
-                ours.close()
-                raise
-    finally:
-        os.close(recipe)
+def _start(given: _Given) -> _Running:
+    interpreter, values, environment, folder = given.surroundings
+    ours, theirs = channels.pair()
+    with theirs:
+        kept = [theirs.fileno(), given.recipe]
+        try:
+            process = subprocess.Popen(  # noqa: S603 (Python itself)
+                [*interpreter, "-c", BOOT, NAME, "server", *map(str, kept), values],
+                stdin=subprocess.DEVNULL,
+                pass_fds=kept,
+                env=environment,
+                cwd=folder,
+                start_new_session=True,  # what a terminal sends is for the trainer to decide on
+            )
+        except BaseException:
+            ours.close()
+            raise
     return _Running(process, ours)
 
 
 def _end(
-    process: "subprocess.Popen[bytes]", control: socket.socket, pids: dict[int, int], owner: int
+    process: "subprocess.Popen[bytes]",
+    control: socket.socket,
+    pids: dict[int, int],
+    has_loaded: threading.Event,
+    owner: int,
 ) -> None:
     """End a server: at the end of its socket it kills its workers and ends."""
     if os.getpid() != owner:  # a fork of the trainer, whose workers are not its own
         return
     control.close()
     try:
-        process.wait(_PATIENCE_S)
-    except subprocess.TimeoutExpired:
-        process.kill()  # it is stopped, or hangs
+        process.wait(_PATIENCE_S if has_loaded.is_set() else 0)
+    except subprocess.TimeoutExpired:  # it is loading, is stopped, or hangs
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         with suppress(subprocess.TimeoutExpired):
             process.wait(_KILLED_S)
     if process.returncode:
+        _end_session(process.pid)
         _await(list(pids.values()))
+
+
+def _end_session(session: int) -> None:
+    """End what the workers of a server that was killed have started: the kernel ends the workers alone."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            if _session_of(folder) == session:
+                process = os.pidfd_open(int(folder.name))
+                try:
+                    if _session_of(folder) == session:  # still: it is the process that the descriptor stands for
+                        signal.pidfd_send_signal(process, signal.SIGKILL)
+                finally:
+                    os.close(process)
+
+
+def _session_of(folder: Path) -> int:
+    """The session of a process with this folder in /proc."""
+    return int((folder / "stat").read_bytes().rpartition(b")")[2].split()[3])
 
 
 def _await(orphans: list[int]) -> None:

@@ -20,9 +20,11 @@ import time
 from collections.abc import Sequence
 
 from streampack import heartbeat
+from streampack.errors import LoaderError
 from streampack.loader import channels, parcels, shortage
 from streampack.loader.failures import Failure, failure_of
 from streampack.loader.messages import Assignment, WorkerStream
+from streampack.storage.redaction import redacted
 
 FRAME = struct.Struct("<q")
 """What comes with the descriptor of a message: how many messages the worker has sent before it."""
@@ -56,8 +58,8 @@ def work(
                 if message.error is not None:
                     failure = failure_of(message.error, _here(worker))
                     message = dataclasses.replace(message, error=None)
-            except Exception as error:  # noqa: BLE001 (it is raised in the trainer)
-                failure = failure_of(error, _here(worker))
+            except BaseException as error:  # noqa: BLE001 (it is raised in the trainer)
+                failure = failure_of(_as_exception(error, assignment, row), _here(worker))
             has_failed = failure is not None
             send(theirs, number, message, failure)
 
@@ -69,6 +71,24 @@ def send(theirs: socket.socket, number: int, message: object, failure: Failure |
         shortage.persist(lambda: channels.send(theirs, FRAME.pack(number), [parcel]), "a message of a worker")
     finally:
         os.close(parcel)
+
+
+def _as_exception(error: BaseException, assignment: Assignment, row: heartbeat.Row) -> Exception:
+    """The error; for one that ends a process, such as `SystemExit`, one that says who raised it."""
+    if isinstance(error, Exception):
+        return error
+    _, location = heartbeat.read(row)
+    where = ""
+    if location.shard >= 0:
+        url = redacted(assignment.corpus.table[location.shard].url)
+        where = f" at lane {location.lane}, {url}, sample {location.sample}"
+    exits = ", as sys.exit() does" if isinstance(error, SystemExit) else ""
+    problem = LoaderError(
+        f"the transform or the tokenizer has raised {type(error).__name__}({error}){exits}{where}. That would end the "
+        "worker: let it raise an Exception that says what is wrong, or return None to leave a document out"
+    )
+    problem.__cause__ = error
+    return problem
 
 
 def _here(worker: int) -> str:
@@ -86,6 +106,7 @@ def _end_with_trainer(theirs: socket.socket, server: int | None) -> None:
             time.sleep(_SERVER_S)
             if os.getppid() == server:
                 os.kill(server, signal.SIGKILL)
+            os.killpg(0, signal.SIGKILL)  # this process, and what it has started
         os._exit(1)
 
     threading.Thread(target=watch, name="streampack-trainer-watch", daemon=True).start()
