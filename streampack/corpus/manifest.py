@@ -70,6 +70,9 @@ def read_manifest(data: bytes, *, manifest: str) -> list[ShardRow]:
             if row.num_samples is not None:
                 raise ConfigError(f"shard {number}: give num_samples or count, not both", url=manifest)
             row.num_samples = row.count
+        if row.url.endswith("/"):
+            what = f"{row.url!r} is a folder; a manifest has a line for each shard (`streampack manifest` lists them)"
+            raise ConfigError(f"shard {number}: {what}", url=manifest)
         if "://" not in row.url:
             row.url = _resolve(manifest, row.url)
     if not rows:

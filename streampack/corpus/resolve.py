@@ -6,7 +6,8 @@
     "@manifest.jsonl"               a line per shard: {"url": ..., "size": ...} kept in the order of its lines
     ["...", "..."]                  a list of any of these                      kept in the order written
 
-A pattern that is the name of a file is that file. Files and folders whose names begin with a dot are in no listing.
+A text that is the name of a file or folder is that one, whatever braces and marks it has. Files and folders whose names
+begin with a dot are in no listing.
 
 In:    a specification, and a storage that lists, reads and tells sizes.
 Out:   a `ShardTable`. One process does this and hands `ShardTable.to_bytes` to the others: workers never list.
@@ -15,6 +16,7 @@ pattern that matches nothing: these are errors.
 """
 
 import contextlib
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -25,8 +27,16 @@ from streampack.corpus.braces import expand_braces
 from streampack.corpus.kinds import refuse_others, shards_among
 from streampack.corpus.manifest import ShardRow, read_manifest
 from streampack.corpus.table import ShardTable, Texts
-from streampack.corpus.urls import hint_at_text, is_glob, refuse_shell, refuse_text, relative_names
+from streampack.corpus.urls import (
+    has_marks,
+    hint_at_text,
+    is_glob,
+    refuse_shell,
+    refuse_text,
+    relative_names,
+)
 from streampack.errors import ConfigError, ShardError, ShardNotFoundError
+from streampack.storage.clients import local_path
 from streampack.storage.redaction import named
 from streampack.storage.threads import side_by_side
 from streampack.tar.codecs import COMPRESSED_SUFFIXES, suffix_of
@@ -40,6 +50,8 @@ _MOST_LISTINGS = 16
 _MOST_SIZES = 32
 """Sizes that are looked up at once."""
 
+_NO_PATTERNS = "a manifest has a line for each shard, and no braces or globs (`streampack manifest` expands them)"
+
 Progress = Callable[[int, int], None]
 
 
@@ -51,6 +63,9 @@ class Listing(Protocol):
 
         Where a file has the name of the glob itself: that one.
         """
+
+    def is_local_name(self, text: str) -> bool:
+        """Whether this machine has a file or folder of this very name."""
 
     def is_directory(self, url: str) -> bool:
         """Whether the URL is a directory."""
@@ -87,7 +102,7 @@ def resolve_shards(spec: str | Sequence[str], storage: Listing, *, progress: Pro
     """
     items = [spec] if isinstance(spec, str) else list(spec)
     for item in items:  # all of them before the first request: a column of texts has very many
-        _check_item(item)
+        _check_item(item, storage)
     num_threads = min(_MOST_LISTINGS, max(len(items), 1))
     listed = list(side_by_side(lambda item: _rows(item, storage), items, num_threads=num_threads))
     rows = [row for rows in listed for row in rows]
@@ -107,10 +122,16 @@ def resolve_shards(spec: str | Sequence[str], storage: Listing, *, progress: Pro
     return _table(rows)
 
 
-def _check_item(item: str) -> None:
+def _check_item(item: str, storage: Listing) -> None:
     if not isinstance(item, str) or not item.strip("@ "):
         raise ConfigError(f"{item!r:.80} is not a shard specification; give a URL, a glob, a directory or '@manifest'")
-    refuse_text(item, expanded=False)
+    if not _stands_for_itself(item, storage):
+        refuse_text(item, expanded=False)
+
+
+def _stands_for_itself(item: str, storage: Listing) -> bool:
+    """Whether an item that would be expanded or refused is the name of a file or folder (globs are looked at later)."""
+    return re.search(r"[{\r\n]|\*\*", item) is not None and storage.is_local_name(item)
 
 
 def _rows(item: str, storage: Listing) -> list[ShardRow]:
@@ -120,15 +141,17 @@ def _rows(item: str, storage: Listing) -> list[ShardRow]:
         if manifest.endswith("/") or suffix_of(manifest) is not None:
             what = "a folder" if manifest.endswith("/") else "a shard"
             raise ConfigError(f"{item!r}: @ is for a manifest, and this is {what} by its name; leave out the @")
-        return read_manifest(storage.read(manifest), manifest=manifest)
-    urls = expand_braces(item)
+        return _of_manifest(manifest, storage)
+    is_name = _stands_for_itself(item, storage)
+    urls = [item] if is_name else expand_braces(item)
     rows = []
     for url in urls:
         refuse_shell(url)
-        refuse_text(url)
+        if not is_name:
+            refuse_text(url)
         if url.endswith("/"):
             found = shards_among(storage.listing(url), folder=url)
-        elif is_glob(url):
+        elif is_glob(url) and not is_name:
             found = _matching(url, storage, may_be_directory=len(urls) == 1)
         elif len(urls) == 1 and suffix_of(url) is None and storage.is_directory(url):
             found = shards_among(storage.listing(url + "/"), folder=url + "/")
@@ -136,6 +159,14 @@ def _rows(item: str, storage: Listing) -> list[ShardRow]:
             rows.append(ShardRow(url))
             continue
         rows += [ShardRow(name, size) for name, size in sorted(found)]
+    return rows
+
+
+def _of_manifest(manifest: str, storage: Listing) -> list[ShardRow]:
+    rows = read_manifest(storage.read(manifest), manifest=manifest)
+    for number, row in enumerate(rows, 1):
+        if has_marks(row.url) and local_path(row.url) is not None and not storage.is_local_name(row.url):
+            raise ConfigError(f"shard {number}: there is no file {named(row.url)}; {_NO_PATTERNS}", url=manifest)
     return rows
 
 
@@ -184,7 +215,7 @@ def _given_twice(num_twice: int, num_shards: int, first: str) -> ConfigError:
 def _look_up_sizes(rows: list[ShardRow], storage: Listing, progress: Progress | None) -> None:
     if not rows:
         return
-    missing: list[ShardNotFoundError] = []
+    missing: list[tuple[ShardRow, ShardNotFoundError]] = []
 
     def size(row: ShardRow) -> int | ShardNotFoundError | None:
         try:
@@ -195,14 +226,17 @@ def _look_up_sizes(rows: list[ShardRow], storage: Listing, progress: Progress | 
     with contextlib.closing(side_by_side(size, rows, num_threads=min(_MOST_SIZES, len(rows)))) as sizes:
         for done, (row, found) in enumerate(zip(rows, sizes, strict=True), 1):
             if isinstance(found, ShardNotFoundError):
-                missing.append(found)
+                missing.append((row, found))
             else:
                 row.size = found
             if progress is not None:
                 progress(done, len(rows))
     if missing:
+        first, error = missing[0]
         hint = hint_at_text([row.url for row in rows]) if len(missing) == len(rows) else ""
-        raise ShardNotFoundError(f"{len(missing)} of {len(rows)} shards are not there; the first: {missing[0]}{hint}")
+        if has_marks(first.url):  # those of other items were expanded
+            hint = f"; {_NO_PATTERNS}"
+        raise ShardNotFoundError(f"{len(missing)} of {len(rows)} shards are not there; the first: {error}{hint}")
 
 
 def _table(rows: list[ShardRow]) -> ShardTable:

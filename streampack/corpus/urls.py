@@ -36,6 +36,11 @@ def is_glob(url: str) -> bool:
     return re.search(r"[*?\[]", url) is not None
 
 
+def has_marks(url: str) -> bool:
+    """Whether a URL has characters of braces or globs, so that it may not stand for itself alone."""
+    return is_glob(url.partition("?versionId=")[0]) or "{" in without_query(url)
+
+
 def refuse_shell(url: str) -> None:
     """Raise `ConfigError` for a URL that other libraries run as a command."""
     if url.startswith("pipe:"):

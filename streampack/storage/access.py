@@ -218,6 +218,11 @@ class StorageReader:
         """All of a small object: a manifest, a tokenizer's model."""
         return b"".join(self.chunks(url, size=self.size(url)))
 
+    def is_local_name(self, text: str) -> bool:
+        """Whether this machine has a file or folder of this very name, a link that leads nowhere included."""
+        local = local_path(text)
+        return local is not None and os.path.lexists(local)
+
     def is_directory(self, url: str) -> bool:
         """Whether shards may lie below the URL. A web server does not tell: there the `/` at the end decides."""
         local = local_path(url)

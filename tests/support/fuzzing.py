@@ -169,6 +169,9 @@ class OneFile:
     def listing(self, url: str) -> list[tuple[str, int | None]]:
         return []
 
+    def is_local_name(self, text: str) -> bool:
+        return False
+
     def is_directory(self, url: str) -> bool:
         return False
 

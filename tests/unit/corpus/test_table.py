@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -183,6 +184,24 @@ class TestOddNames:
             assert shard.whole == name.endswith("gz")
             assert STORAGE.read(shard.url) == bytes(7)
 
+    @pytest.mark.parametrize(
+        "name",
+        ["{a,b}.tar", "x{0..3}.tar", "a{.tar", "**.tar", "a**b.tar", "a\nb.tar", "{a,b}/c.tar", "\n{/c.tar", "\\{.tar"],
+    )
+    def test_a_name_that_braces_or_a_line_feed_are_in_is_that_file(self, here: Path, name: str) -> None:
+        Path("x", name).parent.mkdir(parents=True)
+        Path("x", name).write_bytes(bytes(7))
+        Path("x/other.tar").write_bytes(bytes(8))
+        for spec in (f"x/{name}", [f"{here}/x/{name}", "x/other.tar"], [f"file://{here}/x/{name}"]):
+            table = resolve_shards(spec, STORAGE)
+            assert Path(table[0].url.removeprefix("file://")).resolve() == here / "x" / name
+            assert len(table) == (2 if len(spec) == 2 else 1)
+        folder = str(Path("x", name).parent)
+        for spec in (folder, f"{folder}/"):
+            assert f"{folder}/{name.rpartition('/')[2]}" in urls(resolve_shards(spec, STORAGE))
+        with pytest.raises((ConfigError, ShardNotFoundError)):
+            resolve_shards(f"y/{name}", STORAGE)
+
     def test_in_memory(self) -> None:
         filesystem = fsspec.filesystem("memory")
         filesystem.pipe({"/odd [1]/why?.tar": b"12", "/odd [1]/.hidden/a.tar": b"1"})
@@ -325,6 +344,19 @@ class TestManifest:
         assert (first.whole, second.whole, third.whole) == (True, False, False)
         assert (second.size, second.num_samples, second.digest) == (8, 4, None)
         assert (third.size, third.size_known, third.num_samples) == (1, True, None)  # looked up
+
+    @pytest.mark.parametrize("size", [{}, {"size": 5}])
+    @pytest.mark.parametrize("url", ["en/*.tar", "en/{a,b}.tar", "en/?.tar"])
+    def test_a_pattern_in_a_line_is_an_error_that_says_so(self, here: Path, url: str, size: dict[str, int]) -> None:
+        spec = manifest({"url": "en/a.tar"}, {"url": url, **size})
+        with pytest.raises(ConfigError, match=rf"^m\.jsonl: shard 2: there is no file {re.escape(url)}; a manifest"):
+            resolve_shards(spec, STORAGE)
+        Path(url).write_bytes(b"12345")  # a file of this name
+        assert urls(resolve_shards(spec, STORAGE)) == ["en/a.tar", url]
+        with pytest.raises(ConfigError, match=r"shard 1: 'en/' is a folder; a manifest has a line for each shard"):
+            resolve_shards(manifest({"url": "en/"}), STORAGE)
+        with pytest.raises(ShardNotFoundError, match=r"memory://nowhere/\*\.tar: .*; a manifest has a line"):
+            resolve_shards(manifest({"url": "memory://nowhere/*.tar"}), STORAGE)
 
     @pytest.mark.parametrize(
         ("place", "url", "expected"),
