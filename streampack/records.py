@@ -34,9 +34,17 @@ Mask = NDArray[np.bool_]
 Message: TypeAlias = Mapping[str, Any]
 """One message of a conversation: "role" and "content", both strings, and whatever else a template may use. The content
 may be None or missing where there are "tool_calls" or a "function_call"."""
-CONTEXT_KEYS = ("tools", "functions", "documents", "system", "images", "audios", "videos", "chat_template_kwargs")
-"""Keys beside the messages of a record that change what a model should see of the conversation: they are for the chat
-template. All other keys there (an id, a source, a date) are metadata."""
+WEIGHT_KEYS = (
+    "weight", "weights", "loss_weight", "loss_weights", "loss_mask", "mask", "masked", "is_masked", "train", "trained",
+    "training", "trainable",
+)
+"""What may say, in a message or beside the messages, whether they are trained. Only `weight` of a message is read."""
+CONTEXT_KEYS = (
+    "tools", "functions", "documents", "system", "images", "audios", "videos", "chat_template_kwargs",
+    "available_tools", "system_prompt", "system_message", "image", "audio", "video", "attachments", *WEIGHT_KEYS,
+)
+"""Keys beside the messages of a record that change what a model should see of the conversation, or what is trained:
+they are for the chat template. All other keys there (an id, a source, a date) are metadata."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

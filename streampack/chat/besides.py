@@ -10,13 +10,13 @@ from collections.abc import Container, ItemsView, Iterator, KeysView, Mapping, S
 from typing import Any, NoReturn
 
 from streampack.errors import RecordError
-from streampack.records import Message
+from streampack.records import WEIGHT_KEYS, Message
 
 _TOOLS = {"name", "tool_calls", "function_call", "tools", "functions"}
-_MEDIA = {"images", "audio", "audios", "videos"}
-_SEEN = _TOOLS | _MEDIA | {"documents", "reasoning_content", "reasoning", "thinking", "refusal"}
+_MEDIA = {"image", "images", "audio", "audios", "video", "videos", "attachments"}
+_SEEN = _TOOLS | _MEDIA | {"documents", "reasoning_content", "reasoning", "thinking", "thoughts", "refusal"}
 """Keys of a message that change what a model should see. All others but role, content and weight are metadata."""
-_OTHER_WEIGHTS = {"train", "training", "trainable", "masked", "loss", "loss_mask", "loss_weight"}
+_OTHER_WEIGHTS = {*WEIGHT_KEYS, "loss", "train_on", "train_detail"} - {"weight"}
 """What other tools call a weight."""
 
 
@@ -61,7 +61,17 @@ def refuse(number: int, key: str, template: str) -> NoReturn:
 
 def check_context(context: Mapping[str, Any] | None, taken: Container[str], template: str) -> None:
     """Raise unless the template takes all that stands beside the messages."""
-    left = [key for key, value in (context or {}).items() if value and key not in taken]
+    if not context:
+        return
+    for key in WEIGHT_KEYS:
+        value = context.get(key)
+        if value is not None and key not in taken and not (key == "weight" and value == 1):
+            raise RecordError(
+                f"beside the messages there is {key!r}, which is not read there: weight, 0 or 1, of a message says "
+                "whether it is trained; a transform can change the one into the other, or take it out "
+                "(Document.context)"
+            )
+    left = [key for key, value in context.items() if value and key not in taken and key not in WEIGHT_KEYS]
     if left:
         raise RecordError(
             f"beside the messages there is {left[0]!r}, which {template} has no place for; the model's own Jinja "

@@ -7,8 +7,11 @@ Never: a text that is anything but strict UTF-8, or that is stripped (a byte ord
 from streampack.errors import DocumentTooLongError, RecordError
 from streampack.records import BadRecord
 
-UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
-"""The byte order marks with which UTF-16 (and UTF-32) begins; no UTF-8 does."""
+_MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+"""The byte order marks with which other encodings begin; no UTF-8 does."""
+_POINTER = b"version https://git-lfs"
+_POINTER_BYTES = 1024
+"""No Git LFS pointer has as many."""
 _SHOWN_NAME = 300
 """Characters of the longest name that an error shows as a whole."""
 
@@ -37,6 +40,19 @@ class BadContentError(Exception):
         return BadRecord(record=record, error=self.kind(message, url=url, member=name or None, offset=offset))
 
 
+def encoding_of(data: bytes) -> str | None:
+    """The encoding that a byte order mark tells, with the mark; None: there is none, or that of UTF-8."""
+    mark = next((mark for mark in _MARKS if data.startswith(mark)), None)
+    return None if mark is None else f"{_MARKS[mark]}, by its byte order mark {mark.hex(' ')}"
+
+
+def check_pointer(data: bytes) -> None:
+    """Refuse a member that is not the file, but what Git LFS keeps in its place."""
+    if data.startswith(_POINTER) and len(data) < _POINTER_BYTES:
+        what = "a Git LFS pointer, not the file it stands for: fetch that with `git lfs pull` and write the shard again"
+        raise BadContentError(what)
+
+
 def check_size(size: int, limit: int) -> None:
     """Refuse a document of more bytes than `limits.document_bytes`."""
     if size > limit:
@@ -53,10 +69,11 @@ def check_text_size(text: str, limit: int) -> None:
 def utf8_text(data: bytes, limit: int) -> str:
     """All of it as text, a BOM too."""
     check_size(len(data), limit)
+    check_pointer(data)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        found = f"not UTF-8: byte 0x{data[error.start]:02x}, {error.reason}"
-        if data.startswith(UTF16_MARKS):
-            found = f"not UTF-8 but UTF-16, by its byte order mark {data[:2].hex(' ')}"
-        raise BadContentError(f"{found}; encodings are not guessed, convert the text", offset=error.start) from None
+        other = encoding_of(data)
+        found = f": byte 0x{data[error.start]:02x}, {error.reason}" if other is None else f" but {other}"
+        what = f"not UTF-8{found}; encodings are not guessed, convert the text"
+        raise BadContentError(what, offset=error.start) from None

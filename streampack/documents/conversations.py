@@ -22,66 +22,93 @@ _NO_NUMBER = b"1e999"
 _NOTHING = [msgspec.UNSET] * len(CONTEXT_KEYS)
 
 
+@functools.lru_cache(maxsize=64)
+def _beside(key: str) -> tuple[str, ...]:
+    """The `CONTEXT_KEYS` that may stand beside this key of the path to the messages."""
+    return tuple(name for name in CONTEXT_KEYS if name != key)
+
+
 @functools.lru_cache(maxsize=16)
 def _decoder(keys: tuple[str, ...], kind: Any) -> msgspec.json.Decoder[Any]:
     """A decoder that finds the messages and their context, each as `kind`, and makes no Python object of the rest."""
-    names = {"messages": keys[-1], **{name: name for name in CONTEXT_KEYS}}
-    fields = [(name, kind, msgspec.UNSET) for name in names]
-    wanted: Any = msgspec.defstruct("Conversation", fields, rename=names, gc=False)
-    for key in reversed(keys[:-1]):
-        inner = [("value", wanted | msgspec.UnsetType, msgspec.UNSET)]
-        wanted = msgspec.defstruct("Record", inner, rename={"value": key}, gc=False)
+    wanted = kind
+    for key in reversed(keys):
+        names = {"value": key, **{name: name for name in _beside(key)}}
+        fields = [("value", wanted | msgspec.UnsetType if wanted is not Any else Any, msgspec.UNSET)]
+        fields += [(name, kind, msgspec.UNSET) for name in _beside(key)]
+        wanted = msgspec.defstruct("Record", fields, rename=names, gc=False)
     return msgspec.json.Decoder(wanted)
 
 
 def json_conversation(data: bytes, keys: tuple[str, ...], limit: int) -> tuple[tuple[Message, ...], Context | None]:
-    """The conversation under the keys of a record, and its context (None: nothing is there)."""
+    """The conversation under the keys of a record, and its context (None: nothing is there).
+
+    The context is what stands beside the messages, and beside each object on the path to them.
+    """
     is_large = len(data) > EXPLAIN_BYTES  # of so much, no Python objects are made to say what is wrong
-    found: tuple[Any, ...] = (msgspec.UNSET,)
+    messages: Any = msgspec.UNSET
+    levels: list[Context] = []
     try:
-        found = _found(data, keys, msgspec.Raw | msgspec.UnsetType if is_large else Any)
+        messages, levels = _found(data, keys, msgspec.Raw | msgspec.UnsetType if is_large else Any)
         if is_large:
-            found = _decoded(found, limit)
-    except AttributeError:
-        pass  # no object where one must be
+            messages, levels = _decoded(messages, levels, limit)
     except (ValueError, RecursionError) as error:
         if "out of range" in str(error):
             raise BadContentError("NaN, Infinity or a number out of range in a value that a template may use") from None
         if is_large:
             raise BadContentError(f"broken JSON, or not an object where one must be: {error}") from None
-    messages, *beside = found
     if messages is msgspec.UNSET:
         if is_large:
             raise BadContentError(f"no key {'.'.join(keys)!r}", kind=MissingFieldError)
         messages = json_value(data, keys)  # which says what is wrong
-        record: Any = json_value(data, keys[:-1])
-        beside = [record.get(name, msgspec.UNSET) for name in CONTEXT_KEYS]
-    context: Context | None = None
-    if beside != _NOTHING:
-        named = zip(CONTEXT_KEYS, beside, strict=True)
-        context = {name: value for name, value in named if value is not None and value is not msgspec.UNSET}
-    return check_messages(messages, limit), context or None
+        records: Any = [json_value(data, keys[:depth]) for depth in range(len(keys))]
+        levels = [
+            {name: record[name] for name in _beside(key) if name in record}
+            for record, key in zip(records, keys, strict=True)
+        ]
+    return check_messages(messages, limit), _merged(levels) or None
 
 
-def _found(data: bytes, keys: tuple[str, ...], kind: Any) -> tuple[Any, ...]:
-    """What stands under the keys and, beside it, under `CONTEXT_KEYS`; UNSET where there is nothing."""
+def _found(data: bytes, keys: tuple[str, ...], kind: Any) -> tuple[Any, list[Context]]:
+    """What stands under the keys (UNSET: nothing), and of each object on the way what is there of `CONTEXT_KEYS`."""
     decoder = _decoder(keys, kind)
     try:
-        record = decoder.decode(data)
+        value = decoder.decode(data)
     except ValueError:
-        record = decoder.decode(without_marks(data, number=_NO_NUMBER))
-    for _ in keys[:-1]:
-        record = record.value
-    return msgspec.structs.astuple(record)
+        value = decoder.decode(without_marks(data, number=_NO_NUMBER))
+    levels: list[Context] = []
+    for key in keys:
+        if value is msgspec.UNSET:
+            break
+        value, *beside = msgspec.structs.astuple(value)
+        if beside != _NOTHING:
+            named = zip(_beside(key), beside, strict=True)
+            levels.append({name: each for name, each in named if each is not msgspec.UNSET})
+    return value, levels
 
 
-def _decoded(raws: tuple[Any, ...], limit: int) -> tuple[Any, ...]:
+def _decoded(messages: Any, levels: list[Context], limit: int) -> tuple[Any, list[Context]]:
     """The values of a large record from their JSON, unless it is too much."""
-    size = sum(len(bytes(raw)) for raw in raws if raw is not msgspec.UNSET)
+    raws = [raw for raw in (messages, *(raw for level in levels for raw in level.values())) if raw is not msgspec.UNSET]
+    size = sum(len(bytes(raw)) for raw in raws)
     if size > 3 * limit:  # a letter of two bytes is six as an escape
         what = f"a conversation of {size:,} bytes of JSON, above three times limits.document_bytes={limit:,}"
         raise BadContentError(what, kind=DocumentTooLongError)
-    return tuple(raw if raw is msgspec.UNSET else msgspec.json.decode(raw) for raw in raws)
+    if messages is not msgspec.UNSET:
+        messages = msgspec.json.decode(messages)
+    return messages, [{name: msgspec.json.decode(raw) for name, raw in level.items()} for level in levels]
+
+
+def _merged(levels: list[Context]) -> Context:
+    """What the objects on the path to the messages have beside it, as one."""
+    merged: Context = {}
+    for level in levels:
+        for name, value in level.items():
+            if value is None:
+                continue
+            if merged.setdefault(name, value) != value:
+                raise BadContentError(f"{name!r} stands at two levels of the path to the messages, with two values")
+    return merged
 
 
 def check_messages(value: object, limit: int) -> tuple[Message, ...]:

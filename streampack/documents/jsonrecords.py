@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from streampack.documents.contents import UTF16_MARKS, BadContentError, check_text_size
+from streampack.documents.contents import BadContentError, check_pointer, check_text_size, encoding_of
 from streampack.errors import MissingFieldError
 
 BOM = b"\xef\xbb\xbf"
@@ -67,12 +67,23 @@ def without_marks(data: bytes, *, number: bytes = b"0") -> bytes:
 
 def check_lines(data: bytes) -> None:
     """Refuse a member that holds no JSON lines but one JSON array, or UTF-16, before each of its lines is bad."""
-    if data.startswith(UTF16_MARKS):
-        mark = data[:2].hex(" ")
-        raise BadContentError(f"UTF-16, by its byte order mark {mark}; encodings are not guessed, convert the text")
+    if (other := encoding_of(data)) is not None:
+        raise BadContentError(f"{other}; encodings are not guessed, convert the text")
     head = data[:_EDGE_BYTES].removeprefix(BOM).lstrip()
-    if head.startswith(b"[") and data[-_EDGE_BYTES:].rstrip().endswith(b"]"):
+    if head.startswith(b"[") and data[-_EDGE_BYTES:].rstrip().endswith(b"]") and not _has_lines(data):
         raise BadContentError("one JSON array and not JSON lines: write each of its records in a line of its own")
+
+
+def _has_lines(data: bytes) -> bool:
+    """Whether the first of several lines is a JSON value by itself, so that all of them cannot be one."""
+    first, _, rest = data.removeprefix(BOM).lstrip().partition(b"\n")
+    if not rest or rest.isspace():
+        return False
+    try:
+        msgspec.json.decode(without_marks(first), type=msgspec.Raw)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _json_text_or_reason(data: bytes, keys: tuple[str, ...]) -> str:
@@ -114,9 +125,11 @@ def json_value(data: bytes, keys: tuple[str, ...]) -> object:
             raise BadContentError(f"broken JSON: not UTF-8 ({error.reason})", offset=error.start) from None
         raise
     except (msgspec.DecodeError, RecursionError) as error:
+        check_pointer(data)
         place = re.search(r" \(byte (\d+)\)", str(error))
         half = "; an escaped half of a surrogate pair is not text" if re.search(rb"\\u[dD][89a-fA-F]", data) else ""
-        message = f"broken JSON: {error}".replace(place[0] if place else "\0", "") + half + _advice(str(error), data)
+        message = f"broken JSON: {error}".replace(place[0] if place else "\0", "") + half
+        message += _advice(str(error), data, max(int(place[1]) - 1, 0) if place else 0)
         raise BadContentError(message, offset=int(place[1]) if place else None) from None
     for depth, key in enumerate(keys):
         path = ".".join(keys[:depth]) or "the record"
@@ -129,8 +142,14 @@ def json_value(data: bytes, keys: tuple[str, ...]) -> object:
     return value
 
 
-def _advice(error: str, data: bytes) -> str:
-    """What may have been meant, where there is more or less than one record."""
+def _advice(error: str, data: bytes, place: int) -> str:
+    """What may have been meant, where there is more or less than one record; `place`: the byte that is too much."""
+    if "trailing characters" in error and data[place:].strip() == b",":
+        return "; there is a comma after the record: lines of JSON have none between them"
+    if "trailing characters" in error and data[:place].endswith(b"\r"):
+        return "; its lines end with CR alone: end them with LF"
+    if "trailing characters" in error and data[place : place + 1] in (b"{", b"[") and b"\n" not in data.strip():
+        return "; there are two records in one line: each must have a line of its own"
     if "trailing characters" in error and b"\n" in data.strip():
         return "; several records, one in a line, are .jsonl: field='jsonl:KEY'"
     if "truncated" in error and data.lstrip().startswith((b"{", b"[")):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streampack.documents.contents import BadContentError, check_size
+from streampack.documents.contents import BadContentError, check_pointer, check_size
 from streampack.records import Joined, Tokens
 
 MAX_HEADER_BYTES = 2**16 + 10
@@ -76,6 +76,7 @@ def _dtype(name: bytes) -> np.dtype[Any]:
 
 def _npy_header(data: bytes) -> tuple[np.dtype[Any], int, int]:
     """dtype, length and offset of the values of any 1-D `.npy` of integers."""
+    check_pointer(data)
     stream = io.BytesIO(data)
     numpy_format: Any = np.lib.format  # without types of its own
     try:

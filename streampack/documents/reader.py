@@ -16,10 +16,10 @@ from typing import Any
 
 from streampack import heartbeat
 from streampack.documents.compression import decompressed
-from streampack.documents.contents import BadContentError, utf8_text
+from streampack.documents.contents import BadContentError, check_pointer, utf8_text
 from streampack.documents.conversations import json_conversation
 from streampack.documents.fields import Field
-from streampack.documents.jsonrecords import check_lines, json_text
+from streampack.documents.jsonrecords import BOM, check_lines, json_text
 from streampack.documents.members import find_member
 from streampack.documents.npy import MAX_HEADER_BYTES, joined_npy, npy_tokens
 from streampack.documents.split import HoldOut
@@ -199,12 +199,13 @@ class DocumentReader:
         try:
             extension, data = self._member(sample)
             member = f"{member}.{extension}"
+            check_pointer(data)
             data = decompressed(data, extension, self.max_member_bytes)
             check_lines(data)
         except BadContentError as bad:
             yield bad.located(-1, url, f"{key}.{bad.extension}" if bad.extension else member)
             return
-        record, line_number, start = -1, 0, 0
+        record, line_number, start = -1, 0, len(BOM) if data.startswith(BOM) else 0
         while start < len(data):
             end = data.find(b"\n", start)
             end = len(data) if end < 0 else end

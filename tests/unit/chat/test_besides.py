@@ -66,7 +66,7 @@ def test_any_other_weight_is_an_error(template: str, weight: Any) -> None:
         chat_of(template)(weighted(weight))
 
 
-@pytest.mark.parametrize("key", ["train", "masked", "loss"])
+@pytest.mark.parametrize("key", ["train", "masked", "loss", "weights", "mask", "is_masked", "trained"])
 def test_a_weight_by_another_name_is_an_error(key: str) -> None:
     with pytest.raises(RecordError, match=f"message 0 has '{key}', which is not read here: say with weight"):
         chat_of("chatml")([{"role": "assistant", "content": "A", key: False}])
@@ -85,7 +85,14 @@ def test_a_weight_that_a_jinja_template_cannot_follow_is_an_error() -> None:
 
 @pytest.mark.parametrize("template", ["chatml", JINJA])
 def test_what_a_model_should_see_of_a_message_is_not_dropped(template: str) -> None:
-    for key, value in (("name", "Ann"), ("reasoning_content", "hm"), ("function_call", {"name": "f"})):
+    for key, value in (
+        ("name", "Ann"),
+        ("reasoning_content", "hm"),
+        ("thoughts", "hm"),
+        ("image", "a.png"),
+        ("attachments", ["a.txt"]),
+        ("function_call", {"name": "f"}),
+    ):
         with pytest.raises(RecordError, match=f"message 0 has {key}, which the chat template .*has no place for"):
             chat_of(template)([{"role": "user", "content": "q", key: value}])
     nothing = {"name": None, "tool_calls": [], "function_call": None, "refusal": ""}
@@ -124,11 +131,20 @@ def test_what_transformers_always_defines_is_defined() -> None:
 
 
 @pytest.mark.parametrize("template", ["chatml", "llama2", "{{ messages[0].content }}", lambda messages: []])
-@pytest.mark.parametrize("key", ["tools", "functions", "documents", "system"])
+@pytest.mark.parametrize("key", ["tools", "functions", "documents", "system", "system_prompt", "image"])
 def test_what_stands_beside_the_messages_and_has_no_place_is_an_error(template: Any, key: str) -> None:
     train_on = "all" if isinstance(template, str) else "assistant"
     with pytest.raises(RecordError, match=f"beside the messages there is '{key}', which the chat template .*no place"):
         chat_of(template, train_on=train_on)(talk(("u", "q")), {key: "be kind" if key == "system" else [TOOL]})
+
+
+@pytest.mark.parametrize("template", ["chatml", JINJA])
+@pytest.mark.parametrize("beside", [{"weight": 0}, {"weights": [0, 1]}, {"loss_mask": [0]}, {"train": False}])
+def test_weights_beside_the_messages_are_an_error(template: str, beside: dict[str, Any]) -> None:
+    with pytest.raises(RecordError, match="beside the messages there is '.*', which is not read there: weight, 0 or 1"):
+        chat_of(template)(talk(("u", "q"), ("a", "A")), beside)
+    plain = chat_of(template)(talk(("u", "q"), ("a", "A")))
+    assert chat_of(template)(talk(("u", "q"), ("a", "A")), {"weight": 1})[1].tolist() == plain[1].tolist()
 
 
 def test_tools_as_a_text_are_an_error() -> None:
@@ -189,6 +205,25 @@ def test_tools_beside_messages_are_a_bad_record_where_they_have_no_place(tmp_pat
     [pack] = dataset_of(shards, chat=JINJA, seq_len=400)
     assert pack["segment_ids"].max() == 2
     assert "function" in spelled(pack["tokens"][pack["segment_ids"] == 2])
+
+
+def test_what_stands_beside_an_object_on_the_path_to_the_messages_counts_too(tmp_path: Path) -> None:
+    tools = json.dumps([TOOL]).encode()
+
+    def first_pack(record: bytes, chat: Any) -> Any:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        shards = write_shards(folder, [record], field="jsonl:data.messages")
+        [pack] = dataset_of(shards, field="jsonl:data.messages", chat=chat)
+        return spelled(pack["tokens"][pack["segment_ids"] == 1])
+
+    above = b'{"id": 1, "tools": ' + tools + b', "data": {' + MESSAGES + b"}}"
+    assert "function" in first_pack(above, JINJA)
+    with pytest.raises(RecordError, match="beside the messages there is 'tools'"):
+        first_pack(above, "chatml")
+    same = b'{"tools": ' + tools + b', "data": {"tools": ' + tools + b", " + MESSAGES + b"}}"
+    assert "function" in first_pack(same, JINJA)
+    with pytest.raises(RecordError, match="'tools' stands at two levels of the path to the messages, with two values"):
+        first_pack(b'{"tools": [{}], ' + same[1:].partition(b", ")[2], JINJA)
 
 
 def test_a_message_that_calls_a_tool_needs_no_content(tmp_path: Path) -> None:

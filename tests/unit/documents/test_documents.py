@@ -190,6 +190,43 @@ def test_a_json_array_in_the_place_of_lines_is_one_error(data: bytes) -> None:
     assert str(error) == f"{URL}, member 'dir/k7.jsonl': {said}"
 
 
+@pytest.mark.parametrize("last", [b'["footer"]', b"[]", b'{"text": "b"}'])
+def test_lines_that_are_arrays_cost_themselves_and_not_the_member(last: bytes) -> None:
+    items = read({"jsonl": b'["header", NaN]\n' + as_lines("a", "b") + last + b"\n"}, "jsonl:text")
+    assert texts(items)[:3] == [None, "a", "b"]
+    assert len(items) == 4
+    one_line = b'[{"text": "a"}, {"text": "b"}]\n \n'
+    assert "one JSON array" in str(the_error(read({"jsonl": one_line}, "jsonl:text"), record=-1))
+
+
+@pytest.mark.parametrize(
+    ("data", "advice"),
+    [
+        (b'{"text": "a"},\n{"text": "b"},\n', "there is a comma after the record: lines of JSON have none"),
+        (b'{"text": "a"} {"text": "b"}\n', "there are two records in one line: each must have a line of its own"),
+        (b'{"text": "a"}\r{"text": "b"}\r', "its lines end with CR alone: end them with LF"),
+    ],
+)
+def test_lines_that_are_not_one_record_each_are_explained(data: bytes, advice: str) -> None:
+    first = read({"jsonl": data}, "jsonl:text")[0]
+    assert isinstance(first, BadRecord)
+    assert advice in str(first.error)
+
+
+@pytest.mark.parametrize(
+    ("extension", "field"),
+    [("txt", "txt"), ("jsonl", "jsonl:text"), ("jsonl.gz", "jsonl:text"), ("json", "json:text"), ("npy", "npy")],
+)
+def test_a_git_lfs_pointer_is_named(extension: str, field: str) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123456\n"
+    error = the_error(read({extension: pointer}, field), record=-1 if field.startswith("jsonl") else 0)
+    assert f"member 'dir/k7.{extension}': a Git LFS pointer, not the file it stands for: fetch that" in str(error)
+
+
+def test_a_mark_on_a_line_of_its_own_is_no_record() -> None:
+    assert texts(read({"jsonl": b"\xef\xbb\xbf\n" + as_lines("a")}, "jsonl:text")) == ["a"]
+
+
 def test_lines_that_begin_with_a_mark_or_hold_numbers_that_are_none_are_read() -> None:
     bom = b"\xef\xbb\xbf"
     data = bom + as_lines("a", "b") + bom + as_lines("c") + b'{"x": NaN, "text": "d"}\n'  # as cat joins files
@@ -197,6 +234,9 @@ def test_lines_that_begin_with_a_mark_or_hold_numbers_that_are_none_are_read() -
     assert "UTF-16, by its byte order mark ff fe" in str(
         the_error(read({"jsonl": '{"text": "a"}\n'.encode("utf-16")}, "jsonl:text"), record=-1)
     )
+    for encoding, mark in (("utf-32-le", b"\xff\xfe\0\0"), ("utf-32-be", b"\0\0\xfe\xff")):
+        members = {"txt": mark + "text".encode(encoding)}
+        assert f"not UTF-8 but UTF-32, by its byte order mark {mark.hex(' ')}" in str(the_error(read(members, "txt")))
     assert "not UTF-8 but UTF-16, by its byte order mark ff fe" in str(
         the_error(read({"txt": "text".encode("utf-16")}, "txt"))
     )
