@@ -112,19 +112,24 @@ def check_sources(wanted: Mapping[str, Source], before: Collection[str]) -> None
 
 
 def _path(folder: str | None) -> list[str]:
-    """`sys.path` with whole paths: relative ones begin at the folder of streampack's import, then at the one of now."""
+    """`sys.path` with whole paths: relative ones begin at the folder of streampack's import.
+
+    What they stand for after `os.chdir` comes last, where it hides no module of Python or of a package.
+    """
     begin = vars(sys.modules["streampack"])["_folder"]  # not imported, as no module inside may import the public names
-    found = []
+    found, last = [], []
     for each in sys.path:
         if not isinstance(each, str):
             continue
         if Path(each).is_absolute():
             found.append(each)
             continue
-        whole = dict.fromkeys(Path(base, each) for base in (begin, folder) if base)
+        whole = [Path(base, each) for base in dict.fromkeys((begin, folder)) if base]
+        existing = [str(other) for other in whole if other.exists()]
         # one that is in neither may be a name for one of `sys.path_hooks`
-        found += [str(other) for other in whole if other.exists()] or [each] * bool(each)
-    return found
+        found += existing[:1] or [each] * bool(each)
+        last += existing[1:]
+    return found + last
 
 
 def _is_installed(file: str) -> bool:

@@ -27,7 +27,7 @@ from support.processes import needs_proc
 from support.workers import alive, server_pid, worker_pids
 
 import streampack
-from streampack.errors import ConfigError
+from streampack.errors import ConfigError, LoaderError
 
 pytestmark = needs_proc
 
@@ -53,7 +53,14 @@ def take(loader: streampack.PackedDataLoader, batches: int) -> list[Any]:
 
 SCRIPT = """
 import json, os, signal, sys, threading
+with open("runs", "a") as file:
+    file.write("x")
 import streampack
+sys.path.insert(0, "")
+import helper
+shards, result = (os.path.abspath(each) for each in sys.argv[1:3])
+os.chdir("other")  # another helper, and a json that raises
+sys.setrecursionlimit(5000)
 from streampack.records import Document
 
 class Tokenizer:
@@ -67,29 +74,30 @@ class Broken(Exception):
     "Of a script as well."
 
 LENGTH = 7  # a global variable
-shout = lambda document, rng: Document(text=document.text.upper()[:LENGTH])
+shout = lambda document, rng: Document(text=helper.change(document.text)[:LENGTH])
 
 def telling(document, rng):
     threads = len(os.listdir("/proc/self/task"))
     raise Broken(json.dumps({
         "torch": "torch" in sys.modules, "main": getattr(sys.modules["__main__"], "__file__", None), "threads": threads,
-        "s3fs": "s3fs" in sys.modules, "parents": os.environ["STREAMPACK_MARK"],
+        "s3fs": "s3fs" in sys.modules, "mark": os.environ["STREAMPACK_MARK"],
+        "argv": sys.argv, "recursion": sys.getrecursionlimit(), "folder": os.getcwd(),
     }))
 
 busy = [threading.Thread(target=threading.Event().wait, daemon=True) for _ in range(4)]
 for each in busy:
     each.start()
-found = {"runs": os.environ.pop("STREAMPACK_RUNS", "") + "x"}
-data = streampack.PackedDataset(sys.argv[1], Tokenizer(), 16, transform=shout, transform_version="1", num_lanes=2)
+found = {}
+data = streampack.PackedDataset(shards, Tokenizer(), 16, transform=shout, transform_version="1", num_lanes=2)
 with streampack.PackedDataLoader(data, num_workers=2) as loader:
     found["tokens"] = next(iter(loader))["tokens"].tolist()
-data = streampack.PackedDataset(sys.argv[1], Tokenizer(), 16, transform=telling, transform_version="1", num_lanes=2)
+data = streampack.PackedDataset(shards, Tokenizer(), 16, transform=telling, transform_version="1", num_lanes=2)
 try:
     next(iter(streampack.PackedDataLoader(data)))
 except Broken as error:
     found["told"] = json.loads(str(error))
     found["same class"] = type(error) is Broken
-with open(sys.argv[2], "w") as file:
+with open(result, "w") as file:
     json.dump(found, file)
 loader = streampack.PackedDataLoader(data)
 iterator = iter(loader)
@@ -102,12 +110,18 @@ def told(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     """What a script without `if __name__ == "__main__"`, without standard input and output, finds."""
     folder = tmp_path_factory.mktemp("script")
     (folder / "script.py").write_text(SCRIPT)
+    (folder / "helper.py").write_text("def change(text): return text.upper()")
+    (folder / "other").mkdir()
+    (folder / "other" / "helper.py").write_text("def change(text): return 'the wrong module'")
+    (folder / "other" / "json.py").write_text("raise RuntimeError('of the working directory')")
     mark = uuid.uuid4().hex
     command = f'exec "{sys.executable}" script.py "{Path(corpus.shards[0])}" found.json <&- >&- 2>errors'
     environment = {**os.environ, "STREAMPACK_MARK": mark}
     ended = subprocess.run(["sh", "-c", command], cwd=folder, env=environment, check=False, timeout=100)
     assert ended.returncode == -signal.SIGKILL, (folder / "errors").read_text()
     found: dict[str, Any] = json.loads((folder / "found.json").read_text())
+    found["runs"] = (folder / "runs").read_text()
+    found["other folder"] = str(folder / "other")
     found["left over"] = until_gone(f"STREAMPACK_MARK={mark}".encode(), seconds=20)
     return found
 
@@ -140,6 +154,12 @@ def test_a_worker_imports_neither_torch_nor_the_script_nor_a_storage_that_is_not
         "s3fs": False,
         "threads": 2,
     }
+
+
+def test_a_worker_has_the_trainers_arguments_folder_and_limits(told: dict[str, Any], corpus: Corpus) -> None:
+    has = told["told"]
+    assert has["argv"] == ["script.py", str(corpus.shards[0]), "found.json"]
+    assert (has["recursion"], has["folder"]) == (5000, told["other folder"])
 
 
 def test_an_exception_of_a_script_is_raised_as_the_class_that_it_is(told: dict[str, Any]) -> None:
@@ -175,6 +195,44 @@ def test_workers_are_not_forked_from_a_process_with_threads(corpus: Corpus, capf
     assert_equal(dict(enumerate(packs)), wanted)
     assert alive(pids) == []
     assert "has started threads (of-the-transform) when it was loaded" in capfd.readouterr().err
+
+
+def test_threads_of_every_python_here_are_not_taken_for_the_transforms(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    starts = "import threading; threading.Thread(target=threading.Event().wait, daemon=True, name='tracer').start()"
+    (tmp_path / "sitecustomize.py").write_text(starts)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    with loader_of(corpus, num_workers=1) as loader:
+        take(loader, 1)
+    assert "has threads here before it loads anything (tracer; see sitecustomize)" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("when_loaded", "kind", "text"),
+    [
+        (False, LoaderError, r"has raised SystemExit\(no model\), as sys.exit\(\) does at lane \d, .*tar, sample \d"),
+        (True, ConfigError, r"cannot load .*SystemExit: no model"),
+    ],
+)
+def test_what_would_end_a_worker_is_an_error_of_the_transform_and_no_restart(
+    corpus: Corpus, when_loaded: bool, kind: type[Exception], text: str
+) -> None:
+    class Exits:
+        def __getstate__(self) -> str:
+            return "something"
+
+        def __setstate__(self, state: Any) -> None:
+            if when_loaded:
+                sys.exit("no model")
+
+        def __call__(self, document: Any, rng: Any) -> Any:
+            sys.exit("no model")
+
+    with loader_of(corpus, num_workers=1, transform=Exits()) as loader:
+        with pytest.raises(kind, match=text):
+            next(iter(loader))
+        assert loader.stats()["worker_restarts"] == 0
 
 
 def test_what_cannot_be_sent_is_an_error_of_the_first_batch_that_names_it(corpus: Corpus) -> None:
@@ -266,7 +324,99 @@ def test_what_a_transform_draws_depends_on_the_document_alone(corpus: Corpus) ->
     assert digests[0] == digests[1]
 
 
+# --- after a restart
+
+
+def test_a_new_server_has_what_the_first_one_had(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same copy of the transform, folder, environment and order of sets, though the trainer's are others by now."""
+
+    class Marking:
+        mark = "a"
+
+        def __call__(self, document: Any, rng: Any) -> Any:
+            words = {f"{document.text[:5]} {number}" for number in range(5)}
+            return dataclasses.replace(document, text=f"{words} {self.mark} {Path.cwd()} {os.environ['MARK']}")
+
+    digests = []
+    for kills in (False, True):
+        transform = Marking()
+        with monkeypatch.context() as patch, loader_of(corpus, transform=transform) as loader:
+            patch.setenv("MARK", "a")
+            take(loader, 1)
+            server = server_pid(loader) or 0
+            open_files = [str(each.readlink()) for each in Path(f"/proc/{server}/fd").iterdir()]
+            assert not any("memfd" in each for each in open_files), "the recipe is not kept in memory twice"
+            transform.mark = "b"
+            patch.setenv("MARK", "b")
+            patch.chdir(tmp_path)
+            if kills:
+                os.kill(server, signal.SIGKILL)
+            take(loader, 12)
+            assert (server_pid(loader) != server) == kills
+            digests.append(loader.digest())
+    assert digests[0] == digests[1]
+
+
 # --- how they end
+
+
+def test_closing_takes_no_time_while_the_server_loads(corpus: Corpus) -> None:
+    class Slow:
+        def __getstate__(self) -> str:
+            return "something"
+
+        def __setstate__(self, state: Any) -> None:
+            time.sleep(100)
+
+        def __call__(self, document: Any, rng: Any) -> Any:
+            return document
+
+    with loader_of(corpus, transform=Slow()) as loader:
+        iter(loader)
+        server = server_pid(loader) or 0
+        begin = time.monotonic()
+        loader.close()
+        assert time.monotonic() - begin < 1.0
+        assert alive([server]) == []
+
+
+def test_what_a_worker_has_started_ends_with_it(corpus: Corpus, tmp_path: Path) -> None:
+    def starting(document: Any, rng: Any) -> Any:
+        if not (tmp_path / str(os.getpid())).exists():
+            child = subprocess.Popen(["sleep", "100"])
+            (tmp_path / "new").write_text(str(child.pid))
+            (tmp_path / "new").rename(tmp_path / str(os.getpid()))
+        return document
+
+    def started() -> list[int]:
+        return [int(each.read_text()) for each in tmp_path.glob("[0-9]*")]
+
+    def until_ended(pids: list[int]) -> None:
+        give_up = time.monotonic() + 20
+        while any(runs(pid) for pid in pids):
+            assert time.monotonic() < give_up, pids
+            time.sleep(0.01)
+
+    with loader_of(corpus, num_workers=1, transform=starting) as loader:
+        for kill in (worker_pids, lambda _: [server_pid(loader) or 0]):
+            take(loader, 1)
+            before = started()
+            assert any(map(runs, before))
+            os.kill(kill(loader)[0], signal.SIGKILL)
+            take(loader, 8)
+            until_ended(before)
+        assert any(map(runs, started()))
+    until_ended(started())
+
+
+def runs(pid: int) -> bool:
+    """Whether there is such a process that has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def test_closing_takes_no_time_while_the_workers_are_busy(corpus: Corpus) -> None:
