@@ -223,7 +223,7 @@ def test_what_stands_beside_an_object_on_the_path_to_the_messages_counts_too(tmp
     same = b'{"tools": ' + tools + b', "data": {"tools": ' + tools + b", " + MESSAGES + b"}}"
     assert "function" in first_pack(same, JINJA)
     with pytest.raises(RecordError, match="'tools' stands at two levels of the path to the messages, with two values"):
-        first_pack(b'{"tools": [{}], ' + same[1:].partition(b", ")[2], JINJA)
+        first_pack(b'{"tools": [{}]' + same[len(b'{"tools": ' + tools) :], JINJA)
 
 
 def test_a_message_that_calls_a_tool_needs_no_content(tmp_path: Path) -> None:
