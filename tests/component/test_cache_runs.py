@@ -1,5 +1,6 @@
 """Whole runs over the cache: the same bits on any workers, and no request for what is there."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ import pytest
 from support.arguments import packed_dataset
 from support.caches import MIB, RETRY, held, num_bytes, storage
 from support.proxy import Fault, Proxy, _Handler
+from support.thorough import some
 from support.workers import worker_pids
 
 import streampack
@@ -56,7 +58,9 @@ def digest_of(loader: streampack.PackedDataLoader) -> int:
 class TestRuns:
     """Whole runs: the same bits, fewer requests."""
 
-    @pytest.mark.parametrize(("num_workers", "context"), [(0, None), (2, "fork"), (3, None), (1, None)], ids=str)
+    @pytest.mark.parametrize(
+        ("num_workers", "context"), [(0, None), (3, None), *some([(2, "fork"), (1, None)], 2)], ids=str
+    )
     def test_the_digest_is_the_same_and_each_byte_comes_once_in_all_epochs(
         self, server: Proxy, cache_dir: Path, num_workers: int, context: str | None
     ) -> None:
@@ -135,7 +139,8 @@ class TestRuns:
             iterator = iter(loader)
             for _ in range(2):
                 next(iterator)
-                os.kill(worker_pids(loader)[0], signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # dead since the last kill, and not missed yet
+                    os.kill(worker_pids(loader)[0], signal.SIGKILL)
             server.always = None
             for _ in iterator:
                 pass

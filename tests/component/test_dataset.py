@@ -520,7 +520,7 @@ def test_bad_data_raise_the_same_error_here_and_out_of_a_worker(tmp_path: Path, 
     data = dataset([str(path)], **{"num_lanes": 1, "epochs": 1, **changes})
     loaders = {
         "here": streampack.PackedDataLoader(data, 2, num_workers=0),
-        "worker": streampack.PackedDataLoader(data, 2, num_workers=1),
+        "worker": streampack.PackedDataLoader(data, 2, num_workers=1, multiprocessing_context="fork"),
         "torch's worker": DataLoader(data, batch_size=2, num_workers=1),
     }
     for where, loader in loaders.items():

@@ -12,6 +12,7 @@ import pytest
 import torch
 from support.examples import CHECKPOINT_EVERY, COUNTS, STEPS, Runs, assert_goes_on_exactly
 from support.processes import needs_proc
+from support.thorough import long
 from torch.nn.functional import one_hot
 
 pytestmark = needs_proc
@@ -22,6 +23,7 @@ def run(tmp_path: Path) -> Runs:
     return Runs(tmp_path)
 
 
+@long
 def test_pytorch_with_fsdp2_goes_on_exactly_after_a_kill(run: Runs, tmp_path: Path) -> None:
     assert_goes_on_exactly(run, "pytorch_fsdp2", tmp_path / "whole", tmp_path / "killed", *COUNTS, ranks=2)
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from support.thorough import long
 from typer.testing import CliRunner
 
 from streampack.cli import app
@@ -189,6 +190,7 @@ def test_a_training_that_fails_says_why(tmp_path: Path) -> None:
         list(training.steps())
 
 
+@long
 @needs_proc
 def test_a_demo_that_is_told_to_end_leaves_nothing(tmp_path: Path) -> None:
     mark = uuid.uuid4().hex

@@ -20,6 +20,7 @@ from support.jobs import Corpus, assert_equal, dataset, expected, rows, uneven, 
 from support.jobs import texts as make_texts
 from support.ranks import Finite, References, run_job
 from support.reference import assert_batches
+from support.thorough import some
 from support.workers import children, server_pid, worker_pids
 from torch.utils.data import DataLoader
 
@@ -77,7 +78,7 @@ def take(iterator: Iterator[dict[str, Any]], batches: int) -> list[Any]:
 
 
 @pytest.mark.parametrize("after", [0, 1, 6], ids=["before the first batch", "after it", "later"])
-@pytest.mark.parametrize("num_workers", [1, 2, 3])
+@pytest.mark.parametrize("num_workers", some([2, 1, 3], 3))
 def test_a_worker_that_is_killed_costs_nothing_but_time(
     corpus: Corpus, wanted: list[Any], num_workers: int, after: int
 ) -> None:

@@ -325,7 +325,7 @@ def test_a_huge_document_is_not_copied_per_pack_and_is_let_go_after_its_last_row
     tracemalloc.stop()
     assert num_packs == size // seq_len
     assert peak < document.nbytes / 8
-    assert seconds < 5  # quadratic work would be 4,000 times the document: minutes
+    assert seconds < 60  # quadratic work would be 4,000 times the document: minutes
     assert got.buffered_bytes == document.nbytes  # the last 256 rows still keep it
     got.finish()
     assert len(list(iter(got.pop, None))) == 1

@@ -175,8 +175,8 @@ class TestNoneLeft:
             with pytest.raises(StorageError) as raised:
                 list(storage.chunks(url, size=len(DATA)))
             seconds = time.monotonic() - began
-        assert seconds < 3
-        assert "file descriptors that `ulimit -n` allows this process are open; not a byte in 0 s" in str(raised.value)
+        assert seconds < 60, "not the network's budget of tries"
+        assert "file descriptors that `ulimit -n` allows this process are open; not a byte in" in str(raised.value)
         assert "raise the limit (`ulimit -n 65536`" in str(raised.value)
         assert "check the network" not in str(raised.value)
         proxy.close()
