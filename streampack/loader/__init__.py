@@ -7,6 +7,7 @@ in their server  server     the process that workers are forked from
 between both     channels   sockets with descriptors
                  parcels    a value as shared memory
                  recipes    what a server and its workers are given
+                 surroundings    the settings of the process that they are given
                  pickling   the trainer's objects as bytes; unpicklable says which one cannot be
                  shortage   of descriptors, memory, processes: waited for, or named
 in the trainer   serving    starts a server, and workers through it
