@@ -54,6 +54,11 @@ class ChatEncoder:
         ids = ", ".join(f"{name}={token.id}" for name, token in sorted(self.tokens.items()))
         return f"{self.template.digest} with {ids or 'no control tokens'}"
 
+    @property
+    def may_draw(self) -> bool:
+        """Whether the template may draw random numbers from the global generators."""
+        return self.template.may_draw
+
     def __call__(
         self, messages: Sequence[Message], context: Mapping[str, Any] | None = None
     ) -> tuple[Tokens, Mask]:

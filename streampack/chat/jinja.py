@@ -105,6 +105,10 @@ class JinjaTemplate:
         told = json.dumps([self.source, dict(self.specials)], sort_keys=True)
         return f"jinja {hashlib.sha256(told.encode()).hexdigest()[:16]}"
 
+    @property
+    def may_draw(self) -> bool:
+        return "random" in self.source  # the filter of this name
+
     def control_tokens(self, tokenizer: Tokenizer) -> Mapping[str, ControlToken]:
         return self.tokens
 

@@ -79,6 +79,11 @@ class Template(Protocol):
         """A text that is another one for another template; part of the fingerprint."""
         ...
 
+    @property
+    def may_draw(self) -> bool:
+        """Whether it may draw random numbers from the global generators."""
+        ...
+
     def control_tokens(self, tokenizer: Tokenizer) -> Mapping[str, ControlToken]:
         """The control tokens that parts name; a TokenizerError says which ones the tokenizer lacks."""
         ...
@@ -116,6 +121,10 @@ class FunctionTemplate:
         name = getattr(self.function, "__qualname__", type(self.function).__qualname__)
         return f"function {getattr(self.function, '__module__', '')}.{name}"
 
+    @property
+    def may_draw(self) -> bool:
+        return True
+
     def control_tokens(self, tokenizer: Tokenizer) -> Mapping[str, ControlToken]:
         return {}
 
@@ -126,7 +135,8 @@ class FunctionTemplate:
         try:
             result = [tuple(part) for part in self.function([dict(message) for message in messages], **taken)]
         except Exception as error:
-            error.add_note(f"raised by the chat template ({self.digest})")
+            with contextlib.suppress(Exception):  # an exception that refuses it is raised as it is
+                error.add_note(f"raised by the chat template ({self.digest})")
             raise
         for number, part in enumerate(result):
             what = part[0] if len(part) == 2 else None
@@ -271,6 +281,10 @@ class BuiltInTemplate:
     @property
     def digest(self) -> str:
         return f"built-in {self.name}"
+
+    @property
+    def may_draw(self) -> bool:
+        return False
 
     def control_tokens(self, tokenizer: Tokenizer) -> Mapping[str, ControlToken]:
         kind, own = _BUILT_IN[self.name], control_tokens_of(tokenizer)

@@ -65,6 +65,7 @@ def make_pipeline(arguments: DatasetArguments, storage: StorageReader) -> Pipeli
             seed=arguments.seed,
             max_document_bytes=arguments.limits.document_bytes,
             chat=chat,
+            chat_may_draw=chat is not None and chat.may_draw,
             vocab_size=None if tokenizer is None else vocab_size,
         ),
         tokenizer=tokenizer,

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from streampack.corpus.epochs import Corpus
-from streampack.documents.transform import own_draws
+from streampack.documents.draws import own_draws
 from streampack.errors import StateError
 from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.pool import LanePool
@@ -138,7 +138,7 @@ class PackIterator(Iterator[Item]):
                 end_epoch=None if reading.epochs is None else self._epoch + reading.epochs,
             )
         # The trainer may be in this process.
-        with nullcontext() if reading.pipeline.documents.transform is None else own_draws():
+        with own_draws() if reading.pipeline.documents.may_draw else nullcontext():
             return self._pool.take(lane)
 
     def state_dict(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ __all__ = [
     "compression",
     "contents",
     "conversations",
+    "draws",
     "fields",
     "jsonrecords",
     "members",

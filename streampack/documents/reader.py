@@ -18,6 +18,7 @@ from streampack import heartbeat
 from streampack.documents.compression import decompressed
 from streampack.documents.contents import BadContentError, check_pointer, utf8_text
 from streampack.documents.conversations import json_conversation
+from streampack.documents.draws import seed_generators
 from streampack.documents.fields import Field
 from streampack.documents.jsonrecords import BOM, check_lines, json_text
 from streampack.documents.members import find_member
@@ -46,8 +47,15 @@ class DocumentReader:
     """What a compressed member may decompress to."""
     chat: ChatTemplate | None = None
     """Makes ids and a loss mask of a conversation and its context; its RecordError is a bad record."""
+    chat_may_draw: bool = False
+    """Whether the chat template may draw from the global random generators."""
     vocab_size: int | None = None
     """Token ids must be below it; None: there is no tokenizer that would tell."""
+
+    @property
+    def may_draw(self) -> bool:
+        """Whether something here may draw from the global random generators, which are then seeded for it."""
+        return self.transform is not None or self.chat_may_draw
 
     @property
     def member_bytes(self) -> int:
@@ -131,20 +139,22 @@ class DocumentReader:
                     yield item
                 continue
             parts = [item]
+            place = self.seed, epoch, shard_index, item.sample, item.record
             if self.transform is not None:
-                place = self.seed, epoch, shard_index, item.sample, item.record
                 try:
                     parts = transformed(item, self.transform, place, self.max_document_bytes, self.vocab_size)
                 except BadContentError as bad:
                     yield bad.located(item.record, url, item.key)
                     continue
             for part in parts[first:]:
-                yield part if part.messages is None else self._templated(part)
+                yield part if part.messages is None else self._templated(part, place)
 
-    def _templated(self, conversation: Document) -> Document | BadRecord:
+    def _templated(self, conversation: Document, place: tuple[int, ...]) -> Document | BadRecord:
         """The tokens and the loss mask that the chat template makes of a conversation."""
         assert conversation.messages is not None
         assert self.chat is not None, "the dataset demands a chat template for messages"
+        if self.chat_may_draw:
+            seed_generators((*place, conversation.part))
         try:
             tokens, mask = self.chat(conversation.messages, conversation.context)
         except RecordError as error:

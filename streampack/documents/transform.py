@@ -1,27 +1,23 @@
 """A document in, the documents that a user's transform makes of it out.
 
 Never: a part of what the transform returned, if another part is not a document or is too long; a draw that depends on
-       more than the document's place, also from the global generators of `random`, numpy and torch, as libraries draw
-       from them without asking. A process that is the trainer's, too, puts `own_draws` around what calls this.
+       more than the document's place, from `rng` or from the global generators.
 """
 
 import dataclasses
-import random
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 
 from streampack import hashing
 from streampack.documents.contents import BadContentError, check_size, check_text_size
 from streampack.documents.conversations import check_messages
+from streampack.documents.draws import seed_generators
 from streampack.documents.npy import array_kind, int32_tokens
 from streampack.errors import ConfigError
 from streampack.records import Document
 
-_Item = TypeVar("_Item")
 Transform = Callable[[Document, np.random.Generator], Document | list[Document] | None]
 
 
@@ -36,7 +32,7 @@ def transformed(
     name = getattr(transform, "__qualname__", type(transform).__qualname__)
     where = f"transform {name}, called with {document.url}, key {document.key!r}, record {document.record}"
     rng = hashing.generator(*place)
-    _seed(hashing.hash_words(hashing.Purpose.GLOBAL_GENERATORS, *place))
+    seed_generators(place)
     try:
         result = transform(document, rng)
     except Exception as error:
@@ -84,42 +80,3 @@ def _checked_part(
     return dataclasses.replace(
         document, text=text, tokens=tokens, messages=part.messages, context=part.context, loss_mask=mask, part=index
     )
-
-
-@contextmanager
-def own_draws() -> Iterator[None]:
-    """Leave the global generators as they were, for a trainer that draws from them in the process of a transform."""
-    torch = _torch_generator()
-    ours, torchs = random.getstate(), None if torch is None else torch.get_state()
-    numpys = np.random.get_state(legacy=False)  # noqa: NPY002 (the global one is what is meant)
-    try:
-        yield
-    finally:
-        random.setstate(ours)
-        np.random.set_state(numpys)  # noqa: NPY002 (the global one is what is meant)
-        if torch is not None:
-            torch.set_state(torchs)
-
-
-def undisturbed(items: Iterator[_Item]) -> Iterator[_Item]:
-    """The same items, whose making leaves the global generators as they were."""
-    while True:
-        with own_draws():
-            try:
-                item = next(items)
-            except StopIteration:
-                return
-        yield item
-
-
-def _torch_generator() -> Any:
-    """Torch's generator for the CPU, or None where nothing has imported torch."""
-    return getattr(sys.modules.get("torch"), "default_generator", None)
-
-
-def _seed(seed: int) -> None:
-    random.seed(seed)
-    with suppress(TypeError):  # the user has put another bit generator there, which numpy cannot seed
-        np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002 (the global one is what is meant)
-    if (torch := _torch_generator()) is not None:
-        torch.manual_seed(seed)

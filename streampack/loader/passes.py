@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from streampack.dataset.dataset import PackedDataset
-from streampack.documents.transform import undisturbed
+from streampack.documents.draws import undisturbed
 from streampack.errors import ConfigError, as_bool, as_number
 from streampack.lanes.pool import check_budget
 from streampack.loader.dealing import Item, deal
@@ -177,7 +177,7 @@ class Pass:
 
 def _in_this_process(assignment: Assignment) -> Iterator[Message]:
     messages = iter(WorkerStream(assignment))
-    return messages if assignment.pipeline.documents.transform is None else undisturbed(messages)
+    return undisturbed(messages) if assignment.pipeline.documents.may_draw else messages
 
 
 def _refuse_empty_lanes(items: Iterator[Item], committed: Committed) -> Iterator[Item]:
