@@ -276,8 +276,9 @@ def _report(verdicts: list[Verdict], *, num_read: int, as_json: bool) -> None:
     if (number := totals["num_passed_over"]) > 0:
         first = next(verdict for verdict in verdicts if verdict.num_passed_over)
         console.print(
-            f"{plural(number, 'file')} with a name that belongs to no sample (without a dot, or one that begins with a "
-            f"dot), and so in no run; the first one is {first.passed_over!r} in {printable(first.name)}"
+            f"{plural(number, 'file')} with a name that belongs to no sample (without a dot, one that begins with a "
+            "dot, or in a folder like __this__), and so in no run; the first one is "
+            f"{first.passed_over!r} in {printable(first.name)}"
         )
 
 

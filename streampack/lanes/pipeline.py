@@ -5,6 +5,7 @@ Out:   a function for each stage.
 Never: knowledge of lanes, ranks, workers or batches; an open file or connection: it can be pickled and forked.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +28,7 @@ from streampack.tar.cuts import LOOK_BYTES, find_sample, first_boundary
 from streampack.tar.grouping import PassOver, pass_over_silently
 from streampack.tar.reader import read_range, read_samples, read_shard
 
+_log = logging.getLogger(__name__)
 _NO_ORDINAL = 2**62  # no shard has so many samples
 _LOOK_BYTES = 128 * 2**10  # a search for a sample reads little more than the headers around a cut
 
@@ -60,11 +62,29 @@ class Pipeline:
     ) -> Iterator[Sample]:
         """The samples of a piece of the shard, from the position `resume` on (-1: from the piece's start).
 
-        `pass_over` is told the names of files that belong to no sample, where the piece is a whole shard.
+        `pass_over` is told the names of files that belong to no sample. Where a piece that begins with its shard has
+        such files only, the log says so.
         """
         read = self._reading(shard, max_range_bytes)
+        num_passed, first_passed = 0, ""
+
+        def note(name: str) -> None:
+            nonlocal num_passed, first_passed
+            num_passed, first_passed = num_passed + 1, first_passed or name
+            pass_over(name)
+
         try:
-            yield from self._samples(shard, piece, read, resume=resume, pass_over=pass_over)
+            samples = self._samples(shard, piece, read, resume=resume, pass_over=note)
+            first = next(samples, None)
+            if first is not None:
+                yield first
+                yield from samples
+            elif num_passed and resume < 0 and (piece.whole or piece.begin == 0):
+                _log.warning(
+                    "%s: no sample where this lane reads it, but %d files whose names belong to no sample (without a "
+                    "dot, one that begins with a dot, or in a folder like __this__); the first one is %r",
+                    shard.url, num_passed, first_passed,
+                )
         except (CorruptShardError, TruncatedShardError) as error:
             # Bytes that were altered on their way are requested again, not taken from the cache.
             begin, end = (0, shard.size) if piece.whole else (piece.begin, max(piece.end, (error.offset or 0) + 1))
@@ -138,6 +158,7 @@ class Pipeline:
                 max_member_bytes=limit,
                 resume=None if resume < 0 else resume,
                 open_begin=partial(read, first_bytes=_LOOK_BYTES + LOOK_BYTES),
+                pass_over=pass_over,
             )
 
     def next_range(self, shard: Shard, piece: Piece, *, damaged_at: int, max_range_bytes: int) -> int:

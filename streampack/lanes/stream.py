@@ -245,5 +245,6 @@ class LaneStream:
         if why is not None:
             raise ConfigError(
                 f"lane {self._lane} of {self._corpus.num_lanes} gives no pack ({why}), and an endless run would wait "
-                f"for it for ever. Use fewer lanes (num_lanes), more or larger shards, or a finite run (epochs=1)."
+                f"for it for ever. Use fewer lanes (num_lanes), more or larger shards, or a finite run (epochs=1). The "
+                f"log names shards that hold no sample."
             )

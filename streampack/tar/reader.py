@@ -111,6 +111,7 @@ def read_range(
     max_member_bytes: int,
     resume: int | None = None,
     open_begin: Callable[[int], Iterator[bytes]] | None = None,
+    pass_over: PassOver = pass_over_silently,
 ) -> Iterator[Sample]:
     """The samples of the range [begin, end) of a plain tar of `size` bytes; `read_samples` has the other arguments.
 
@@ -179,4 +180,5 @@ def read_range(
         is_cut=is_cut,
         prove=prove,
         links=HardLinks(open_range),
+        pass_over=pass_over,
     )

@@ -70,6 +70,8 @@ class HuggingFaceTokenizer:
 
         try:
             ids = _vocabulary(config)
+            if not ids:
+                raise TokenizerError("a tokenizer.json with an empty vocabulary", url=name)
             chosen = _special_tokens(config) | {key: token for key, token in names.items() if token is not None}
             for key, token in chosen.items():
                 if token not in ids:

@@ -42,6 +42,9 @@ def check_tokenizer(tokenizer: object) -> Tokenizer:
     Raises:
         TokenizerError: it does not; the message names every part that is missing or wrong.
     """
+    if isinstance(tokenizer, type):
+        name = tokenizer.__qualname__
+        raise TokenizerError(f"the class {name} is given as the tokenizer, and not one of its objects: write {name}()")
     wrong: list[str] = []
     size = getattr(tokenizer, "vocab_size", None)
     size = int(size) if isinstance(size, np.integer) else size

@@ -261,6 +261,18 @@ def test_one_member_that_cannot_be_read_costs_one_record_and_not_the_rest_of_its
             assert job.stats()["bad_records"] == len(bad)
 
 
+def test_a_shard_of_which_no_file_is_a_sample_is_named_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.tar").write_bytes(entry("README", b"x") + entry("part-0001", b"y") + END)
+    (tmp_path / "b.tar").write_bytes(entry("README", b"x") + entry("b.txt", b"y") + END)
+    with Job(dataset([f"{tmp_path}/a.tar", f"{tmp_path}/b.tar"], **arguments(epochs=1, num_lanes=1))) as job:
+        job.run_out()
+    [said] = [each for each in caplog.messages if "no sample" in each]
+    assert said.startswith(f"{tmp_path}/a.tar: no sample where this lane reads it, but 2 files whose names belong to")
+    assert said.endswith("the first one is 'README'")
+
+
 # --- what is never skipped
 
 

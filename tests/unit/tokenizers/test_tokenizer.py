@@ -498,5 +498,16 @@ def test_what_is_wrong_with_an_object_is_named(name: str, value: object, message
 def test_every_missing_part_is_named_at_once() -> None:
     with pytest.raises(TokenizerError, match="bos_id.*eos_id.*pad_id.*vocab_size.*digest.*encode.*missing.*wrap it"):
         check_tokenizer(object())
+
+
+def test_a_class_in_the_place_of_a_tokenizer_is_an_error() -> None:
+    with pytest.raises(TokenizerError, match=r"the class ByteTokenizer is given as the .* ByteTokenizer\(\)"):
+        check_tokenizer(ByteTokenizer)
+
+
+def test_a_tokenizer_json_without_a_vocabulary_is_an_error() -> None:
+    empty = b'{"model": {"type": "BPE", "vocab": {}, "merges": []}}'
+    with pytest.raises(TokenizerError, match="t.json: a tokenizer.json with an empty vocabulary"):
+        load_tokenizer(empty, name="t.json")
     with pytest.raises(TokenizerError, match=r"SentencePieceProcessor cannot .*bos_id .*digest .*it is missing"):
         check_tokenizer(sentencepiece.SentencePieceProcessor())
