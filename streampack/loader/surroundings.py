@@ -26,6 +26,9 @@ _ONE_THREAD = dict.fromkeys(
 )
 """A library that starts threads when it is imported could not be forked; and there is a worker for each core anyway."""
 
+_LIBRARY = str(Path(os.__file__).parent)
+"""Of Python itself."""
+
 
 class Surroundings(NamedTuple):
     """How a new interpreter is started."""
@@ -80,7 +83,7 @@ def sources() -> dict[str, Source]:
     """The files of this process's modules, by module; not those of Python and of installed packages."""
     found = {}
     for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
+        file = getattr(module, "__dict__", {}).get("__file__")  # nothing that a module makes when it is asked for it
         if isinstance(file, str) and name not in ("__main__", "__mp_main__") and not _is_installed(file):
             with suppress(OSError):  # within a zip file, or removed
                 found[name] = _source(file)
@@ -133,8 +136,7 @@ def _path(folder: str | None) -> list[str]:
 
 
 def _is_installed(file: str) -> bool:
-    parts = ("/site-packages/", "/dist-packages/")
-    return file.startswith(str(Path(os.__file__).parent)) or any(part in file for part in parts)
+    return file.startswith(_LIBRARY) or "/site-packages/" in file or "/dist-packages/" in file
 
 
 def _source(file: str) -> Source:
