@@ -20,6 +20,7 @@ in the trainer   serving    starts a server, and workers through it
                  commits    positions of lanes, moved on when a batch is handed out: the state
                  max_bad    how much the run may skip, asked before a batch is committed
                  delivery   passes, commits and formatting in step, whatever interrupts them
+                 calls      which of them are under way, and so what may be done now
                  formatting a batch as the trainer takes it
                  loader     PackedDataLoader
 between ranks    agreement  one listing of the shards, the same arguments, one state of all
@@ -28,6 +29,7 @@ between ranks    agreement  one listing of the shards, the same arguments, one s
 
 __all__ = [
     "agreement",
+    "calls",
     "channels",
     "claims",
     "commits",

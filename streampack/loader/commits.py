@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from streampack.errors import StateError
+from streampack.errors import LoaderError, StateError
 from streampack.lanes.position import NUM_CURSOR, SkippedRange
 from streampack.loader.messages import COLUMNS
 from streampack.loader.passes import LastWords
@@ -101,7 +101,7 @@ class Change(NamedTuple):
         committed.global_pack = self.global_pack
 
 
-class _Standing(NamedTuple):
+class Standing(NamedTuple):
     """All that is committed; neither it nor what it holds is ever altered."""
 
     base: Committed
@@ -112,15 +112,24 @@ class _Standing(NamedTuple):
     ahead: Sized = ()
     """What a trainer has taken and not used yet: so many of the last changes. The trainer's, who may alter it."""
 
+    @property
+    def global_pack(self) -> int:
+        return self.changes[-1].global_pack if self.changes else self.base.global_pack
+
 
 class Commits:
     """The committed rows of a rank's lanes; may be read from any thread, and changed by one at a time."""
 
     def __init__(self, committed: Committed) -> None:
         """`committed`: the rows to begin with; they belong to this object from now on."""
-        self._standing = _Standing(committed)
+        self._standing = Standing(committed)
 
     # -- reading: each reads the reference once ------------------------------------------------------------------------
+
+    @property
+    def standing(self) -> Standing:
+        """All that is committed, to compare with later."""
+        return self._standing
 
     @property
     def lanes(self) -> range:
@@ -140,7 +149,7 @@ class Commits:
     @property
     def global_pack(self) -> int:
         """All global packs below this one have been handed out, over all ranks."""
-        return _global_pack(self._standing)
+        return self._standing.global_pack
 
     @property
     def num_batches(self) -> int:
@@ -206,31 +215,51 @@ class Commits:
 
     # -- changing: each moves the reference once, as its last step -----------------------------------------------------
 
-    def commit(self, change: Change, *, skipped: bool = False) -> None:
-        """Commit a batch that is handed out, or `skipped`."""
-        standing = self._standing
+    def _move(self, before: Standing, after: Standing) -> None:
+        # A signal handler may have changed them since `before` was read. It runs after a call or a jump back, so none
+        # comes between this look and the move.
+        if self._standing is not before:
+            raise LoaderError(
+                "the state was changed by another call, as a signal handler may do, while a batch was made: the batch "
+                "is not handed out, and the state is good"
+            )
+        self._standing = after
+
+    def commit(self, change: Change, *, after: Standing, skipped: bool = False) -> None:
+        """Commit a batch that is handed out, or `skipped`.
+
+        `after`: what was committed when it was made; a `LoaderError` where anything has changed since.
+        """
+        standing = after
         base, changes = standing.base, (*standing.changes, change)
         if len(changes) > _MOST_KEPT:
             base, changes = _applied(base, changes[:-_KEPT]), changes[-_KEPT:]
         num_batches = standing.num_batches + (not skipped)
-        self._standing = standing._replace(base=base, changes=changes, num_batches=num_batches)
+        self._move(standing, standing._replace(base=base, changes=changes, num_batches=num_batches))
 
     def withdraw(self, change: Change) -> None:
         """Take the last batch back, if it is this one."""
         standing = self._standing
         if standing.changes and standing.changes[-1] is change:
-            self._standing = standing._replace(changes=standing.changes[:-1], num_batches=standing.num_batches - 1)
+            before = standing._replace(changes=standing.changes[:-1], num_batches=standing.num_batches - 1)
+            if self._standing is standing:  # else other rows were loaded
+                self._standing = before
 
-    def end_pass(self, last_words: Mapping[int, LastWords], *, epochs: int, left_out_packs: int) -> None:
-        """All ranks have ended the pass: count what came after the lanes' last packs, and begin the next epoch."""
-        standing = self._standing
+    def end_pass(
+        self, last_words: Mapping[int, LastWords], *, after: Standing, epochs: int, left_out_packs: int
+    ) -> None:
+        """All ranks have ended the pass: count what came after the lanes' last packs, and begin the next epoch.
+
+        `after`: as for `commit`.
+        """
+        standing = after
         committed = _applied(standing.base, standing.changes)
         for lane_index, (packs, counts) in last_words.items():
             if committed.packs(lane_index) >= packs:  # else the lane was cut before its last pack
                 committed.count(lane_index, counts)
         committed.end_pass(committed.first_epoch + epochs)
         left_out_packs += standing.left_out_packs
-        self._standing = standing._replace(base=committed, changes=(), left_out_packs=left_out_packs)
+        self._move(standing, standing._replace(base=committed, changes=(), left_out_packs=left_out_packs))
 
     def load(self, committed: Committed) -> None:
         """Go to other rows; what this object has counted since it was made stays."""
@@ -238,17 +267,14 @@ class Commits:
 
     def hold(self, ahead: Sized) -> None:
         """From now on the batches in `ahead` do not count as handed out."""
-        self._standing = self._standing._replace(ahead=ahead)
+        standing = self._standing
+        self._move(standing, standing._replace(ahead=ahead))
 
     def take_back(self) -> None:
         """Let the batches that a trainer holds unused come again."""
         standing = self._standing
         changes = standing.changes[: max(len(standing.changes) - len(standing.ahead), 0)]
-        self._standing = standing._replace(changes=changes, ahead=())
-
-
-def _global_pack(standing: _Standing) -> int:
-    return standing.changes[-1].global_pack if standing.changes else standing.base.global_pack
+        self._move(standing, standing._replace(changes=changes, ahead=()))
 
 
 def _applied(base: Committed, changes: Sequence[Change]) -> Committed:

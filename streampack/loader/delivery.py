@@ -2,12 +2,13 @@
 
 In:    committed rows, and the dataset, settings and stages that a pass from there on needs.
 Out:   batches, to one iterator and one thread at a time.
-Never: a batch that is lost or comes twice because a step was interrupted, by an exception of a signal handler or by
-       another thread. A pass goes on only where it stands at the global pack that is committed; otherwise another is
-       made from there.
+Never: a batch that is lost or comes twice because a step was interrupted, by a signal handler, its exception or another
+       thread. A pass goes on only where it stands at the global pack that is committed; otherwise another is made from
+       there.
 
-Threads: one takes batches (`next`, `skip`). Any other may retire the pass meanwhile, as `close`, `load_state_dict` and
-a new iterator do. It does not wait for the first one, which comes back with a `LoaderError` and ends the workers.
+Threads: one takes batches (`next`, `skip`), one call at a time. Any other, and a signal handler inside such a call, may
+retire the pass meanwhile, as `close`, `load_state_dict` and a new iterator do. That does not wait for the call, which
+comes back with a `LoaderError` and ends the workers.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sized
+from contextlib import suppress
 from time import perf_counter
 
 from streampack.dataset.dataset import PackedDataset
@@ -22,7 +24,8 @@ from streampack.errors import LoaderError
 from streampack.formats.consumers import Batch
 from streampack.lanes.arrival import check_arrival
 from streampack.loader.agreement import SharedRun
-from streampack.loader.commits import Change, Commits
+from streampack.loader.calls import Calls
+from streampack.loader.commits import Change, Commits, Standing
 from streampack.loader.consistency import Verifier
 from streampack.loader.formatting import BatchFormatter
 from streampack.loader.passes import Pass, PassSettings
@@ -33,8 +36,6 @@ from streampack.loader.stats import LoaderCounts, stats_of
 from streampack.state.checkpoint import Committed
 
 _log = logging.getLogger(__name__)
-
-_THREAD = "thread"
 
 
 @dataclasses.dataclass(slots=True)
@@ -69,6 +70,8 @@ class _Running:
     settings: PassSettings
     at: int | None
     """The global pack after the last batch that it gave; None while it makes one, and for ever if that fails."""
+    taken_from: Standing
+    """What was committed when its last batch was asked for."""
 
 
 class Delivery:
@@ -96,12 +99,12 @@ class Delivery:
         self._max_bad = run.bound_on_bad(committed)
         self._running: _Running | None = None
         self._retired: deque[Pass] = deque()
-        """Passes whose workers are to be ended as soon as no other thread is in one of them."""
+        """Passes whose workers are to be ended as soon as no other call is in one of them."""
         self._turn: object = None
-        self._handed_out: Change | None = None
-        """What the present call of `next` has committed."""
-        self._taking: dict[str, int] = {}
-        """The thread that is taking a batch. A dict, as its `setdefault` is one step for all threads."""
+        self._calls = Calls(
+            take=(Delivery.next, Delivery.skip),
+            use_workers=(Delivery._take, Delivery._make, Delivery._end_retired),
+        )
         self._lock = threading.RLock()
         """For changes of `_turn`, `_running` and the commits; never held while a batch is made."""
 
@@ -128,22 +131,23 @@ class Delivery:
 
     def next(self, turn: Turn) -> Batch:
         """The next batch for the iterator that has the turn; StopIteration where its pass has ended."""
-        self._enter()
-        self._handed_out = None
+        committed: list[Change] = []
+        self._calls.enter(self)
         try:
             try:
-                return self._next(turn)
+                return self._next(turn, committed)
             finally:
                 self._leave()
         except StopIteration:
             raise
         except BaseException:  # a signal handler's, maybe: the caller does not get the batch that was just committed
             with self._lock:
-                if self._handed_out is not None:
-                    self.commits.withdraw(self._handed_out)
+                for change in committed:
+                    self.commits.withdraw(change)
             raise
 
-    def _next(self, turn: Turn) -> Batch:
+    def _next(self, turn: Turn, committed: list[Change]) -> Batch:
+        """`committed`: told what is committed, right before it is."""
         commits = self.commits
         self._check(turn)
         if commits.first_epoch != turn.first_epoch:
@@ -154,7 +158,7 @@ class Delivery:
                 commits.hold(turn.taken_ahead())
                 turn.taken_ahead = None
         running = self._in_step(turn, turn.settings)
-        batch = self._take(running)
+        batch = self._take(turn, running)
         if batch is None:
             self._end_pass(turn, running)
             raise StopIteration
@@ -162,12 +166,14 @@ class Delivery:
         if self._verifier is not None and self._verifier.is_due(commits.num_batches):
             arguments = self._run.arguments(commits.num_lanes)
             self._verifier.check(batch, commits.latest(), commits.num_batches, arguments)
-        self._commit(turn, running, batch)
+        change = self._change(batch)
+        committed.append(change)
+        self._commit(turn, running, change)
         return handed_out
 
     def skip(self, num_batches: int, settings: PassSettings) -> int:
         """Commit up to so many batches without handing them out; returns how many there were in the pass."""
-        self._enter()
+        self._calls.enter(self)
         try:
             if self.commits.num_ahead:
                 raise LoaderError(
@@ -181,26 +187,30 @@ class Delivery:
                 settings = turn.settings
             for done in range(num_batches):
                 running = self._in_step(turn, settings)
-                batch = self._take(running)
+                batch = self._take(turn, running)
                 if batch is None:
                     return done
-                self._commit(turn, running, batch, skipped=True)
+                self._commit(turn, running, self._change(batch, skipped=True), skipped=True)
             return num_batches
         finally:
             self._leave()
 
-    def _take(self, running: _Running) -> PackBatch | None:
-        running.at = None
+    def _take(self, turn: object, running: _Running) -> PackBatch | None:
+        running.taken_from, running.at = self.commits.standing, None
         begin = perf_counter()
         try:
             batch = next(running.each.batches, None)
+        except Exception:
+            self._check(turn)  # a pass that was retired meanwhile fails in ways of its own
+            raise
         finally:
             self._counts.seconds_waited += perf_counter() - begin
         if batch is None:  # it was not cut off by an exception, so it has ended; asked again, it says so again
-            running.at = self.commits.global_pack
+            running.at = running.taken_from.global_pack
         return batch
 
-    def _commit(self, turn: object, running: _Running, batch: PackBatch, *, skipped: bool = False) -> None:
+    def _change(self, batch: PackBatch, *, skipped: bool = False) -> Change:
+        """What a batch changes; raises where that is more than `max_bad`."""
         change = Change.of(batch, skipped=skipped)
         if change.skipped_ranges:
             num_bad, num_documents = self.commits.num_skipped_ranges, self.commits.counts().documents
@@ -211,11 +221,13 @@ class Delivery:
                     lane=self.commits.lanes[lane_index],
                     last=skipped_range,
                 )
+        return change
+
+    def _commit(self, turn: object, running: _Running, change: Change, *, skipped: bool = False) -> None:
         with self._lock:
             self._check(turn)
             running.at = change.global_pack
-            self._handed_out = None if skipped else change
-            self.commits.commit(change, skipped=skipped)
+            self.commits.commit(change, after=running.taken_from, skipped=skipped)
 
     def _end_pass(self, turn: Turn, running: _Running) -> None:
         tally, epochs = running.each.tally, self._dataset.epochs
@@ -227,7 +239,8 @@ class Delivery:
             self._check_cuts(turn.first_epoch + epochs)
         with self._lock:
             self._check(turn)
-            self.commits.end_pass(tally.ends, epochs=epochs, left_out_packs=tally.left_out.packs)
+            left_out = tally.left_out.packs
+            self.commits.end_pass(tally.ends, after=running.taken_from, epochs=epochs, left_out_packs=left_out)
         self._drop(running)
 
     def _check_cuts(self, end_epoch: int) -> None:
@@ -246,20 +259,22 @@ class Delivery:
             if running.settings is settings and running.at == self.commits.global_pack:
                 return running
             self._drop(running)
+        running = self._make(settings)
+        with self._lock:
+            if self._turn is turn:
+                self._running = running
+            else:
+                self._retired.append(running.each)
+        if self._turn is not turn:  # also where a signal handler has come after that look
+            self._drop(running)
+        self._check(turn)
+        return running
+
+    def _make(self, settings: PassSettings) -> _Running:
         committed = self.commits.latest()
         agree = self._run.agreement(committed, settings.batch_size)
         each = Pass(self._dataset, committed, settings, agree, self._restarts)
-        running = _Running(each, settings, committed.global_pack)
-        with self._lock:
-            is_over = self._turn is not turn
-            if is_over:
-                self._retired.append(running.each)
-            else:
-                self._running = running
-        if is_over:
-            self._end_retired()
-            self._check(turn)
-        return running
+        return _Running(each, settings, committed.global_pack, self.commits.standing)
 
     def _check(self, turn: object) -> None:
         if self._turn is not turn:
@@ -267,27 +282,18 @@ class Delivery:
                 "this iterator is over: a newer iter(loader), load_state_dict or close has taken its place"
             )
 
-    def _enter(self) -> None:
-        thread = threading.get_ident()
-        if self._taking.setdefault(_THREAD, thread) != thread:
-            raise LoaderError(
-                "two threads take batches of one loader at the same time, so none would have the batches in order: "
-                "let one thread call next and skip"
-            )
-
     def _leave(self) -> None:
         running = self._running
         if running is not None and running.at is None:
             self._drop(running)  # an exception has cut it off
-        self._taking.pop(_THREAD, None)
+        self._calls.leave()
         self._end_retired()
 
     def _drop(self, running: _Running) -> None:
         with self._lock:
-            if self._running is not running:
-                return
-            self._running = None
-            self._retired.append(running.each)
+            if self._running is running:
+                self._running = None
+                self._retired.append(running.each)
         self._end_retired()
 
     # -- from any thread -----------------------------------------------------------------------------------------------
@@ -295,50 +301,47 @@ class Delivery:
     def begin(self, settings: PassSettings, taken_ahead: Callable[[], Sized]) -> BatchIterator:
         """A new iterator in the place of an older one; it begins with those batches that a trainer holds unused."""
         if isinstance(self._turn, Turn) or self.commits.num_ahead:
-            self.retire()
+            self._retire()
         with self._lock:
             self.commits.take_back()
             turn = Turn(settings, self.commits.first_epoch, self.commits.num_batches, taken_ahead)
             self._turn = turn
-        self._in_step(turn, settings)
+        if not self._calls.uses_workers(self):  # else its first batch makes the pass
+            self._in_step(turn, settings)
         return BatchIterator(self, turn)
 
     def load(self, committed: Committed) -> None:
         """Go on from other rows; every iterator is over."""
         max_bad = self._run.bound_on_bad(committed)
         with self._lock:
-            self.retire()
+            self._retire()
             self._max_bad = max_bad
             self.commits.load(committed)
 
-    def retire(self) -> None:
+    def _retire(self) -> None:
         """End the pass with its workers, and every iterator."""
         with self._lock:
             self._turn = object()
             running, self._running = self._running, None
             if running is not None:
                 self._retired.append(running.each)
-        if running is not None and self._is_taken_elsewhere():
+        if running is not None and self._calls.uses_workers(self):
             running.each.interrupt()
         self._end_retired()
 
     def close(self) -> None:
         """End the pass, every iterator, and what workers come from."""
         self._is_closing = True
-        self.retire()
-
-    def _is_taken_elsewhere(self) -> bool:
-        thread = threading.get_ident()
-        return self._taking.get(_THREAD, thread) != thread
+        self._retire()
 
     def _end_retired(self) -> None:
-        while self._retired and not self._is_taken_elsewhere():  # else that thread does it when it leaves
-            try:
+        # Where another call is using workers, that one does it afterwards. No handler can come after the last look.
+        while (self._retired or self._is_closing) and not self._calls.uses_workers(self, own=1):
+            if not self._retired:
+                self._is_closing = False
+                self._restarts.launcher.close()
+                continue
+            with suppress(IndexError):  # another thread was faster
                 ended = self._retired.popleft()
-            except IndexError:  # another thread was faster
-                return
-            ended.close()
-            self._counts.end_pass(ended)
-        if self._is_closing and not self._is_taken_elsewhere():
-            self._is_closing = False
-            self._restarts.launcher.close()
+                ended.close()
+                self._counts.end_pass(ended)

@@ -1,7 +1,7 @@
-"""What comes between two steps of `next(batches)`: an exception of a signal handler, or another thread.
+"""What comes between two steps of `next(batches)`: a signal handler, its exception, or another thread.
 
-Both come between two instructions. So a trace function stands for them: at an instruction of the loader's own modules
-it raises, or does what another thread would do.
+All come between two instructions. So a trace function stands for them: at an instruction of the loader's own modules
+it raises, or does what the handler or the other thread would do.
 """
 
 import dis
@@ -18,8 +18,9 @@ from support.jobs import Corpus, dataset, rows, uneven
 import streampack
 from streampack.corpus.partition import packs_before
 from streampack.dataset import iteration
+from streampack.errors import LoaderError
 from streampack.lanes.position import NUM_CURSOR
-from streampack.loader import commits, dealing, delivery, passes, rounds
+from streampack.loader import commits, dealing, delivery, passes, rounds, workers
 from streampack.state.checkpoint import PACKS
 
 STEPS = {module.__file__ for module in (commits, delivery)}
@@ -40,8 +41,8 @@ def wanted(corpus: Corpus) -> dict[bool, list[Any]]:
         return {False: [rows(batch) for batch in itertools.islice(endless, 300)], True: list(map(rows, finite))}
 
 
-def make(corpus: Corpus, **changes: Any) -> streampack.PackedDataLoader:
-    return streampack.PackedDataLoader(dataset(corpus, **changes), BATCH_SIZE, num_workers=0)
+def make(corpus: Corpus, *, num_workers: int = 0, **changes: Any) -> streampack.PackedDataLoader:
+    return streampack.PackedDataLoader(dataset(corpus, **changes), BATCH_SIZE, num_workers=num_workers)
 
 
 def traced(act: Callable[[CodeType, int], None], call: Callable[[], Any], files: Collection[Any] = STEPS) -> Any:
@@ -160,6 +161,115 @@ def test_a_state_that_another_thread_takes_at_any_instruction_stands_at_one_batc
                 assert state["global_pack"] in {BATCH_SIZE * given, BATCH_SIZE * (given + 1)}
             for state in states[::50]:
                 probe.load_state_dict(state)
+
+
+def handled_at(instruction: int, handler: Callable[[], Any]) -> Callable[[CodeType, int], None]:
+    """Calls a handler once, at this instruction or the first one after it before which Python runs signal handlers."""
+    numbers, after_call, is_done = itertools.count(), False, False
+
+    def act(code: CodeType, offset: int) -> None:
+        nonlocal after_call, is_done
+        if next(numbers) >= instruction and after_call and not is_done:
+            is_done = True
+            handler()
+        after_call = dis.opname[code.co_code[offset]].startswith(("CALL", "RESUME"))
+
+    return act
+
+
+@pytest.mark.parametrize("what", ["next", "skip"])
+def test_a_signal_handler_that_takes_a_batch_inside_next_is_refused(
+    corpus: Corpus, wanted: dict[bool, list[Any]], what: str
+) -> None:
+    refusals: list[str] = []
+    taken: list[Any] = []
+    with make(corpus) as loader, make(corpus) as probe:
+        batches = iter(loader)
+
+        def take() -> None:
+            try:
+                taken.append(rows(next(batches)) if what == "next" else loader.skip(1))
+            except LoaderError as error:
+                refusals.append(str(error))
+
+        given = 0
+        for instruction in range(0, 400, 29):
+            taken.clear()
+            batch = rows(traced(handled_at(instruction, take), lambda: next(batches)))
+            # In the head or the tail of `next` it is not refused, and comes before or after the other batch.
+            expected = wanted[False][given : given + 1 + len(taken)]
+            for each in [batch, *taken] if what == "next" else [batch]:
+                assert any(np.array_equal(each, one) for one in expected)
+            given += len(expected)
+            state = loader.state_dict()
+            assert is_whole(state)
+            assert state["global_pack"] == BATCH_SIZE * given
+        probe.load_state_dict(state)
+        np.testing.assert_array_equal(rows(next(iter(probe))), wanted[False][given])
+    assert len(refusals) > 3
+    assert all("the same thread is in another next or skip" in each for each in refusals)
+
+
+ENDINGS: dict[str, Callable[[streampack.PackedDataLoader, Any], Any]] = {
+    "close": lambda loader, state: loader.close(),
+    "load_state_dict": lambda loader, state: loader.load_state_dict(state),
+    "iter": lambda loader, state: iter(loader),
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_signal_handler_that_ends_the_iterator_inside_next_loses_no_batch(
+    corpus: Corpus, wanted: dict[bool, list[Any]], ending: str
+) -> None:
+    errors: list[str] = []
+    with make(corpus) as loader:
+        start = loader.state_dict()
+        for instruction in range(0, 400, 29):
+            loader.load_state_dict(start)
+            batches, batch, has_ended = iter(loader), None, []
+            next(batches)
+
+            def end(has_ended: list[int] = has_ended) -> None:
+                ENDINGS[ending](loader, start)
+                has_ended.append(True)
+
+            try:
+                batch = traced(handled_at(instruction, end), lambda batches=batches: next(batches))
+            except LoaderError as error:
+                errors.append(str(error))
+            state = loader.state_dict()
+            assert is_whole(state)
+            given = state["global_pack"] // BATCH_SIZE
+            assert given == (0 if has_ended and ending == "load_state_dict" else 1 + (batch is not None))
+            assert not loader._delivery._retired
+            np.testing.assert_array_equal(rows(next(iter(loader))), wanted[False][given])
+    assert len(errors) > 3
+    assert all("this iterator is over" in each or "the state was changed" in each for each in errors)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_signal_handler_that_ends_the_iterator_while_next_waits_for_workers_ends_them(
+    corpus: Corpus, wanted: dict[bool, list[Any]], ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with make(corpus, num_workers=2) as loader:
+        start, states = loader.state_dict(), []
+        batches, wait, interrupted = iter(loader), workers._wait, loader._delivery.current_pass
+
+        def handled(*arguments: Any) -> float:
+            if not states:
+                states.append(loader.state_dict())
+                ENDINGS[ending](loader, start)
+                with pytest.raises(LoaderError, match="the same thread is in another next or skip"):
+                    next(iter(loader))
+            return wait(*arguments)
+
+        monkeypatch.setattr(workers, "_wait", handled)
+        with pytest.raises(LoaderError, match="this iterator is over"):
+            next(batches)
+        assert states[0]["global_pack"] == 0
+        assert not loader._delivery._retired
+        assert not interrupted._restarting._workers._workers
+        np.testing.assert_array_equal(rows(next(iter(loader))), wanted[False][0])
 
 
 def test_an_exception_at_any_instruction_loses_no_pack_of_a_dataset(corpus: Corpus) -> None:

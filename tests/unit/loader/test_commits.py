@@ -55,7 +55,7 @@ def test_rows_counts_and_digest_are_those_of_all_batches_and_the_last_ones_can_b
     commits = Commits(fresh())
     for number, change in enumerate(changes(50), start=1):
         before = commits.committed()
-        commits.commit(change)
+        commits.commit(change, after=commits.standing)
         assert plain(before) == history[-1]  # what was given stays as it was
         change.apply(model)
         history.append(plain(model))
@@ -73,7 +73,7 @@ def test_a_state_from_before_the_start_or_further_back_than_is_kept_is_refused()
     for number, change in enumerate(changes(20)):
         with pytest.raises(StateError, match=f"can go back {min(number, BATCHES_BACK)} batches now"):
             commits.committed(min(number, BATCHES_BACK) + 1)
-        commits.commit(change)
+        commits.commit(change, after=commits.standing)
     with pytest.raises(StateError, match="batches_back=-1"):
         commits.committed(-1)
 
@@ -83,9 +83,9 @@ def test_what_a_trainer_holds_is_left_out_and_can_be_taken_back() -> None:
     commits, without = Commits(fresh()), Commits(fresh())
     commits.hold(held)
     for change in made:
-        commits.commit(change)
+        commits.commit(change, after=commits.standing)
     for change in made[:-2]:
-        without.commit(change)
+        without.commit(change, after=without.standing)
     assert plain(commits.committed()) == plain(without.committed())
     assert plain(commits.committed(BATCHES_BACK)) == plain(without.committed(BATCHES_BACK))
     commits.take_back()
@@ -96,9 +96,9 @@ def test_what_a_trainer_holds_is_left_out_and_can_be_taken_back() -> None:
 def test_only_the_last_batch_can_be_withdrawn() -> None:
     first, second = changes(2)
     commits = Commits(fresh())
-    commits.commit(first)
+    commits.commit(first, after=commits.standing)
     after_first = plain(commits.latest())
-    commits.commit(second)
+    commits.commit(second, after=commits.standing)
     commits.withdraw(first)
     assert commits.num_batches == 2
     commits.withdraw(second)
