@@ -7,7 +7,8 @@ seen. What cannot be read of a good archive is a flaw of its sample:
     a hard link in a compressed shard; elsewhere it is read     of that member
     two members with one extension                              of both: neither is chosen
     a member without a name                                     of a sample of its own
-    another archive after the archive's end (joined by cat)     of a sample of its own, which stands where they meet
+    another archive after the archive's end (joined by cat)     of a sample of its own, which stands where they meet,
+                                                                with what `seams` passes over there
 
 Never: fewer samples without an error, from a shard that is cut short, or damaged where a header or an end must be; a
 member that is left out in silence although it could be one of a sample.
