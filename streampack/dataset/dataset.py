@@ -6,6 +6,7 @@ Never: an open file, a client, or a tokenizer's handle that does not survive a p
 """
 
 import dataclasses
+import inspect
 import os
 from collections.abc import Mapping
 from functools import partial
@@ -159,6 +160,12 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
             self.list_shards()
 
     # -- what the arguments say ------------------------------------------------------------------------------------
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse what would be ignored: an argument of the constructor."""
+        if name in _FIXED:
+            raise AttributeError(f"{name} cannot be set on a {type(self).__name__}: make another dataset and loader")
+        super().__setattr__(name, value)
 
     @property
     def seq_len(self) -> int:
@@ -328,3 +335,6 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         check_not_dealt_again(rank=self._topology.rank, size=self._topology.size)
         self.list_shards()
         return self.__dict__.copy()
+
+
+_FIXED = frozenset(inspect.signature(PackedDataset).parameters)

@@ -108,6 +108,14 @@ def test_what_cannot_be_set_is_an_error_and_not_ignored(corpus: Corpus) -> None:
         loader.note = "an attribute of the user's own"
 
 
+def test_an_argument_that_is_set_on_a_dataset_is_refused_instead_of_ignored(corpus: Corpus) -> None:
+    data = dataset(corpus)
+    for name in ("seed", "seq_len", "transform", "epochs", "max_bad"):
+        with pytest.raises(AttributeError, match=f"{name} cannot be set on a PackedDataset"):
+            setattr(data, name, 1)
+    data.note = "of the user's own"
+
+
 # --- batches that a trainer has taken ahead
 
 
