@@ -47,7 +47,7 @@ REQUEST = struct.Struct("<4q")
 """A `Request`, the key of a worker, its number, how many workers there are. With a START come descriptors: the parcels
 of the recipe and of the assignment, the memory of the signs of life, the worker's socket."""
 REPLY = struct.Struct("<3q")
-"""A `Reply`, the key of a worker; its process id, or the status of its end."""
+"""A `Reply`, the key of a worker; its process id, or the status of its end, or whether the recipe was loaded."""
 NOT_STARTED = -1
 """The status of a worker that could not be started; its first message says why."""
 _LEFT_TO_THE_TRAINER = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -80,8 +80,8 @@ def main(values: Mapping[str, Any]) -> NoReturn:
     _, _, role, *numbers = sys.argv
     take(values)
     if role == "server":
-        control, recipe = map(int, numbers)
-        Server(socket.socket(fileno=control), recipe).run()
+        control, recipe, was_loaded = map(int, numbers)
+        Server(socket.socket(fileno=control), recipe, was_loaded=bool(was_loaded)).run()
     recipe, assignment, memory, theirs, worker, num_workers, server = map(int, numbers)
 
     def loaded() -> recipes.Recipe:
@@ -94,8 +94,10 @@ def main(values: Mapping[str, Any]) -> NoReturn:
 class Server:
     """Starts workers and tells the trainer of their ends, until the trainer closes its end of the socket."""
 
-    def __init__(self, control: socket.socket, recipe: int) -> None:
+    def __init__(self, control: socket.socket, recipe: int, *, was_loaded: bool) -> None:
+        """`was_loaded`: an earlier server has loaded this recipe, so if this one cannot, another one may."""
         self._control = control
+        self._was_loaded = was_loaded
         self._recipe_descriptor = recipe
         self._recipe: recipes.Recipe | None = None
         self._failure: Failure | None = None
@@ -117,7 +119,7 @@ class Server:
         self._load()
         gc.collect()
         gc.freeze()  # the collector leaves the pages alone that the workers share
-        self._reply(Reply.LOADED, 0, 0)
+        self._reply(Reply.LOADED, 0, int(self._recipe is not None))
         waiting = select.poll()
         waiting.register(self._control, select.POLLIN)
         waiting.register(self._wakes, select.POLLIN)
@@ -137,7 +139,11 @@ class Server:
         try:
             self._recipe = recipes.load_recipe(self._recipe_descriptor)
         except BaseException as error:  # noqa: BLE001 (it is raised in the trainer)
-            self._failure = failure_of(_not_loaded(error), f"raised in the workers' server (process {os.getpid()})")
+            failure = failure_of(_not_loaded(error), f"raised in the workers' server (process {os.getpid()})")
+            if self._was_loaded:
+                said = f"what was loaded before cannot be loaded again ({type(error).__name__}: {error})"
+                failure = failure._replace(shortage=said)
+            self._failure = failure
         finally:
             os.close(self._recipe_descriptor)  # it comes again with each request for a worker
 

@@ -86,6 +86,8 @@ class WorkerServer:
     def _end_server(self) -> None:
         if self._running is not None:
             self._running.listen()
+            if self._running.has_recipe and self._given is not None:
+                self._given.was_loaded = True
             self._running.finalizer()
             self._running = None
 
@@ -98,7 +100,7 @@ class WorkerServer:
         return self._given
 
     def _server_with(self, given: "_Given") -> "_Running":
-        if self._running is not None and self._running.is_gone():
+        if self._running is not None and (self._running.is_gone() or self._running.has_failed):
             self._end_server()
         if self._running is None:
             self._running = _start(given)
@@ -113,6 +115,8 @@ class _Given:
         self.table = table
         self.surroundings = surroundings()
         self.recipe = recipes.wrap_recipe(pipeline, table)
+        self.was_loaded = False
+        """Whether a server that has ended had loaded it."""
         self.finalizer = weakref.finalize(self, os.close, self.recipe)
 
 
@@ -151,6 +155,8 @@ class _Running:
         self.endings: dict[int, str] = {}
         self.has_loaded = threading.Event()
         """Before that it has no workers, and does not look at its socket."""
+        self.has_recipe = False
+        """Whether it could load it."""
         # Also where nobody closes the loader, and at the end of the program.
         self.finalizer = weakref.finalize(self, _end, process, control, self.pids, self.has_loaded, self.owner)
 
@@ -175,6 +181,11 @@ class _Running:
             if has_ended and self.process.poll() is None:
                 self.pids.pop(key, None)
         return has_ended
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it could not load the recipe, so that it will never have workers."""
+        return self.has_loaded.is_set() and not self.has_recipe
 
     def is_gone(self) -> bool:
         """Whether it has ended."""
@@ -204,6 +215,7 @@ class _Running:
             while (found := channels.receive(self.control, REPLY.size)) is not None:
                 reply, key, value = REPLY.unpack(found[0])
                 if reply == Reply.LOADED:
+                    self.has_recipe = bool(value)
                     self.has_loaded.set()
                 elif reply == Reply.STARTED:
                     self.pids[key] = value
@@ -241,7 +253,7 @@ def _start(given: _Given) -> _Running:
         kept = [theirs.fileno(), given.recipe]
         try:
             process = subprocess.Popen(  # noqa: S603 (Python itself)
-                [*interpreter, "-c", BOOT, NAME, "server", *map(str, kept), values],
+                [*interpreter, "-c", BOOT, NAME, "server", *map(str, (*kept, int(given.was_loaded))), values],
                 stdin=subprocess.DEVNULL,
                 pass_fds=kept,
                 env=environment,

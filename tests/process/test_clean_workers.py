@@ -359,6 +359,33 @@ def test_a_new_server_has_what_the_first_one_had(
     assert digests[0] == digests[1]
 
 
+def test_what_was_loaded_once_is_loaded_again_where_a_new_server_fails(corpus: Corpus, tmp_path: Path) -> None:
+    """A library of a module may find no memory as it is loaded, and says so in words of its own."""
+    in_the_way = tmp_path / "no memory"
+
+    class Loaded:
+        def __getstate__(self) -> Path:
+            return in_the_way
+
+        def __setstate__(self, in_the_way: Path) -> None:
+            if in_the_way.exists():
+                in_the_way.unlink()
+                raise ImportError("failed to map segment from shared object")
+
+        def __call__(self, document: Any, rng: Any) -> Any:
+            return document
+
+    with loader_of(corpus, num_workers=0, transform=Loaded()) as alone:
+        wanted = take(alone, 12)
+    with loader_of(corpus, transform=Loaded()) as loader:
+        packs = take(loader, 2)
+        in_the_way.touch()
+        os.kill(server_pid(loader) or 0, signal.SIGKILL)
+        packs += take(loader, 10)
+        assert loader.stats()["worker_restarts"] == 1
+    assert_equal(packs, wanted)
+
+
 # --- how they end
 
 
