@@ -383,7 +383,7 @@ def test_what_was_loaded_once_is_loaded_again_where_a_new_server_fails(corpus: C
         os.kill(server_pid(loader) or 0, signal.SIGKILL)
         packs += take(loader, 10)
         assert loader.stats()["worker_restarts"] == 1
-    assert_equal(packs, wanted)
+    assert_equal(dict(enumerate(packs)), wanted)
 
 
 # --- how they end
