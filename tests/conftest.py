@@ -12,7 +12,7 @@ from support.proxy import Proxy
 
 # The hundred processes that tests start compile the package once, also where the environment keeps no bytecode.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-# The GCS emulator speaks no gRPC, which gcsfs would try first for 20 s; and Lightning imports gcsfs before streampack does.
+# The GCS emulator speaks no gRPC, which gcsfs would try first for 20 s; Lightning imports it before streampack does.
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 
 # "ci": the same examples on every run, so that a red build is red for everyone. HYPOTHESIS_PROFILE names another one:
