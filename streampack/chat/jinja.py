@@ -79,7 +79,7 @@ def read_template(data: bytes, *, name: str, tokenizer: Tokenizer, needs_targets
         raise ConfigError(f"not a Jinja template, but {what}", url=name)
     try:
         _compiled(text)
-    except Exception as error:
+    except Exception as error:  # the parser's own, or what an extension raises
         raise ConfigError(f"the chat template is not Jinja: {error}", url=name) from error
     if needs_targets and not re.search(r"\{%-?\s*generation\b", text):
         raise ConfigError(

@@ -154,7 +154,7 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         self._num_lanes = None if self._arguments.num_lanes == "auto" else self._arguments.num_lanes
         self._topology = topology.resolve()
         # In shared memory, so that persistent workers see a later `set_epoch`.
-        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]  # torch's
         if not topology.may_be_distributed():
             # On one process, list here, so that workers never do; with peers PackedDataLoader lets rank 0 list for all.
             self.list_shards()

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed import HashStore  # type: ignore[attr-defined]
+from torch.distributed import HashStore  # type: ignore[attr-defined]  # torch's types leave it out
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
 
@@ -55,7 +55,7 @@ class TrainState:
 def save(run: Path, state: TrainState) -> None:
     """A checkpoint gets its name when all ranks have written: a kill in the middle leaves none that is half."""
     unfinished = run / f"unfinished-{state.step:06d}"
-    dcp.save({"train": state}, checkpoint_id=unfinished)  # type: ignore[attr-defined]
+    dcp.save({"train": state}, checkpoint_id=unfinished)  # type: ignore[attr-defined]  # as above
     if dist.get_rank() == 0:
         unfinished.rename(run / f"step-{state.step:06d}")
 
@@ -63,7 +63,7 @@ def save(run: Path, state: TrainState) -> None:
 def load_newest(run: Path, state: TrainState) -> None:
     """Continue from the newest checkpoint, if there is one."""
     if checkpoints := sorted(run.glob("step-*")):
-        dcp.load({"train": state}, checkpoint_id=checkpoints[-1])  # type: ignore[attr-defined]
+        dcp.load({"train": state}, checkpoint_id=checkpoints[-1])  # type: ignore[attr-defined]  # as above
 
 
 def total(value: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ def train(run: Path, *, num_steps: int, checkpoint_every: int, num_workers: int)
             loss = nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="sum")
             # Ranks hold different numbers of targets, so divide by all of them; FSDP averages gradients over the
             # ranks, so multiply by those: then each target weighs the same on any number of ranks.
-            (loss / num_targets * dist.get_world_size()).backward()  # type: ignore[no-untyped-call]
+            (loss / num_targets * dist.get_world_size()).backward()  # type: ignore[no-untyped-call]  # torch has no types there
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()

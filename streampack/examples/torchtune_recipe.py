@@ -143,7 +143,7 @@ def make_initial_model(cfg: DictConfig) -> None:
         path.with_suffix(".unfinished").rename(path)
 
 
-@config.parse  # type: ignore[untyped-decorator]
+@config.parse  # type: ignore[untyped-decorator]  # torchtune's types are not looked at
 def recipe_main(cfg: DictConfig) -> None:
     """Run the recipe from its newest checkpoint."""
     make_initial_model(cfg)

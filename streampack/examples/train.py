@@ -99,7 +99,7 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Mappin
     logits = model(batch)
     loss = nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="sum") / num_targets
     optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()  # type: ignore[no-untyped-call]  # torch has no types there
     for parameter in model.parameters():
         dist.all_reduce(parameter.grad)
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -115,7 +115,7 @@ def save(run: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimize
     state = {"step": step, "model": model_state, "optimizer": optimizer_state, "loader": loader}
     unfinished = run / f"unfinished-{step:06d}"
     # The loader is `Stateful`: dcp asks it for its lanes. Rank 0 comes back when the parts of all ranks are on disk.
-    dcp.save(state, checkpoint_id=unfinished)  # type: ignore[attr-defined]
+    dcp.save(state, checkpoint_id=unfinished)  # type: ignore[attr-defined]  # torch's types leave it out
     if dist.get_rank() == 0:
         unfinished.rename(run / f"step-{step:06d}")
 
@@ -128,7 +128,7 @@ def resume(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, loader
     model_state, optimizer_state = get_state_dict(model, optimizer)
     state: dict[str, Any] = {"step": 0, "model": model_state, "optimizer": optimizer_state, "loader": loader}
     # Each lane of this rank is read from whichever rank wrote it, and handed to the loader.
-    dcp.load(state, checkpoint_id=checkpoints[-1])  # type: ignore[attr-defined]
+    dcp.load(state, checkpoint_id=checkpoints[-1])  # type: ignore[attr-defined]  # as above
     set_state_dict(model, optimizer, model_state_dict=model_state, optim_state_dict=optimizer_state)
     return int(state["step"])
 

@@ -105,19 +105,24 @@ def _of_data_parallel(claims: Sequence[Claim]) -> list[str]:
     one_of_each = [peers[0] for peers in by_dp_rank.values()]
     for packs, same in _by((claim for claim in one_of_each if claim.num_packs), lambda claim: claim.packs).items():
         if len(same) > 1:
-            return [f"{_ranks(same)} have the same packs (digest {packs:#x}) though their dp_rank differs"]
+            return [f"{_ranks(same)} have the same packs (digest {_hash(packs)}) though their dp_rank differs"]
     return []
+
+
+def _hash(value: int) -> str:
+    """The 64 bits of a hash, whether it has a sign or not."""
+    return f"{value & 0xFFFFFFFFFFFFFFFF:#018x}"
 
 
 def _unequal(claims: Sequence[Claim], names: dict[str, str]) -> list[str]:
     """A line for each named field that is not the same in all claims: its values, and which ranks have them."""
     lines = []
     for name, what in names.items():
-        groups = _by(claims, lambda claim, name=name: getattr(claim, name))  # type: ignore[misc]
+        groups = _by(claims, lambda claim, name=name: getattr(claim, name))  # type: ignore[misc]  # of a loop
         if len(groups) > 1:
             is_hash = name in {"packs", "history", "position"}
             shown = [
-                f"{f'{value & 0xFFFFFFFFFFFFFFFF:#018x}' if is_hash else value} on {_ranks(group)}"
+                f"{_hash(value) if is_hash else value} on {_ranks(group)}"
                 for value, group in list(groups.items())[:_SHOWN_RANKS]
             ]
             lines.append(f"{what}: {', '.join(shown)}")

@@ -62,7 +62,7 @@ def reduced_by_value(value: Any) -> _Reduced | None:
     if isinstance(value, types.FunctionType):
         if value.__code__ is not _DISPATCH or _is_found(value):
             return None
-        registered = value.registry  # type: ignore[attr-defined]
+        registered = value.registry  # type: ignore[attr-defined]  # singledispatch's
         others = tuple((kind, function) for kind, function in registered.items() if kind is not object)
         return _dispatching, (registered[object], others)
     if type(value) is functools.cached_property:  # up to Python 3.11 it holds a lock

@@ -37,10 +37,11 @@ from streampack.loader.working import send, work
 _log = logging.getLogger(__name__)
 
 BOOT = (
-    "import json, sys; values = json.loads(sys.argv.pop()); sys.path[:] = values['path']; "
+    "import json, sys; end = sys.argv.index('--'); values = json.loads(''.join(sys.argv[end + 1 :])); "
+    "del sys.argv[end:]; sys.path[:] = values['path']; "
     "from streampack.loader.server import main; main(values)"
 )
-"""What a new interpreter runs to become a server or a worker; its last argument is `Surroundings.values`."""
+"""What a new interpreter runs to become a server or a worker; its arguments after `--` are `Surroundings.values`."""
 NAME = "streampack-workers"
 """The first argument, for who lists processes."""
 REQUEST = struct.Struct("<4q")
@@ -211,7 +212,8 @@ class Server:
             os.set_inheritable(each, True)  # this process starts nothing else
         numbers = [*kept, worker, num_workers, os.getpid()]
         as_this_one = sys.orig_argv[: sys.orig_argv.index("-c") + 2]
-        command = [*as_this_one, NAME, "worker", *map(str, numbers), sys.orig_argv[-1]]
+        values = sys.orig_argv[sys.orig_argv.index("--") :]
+        command = [*as_this_one, NAME, "worker", *map(str, numbers), *values]
         return shortage.persist(
             lambda: os.posix_spawn(sys.executable, command, os.environ, setpgroup=0), "starting a worker"
         )

@@ -253,7 +253,7 @@ def _start(given: _Given) -> _Running:
         kept = [theirs.fileno(), given.recipe]
         try:
             process = subprocess.Popen(  # noqa: S603 (Python itself)
-                [*interpreter, "-c", BOOT, NAME, "server", *map(str, (*kept, int(given.was_loaded))), values],
+                [*interpreter, "-c", BOOT, NAME, "server", *map(str, (*kept, int(given.was_loaded))), "--", *values],
                 stdin=subprocess.DEVNULL,
                 pass_fds=kept,
                 env=environment,

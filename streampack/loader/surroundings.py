@@ -26,6 +26,9 @@ _ONE_THREAD = dict.fromkeys(
 )
 """A library that starts threads when it is imported could not be forked; and there is a worker for each core anyway."""
 
+_PIECE = 2**14
+"""Characters. Linux takes 128 KiB in one argument, and a trainer may have got the names of many shards in many."""
+
 _LIBRARY = str(Path(os.__file__).parent)
 """Of Python itself."""
 
@@ -35,8 +38,8 @@ class Surroundings(NamedTuple):
 
     interpreter: list[str]
     """Its path and options."""
-    values: str
-    """What `take_path` and `take` set in it, as JSON."""
+    values: list[str]
+    """What is set in it, `sys.path` at once and the rest by `take`: pieces of JSON, as an argument has a length."""
     environment: dict[str, str]
     folder: str | None
     """The working directory; None: the trainer's has been removed."""
@@ -70,7 +73,9 @@ def surroundings() -> Surroundings:
         "recursion_limit": sys.getrecursionlimit(),
     }
     # -P: what is imported before `sys.path` is set comes from no working directory
-    return Surroundings([spawn.get_executable(), *options, "-P"], json.dumps(values), environment, folder)
+    text = json.dumps(values)
+    pieces = [text[start : start + _PIECE] for start in range(0, len(text), _PIECE)]
+    return Surroundings([spawn.get_executable(), *options, "-P"], pieces, environment, folder)
 
 
 def take(values: Mapping[str, Any]) -> None:

@@ -55,7 +55,7 @@ class HuggingFaceTokenizer:
     ) -> None:
         data, name = read_model_file(tokenizer_json, name)
         names = {"bos_token": bos_token, "eos_token": eos_token, "pad_token": pad_token}
-        self._source = functools.partial(type(self), **names), (data,)  # type: ignore[arg-type]
+        self._source = functools.partial(type(self), **names), (data,)  # type: ignore[arg-type]  # names are its arguments
         try:
             config = msgspec.json.decode(data)
             if not (isinstance(config, dict) and isinstance(config.get("model"), dict)):

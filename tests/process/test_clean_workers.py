@@ -256,6 +256,12 @@ def test_signals_to_all_of_a_job_are_left_to_the_trainer(corpus: Corpus) -> None
         assert loader.stats()["worker_restarts"] == 0
 
 
+def test_a_trainer_may_have_been_given_the_names_of_many_shards(corpus: Corpus, monkeypatch: Any) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", *(f"/data/shard-{number:06d}.tar" for number in range(20_000))])
+    with loader_of(corpus) as loader:
+        assert len(take(loader, 1)) == 4
+
+
 # --- what is short for a moment
 
 

@@ -27,7 +27,7 @@ class _Routed:
 
     def urlopen(self, method: str, url: str, redirect: bool = True, **more: Any) -> Any:  # noqa: FBT002 - urllib3's own
         manager = self.connections.manager(url)
-        return super(_Routed, manager).urlopen(method, url, redirect=redirect, **more)  # type: ignore[misc]
+        return super(_Routed, manager).urlopen(method, url, redirect=redirect, **more)  # type: ignore[misc]  # a pool's
 
 
 class _Direct(_Routed, urllib3.PoolManager):  # type: ignore[misc]  # a narrower urlopen, as urllib3's own managers have

@@ -25,7 +25,7 @@ def test_relative_paths_are_whole_ones_of_the_folder_of_the_import(
     monkeypatch.chdir(now)
     monkeypatch.setattr(sys, "path", ["", "lib", "/somewhere", "name of a hook"])
     given = surroundings()
-    path = json.loads(given.values)["path"]
+    path = json.loads("".join(given.values))["path"]
     assert path == [str(first), str(first / "lib"), "/somewhere", "name of a hook", str(now), str(now / "lib")]
     assert given.folder == str(now)
 
