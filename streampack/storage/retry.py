@@ -4,8 +4,8 @@ What may help, and for how long, is the rule in `faults`.
 
 In: what failed, and since when a consumer waits for it. Out: a return after the wait, or the one error that says where
 (URL, byte), how often and how long it was tried, what the server or library said last, and what to do.
-Never: a wait that ends after the budget, or an end before it that a long wait is the reason of; failures that are still
-counted after a byte of progress; a wait in a thread whose answer nobody waits for any more (`threads`).
+Never: a wait that ends after the budget; a budget that is given up early because the next wait would be long; failures
+that are still counted after a byte of progress; a wait in a thread whose answer nobody waits for any more (`threads`).
 """
 
 import logging
