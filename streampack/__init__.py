@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from streampack.chat.options import Chat
+    from streampack.corpus.options import Shuffle
     from streampack.dataset.dataset import PackedDataset
     from streampack.documents.split import HoldOut
     from streampack.errors import (
@@ -77,6 +78,7 @@ __all__ = [
     "SentencePieceTokenizer",
     "ShardError",
     "ShardNotFoundError",
+    "Shuffle",
     "Span",
     "StateError",
     "Storage",
@@ -116,6 +118,7 @@ _HOMES = {
     "SentencePieceTokenizer": "tokenizers.sentencepiece",
     "ShardError": "errors",
     "ShardNotFoundError": "errors",
+    "Shuffle": "corpus.options",
     "Span": "packing.packs",
     "StateError": "errors",
     "Storage": "storage.options",

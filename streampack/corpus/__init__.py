@@ -1,6 +1,17 @@
 """Which shards there are, and who reads which of their bytes.
 
-what the user wrote --resolve (braces, manifest)--> table --epochs--> an order --partition--> pieces of a lane
+what the user wrote --resolve (braces, manifest)--> table --epochs--> an order --partition, blocks--> pieces of a lane
 """
 
-__all__ = ["braces", "epochs", "kinds", "manifest", "partition", "resolve", "table", "urls"]
+__all__ = [
+    "blocks",
+    "braces",
+    "epochs",
+    "kinds",
+    "manifest",
+    "options",
+    "partition",
+    "resolve",
+    "table",
+    "urls",
+]

@@ -1,12 +1,15 @@
-"""Which bytes come when: the shards of every epoch in its order, divided into lanes.
+"""Which bytes come when: what each lane reads in every epoch.
 
-In:    the table of shards, the number of lanes and the seed.
+In:    the table of shards, the number of lanes, the seed and how it is shuffled.
 Out:   the pieces that a lane reads in an epoch.
 Never: a choice that depends on what is in the shards, or on ranks, workers or batches.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from streampack.corpus.blocks import BlockLine
+from streampack.corpus.options import Order, Shuffle
 from streampack.corpus.partition import EpochLine, Piece, shard_order
 from streampack.corpus.table import ShardTable
 
@@ -20,18 +23,42 @@ class Corpus:
     table: ShardTable
     num_lanes: int
     seed: int
-    shuffle: bool
+    shuffle: Order
     one_epoch: bool = False
     """Every epoch has the order of the first one: for validation."""
     _lines: dict[int, EpochLine] = field(default_factory=dict, init=False, compare=False, repr=False)
+    _blocks: list[BlockLine] = field(default_factory=list, init=False, compare=False, repr=False)
 
-    def pieces(self, epoch: int, lane: int) -> list[Piece]:
-        """What the lane reads in an epoch, in order."""
+    @property
+    def window(self) -> int:
+        """Blocks whose records are permuted together; 0: the pieces are no blocks, and no record is moved."""
+        return self.shuffle.window if isinstance(self.shuffle, Shuffle) else 0
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a block; 0: the pieces are no blocks."""
+        if not isinstance(self.shuffle, Shuffle):
+            return 0
+        return self.shuffle.block_bytes_of(self.table.total_bytes, self.num_lanes)
+
+    def order_as_json(self) -> dict[str, int] | str | bool:
+        """All that decides the order of the pieces besides shards, lanes and seed, as a fingerprint has it."""
+        if isinstance(self.shuffle, Shuffle):
+            return {"block_bytes": self.block_bytes, "window": self.window}
+        return self.shuffle
+
+    def pieces(self, epoch: int, lane: int) -> Sequence[Piece]:
+        """What the lane reads in an epoch, in order; blocks are computed as they are asked for."""
         epoch = self.order_epoch(epoch)
+        if self.window:
+            if not self._blocks:
+                self._blocks.append(BlockLine(self.table.sizes, self.table.whole, self.block_bytes))
+            return self._blocks[0].pieces(lane, self.num_lanes, seed=self.seed, epoch=epoch)
         if epoch not in self._lines:
             if len(self._lines) >= _KEPT_EPOCHS:  # the lanes of one worker are in neighbouring epochs
                 self._lines.pop(next(iter(self._lines)))
-            order = shard_order(seed=self.seed, epoch=epoch, num_shards=len(self.table), shuffle=self.shuffle)
+            shuffle = bool(self.shuffle)
+            order = shard_order(seed=self.seed, epoch=epoch, num_shards=len(self.table), shuffle=shuffle)
             self._lines[epoch] = EpochLine(self.table.sizes, self.table.whole, order)
         return self._lines[epoch].pieces(lane, self.num_lanes)
 

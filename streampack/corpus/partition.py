@@ -51,7 +51,7 @@ class EpochLine:
 
     def pieces(self, lane: int, num_lanes: int) -> list[Piece]:
         """The lane's pieces, in reading order."""
-        begin, end = lane_bytes(lane, num_lanes, self.total_bytes)
+        begin, end = lane_share(lane, num_lanes, self.total_bytes)
         if begin >= end:
             return []
         first = int(np.searchsorted(self._starts, begin, side="right")) - 1
@@ -67,9 +67,9 @@ class EpochLine:
         return pieces
 
 
-def lane_bytes(lane: int, num_lanes: int, total_bytes: int) -> tuple[int, int]:
-    """The lane's range of the epoch's line, as (first byte, byte after the last)."""
-    return lane * total_bytes // num_lanes, (lane + 1) * total_bytes // num_lanes
+def lane_share(lane: int, num_lanes: int, total: int) -> tuple[int, int]:
+    """The lane's range of so many bytes or blocks, as (the first, the one after the last)."""
+    return lane * total // num_lanes, (lane + 1) * total // num_lanes
 
 
 def shard_order(*, seed: int, epoch: int, num_shards: int, shuffle: bool) -> NDArray[np.int64]:

@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias
 
 from streampack.chat.options import Chat
 from streampack.chat.templates import ChatFunction
+from streampack.corpus.options import Order, Shuffle, as_order
 from streampack.documents.split import HoldOut
 from streampack.documents.transform import Transform
 from streampack.errors import ConfigError, as_bool, as_integer, as_number, check_choice
@@ -46,7 +47,8 @@ class DatasetArguments:
     pad_id: int | None
     boundary: BoundaryPolicy | ReplaceBoundary | str
     packing: Packing | PackingKind | str | None
-    shuffle: bool | Literal["shards"]
+    shuffle: Shuffle | bool | Literal["shards"]
+    """True is `Shuffle()`; `order` is what is read."""
     seed: int
     num_lanes: int | Literal["auto"]
     epochs: int | None
@@ -68,8 +70,7 @@ class DatasetArguments:
         self._check_bool("add_eos")
         check_choice(self.epoch_end, ("pad", "stop"), "epoch_end")
         check_choice(self.on_error, ("raise", "skip"), "on_error")
-        if self.shuffle != "shards":
-            self._check_bool("shuffle", other='"shards"')
+        as_order(self.shuffle)  # refuses what it is not
         _check_record("hold_out", self.hold_out, HoldOut, optional=True)
         _check_record("limits", self.limits, Limits)
         self._check_integer("seq_len", 2, INT32.max)
@@ -109,6 +110,11 @@ class DatasetArguments:
     def is_validation(self) -> bool:
         """Whether the documents are those that training holds out."""
         return self.hold_out is not None and self.hold_out.part == "val"
+
+    @property
+    def order(self) -> Order:
+        """In which order documents are read; those for validation come as listed."""
+        return False if self.is_validation else as_order(self.shuffle)
 
     @property
     def names_of_shards(self) -> tuple[str, ...]:

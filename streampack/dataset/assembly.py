@@ -143,7 +143,6 @@ def fingerprint(arguments: DatasetArguments, pipeline: Pipeline) -> dict[str, An
     hold_out, chat = arguments.hold_out, documents.chat
     return {
         "seed": arguments.seed,
-        "shuffle": bool(arguments.shuffle) and not arguments.is_validation,
         "field": arguments.field,
         "split": "all" if hold_out is None else hold_out.part,
         "val_fraction": 0.0 if hold_out is None else hold_out.fraction,

@@ -18,6 +18,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from streampack.chat.options import Chat
 from streampack.chat.templates import ChatFunction
 from streampack.corpus.epochs import Corpus
+from streampack.corpus.options import Shuffle
 from streampack.corpus.partition import auto_num_lanes, check_ranks, rank_lanes, worker_lanes
 from streampack.corpus.table import ShardTable
 from streampack.dataset.arguments import Data, DatasetArguments, as_storage
@@ -67,7 +68,9 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         packing: how rows become packs: "wrap" cuts them every `seq_len`, "next_fit" keeps documents whole; or a
             `Packing`, which also says what becomes of a document that is longer than a pack. None: "wrap", for
             conversations "next_fit".
-        shuffle: whether shards come in a new order each epoch (True, or "shards") or as listed (False).
+        shuffle: True, or a `Shuffle` with sizes of its own: blocks of the shards come in a new order each epoch, and
+            the documents of some blocks are mixed. "shards": whole shards come in a new order each epoch, their
+            documents as they stand. False: all as listed.
         seed: decides the order of shards per epoch and the transform's `rng`.
         num_lanes: independent streams that the corpus is divided into, for the life of a run; a multiple of every
             number of ranks that the run is to use. "auto" depends on the bytes of the corpus alone.
@@ -109,7 +112,7 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         pad_id: int | None = None,
         boundary: BoundaryPolicy | ReplaceBoundary | str = "mask",
         packing: Packing | PackingKind | str | None = None,
-        shuffle: bool | Literal["shards"] = True,
+        shuffle: Shuffle | bool | Literal["shards"] = True,
         seed: int = 0,
         num_lanes: int | Literal["auto"] = "auto",
         epochs: int | None = None,
@@ -204,10 +207,11 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
             self._num_lanes = auto_num_lanes(self.list_shards().total_bytes)
         return self._num_lanes
 
-    def fingerprint(self) -> dict[str, Any]:
-        """What must be equal for two runs to have the same packs; plain JSON values."""
-        shards = self._shards.fingerprint()
-        return {"num_lanes": self.num_lanes, **fingerprint(self._arguments, self.pipeline), "shards": shards}
+    def fingerprint(self, num_lanes: int | None = None) -> dict[str, Any]:
+        """What must be equal for two runs to have the same packs; plain JSON values. None: lanes as asked for."""
+        corpus, shards = self.corpus(num_lanes), self._shards.fingerprint()
+        arguments = fingerprint(self._arguments, self.pipeline)
+        return {"num_lanes": corpus.num_lanes, "shuffle": corpus.order_as_json(), **arguments, "shards": shards}
 
     # -- the shards ------------------------------------------------------------------------------------------------
 
@@ -229,7 +233,7 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
             table=self.list_shards(),
             num_lanes=self.num_lanes if num_lanes is None else num_lanes,
             seed=self._arguments.seed,
-            shuffle=bool(self._arguments.shuffle) and not self._arguments.is_validation,
+            shuffle=self._arguments.order,
             one_epoch=self._arguments.is_validation,
         )
 

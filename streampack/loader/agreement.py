@@ -105,10 +105,9 @@ class SharedRun:
         check_versions(state)
         saved = fingerprint_of(state)
         self.join()
-        now = self._dataset.fingerprint()
         num_lanes = int(saved.get("num_lanes", 0))
-        if self._dataset.auto_lanes:
-            now["num_lanes"] = num_lanes  # a run keeps its lanes for life, whatever the data say now
+        # A run keeps its lanes for life, whatever the data say now.
+        now = self._dataset.fingerprint(num_lanes if self._dataset.auto_lanes and num_lanes > 0 else None)
         check_fingerprint(saved, now, allow=allow)
         committed = Committed.from_state(state, self.lanes(num_lanes), num_lanes)
         if self._dataset.epochs is not None:
@@ -155,7 +154,7 @@ class SharedRun:
 
     def arguments(self, num_lanes: int) -> dict[str, object]:
         """All arguments that must be equal on all ranks, by name; plain JSON values."""
-        return {**self._dataset.fingerprint(), "num_lanes": num_lanes, **self._in_step}
+        return {**self._dataset.fingerprint(num_lanes), **self._in_step}
 
 
 def _share_shards(dataset: PackedDataset, ranks: Exchange, *, rank: int, size: int) -> str:

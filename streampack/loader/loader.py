@@ -263,7 +263,7 @@ class PackedDataLoader:
         if self.dp_size > 1 and not self.whole_state:
             wrappers.check_every_rank_saves(sys._getframe(1), size=self.dp_size)  # noqa: SLF001  # the caller
         committed = commits.committed(batches_back)
-        state = committed.to_state(self.dataset.fingerprint() | {"num_lanes": committed.num_lanes})
+        state = committed.to_state(self.dataset.fingerprint(committed.num_lanes))
         return join_states(state, self._exchanges.states()) if self.whole_state and self.dp_size > 1 else state
 
     def load_state_dict(self, state: Mapping[str, Any], *, allow: Collection[str] = ()) -> None:

@@ -260,7 +260,7 @@ def test_ranks_that_do_not_divide_the_lanes_are_refused(corpus: Corpus) -> None:
         ({"cache_bytes": 1000}, ConfigError, "cache_bytes=1000 must be a whole number of at least 16777216"),
         ({"engine": "rust"}, ConfigError, "engine='rust' is not known; did you mean"),
         ({"rank": 3, "size": 3}, TopologyError, "for_rank(3, 3): the rank must be at least 0 and below"),
-        ({"shuffle": "blocks"}, ConfigError, "shuffle='blocks' must be True, False or \"shards\""),
+        ({"shuffle": "blocks"}, ConfigError, "shuffle='blocks' must be True, \"shards\", False or a str"),
         ({"limits": 7}, ConfigError, "limits=7 must be a streampack.Limits"),
         ({"storage": "s3"}, ConfigError, "storage='s3' must be a streampack.Storage"),
         ({"hold_out": 0.1}, ConfigError, "hold_out=0.1 must be a streampack.HoldOut or None"),

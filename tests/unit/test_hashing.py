@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streampack.hashing import Purpose, generator, hash_name, hash_range, hash_words, is_held_out, permutation
+from streampack.hashing import (
+    Bijection,
+    Purpose,
+    generator,
+    hash_name,
+    hash_range,
+    hash_words,
+    is_held_out,
+    permutation,
+)
 
 GAMMA = 0x9E3779B97F4A7C15
 
@@ -82,7 +91,7 @@ def test_permutations_of_two_epochs_are_unrelated() -> None:
 
 
 def test_the_purposes_are_what_they_were() -> None:
-    purposes = {"SHARD_ORDER": 1, "SPLIT": 2, "TRANSFORM": 3, "GLOBAL_GENERATORS": 4}
+    purposes = {"SHARD_ORDER": 1, "SPLIT": 2, "TRANSFORM": 3, "GLOBAL_GENERATORS": 4, "BLOCK_ORDER": 5}
     assert {purpose.name: purpose.value for purpose in Purpose} == purposes
 
 
@@ -141,3 +150,56 @@ def test_no_choice_depends_on_the_process() -> None:
         for salt in ("1", "2")
     }
     assert outputs == {f"{0x1B1863149F1726FA} {0x2F42665B399EF840} [1 2 3 4 0]\n"}
+
+
+@pytest.mark.parametrize(
+    ("words", "count", "first"),
+    [
+        ((Purpose.BLOCK_ORDER, 0, 0), 10, [0, 1, 4, 7, 9, 3]),
+        ((Purpose.BLOCK_ORDER, 0, 1), 10, [7, 3, 5, 8, 6, 0]),
+        ((Purpose.BLOCK_ORDER, 7, 3), 1000, [384, 343, 720, 450, 823, 241]),
+        ((Purpose.BLOCK_ORDER, 0, 0), 400_000_000, [382158000, 122909690, 10146135, 105189013, 205244321, 261779390]),
+        ((Purpose.BLOCK_ORDER, 0, 0), 2**62, [1189878743175221383, 1791533922489506304, 3036490937011829350, 2977114923131082785, 459015763592173910, 1583590844822229737]),
+    ],
+)
+def test_a_bijection_is_what_it_was(words: tuple[int, ...], count: int, first: list[int]) -> None:
+    assert Bijection(*words, count=count).of(np.arange(6)).tolist() == first
+
+
+def by_definition(words: tuple[int, ...], count: int, number: int) -> int:
+    """One number at a time, as the docstring says it."""
+    half = next(h for h in range(1, 32) if 4**h >= count)
+    while True:
+        left, right = number >> half, number % 2**half
+        for each in range(8):
+            left, right = right, left ^ (hash_words(*words, each, right) % 2**half)
+        number = left * 2**half + right
+        if number < count:
+            return number
+
+
+@pytest.mark.parametrize("count", [*range(1, 66), 255, 256, 257, 4095, 4097])
+def test_a_bijection_is_a_permutation_with_an_inverse(count: int) -> None:
+    numbers = np.arange(count)
+    for seed in range(2):
+        bijection = Bijection(1, seed, count=count)
+        permuted = bijection.of(numbers)
+        assert permuted.dtype == np.int64
+        assert np.sort(permuted).tolist() == numbers.tolist()
+        assert bijection.inverse(permuted).tolist() == numbers.tolist()
+        assert permuted[:20].tolist() == [by_definition((1, seed), count, number) for number in range(min(count, 20))]
+
+
+def test_every_small_permutation_comes_about_as_often() -> None:
+    """A network of few rounds does not reach all 24."""
+    found = [tuple(Bijection(seed, count=4).of(np.arange(4)).tolist()) for seed in range(2400)]
+    counts = [found.count(each) for each in set(found)]
+    assert len(counts) == 24
+    assert 60 < min(counts) <= max(counts) < 145
+
+
+def test_a_bijection_of_many_numbers_leaves_no_trace_of_their_order() -> None:
+    permuted = Bijection(Purpose.BLOCK_ORDER, 3, 1, count=399_999_999).of(np.arange(20_000))
+    assert abs(np.corrcoef(permuted[:-1], permuted[1:])[0, 1]) < 0.03
+    assert abs(permuted.mean() / 200e6 - 1) < 0.02
+    assert np.unique(permuted).size == 20_000

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import streampack
+from streampack import Shuffle
 from streampack.config.file import SECTIONS, Config, load_config
 from streampack.errors import ConfigError, NotBuiltError
 from streampack.packing.options import PackingKind
@@ -106,6 +107,7 @@ def test_retry_becomes_a_policy_with_the_fields_given(tmp_path: Path) -> None:
         ("limits: {document_bytes: 1KiB}", {"limits": streampack.Limits(document_bytes=1024)}),
         ("storage: {cache_dir: /x, cache_bytes: 1GiB}", {"storage": Storage(cache_dir="/x", cache_bytes=2**30)}),
         ("shuffle: shards", {"shuffle": "shards"}),
+        ("shuffle: {block_bytes: 64KiB, window: 16}", {"shuffle": Shuffle(block_bytes=65536, window=16)}),
         ("max_bad: 7", {"max_bad": 7}),
         ("max_bad: 0.5", {"max_bad": 0.5}),
     ],
@@ -264,7 +266,7 @@ def test_a_package_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         (MINIMAL + "  seq_len: null\n", "`dataset.seq_len`: expected a whole number, found null"),
         (MINIMAL + "  epochs: x\n", "`dataset.epochs`: expected a whole number or null, found 'x'"),
         (MINIMAL + "  num_lanes: many\n", "`dataset.num_lanes`: expected a whole number or auto, found 'many'"),
-        (MINIMAL + "  shuffle: 1\n", "`dataset.shuffle`: expected true or false or shards, found 1"),
+        (MINIMAL + "  shuffle: 1\n", "`dataset.shuffle`: expected a mapping of Shuffle's fields or true or false or shards, found 1"),
         (
             MINIMAL + "  hold_out: {part: train, fraction: 1e-3}\n",
             "`dataset.hold_out.fraction`: expected a number, found '1e-3'.*point and a sign: 1.0e-3",

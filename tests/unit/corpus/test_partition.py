@@ -11,7 +11,7 @@ from streampack.corpus.partition import (
     auto_num_lanes,
     check_ranks,
     fitting_ranks,
-    lane_bytes,
+    lane_share,
     packs_before,
     rank_lanes,
     shard_order,
@@ -105,7 +105,7 @@ def test_a_whole_shard_belongs_to_the_lane_in_whose_range_it_starts(
         owner = next(
             lane
             for lane in range(num_lanes)
-            if lane_bytes(lane, num_lanes, sum(sizes))[0] <= start < lane_bytes(lane, num_lanes, sum(sizes))[1]
+            if lane_share(lane, num_lanes, sum(sizes))[0] <= start < lane_share(lane, num_lanes, sum(sizes))[1]
         )
         assert Piece(shard, 0, sizes[shard], True) in epoch.pieces(owner, num_lanes)
         start += sizes[shard]
@@ -115,7 +115,7 @@ def test_a_corpus_of_petabytes_does_not_overflow() -> None:
     epoch = line([2**50] * 4096)
     last = epoch.pieces(61439, 61440)
     assert last[-1].end == 2**50 and last[-1].shard == 4095
-    assert lane_bytes(61439, 61440, epoch.total_bytes)[1] == epoch.total_bytes == 2**62
+    assert lane_share(61439, 61440, epoch.total_bytes)[1] == epoch.total_bytes == 2**62
 
 
 # --- the order of shards

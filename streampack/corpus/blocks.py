@@ -1,0 +1,84 @@
+"""The blocks of all shards, and which of them a lane reads in an epoch. Arithmetic on integers only.
+
+In:    the size of every shard, the size of a block, a seed.
+Out:   the pieces of a lane in an epoch: blocks, in the epoch's own order.
+Never: a number that is kept for each block: 100 TB have 400 million of them.
+
+    listed order      |0 |1 |2 |3 |4 || 5 |6 |7 || 8      || 9 |10|    blocks, numbered shard by shard
+                       shard 0          shard 1     whole    shard 3    (a shard that cannot be cut is one block)
+    an epoch's order   the numbers 0 .. N-1 through a keyed bijection
+    lane l of L        has those that come as number [l*N//L, (l+1)*N//L)
+"""
+
+from collections.abc import Sequence
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streampack.corpus.partition import Piece, lane_share
+from streampack.hashing import Bijection, Purpose
+
+_AT_ONCE = 64
+"""Pieces that are computed together: a step for many costs little more than for one."""
+
+
+class BlockLine:
+    """The blocks of all shards, numbered; the same in every epoch."""
+
+    def __init__(self, sizes: NDArray[np.int64], whole: NDArray[np.bool_], block_bytes: int) -> None:
+        """`sizes` int64 [shards] bytes, `whole` bool [shards]: those that are one block."""
+        self._sizes = sizes
+        self._whole = whole
+        self._block_bytes = block_bytes
+        self._firsts = np.zeros(len(sizes) + 1, dtype=np.int64)
+        np.cumsum(np.where(whole, 1, -(-sizes // block_bytes)), out=self._firsts[1:])
+
+    @property
+    def num_blocks(self) -> int:
+        return int(self._firsts[-1])
+
+    def pieces(self, lane: int, num_lanes: int, *, seed: int, epoch: int) -> "BlockPieces":
+        """The lane's blocks of the epoch, in reading order."""
+        begin, end = lane_share(lane, num_lanes, self.num_blocks)
+        return BlockPieces(self, range(begin, end), seed=seed, epoch=epoch)
+
+    def blocks(self, numbers: NDArray[np.int64]) -> list[Piece]:
+        """The blocks with these numbers."""
+        shards = np.searchsorted(self._firsts, numbers, side="right") - 1
+        whole, sizes = self._whole[shards], self._sizes[shards]
+        begins = np.where(whole, 0, (numbers - self._firsts[shards]) * self._block_bytes)
+        ends = np.where(whole, sizes, np.minimum(begins + self._block_bytes, sizes))
+        return list(map(Piece, shards.tolist(), begins.tolist(), ends.tolist(), whole.tolist()))
+
+
+class BlockPieces(Sequence[Piece]):
+    """The blocks that one lane reads in one epoch, computed as they are asked for."""
+
+    def __init__(self, line: BlockLine, share: range, *, seed: int, epoch: int) -> None:
+        """`share`: the places of the epoch's order that the lane has."""
+        self._line = line
+        self._share = share
+        self._order = Bijection(Purpose.BLOCK_ORDER, seed, epoch, count=max(line.num_blocks, 1))
+        self._made: list[Piece] = []
+        self._made_from = 0
+
+    def __len__(self) -> int:
+        return len(self._share)
+
+    @overload
+    def __getitem__(self, index: int) -> Piece: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Piece]: ...
+    def __getitem__(self, index: int | slice) -> Piece | list[Piece]:
+        if isinstance(index, slice):
+            places = self._share[index]
+            return self._compute(np.arange(places.start, places.stop, places.step, dtype=np.int64))
+        index = range(len(self))[index]
+        if not 0 <= index - self._made_from < len(self._made):
+            self._made_from = index // _AT_ONCE * _AT_ONCE
+            self._made = self[self._made_from : self._made_from + _AT_ONCE]
+        return self._made[index - self._made_from]
+
+    def _compute(self, places: NDArray[np.int64]) -> list[Piece]:
+        return self._line.blocks(self._order.of(places))
