@@ -266,7 +266,7 @@ def test_a_package_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         (MINIMAL + "  seq_len: null\n", "`dataset.seq_len`: expected a whole number, found null"),
         (MINIMAL + "  epochs: x\n", "`dataset.epochs`: expected a whole number or null, found 'x'"),
         (MINIMAL + "  num_lanes: many\n", "`dataset.num_lanes`: expected a whole number or auto, found 'many'"),
-        (MINIMAL + "  shuffle: 1\n", "`dataset.shuffle`: expected a mapping of Shuffle's fields or true or false or shards, found 1"),
+        (MINIMAL + "  shuffle: 1\n", "`dataset.shuffle`: expected a mapping of Shuffle's .* or shards, found 1"),
         (
             MINIMAL + "  hold_out: {part: train, fraction: 1e-3}\n",
             "`dataset.hold_out.fraction`: expected a number, found '1e-3'.*point and a sign: 1.0e-3",
