@@ -181,7 +181,11 @@ class ControlToken(NamedTuple):
 
 
 class Cursor(NamedTuple):
-    """Where a lane continues: plain integers, so that a state is a row of them."""
+    """Where a lane continues: plain integers, so that a state is a row of them.
+
+    With windows of a shuffle, (piece, sample, record) is where the lane's window begins, else the document itself. With
+    windows of `best_fit`, all but `given` is where the packing window began.
+    """
 
     epoch: int = 0
     piece: int = 0
@@ -189,9 +193,13 @@ class Cursor(NamedTuple):
     sample: int = -1
     """`Sample.position` of the sample; -1: the start of the piece."""
     record: int = 0
+    place: int = 0
+    """Records of the window, in its order, that come before the one that the lane is in; without windows 0."""
     part: int = 0
     row: int = 0
     """Input rows of the document that earlier packs hold."""
+    given: int = 0
+    """Packs of the packing window that are out; other packings than `best_fit` have no such window: 0."""
 
 
 class Counts(NamedTuple):

@@ -27,7 +27,7 @@ from streampack.records import Cursor
 from streampack.state.checkpoint import ORDER_VERSION, skipped_ranges_from_json, skipped_ranges_to_json
 from streampack.state.fingerprint import check_fingerprint, fingerprint_of
 
-VERSION = 2
+VERSION = 3
 """The layout of an iterator's state."""
 
 Item = dict[str, torch.Tensor]

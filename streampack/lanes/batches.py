@@ -46,7 +46,8 @@ class DocumentBatch(NamedTuple):
 
     def cursor(self, index: int, row: int) -> Cursor:
         """The cursor of row `row` of a document."""
-        return Cursor(self.epoch, self.piece, *self.origins[index], row)
+        sample, record, part = self.origins[index]
+        return Cursor(self.epoch, self.piece, sample, record, part=part, row=row)
 
     def skipped_range(self, index: int) -> SkippedRange:
         """What is left out if a document is skipped; other parts of its record are not."""
@@ -171,7 +172,7 @@ class _Collected:
 
     def add(self, document: Document, start: Cursor) -> None:
         """Take one more; `start`: where the reading began."""
-        if start[2:5] == (document.sample, document.record, document.part):
+        if (start.sample, start.record, start.part) == (document.sample, document.record, document.part):
             self._row = start.row
         self._found.append(document)
         size = 0 if document.tokens is None else document.tokens.nbytes

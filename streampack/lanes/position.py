@@ -5,9 +5,9 @@ Out:   the positions after those packs.
 Never: the same rule written elsewhere. `LanePosition.after` states it for one pack, `advance_rows` for many packs at
        once; the stream of a lane, workers' restarts, the iterator of a dataset and the commits of a loader call them.
 
-    position    cursor (0, 2, 5120, 0, 0, 7)    packs 41    documents 96    skipped ranges {a}
-    pack        cursor (0, 2, 9728, 0, 0, 0)                documents  3    skipped ranges (b,)
-    after it    cursor (0, 2, 9728, 0, 0, 0)    packs 42    documents 99    skipped ranges {a, b}
+    position    cursor (0, 2, 5120, 0, 0, 0, 7, 0)    packs 41    documents 96    skipped ranges {a}
+    pack        cursor (0, 2, 9728, 0, 0, 0, 0, 0)                documents  3    skipped ranges (b,)
+    after it    cursor (0, 2, 9728, 0, 0, 0, 0, 0)    packs 42    documents 99    skipped ranges {a, b}
 """
 
 from typing import TYPE_CHECKING, NamedTuple

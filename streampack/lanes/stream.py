@@ -6,7 +6,7 @@ Never: state that the position does not hold. Dropping a stream and starting ano
        pack gives the same packs.
 
     pack k of a lane carries   rows      what labels, positions and segments are made of
-                               cursor    where pack k + 1 begins: (epoch, piece, sample, record, part, row)
+                               cursor    where pack k + 1 begins, a `Cursor`
                                counts    of its rows; documents and bad records count once, when they are passed
                                digest    of its global number and its content
 """

@@ -26,13 +26,13 @@ from streampack.errors import StateError
 from streampack.lanes.position import NUM_CURSOR, LanePosition, SkippedRange, advance_rows
 from streampack.records import Counts, Cursor
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 """The layout of the state: its keys, and the columns of a lane's row."""
-ORDER_VERSION = 1
+ORDER_VERSION = 2
 """The order of documents and packs for a seed; a release that changes the order raises this."""
 
 FIELDS = (
-    *("epoch", "piece", "sample", "record", "part", "row"),
+    *("epoch", "piece", "sample", "record", "place", "part", "row", "given"),
     "packs",
     "digest",
     *("documents", "tokens", "targets", "padding", "bad_records", "split_documents", "truncated_documents"),

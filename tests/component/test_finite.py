@@ -26,7 +26,8 @@ from support.jobs import (
 
 import streampack
 from streampack.errors import ConfigError, StateError, TopologyError
-from streampack.state.checkpoint import FIELDS
+from streampack.records import Cursor
+from streampack.state.checkpoint import FIELDS, PACKS
 
 SEQ_LEN = 16
 
@@ -454,7 +455,7 @@ def test_a_pass_ends_with_every_lane_at_the_start_of_the_next_epoch(corpus: Corp
     assert (state["first_epoch"], state["global_pack"] % LANES) == (3, 0)
     for lane in range(LANES):
         row = dict(zip(FIELDS, state[f"lanes.{lane:06d}"], strict=True))
-        assert [row[name] for name in ("epoch", "piece", "sample", "record", "part", "row")] == [3, 0, -1, 0, 0, 0]
+        assert [row[name] for name in Cursor._fields] == [*Cursor(epoch=3)]
         assert row["packs"] == state["global_pack"] // LANES
         assert json.loads(state[f"skipped_ranges.{lane:06d}"]) == []
 
@@ -465,7 +466,7 @@ def test_a_pass_that_dropped_its_last_packs_goes_on_at_the_same_global_number(tm
         assert letters_of(job.run_out()[0]) == "adgbehcf"
         state = job.state()
         assert state["global_pack"] == 8
-        assert [state[f"lanes.{lane:06d}"][6] for lane in range(3)] == [3, 3, 2]
+        assert [state[f"lanes.{lane:06d}"][PACKS] for lane in range(3)] == [3, 3, 2]
         second, _ = job.run_out()
     assert min(second) == 8
     # Lane 2 has given a pack less, so it is its turn: from there each lane begins anew.

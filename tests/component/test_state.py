@@ -33,7 +33,7 @@ from support.workers import alive, worker_pids
 import streampack
 from streampack.errors import LoaderError, StateError, TopologyError
 from streampack.records import Counts
-from streampack.state.checkpoint import FIELDS, STATE_VERSION, to_json
+from streampack.state.checkpoint import FIELDS, PACKS, STATE_VERSION, to_json
 from streampack.testing import ByteTokenizer
 
 
@@ -88,9 +88,11 @@ def test_a_state_has_two_keys_a_lane_and_values_that_are_equal_on_all_ranks(data
 
 def test_the_layout_of_a_row_belongs_to_the_version() -> None:
     """Old states are read by position; a change here needs another `STATE_VERSION`."""
-    assert STATE_VERSION == 2
-    assert FIELDS[:8] == ("epoch", "piece", "sample", "record", "part", "row", "packs", "digest")
-    assert FIELDS[8:] == Counts._fields
+    assert STATE_VERSION == 3
+    assert FIELDS[:10] == (
+        *("epoch", "piece", "sample", "record", "place", "part", "row", "given", "packs", "digest"),
+    )
+    assert FIELDS[10:] == Counts._fields
 
 
 def test_the_fingerprint_has_what_decides_on_the_packs_and_nothing_else(corpus: Corpus) -> None:
@@ -470,7 +472,7 @@ def test_every_document_is_counted_once_when_its_last_row_is_out(corpus: Corpus)
             documents = tokens = 0
             for lane in range(LANES):
                 row = state[f"lanes.{lane:06d}"]
-                given = 32 * row[6]
+                given = 32 * row[PACKS]
                 tokens += given
                 stream = (text for epoch in itertools.count() for text in lane_texts(corpus, lane, epoch))
                 while (given := given - len(tokens_of(next(stream)))) >= 0:
@@ -677,8 +679,8 @@ def test_a_corpus_may_move_and_what_is_no_part_of_the_data_may_change(
 @pytest.mark.parametrize(
     ("spoil", "error", "text"),
     [
-        (lambda s: {**s, "version": 99}, StateError, "the state has version 99, this release of streampack reads 2: "),
-        (lambda s: {**s, "version": 1}, StateError, 'reads 2 (a state of version 1 has keys "holes...", which this'),
+        (lambda s: {**s, "version": 99}, StateError, "the state has version 99, this release of streampack reads 3: "),
+        (lambda s: {**s, "version": 1}, StateError, 'reads 3 (a state of version 1 has keys "holes...", which this'),
         (lambda s: {**s, "order_version": 0}, StateError, "the state has order_version 0, this release"),
         (lambda s: {}, StateError, "not a state of a PackedDataLoader: no version, order_version, fingerprint"),
         (lambda s: {"model": 1, "optimizer": 2}, StateError, "among its 2 keys"),
