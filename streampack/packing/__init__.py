@@ -1,6 +1,22 @@
 """Token ids of documents as packs. Pure functions and NumPy only.
 
-documents -> packer.Packer -> packs.PackRows -> blocks.stack -> packs.PackBlock -> blocks.expand_block -> arrays
+documents -> packer.Packer, best_fit.BestFitPacker -> packs.PackRows -> blocks.stack -> packs.PackBlock
+                                                                     blocks.expand_block -> arrays
 """
 
-__all__ = ["blocks", "buffer", "counting", "edges", "options", "pack_ends", "packer", "packs", "policies", "public"]
+__all__ = [
+    "best_fit",
+    "blocks",
+    "buffer",
+    "counting",
+    "edges",
+    "making",
+    "options",
+    "pack_ends",
+    "packer",
+    "packs",
+    "placing",
+    "policies",
+    "public",
+    "window",
+]

@@ -10,7 +10,9 @@ import warnings
 from dataclasses import dataclass
 from enum import StrEnum
 
-from streampack.errors import ConfigError, NotBuiltError, as_bool, as_choice
+from streampack.errors import ConfigError, as_bool, as_choice, as_integer
+
+DEFAULT_WINDOW = 64
 
 
 class PackingKind(StrEnum):
@@ -22,6 +24,10 @@ class PackingKind(StrEnum):
     """Whole documents in order of arrival; one that does not fit into the open pack begins the next one.
 
     A label is always in the same pack as its row, except where `overflow` split or truncated a document."""
+    BEST_FIT = "best_fit"
+    """Whole documents, those of a window of packs together: the longest first, each where it leaves the least room.
+
+    With boundary="mask" or "trim"."""
 
 
 class Overflow(StrEnum):
@@ -51,12 +57,15 @@ class Packing:
     """How rows become packs; a plain string such as "next_fit" is the shorthand for `Packing("next_fit")`.
 
     Args:
-        kind: "wrap" cuts the rows every seq_len, "next_fit" keeps documents whole.
-        overflow: What "next_fit" does with a document of more rows than a pack has: "split", "truncate", "drop" or
-            "error". None: "split", for conversations "error".
+        kind: "wrap" cuts the rows every seq_len; "next_fit" keeps documents whole, in order of arrival; "best_fit" keeps
+            them whole and fills packs best.
+        overflow: What a packing of whole documents does with a document of more rows than a pack has: "split",
+            "truncate", "drop" or "error". None: "split", for conversations "error".
         tail: What becomes of the rows that do not fill a last pack: "pad" or "drop".
         lookahead: False: the last row of a full pack has no label, as for a model that shifts labels itself; with
             "wrap" only.
+        window: Of "best_fit": how many packs are filled together. A lane holds the tokens of a window, and a resume
+            reads and tokenizes one again.
 
     Raises:
         ConfigError: An option that is not known, or two that contradict each other.
@@ -66,14 +75,16 @@ class Packing:
     overflow: Overflow | str | None = None
     tail: Tail | str = Tail.PAD
     lookahead: bool = True
+    window: int = DEFAULT_WINDOW
 
     def __post_init__(self) -> None:
-        kind = _as_kind(self.kind)
+        kind = as_choice(PackingKind, self.kind, "packing")
         overflow = None if self.overflow is None else as_choice(Overflow, self.overflow, "overflow")
         object.__setattr__(self, "kind", kind)
         object.__setattr__(self, "overflow", overflow)
         object.__setattr__(self, "tail", as_choice(Tail, self.tail, "tail"))
         object.__setattr__(self, "lookahead", as_bool(self.lookahead, "lookahead"))
+        object.__setattr__(self, "window", as_integer(self.window, "window", low=1))
         if kind is not PackingKind.WRAP and not self.lookahead:
             raise ConfigError(f'lookahead=False works with packing="wrap" only, not with "{kind}".')
         if kind is PackingKind.WRAP and overflow not in (None, Overflow.SPLIT):
@@ -82,6 +93,14 @@ class Packing:
                 UserWarning,
                 stacklevel=3,
             )
+        if kind is not PackingKind.BEST_FIT and self.window != DEFAULT_WINDOW:
+            warnings.warn(
+                f'window={self.window} does nothing under packing="{kind}"; "best_fit" fills the packs of a window '
+                "together.",
+                UserWarning,
+                stacklevel=3,
+            )
+            object.__setattr__(self, "window", DEFAULT_WINDOW)
 
     @property
     def keeps_documents_whole(self) -> bool:
@@ -104,24 +123,13 @@ def as_packing(value: object = None, *, conversations: bool = False) -> Packing:
         conversations: Whether the documents are conversations, which are not split unless the user asks for it.
 
     Raises:
-        NotBuiltError: "best_fit".
         ConfigError: A kind that is not known.
     """
     if value is None:
         value = PackingKind.NEXT_FIT if conversations else PackingKind.WRAP
-    packing = value if isinstance(value, Packing) else Packing(_as_kind(value))
+    packing = value if isinstance(value, Packing) else Packing(as_choice(PackingKind, value, "packing"))
     if packing.overflow is None:
         is_strict = conversations and packing.keeps_documents_whole
         packing = dataclasses.replace(packing, overflow=Overflow.ERROR if is_strict else Overflow.SPLIT)
     return packing
 
-
-def _as_kind(value: object) -> PackingKind:
-    check_built(value)
-    return as_choice(PackingKind, value, "packing")
-
-
-def check_built(value: object) -> None:
-    """Raise a NotBuiltError for the kind that a later release has."""
-    if value == "best_fit":
-        raise NotBuiltError('packing="best_fit" is not built yet; packing="next_fit" also keeps documents whole.')

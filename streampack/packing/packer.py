@@ -98,9 +98,7 @@ class Packer:
         self.seq_len = as_integer(seq_len, "seq_len", low=2, high=INT32.max)
         self.pad_id = as_integer(pad_id, "pad_id", low=INT32.min, high=INT32.max)
         self.packing = as_packing(packing)
-        self._labels = BoundaryLabels(
-            as_boundary(boundary), _as_token_id(bos_id, "bos_id"), _as_token_id(eos_id, "eos_id")
-        )
+        self._labels = BoundaryLabels(as_boundary(boundary), bos_id, eos_id)
         self._whole = self.packing.keeps_documents_whole
         self._trims = self._labels.trims
         self._looks_ahead = self._labels.looks_ahead
@@ -146,6 +144,10 @@ class Packer:
     def buffered_rows(self) -> int:
         """Input rows that are held for the packs to come."""
         return self._rows.end - self._begin
+
+    def lacking_rows(self, num_packs: int) -> int:
+        """How many rows more the next packs need, with the one whose token may be the last label."""
+        return self.seq_len * num_packs + 1 - self.buffered_rows
 
     @property
     def counts(self) -> Counts:
@@ -313,10 +315,11 @@ class Packer:
                     ignored=masked if num_masked else None,
                     num_targets=num_targets,
                     documents=part.documents,
-                    offset=part.offset,
+                    offsets=(part.offset,),
                     next_document=part.next_document,
                     next_row=part.next_row,
                     counts=counts,
+                    is_closed=size == seq_len and not (part.next_row or self.waits),
                 )
                 self._made.append((pack, part.end))
 
@@ -324,7 +327,3 @@ class Packer:
         """The next pack begins with this row; the rows before it are freed."""
         self._begin = row
         self._rows.free_before(row)
-
-
-def _as_token_id(value: object, argument: str) -> int | None:
-    return None if value is None else as_integer(value, argument, low=INT32.min, high=INT32.max)

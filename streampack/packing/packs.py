@@ -44,18 +44,22 @@ class PackRows(NamedTuple):
     num_targets: int
     documents: Sequence[int]
     """Number of each segment's document, [k]."""
-    offset: int
-    """Rows of the first document that earlier packs hold; the other documents begin in this pack."""
+    offsets: Sequence[int]
+    """Rows of each segment's document that stand before the segment, in other packs: [k], or fewer; the rest are 0."""
     next_document: int
-    """With `next_row`: where the following pack begins. The document may not have been fed yet."""
+    """With `next_row` and `given`: where the following pack begins. The document may not have been fed yet."""
     next_row: int
     counts: Counts = Counts()
     """Of this pack, and of what was left out between the pack before and it."""
+    given: int = 0
+    """Under best fit: packs that are out of the window that begins with row `next_row` of `next_document`."""
+    is_closed: bool = False
+    """Whether the next pack begins with a document, and this one did not wait for that document to be fed."""
 
     @property
     def spans(self) -> tuple[Span, ...]:
         """One per segment."""
-        offsets = chain((self.offset,), repeat(0))
+        offsets = chain(self.offsets, repeat(0))
         return tuple(map(Span, self.documents, offsets, self.seq_lens.tolist()))
 
 

@@ -84,6 +84,10 @@ class BoundaryLabels:
     eos_id: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("bos_id", "eos_id"):
+            token_id = getattr(self, name)
+            if token_id is not None:
+                object.__setattr__(self, name, as_integer(token_id, name, low=INT32.min, high=INT32.max))
         boundary, bos_id, eos_id = self.boundary, self.bos_id, self.eos_id
         if boundary is BoundaryPolicy.MASK_BOS_TARGET and bos_id is None:
             raise ConfigError('boundary="mask_bos_target" needs bos_id; without a BOS token use boundary="mask".')

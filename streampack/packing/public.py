@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streampack.packing.blocks import spell_out
-from streampack.packing.options import Overflow, Packing, PackingKind, Tail
-from streampack.packing.packer import Packer
+from streampack.packing.making import AnyPacker, make_packer
+from streampack.packing.options import DEFAULT_WINDOW, Overflow, Packing, PackingKind, Tail
 from streampack.packing.packs import Pack
 from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary
 from streampack.records import TokenizedDocument
@@ -25,6 +25,7 @@ def pack(
     bos_id: int | None = None,
     eos_id: int | None = None,
     lookahead: bool = True,
+    window: int = DEFAULT_WINDOW,
 ) -> Iterator[Pack]:
     """Return the packs of the documents, one by one as they are made; the documents may be endless.
 
@@ -34,22 +35,25 @@ def pack(
         seq_len: Rows of a pack, at least 2.
         boundary: What becomes of the row whose input is a document's last token: a BoundaryPolicy, its value, or
             ReplaceBoundary(token_id).
-        packing: "wrap" cuts the rows every seq_len, "next_fit" keeps documents whole.
-        overflow: What "next_fit" does with a document longer than a pack: "split", "truncate", "drop" or "error".
+        packing: "wrap" cuts the rows every seq_len; "next_fit" keeps documents whole, in order of arrival; "best_fit"
+            keeps them whole and fills packs best, with boundary="mask" or "trim".
+        overflow: What "next_fit" and "best_fit" do with a document longer than a pack: "split", "truncate", "drop" or
+            "error".
         tail: What becomes of rows that do not fill a last pack: "pad" or "drop".
         pad_id: The token on padding.
         bos_id: For boundary="mask_bos_target"; the two policies by value need tokens that differ.
         eos_id: For boundary="mask_eos_input".
         lookahead: False: the last row of a full pack has no label, as for a model that shifts labels itself.
+        window: How many packs "best_fit" fills together.
 
     Raises:
         ConfigError: An argument, or a combination, that cannot work; raised by the call itself.
         RecordError: A document that is not token ids; raised when its turn comes.
     """
-    packer = Packer(
+    packer = make_packer(
         seq_len=seq_len,
         boundary=boundary,
-        packing=Packing(packing, overflow=overflow, tail=tail, lookahead=lookahead),
+        packing=Packing(packing, overflow=overflow, tail=tail, lookahead=lookahead, window=window),
         pad_id=pad_id,
         bos_id=bos_id,
         eos_id=eos_id,
@@ -58,7 +62,7 @@ def pack(
 
 
 def _packs(
-    packer: Packer, documents: Iterable[Sequence[int] | NDArray[np.integer] | TokenizedDocument]
+    packer: AnyPacker, documents: Iterable[Sequence[int] | NDArray[np.integer] | TokenizedDocument]
 ) -> Iterator[Pack]:
     for document in documents:
         if isinstance(document, TokenizedDocument):

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from streampack.packing.options import Packing
-from streampack.packing.packer import Packer
+from streampack.packing.making import AnyPacker, make_packer
+from streampack.packing.options import DEFAULT_WINDOW, Packing
 
 
 def packer_of(
@@ -12,6 +12,8 @@ def packer_of(
     overflow: str = "split",
     tail: str = "pad",
     lookahead: bool = True,
+    window: int = DEFAULT_WINDOW,
     **arguments: Any,
-) -> Packer:
-    return Packer(packing=Packing(packing, overflow=overflow, tail=tail, lookahead=lookahead), **arguments)
+) -> AnyPacker:
+    record = Packing(packing, overflow=overflow, tail=tail, lookahead=lookahead, window=window)
+    return make_packer(packing=record, **arguments)

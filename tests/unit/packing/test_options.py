@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import streampack
-from streampack.errors import ConfigError, NotBuiltError
+from streampack.errors import ConfigError
 from streampack.packing.options import Overflow, Packing, PackingKind, Tail, as_packing
 
 
@@ -34,6 +34,8 @@ def test_the_record_is_public_and_turns_names_into_members() -> None:
         (Packing("next_fit", overflow="truncate"), True, "next_fit", "truncate"),
         (Packing("next_fit"), False, "next_fit", "split"),
         (Packing("next_fit"), True, "next_fit", "error"),
+        ("best_fit", False, "best_fit", "split"),
+        ("best_fit", True, "best_fit", "error"),
     ],
 )
 def test_a_shorthand_becomes_a_record_whose_overflow_is_decided(
@@ -46,7 +48,10 @@ def test_a_shorthand_becomes_a_record_whose_overflow_is_decided(
     ("options", "message"),
     [
         ({"kind": "wrapped"}, "packing='wrapped' is not known; did you mean \"wrap\"\\?"),
-        ({"kind": None}, "packing=None is not known; choose one of wrap, next_fit"),
+        ({"kind": None}, "packing=None is not known; choose one of wrap, next_fit, best_fit"),
+        ({"kind": "best_fit", "window": 0}, "window=0 must be a whole number of at least 1"),
+        ({"kind": "best_fit", "window": 2.5}, "window=2.5 must be a whole number"),
+        ({"kind": "best_fit", "lookahead": False}, 'lookahead=False works with packing="wrap" only'),
         ({"kind": "next_fit", "overflow": "cut"}, "overflow='cut' is not known"),
         ({"kind": "wrap", "tail": "padding"}, "tail='padding' is not known; did you mean \"pad\""),
         ({"kind": "wrap", "lookahead": "no"}, "lookahead='no' must be True or False"),
@@ -58,10 +63,14 @@ def test_options_that_cannot_work_are_refused(options: dict[str, Any], message: 
         Packing(**options)
 
 
-def test_best_fit_is_told_from_an_unknown_name() -> None:
-    for make in (Packing, as_packing):
-        with pytest.raises(NotBuiltError, match='packing="best_fit" is not built yet; packing="next_fit"'):
-            make("best_fit")
+def test_a_window_is_of_best_fit_only() -> None:
+    assert (Packing("best_fit").window, as_packing("best_fit").window) == (64, 64)
+    assert as_packing(Packing("best_fit", window=8)).window == 8
+    for kind in ("wrap", "next_fit"):
+        with pytest.warns(UserWarning, match=f'window=8 does nothing under packing="{kind}"') as caught:
+            packing = Packing(kind, window=8)
+        assert caught[0].filename == __file__
+        assert packing == Packing(kind)
 
 
 def test_an_overflow_that_wrap_ignores_warns_where_the_record_is_made() -> None:

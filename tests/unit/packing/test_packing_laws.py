@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from support.packing import packer_of
 
 from streampack.errors import DocumentTooLongError
+from streampack.hashing import Purpose, permutation
 from streampack.packing.blocks import expand_block, stack
-from streampack.packing.packer import Packer
+from streampack.packing.making import AnyPacker
 from streampack.packing.packs import Pack, PackRows
 from streampack.packing.policies import ReplaceBoundary
 from streampack.packing.public import pack
@@ -24,6 +25,7 @@ from streampack.records import Counts, TokenizedDocument
 BOS, EOS, PAD = 1, 2, 2
 """Padding looks like EOS: nothing may depend on its value."""
 POLICIES = ("keep", "mask", "trim", "mask_bos_target", "mask_eos_input", ReplaceBoundary(5))
+PACKINGS = ("wrap", "next_fit", "best_fit")
 every_policy = pytest.mark.parametrize("boundary", POLICIES, ids=str)
 
 
@@ -38,9 +40,16 @@ class Arguments:
     bos_id: int = BOS
     eos_id: int = EOS
     lookahead: bool = True
+    window: int = 64
 
-    def packer(self) -> Packer:
-        return packer_of(**vars(self))
+    def packer(self, *, given: int = 0) -> AnyPacker:
+        return packer_of(**vars(self), given=given)
+
+    def with_boundary(self, boundary: str | ReplaceBoundary) -> "Arguments":
+        """The same with another policy; without best fit, where it does not have that policy."""
+        if self.packing == "best_fit" and boundary not in ("mask", "trim"):
+            return replace(self, boundary=boundary, packing="next_fit", window=64)
+        return replace(self, boundary=boundary)
 
 
 @dataclass
@@ -82,17 +91,28 @@ def naive(documents: list[TokenizedDocument], arguments: Arguments) -> Naive:
 
     packs: list[list[tuple[int, int]]] = []
     unfinished: list[tuple[int, int]] = []
+    window: list[list[tuple[int, int]]] = []
+    checksum = 0
     for d in range(len(documents)):
         inputs = inputs_of(d)
-        if arguments.packing == "next_fit":
+        is_long = len(inputs) > seq_len and arguments.overflow != "split"
+        if arguments.packing != "wrap":
             if len(inputs) > seq_len and arguments.overflow == "drop":
                 result.counts["dropped_documents"] += 1
                 result.counts["dropped_tokens"] += len(inputs)
-                continue
+                inputs = []
             if len(inputs) > seq_len and arguments.overflow == "truncate":
                 result.counts["truncated_documents"] += 1
                 result.counts["truncated_tokens"] += len(inputs) - seq_len
                 inputs = inputs[:seq_len]
+        if arguments.packing == "best_fit":
+            window.append(inputs)
+            checksum += sum(documents[d].tokens[: len(inputs) + 1 if is_long else None])
+            if sum(map(len, window)) >= arguments.window * seq_len:
+                packs += best_fit(window, seq_len, checksum)
+                window, checksum = [], 0
+            continue
+        if arguments.packing == "next_fit":
             if unfinished and len(unfinished) + len(inputs) > seq_len:
                 packs.append(unfinished)
                 unfinished = []
@@ -101,6 +121,13 @@ def naive(documents: list[TokenizedDocument], arguments: Arguments) -> Naive:
             if len(unfinished) == seq_len:
                 packs.append(unfinished)
                 unfinished = []
+    last = best_fit(window, seq_len, checksum)
+    if last and arguments.tail == "drop":
+        least = min(last, key=len)
+        if len(least) < seq_len:
+            last.remove(least)
+            unfinished = least
+    packs += last
     if unfinished and arguments.tail == "pad":
         packs.append(unfinished)
     elif unfinished:
@@ -117,7 +144,7 @@ def naive(documents: list[TokenizedDocument], arguments: Arguments) -> Naive:
         labels, positions, segments, spans = [], [], [], []
         for index, (d, i) in enumerate(rows):
             following = after[d, i]
-            if arguments.packing == "next_fit" and following is not None and following[0] != d:
+            if arguments.packing != "wrap" and following is not None and following[0] != d:
                 following = rows[index + 1] if index + 1 < len(rows) else None
             labels.append(label(d, i, following))
             if index == 0 or rows[index - 1][0] != d:
@@ -152,6 +179,22 @@ def naive(documents: list[TokenizedDocument], arguments: Arguments) -> Naive:
     return result
 
 
+def best_fit(window: list[list[tuple[int, int]]], seq_len: int, checksum: int) -> list[list[tuple[int, int]]]:
+    """The packs of a window: pieces by size, each where it leaves the least room, the last filled among equals."""
+    pieces = [rows[at : at + seq_len] for rows in window for at in range(0, len(rows), seq_len)]
+    made: list[tuple[int, list[int]]] = []  # (number, pieces), in the order in which they changed last
+    for index in sorted(range(len(pieces)), key=lambda index: -len(pieces[index])):
+        free = [seq_len - sum(len(pieces[each]) for each in pack) for _, pack in made]
+        least = min((rows for rows in free if rows >= len(pieces[index])), default=None)
+        if least is None:
+            made.append((len(made), [index]))
+        else:
+            number, pack = made.pop(max(place for place, rows in enumerate(free) if rows == least))
+            made.append((number, [*pack, index]))
+    packs = [[row for index in sorted(pack) for row in pieces[index]] for _, pack in sorted(made)]
+    return [packs[number] for number in permutation(Purpose.PACK_ORDER, checksum, count=len(packs))]
+
+
 def plain(got: Pack) -> dict[str, Any]:
     fields = {name: getattr(got, name) for name in Pack.__dataclass_fields__}
     fields = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in fields.items()}
@@ -176,11 +219,13 @@ def documents(draw: st.DrawFn, *, masks: bool = True, max_length: int = 20) -> l
 
 @st.composite
 def arguments(
-    draw: st.DrawFn, *, policies: tuple[Any, ...] = POLICIES, packings: tuple[str, ...] = ("wrap", "next_fit")
+    draw: st.DrawFn, *, policies: tuple[Any, ...] = POLICIES, packings: tuple[str, ...] = PACKINGS
 ) -> Arguments:
     """Any combination that is allowed, but for overflow="error" (it gives no packs)."""
     packing = draw(st.sampled_from(packings))
     whole = packing != "wrap"
+    if packing == "best_fit":
+        policies = ("mask", "trim")
     return Arguments(
         seq_len=draw(st.integers(2, 9)),
         boundary=draw(st.sampled_from(policies)),
@@ -188,6 +233,7 @@ def arguments(
         overflow=draw(st.sampled_from(["split", "truncate", "drop"])) if whole else "split",
         tail=draw(st.sampled_from(["pad", "drop"])),
         lookahead=True if whole else draw(st.booleans()),
+        window=draw(st.integers(1, 4)) if packing == "best_fit" else 64,
     )
 
 
@@ -201,7 +247,7 @@ def packed(given_documents: list[TokenizedDocument], chosen: Arguments) -> list[
 
 
 def rows_of(packs: list[Pack]) -> dict[tuple[int, int], tuple[int, int]]:
-    """(document, offset) -> (input, label) of all rows of packs, found through the spans alone, in order."""
+    """(document, offset) -> (input, label) of all rows of packs, found through the spans alone."""
     found = {}
     for got in packs:
         row = 0
@@ -211,7 +257,6 @@ def rows_of(packs: list[Pack]) -> dict[tuple[int, int], tuple[int, int]]:
                 found[span.document, offset] = int(got.tokens[row]), int(got.labels[row])
                 row += 1
         assert row == got.num_tokens
-    assert list(found) == sorted(found)
     return found
 
 
@@ -229,7 +274,7 @@ def all_rows(given_documents: list[TokenizedDocument], chosen: Arguments) -> dic
 def test_a_naive_implementation_gives_the_same_packs_and_counts(
     boundary: str | ReplaceBoundary, docs: list[TokenizedDocument], args: Arguments
 ) -> None:
-    args = replace(args, boundary=boundary)
+    args = args.with_boundary(boundary)
     expected = naive(docs, args)
     assert [plain(got) for got in packed(docs, args)] == expected.packs
     packer = args.packer()
@@ -243,7 +288,7 @@ def test_a_naive_implementation_gives_the_same_packs_and_counts(
     assert packer.buffered_bytes == 0
 
 
-@given(documents(), arguments(packings=("next_fit",)))
+@given(documents(), arguments(packings=("next_fit", "best_fit")))
 def test_overflow_error_refuses_exactly_the_documents_that_are_longer_than_a_pack(
     docs: list[TokenizedDocument], args: Arguments
 ) -> None:
@@ -266,7 +311,7 @@ def test_law_1_no_target_is_lost(docs: list[TokenizedDocument], args: Arguments)
     for boundary in ("mask", "trim"):
         targets = sum(got.num_targets for got in packed(docs, replace(args, boundary=boundary)))
         assert targets == sum(max(length - 1, 0) for length in lengths)
-    keep = sum(got.num_targets for got in packed(docs, replace(args, boundary="keep", packing="wrap")))
+    keep = sum(got.num_targets for got in packed(docs, replace(args, boundary="keep", packing="wrap", window=64)))
     assert keep == max(sum(lengths) - 1, 0)
 
 
@@ -290,7 +335,7 @@ def test_law_3_the_eos_of_a_complete_document_is_a_target_exactly_once(
     args = lossless(args)
     docs = [TokenizedDocument([*body, EOS]) for body in bodies]
     for boundary in POLICIES:
-        rows = rows_of(packed(docs, replace(args, boundary=boundary)))  # which refuses a row that is given twice
+        rows = rows_of(packed(docs, args.with_boundary(boundary)))  # which refuses a row that is given twice
         for d, doc in enumerate(docs):
             before_last = len(doc.tokens) - 2
             if before_last < 0 or (boundary == "mask_eos_input" and doc.tokens[before_last] == EOS):
@@ -331,7 +376,7 @@ def test_law_6_rows_are_the_same_for_every_seq_len(
 ) -> None:
     args = lossless(args)
     if args.boundary not in ("mask", "trim"):
-        args = replace(args, packing="wrap")  # where whole documents meet is up to seq_len, and so are those labels
+        args = replace(args, packing="wrap", window=64)  # where whole documents meet is up to seq_len, and so are those labels
     assert list(all_rows(docs, args).items()) == list(all_rows(docs, replace(args, seq_len=other_seq_len)).items())
 
 
@@ -402,7 +447,7 @@ def test_law_9_loss_weights_per_document_sum_to_one(docs: list[TokenizedDocument
 # Restart: a new packer that begins where a pack's `next_document` and `next_row` say goes on in the same way.
 
 
-def feed_all(packer: Packer, docs: list[TokenizedDocument], row: int = 0) -> list[PackRows]:
+def feed_all(packer: AnyPacker, docs: list[TokenizedDocument], row: int = 0) -> list[PackRows]:
     rows = []
     for doc in docs:
         packer.feed(doc.tokens, doc.loss_mask, row=row)
@@ -429,7 +474,7 @@ def comparable(rows: PackRows, first_document: int = 0) -> dict[str, Any]:
 def test_restarting_at_every_pack_gives_the_same_packs_and_counts_nothing_twice(
     boundary: str | ReplaceBoundary, docs: list[TokenizedDocument], args: Arguments
 ) -> None:
-    args = replace(args, boundary=boundary)
+    args = args.with_boundary(boundary)
     packer = args.packer()
     whole, counts = [], []
     for doc in docs:
@@ -443,10 +488,11 @@ def test_restarting_at_every_pack_gives_the_same_packs_and_counts_nothing_twice(
         counts.append(packer.counts)
     for index, rows in enumerate(whole):
         first = rows.next_document
-        # Canonical: behind the last row's document, or in it.
-        last = rows.spans[-1]
-        assert (first, rows.next_row) in {(last.document + 1, 0), (last.document, last.offset + last.length)}
-        again = args.packer()
+        if args.packing != "best_fit":
+            # Canonical: behind the last row's document, or in it.
+            last = rows.spans[-1]
+            assert (first, rows.next_row) in {(last.document + 1, 0), (last.document, last.offset + last.length)}
+        again = args.packer(given=rows.given)
         # Fed all at once, so that this run pops at other times than the whole one.
         for place, doc in enumerate(docs[first:]):
             again.feed(doc.tokens, doc.loss_mask, row=0 if place else rows.next_row)

@@ -1,0 +1,258 @@
+"""Whole documents by best fit: the documents of a window together, then the next window.
+
+In:  token ids, one document after the other. A window is whole documents until their rows reach `window` packs.
+Out: `PackRows`, each with the place where its window began and how many packs of the window are out: a new packer that
+     is fed from there, and told that number, gives exactly the packs that follow.
+Never: a window that depends on what follows it, or on how documents are fed.
+
+    seq_len 8, window 2      documents 0: 5 rows   1: 3   2: 6   3: 2, which makes 16: the window is complete
+    largest first            2 opens a pack, 0 another one, 1 fills that of 0, 3 that of 2
+    packs                    (2, 3) and (0, 1), in an order chosen by a hash (`window`)
+
+What became of documents counts with the last pack of their window, since the next pack begins after them from there on
+only; rows count with the pack that they are in.
+"""
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Sequence
+from itertools import accumulate
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streampack.errors import ConfigError, RecordError, StateError, as_integer
+from streampack.packing.buffer import checked_mask, token_ids
+from streampack.packing.counting import OverflowLosses
+from streampack.packing.options import Overflow, Packing, Tail, as_packing
+from streampack.packing.packs import PackRows
+from streampack.packing.policies import INT32, Boundary, BoundaryLabels, BoundaryPolicy, ReplaceBoundary, as_boundary
+from streampack.packing.window import join_documents, window_packs
+from streampack.records import Counts, Mask, Tokens
+
+_NOTHING = Counts()
+
+
+class BestFitPacker:
+    """Packs the documents of one window after the other; the methods are those of `Packer`.
+
+    The arguments are those of `Packer`, and `given`: how many packs of the first window are out already, at a restart.
+    """
+
+    waits = False
+
+    def __init__(
+        self,
+        *,
+        seq_len: int,
+        boundary: BoundaryPolicy | ReplaceBoundary | str,
+        packing: Packing | str,
+        pad_id: int = 0,
+        bos_id: int | None = None,
+        eos_id: int | None = None,
+        given: int = 0,
+    ) -> None:
+        self.seq_len = as_integer(seq_len, "seq_len", low=2, high=INT32.max)
+        self.pad_id = as_integer(pad_id, "pad_id", low=INT32.min, high=INT32.max)
+        self.packing = as_packing(packing)
+        self._labels = BoundaryLabels(_without_neighbours(as_boundary(boundary)), bos_id, eos_id)
+        self._window_rows = self.packing.window * self.seq_len
+        self._losses = OverflowLosses(self.packing.overflow, self.seq_len)
+        self._given = given  # packs of the open window, in their order, that are out already
+        self._rows = 0  # of the documents of the open window, which these lists hold
+        self._ids: list[NDArray[np.integer]] = []
+        self._masks: list[Mask | None] = []
+        self._lengths: list[int] = []
+        self._row_counts: list[int] = []
+        self._bytes = 0
+        self._num_fed = 0
+        self._first, self._first_row = 0, 0  # where the open window begins
+        self._made: deque[PackRows] = deque()
+        self._made_bytes = 0
+        self._given_counts = _NOTHING
+        self._since = _NOTHING  # what came after the last pack that was made
+        self._finished = False
+
+    def __repr__(self) -> str:
+        return f"<BestFitPacker, {self.buffered_rows} rows, {len(self._made)} packs>"
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes of what was fed and is held, and of the packs that are made."""
+        return self._bytes + self._made_bytes
+
+    @property
+    def has_pack(self) -> bool:
+        """Whether the next pack is made already."""
+        return bool(self._made)
+
+    @property
+    def buffered_rows(self) -> int:
+        """Input rows that are held for the packs to come."""
+        return self._rows + sum(pack.tokens.size for pack in self._made)
+
+    @property
+    def counts(self) -> Counts:
+        """What became of the documents up to where the next pack begins, as `Packer.counts`."""
+        return self._given_counts.plus(self.counts_after)
+
+    @property
+    def counts_after(self) -> Counts:
+        """The part of `counts` that came after the last pack; complete when `pop` has given None after `finish`."""
+        return _NOTHING if self._made else self._since
+
+    def lacking_rows(self, num_packs: int) -> int:
+        """How many rows more the open window needs, at most those of so many packs."""
+        return min(self._window_rows - self._rows, num_packs * self.seq_len)
+
+    def feed(
+        self,
+        tokens: NDArray[np.integer] | Sequence[int],
+        loss_mask: NDArray[np.bool_] | Sequence[bool] | None = None,
+        *,
+        row: int = 0,
+    ) -> None:
+        """Take the next document, as `Packer.feed`."""
+        assert not self._finished, "a document was fed after finish()"
+        ordinal = self._num_fed
+        ids = token_ids(tokens, ordinal)
+        mask = None if loss_mask is None else checked_mask(loss_mask, ids.size, ordinal)
+        rows = ids.size if not self._labels.trims else max(ids.size - 1, 0)
+        assert ordinal == 0 or row == 0, "only the first document can begin in the middle"
+        if not 0 <= row <= rows:
+            raise RecordError(
+                f"document {ordinal} has {rows} rows, yet {row} of them are said to be in earlier packs; the data or "
+                "the tokenizer have changed since."
+            )
+        if rows - row > self.seq_len:
+            ids, rows = self._losses.shorten(ids, ordinal, row=row, rows=rows)
+            mask = None if mask is None else mask[: ids.size]
+        if row:
+            self._first_row = row
+        self._hold(ids, [ids.size], [rows - row], mask)
+
+    def feed_all(self, tokens: Tokens, lengths: Sequence[int], loss_mask: Mask | None = None) -> None:
+        """Take documents that lie side by side, as `Packer.feed_all`."""
+        assert not self._finished, "a document was fed after finish()"
+        if self.packing.overflow is not Overflow.SPLIT and max(lengths, default=0) > self.seq_len:
+            stop = 0
+            for length in lengths:
+                start, stop = stop, stop + length
+                self.feed(tokens[start:stop], None if loss_mask is None else loss_mask[start:stop])
+            return
+        rows = [max(length - 1, 0) for length in lengths] if self._labels.trims else lengths
+        self._hold(tokens, lengths, rows, loss_mask)
+
+    def finish(self) -> None:
+        """Say that no document follows; `pop` then gives what is left."""
+        if not self._finished:
+            self._finished = True
+            if self._row_counts:
+                self._close(is_complete=False)
+
+    def pop(self) -> PackRows | None:
+        """Return the next pack, or None: more documents are needed, or nothing is left after `finish`."""
+        if not self._made:
+            return None
+        pack = self._made.popleft()
+        self._made_bytes -= pack.tokens.nbytes
+        self._given_counts = self._given_counts.plus(pack.counts)
+        return pack
+
+    def _hold(
+        self, ids: NDArray[np.integer], lengths: Sequence[int], rows: Sequence[int], mask: Mask | None
+    ) -> None:
+        """Add documents to the open window, and to the next ones where it is complete with some of them."""
+        while self._rows + sum(rows) >= self._window_rows and rows:
+            ends = list(accumulate(rows, initial=self._rows))
+            count = bisect_left(ends, self._window_rows, 1)  # with the last of these the window is complete
+            stop = sum(lengths[:count])
+            masks = (None, None) if mask is None else (mask[:stop], mask[stop:])
+            self._add(ids[:stop], lengths[:count], rows[:count], masks[0])
+            self._close(is_complete=True)
+            ids, lengths, rows, mask = ids[stop:], lengths[count:], rows[count:], masks[1]
+        if rows:
+            self._add(ids, lengths, rows, mask)
+
+    def _add(
+        self, ids: NDArray[np.integer], lengths: Sequence[int], rows: Sequence[int], mask: Mask | None
+    ) -> None:
+        self._ids.append(ids)
+        self._masks.append(mask)
+        self._lengths += lengths
+        self._row_counts += rows
+        self._num_fed += len(rows)
+        self._rows += sum(rows)
+        self._bytes += ids.nbytes + (0 if mask is None else mask.nbytes)
+
+    def _close(self, *, is_complete: bool) -> None:
+        """Make the packs of the open window; the next document begins another one."""
+        first, first_row = self._first, self._first_row
+        window = join_documents(self._ids, self._masks, self._lengths, self._row_counts)
+        packs = list(window_packs(window, first_row=first_row, seq_len=self.seq_len))
+        if self._given > len(packs):
+            raise StateError(
+                f"{self._given} packs of a packing window are said to be out, and its documents make {len(packs)}; the "
+                "data or the tokenizer have changed since."
+            )
+        sizes = [pack.tokens.size for pack in packs]
+        dropped = -1
+        if not is_complete and self.packing.tail is Tail.DROP and min(sizes, default=self.seq_len) < self.seq_len:
+            dropped = sizes.index(min(sizes))
+        made: list[PackRows] = []
+        counts, self._since = self._since, _NOTHING
+        for index in range(self._given, len(packs)):
+            placed, size = packs[index], sizes[index]
+            if index == dropped:
+                counts = counts.plus(Counts(tail_tokens=size))
+            elif not placed.num_targets:  # its loss would be 0/0
+                counts = counts.plus(Counts(targetless_packs=1, targetless_tokens=size))
+            else:
+                own = Counts(tokens=size, targets=placed.num_targets, padding=self.seq_len - size)
+                made.append(
+                    PackRows(
+                        placed.tokens,
+                        placed.seq_lens,
+                        placed.edge_labels,
+                        placed.ignored,
+                        placed.num_targets,
+                        documents=(placed.documents + first).tolist(),
+                        offsets=placed.offsets.tolist(),
+                        next_document=first,
+                        next_row=first_row,
+                        given=index + 1,
+                        counts=own if counts is _NOTHING else counts.plus(own),
+                    )
+                )
+                counts = _NOTHING
+        cut = window.rows[bool(first_row) :] > self.seq_len  # the first one was cut before if a part of it is out
+        passed = Counts(documents=len(window.rows), split_documents=int(np.count_nonzero(cut)))
+        counts = counts.plus(passed).plus(self._losses.before(self._num_fed))
+        if made:
+            last = made[-1]
+            made[-1] = last._replace(
+                next_document=self._num_fed,
+                next_row=0,
+                given=0,
+                is_closed=is_complete,
+                counts=last.counts.plus(counts),
+            )
+        else:
+            self._since = counts
+        self._made.extend(made)
+        self._made_bytes += sum(pack.tokens.nbytes for pack in made)
+        self._ids, self._masks, self._lengths, self._row_counts = [], [], [], []
+        self._rows = self._bytes = self._given = 0
+        self._first, self._first_row = self._num_fed, 0
+
+
+def _without_neighbours(boundary: Boundary) -> Boundary:
+    """Return the policy; a ConfigError if a label could depend on the document that comes next."""
+    if boundary in (BoundaryPolicy.MASK, BoundaryPolicy.TRIM):
+        return boundary
+    name = boundary if isinstance(boundary, ReplaceBoundary) else f'"{boundary}"'
+    raise ConfigError(
+        f'packing="best_fit" does not work with boundary={name}: it gives a document\'s last row a label from the '
+        'document that comes next, and best fit puts others beside it. Choose boundary="mask" or "trim", or '
+        'packing="wrap".'
+    )

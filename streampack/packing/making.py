@@ -1,0 +1,55 @@
+"""The packer of a kind of packing.
+
+In:  the options of packing. Out: a packer that is fed documents and gives packs.
+"""
+
+from typing import TypeAlias
+
+from streampack.packing.best_fit import BestFitPacker
+from streampack.packing.options import Packing, PackingKind
+from streampack.packing.packer import Packer
+from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary
+
+AnyPacker: TypeAlias = Packer | BestFitPacker
+
+
+def make_packer(
+    *,
+    seq_len: int,
+    boundary: BoundaryPolicy | ReplaceBoundary | str,
+    packing: Packing,
+    pad_id: int = 0,
+    bos_id: int | None = None,
+    eos_id: int | None = None,
+    at_once: int = 16,
+    given: int = 0,
+) -> AnyPacker:
+    """Return the packer of `packing`.
+
+    Args:
+        seq_len: And `boundary`, `packing`, `pad_id`, `bos_id`, `eos_id`, `at_once`: as for `Packer`.
+        given: At a restart, `PackRows.given` of the pack before; more than 0 under best fit only.
+
+    Raises:
+        ConfigError: Options that cannot work together.
+    """
+    if packing.kind is PackingKind.BEST_FIT:
+        return BestFitPacker(
+            seq_len=seq_len,
+            boundary=boundary,
+            packing=packing,
+            pad_id=pad_id,
+            bos_id=bos_id,
+            eos_id=eos_id,
+            given=given,
+        )
+    assert not given, "packs of a window are out, and this packing has no windows"
+    return Packer(
+        seq_len=seq_len,
+        boundary=boundary,
+        packing=packing,
+        pad_id=pad_id,
+        bos_id=bos_id,
+        eos_id=eos_id,
+        at_once=at_once,
+    )
