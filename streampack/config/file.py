@@ -32,7 +32,6 @@ from streampack.config.values import as_bytes, as_function, as_path, shown
 from streampack.config.yamltree import LimitError, compose, construct
 from streampack.dataset.arguments import DatasetArguments
 from streampack.errors import ConfigError
-from streampack.packing.options import check_built
 
 
 class LoaderSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -58,7 +57,6 @@ SECTIONS: dict[str, type[Section]] = {
     "dataset": section_of(DatasetArguments, required=("data", "tokenizer")),
     "loader": LoaderSection,
 }
-_PACKING_KINDS = frozenset({"packing", "kind"})
 _PATHS = frozenset({"data", "tokenizer", "chat", "template", "cache_dir"})
 
 
@@ -163,8 +161,6 @@ def _plain(value: object, keys: Keys, kind: type[Section], lines: Lines) -> obje
     if not isinstance(value, str):
         return value
     try:
-        if keys[-1] in _PACKING_KINDS:
-            check_built(value)
         if keys[-1] in _PATHS:
             return as_path(value, lines.file.parent)
         if keys[-1].endswith("_bytes"):

@@ -65,9 +65,9 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         pad_id: the token of padding; None takes the tokenizer's, else 0.
         boundary: what the row at a document's end has as its label: a `BoundaryPolicy` or its name, or
             `ReplaceBoundary(id)`.
-        packing: how rows become packs: "wrap" cuts them every `seq_len`, "next_fit" keeps documents whole; or a
-            `Packing`, which also says what becomes of a document that is longer than a pack. None: "wrap", for
-            conversations "next_fit".
+        packing: how rows become packs: "wrap" cuts them every `seq_len`, "next_fit" keeps documents whole, "best_fit"
+            too and fills packs best; or a `Packing`, which also says what becomes of a document that is longer than
+            a pack. None: "wrap", for conversations "next_fit".
         shuffle: True, or a `Shuffle` with sizes of its own: blocks of the shards come in a new order each epoch, and
             the documents of some blocks are mixed. "shards": whole shards come in a new order each epoch, their
             documents as they stand. False: all as listed.

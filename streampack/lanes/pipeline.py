@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from streampack.corpus.partition import Piece
 from streampack.documents.reader import DocumentReader
 from streampack.errors import CorruptShardError, RecordError, TokenizerError, TruncatedShardError, WrongCutError
+from streampack.packing.making import AnyPacker, make_packer
 from streampack.packing.options import Packing
-from streampack.packing.packer import Packer
 from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary
 from streampack.records import Document, Joined, Mask, Sample, Shard, Tokenizer, Tokens, join
 from streampack.storage.access import StorageReader
@@ -298,9 +298,11 @@ class Pipeline:
             kept = min(kept, self.seq_len + 1)
         return max(kept - 1, 0) if mask is None else int(np.count_nonzero(mask[1:kept]))
 
-    def packer(self, *, at_once: int = 1) -> Packer:
-        return Packer(
+    def packer(self, *, at_once: int = 1, given: int = 0) -> AnyPacker:
+        """A packer; `given`: how many packs of its first packing window are out."""
+        return make_packer(
             at_once=at_once,
+            given=given,
             seq_len=self.seq_len,
             boundary=self.boundary,
             packing=self.packing,

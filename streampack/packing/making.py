@@ -26,12 +26,8 @@ def make_packer(
 ) -> AnyPacker:
     """Return the packer of `packing`.
 
-    Args:
-        seq_len: And `boundary`, `packing`, `pad_id`, `bos_id`, `eos_id`, `at_once`: as for `Packer`.
-        given: At a restart, `PackRows.given` of the pack before; more than 0 under best fit only.
-
-    Raises:
-        ConfigError: Options that cannot work together.
+    The arguments are those of `Packer`, and `given`: at a restart, `PackRows.given` of the pack before; more than 0
+    under best fit only. A ConfigError says which cannot work together.
     """
     if packing.kind is PackingKind.BEST_FIT:
         return BestFitPacker(

@@ -57,8 +57,8 @@ class Packing:
     """How rows become packs; a plain string such as "next_fit" is the shorthand for `Packing("next_fit")`.
 
     Args:
-        kind: "wrap" cuts the rows every seq_len; "next_fit" keeps documents whole, in order of arrival; "best_fit" keeps
-            them whole and fills packs best.
+        kind: "wrap" cuts the rows every seq_len; "next_fit" keeps documents whole, in order of arrival; "best_fit"
+            keeps them whole and fills packs best.
         overflow: What a packing of whole documents does with a document of more rows than a pack has: "split",
             "truncate", "drop" or "error". None: "split", for conversations "error".
         tail: What becomes of the rows that do not fill a last pack: "pad" or "drop".

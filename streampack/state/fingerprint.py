@@ -11,11 +11,12 @@ from typing import Any
 from streampack.corpus.table import differing_block
 from streampack.errors import StateError
 
-RECUTTABLE = frozenset({"seq_len", "boundary", "packing", "overflow", "tail", "lookahead", "pad_id"})
+RECUTTABLE = frozenset({"seq_len", "boundary", "packing", "overflow", "packing_window", "tail", "lookahead", "pad_id"})
 """Fields that only decide how rows are cut into packs: a run can continue with other values, from the same row."""
 
 _ARGUMENTS = {
     "chat_template": "Chat(template=...)",
+    "packing_window": "Packing(window=...)",
     "max_document_bytes": "Limits(document_bytes=...)",
     "split": "HoldOut(part=...)",
     "train_on": "Chat(train_on=...)",

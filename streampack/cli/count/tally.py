@@ -19,8 +19,8 @@ from streampack.cli.count.lengths import Lengths
 from streampack.cli.whole_shard import read_whole_shard
 from streampack.errors import RecordError
 from streampack.lanes.pipeline import Pipeline
+from streampack.packing.making import AnyPacker, make_packer
 from streampack.packing.options import Packing, PackingKind, Tail
-from streampack.packing.packer import Packer
 from streampack.packing.policies import BoundaryPolicy
 from streampack.records import BadRecord, Document, Shard
 
@@ -156,8 +156,8 @@ def tally_shard(
     return tally
 
 
-def _packer(pipeline: Pipeline, packing: PackingKind) -> Packer:
-    return Packer(
+def _packer(pipeline: Pipeline, packing: PackingKind) -> AnyPacker:
+    return make_packer(
         seq_len=pipeline.seq_len,
         boundary=BoundaryPolicy.MASK,
         packing=Packing(packing, tail=Tail.DROP),

@@ -63,7 +63,7 @@ def peek(
         ),
     ] = None,
     packing: Annotated[
-        str | None, typer.Option(help="wrap or next_fit.", show_default="wrap; next_fit for conversations")
+        str | None, typer.Option(help="wrap, next_fit or best_fit.", show_default="wrap; next_fit for conversations")
     ] = None,
     bos: AddBos = None,
     eos: AddEos = None,

@@ -11,7 +11,7 @@ import pytest
 import streampack
 from streampack import Shuffle
 from streampack.config.file import SECTIONS, Config, load_config
-from streampack.errors import ConfigError, NotBuiltError
+from streampack.errors import ConfigError
 from streampack.packing.options import PackingKind
 from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary
 from streampack.storage.options import RetryPolicy, Storage
@@ -96,6 +96,8 @@ def test_retry_becomes_a_policy_with_the_fields_given(tmp_path: Path) -> None:
     ("text", "expected"),
     [
         ("packing: next_fit", {"packing": "next_fit"}),
+        ("packing: best_fit", {"packing": "best_fit"}),
+        ("packing: {kind: best_fit, window: 16}", {"packing": streampack.Packing("best_fit", window=16)}),
         (
             "packing: {kind: next_fit, overflow: truncate}",
             {"packing": streampack.Packing("next_fit", overflow="truncate")},
@@ -242,6 +244,7 @@ def test_a_package_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         (MINIMAL + "  limits:\n", "`dataset.limits` must be a mapping with keys of document_bytes, buffer_bytes"),
         (MINIMAL + "  packing: {overflow: drop}\n", "run.yaml:4: `dataset.packing.kind` must be given"),
         (MINIMAL + "  packing: best\n", "`dataset.packing`: expected a mapping of Packing's fields or wrap or next"),
+        (MINIMAL + "  packing: {kind: best_fit, window: 0}\n", "`dataset.packing`: window=0 must be"),
         (MINIMAL + "  packing: {kind: next_fit, tail: x}\n", "`dataset.packing.tail`: expected pad or drop, found 'x'"),
         (
             MINIMAL + "  packing: {kind: next_fit, lookahead: false}\n",
@@ -357,12 +360,3 @@ def test_a_value_that_yaml_cannot_make_is_refused_with_its_line(tmp_path: Path, 
 def test_anchors_and_merge_keys_work(tmp_path: Path) -> None:
     config = loaded(tmp_path, MINIMAL + "  storage: {options: {a: &x {k: 1}, b: {<<: *x, l: 2}}}\n")
     assert config.dataset["storage"].options == {"a": {"k": 1}, "b": {"k": 1, "l": 2}}
-
-
-@pytest.mark.parametrize("packing", ["best_fit", "{kind: best_fit}"])
-def test_a_packing_of_a_later_release_is_named_as_in_python(tmp_path: Path, packing: str) -> None:
-    with pytest.raises(NotBuiltError) as python:
-        streampack.Packing("best_fit")
-    with pytest.raises(NotBuiltError) as file:
-        loaded(tmp_path, MINIMAL + f"  packing: {packing}\n")
-    assert str(file.value).endswith(f": {python.value}")

@@ -10,12 +10,15 @@ import pytest
 from support.packing import packer_of
 
 from streampack.packing.blocks import expand_block, stack
-from streampack.packing.packer import Packer
+from streampack.packing.making import AnyPacker
 from streampack.packing.packs import PackRows
 from streampack.packing.public import pack
 from streampack.records import TokenizedDocument
 
-CASES = json.loads((Path(__file__).parents[2] / "support" / "data" / "packing.json").read_text("utf-8"))["cases"]
+DATA = Path(__file__).parents[2] / "support" / "data"
+SHARED = json.loads((DATA / "packing.json").read_text("utf-8"))["cases"]
+BEST_FIT = json.loads((DATA / "packing_best_fit.json").read_text("utf-8"))["cases"]
+CASES = SHARED + BEST_FIT
 FIELDS = ("tokens", "labels", "position_ids", "segment_ids", "seq_lens", "spans")
 # How a document's ids may come: any integer type, any sequence, any memory layout.
 CONTAINERS: dict[str, Any] = {
@@ -37,7 +40,7 @@ def documents_of(case: dict[str, Any], container: Any = list) -> Iterator[Any]:
             yield TokenizedDocument(container(ids), np.array(case["loss_mask"][index], np.bool_))
 
 
-def blocks_of(packer: Packer, rows: list[PackRows]) -> list[dict[str, list[Any]]]:
+def blocks_of(packer: AnyPacker, rows: list[PackRows]) -> list[dict[str, list[Any]]]:
     """All packs in one block, expanded together, as plain lists per pack."""
     arrays = expand_block(stack(rows, seq_len=packer.seq_len, pad_id=packer.pad_id))
     return [
@@ -47,9 +50,9 @@ def blocks_of(packer: Packer, rows: list[PackRows]) -> list[dict[str, list[Any]]
     ]
 
 
-def test_there_are_thirty_cases() -> None:
-    assert len(CASES) == 30
-    assert len({case["name"] for case in CASES}) == 30
+def test_there_are_thirty_cases_and_those_of_best_fit() -> None:
+    assert (len(SHARED), len(BEST_FIT)) == (30, 11)
+    assert len({case["name"] for case in CASES}) == 41
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
@@ -83,7 +86,7 @@ def test_the_packer_gives_the_golden_packs(case: dict[str, Any], pop_each_time: 
     assert packer.counts.targets == sum(rows.num_targets for rows in rows)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case["loss_mask"] is None], ids=lambda case: case["name"])
+@pytest.mark.parametrize("case", [case for case in SHARED if case["loss_mask"] is None], ids=lambda case: case["name"])
 def test_a_mask_of_all_true_and_empty_documents_between_change_nothing_but_ordinals(case: dict[str, Any]) -> None:
     documents: list[TokenizedDocument] = []
     for ids in case["documents"]:

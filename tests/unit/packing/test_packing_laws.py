@@ -112,10 +112,9 @@ def naive(documents: list[TokenizedDocument], arguments: Arguments) -> Naive:
                 packs += best_fit(window, seq_len, checksum)
                 window, checksum = [], 0
             continue
-        if arguments.packing == "next_fit":
-            if unfinished and len(unfinished) + len(inputs) > seq_len:
-                packs.append(unfinished)
-                unfinished = []
+        if arguments.packing == "next_fit" and unfinished and len(unfinished) + len(inputs) > seq_len:
+            packs.append(unfinished)
+            unfinished = []
         for row in inputs:
             unfinished.append(row)
             if len(unfinished) == seq_len:
@@ -376,7 +375,8 @@ def test_law_6_rows_are_the_same_for_every_seq_len(
 ) -> None:
     args = lossless(args)
     if args.boundary not in ("mask", "trim"):
-        args = replace(args, packing="wrap", window=64)  # where whole documents meet is up to seq_len, and so are those labels
+        # Where whole documents meet is up to seq_len, and so are those labels.
+        args = replace(args, packing="wrap", window=64)
     assert list(all_rows(docs, args).items()) == list(all_rows(docs, replace(args, seq_len=other_seq_len)).items())
 
 
