@@ -1,6 +1,7 @@
 """Samples as documents: which member, what is in it, what a transform makes of it.
 
-sample --members--> bytes --compression, contents, jsonrecords, conversations, npy--> document --transform--> documents
+sample --members, compression, lines--> records --contents, jsonrecords, conversations, npy--> document
+                                                                         --transform--> documents
 """
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "draws",
     "fields",
     "jsonrecords",
+    "lines",
     "members",
     "npy",
     "reader",

@@ -1,7 +1,8 @@
 """One lane, from a position on: all stages of the pipeline in a row, inside a memory budget.
 
 pool -> stream -> reader -> pieces      samples of a piece of a shard; read again where it breaks
-|          `----> batches     their documents, as columns
+|          |----> records     their records, as columns
+|          `----> batches     the documents that these become, as columns
 |-> tokenizing                documents as token ids
 |-> skipping                  what cannot be read: raise, or skip and remember
 |-> (packer)                  packs
@@ -22,6 +23,7 @@ __all__ = [
     "position",
     "provenance",
     "reader",
+    "records",
     "skipping",
     "stream",
     "tokenizing",

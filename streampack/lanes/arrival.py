@@ -9,8 +9,9 @@ the others have left is followed here, header by header, from where they stand t
 """
 
 from streampack.corpus.epochs import Corpus
+from streampack.lanes.pieces import by_shard, rest_of
 from streampack.lanes.pipeline import Pipeline
-from streampack.lanes.position import REST_OF_PIECE, LanePosition
+from streampack.lanes.position import LanePosition
 
 _RANGE_BYTES = 8 * 2**20
 
@@ -22,11 +23,12 @@ def check_arrival(pipeline: Pipeline, corpus: Corpus, lane: int, position: LaneP
         WrongCutError: it does not. Damage on the way is not reported: the pass has not come to it.
     """
     cursor = position.cursor
-    followed = {(each.epoch, each.shard) for each in position.skipped_ranges if each.record == REST_OF_PIECE}
+    skipped = by_shard(position.skipped_ranges)
     for epoch in range(cursor.epoch, end_epoch):
         is_here = epoch == cursor.epoch
         for index, piece in enumerate(corpus.pieces(epoch, lane)):
-            if (is_here and index < cursor.piece) or (epoch, piece.shard) in followed:
+            is_followed = rest_of(piece, skipped.get((epoch, piece.shard), ())) is not None
+            if is_followed or (is_here and index < cursor.piece):
                 continue
             resume = cursor.sample if is_here and index == cursor.piece else -1
             pipeline.check_end(corpus.table[piece.shard], piece, resume=resume, max_range_bytes=_RANGE_BYTES)

@@ -1,30 +1,33 @@
-"""The documents in the samples of one piece, in batches: a step for many of them costs little more than for one.
+"""The documents that records become, in batches: a step for many of them costs little more than for one.
 
-In:    samples of the piece, and what the lane has skipped in it before.
-Out:   `DocumentBatch`es and read errors, in the order of the samples.
+In:    batches of records, and what the lane has skipped before.
+Out:   `DocumentBatch`es and read errors, in the order of the records.
 Never: an order or a number of documents that depends on what is batched together.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from streampack import heartbeat
-from streampack.lanes.pieces import SAMPLE_BYTES, Demand, SampleBatch
+from streampack.corpus.epochs import Corpus
+from streampack.documents.lines import BadMember, Line
+from streampack.documents.reader import Record
+from streampack.lanes.pieces import SAMPLE_BYTES, Demand
 from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.position import WHOLE_MEMBER, SkippedRange
+from streampack.lanes.records import ListedShard, RecordBatch
 from streampack.lanes.skipping import ReadError
-from streampack.records import BadRecord, Cursor, Document, Joined, Sample, Shard, join
+from streampack.records import BadRecord, Cursor, Document, Joined, join
 
 
 class DocumentBatch(NamedTuple):
-    """Documents of one piece that follow each other, as columns of n."""
+    """Documents of one piece, or of one window, that follow each other, as columns of n."""
 
-    epoch: int
-    piece: int
-    """Index into the lane's pieces of the epoch."""
-    shard: int
-    """As listed."""
-    url: str
+    where: Cursor
+    """Epoch and piece; or where their window begins."""
+    places: Sequence[int] | None
+    """Of the record of each in the window; None: there is no window."""
+    shards: Sequence[ListedShard]
     origins: list[tuple[int, int, int]]
     """(sample, record, part) of each, as in `Cursor`."""
     keys: list[str]
@@ -37,6 +40,8 @@ class DocumentBatch(NamedTuple):
     def without_contents(self, start: int = 0, stop: int | None = None) -> "DocumentBatch":
         """The documents from `start` to before `stop` without their contents; their bytes are not counted again."""
         return self._replace(
+            places=None if self.places is None else self.places[start:stop],
+            shards=self.shards[start:stop],
             origins=self.origins[start:stop],
             keys=self.keys[start:stop],
             contents=[],
@@ -47,134 +52,146 @@ class DocumentBatch(NamedTuple):
     def cursor(self, index: int, row: int) -> Cursor:
         """The cursor of row `row` of a document."""
         sample, record, part = self.origins[index]
-        return Cursor(self.epoch, self.piece, sample, record, part=part, row=row)
+        if self.places is None:
+            return self.where._replace(sample=sample, record=record, part=part, row=row)
+        return self.where._replace(place=self.places[index], part=part, row=row)
 
     def skipped_range(self, index: int) -> SkippedRange:
         """What is left out if a document is skipped; other parts of its record are not."""
         sample, record, part = self.origins[index]
-        return SkippedRange(self.epoch, self.shard, sample, sample + 1, record, part)
+        return SkippedRange(self.where.epoch, self.shards[index].number, sample, sample + 1, record, part)
 
 
-class PieceDocuments:
-    """Makes documents of a piece's samples."""
+class RecordDocuments:
+    """Makes documents of a lane's records."""
 
     def __init__(
         self,
         pipeline: Pipeline,
-        shard: Shard,
+        corpus: Corpus,
         *,
         lane: int,
-        here: Cursor,
-        shard_index: int,
-        order_epoch: int,
         start: Cursor,
-        skipped_ranges: Collection[SkippedRange],
+        skipped: Mapping[tuple[int, int], Collection[SkippedRange]],
         demand: Demand,
     ) -> None:
-        """`here`: epoch and index of the piece; `start`: where the lane continued; `skipped_ranges`: of this piece."""
-        self._pipeline = pipeline
-        self._shard = shard
+        """`start`: where the lane continued; `skipped`: the ranges known then, by epoch and shard."""
+        self._documents = pipeline.documents
+        self._corpus = corpus
         self._lane = lane
-        self._here = here
-        self._shard_index = shard_index
-        self._order_epoch = order_epoch
-        self._start = start
-        self._skipped_ranges = skipped_ranges
+        self._start: Cursor | None = start
+        self._skipped = skipped
         self._demand = demand
 
-    def of(self, samples: SampleBatch) -> Iterator[DocumentBatch | ReadError]:
-        """The documents in the samples; the samples may be freed as soon as these are given."""
-        first = self._here._replace(sample=samples.samples[0].position)
-        begun = self._start if self._start[:3] == first[:3] else first  # with a record, part and row
-        if not (begun.record or begun.part or self._skipped_ranges):
-            batch = self._at_once(samples, begun)
-            if batch is not None:
-                yield batch
+    def of(self, batch: RecordBatch) -> Iterator[DocumentBatch | ReadError]:
+        """The documents of the records, which may be freed as soon as these are given."""
+        where, _, shards, records, _ = batch
+        heartbeat.begin_sample(self._lane, shards[0].number, records[0].position)
+        part, row = self._begun(batch)
+        if not part and not self._have_skips(where.epoch, shards):
+            contents = self._documents.contents(records)
+            if contents is not None:
+                yield self._at_once(batch, contents, row)
                 return
-        yield from self._one_by_one(samples.samples, begun)
+        yield from self._one_by_one(batch, part, row)
 
-    def _at_once(self, some: SampleBatch, begun: Cursor) -> DocumentBatch | None:
-        """All documents, where each sample is one document that needs no further look; else None."""
-        samples, num_bytes = some
-        heartbeat.begin_sample(self._lane, self._shard_index, samples[0].position)
-        contents = self._pipeline.documents.contents(samples)
-        if contents is None:
-            return None
-        origins = [(sample.position, 0, 0) for sample in samples]
-        keys = [sample.key for sample in samples]
-        samples.clear()  # the reader of the piece holds them no longer than this
-        epoch, piece = self._here[:2]
-        return DocumentBatch(
-            epoch, piece, self._shard_index, self._shard.url, origins, keys, contents, num_bytes, begun.row
-        )
+    def _begun(self, batch: RecordBatch) -> tuple[int, int]:
+        """With which part, and which row of it, the first record begins: the reading may have begun inside it."""
+        start, self._start = self._start, None  # only the first record of all can be the one
+        if start is None:
+            return 0, 0
+        first, where = batch.records[0], batch.where
+        if batch.places is None:
+            here = where._replace(sample=first.position, record=first.record if isinstance(first, Line) else 0)
+        else:
+            here = where._replace(place=batch.places[0])
+        return (start.part, start.row) if here[:5] == start[:5] else (0, 0)
 
-    def _one_by_one(self, samples: list[Sample], begun: Cursor) -> Iterator[DocumentBatch | ReadError]:
-        epoch, piece = self._here[:2]
-        found = _Collected(epoch, piece, self._shard_index, self._shard.url)
+    def _have_skips(self, epoch: int, shards: Sequence[ListedShard]) -> bool:
+        """Whether something of one of the shards was skipped before."""
+        if not self._skipped:
+            return False
+        return any((epoch, number) in self._skipped for number in {each.number for each in shards})
+
+    def _at_once(self, batch: RecordBatch, contents: list[str] | Joined, row: int) -> DocumentBatch:
+        """The documents of records that are one each."""
+        where, places, shards, records, num_bytes = batch
+        if self._documents.field.holds_many:
+            origins = [(each.position, each.record, 0) for each in records if isinstance(each, Line)]
+        else:
+            origins = [(each.position, 0, 0) for each in records]
+        keys = [each.key for each in records]
+        records.clear()  # the reader of the piece holds them no longer than this
+        return DocumentBatch(where, places, shards, origins, keys, contents, num_bytes, row)
+
+    def _one_by_one(self, batch: RecordBatch, first_part: int, row: int) -> Iterator[DocumentBatch | ReadError]:
+        found = _Collected(batch)
         try:
-            for sample in samples:
-                here = self._here._replace(sample=sample.position)
-                for item in self._documents(sample, begun if begun.sample == here.sample else here):
+            for index, record in enumerate(batch.records):
+                for item in self._parts(record, batch.shards[index], batch.where.epoch, first_part):
                     if isinstance(item, ReadError) or not found.fits(item) or found.num_bytes >= self._demand.num_bytes:
                         yield from found.take()
                     if isinstance(item, ReadError):
                         yield item
                     else:
-                        found.add(item, begun)
+                        found.add(item, index, row if index == 0 and item.part == first_part else 0)
+                first_part = 0
         except Exception:  # what was found before it comes first
             yield from found.take()
             raise
         yield from found.take()
 
-    def _documents(self, sample: Sample, here: Cursor) -> Iterator[Document | ReadError]:
-        """The documents of one sample, from a record and part of it on."""
-        heartbeat.begin_sample(self._lane, self._shard_index, here.sample)
-        skipped_ranges = self._skipped_ranges
-        if skipped_ranges and (skipped := self._range(here, WHOLE_MEMBER)) in skipped_ranges:
-            yield ReadError(skipped, None)
+    def _parts(
+        self, record: Record, shard: ListedShard, epoch: int, first_part: int
+    ) -> Iterator[Document | ReadError]:
+        """The documents of one record, from a part of it on."""
+        position = record.position
+        heartbeat.begin_sample(self._lane, shard.number, position)
+        if isinstance(record, BadMember):
+            yield ReadError(self._range(epoch, shard, position, WHOLE_MEMBER), record.error)
             return
-        for item in self._pipeline.documents.read(
-            sample,
-            url=self._shard.url,
-            shard_name=self._shard.name,
-            shard_index=self._shard_index,
-            epoch=self._order_epoch,
-            first_record=here.record,
-            first_part=here.part,
+        known = self._skipped.get((epoch, shard.number), ()) if self._skipped else ()
+        for item in self._documents.parts(
+            self._documents.document(record, url=shard.url),
+            shard_index=shard.number,
+            epoch=self._corpus.order_epoch(epoch),
+            first_part=first_part,
         ):
-            record = item.record
             if isinstance(item, BadRecord):
-                yield ReadError(self._range(here, record, item.part), item.error)
-            elif skipped_ranges and (skipped := self._range(here, record)) in skipped_ranges:
+                yield ReadError(self._range(epoch, shard, position, item.record, item.part), item.error)
+            elif known and (skipped := self._range(epoch, shard, position, item.record)) in known:
                 if item.part == 0:
                     yield ReadError(skipped, None)
-            elif skipped_ranges and (skipped := self._range(here, record, item.part)) in skipped_ranges:
+            elif known and (skipped := self._range(epoch, shard, position, item.record, item.part)) in known:
                 yield ReadError(skipped, None)
             else:
                 yield item
 
-    def _range(self, here: Cursor, record: int, part: int = -1) -> SkippedRange:
-        return SkippedRange(here.epoch, self._shard_index, here.sample, here.sample + 1, record, part)
+    @staticmethod
+    def _range(epoch: int, shard: ListedShard, position: int, record: int, part: int = -1) -> SkippedRange:
+        return SkippedRange(epoch, shard.number, position, position + 1, record, part)
 
 
 class _Collected:
-    """Documents that follow each other, until a batch is made of them."""
+    """Documents of a batch of records that follow each other, until a batch is made of them."""
 
-    def __init__(self, epoch: int, piece: int, shard: int, url: str) -> None:
+    def __init__(self, batch: RecordBatch) -> None:
         self.num_bytes = 0
-        self._head = epoch, piece, shard, url
+        self._batch = batch
         self._found: list[Document] = []
+        self._indexes: list[int] = []
+        """Of their records in the batch."""
         self._row = 0
 
     def fits(self, document: Document) -> bool:
         """Whether with it all collected documents are texts, or all are tokens."""
         return not self._found or (self._found[0].text is None) == (document.text is None)
 
-    def add(self, document: Document, start: Cursor) -> None:
-        """Take one more; `start`: where the reading began."""
-        if (start.sample, start.record, start.part) == (document.sample, document.record, document.part):
-            self._row = start.row
+    def add(self, document: Document, index: int, row: int) -> None:
+        """Take one more, with the index of its record, and the rows of it that earlier packs hold."""
+        self._row = self._row or row
         self._found.append(document)
+        self._indexes.append(index)
         size = 0 if document.tokens is None else document.tokens.nbytes
         self.num_bytes += size if document.text is None else len(document.text) + SAMPLE_BYTES
 
@@ -182,10 +199,18 @@ class _Collected:
         """All of them as a batch, if there are any."""
         if not self._found:
             return
-        found, row, num_bytes = self._found, self._row, self.num_bytes
-        self._found, self._row, self.num_bytes = [], 0, 0
-        origins = [(document.sample, document.record, document.part) for document in found]
+        found, indexes, row, num_bytes = self._found, self._indexes, self._row, self.num_bytes
+        self._found, self._indexes, self._row, self.num_bytes = [], [], 0, 0
+        where, places, shards, _, _ = self._batch
         texts = [document.text for document in found if document.text is not None]
         tokens = [document.tokens for document in found if document.tokens is not None]
-        contents = texts or join(tokens, [document.loss_mask for document in found])
-        yield DocumentBatch(*self._head, origins, [document.key for document in found], contents, num_bytes, row)
+        yield DocumentBatch(
+            where,
+            None if places is None else [places[index] for index in indexes],
+            [shards[index] for index in indexes],
+            [(document.sample, document.record, document.part) for document in found],
+            [document.key for document in found],
+            texts or join(tokens, [document.loss_mask for document in found]),
+            num_bytes,
+            row,
+        )

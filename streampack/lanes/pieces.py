@@ -11,7 +11,7 @@ Never: a sample that comes twice or is left out when the shard is read again fro
 """
 
 import logging
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -45,6 +45,24 @@ class SampleBatch(NamedTuple):
     num_bytes: int
 
 
+def size_of(sample: Sample) -> int:
+    """The bytes that a sample counts."""
+    return SAMPLE_BYTES + sum(map(len, sample.members.values()))
+
+
+def by_shard(skipped_ranges: Iterable[SkippedRange]) -> dict[tuple[int, int], set[SkippedRange]]:
+    """Skipped ranges by epoch and shard."""
+    found: dict[tuple[int, int], set[SkippedRange]] = {}
+    for each in skipped_ranges:
+        found.setdefault((each.epoch, each.shard), set()).add(each)
+    return found
+
+
+def rest_of(piece: Piece, skipped_ranges: Collection[SkippedRange]) -> SkippedRange | None:
+    """The rest of a piece, where a lane has skipped it; `skipped_ranges`: of the piece's epoch and shard."""
+    return next((each for each in skipped_ranges if each[4:] == (REST_OF_PIECE, piece.end)), None)
+
+
 class PieceReader:
     """Reads one piece from a position on."""
 
@@ -57,16 +75,21 @@ class PieceReader:
         epoch: int,
         resume: int,
         broken: SkippedRange | None,
+        may_break: bool = True,
         demand: Demand,
         max_range_bytes: int,
     ) -> None:
-        """`resume`: position of the first wanted sample, -1: all; `broken`: the rest of the piece if it was skipped."""
+        """`resume`: position of the first wanted sample, -1: all; `broken`: the rest of the piece if it was skipped.
+
+        `may_break`: whether the rest may be skipped now; False where earlier packs hold some of what was read with it.
+        """
         self._pipeline = pipeline
         self._shard = shard
         self._piece = piece
         self._epoch = epoch
         self._resume = resume
         self._broken = broken
+        self._may_break = may_break
         self._end = _NO_POSITION if broken is None else broken.first
         self._demand = demand
         self._max_range_bytes = max_range_bytes
@@ -137,7 +160,8 @@ class PieceReader:
         Raises:
             StreampackError: the rest cannot be skipped, whatever `on_error` says.
         """
-        if isinstance(error, WrongCutError) or (self._last == self._begin and self._resume >= 0):
+        is_fixed = not self._may_break or (self._last == self._begin and self._resume >= 0)
+        if isinstance(error, WrongCutError) or is_fixed:
             # Where a run was resumed, earlier packs may hold the beginning of what cannot be read now.
             raise self._errors[0] from None
         first = end = self._last + 1
@@ -145,4 +169,4 @@ class PieceReader:
             end = self._pipeline.next_range(
                 self._shard, self._piece, damaged_at=error.offset or 0, max_range_bytes=self._max_range_bytes
             )
-        return SkippedRange(self._epoch, self._piece.shard, first, end, REST_OF_PIECE)
+        return SkippedRange(self._epoch, self._piece.shard, first, end, REST_OF_PIECE, self._piece.end)

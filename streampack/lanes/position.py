@@ -41,7 +41,8 @@ class SkippedRange(NamedTuple):
     record: int
     """-1: the member as a whole, and so all its records; -2: all samples of the piece from `first` on."""
     part: int = -1
-    """Index in what the transform made of the record; -1: the record as a whole."""
+    """Index in what the transform made of the record; -1: the record as a whole. Of the rest of a piece: `Piece.end`,
+    which tells this piece from others of the shard."""
 
 
 class LanePack(NamedTuple):

@@ -5,19 +5,22 @@ Out:   what the lane meets, in order: the beginning of an epoch, batches of docu
 Never: a decision about what cannot be read. The caller decides whether a bad record or a broken shard ends the run,
        when the record's or the shard's turn comes; so it makes no difference how far ahead the lane reads.
 
-    LaneReader       pieces of all epochs
-      PieceReader      -> samples of one piece, read again where its shard breaks
-      PieceDocuments   -> batches of their documents
+    LaneReader        pieces of all epochs
+      PieceReader       -> samples of one piece, read again where its shard breaks
+      PieceRecords      -> batches of their records
+      RecordDocuments   -> batches of their documents
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 from streampack.corpus.epochs import Corpus
-from streampack.lanes.batches import DocumentBatch, PieceDocuments
-from streampack.lanes.pieces import Demand, PieceReader
+from streampack.corpus.partition import Piece
+from streampack.lanes.batches import DocumentBatch, RecordDocuments
+from streampack.lanes.pieces import Demand, PieceReader, by_shard, rest_of
 from streampack.lanes.pipeline import Pipeline
-from streampack.lanes.position import REST_OF_PIECE, SkippedRange
+from streampack.lanes.position import SkippedRange
+from streampack.lanes.records import ListedShard, PieceRecords, RecordBatch
 from streampack.lanes.skipping import ReadError
 from streampack.records import Cursor
 from streampack.storage.digests import block_bytes_of
@@ -52,10 +55,7 @@ class LaneReader:
         self._pipeline = pipeline
         self._corpus = corpus
         self._lane = lane
-        self._skipped: dict[tuple[int, int], set[SkippedRange]] = {}
-        """The skipped ranges, by epoch and shard."""
-        for skipped in skipped_ranges:
-            self._skipped.setdefault((skipped.epoch, skipped.shard), set()).add(skipped)
+        self._skipped = by_shard(skipped_ranges)
         self._end_epoch = end_epoch
         self._max_range_bytes = max_range_bytes
         self.in_compressed = False
@@ -64,7 +64,8 @@ class LaneReader:
         """Bytes of a block of the shard's digest: so many are read and checked before one is used."""
         self.demand = Demand()
         """How many bytes of members or records make a batch."""
-        self._events = self._read(cursor)
+        self._start = cursor
+        self._events = self._read()
 
     def next(self) -> Event | None:
         """What comes next; None at the end of the last epoch."""
@@ -74,42 +75,53 @@ class LaneReader:
         """Close the shard."""
         self._events.close()
 
-    def _read(self, cursor: Cursor) -> Generator[Event, None, None]:
-        epoch, piece_index, resume = cursor.epoch, cursor.piece, cursor.sample
+    def _read(self) -> Generator[Event, None, None]:
+        start = self._start
+        documents = RecordDocuments(
+            self._pipeline, self._corpus, lane=self._lane, start=start, skipped=self._skipped, demand=self.demand
+        )
+        epoch, first = start.epoch, start.piece
         while self._end_epoch is None or epoch < self._end_epoch:
             pieces = self._corpus.pieces(epoch, self._lane)
             yield EpochStart(epoch, len(pieces))
-            for index in range(piece_index, len(pieces)):
-                piece = pieces[index]
-                shard = self._corpus.table[piece.shard]
-                self.in_compressed = is_compressed(shard.url)
-                self.block_bytes = block_bytes_of(shard.digest)
-                skipped_ranges = self._skipped.get((epoch, piece.shard), set())
-                samples = PieceReader(
-                    self._pipeline,
-                    shard,
-                    piece,
-                    epoch=epoch,
-                    resume=resume,
-                    broken=next((each for each in skipped_ranges if each.record == REST_OF_PIECE), None),
-                    demand=self.demand,
-                    max_range_bytes=self._max_range_bytes,
-                )
-                documents = PieceDocuments(
-                    self._pipeline,
-                    shard,
-                    lane=self._lane,
-                    here=Cursor(epoch, index),
-                    shard_index=piece.shard,
-                    order_epoch=self._corpus.order_epoch(epoch),
-                    start=cursor,
-                    skipped_ranges=skipped_ranges,
-                    demand=self.demand,
-                )
-                for item in samples.read():
-                    if isinstance(item, ReadError):
-                        yield item
-                    else:
-                        yield from documents.of(item)
-                resume = -1
-            epoch, piece_index = epoch + 1, 0
+            for item in self._records(epoch, pieces, range(first, len(pieces)), self.demand):
+                if isinstance(item, ReadError):
+                    yield item
+                else:
+                    yield from documents.of(item)
+            epoch, first = epoch + 1, 0
+
+    def _records(
+        self, epoch: int, pieces: Sequence[Piece], indexes: range, demand: Demand
+    ) -> Iterator[RecordBatch | ReadError]:
+        """The records of some of the lane's pieces."""
+        for index in indexes:
+            piece = pieces[index]
+            shard = self._corpus.table[piece.shard]
+            self.in_compressed = is_compressed(shard.url)
+            self.block_bytes = block_bytes_of(shard.digest)
+            here = Cursor(epoch, index)
+            start = self._start if self._start[:2] == here[:2] else here
+            skipped_ranges = self._skipped.get((epoch, piece.shard), ())
+            sample_demand = Demand()
+            samples = PieceReader(
+                self._pipeline,
+                shard,
+                piece,
+                epoch=epoch,
+                resume=start.sample,
+                broken=rest_of(piece, skipped_ranges),
+                demand=sample_demand,
+                max_range_bytes=self._max_range_bytes,
+            )
+            yield from PieceRecords(
+                self._pipeline,
+                samples,
+                lane=self._lane,
+                shard=ListedShard(piece.shard, shard.url, shard.name),
+                here=here,
+                start=start,
+                skipped_ranges=skipped_ranges,
+                demand=demand,
+                sample_demand=sample_demand,
+            ).read()

@@ -187,7 +187,7 @@ class LaneStream:
                     self._pipeline.check_vocabulary(tokens)
                 self._packer.feed(tokens, mask, row=documents.row)
             except RecordError as error:
-                named = type(error)(error.message, url=documents.url, member=documents.keys[0])
+                named = type(error)(error.message, url=documents.shards[0].url, member=documents.keys[0])
                 if documents.row:  # earlier packs hold a part of it: to skip the rest would lose it
                     raise named from error
                 self._skip(ReadError(documents.skipped_range(0), named))

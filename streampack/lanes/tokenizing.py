@@ -46,10 +46,10 @@ def tokenized(pipeline: Pipeline, batch: DocumentBatch, *, lane: int) -> Iterato
         return
     ids: list[NDArray[np.integer]] = []
     failure: Exception | None = None
-    for text, key, (sample, record, _) in zip(contents, batch.keys, batch.origins, strict=True):
-        heartbeat.begin_sample(lane, batch.shard, sample)
+    for text, key, shard, (sample, record, _) in zip(contents, batch.keys, batch.shards, batch.origins, strict=True):
+        heartbeat.begin_sample(lane, shard.number, sample)
         try:
-            ids.append(pipeline.tokenize(text, url=batch.url, key=key, record=record))
+            ids.append(pipeline.tokenize(text, url=shard.url, key=key, record=record))
         except Exception as error:  # noqa: BLE001 - raised when its turn comes
             failure = error
             break

@@ -68,7 +68,12 @@ class Unpassed:
                 documents, first, stop, targets = next(all_fed)
             index = document - first
             yield Provenance(
-                documents.url, documents.keys[index], *documents.origins[index], offset, length, targets[index]
+                documents.shards[index].url,
+                documents.keys[index],
+                *documents.origins[index],
+                offset,
+                length,
+                targets[index],
             )
 
     def pass_to(self, document: int, *, is_over: bool) -> int:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from streampack import hashing, heartbeat
 from streampack.documents.fields import Field, parse_field
-from streampack.documents.reader import DocumentReader
+from streampack.documents.reader import DocumentReader, Record
 from streampack.documents.split import HoldOut
 from streampack.errors import ConfigError, DocumentTooLongError, MissingFieldError, NotBuiltError, RecordError
 from streampack.records import WHOLE_SAMPLE, BadRecord, Document, Sample
@@ -897,16 +897,32 @@ def test_what_several_samples_hold_at_once_is_what_they_hold_one_by_one(
         assert bad or kind == "npy" or any(change == "other" for *_, change in contents)
 
 
-def test_what_a_transform_a_split_or_many_records_decide_on_is_read_one_by_one() -> None:
-    readers = [
-        DocumentReader(field=parse_field("txt"), transform=lambda document, _: document, transform_version="1"),
-        DocumentReader(field=parse_field("txt"), hold_out=HoldOut("train", 0.5)),
-        DocumentReader(field=parse_field("jsonl:text")),
-    ]
-    for reader in readers:
-        extension = reader.field.kind
-        assert reader.contents([sample({extension: as_lines("a")})]) is None
+def test_what_a_transform_decides_on_is_read_one_by_one() -> None:
+    reader = DocumentReader(field=parse_field("txt"), transform=lambda document, _: document, transform_version="1")
+    assert reader.contents([sample({"txt": b"a"})]) is None
     assert DocumentReader(field=parse_field("txt")).contents([sample({"txt": b"a"})] * 2) == ["a", "a"]
     joined = DocumentReader(field=parse_field("npy")).contents([sample({"npy": GOOD})] * 2)
     assert joined is not None
     assert joined.lengths == [10, 10]
+
+
+def records_of(reader: DocumentReader, *samples: Sample) -> list[Record]:
+    return [record for one in samples for record in reader.records(one, url=URL, shard_name="c/00001.tar")]
+
+
+def test_lines_are_read_at_once_unless_one_is_bad() -> None:
+    reader = DocumentReader(field=parse_field("jsonl:text"))
+    records = records_of(reader, sample({"jsonl": as_lines("a", "b")}), sample({"jsonl": b"\n" + as_lines("c")}))
+    assert reader.contents(records) == ["a", "b", "c"]
+    for bad in (b"{", b"\xff\xfe"):
+        assert reader.contents([*records, *records_of(reader, sample({"jsonl": bad}))]) is None
+
+
+def test_the_samples_that_are_held_out_are_no_records() -> None:
+    samples = [sample({"txt": b"a"})._replace(key=f"{number}") for number in range(40)]
+    parts = [
+        DocumentReader(field=parse_field("txt"), hold_out=HoldOut(part, 0.5)).chosen(samples, shard_name="c/00001.tar")
+        for part in ("train", "val")
+    ]
+    assert sorted(parts[0] + parts[1]) == sorted(samples)
+    assert all(parts)
