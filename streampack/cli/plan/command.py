@@ -1,8 +1,8 @@
 """`streampack plan`: what a configuration needs on so many ranks and workers, before anything runs.
 
 In:  a config file, and a topology. Out: tables on stdout, or JSON; warnings and errors on stderr.
-Invariants: the shards are listed, and not read. What depends on their contents is an estimate, shown with what it
-assumes.
+Invariants: the shards are listed, and a sample of some MB of them is read. What depends on their contents is an
+estimate. With assumed bytes for each token nothing is read.
 """
 
 import inspect
@@ -12,27 +12,21 @@ import msgspec
 import typer
 
 from streampack.cli.arguments import Json, make_dataset
-from streampack.cli.console import format_bytes, output, plural, print_error, print_json, print_warning
+from streampack.cli.console import output, print_error, print_json, print_warning
+from streampack.cli.plan.advice import warn_of_lanes, warn_of_ranks, warn_of_sample
 from streampack.cli.plan.drawing import draw
-from streampack.cli.plan.estimates import (
-    CorpusPlan,
-    LanePlan,
-    Plan,
-    RankPlan,
-    corpus_plan,
-    lane_bytes,
-    lane_plan,
-    rank_plan,
-)
+from streampack.cli.plan.estimates import Plan, corpus_plan, lane_plan, rank_plan
+from streampack.cli.plan.evenness import lane_pieces
+from streampack.cli.plan.measured import assumed, density_of, sample_plan
+from streampack.cli.plan.sampling import block_bytes_of, take_sample
 from streampack.config.file import load_config
-from streampack.corpus.epochs import Corpus
 from streampack.corpus.partition import check_ranks
 from streampack.dataset.dataset import PackedDataset
-from streampack.errors import ConfigError
+from streampack.errors import ConfigError, ShardError
 from streampack.loader.loader import PackedDataLoader
 
-_DRIFT = 1.1
-"""There is a warning where the largest lane has more than this times the mean."""
+_ASSUMED_BYTES_PER_TOKEN = 4.0
+"""Where the sample holds no document."""
 
 
 def plan(
@@ -49,7 +43,14 @@ def plan(
     tokens_per_second: Annotated[
         float, typer.Option(min=1, help="Assumed speed of the training on each rank.")
     ] = 10_000,
-    bytes_per_token: Annotated[float, typer.Option(min=0.1, help="Assumed bytes of shards for each token.")] = 4.0,
+    bytes_per_token: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1,
+            help="Assumed bytes of shards for each token; no shard is read then.",
+            show_default="measured on a sample",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Show what a config needs on so many ranks and workers: lanes, batches, memory, requests."""
@@ -78,7 +79,7 @@ def make_plan(
     *,
     ranks: int,
     tokens_per_second: float,
-    bytes_per_token: float,
+    bytes_per_token: float | None,
 ) -> Plan:
     """The plan for a dataset and the arguments of its loader."""
     corpus = dataset.corpus()
@@ -86,10 +87,20 @@ def make_plan(
     settings = defaults | arguments
     warnings: list[str] = []
     errors: list[str] = []
-    shards = corpus_plan(corpus, bytes_per_token)
-    sizes, pieces = lane_bytes(corpus, 0)
-    lanes = lane_plan(dataset, corpus, sizes)
-    _warn_of_lanes(warnings, errors, dataset, corpus, shards, lanes)
+    density, sample = assumed(bytes_per_token or _ASSUMED_BYTES_PER_TOKEN, dataset.seq_len), None
+    if bytes_per_token is None:
+        try:
+            sampled = take_sample(dataset, block_bytes_of(corpus))
+            warn_of_sample(warnings, dataset, sampled)
+            if sampled.tokens:
+                density = density_of(sampled, dataset.seq_len)
+                sample = sample_plan(sampled, density, dataset.seq_len)
+        except ShardError as error:
+            errors.append(str(error))
+    shards = corpus_plan(corpus, density)
+    pieces = lane_pieces(corpus, 0)
+    lanes = lane_plan(dataset, corpus, pieces, density)
+    warn_of_lanes(warnings, errors, dataset, corpus, shards, lanes)
     rank = None
     try:
         check_ranks(num_lanes=lanes.num_lanes, num_ranks=ranks)
@@ -98,14 +109,14 @@ def make_plan(
             dataset,
             shards,
             pieces,
+            density,
             ranks=ranks,
             num_workers=settings["num_workers"],
             batch_size=settings["batch_size"],
             prefetch_bytes=settings["prefetch_bytes"],
             tokens_per_second=tokens_per_second,
-            bytes_per_token=bytes_per_token,
         )
-        _warn_of_ranks(warnings, rank, settings["num_workers"], lanes.num_lanes)
+        warn_of_ranks(warnings, rank, settings["num_workers"], lanes.num_lanes)
     except ConfigError as error:
         errors.append(str(error))
     return Plan(
@@ -113,72 +124,11 @@ def make_plan(
         epochs=dataset.epochs,
         seq_len=dataset.seq_len,
         tokens_per_second=tokens_per_second,
-        bytes_per_token=bytes_per_token,
+        bytes_per_token=shards.total_bytes / max(shards.estimated_tokens, 1),
+        sample=sample,
         corpus=shards,
         lanes=lanes,
         rank=rank,
         warnings=warnings,
         errors=errors,
     )
-
-
-def _warn_of_lanes(
-    warnings: list[str],
-    errors: list[str],
-    dataset: PackedDataset,
-    corpus: Corpus,
-    shards: CorpusPlan,
-    lanes: LanePlan,
-) -> None:
-    endless = dataset.epochs is None
-    stays = not corpus.shuffle or corpus.one_epoch
-    if lanes.num_empty:
-        what = f"{lanes.num_empty:,} of {plural(lanes.num_lanes, 'lane')} have no shard in epoch 0"
-        if endless and stays:
-            errors.append(
-                f"{what}, nor in any other, since the order of shards stays: an endless run stops with an error. Use "
-                "fewer lanes (num_lanes), plain .tar shards, or shuffle: true."
-            )
-        else:
-            warnings.append(
-                f"{what}: there are fewer shards that are read whole than lanes. Use fewer lanes, or plain .tar shards."
-            )
-    elif lanes.max_bytes > _DRIFT * lanes.mean_bytes and (endless or not stays):
-        warnings.append(
-            f"lanes differ in size: the largest has {lanes.max_bytes / lanes.mean_bytes:.2f} times the mean in epoch "
-            f"0, since {plural(shards.num_whole, 'shard')} cannot be divided among lanes. Lanes drift apart: some get "
-            "epochs ahead of others."
-        )
-    if lanes.filler_share is not None and lanes.filler_share > 1 - 1 / _DRIFT:
-        warnings.append(
-            f"about {lanes.filler_share:.0%} of the packs are fillers, since lanes end at different times. Fewer "
-            "lanes, plain .tar shards or epoch_end: stop avoid them."
-        )
-    if shards.num_estimated:
-        warnings.append(
-            f"{plural(shards.num_estimated, 'shard')} of unknown size: each is read whole, and counted with the mean "
-            "size of the others. A manifest can give sizes."
-        )
-    if shards.num_compressed:
-        warnings.append(
-            f"{plural(shards.num_compressed, 'compressed shard')}: for each lane inside one, a resume "
-            f"decompresses it from its start, up to {format_bytes(shards.largest_compressed_bytes)}."
-        )
-
-
-def _warn_of_ranks(warnings: list[str], rank: RankPlan, workers: int, num_lanes: int) -> None:
-    if rank.workers < workers:
-        warnings.append(
-            f"{plural(workers, 'worker')} for the {plural(rank.lanes_per_rank, 'lane')} of a rank: only "
-            f"{rank.workers} will be started."
-        )
-    if rank.parks_often:
-        warnings.append(
-            f"a lane's share of {format_bytes(rank.share_bytes)} holds less than two packs besides a range of its "
-            "shard, so lanes are parked and read again all the time. Raise limits.buffer_bytes, or use more ranks."
-        )
-    if rank.global_batch > num_lanes:
-        warnings.append(
-            f"a global batch has {rank.global_batch:,} packs and there are {plural(num_lanes, 'lane')}: each batch "
-            "has several consecutive packs of one lane, often of one document. More lanes mix better."
-        )

@@ -1,4 +1,4 @@
-"""A plan on the terminal: a block each for the corpus, the lanes, the work of a rank and its memory."""
+"""A plan on the terminal: a block each for the corpus, the sample, the lanes, the work of a rank and its memory."""
 
 from rich.console import Console
 from rich.table import Table
@@ -6,6 +6,7 @@ from rich.text import Text
 
 from streampack.cli.console import format_bytes, plural
 from streampack.cli.plan.estimates import CorpusPlan, LanePlan, Plan, RankPlan
+from streampack.cli.plan.measured import SamplePlan
 
 Line = tuple[str, str | Text, str]
 """Name, value, and a note."""
@@ -15,6 +16,8 @@ def draw(console: Console, plan: Plan) -> None:
     """All of it; warnings and errors are printed by the caller."""
     rank = plan.rank
     _draw_block(console, f"Corpus of {plan.config}", _corpus(plan, plan.corpus))
+    if plan.sample is not None:
+        _draw_block(console, "Sample", _sample(plan, plan.sample))
     _draw_block(console, "Lanes", _lanes(plan.lanes, None if rank is None else rank.ranks))
     if rank is not None:
         workers = f"{rank.workers} workers" if rank.workers != 1 else "1 worker"
@@ -27,6 +30,7 @@ def _corpus(plan: Plan, corpus: CorpusPlan) -> list[Line]:
     whole = "of unknown size, or marked in the manifest"
     if corpus.num_compressed:
         whole = "compressed" if corpus.num_compressed == corpus.num_whole else f"{corpus.num_compressed:,} compressed"
+    assumed = " (assumed)" if plan.sample is None else ""
     epochs = "endless" if plan.epochs is None else plural(plan.epochs, "epoch")
     return [
         ("shards", f"{corpus.num_shards:,}", format_bytes(corpus.total_bytes)),
@@ -39,9 +43,31 @@ def _corpus(plan: Plan, corpus: CorpusPlan) -> list[Line]:
         (
             "tokens",
             f"~{_short(corpus.estimated_tokens)}",
-            f"in an epoch, with {plan.bytes_per_token:g} bytes per token; {epochs}",
+            f"in an epoch, with {plan.bytes_per_token:.3g} bytes a token{assumed}; {epochs}",
         ),
     ]
+
+
+def _sample(plan: Plan, sample: SamplePlan) -> list[Line]:
+    lines: list[Line] = [
+        ("read", format_bytes(sample.bytes), f"{plural(sample.documents, 'document')}, in {sample.seconds:.1f} s"),
+        (
+            "bytes a token",
+            f"{sample.bytes_per_token:.2f}",
+            f"of shards, headers included; tokens a byte differ by {sample.spread:.1%} from place to place",
+        ),
+        (
+            "document",
+            f"{sample.mean_tokens:,.0f}",
+            f"tokens; median {sample.median_tokens:,}, 99 % up to {sample.p99_tokens:,}, longest {sample.max_tokens:,}",
+        ),
+    ]
+    if sample.samples_per_block:
+        size = format_bytes(sample.block_bytes)
+        lines.append(("block fill", f"{sample.documents_per_block:.3g}", f"documents begin in each {size} of a shard"))
+    if sample.pack_fill < 1:
+        lines.append(("pack fill", f"{sample.pack_fill:.1%}", f"of the rows of a pack of {plan.seq_len:,}"))
+    return lines
 
 
 def _lanes(lanes: LanePlan, ranks: int | None) -> list[Line]:
@@ -49,6 +75,7 @@ def _lanes(lanes: LanePlan, ranks: int | None) -> list[Line]:
     note = "in epoch 0, the same for all" if least == most else f"mean in epoch 0; lowest {least}, highest {most}"
     if lanes.num_empty:
         note += f"; {lanes.num_empty:,} have none"
+    most_of = max(lanes.mean_tokens, 1)
     fits = Text()
     for number in lanes.fitting_ranks:
         fits.append(f"{number:,}", style="bold green" if number == ranks else "")
@@ -56,10 +83,15 @@ def _lanes(lanes: LanePlan, ranks: int | None) -> list[Line]:
     lines: list[Line] = [
         ("lanes", f"{lanes.num_lanes:,}", "from the corpus's bytes (auto)" if lanes.auto else "as configured"),
         ("bytes per lane", mean, note),
+        (
+            "tokens per lane",
+            f"~{_short(lanes.mean_tokens)}",
+            f"mean in epoch 0; lowest {lanes.min_tokens / most_of:.1%}, highest {lanes.max_tokens / most_of:.1%} of it",
+        ),
         ("state", format_bytes(lanes.state_bytes), "in a checkpoint, for all lanes"),
     ]
     if lanes.filler_share is not None:
-        lines.append(("fillers", f"{lanes.filler_share:.1%}", "of all packs, estimated from the lanes' bytes"))
+        lines.append(("fillers", f"{lanes.filler_share:.1%}", "of all packs, estimated from the lanes' tokens"))
     return [*lines, ("ranks that fit", fits, "")]
 
 

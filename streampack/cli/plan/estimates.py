@@ -1,16 +1,15 @@
 """What follows from the sizes of shards and the number of ranks and workers.
 
-In:  a dataset, its shards, and a topology. Out: the records of a `Plan`.
-Invariants: no shard is read. The lanes are those of the run, so bytes and requests are exact; tokens are estimated from
-bytes.
+In:  a dataset, its shards, what a sample of them says, and a topology. Out: the records of a `Plan`.
+Invariants: the lanes are those of the run, so bytes and requests are exact; tokens are estimated from bytes, by what a
+sample says.
 """
 
-from collections.abc import Iterable
+import math
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
+from streampack.cli.plan.evenness import LanePieces, filler_share_of, lane_pieces, lane_tokens
+from streampack.cli.plan.measured import Density, SamplePlan
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.partition import Piece, fitting_ranks
 from streampack.dataset.dataset import PackedDataset
@@ -62,8 +61,12 @@ class LanePlan:
     fitting_ranks: list[int]
     state_bytes: int
     """Bytes of the state of all lanes, at the start of a run."""
+    min_tokens: int
+    """In epoch 0, estimated, as `mean_tokens` and `max_tokens`."""
+    mean_tokens: int
+    max_tokens: int
     filler_share: float | None
-    """Of the packs of a finite run with epoch_end="pad", estimated: 1 - mean / max of the lanes' bytes."""
+    """Of the packs of a finite run with epoch_end="pad", estimated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +111,9 @@ class Plan:
     tokens_per_second: float
     """Of each rank: an assumption."""
     bytes_per_token: float
-    """Bytes of shards for each token: an assumption."""
+    """Bytes of shards for each token: measured, or where `sample` is None an assumption."""
+    sample: SamplePlan | None
+    """None where no sample was taken, or it holds no document."""
     corpus: CorpusPlan
     lanes: LanePlan
     rank: RankPlan | None
@@ -117,40 +122,37 @@ class Plan:
     errors: list[str]
 
 
-def corpus_plan(corpus: Corpus, bytes_per_token: float) -> CorpusPlan:
+def corpus_plan(corpus: Corpus, density: Density) -> CorpusPlan:
     """What the shards are."""
     table = corpus.table
     compressed = [shard.size for shard in table if is_compressed(shard.url)]
+    cut_bytes, whole_bytes = (int(table.sizes[table.whole == whole].sum()) for whole in (False, True))
     return CorpusPlan(
         num_shards=len(table),
         total_bytes=table.total_bytes,
         num_estimated=int((~table.size_known).sum()),
         num_cut=int((~table.whole).sum()),
-        cut_bytes=int(table.sizes[~table.whole].sum()),
+        cut_bytes=cut_bytes,
         num_whole=int(table.whole.sum()),
-        whole_bytes=int(table.sizes[table.whole].sum()),
+        whole_bytes=whole_bytes,
         num_compressed=len(compressed),
         largest_compressed_bytes=max(compressed, default=0),
-        estimated_tokens=round(table.total_bytes / bytes_per_token),
+        estimated_tokens=round(cut_bytes * density.cut + whole_bytes * density.whole),
     )
 
 
-def lane_bytes(corpus: Corpus, epoch: int) -> tuple[NDArray[np.int64], list[Piece]]:
-    """Bytes of each lane in an epoch, int64 [lanes], and all pieces."""
-    pieces = [corpus.pieces(epoch, lane) for lane in range(corpus.num_lanes)]
-    sizes = np.array([sum(piece.end - piece.begin for piece in lane) for lane in pieces], dtype=np.int64)
-    return sizes, [piece for lane in pieces for piece in lane]
-
-
-def lane_plan(dataset: PackedDataset, corpus: Corpus, sizes: NDArray[np.int64]) -> LanePlan:
-    """How even the lanes are; `sizes` are their bytes in epoch 0."""
+def lane_plan(dataset: PackedDataset, corpus: Corpus, pieces: LanePieces, density: Density) -> LanePlan:
+    """How even the lanes are; `pieces` are those of epoch 0."""
+    sizes = pieces.lane_bytes
+    first = lane_tokens(corpus.table, pieces, density, 0)
     filler_share = None
-    if dataset.epochs is not None:
+    if dataset.epochs is not None and dataset.epoch_end == "pad":
         # Lanes go from epoch to epoch by themselves, so only the sum over the epochs must be equal.
-        total = sizes.copy()
-        for epoch in range(1, min(dataset.epochs, max(_MEASURED_LANES // corpus.num_lanes, 1))):
-            total += lane_bytes(corpus, epoch)[0]
-        filler_share = 1 - float(total.mean() / total.max())
+        measured = min(dataset.epochs, max(_MEASURED_LANES // corpus.num_lanes, 1))
+        total = first.copy()
+        for epoch in range(1, measured):
+            total += lane_tokens(corpus.table, lane_pieces(corpus, epoch), density, epoch)
+        filler_share = filler_share_of(total * (dataset.epochs / measured), density.tokens_per_pack)
     state = Committed.fresh(range(corpus.num_lanes), corpus.num_lanes).to_state(dataset.fingerprint())
     return LanePlan(
         num_lanes=corpus.num_lanes,
@@ -161,7 +163,10 @@ def lane_plan(dataset: PackedDataset, corpus: Corpus, sizes: NDArray[np.int64]) 
         max_bytes=int(sizes.max()),
         fitting_ranks=fitting_ranks(corpus.num_lanes),
         state_bytes=sum(len(key) + _size(value) for key, value in state.items()),
-        filler_share=filler_share if dataset.epoch_end == "pad" else None,
+        min_tokens=round(first.min()),
+        mean_tokens=round(first.mean()),
+        max_tokens=round(first.max()),
+        filler_share=filler_share,
     )
 
 
@@ -172,14 +177,14 @@ def _size(value: object) -> int:
 def rank_plan(
     dataset: PackedDataset,
     shards: CorpusPlan,
-    pieces: Iterable[Piece],
+    pieces: LanePieces,
+    density: Density,
     *,
     ranks: int,
     num_workers: int,
     batch_size: int,
     prefetch_bytes: int,
     tokens_per_second: float,
-    bytes_per_token: float,
 ) -> RankPlan:
     """What a rank does and holds; the ranks divide the lanes, and `pieces` are those of epoch 0."""
     lanes_per_rank = dataset.num_lanes // ranks
@@ -191,13 +196,15 @@ def rank_plan(
     range_bytes = max(min(share_bytes // 2, MAX_RANGE_BYTES), MIN_SHARE_BYTES // 2)
     table = dataset.list_shards()
     requests = 0
-    for piece in pieces:
+    for piece in pieces.pieces:
         is_local = local_path(table.urls[piece.shard]) is not None
         largest = min(range_bytes, LOCAL_RANGE_BYTES) if is_local else range_bytes
         requests += num_requests(piece, int(table.sizes[piece.shard]), largest)
     spare_tokens = max(share_bytes - range_bytes, 0) // 4
     read_bytes = shards.cut_bytes + shards.whole_bytes
     global_batch = ranks * batch_size
+    rows = shards.estimated_tokens / density.tokens_per_pack * dataset.seq_len
+    seconds = max(rows / (ranks * tokens_per_second), 1e-9)
     return RankPlan(
         ranks=ranks,
         lanes_per_rank=lanes_per_rank,
@@ -205,7 +212,7 @@ def rank_plan(
         lanes_per_worker=lanes_per_worker,
         batch_size=batch_size,
         global_batch=global_batch,
-        batches_per_epoch=-(-shards.estimated_tokens // (global_batch * dataset.seq_len)),
+        batches_per_epoch=math.ceil(shards.estimated_tokens / density.tokens_per_pack / global_batch),
         buffer_bytes=buffer_bytes,
         share_bytes=share_bytes,
         range_bytes=range_bytes,
@@ -213,7 +220,7 @@ def rank_plan(
         parks_often=spare_tokens < 2 * dataset.seq_len,
         prefetch_bytes=prefetch_bytes,
         request_bytes=read_bytes / max(requests, 1),
-        requests_per_s=ranks * tokens_per_second * bytes_per_token * requests / max(read_bytes, 1),
+        requests_per_s=requests / seconds,
     )
 
 

@@ -1,0 +1,92 @@
+"""What is unwise in a plan, and what to do about it.
+
+In:  what was estimated. Out: warnings and errors, a sentence or two each.
+"""
+
+from streampack.cli.console import format_bytes, plural
+from streampack.cli.plan.estimates import CorpusPlan, LanePlan, RankPlan
+from streampack.cli.plan.sampling import Sampled
+from streampack.corpus.epochs import Corpus
+from streampack.dataset.dataset import PackedDataset
+
+_DRIFT = 1.1
+"""There is a warning where the largest lane has more than this times the mean."""
+
+
+def warn_of_lanes(
+    warnings: list[str],
+    errors: list[str],
+    dataset: PackedDataset,
+    corpus: Corpus,
+    shards: CorpusPlan,
+    lanes: LanePlan,
+) -> None:
+    """Lanes without data, lanes of different sizes, fillers, and shards that cannot be divided."""
+    endless = dataset.epochs is None
+    stays = not corpus.shuffle or corpus.one_epoch
+    if lanes.num_empty:
+        what = f"{lanes.num_empty:,} of {plural(lanes.num_lanes, 'lane')} have no shard in epoch 0"
+        if endless and stays:
+            errors.append(
+                f"{what}, nor in any other, since the order of shards stays: an endless run stops with an error. Use "
+                "fewer lanes (num_lanes), plain .tar shards, or shuffle: true."
+            )
+        else:
+            warnings.append(
+                f"{what}: there are fewer shards that are read whole than lanes. Use fewer lanes, or plain .tar shards."
+            )
+    elif lanes.max_bytes > _DRIFT * lanes.mean_bytes and (endless or not stays):
+        warnings.append(
+            f"lanes differ in size: the largest has {lanes.max_bytes / lanes.mean_bytes:.2f} times the mean in epoch "
+            f"0, since {plural(shards.num_whole, 'shard')} cannot be divided among lanes. Lanes drift apart: some get "
+            "epochs ahead of others."
+        )
+    if lanes.filler_share is not None and lanes.filler_share > 1 - 1 / _DRIFT:
+        warnings.append(
+            f"about {lanes.filler_share:.0%} of the packs are fillers, since lanes end at different times. Fewer "
+            "lanes, plain .tar shards or epoch_end: stop avoid them."
+        )
+    if shards.num_estimated:
+        warnings.append(
+            f"{plural(shards.num_estimated, 'shard')} of unknown size: each is read whole, and counted with the mean "
+            "size of the others. A manifest can give sizes."
+        )
+    if shards.num_compressed:
+        warnings.append(
+            f"{plural(shards.num_compressed, 'compressed shard')}: for each lane inside one, a resume "
+            f"decompresses it from its start, up to {format_bytes(shards.largest_compressed_bytes)}."
+        )
+
+
+def warn_of_ranks(warnings: list[str], rank: RankPlan, workers: int, num_lanes: int) -> None:
+    """Workers without lanes, lanes without memory, batches of neighbours."""
+    if rank.workers < workers:
+        warnings.append(
+            f"{plural(workers, 'worker')} for the {plural(rank.lanes_per_rank, 'lane')} of a rank: only "
+            f"{rank.workers} will be started."
+        )
+    if rank.parks_often:
+        warnings.append(
+            f"a lane's share of {format_bytes(rank.share_bytes)} holds less than two packs besides a range of its "
+            "shard, so lanes are parked and read again all the time. Raise limits.buffer_bytes, or use more ranks."
+        )
+    if rank.global_batch > num_lanes:
+        warnings.append(
+            f"a global batch has {rank.global_batch:,} packs and there are {plural(num_lanes, 'lane')}: each batch "
+            "has several consecutive packs of one lane, often of one document. More lanes mix better."
+        )
+
+
+def warn_of_sample(warnings: list[str], dataset: PackedDataset, sampled: Sampled) -> None:
+    """Bad records in the sample, or nothing but those."""
+    if sampled.bad:
+        then = "stop at" if dataset.pipeline.on_error == "raise" else "skip"
+        warnings.append(
+            f"{plural(sampled.bad, 'bad record')} in the sample, which a run would {then}; the first one: "
+            f"{sampled.first_bad} `streampack verify` finds all of them."
+        )
+    if not sampled.tokens:
+        warnings.append(
+            "the sample holds no document, so tokens are only assumed: is `field` right, and what does the transform "
+            "leave out?"
+        )

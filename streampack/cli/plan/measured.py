@@ -1,0 +1,157 @@
+"""What a sample tells of the corpus: tokens for each byte, their variation, sizes of documents, documents a block.
+
+In:  a `Sampled`; or an assumed number of bytes for each token. Out: a `Density`, which lanes are estimated with, and
+the numbers that are shown.
+Invariants: pure arithmetic. With T tokens and B bytes of the sample's documents (sample i of place p has t_i tokens
+and b_i bytes), the ratio T / B estimates tokens for each byte, and a place's own ratio d_p varies for two reasons:
+
+    between places    var(d_p) - mean of noise_p                                as shards differ in language, say
+    noise_p           sum of (t_i - d_p b_i)^2 / B_p^2 * n / (n - 1)            as few documents are in a block
+
+Tokens of a whole block vary besides by where documents begin: a block of few documents may have one more or less.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streampack.cli.plan.sampling import Place, Sampled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Density:
+    """Tokens of the corpus by its bytes; all spreads are standard deviations, relative to the mean."""
+
+    cut: float
+    """Tokens for each byte of the shards that can be cut."""
+    whole: float
+    """The same of those that are read whole."""
+    shards: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """int64 [n]: shards of which places were read; each may stand here several times."""
+    ratios: NDArray[np.float64] = field(default_factory=lambda: np.ones(1))
+    """float [n]: how many times as many tokens for each byte as the mean each of these places has, without its noise;
+    [1] for no places."""
+    block_spread: float = 0.0
+    """Of the tokens of a block beside what its shard's ratio says, by few documents and where these begin."""
+    block_bytes: int = 1
+    """The size of block that `block_spread` is for."""
+    tokens_per_pack: float
+
+    @property
+    def spread(self) -> float:
+        """Of tokens for each byte between places of the corpus."""
+        return float(self.ratios.std()) if len(self.ratios) > 1 else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplePlan:
+    """What was measured."""
+
+    documents: int
+    bytes: int
+    """Of shards."""
+    tokens: int
+    seconds: float
+    bytes_per_token: float
+    spread: float
+    """Standard deviation of tokens for each byte between places of the corpus, relative to the mean."""
+    mean_tokens: float
+    """Of a document, as those that follow."""
+    median_tokens: int
+    p99_tokens: int
+    max_tokens: int
+    block_bytes: int
+    samples_per_block: float
+    """Samples that begin in a block of a shard that can be cut; 0 where none can."""
+    documents_per_block: float
+    pack_fill: float
+    """The share of the packs' rows that hold a token."""
+    bad_records: int
+
+
+def assumed(bytes_per_token: float, seq_len: int) -> Density:
+    """What is known without a sample."""
+    return Density(cut=1 / bytes_per_token, whole=1 / bytes_per_token, tokens_per_pack=seq_len)
+
+
+def density_of(sampled: Sampled, seq_len: int) -> Density:
+    """What lanes are estimated with; the sample has at least one token."""
+    kinds = [[place for place in sampled.places if place.whole is whole] for whole in (False, True)]
+    both = _ratio(sampled.places)
+    cut, whole = (_ratio(places, per_size=sampled.is_complete) or both for places in kinds)
+    shards, ratios, noise = _ratios(sampled.places, cut, whole)
+    if len(ratios) > 1:
+        total = float(ratios.var(ddof=1))
+        between = max(total - float(noise.mean()), 0.0)
+        ratios = 1 + (ratios - ratios.mean()) * (between / total if total else 0.0) ** 0.5
+    block_spread = 0.0
+    if len(kinds[0]) > 1:
+        tokens, sizes = (np.array(column) for column in zip(*((p.tokens.sum(), p.size) for p in kinds[0]), strict=True))
+        expected = tokens.sum() / sizes.sum() * sizes
+        # The last block of a shard is smaller, and varies more: in proportion to the root of its size.
+        variance = float(((tokens - expected) ** 2 / sizes).sum()) / (len(sizes) - 1) * sampled.block_bytes
+        variance /= max(float(tokens.sum() / sizes.sum()) * sampled.block_bytes, 1e-9) ** 2
+        block_spread = max(variance - float(ratios.var()), 0.0) ** 0.5
+    return Density(
+        cut=cut,
+        whole=whole,
+        shards=shards,
+        ratios=ratios if len(ratios) else np.ones(1),
+        block_spread=block_spread,
+        block_bytes=sampled.block_bytes,
+        tokens_per_pack=seq_len * _fill(sampled, seq_len) * sampled.tokens / max(sampled.rows, 1),
+    )
+
+
+def sample_plan(sampled: Sampled, density: Density, seq_len: int) -> SamplePlan:
+    """What is shown of a sample with at least one token."""
+    lengths = np.array(sampled.document_tokens)
+    blocks = [place for place in sampled.places if not place.whole]
+    samples = float(np.mean([len(place.tokens) for place in blocks])) if blocks else 0.0
+    every_sample = sum(len(place.tokens) for place in sampled.places)
+    return SamplePlan(
+        documents=len(lengths),
+        bytes=round(sampled.bytes),
+        tokens=sampled.tokens,
+        seconds=sampled.seconds,
+        bytes_per_token=sampled.bytes / sampled.tokens,
+        spread=density.spread,
+        mean_tokens=float(lengths.mean()),
+        median_tokens=int(np.median(lengths)),
+        p99_tokens=int(np.percentile(lengths, 99)),
+        max_tokens=int(lengths.max()),
+        block_bytes=sampled.block_bytes,
+        samples_per_block=samples,
+        documents_per_block=samples * len(lengths) / every_sample,
+        pack_fill=_fill(sampled, seq_len),
+        bad_records=sampled.bad,
+    )
+
+
+def _fill(sampled: Sampled, seq_len: int) -> float:
+    """Of the packs that are full as far as their packing allows; 1 where the sample fills none."""
+    return sampled.rows_in_full_packs / (sampled.full_packs * seq_len) if sampled.full_packs else 1.0
+
+
+def _ratio(places: Sequence[Place], *, per_size: bool = False) -> float:
+    """Tokens for each byte of the samples, or of the blocks (also of archives' ends); 0 for no sample."""
+    total = sum(float(place.size if per_size else place.bytes.sum()) for place in places)
+    return sum(float(place.tokens.sum()) for place in places) / total if total else 0.0
+
+
+def _ratios(
+    places: Sequence[Place], cut: float, whole: float
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """(shard, tokens for each byte as a multiple of the mean, variance of that by chance) of places with samples."""
+    rows = []
+    for place in places:
+        size, tokens, count = float(place.bytes.sum()), float(place.tokens.sum()), len(place.bytes)
+        mean = whole if place.whole else cut
+        if size and mean:
+            rest = place.tokens - tokens / size * place.bytes
+            noise = float((rest**2).sum()) / (size * mean) ** 2 * count / max(count - 1, 1)
+            rows.append((place.shard, tokens / size / mean, noise))
+    columns = np.array(rows, float).reshape(-1, 3)
+    return columns[:, 0].astype(np.int64), columns[:, 1], columns[:, 2]

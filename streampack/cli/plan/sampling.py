@@ -1,0 +1,223 @@
+"""A seeded sample of the corpus: some blocks of the shards, read and tokenized by the run's own pipeline.
+
+In:  a dataset and the size of a block. Out: for each sampled block its samples' bytes and tokens; how they pack.
+Invariants: at most about 8 MiB of shards, and no block begins after 15 s; the same places for the same shards. What
+cannot be read of a block is counted, and the rest of that block is left out.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streampack.corpus.epochs import Corpus
+from streampack.corpus.partition import Piece
+from streampack.corpus.table import ShardTable
+from streampack.dataset.dataset import PackedDataset
+from streampack.errors import CorruptShardError, RecordError, TruncatedShardError
+from streampack.hashing import hash_range, permutation
+from streampack.lanes.pipeline import Pipeline
+from streampack.records import BadRecord, Sample, Shard
+from streampack.tar.codecs import is_compressed
+from streampack.tar.headers import BLOCK
+from streampack.tar.reader import read_shard
+
+SAMPLE_BYTES = 8 * 2**20
+MOST_PLACES = 128
+MOST_SECONDS = 15.0
+_BLOCK_BYTES = 256 * 2**10
+_WHOLE_BYTES = 512 * 2**10
+"""Stored bytes that are read of a shard that cannot be cut."""
+_SEED = 0x706C616E
+
+
+class Place(NamedTuple):
+    """What begins in one sampled block, or in the first bytes of a shard that is read whole."""
+
+    shard: int
+    whole: bool
+    size: int
+    """Bytes of the block; of a shard that is read whole, all of it."""
+    bytes: NDArray[np.float64]
+    """Of the shard, headers and padding included, for each sample: [samples]."""
+    tokens: NDArray[np.float64]
+    """For each sample, over its documents: [samples]."""
+
+
+@dataclass(slots=True)
+class Sampled:
+    """What the sample holds."""
+
+    block_bytes: int
+    places: list[Place] = field(default_factory=list)
+    document_tokens: list[int] = field(default_factory=list)
+    """Tokens of each document, BOS and EOS included."""
+    full_packs: int = 0
+    """Packs that the documents fill, in the order of the sample."""
+    rows_in_full_packs: int = 0
+    rows: int = 0
+    """Of all packs."""
+    is_complete: bool = False
+    """Whether it is all of the corpus."""
+    bad: int = 0
+    first_bad: str = ""
+    seconds: float = 0.0
+
+    @property
+    def bytes(self) -> float:
+        """Bytes of shards that the samples take."""
+        return float(sum(place.bytes.sum() for place in self.places))
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.document_tokens)
+
+
+def block_bytes_of(_corpus: Corpus) -> int:
+    """The size of the blocks that the sample consists of."""
+    return _BLOCK_BYTES
+
+
+def take_sample(dataset: PackedDataset, block_bytes: int) -> Sampled:
+    """Read and tokenize a sample.
+
+    Raises:
+        ShardNotFoundError: a shard is missing.
+        StorageError: the storage fails.
+    """
+    begin = monotonic()
+    table, pipeline = dataset.list_shards(), dataset.pipeline
+    found = Sampled(block_bytes)
+    packer = pipeline.packer()
+    taken = 0.0
+    for piece in choose_places(table, block_bytes):
+        if taken >= SAMPLE_BYTES or monotonic() - begin > MOST_SECONDS:
+            break
+        shard = table[piece.shard]
+        sizes: list[float] = []
+        tokens: list[float] = []
+        try:
+            for sample, size in _samples(pipeline, shard, piece):
+                documents = pipeline.documents.read(
+                    sample, url=shard.url, shard_name=shard.name, shard_index=piece.shard, epoch=0
+                )
+                sizes.append(size)
+                tokens.append(0)
+                for document in documents:
+                    try:
+                        if isinstance(document, BadRecord):
+                            raise document.error
+                        ids, mask = pipeline.encode(document)
+                        packer.feed(ids, mask)
+                    except RecordError as error:
+                        _note_bad(found, error)
+                        continue
+                    tokens[-1] += len(ids)
+                    found.document_tokens.append(len(ids))
+                while (pack := packer.pop()) is not None:
+                    found.full_packs += 1
+                    found.rows_in_full_packs += len(pack.tokens)
+        except (CorruptShardError, TruncatedShardError) as error:
+            _note_bad(found, error)
+        size = piece.end - piece.begin
+        found.places.append(Place(piece.shard, piece.whole, size, np.array(sizes, float), np.array(tokens, float)))
+        taken += max(sum(sizes), min(block_bytes, size))
+    packer.finish()
+    rest = sum(len(pack.tokens) for pack in iter(packer.pop, None))
+    found.is_complete = sum(place.size for place in found.places) == table.total_bytes and all(
+        place.size <= _WHOLE_BYTES for place in found.places if place.whole
+    )
+    found.rows = found.rows_in_full_packs + rest
+    found.seconds = monotonic() - begin
+    return found
+
+
+def choose_places(table: ShardTable, block_bytes: int) -> list[Piece]:
+    """The places to read, in an order of which each beginning is spread over the corpus, too.
+
+    Blocks of `block_bytes` of the shards that can be cut, one in each of as many equal parts of their line; shards that
+    are read whole have as many places as their share of the bytes.
+    """
+    blocks = np.where(table.whole, 0, -(-table.sizes // block_bytes))
+    starts = np.concatenate([[0], np.cumsum(blocks)])
+    total, num_blocks, num_whole = max(table.total_bytes, 1), int(starts[-1]), int(table.whole.sum())
+    most = max(min(SAMPLE_BYTES // block_bytes, MOST_PLACES), 1)
+    whole_bytes = int(table.sizes[table.whole].sum())
+    of_whole = min(max(round(most * whole_bytes / total), 1), num_whole)
+    of_cut = min(max(most - of_whole, 1), num_blocks)
+    pieces = []
+    for number in _one_in_each(num_blocks, of_cut):
+        shard = int(np.searchsorted(starts, number, side="right")) - 1
+        first = (number - int(starts[shard])) * block_bytes
+        pieces.append(Piece(shard, first, min(first + block_bytes, int(table.sizes[shard])), whole=False))
+    uncut = np.flatnonzero(table.whole)
+    for number in _one_in_each(num_whole, of_whole):
+        shard = int(uncut[number])
+        pieces.append(Piece(shard, 0, int(table.sizes[shard]), whole=True))
+    return [pieces[index] for index in permutation(_SEED, len(pieces), count=len(pieces)).tolist()]
+
+
+def _one_in_each(count: int, parts: int) -> list[int]:
+    """A number in each of `parts` equal parts of 0 .. count - 1, chosen by a hash."""
+    if not parts:
+        return []
+    share = hash_range(_SEED, count, count=parts).astype(np.float64) / 2.0**64
+    edges = np.arange(parts + 1) * count // parts
+    chosen: list[int] = (edges[:-1] + (share * np.diff(edges)).astype(np.int64)).tolist()
+    return chosen
+
+
+def _samples(pipeline: Pipeline, shard: Shard, piece: Piece) -> Iterable[tuple[Sample, float]]:
+    """The samples that begin in the piece, or in the first bytes of a whole shard, each with its bytes of the shard."""
+    if not piece.whole:
+        range_bytes = max(piece.end - piece.begin, _WHOLE_BYTES)
+        return _by_position(pipeline.samples(shard, piece, resume=-1, max_range_bytes=range_bytes))
+    stored = 0
+
+    def chunks() -> Iterator[bytes]:
+        nonlocal stored
+        stop, size = min(_WHOLE_BYTES, shard.size), shard.size if shard.size_known else None
+        for chunk in pipeline.storage.chunks(shard.url, 0, stop, size=size, etag=shard.etag or "", max_bytes=stop):
+            stored += len(chunk)
+            yield chunk
+
+    wanted, limit = pipeline.documents.field.wanted, pipeline.documents.member_bytes
+    samples = _until_cut(read_shard(chunks(), url=shard.url, wanted=wanted, max_member_bytes=limit), shard)
+    if not is_compressed(shard.url):
+        return _by_position(samples)
+    sized = [(sample, _tar_bytes(sample)) for sample in samples]
+    scale = stored / max(sum(size for _, size in sized), 1)
+    return [(sample, size * scale) for sample, size in sized]
+
+
+def _until_cut(samples: Iterator[Sample], shard: Shard) -> Iterator[Sample]:
+    """The samples up to where a shard's first bytes end."""
+    try:
+        yield from samples
+    except TruncatedShardError:
+        if shard.size_known and shard.size <= _WHOLE_BYTES:
+            raise
+
+
+def _by_position(samples: Iterator[Sample]) -> Iterator[tuple[Sample, float]]:
+    """Samples of a plain tar with the bytes from each to the next."""
+    before: Sample | None = None
+    for sample in samples:
+        if before is not None:
+            yield before, sample.position - before.position
+        before = sample
+    if before is not None:
+        yield before, _tar_bytes(before)
+
+
+def _tar_bytes(sample: Sample) -> float:
+    """Bytes of the sample in its tar: for each member a header, and its content in full blocks."""
+    return float(sum(BLOCK * (1 + -(-size // BLOCK)) for size in sample.sizes.values()))
+
+
+def _note_bad(found: Sampled, error: Exception) -> None:
+    found.bad += 1
+    found.first_bad = found.first_bad or str(error)
