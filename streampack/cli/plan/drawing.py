@@ -49,12 +49,13 @@ def _corpus(plan: Plan, corpus: CorpusPlan) -> list[Line]:
 
 
 def _sample(plan: Plan, sample: SamplePlan) -> list[Line]:
+    all_of_it = ": all of the corpus" if sample.is_complete else ""
     lines: list[Line] = [
-        ("read", format_bytes(sample.bytes), f"{plural(sample.documents, 'document')}, in {sample.seconds:.1f} s"),
+        ("read", format_bytes(sample.bytes), f"{plural(sample.documents, 'document')}{all_of_it}"),
         (
             "bytes a token",
             f"{sample.bytes_per_token:.2f}",
-            f"of shards, headers included; tokens a byte differ by {sample.spread:.1%} from place to place",
+            f"of shards, headers included; differs by {sample.spread:.1%} from place to place",
         ),
         (
             "document",

@@ -53,7 +53,8 @@ class SamplePlan:
     bytes: int
     """Of shards."""
     tokens: int
-    seconds: float
+    is_complete: bool
+    """Whether it is all of the corpus."""
     bytes_per_token: float
     spread: float
     """Standard deviation of tokens for each byte between places of the corpus, relative to the mean."""
@@ -115,7 +116,7 @@ def sample_plan(sampled: Sampled, density: Density, seq_len: int) -> SamplePlan:
         documents=len(lengths),
         bytes=round(sampled.bytes),
         tokens=sampled.tokens,
-        seconds=sampled.seconds,
+        is_complete=sampled.is_complete,
         bytes_per_token=sampled.bytes / sampled.tokens,
         spread=density.spread,
         mean_tokens=float(lengths.mean()),

@@ -31,6 +31,8 @@ MOST_SECONDS = 15.0
 _BLOCK_BYTES = 256 * 2**10
 _WHOLE_BYTES = 512 * 2**10
 """Stored bytes that are read of a shard that cannot be cut."""
+_STEP_BYTES = 8 * 2**10
+"""Stored bytes that a decompressor gets at a time."""
 _SEED = 0x706C616E
 
 
@@ -64,7 +66,6 @@ class Sampled:
     """Whether it is all of the corpus."""
     bad: int = 0
     first_bad: str = ""
-    seconds: float = 0.0
 
     @property
     def bytes(self) -> float:
@@ -131,7 +132,6 @@ def take_sample(dataset: PackedDataset, block_bytes: int) -> Sampled:
         place.size <= _WHOLE_BYTES for place in found.places if place.whole
     )
     found.rows = found.rows_in_full_packs + rest
-    found.seconds = monotonic() - begin
     return found
 
 
@@ -144,7 +144,8 @@ def choose_places(table: ShardTable, block_bytes: int) -> list[Piece]:
     blocks = np.where(table.whole, 0, -(-table.sizes // block_bytes))
     starts = np.concatenate([[0], np.cumsum(blocks)])
     total, num_blocks, num_whole = max(table.total_bytes, 1), int(starts[-1]), int(table.whole.sum())
-    most = max(min(SAMPLE_BYTES // block_bytes, MOST_PLACES), 1)
+    most = num_blocks + num_whole if total <= SAMPLE_BYTES else max(SAMPLE_BYTES // block_bytes, 1)
+    most = min(most, MOST_PLACES)
     whole_bytes = int(table.sizes[table.whole].sum())
     of_whole = min(max(round(most * whole_bytes / total), 1), num_whole)
     of_cut = min(max(most - of_whole, 1), num_blocks)
@@ -181,16 +182,19 @@ def _samples(pipeline: Pipeline, shard: Shard, piece: Piece) -> Iterable[tuple[S
         nonlocal stored
         stop, size = min(_WHOLE_BYTES, shard.size), shard.size if shard.size_known else None
         for chunk in pipeline.storage.chunks(shard.url, 0, stop, size=size, etag=shard.etag or "", max_bytes=stop):
-            stored += len(chunk)
-            yield chunk
+            for begin in range(0, len(chunk), _STEP_BYTES):
+                part = chunk[begin : begin + _STEP_BYTES]
+                stored += len(part)
+                yield part
 
     wanted, limit = pipeline.documents.field.wanted, pipeline.documents.member_bytes
     samples = _until_cut(read_shard(chunks(), url=shard.url, wanted=wanted, max_member_bytes=limit), shard)
     if not is_compressed(shard.url):
         return _by_position(samples)
-    sized = [(sample, _tar_bytes(sample)) for sample in samples]
-    scale = stored / max(sum(size for _, size in sized), 1)
-    return [(sample, size * scale) for sample, size in sized]
+    sized = [(sample, _tar_bytes(sample), stored) for sample in samples]
+    # Decompressors give nothing of a block that is cut short, so what counts is what the last sample took.
+    scale = sized[-1][2] / max(sum(size for _, size, _ in sized), 1) if sized else 0.0
+    return [(sample, size * scale) for sample, size, _ in sized]
 
 
 def _until_cut(samples: Iterator[Sample], shard: Shard) -> Iterator[Sample]:

@@ -1,0 +1,225 @@
+"""`streampack plan` on a sample of the shards: what it measures, and what it costs."""
+
+import json
+import math
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from streampack import PackedDataLoader, PackedDataset
+from streampack.cli import app
+from streampack.cli.plan import sampling
+from streampack.cli.plan.command import make_plan
+from streampack.cli.plan.estimates import Plan
+from streampack.cli.plan.evenness import filler_share_of, lane_pieces, lane_tokens
+from streampack.cli.plan.measured import Density, assumed
+from streampack.cli.plan.sampling import choose_places, take_sample
+from streampack.storage.backends import local
+from streampack.testing import ByteTokenizer, write_shards
+
+DOCUMENTS = 60
+"""Of a shard."""
+
+
+def record(num_bytes: int, num_tokens: int) -> bytes:
+    """JSON of about `num_bytes`, of which `num_tokens` are text."""
+    text = json.dumps({"text": "t" * num_tokens, "other": ""})
+    return text.replace('"other": "', '"other": "' + "o" * max(num_bytes - len(text), 0)).encode()
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """24 shards of 60 documents of about 1 KB, that differ by 15 % in tokens for each byte; in all 3 MB."""
+    folder, rng = tmp_path_factory.mktemp("mixed"), np.random.default_rng(0)
+    ratios = [0.25 * (1 + 0.15 * NormalDist().inv_cdf((shard + 0.5) / 24)) for shard in range(24)]
+    documents = [
+        record(size, round(size * ratio))
+        for ratio in rng.permutation(ratios)
+        for size in rng.integers(500, 1500, DOCUMENTS).tolist()
+    ]
+    return write_shards(folder, documents, field="json:text", documents_per_shard=DOCUMENTS, format="ustar")
+
+
+def dataset_of(shards: list[str], **arguments: Any) -> PackedDataset:
+    options = {"num_lanes": 24, "epochs": 1, "shuffle": "shards", **arguments}
+    return PackedDataset(shards, ByteTokenizer(), 256, field="json:text", **options)
+
+
+def plan_of(dataset: PackedDataset, bytes_per_token: float | None = None) -> Plan:
+    arguments = {"batch_size": 4, "num_workers": 0}
+    return make_plan(
+        "run.yaml", dataset, arguments, ranks=1, tokens_per_second=1e4, bytes_per_token=bytes_per_token
+    )
+
+
+# -- what it measures is so -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lanes", [12, 24, 48])
+def test_shards_that_differ_in_tokens_for_each_byte_end_in_as_many_fillers_as_it_says(
+    lanes: int, mixed: list[str]
+) -> None:
+    dataset = dataset_of(mixed, num_lanes=lanes)
+    made = plan_of(dataset)
+    with PackedDataLoader(dataset, 4, num_workers=0) as loader:
+        packs = sum(len(batch["tokens"]) for batch in loader)
+        stats = loader.stats()
+    assert made.sample is not None
+    assert made.sample.spread == pytest.approx(0.15, abs=0.04)
+    assert made.corpus.estimated_tokens == pytest.approx(stats["tokens"], rel=0.03)
+    assert made.lanes.filler_share == pytest.approx(stats["fillers"] / packs, abs=0.04)
+    assert stats["fillers"] > 0.08 * packs  # and bytes alone say none
+    assert (plan_of(dataset, 4.0).lanes.filler_share or 0) < 0.01
+
+
+def test_of_a_small_corpus_it_is_all(mixed: list[str]) -> None:
+    made = plan_of(dataset_of(mixed))
+    assert made.sample is not None
+    assert made.sample.is_complete
+    assert made.sample.documents == 24 * DOCUMENTS
+    assert made.corpus.estimated_tokens == made.sample.tokens
+    assert made.sample.documents_per_block == DOCUMENTS  # each shard is smaller than a block
+
+
+@pytest.mark.parametrize("compression", ["zst", "gz"])
+def test_compressed_shards_are_measured_by_their_stored_bytes(
+    compression: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    texts = [bytes(rng.integers(97, 123, 700, np.uint8)).decode() for _ in range(1000)]
+    shards = write_shards(tmp_path, texts, documents_per_shard=500, compression=compression, format="ustar")
+    monkeypatch.setattr(sampling, "_WHOLE_BYTES", 100_000)
+    made = plan_of(PackedDataset(shards, ByteTokenizer(), 256, num_lanes=1))
+    assert made.sample is not None
+    assert 200 < made.sample.documents < 800
+    assert made.corpus.estimated_tokens == pytest.approx(1000 * 702, rel=0.03)
+
+
+def test_packs_of_whole_documents_are_as_full_as_it_says(mixed: list[str]) -> None:
+    dataset = dataset_of(mixed, packing="next_fit", num_lanes=2)
+    made = plan_of(dataset)
+    with PackedDataLoader(dataset, 4, num_workers=0) as loader:
+        batches = sum(1 for _ in loader)
+        stats = loader.stats()
+    assert made.sample is not None
+    assert made.rank is not None
+    assert made.sample.pack_fill == pytest.approx(stats["tokens"] / (stats["tokens"] + stats["padding"]), abs=0.01)
+    assert made.sample.pack_fill < 0.9
+    assert made.rank.batches_per_epoch == pytest.approx(batches, rel=0.05)
+
+
+# -- what it costs --------------------------------------------------------------------------------------------------
+
+
+def test_places_are_spread_over_the_corpus_and_always_the_same(mixed: list[str]) -> None:
+    table = dataset_of(mixed).list_shards()
+    places = choose_places(table, 8192)
+    assert places == choose_places(table, 8192)
+    assert len(set(places)) == sampling.MOST_PLACES
+    assert {place.shard for place in places} == set(range(24))
+    assert len({place.shard for place in places[:24]}) > 12  # a sample that is cut short is spread, too
+
+
+def test_a_sample_is_bounded_in_bytes_and_time(mixed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = dataset_of(mixed)
+    monkeypatch.setattr(sampling, "SAMPLE_BYTES", 64 * 1024)
+    sampled = take_sample(dataset, 8192)
+    assert not sampled.is_complete
+    assert 32 * 1024 < sampled.bytes < 96 * 1024
+    monkeypatch.setattr(sampling, "MOST_SECONDS", -1)
+    assert take_sample(dataset, 8192).places == []
+
+
+def test_with_assumed_bytes_for_each_token_no_shard_is_read(mixed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> bytes:
+        raise AssertionError("a shard was read")
+
+    dataset = dataset_of(mixed)
+    monkeypatch.setattr(local.LocalFile, "read", refuse)
+    made = plan_of(dataset, 5.0)
+    assert made.sample is None
+    assert made.corpus.estimated_tokens == round(dataset.list_shards().total_bytes / 5)
+
+
+# -- what is bad ----------------------------------------------------------------------------------------------------
+
+
+def test_bad_records_are_named_and_left_out(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path, [record(500, 100), b'{"nothing": 1}', record(500, 100)], field="json:text")
+    made = plan_of(dataset_of(shards, num_lanes=1))
+    assert made.errors == []
+    assert made.sample is not None
+    assert (made.sample.documents, made.sample.bad_records) == (2, 1)
+    warning = made.warnings[0]
+    assert warning.startswith("1 bad record in the sample, which a run would stop at; the first one: ")
+    assert "00000001.json" in warning
+    assert "which a run would skip" in plan_of(dataset_of(shards, num_lanes=1, on_error="skip")).warnings[0]
+
+
+def test_a_damaged_shard_is_named_and_the_rest_is_measured(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path, [record(500, 100)] * 20, field="json:text", documents_per_shard=10)
+    damaged = bytearray(Path(shards[0]).read_bytes())
+    damaged[4096:8192] = b"x" * 4096
+    Path(shards[0]).write_bytes(damaged)
+    made = plan_of(dataset_of(shards, num_lanes=1))
+    assert made.sample is not None
+    assert 10 <= made.sample.documents < 20
+    assert shards[0] in made.warnings[0]
+
+
+def test_a_storage_that_fails_is_an_error_and_the_rest_is_shown(
+    mixed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"dataset: {{data: {mixed!r}, tokenizer: null, field: npy, add_bos: false, add_eos: false, num_lanes: 2}}\n"
+        "loader: {batch_size: 1}\n"
+    )
+
+    def missing(*_: object) -> bytes:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(local.LocalFile, "read", missing)
+    result = CliRunner().invoke(app, ["plan", str(config)])
+    assert result.exit_code == 1
+    assert "error: " in result.stderr
+    assert ".tar" in result.stderr
+    assert "ranks that fit" in result.stdout
+
+
+def test_a_sample_without_a_document_is_said_to_be_none(mixed: list[str]) -> None:
+    made = plan_of(dataset_of(mixed[:1], num_lanes=1, transform=lambda document, rng: None))
+    assert made.sample is None
+    assert made.warnings[0].startswith("the sample holds no document, so tokens are only assumed")
+    assert made.bytes_per_token == pytest.approx(4.0, rel=0.01)
+
+
+# -- the arithmetic -------------------------------------------------------------------------------------------------
+
+
+def test_fillers_keep_all_lanes_in_step_with_the_longest() -> None:
+    assert filler_share_of(np.array([100.0, 250.0]), 100) == 1 - (1 + 3) / 2 / 3
+    assert filler_share_of(np.zeros(3), 100) == 0
+
+
+def test_a_lane_of_many_blocks_varies_less(mixed: list[str]) -> None:
+    def spread(**arguments: Any) -> float:
+        corpus = dataset_of(mixed, **arguments).corpus()
+        density = Density(cut=0.25, whole=0.25, block_spread=0.2, block_bytes=4096, tokens_per_pack=128)
+        tokens = lane_tokens(corpus.table, lane_pieces(corpus, 0), density, 0)
+        return float(tokens.std() / tokens.mean())
+
+    lane_bytes = dataset_of(mixed).list_shards().total_bytes / 24
+    assert spread(num_lanes=24) == pytest.approx(0.2 * math.sqrt(4096 / lane_bytes), rel=0.15)
+    assert spread(num_lanes=96) == pytest.approx(0.2 * math.sqrt(4096 / lane_bytes * 4), rel=0.15)
+
+
+def test_what_is_assumed_does_not_vary(mixed: list[str]) -> None:
+    corpus = dataset_of(mixed).corpus()
+    tokens = lane_tokens(corpus.table, lane_pieces(corpus, 0), assumed(4.0, 128), 0)
+    assert tokens.sum() == pytest.approx(corpus.table.total_bytes / 4)
+    assert tokens.max() - tokens.min() < 1
