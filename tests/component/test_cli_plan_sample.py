@@ -15,7 +15,7 @@ from streampack.cli import app
 from streampack.cli.plan import sampling
 from streampack.cli.plan.command import make_plan
 from streampack.cli.plan.estimates import Plan
-from streampack.cli.plan.evenness import filler_share_of, lane_pieces, lane_tokens
+from streampack.cli.plan.evenness import filler_share_of, lane_sizes
 from streampack.cli.plan.measured import Density, assumed
 from streampack.cli.plan.sampling import choose_places, take_sample
 from streampack.storage.backends import local
@@ -91,12 +91,12 @@ def test_compressed_shards_are_measured_by_their_stored_bytes(
 ) -> None:
     rng = np.random.default_rng(0)
     texts = [bytes(rng.integers(97, 123, 700, np.uint8)).decode() for _ in range(1000)]
-    shards = write_shards(tmp_path, texts, documents_per_shard=500, compression=compression, format="ustar")
-    monkeypatch.setattr(sampling, "_WHOLE_BYTES", 100_000)
+    shards = write_shards(tmp_path, texts, documents_per_shard=1000, compression=compression, format="ustar")
+    monkeypatch.setattr(sampling, "_WHOLE_BYTES", 250_000)
     made = plan_of(PackedDataset(shards, ByteTokenizer(), 256, num_lanes=1))
     assert made.sample is not None
     assert 200 < made.sample.documents < 800
-    assert made.corpus.estimated_tokens == pytest.approx(1000 * 702, rel=0.03)
+    assert made.corpus.estimated_tokens == pytest.approx(1000 * 702, rel=0.05)
 
 
 def test_packs_of_whole_documents_are_as_full_as_it_says(mixed: list[str]) -> None:
@@ -210,7 +210,7 @@ def test_a_lane_of_many_blocks_varies_less(mixed: list[str]) -> None:
     def spread(**arguments: Any) -> float:
         corpus = dataset_of(mixed, **arguments).corpus()
         density = Density(cut=0.25, whole=0.25, block_spread=0.2, block_bytes=4096, tokens_per_pack=128)
-        tokens = lane_tokens(corpus.table, lane_pieces(corpus, 0), density, 0)
+        tokens = lane_sizes(corpus, density, 0).tokens
         return float(tokens.std() / tokens.mean())
 
     lane_bytes = dataset_of(mixed).list_shards().total_bytes / 24
@@ -220,6 +220,6 @@ def test_a_lane_of_many_blocks_varies_less(mixed: list[str]) -> None:
 
 def test_what_is_assumed_does_not_vary(mixed: list[str]) -> None:
     corpus = dataset_of(mixed).corpus()
-    tokens = lane_tokens(corpus.table, lane_pieces(corpus, 0), assumed(4.0, 128), 0)
+    tokens = lane_sizes(corpus, assumed(4.0, 128), 0).tokens
     assert tokens.sum() == pytest.approx(corpus.table.total_bytes / 4)
     assert tokens.max() - tokens.min() < 1

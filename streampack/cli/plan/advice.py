@@ -3,14 +3,21 @@
 In:  what was estimated. Out: warnings and errors, a sentence or two each.
 """
 
+import math
+
 from streampack.cli.console import format_bytes, plural
 from streampack.cli.plan.estimates import CorpusPlan, LanePlan, RankPlan
+from streampack.cli.plan.measured import SamplePlan
 from streampack.cli.plan.sampling import Sampled
 from streampack.corpus.epochs import Corpus
+from streampack.corpus.options import BLOCKS_PER_LANE, Shuffle
 from streampack.dataset.dataset import PackedDataset
 
 _DRIFT = 1.1
 """There is a warning where the largest lane has more than this times the mean."""
+_SAMPLES_PER_BLOCK = 50
+_UNEVEN = 1.04
+"""Lanes of blocks of fewer samples are named where the largest lane has more than this times the mean."""
 
 
 def warn_of_lanes(
@@ -56,6 +63,28 @@ def warn_of_lanes(
             f"{plural(shards.num_compressed, 'compressed shard')}: for each lane inside one, a resume "
             f"decompresses it from its start, up to {format_bytes(shards.largest_compressed_bytes)}."
         )
+
+
+def warn_of_blocks(
+    warnings: list[str], corpus: Corpus, shards: CorpusPlan, lanes: LanePlan, sample: SamplePlan
+) -> None:
+    """Blocks of so few samples that lanes become uneven."""
+    few = 0 < sample.samples_per_block < _SAMPLES_PER_BLOCK
+    if not few or not isinstance(corpus.shuffle, Shuffle) or lanes.max_tokens <= _UNEVEN * lanes.mean_tokens:
+        return
+    needed = _SAMPLES_PER_BLOCK * corpus.block_bytes / sample.samples_per_block
+    advice = []
+    if needed > corpus.shuffle.block_bytes:
+        advice.append(f"larger blocks (shuffle: {{block_bytes: {2 ** math.ceil(math.log2(needed))}}})")
+    most_lanes = shards.total_bytes / (BLOCKS_PER_LANE * needed)
+    if most_lanes < lanes.num_lanes:
+        number = max((each for each in lanes.fitting_ranks if each <= most_lanes), default=1)
+        advice.append(f"fewer lanes (num_lanes: {number}), since a lane has at least {BLOCKS_PER_LANE} blocks")
+    warnings.append(
+        f"about {sample.samples_per_block:.2g} samples begin in a block of {format_bytes(corpus.block_bytes)}, and "
+        f"lanes of blocks of fewer than {_SAMPLES_PER_BLOCK} are uneven: the largest has about "
+        f"{lanes.max_tokens / max(lanes.mean_tokens, 1):.2f} times the tokens of the mean. Use {' and '.join(advice)}."
+    )
 
 
 def warn_of_ranks(warnings: list[str], rank: RankPlan, workers: int, num_lanes: int) -> None:

@@ -13,10 +13,9 @@ import typer
 
 from streampack.cli.arguments import Json, make_dataset
 from streampack.cli.console import output, print_error, print_json, print_warning
-from streampack.cli.plan.advice import warn_of_lanes, warn_of_ranks, warn_of_sample
+from streampack.cli.plan.advice import warn_of_blocks, warn_of_lanes, warn_of_ranks, warn_of_sample
 from streampack.cli.plan.drawing import draw
 from streampack.cli.plan.estimates import Plan, corpus_plan, lane_plan, rank_plan
-from streampack.cli.plan.evenness import lane_pieces
 from streampack.cli.plan.measured import assumed, density_of, sample_plan
 from streampack.cli.plan.sampling import block_bytes_of, take_sample
 from streampack.config.file import load_config
@@ -98,17 +97,18 @@ def make_plan(
         except ShardError as error:
             errors.append(str(error))
     shards = corpus_plan(corpus, density)
-    pieces = lane_pieces(corpus, 0)
-    lanes = lane_plan(dataset, corpus, pieces, density)
+    lanes = lane_plan(dataset, corpus, density)
     warn_of_lanes(warnings, errors, dataset, corpus, shards, lanes)
+    if sample is not None:
+        warn_of_blocks(warnings, corpus, shards, lanes, sample)
     rank = None
     try:
         check_ranks(num_lanes=lanes.num_lanes, num_ranks=ranks)
         PackedDataLoader(dataset, **arguments)  # it checks the other arguments
         rank = rank_plan(
             dataset,
+            corpus,
             shards,
-            pieces,
             density,
             ranks=ranks,
             num_workers=settings["num_workers"],

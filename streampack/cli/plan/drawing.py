@@ -77,6 +77,11 @@ def _lanes(lanes: LanePlan, ranks: int | None) -> list[Line]:
     if lanes.num_empty:
         note += f"; {lanes.num_empty:,} have none"
     most_of = max(lanes.mean_tokens, 1)
+    blocks: list[Line] = []
+    if lanes.block_bytes:
+        each = f"{lanes.mean_bytes / lanes.block_bytes:,.0f}"
+        windows = f"of which {lanes.window} at a time are mixed"
+        blocks.append(("blocks per lane", each, f"of {format_bytes(lanes.block_bytes)}, {windows}"))
     fits = Text()
     for number in lanes.fitting_ranks:
         fits.append(f"{number:,}", style="bold green" if number == ranks else "")
@@ -84,6 +89,7 @@ def _lanes(lanes: LanePlan, ranks: int | None) -> list[Line]:
     lines: list[Line] = [
         ("lanes", f"{lanes.num_lanes:,}", "from the corpus's bytes (auto)" if lanes.auto else "as configured"),
         ("bytes per lane", mean, note),
+        *blocks,
         (
             "tokens per lane",
             f"~{_short(lanes.mean_tokens)}",

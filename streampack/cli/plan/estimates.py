@@ -7,8 +7,11 @@ sample says.
 
 import math
 from dataclasses import dataclass
+from itertools import chain
 
-from streampack.cli.plan.evenness import LanePieces, filler_share_of, lane_pieces, lane_tokens
+import numpy as np
+
+from streampack.cli.plan.evenness import filler_share_of, lane_sizes
 from streampack.cli.plan.measured import Density, SamplePlan
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.partition import Piece, fitting_ranks
@@ -61,6 +64,10 @@ class LanePlan:
     fitting_ranks: list[int]
     state_bytes: int
     """Bytes of the state of all lanes, at the start of a run."""
+    block_bytes: int
+    """Of a block in this corpus; 0: the pieces are no blocks."""
+    window: int
+    """Blocks whose records are permuted together; 0 without."""
     min_tokens: int
     """In epoch 0, estimated, as `mean_tokens` and `max_tokens`."""
     mean_tokens: int
@@ -141,31 +148,32 @@ def corpus_plan(corpus: Corpus, density: Density) -> CorpusPlan:
     )
 
 
-def lane_plan(dataset: PackedDataset, corpus: Corpus, pieces: LanePieces, density: Density) -> LanePlan:
-    """How even the lanes are; `pieces` are those of epoch 0."""
-    sizes = pieces.lane_bytes
-    first = lane_tokens(corpus.table, pieces, density, 0)
+def lane_plan(dataset: PackedDataset, corpus: Corpus, density: Density) -> LanePlan:
+    """How even the lanes are."""
+    first = lane_sizes(corpus, density, 0)
     filler_share = None
     if dataset.epochs is not None and dataset.epoch_end == "pad":
         # Lanes go from epoch to epoch by themselves, so only the sum over the epochs must be equal.
         measured = min(dataset.epochs, max(_MEASURED_LANES // corpus.num_lanes, 1))
-        total = first.copy()
+        tokens = first.tokens.copy()
         for epoch in range(1, measured):
-            total += lane_tokens(corpus.table, lane_pieces(corpus, epoch), density, epoch)
-        filler_share = filler_share_of(total * (dataset.epochs / measured), density.tokens_per_pack)
+            tokens += lane_sizes(corpus, density, epoch).tokens
+        filler_share = filler_share_of(tokens * (dataset.epochs / measured), density.tokens_per_pack)
     state = Committed.fresh(range(corpus.num_lanes), corpus.num_lanes).to_state(dataset.fingerprint())
     return LanePlan(
         num_lanes=corpus.num_lanes,
         auto=dataset.auto_lanes,
-        num_empty=int((sizes == 0).sum()),
-        min_bytes=int(sizes.min()),
-        mean_bytes=float(sizes.mean()),
-        max_bytes=int(sizes.max()),
+        num_empty=int((first.bytes == 0).sum()),
+        min_bytes=round(first.bytes.min()),
+        mean_bytes=float(first.bytes.mean()),
+        max_bytes=round(first.bytes.max()),
         fitting_ranks=fitting_ranks(corpus.num_lanes),
         state_bytes=sum(len(key) + _size(value) for key, value in state.items()),
-        min_tokens=round(first.min()),
-        mean_tokens=round(first.mean()),
-        max_tokens=round(first.max()),
+        block_bytes=corpus.block_bytes,
+        window=corpus.window,
+        min_tokens=round(first.tokens.min()),
+        mean_tokens=round(first.tokens.mean()),
+        max_tokens=round(first.tokens.max()),
         filler_share=filler_share,
     )
 
@@ -176,8 +184,8 @@ def _size(value: object) -> int:
 
 def rank_plan(
     dataset: PackedDataset,
+    corpus: Corpus,
     shards: CorpusPlan,
-    pieces: LanePieces,
     density: Density,
     *,
     ranks: int,
@@ -186,7 +194,7 @@ def rank_plan(
     prefetch_bytes: int,
     tokens_per_second: float,
 ) -> RankPlan:
-    """What a rank does and holds; the ranks divide the lanes, and `pieces` are those of epoch 0."""
+    """What a rank does and holds; the ranks divide the lanes."""
     lanes_per_rank = dataset.num_lanes // ranks
     workers = min(num_workers, lanes_per_rank)
     processes = max(workers, 1)
@@ -194,12 +202,7 @@ def rank_plan(
     buffer_bytes = dataset.limits.buffer_bytes // processes
     share_bytes = buffer_bytes // lanes_per_worker
     range_bytes = max(min(share_bytes // 2, MAX_RANGE_BYTES), MIN_SHARE_BYTES // 2)
-    table = dataset.list_shards()
-    requests = 0
-    for piece in pieces.pieces:
-        is_local = local_path(table.urls[piece.shard]) is not None
-        largest = min(range_bytes, LOCAL_RANGE_BYTES) if is_local else range_bytes
-        requests += num_requests(piece, int(table.sizes[piece.shard]), largest)
+    requests = epoch_requests(corpus, range_bytes)
     spare_tokens = max(share_bytes - range_bytes, 0) // 4
     read_bytes = shards.cut_bytes + shards.whole_bytes
     global_batch = ranks * batch_size
@@ -222,6 +225,23 @@ def rank_plan(
         request_bytes=read_bytes / max(requests, 1),
         requests_per_s=requests / seconds,
     )
+
+
+def epoch_requests(corpus: Corpus, range_bytes: int) -> int:
+    """Ranged reads in an epoch."""
+    table = corpus.table
+    requests = 0
+    if corpus.block_bytes:
+        requests = int((-(-table.sizes[~table.whole] // corpus.block_bytes)).sum())
+        uncut = np.flatnonzero(table.whole).tolist()
+        lanes = [[Piece(shard, 0, int(table.sizes[shard]), whole=True) for shard in uncut]]
+    else:
+        lanes = [list(corpus.pieces(0, lane)) for lane in range(corpus.num_lanes)]
+    for piece in chain.from_iterable(lanes):
+        is_local = local_path(table.urls[piece.shard]) is not None
+        largest = min(range_bytes, LOCAL_RANGE_BYTES) if is_local else range_bytes
+        requests += num_requests(piece, int(table.sizes[piece.shard]), largest)
+    return requests
 
 
 def num_requests(piece: Piece, shard_bytes: int, range_bytes: int) -> int:

@@ -14,55 +14,68 @@ from numpy.typing import NDArray
 
 from streampack.cli.plan.measured import Density
 from streampack.corpus.epochs import Corpus
-from streampack.corpus.partition import Piece
-from streampack.corpus.table import ShardTable
 from streampack.hashing import hash_range, permutation
 
 _SEED = 0x6C616E65
+_MOST_PIECES = 200_000
+"""So many blocks are listed at most."""
 
 
-class LanePieces(NamedTuple):
-    """The pieces of all lanes in an epoch."""
+class LaneSizes(NamedTuple):
+    """What each lane has in an epoch."""
 
-    num_lanes: int
-    pieces: list[Piece]
-    lanes: NDArray[np.int64]
-    """int64 [n]: whose each of them is."""
-    shards: NDArray[np.int64]
-    """int64 [n]."""
-    bytes: NDArray[np.int64]
-    """int64 [n]."""
-
-    @property
-    def lane_bytes(self) -> NDArray[np.int64]:
-        """Of each lane, int64 [lanes]."""
-        sizes = np.zeros(self.num_lanes, np.int64)
-        np.add.at(sizes, self.lanes, self.bytes)
-        return sizes
+    bytes: NDArray[np.float64]
+    """Of shards, float [lanes]."""
+    tokens: NDArray[np.float64]
+    """Estimated, float [lanes]."""
 
 
-def lane_pieces(corpus: Corpus, epoch: int) -> LanePieces:
-    """What each lane reads in an epoch."""
-    by_lane = [corpus.pieces(epoch, lane) for lane in range(corpus.num_lanes)]
-    pieces = [piece for lane in by_lane for piece in lane]
-    return LanePieces(
-        corpus.num_lanes,
-        pieces,
-        np.repeat(np.arange(corpus.num_lanes), [len(lane) for lane in by_lane]),
-        np.array([piece.shard for piece in pieces], np.int64),
-        np.array([piece.end - piece.begin for piece in pieces], np.int64),
+def lane_sizes(corpus: Corpus, density: Density, epoch: int) -> LaneSizes:
+    """Bytes and tokens of each lane in an epoch."""
+    table = corpus.table
+    tokens_per_byte = np.where(table.whole, density.whole, density.cut) * shard_ratios(density, len(table))
+    sizes, scores = table.sizes.astype(np.float64), _scores(corpus.num_lanes, epoch)
+    if corpus.block_bytes and (sizes / corpus.block_bytes).sum() > _MOST_PIECES:
+        return _drawn(corpus, tokens_per_byte, density, scores)
+    by_lane = [corpus.pieces(epoch, lane)[:] for lane in range(corpus.num_lanes)]
+    lanes = np.repeat(np.arange(corpus.num_lanes), [len(pieces) for pieces in by_lane])
+    shards = np.array([piece.shard for pieces in by_lane for piece in pieces], np.int64)
+    of_pieces = np.array([piece.end - piece.begin for pieces in by_lane for piece in pieces], np.float64)
+    tokens = tokens_per_byte[shards] * of_pieces
+    variance = _variance(tokens_per_byte[shards], of_pieces, density)
+    in_lane, mean, chance = (
+        np.bincount(lanes, each, corpus.num_lanes).astype(np.float64) for each in (of_pieces, tokens, variance)
     )
+    return LaneSizes(in_lane, np.maximum(mean + chance**0.5 * scores, 0.0))
 
 
-def lane_tokens(table: ShardTable, pieces: LanePieces, density: Density, epoch: int) -> NDArray[np.float64]:
-    """Tokens of each lane in an epoch, float [lanes]."""
-    of_shard = np.where(table.whole, density.whole, density.cut) * shard_ratios(density, len(table))
-    tokens = of_shard[pieces.shards] * pieces.bytes
-    mean = np.bincount(pieces.lanes, tokens, pieces.num_lanes)
-    # Each stretch of block_bytes varies by itself.
-    variance = (tokens * density.block_spread) ** 2 * density.block_bytes / np.maximum(pieces.bytes, 1)
-    deviation = np.bincount(pieces.lanes, variance, pieces.num_lanes) ** 0.5
-    return np.maximum(mean + deviation * _scores(pieces.num_lanes, epoch), 0.0)
+def _drawn(
+    corpus: Corpus, tokens_per_byte: NDArray[np.float64], density: Density, scores: NDArray[np.float64]
+) -> LaneSizes:
+    """The same for blocks that are too many to be listed: each lane has as many of them, from anywhere."""
+    sizes, block_bytes = corpus.table.sizes.astype(np.float64), corpus.block_bytes
+    full = np.where(corpus.table.whole, 0, sizes // block_bytes)  # blocks of each shard, and what is left of it
+    rest = sizes - full * block_bytes
+    num_blocks = float(full.sum() + np.count_nonzero(rest))
+    share, of_lane = 1 / corpus.num_lanes, num_blocks / corpus.num_lanes
+
+    def spread_out(weights: NDArray[np.float64], chance: float) -> NDArray[np.float64]:
+        total = float((weights * sizes).sum())
+        squares = float((weights**2 * (full * block_bytes**2 + rest**2)).sum())
+        variance = of_lane * (squares / num_blocks - (total / num_blocks) ** 2) * (1 - share) + chance * share
+        lanes: NDArray[np.float64] = np.maximum(total * share + max(variance, 0.0) ** 0.5 * scores, 0.0)
+        return lanes
+
+    chance = float(_variance(tokens_per_byte, sizes, density).sum())
+    return LaneSizes(spread_out(np.ones(len(sizes)), 0.0), spread_out(tokens_per_byte, chance))
+
+
+def _variance(
+    tokens_per_byte: NDArray[np.float64], sizes: NDArray[np.float64], density: Density
+) -> NDArray[np.float64]:
+    """Of the tokens of so many bytes: each stretch of the size of a block varies by itself."""
+    variance: NDArray[np.float64] = (tokens_per_byte * density.block_spread) ** 2 * density.block_bytes * sizes
+    return variance
 
 
 def shard_ratios(density: Density, num_shards: int) -> NDArray[np.float64]:
@@ -70,10 +83,7 @@ def shard_ratios(density: Density, num_shards: int) -> NDArray[np.float64]:
     ratios = density.ratios
     chosen = (hash_range(_SEED, num_shards, count=num_shards) % np.uint64(len(ratios))).astype(np.int64)
     of_shard = ratios[chosen]
-    if len(density.shards):
-        count = np.bincount(density.shards, minlength=num_shards)
-        total = np.bincount(density.shards, ratios, num_shards)
-        of_shard = np.where(count > 0, total / np.maximum(count, 1), of_shard)
+    of_shard[density.shards] = ratios[: len(density.shards)]
     return of_shard
 
 

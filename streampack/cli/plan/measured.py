@@ -5,7 +5,8 @@ the numbers that are shown.
 Invariants: pure arithmetic. With T tokens and B bytes of the sample's documents (sample i of place p has t_i tokens
 and b_i bytes), the ratio T / B estimates tokens for each byte, and a place's own ratio d_p varies for two reasons:
 
-    between places    var(d_p) - mean of noise_p                                as shards differ in language, say
+    between places    var(d_p) - mean of noise_p                                as shards differ in language, say;
+                                                                                a part of it may be inside shards
     noise_p           sum of (t_i - d_p b_i)^2 / B_p^2 * n / (n - 1)            as few documents are in a block
 
 Tokens of a whole block vary besides by where documents begin: a block of few documents may have one more or less.
@@ -19,6 +20,9 @@ from numpy.typing import NDArray
 
 from streampack.cli.plan.sampling import Place, Sampled
 
+_ENOUGH_PAIRS = 8
+"""Places in shards that have one already, from which on the spread inside shards is known."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Density:
@@ -28,21 +32,17 @@ class Density:
     """Tokens for each byte of the shards that can be cut."""
     whole: float
     """The same of those that are read whole."""
+    spread: float = 0.0
+    """Of tokens for each byte between places of the corpus."""
     shards: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    """int64 [n]: shards of which places were read; each may stand here several times."""
+    """int64 [n]: shards of which places were read."""
     ratios: NDArray[np.float64] = field(default_factory=lambda: np.ones(1))
-    """float [n]: how many times as many tokens for each byte as the mean each of these places has, without its noise;
-    [1] for no places."""
+    """float [n]: how many times as many tokens for each byte as the mean each of these has; [1] for none."""
     block_spread: float = 0.0
-    """Of the tokens of a block beside what its shard's ratio says, by few documents and where these begin."""
+    """Of the tokens of a block beside what its shard's ratio says: neighbours are alike, and documents are few."""
     block_bytes: int = 1
     """The size of block that `block_spread` is for."""
     tokens_per_pack: float
-
-    @property
-    def spread(self) -> float:
-        """Of tokens for each byte between places of the corpus."""
-        return float(self.ratios.std()) if len(self.ratios) > 1 else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,11 +82,8 @@ def density_of(sampled: Sampled, seq_len: int) -> Density:
     kinds = [[place for place in sampled.places if place.whole is whole] for whole in (False, True)]
     both = _ratio(sampled.places)
     cut, whole = (_ratio(places, per_size=sampled.is_complete) or both for places in kinds)
-    shards, ratios, noise = _ratios(sampled.places, cut, whole)
-    if len(ratios) > 1:
-        total = float(ratios.var(ddof=1))
-        between = max(total - float(noise.mean()), 0.0)
-        ratios = 1 + (ratios - ratios.mean()) * (between / total if total else 0.0) ** 0.5
+    of_places = _of_places(sampled.places, cut, whole)
+    total, shards, ratios = _shard_ratios(*of_places)
     block_spread = 0.0
     if len(kinds[0]) > 1:
         tokens, sizes = (np.array(column) for column in zip(*((p.tokens.sum(), p.size) for p in kinds[0]), strict=True))
@@ -98,8 +95,9 @@ def density_of(sampled: Sampled, seq_len: int) -> Density:
     return Density(
         cut=cut,
         whole=whole,
+        spread=total**0.5,
         shards=shards,
-        ratios=ratios if len(ratios) else np.ones(1),
+        ratios=ratios,
         block_spread=block_spread,
         block_bytes=sampled.block_bytes,
         tokens_per_pack=seq_len * _fill(sampled, seq_len) * sampled.tokens / max(sampled.rows, 1),
@@ -142,7 +140,7 @@ def _ratio(places: Sequence[Place], *, per_size: bool = False) -> float:
     return sum(float(place.tokens.sum()) for place in places) / total if total else 0.0
 
 
-def _ratios(
+def _of_places(
     places: Sequence[Place], cut: float, whole: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
     """(shard, tokens for each byte as a multiple of the mean, variance of that by chance) of places with samples."""
@@ -156,3 +154,24 @@ def _ratios(
             rows.append((place.shard, tokens / size / mean, noise))
     columns = np.array(rows, float).reshape(-1, 3)
     return columns[:, 0].astype(np.int64), columns[:, 1], columns[:, 2]
+
+
+def _shard_ratios(
+    shards: NDArray[np.int64], ratios: NDArray[np.float64], noise: NDArray[np.float64]
+) -> tuple[float, NDArray[np.int64], NDArray[np.float64]]:
+    """(variance between places, the shards, the ratio of each), without the part of chance.
+
+    Where enough shards have two places or more, their difference tells which part of the variance is inside shards.
+    """
+    found, index, counts = np.unique(shards, return_inverse=True, return_counts=True)
+    if len(ratios) < 2:
+        return 0.0, found, np.ones(max(len(found), 1))
+    means = np.bincount(index, ratios) / counts
+    chance, again = float(noise.mean()), int((counts - 1).sum())
+    total = max(float(ratios.var(ddof=1)) - chance, 0.0)
+    inside = 0.0
+    if again >= _ENOUGH_PAIRS:
+        inside = min(max(float(((ratios - means[index]) ** 2).sum()) / again - chance, 0.0), total)
+    shown = float(means.var())
+    scale = ((total - inside) / shown) ** 0.5 if shown else 0.0
+    return total, found, 1 + (means - means.mean()) * min(scale, 1.0)

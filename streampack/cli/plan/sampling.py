@@ -77,9 +77,9 @@ class Sampled:
         return sum(self.document_tokens)
 
 
-def block_bytes_of(_corpus: Corpus) -> int:
-    """The size of the blocks that the sample consists of."""
-    return _BLOCK_BYTES
+def block_bytes_of(corpus: Corpus) -> int:
+    """The size of the blocks that the sample consists of: the run's, where it has blocks."""
+    return corpus.block_bytes or _BLOCK_BYTES
 
 
 def take_sample(dataset: PackedDataset, block_bytes: int) -> Sampled:
@@ -192,9 +192,21 @@ def _samples(pipeline: Pipeline, shard: Shard, piece: Piece) -> Iterable[tuple[S
     if not is_compressed(shard.url):
         return _by_position(samples)
     sized = [(sample, _tar_bytes(sample), stored) for sample in samples]
-    # Decompressors give nothing of a block that is cut short, so what counts is what the last sample took.
-    scale = sized[-1][2] / max(sum(size for _, size, _ in sized), 1) if sized else 0.0
+    scale = _stored_for_each([size for _, size, _ in sized], [reached for *_, reached in sized])
     return [(sample, size * scale) for sample, size, _ in sized]
+
+
+def _stored_for_each(sizes: list[float], stored: list[int]) -> float:
+    """Stored bytes for each byte of the samples, of which each came out when so many stored bytes had gone in.
+
+    A decompressor takes and gives whole blocks, so it is the slope between its first and its last one.
+    """
+    steps = np.flatnonzero(np.diff(stored))
+    given = np.cumsum(sizes)
+    if not len(steps):
+        return stored[-1] / float(given[-1]) if sizes else 0.0
+    first = int(steps[0])
+    return (stored[-1] - stored[first]) / float(given[-1] - given[first])
 
 
 def _until_cut(samples: Iterator[Sample], shard: Shard) -> Iterator[Sample]:
