@@ -14,7 +14,7 @@ from streampack.documents.fields import parse_field
 from streampack.documents.reader import DocumentReader
 from streampack.errors import ConfigError, ShardError, ShardNotFoundError, TokenizerError, as_integer
 from streampack.lanes.pipeline import Pipeline
-from streampack.packing.options import PackingKind, as_packing
+from streampack.packing.options import as_packing
 from streampack.packing.policies import INT32, BoundaryPolicy, ReplaceBoundary, as_boundary
 from streampack.records import Tokenizer
 from streampack.storage.access import StorageReader
@@ -157,7 +157,7 @@ def fingerprint(arguments: DatasetArguments, pipeline: Pipeline) -> dict[str, An
         "packing": str(packing.kind),
         "overflow": str(packing.overflow),
         "tail": str(packing.tail),
-        "packing_window": packing.window if packing.kind is PackingKind.BEST_FIT else None,
+        "packing_window": packing.window if packing.has_windows else None,
         "lookahead": packing.lookahead,
         "pad_id": pipeline.pad_id,
     }

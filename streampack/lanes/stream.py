@@ -69,7 +69,7 @@ class LaneStream:
         """What was read and not yet used; the last one is an exception where reading failed, None at the lane's end."""
         rows_ahead = min(_ROWS_AHEAD, max_range_bytes // 16)
         self._most_ahead = max(1, min(rows_ahead // pipeline.seq_len, _PACKS_AHEAD))
-        self._packer = pipeline.packer(at_once=self._most_ahead)
+        self._packer = pipeline.packer(at_once=self._most_ahead, given=start.cursor.given)
         self._unpassed = Unpassed()
         self._policy = SkipPolicy(
             lane, start.skipped_ranges, on_error=pipeline.on_error, max_bad=pipeline.max_bad
@@ -112,8 +112,8 @@ class LaneStream:
 
     @property
     def replays(self) -> bool:
-        """Whether a new stream at this position would decompress a shard from its start again."""
-        return self._reader.in_compressed
+        """Whether a new stream at this position would decompress a shard, or tokenize a packing window, once more."""
+        return self._reader.in_compressed or self._pipeline.packing.has_windows
 
     def close(self) -> None:
         """Close the shard; the stream gives nothing more."""
@@ -156,7 +156,7 @@ class LaneStream:
         """
         per_byte = max(self._tokens / self._bytes, 1 / _MOST_BYTES_PER_TOKEN)
         packs = min(max(self.position.packs - self._start.packs, 1), self._most_ahead)
-        lacking = self._pipeline.seq_len * packs + 1 - self._packer.buffered_rows
+        lacking = self._packer.lacking_rows(packs)
         self._reader.demand.num_bytes = max(int(lacking / per_byte), 1)
         try:
             event = self._reader.next()
@@ -205,14 +205,15 @@ class LaneStream:
     def _lane_pack(self, rows: PackRows) -> LanePack:
         """A pack of the packer with all that belongs to it; the position moves past it."""
         provenance = tuple(self._unpassed.provenance(rows)) if self._with_provenance else ()
-        # A full pack does not wait for the next document, so its cursor must not tell which one that is.
-        is_full = rows.next_row == 0 and rows.tokens.size == self._pipeline.seq_len and not self._packer.waits
-        last = self._unpassed.cursor(rows.next_document - 1, 0) if is_full else None
+        # Such a pack does not wait for the next document, so its cursor must not tell which one that is.
+        last = self._unpassed.cursor(rows.next_document - 1, 0) if rows.is_closed else None
         counts = self._with_bad_records(rows.counts, rows.next_document)
         if last is not None:
             cursor = last._replace(part=last.part + 1)
         elif self._unpassed:
             cursor = self._unpassed.cursor(rows.next_document, rows.next_row)
+            if rows.given:
+                cursor = cursor._replace(given=rows.given)
         else:
             assert self._is_over, "only a pack that waits for nothing is made before what follows it is known"
             assert self._end_epoch is not None, "an endless lane does not end"

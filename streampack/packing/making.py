@@ -6,7 +6,7 @@ In:  the options of packing. Out: a packer that is fed documents and gives packs
 from typing import TypeAlias
 
 from streampack.packing.best_fit import BestFitPacker
-from streampack.packing.options import Packing, PackingKind
+from streampack.packing.options import Packing
 from streampack.packing.packer import Packer
 from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary
 
@@ -29,7 +29,7 @@ def make_packer(
     The arguments are those of `Packer`, and `given`: at a restart, `PackRows.given` of the pack before; more than 0
     under best fit only. A ConfigError says which cannot work together.
     """
-    if packing.kind is PackingKind.BEST_FIT:
+    if packing.has_windows:
         return BestFitPacker(
             seq_len=seq_len,
             boundary=boundary,

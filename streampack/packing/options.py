@@ -107,6 +107,11 @@ class Packing:
         """Whether a document is cut only where it is longer than a pack."""
         return self.kind is not PackingKind.WRAP
 
+    @property
+    def has_windows(self) -> bool:
+        """Whether the documents of some packs are held and packed together."""
+        return self.kind is PackingKind.BEST_FIT
+
     def without_lookahead(self) -> "Packing":
         """The same with `lookahead=False`, for "wrap"; without the warnings that were given when this was made."""
         assert not self.keeps_documents_whole

@@ -69,7 +69,10 @@ def given_by(dataset: streampack.PackedDataset, start: LanePosition, max_range_b
     shards=st.lists(st.lists(st.text("abwx! ", max_size=20), max_size=12), min_size=1, max_size=3),
     field=st.sampled_from(["txt", "npy", "jsonl:text"]),
     boundary=st.sampled_from(["mask", "keep", "trim", ReplaceBoundary(9)]),
-    packing=st.sampled_from([("wrap", "split"), *itertools.product(["next_fit"], ["split", "truncate", "error"])]),
+    packing=st.sampled_from(
+        [("wrap", "split"), *itertools.product(["next_fit", "best_fit"], ["split", "truncate", "drop", "error"])]
+    ),
+    window=st.integers(1, 4),
     seq_len=st.integers(2, 12),
     ends=st.booleans(),
     tail=st.sampled_from(["pad", "drop"]),
@@ -80,11 +83,15 @@ def test_a_lane_gives_the_same_however_far_it_reads_ahead_and_wherever_it_goes_o
     field: str,
     boundary: Any,
     packing: tuple[str, str],
+    window: int,
     seq_len: int,
     ends: bool,
     tail: str,
     place: int,
 ) -> None:
+    kind, overflow = packing
+    if kind == "best_fit" and boundary != "trim":
+        boundary = "mask"
     with tempfile.TemporaryDirectory() as folder:
         urls = [
             str(
@@ -101,7 +108,7 @@ def test_a_lane_gives_the_same_however_far_it_reads_ahead_and_wherever_it_goes_o
             seq_len,
             field=field,
             boundary=boundary,
-            packing=streampack.Packing(packing[0], overflow=packing[1], tail=tail),
+            packing=streampack.Packing(kind, overflow=overflow, tail=tail, window=window if kind == "best_fit" else 64),
             add_bos=ends and field != "npy",
             add_eos=ends and field != "npy",
             num_lanes=1,
