@@ -110,6 +110,7 @@ class SharedRun:
         now = self._dataset.fingerprint(num_lanes if self._dataset.auto_lanes and num_lanes > 0 else None)
         check_fingerprint(saved, now, allow=allow)
         committed = Committed.from_state(state, self.lanes(num_lanes), num_lanes)
+        committed.check_windows(saved, now)
         if self._dataset.epochs is not None:
             committed.check_end(self._dataset.epochs)
         return committed

@@ -25,6 +25,7 @@ from streampack.corpus.partition import packs_before
 from streampack.errors import StateError
 from streampack.lanes.position import NUM_CURSOR, LanePosition, SkippedRange, advance_rows
 from streampack.records import Counts, Cursor
+from streampack.state.fingerprint import PLACING
 
 STATE_VERSION = 3
 """The layout of the state: its keys, and the columns of a lane's row."""
@@ -45,6 +46,7 @@ They are written out because they are saved: a new column is a new STATE_VERSION
 PACKS = FIELDS.index("packs")
 DIGEST = FIELDS.index("digest")
 COUNTS = [FIELDS.index(name) for name in Counts._fields]
+_GIVEN = FIELDS.index("given")
 _FILLERS = FIELDS.index("fillers")
 _DOCUMENTS = FIELDS.index("documents")
 
@@ -132,6 +134,25 @@ class Committed:
             f"epochs={epochs} ends the pass, which began with epoch {self.first_epoch}, after epoch {end - 1}, and in "
             f"the state lane {lane} is in epoch {last} already. epochs={last + 1 - self.first_epoch} ends it after "
             "that epoch, epochs=None never."
+        )
+
+    def check_windows(self, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        """Raise `StateError` where a lane is inside a packing window whose packs would hold other documents now.
+
+        Args:
+            saved: the fingerprint of the state.
+            now: that of this run, which may differ in what `load_state_dict` was told to allow.
+        """
+        changed = [name for name in PLACING if saved.get(name) != now.get(name)]
+        given = self.rows[:, _GIVEN]
+        if not (changed and given.any()):
+            return
+        lane_index = int(given.argmax())
+        raise StateError(
+            f"lane {self.lanes[lane_index]} is inside a packing window of best_fit, {given[lane_index]} packs of which "
+            f"are out, and {', '.join(changed)} of this run would place the window's documents in other packs: some "
+            "would come twice and others never. Continue with the checkpoint's values, or with a state in which no "
+            "lane is inside a window, such as that after a finite pass."
         )
 
     def counts(self) -> Counts:

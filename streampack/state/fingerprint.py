@@ -13,6 +13,8 @@ from streampack.errors import StateError
 
 RECUTTABLE = frozenset({"seq_len", "boundary", "packing", "overflow", "packing_window", "tail", "lookahead", "pad_id"})
 """Fields that only decide how rows are cut into packs: a run can continue with other values, from the same row."""
+PLACING = ("packing", "packing_window", "seq_len", "boundary", "overflow")
+"""Those of them that decide which documents are in which pack of a packing window."""
 
 _ARGUMENTS = {
     "chat_template": "Chat(template=...)",

@@ -408,7 +408,15 @@ def test_a_lane_may_have_nothing_in_one_epoch_of_an_endless_run(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"tail": "drop"}, {"boundary": "trim"}, {"packing": "next_fit"}, {"lookahead": False, "boundary": "keep"}],
+    [
+        {},
+        {"tail": "drop"},
+        {"boundary": "trim"},
+        {"packing": "next_fit"},
+        {"packing": "best_fit", "window": 4},
+        {"packing": "best_fit", "window": 3, "tail": "drop"},
+        {"lookahead": False, "boundary": "keep"},
+    ],
     ids=str,
 )
 def test_the_counts_of_a_pass_add_up_to_the_corpus(corpus: Corpus, changes: dict[str, Any]) -> None:

@@ -158,6 +158,8 @@ def test_the_digest_sees_which_number_a_pack_has(tmp_path: Path) -> None:
         {"boundary": "mask", "packing": "next_fit"},
         {"boundary": "keep", "packing": "next_fit", "overflow": "truncate"},
         {"boundary": "trim", "packing": "next_fit", "overflow": "drop"},
+        {"boundary": "mask", "packing": "best_fit", "window": 2},
+        {"boundary": "trim", "packing": "best_fit", "window": 5, "overflow": "truncate"},
     ],
     ids=str,
 )

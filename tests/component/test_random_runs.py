@@ -70,11 +70,13 @@ def random_run(folder: Path, choose: random.Random) -> streampack.PackedDataset:
         "on_error": choose.choice(("skip", "skip", "skip", "raise")),
         "max_bad": choose.choice((1000, 3, 0.2)),
         "boundary": choose.choice(("keep", "mask", "trim", "mask_bos_target", streampack.ReplaceBoundary(99))),
-        "packing": (packing := choose.choice(("wrap", "next_fit"))),
+        "packing": (packing := choose.choice(("wrap", "next_fit", "best_fit"))),
         "overflow": "split" if packing == "wrap" else choose.choice(("split", "truncate", "drop", "error")),
         "tail": choose.choice(("pad", "drop")),
         "retry": streampack.RetryPolicy.immediate(),
     }
+    if packing == "best_fit":
+        options |= {"window": choose.choice((1, 2, 5)), "boundary": choose.choice(("mask", "trim"))}
     if (kind := choose.choice(("", "refuse", "drop", "pieces"))) != "":
         options |= {"transform": transform_of(kind, f"<{choose.randrange(50)}>"), "transform_version": "1"}
     if choose.random() < 0.4:

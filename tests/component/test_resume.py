@@ -28,6 +28,7 @@ from support.jobs import (
     expected,
     lane_packs,
     texts,
+    tokens_of,
     uneven,
     write_corpus,
 )
@@ -35,6 +36,7 @@ from support.thorough import some
 
 import streampack
 from streampack.corpus.partition import fitting_ranks
+from streampack.errors import StateError
 from streampack.state.checkpoint import FIELDS
 
 PACKS = 500
@@ -190,6 +192,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "whole documents, keep": {"packing": "next_fit", "boundary": "keep"},
     "whole documents, truncate": {"packing": "next_fit", "overflow": "truncate"},
     "whole documents, drop": {"packing": "next_fit", "overflow": "drop", "boundary": "trim"},
+    "best fit": {"packing": "best_fit", "window": 3},
+    "best fit, truncate": {"packing": "best_fit", "window": 2, "overflow": "truncate", "boundary": "trim"},
+    "best fit, transform": {"transform": in_pieces, "packing": "best_fit", "window": 4, "overflow": "drop"},
     "transform": {"transform": in_pieces},
     "transform, whole documents": {"transform": in_pieces, "packing": "next_fit", "boundary": "keep"},
     "loss mask": {"transform": with_mask, "boundary": "keep"},
@@ -614,3 +619,59 @@ def test_the_state_of_a_recut_run_is_one_of_the_new_arguments(corpus: Corpus) ->
         wanted = job.step(20)
     with Job(recut, 1, 0, 4, state=state) as job:
         assert_equal(job.step(10), [np.zeros(0)] * 70 + [wanted[n] for n in sorted(wanted)], begin=70)
+
+
+@pytest.mark.parametrize("boundary", ["mask", "trim"])
+def test_a_run_goes_on_with_best_fit_from_the_middle_of_a_document(tmp_path: Path, boundary: str) -> None:
+    corpus = write_corpus(tmp_path, [(".tar", ["abc" * 30, *texts(40, seed=2, longest=50)])])
+    options = {"num_lanes": 1, "epochs": 1, "shuffle": False, "boundary": boundary}
+    with Job(dataset(corpus, **options)) as job:
+        first = job.step(1)
+        state = job.state()
+    after = dataset(corpus, packing="best_fit", window=3, **options)
+    rest = {}
+    for _ in range(4):  # the state is saved in the middle of windows, and loaded again
+        with Job(after, state=state, allow={"packing", "packing_window"}) as job:
+            rest |= job.step(2)
+            state = job.state()
+    with Job(after, state=state) as job:
+        last, _ = job.run_out()
+        assert job.stats()["documents"] == len(corpus.texts)
+        assert job.stats()["targets"] == sum(len(tokens_of(text)) - 1 for text in corpus.texts)
+    rows = sorted(
+        (int(row), int(label))
+        for pack in [*first.values(), *rest.values(), *last.values()]
+        for row, label, segment in zip(pack[0], pack[1], pack[3])
+        if segment
+    )
+    tokens = [tokens_of(text) for text in corpus.texts]
+    last_rows = [(each[-1], -100) for each in tokens if boundary == "mask"]
+    assert rows == sorted([*(pair for each in tokens for pair in itertools.pairwise(each)), *last_rows])
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"seq_len": 20}, "seq_len"),
+        ({"window": 5}, "packing_window"),
+        ({"boundary": "trim"}, "boundary"),
+        ({"overflow": "truncate"}, "overflow"),
+        ({"packing": "wrap", "window": 64}, "packing, packing_window"),
+    ],
+)
+def test_a_packing_window_that_is_half_out_is_not_cut_in_another_way(
+    corpus: Corpus, changes: dict[str, Any], named: str
+) -> None:
+    options = {"num_lanes": 2, "packing": "best_fit", "window": 4, "epochs": 1}
+    allow = set(named.split(", "))
+    with Job(dataset(corpus, **options)) as job:
+        job.step(3)
+        inside = job.state()
+        job.run_out()
+        after = job.state()
+    other = dataset(corpus, **{**options, **changes})
+    with pytest.raises(StateError, match=f"lane 0 is inside a packing window .* 2 packs .* are out, and {named} of"):
+        Job(other, state=inside, allow=allow)
+    Job(dataset(corpus, **options, pad_id=7), state=inside, allow={"pad_id"}).close()
+    with Job(other, state=after, allow=allow) as job:  # no lane is inside a window
+        assert job.run_out()[0]

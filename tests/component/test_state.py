@@ -487,6 +487,7 @@ def test_counts_are_equal_on_every_topology_and_through_resumes(corpus: Corpus) 
         {},
         {"packing": "next_fit", "overflow": "truncate", "boundary": "keep"},
         {"packing": "next_fit", "overflow": "drop"},
+        {"packing": "best_fit", "window": 4},
         {"boundary": "trim"},
     ]
     for changes in kinds:
