@@ -157,7 +157,7 @@ def fingerprint(arguments: DatasetArguments, pipeline: Pipeline) -> dict[str, An
         "packing": str(packing.kind),
         "overflow": str(packing.overflow),
         "tail": str(packing.tail),
-        "packing_window": packing.window if packing.has_windows else None,
+        **({"packing_window": packing.window} if packing.has_windows else {}),
         "lookahead": packing.lookahead,
         "pad_id": pipeline.pad_id,
     }
