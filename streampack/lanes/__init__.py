@@ -1,6 +1,7 @@
 """One lane, from a position on: all stages of the pipeline in a row, inside a memory budget.
 
 pool -> stream -> reader -> pieces      samples of a piece of a shard; read again where it breaks
+|          |  `-> fetching    the bytes of the pieces that are read next, asked for at once
 |          |----> records     their records, as columns
 |          `----> batches     the documents that these become, as columns
 |-> tokenizing                documents as token ids
@@ -16,6 +17,7 @@ arrival                   whether a lane that is left before its end would have 
 __all__ = [
     "arrival",
     "batches",
+    "fetching",
     "liveness",
     "pieces",
     "pipeline",

@@ -7,7 +7,7 @@ Never: knowledge of lanes, ranks, workers or batches; an open file or connection
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate, dropwhile
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from streampack.corpus.partition import Piece
 from streampack.documents.reader import DocumentReader
 from streampack.errors import CorruptShardError, RecordError, TokenizerError, TruncatedShardError, WrongCutError
+from streampack.lanes.fetching import Fetched, Opened, Slack
 from streampack.packing.making import AnyPacker, make_packer
 from streampack.packing.options import Packing
 from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary
@@ -56,16 +57,31 @@ class Pipeline:
     on_error: str
     max_bad: int | float
     """How much one lane may skip: a number, or a fraction of its documents."""
+    slack: Slack = field(default_factory=Slack, compare=False)
+    """What blocks have needed after their ends so far, in this process."""
+
+    def fetch(self, parts: Sequence[tuple[Shard, Piece, int]]) -> Fetched:
+        """The pieces that are to be read next, each with the position `resume` of `samples`, asked for at once."""
+        return Fetched(self.storage, self.slack, parts)
 
     def samples(
-        self, shard: Shard, piece: Piece, *, resume: int, max_range_bytes: int, pass_over: PassOver = pass_over_silently
+        self,
+        shard: Shard,
+        piece: Piece,
+        *,
+        resume: int,
+        max_range_bytes: int,
+        pass_over: PassOver = pass_over_silently,
+        fetched: Fetched | None = None,
     ) -> Iterator[Sample]:
         """The samples of a piece of the shard, from the position `resume` on (-1: from the piece's start).
 
-        `pass_over` is told the names of files that belong to no sample. Where a piece that begins with its shard has
+        `fetched` holds its bytes. Nothing is looked at then before a sample is given, so no sample may be used before
+        all are there: an error may come after them that tells that the piece began inside a member. `pass_over` is told the names of files that belong to no sample. Where a piece that begins with its shard has
         such files only, the log says so.
         """
         read = self._reading(shard, max_range_bytes)
+        opened = None if fetched is None else fetched.open(shard, piece, read)
         num_passed, first_passed = 0, ""
 
         def note(name: str) -> None:
@@ -74,7 +90,7 @@ class Pipeline:
             pass_over(name)
 
         try:
-            samples = self._samples(shard, piece, read, resume=resume, pass_over=note)
+            samples = self._samples(shard, piece, opened or read, resume=resume, pass_over=note)
             first = next(samples, None)
             if first is not None:
                 yield first
@@ -85,8 +101,12 @@ class Pipeline:
                     "dot, one that begins with a dot, or in a folder like __this__); the first one is %r",
                     shard.url, num_passed, first_passed,
                 )
+            if opened is not None:
+                opened.done()
         except (CorruptShardError, TruncatedShardError) as error:
-            # Bytes that were altered on their way are requested again, not taken from the cache.
+            # Bytes that were altered on their way are requested again, not taken from memory or the cache.
+            if opened is not None:
+                opened.give_up()
             begin, end = (0, shard.size) if piece.whole else (piece.begin, max(piece.end, (error.offset or 0) + 1))
             self.storage.forget(
                 shard.url, begin, min(end, shard.size), size=_known_size(shard), etag=shard.etag
@@ -147,6 +167,7 @@ class Pipeline:
                 pass_over=pass_over,
             )
         else:
+            look_bytes = 0 if isinstance(read, Opened) else min(LOOK_BYTES, piece.end - piece.begin)
             yield from read_range(
                 read,
                 partial(read, first_bytes=_LOOK_BYTES),
@@ -157,7 +178,8 @@ class Pipeline:
                 wanted=wanted,
                 max_member_bytes=limit,
                 resume=None if resume < 0 else resume,
-                open_begin=partial(read, first_bytes=_LOOK_BYTES + LOOK_BYTES),
+                open_begin=partial(read, first_bytes=_LOOK_BYTES + look_bytes),
+                look_bytes=look_bytes,
                 pass_over=pass_over,
             )
 

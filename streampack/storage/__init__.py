@@ -11,6 +11,7 @@ backends/    one module per kind of storage; its docstring says how to add one
 objects      `RangeReader`, what each backend must do
 cache/       blocks of remote shards on this node's disk, between a backend and the ranges
 ranges, readahead, retry      which bytes are requested, when, and when again
+stretch      a range that is asked for at once and held, for readers that go back in it
 faults       what an error of any library means: the rule of retries
 remedies, redaction           what an error says, and what nothing shows
 checking, digests             bytes against the digests of a manifest
@@ -42,5 +43,6 @@ __all__ = [
     "redaction",
     "remedies",
     "retry",
+    "stretch",
     "threads",
 ]

@@ -13,7 +13,7 @@ gone by without a byte. A permanent fault is an error at once; `faults` has the 
 import errno
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,19 @@ from streampack.storage.cache.folder import CacheFolder
 from streampack.storage.cache.reader import forget_range, read_through
 from streampack.storage.checking import check_blocks, check_whole
 from streampack.storage.clients import Clients, local_path
-from streampack.storage.digests import parse_digest
+from streampack.storage.digests import block_bytes_of, parse_digest
 from streampack.storage.identity import identities
 from streampack.storage.listing import list_files, note_etag
+from streampack.storage.objects import RangeReader
 from streampack.storage.options import RetryPolicy, Storage, hidden
-from streampack.storage.ranges import read_ranges
+from streampack.storage.ranges import begin_range, read_ranges
 from streampack.storage.retry import persist
+from streampack.storage.stretch import Stretch
+
+_MORE_BYTES = 64 * 2**10
+"""Of the first request after a stretch: a document was larger than those before it."""
+_MOST_PIECES = 8
+"""A stretch comes in as many pieces as its request gives: they are joined in any case."""
 
 
 class StorageReader:
@@ -134,15 +141,28 @@ class StorageReader:
         stop = size if stop is None else stop
         assert 0 <= start <= (start if stop is None else stop), (start, stop)
         assert size is None or stop is None or stop <= size, (stop, size)
+        first_bytes = max(first_bytes, block_bytes_of(digest))
         open_range = partial(self._ranges, url, size=size, etag=etag, first_bytes=first_bytes, max_bytes=max_bytes)
+        yield from self._checked(open_range, url, start, stop, size=size, digest=digest, etag=etag)
+
+    def _checked(
+        self,
+        open_range: Callable[[int, int | None], Iterator[bytes]],
+        url: str,
+        start: int,
+        stop: int | None,
+        *,
+        size: int | None,
+        digest: str | None,
+        etag: str | None,
+    ) -> Iterator[bytes]:
+        """The bytes that `open_range` reads, checked as far as `digest` allows."""
         if digest is None:
             yield from open_range(start, stop)
             return
         known = parse_digest(digest, size=size)
-        block_bytes = known.block_bytes or 0
-        open_range = partial(open_range, first_bytes=max(first_bytes, block_bytes))
         forget = partial(self.forget, url, size=size, etag=etag)
-        if block_bytes:
+        if known.block_bytes:
             assert size is not None and stop is not None, "parse_digest demands it"
             yield from check_blocks(
                 open_range, forget, known, start=start, stop=stop, size=size, url=url, clients=self._clients
@@ -151,6 +171,37 @@ class StorageReader:
             yield from check_whole(open_range(start, stop), forget, known, url=url)
         else:
             yield from open_range(start, stop)
+
+    def stretch(
+        self, url: str, start: int, stop: int, *, size: int, digest: str | None = None, etag: str | None = None
+    ) -> Stretch:
+        """The bytes `start` to `stop` of a URL of `size` bytes, to be held in memory; the arguments are as in `chunks`.
+
+        Where the storage is remote a thread asks for them at once, in one request. With digests of blocks, whole blocks
+        are asked for and held.
+        """
+        block_bytes = block_bytes_of(digest)
+        if block_bytes:
+            start, stop = start // block_bytes * block_bytes, min(-(-stop // block_bytes) * block_bytes, size)
+        reader = self._reader(url, size=size, etag=etag)
+        begun = begin_range(reader, start, stop, self._clients)
+        num_bytes = stop - start
+        bounds = {"first_bytes": num_bytes, "max_bytes": _MOST_PIECES * num_bytes}
+
+        def open_range(begin: int, end: int | None) -> Iterator[bytes]:
+            nonlocal begun
+            mine, begun = begun, None
+            if mine is None:
+                return self._ranges(url, begin, end, size=size, etag=etag, **bounds)
+            assert (begin, end) == (start, stop), "the first reading is that of the stretch"
+            size_of = partial(self.size, url)
+            return read_ranges(
+                reader, start=begin, stop=end, clients=self._clients, size_of=size_of, begun=mine, **bounds
+            )
+
+        more = partial(self.chunks, url, size=size, digest=digest, etag=etag, first_bytes=_MORE_BYTES)
+        first = self._checked(open_range, url, start, stop, size=size, digest=digest, etag=etag)
+        return Stretch(first, more, start=start, stop=stop, size=size, step=max(block_bytes, 1))
 
     def forget(self, url: str, start: int, stop: int | None, *, size: int | None, etag: str | None) -> None:
         """Remove what the cache holds of a shard's bytes `start` to `stop` (None: the end).
@@ -172,11 +223,8 @@ class StorageReader:
         first_bytes: int,
         max_bytes: int,
     ) -> Iterator[bytes]:
-        reader = persist(url, self._clients, lambda: open_object(url, size, self._clients), is_request=False)
-        if self._folder is not None and etag is not None:
-            reader = read_through(reader, self._folder, self._clients, etag)
         return read_ranges(
-            reader,
+            self._reader(url, size=size, etag=etag),
             start=start,
             stop=stop,
             first_bytes=first_bytes,
@@ -184,6 +232,17 @@ class StorageReader:
             clients=self._clients,
             size_of=lambda: self.size(url),
         )
+
+    def _reader(self, url: str, *, size: int | None, etag: str | None) -> RangeReader:
+        """What reads the object, through the cache where there is one."""
+        reader = persist(url, self._clients, lambda: open_object(url, size, self._clients), is_request=False)
+        if self._folder is not None and etag is not None:
+            reader = read_through(reader, self._folder, self._clients, etag)
+        return reader
+
+    def is_remote(self, url: str) -> bool:
+        """Whether a request for the URL costs more than a system call."""
+        return local_path(url) is None
 
     def size(self, url: str) -> int | None:
         """The object's size in bytes; None where the server does not tell it.

@@ -40,10 +40,12 @@ def read_ranges(
     max_bytes: int,
     clients: Clients,
     size_of: Callable[[], int | None],
+    begun: Fetch | None = None,
 ) -> Iterator[bytes]:
     """The bytes from `start` to `stop` (None: to the object's end), in pieces of at most `max_bytes`.
 
-    `size_of` asks for the object's size, to tell its end from an empty answer.
+    `size_of` asks for the object's size, to tell its end from an empty answer. `begun`: the first request, if it is
+    under way.
 
     Raises:
         ShardError: the object is another one than it was, or ends before `stop`.
@@ -53,7 +55,7 @@ def read_ranges(
     url, position = reader.pin.url, start
     end = _End(url, start, stop, size_of)
     failures = Failures(url, clients)
-    requests = _Requests(reader, clients, _RangeSize(first_bytes, max_bytes))
+    requests = _Requests(reader, clients, _RangeSize(first_bytes, max_bytes), begun)
     if reader.is_remote:
         clients.spread()
     try:
@@ -81,6 +83,17 @@ def read_ranges(
                 clients.num_retries += end.byte is not None
     finally:
         requests.close()
+
+
+def begin_range(reader: RangeReader, start: int, stop: int, clients: Clients) -> Fetch | None:
+    """Have a thread ask for the range, for a `read_ranges` of it to come; None where that gains nothing."""
+    if not (reader.is_remote and reader.reads_ahead):
+        return None
+    clients.spread()
+    clients.num_requests += not reader.is_cached
+    fetch = Fetch(reader, start, stop)
+    fetch_ahead(fetch)
+    return fetch
 
 
 def _memory_bounds(reader: RangeReader, max_bytes: int) -> tuple[int, int]:
@@ -112,11 +125,11 @@ class _RangeSize:
 class _Requests:
     """The requests of one reading: one that is waited for, at most one ahead of it."""
 
-    def __init__(self, reader: RangeReader, clients: Clients, size: _RangeSize) -> None:
+    def __init__(self, reader: RangeReader, clients: Clients, size: _RangeSize, begun: Fetch | None) -> None:
         self._reader = reader
         self._clients = clients
         self._size = size
-        self._ahead: Fetch | None = None
+        self._ahead = begun
         self._num_done = 0
 
     def next(self, position: int, stop: int | None) -> Fetch:

@@ -1,23 +1,25 @@
-"""Where a cut through a plain tar falls between two samples, found in the bytes around it, without an index. No IO.
+"""Where a cut through a plain tar falls between two samples, found in the bytes after it, without an index. No IO.
 
-`find_sample(cut)` is a pure function of the shard's bytes, so that the lanes on both sides of a cut agree::
+`find_sample(cut)` is a pure function of the shard's bytes from the cut on, so that the lanes on both sides agree, and
+a lane that reads a small part of the shard needs nothing from before it::
 
-    |x|a.txt ......|a.json ..|x|b.txt .....|x|c.txt ...|     entries; x: prefix headers
-          ^cut     ^the first header from the cut: of sample a, which the left lane keeps
-                             ^the boundary: the first entry of another sample; here the right lane begins
+    |x|a.txt ......|x|a.json ..|x|b.txt .....|x|c.txt ...|     entries; x: prefix headers
+          ^cut     ^the first header from the cut: its entry is passed over, as prefix headers may lie before the cut
+                               ^the next entry of a sample: of b, which the left lane keeps
+                                             ^the boundary: the first entry of another sample; the right lane's first
 
 A payload may hold what looks like a header (a tar inside the tar). A guess is given up where no chain of entries
 follows it; even a guess with such a chain may be wrong. So a boundary is never trusted: the left lane, whose own chain
-of headers is right from byte 0 on, must arrive at it (`reader.read_range`), and the right lane looks ahead for the end
-of an archive before it begins there (`range_start`). Memory is bounded, whatever a member holds.
+of headers is right from byte 0 on, must arrive at it (`reader.read_range`), and the right lane may look ahead for the
+end of an archive before it begins there (`range_start`). Memory is bounded, whatever a member holds.
 """
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from streampack.errors import CorruptShardError, TruncatedShardError
-from streampack.tar.format import MAX_PREFIX_BYTES, BadEntryError, Kind, padded, read_entry, split_name
-from streampack.tar.headers import BLOCK, PREFIX_KINDS, looks_like_header, parse_header
+from streampack.tar.format import BadEntryError, Kind, padded, read_entry, split_name
+from streampack.tar.headers import BLOCK, looks_like_header
 
 _JUMP_BYTES = 1 << 20
 """Bytes: a larger gap is skipped with a new request; a smaller one is cheaper to read."""
@@ -68,31 +70,31 @@ def first_boundary(
         return Boundary(0, None)
     if begin >= size:
         return None
-    return _search(_Window(open_at, max(0, begin - MAX_PREFIX_BYTES), size, url), begin, end)
+    return _search(_Window(open_at, begin, size, url), begin, end)
 
 
 def range_start(
-    open_at: Callable[[int], Iterator[bytes]], *, begin: int, end: int, size: int, url: str
+    open_at: Callable[[int], Iterator[bytes]], *, begin: int, end: int, size: int, url: str, look_bytes: int
 ) -> tuple[int, bool] | None:
     """The offset of `first_boundary`, and whether it is doubtful.
 
-    It is where an archive ends soon after it and other bytes follow: it then lies in an archive inside the archive, or
-    in one of several that were joined.
+    It is where an archive ends within `look_bytes` of it and other bytes follow: it then lies in an archive inside the
+    archive, or in one of several that were joined.
     """
     if begin <= 0:
         return 0, False
     if begin >= size:
         return None
-    window = _Window(open_at, max(0, begin - MAX_PREFIX_BYTES), size, url)
+    window = _Window(open_at, begin, size, url)
     found = _search(window, begin, end)
-    return None if found is None else (found.offset, _ends_early(window, found.offset))
+    return None if found is None else (found.offset, _ends_early(window, found.offset, look_bytes))
 
 
-def _ends_early(window: "_Window", start: int) -> bool:
-    """Whether the entries from `start` on end, within `LOOK_BYTES`, though the shard does not."""
+def _ends_early(window: "_Window", start: int, look_bytes: int) -> bool:
+    """Whether the entries from `start` on end, within `look_bytes`, though the shard does not."""
     window.offset = start
     try:
-        while window.offset < start + LOOK_BYTES:
+        while window.offset < start + look_bytes:
             entry = read_entry(window)
             if entry.kind is Kind.ZERO_BLOCK:
                 return not window.is_zero_to_the_end()
@@ -105,44 +107,42 @@ def _ends_early(window: "_Window", start: int) -> bool:
 
 
 def _search(window: "_Window", begin: int, end: int) -> Boundary | None:
-    # Headers on walks that led nowhere, not to walk them again: header -> (start of its entry, where the walk broke).
-    # Only a walk that would be the end of an earlier one is left out, so what a header leads to depends on it alone:
-    # the first header from the cut that leads anywhere decides, and so the None above is exact.
-    walked: dict[int, tuple[int, int]] = {}
+    # What a header leads to depends on where its entry ends alone. From an offset on a walk that led nowhere another
+    # one would lead nowhere too, so it is left out; the first header from the cut that leads anywhere decides, and so
+    # the None above is exact.
+    broken: set[int] = set()
     num_far = 0
     furthest = begin
     at = window.find_header(begin, end)
     while at is not None:
-        start = window.entry_start(at)
-        known_start, failed_at = walked.pop(at, (-1, -1))
-        if known_start != start:
-            num_opens = window.num_opens
-            result = _walk(window, start)
+        num_opens = window.num_opens
+        entry_end = window.entry_end(at)
+        if entry_end is not None and entry_end not in broken:
+            result = _walk(window, entry_end, broken)
             if isinstance(result, Boundary):
                 return result
-            failed_at = result
-            furthest = max(furthest, failed_at)
-            if window.num_takes > _STEPS + _STEPS_A_BLOCK * (furthest - begin) // BLOCK:
-                what = f"{window.num_takes} headers after the cut at byte {begin} were followed and led nowhere"
-                raise CorruptShardError(f"{what}; {CUT_REMEDY}", url=window.url, offset=at)
-            num_far += window.num_opens > num_opens
-            if num_far > _MAX_FAR_GUESSES:
-                what = f"{num_far} times what looked like a header after the cut at byte {begin} led far and nowhere"
-                raise CorruptShardError(f"{what}; {CUT_REMEDY}", url=window.url, offset=at)
-        header = parse_header(window.read(at, BLOCK))
-        header_end = at + BLOCK + padded(header.size)
-        if header_end <= failed_at:
-            walked[header_end] = (start if header.kind in PREFIX_KINDS else header_end, failed_at)
+            furthest = max(furthest, result)
+        if window.num_takes > _STEPS + _STEPS_A_BLOCK * (furthest - begin) // BLOCK:
+            what = f"{window.num_takes} headers after the cut at byte {begin} were followed and led nowhere"
+            raise CorruptShardError(f"{what}; {CUT_REMEDY}", url=window.url, offset=at)
+        num_far += window.num_opens > num_opens
+        if num_far > _MAX_FAR_GUESSES:
+            what = f"{num_far} times what looked like a header after the cut at byte {begin} led far and nowhere"
+            raise CorruptShardError(f"{what}; {CUT_REMEDY}", url=window.url, offset=at)
         at = window.find_header(at + BLOCK, end)
     return None
 
 
-def _walk(window: "_Window", start: int) -> Boundary | int:
-    """The boundary after the sample of the first keyed entry from `start` on, or where the chain of entries breaks."""
+def _walk(window: "_Window", start: int, passed: set[int]) -> Boundary | int:
+    """The boundary after the sample of the first keyed entry from `start` on, or where the chain of entries breaks.
+
+    The offsets of the entries are added to `passed`.
+    """
     window.offset = start
     first_key = None
     while True:
         at = window.offset
+        passed.add(at)
         try:
             entry = read_entry(window)
             if entry.kind is Kind.NO_BYTES or (entry.kind is Kind.ZERO_BLOCK and window.is_zero_to_the_end()):
@@ -190,8 +190,7 @@ class _Window:
         end = min(offset + size, self.size)
         if not self._base <= offset <= self._base + len(self._buffer) + _JUMP_BYTES:
             self._close()
-            # A reader that goes back will also look for the prefix headers before that offset.
-            self._base = offset if offset > self._base else max(0, offset - MAX_PREFIX_BYTES)
+            self._base = offset
             self._buffer = bytearray()
             self._chunks = self._open_at(self._base)
             self.num_opens += 1
@@ -208,7 +207,7 @@ class _Window:
             what = f"the bytes end, but the shard was listed with {self.size}; list or copy it again"
             raise TruncatedShardError(what, url=self.url, offset=have)
         self._buffer += chunk
-        surplus = min(len(self._buffer) - _KEEP_BYTES, keep_from - MAX_PREFIX_BYTES - self._base)
+        surplus = min(len(self._buffer) - _KEEP_BYTES, keep_from - self._base)
         if surplus > 0:
             del self._buffer[:surplus]
             self._base += surplus
@@ -233,20 +232,15 @@ class _Window:
             at = have // BLOCK * BLOCK if hit < 0 else (hit + self._base - 257) // BLOCK * BLOCK
         return None
 
-    def entry_start(self, header: int) -> int:
-        """Where the entry of a header begins: at the first of the prefix headers that lead up to it without a gap."""
-        begin = max(0, header - MAX_PREFIX_BYTES)
-        before = self.read(begin, header - begin)
-        start = header
-        for at in range(header - BLOCK, begin - 1, -BLOCK):
-            block = before[at - begin : at - begin + BLOCK]
-            if (
-                block[156] in PREFIX_KINDS
-                and looks_like_header(block)
-                and at + BLOCK + padded(parse_header(block).size) == start
-            ):
-                start = at
-        return start
+    def entry_end(self, header: int) -> int | None:
+        """Where the entry of a header ends; None where it is none, or is larger than the shard."""
+        self.offset = header
+        try:
+            end = read_entry(self).end
+            self.skip_to(end)
+        except BadEntryError:
+            return None
+        return end
 
     def is_zero_to_the_end(self) -> bool:
         at = self.offset

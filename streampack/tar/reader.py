@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from streampack.records import Sample
 from streampack.tar.codecs import decompress, is_compressed
-from streampack.tar.cuts import Boundary, find_sample, range_start
+from streampack.tar.cuts import LOOK_BYTES, Boundary, find_sample, range_start
 from streampack.tar.format import Chunks
 from streampack.tar.grouping import (
     PassOver,
@@ -111,6 +111,7 @@ def read_range(
     max_member_bytes: int,
     resume: int | None = None,
     open_begin: Callable[[int], Iterator[bytes]] | None = None,
+    look_bytes: int = LOOK_BYTES,
     pass_over: PassOver = pass_over_silently,
 ) -> Iterator[Sample]:
     """The samples of the range [begin, end) of a plain tar of `size` bytes; `read_samples` has the other arguments.
@@ -118,7 +119,8 @@ def read_range(
     The samples are those from `find_sample(begin)` to `find_sample(end)`; the ranges between any cuts hold each sample
     once. `open_range(first, last)` gives the bytes in between, `open_at(offset)` those from there on, of which only the
     first few are read. `resume`: the `Sample.position` in this range to continue from. `open_begin`: as `open_at`, for
-    the place where the range begins, around which about `cuts.LOOK_BYTES` are read.
+    the place where the range begins; from there `look_bytes` are looked at for the end of an archive (0: none, where
+    no sample is used before the whole range is read).
 
     Raises:
         TruncatedShardError: the shard ends before the archive does.
@@ -131,7 +133,7 @@ def read_range(
 
     is_doubtful = False
     if resume is None:
-        left = range_start(open_begin or open_at, begin=begin, end=end, size=size, url=url)
+        left = range_start(open_begin or open_at, begin=begin, end=end, size=size, url=url, look_bytes=look_bytes)
         if left is None:
             return
         first, is_doubtful = left

@@ -182,12 +182,11 @@ def _boundary(path: Path, cut: int) -> int:
     if cut <= 0:
         return 0
     members = _entries(path)
-    left = next((key for first, header, key in members if first >= cut or header >= cut), None)
     keys = [key for _, _, key in members]
-    if left is None or left == keys[-1]:
-        return path.stat().st_size
-    behind = next(index for index in range(len(keys)) if index and keys[index - 1] == left and keys[index] != left)
-    return members[behind][0]
+    passed = next((index for index, (_, header, _) in enumerate(members) if header >= cut), len(keys))
+    base = passed + 1  # its sample, too, is the left side's
+    right = next((index for index in range(base + 1, len(keys)) if keys[index] != keys[base]), None)
+    return path.stat().st_size if right is None else members[right][0]
 
 
 def _samples(path: Path) -> list[int]:

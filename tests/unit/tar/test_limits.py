@@ -201,10 +201,11 @@ def test_a_name_longer_than_any_path_is_a_flaw(form: str) -> None:
 
 
 def test_a_search_for_a_sample_ends_whatever_the_headers_around_the_cut_say() -> None:
-    """Each of the first half leads into one long chain of the second half, which leads nowhere."""
-    half = 1024
-    firsts = [header("same.txt", (half - number - 1) * 512) for number in range(half)]
-    data = b"".join(firsts) + header("same.txt") * half + b"\1" * 512
+    """Each of the first third leads to one of the second, and that into the long chain of the third: nowhere."""
+    third = 512
+    firsts = header("same.txt", (third - 1) * 512) * third
+    seconds = b"".join(header("same.txt", (third - number - 1) * 512) for number in range(third))
+    data = firsts + seconds + header("same.txt") * third + b"\1" * 512
     data = entry("a.txt", bytes(512)) + entry("big.bin", data * 2) + END
     began = time.process_time()
     with pytest.raises(CorruptShardError, match=r"\d+ headers after the cut at byte 1536 were followed and led nowh"):

@@ -30,7 +30,7 @@ from support.tars import (
 
 from streampack.errors import CorruptShardError, ShardError, TruncatedShardError, WrongCutError
 from streampack.records import WHOLE_SAMPLE, Sample
-from streampack.tar.cuts import Boundary, find_sample
+from streampack.tar.cuts import Boundary, find_sample, first_boundary
 from streampack.tar.reader import read_range
 
 
@@ -172,11 +172,13 @@ def test_the_ends_of_a_shard_are_boundaries_of_their_own() -> None:
 
 
 def test_the_worked_example_of_the_docstring() -> None:
-    data = write_tar([("a.txt", b"."), ("a.json", b"."), ("b.txt", b"."), ("c.txt", b".")], "pax", always_prefixed=True)
+    names = ("a.txt", "a.json", "b.txt", "c.txt", "d.txt")
+    data = write_tar([(name, b".") for name in names], "pax", always_prefixed=True)
     step = 4 * 512  # prefix header, its payload, header, payload
-    assert boundary(data, 600) == Boundary(2 * step, "b")
-    assert boundary(data, step + 513) == Boundary(2 * step, "b")  # a.json's own header, its prefix header lies before
-    assert boundary(data, step + 1025) == Boundary(3 * step, "c")
+    assert boundary(data, 600) == Boundary(2 * step, "b")  # a.txt's own header; a.json comes next
+    assert boundary(data, step) == Boundary(3 * step, "c")  # the header of a.json's prefix
+    assert boundary(data, step + 513) == Boundary(3 * step, "c")  # a.json's own header, its prefix lies before
+    assert boundary(data, step + 1025) == Boundary(4 * step, "d")
 
 
 def test_an_empty_archive_and_one_without_keys_can_be_cut() -> None:
@@ -192,8 +194,8 @@ def test_headers_without_magic_are_never_guessed_but_read_by_the_lane_before() -
     assert in_ranges(mixed, range(0, len(mixed), 300)) == read(mixed)
 
 
-def test_long_prefix_headers_are_found_by_looking_back() -> None:
-    """PackEnds inside and behind a PAX header of nearly the allowed size: the member's name stands only in it."""
+def test_long_prefix_headers_belong_to_the_entry_after_them() -> None:
+    """Cuts inside and behind a PAX header of nearly the allowed size: the member's name stands only in it."""
     data = b""
     for index, extension in enumerate(["txt", "json"] * 3):
         data += pax(path=f"sample{index // 2}.{extension}", comment="c" * 63_000) + entry("one.name", b"1")
@@ -296,14 +298,14 @@ def test_ranges_give_what_hard_links_mean_also_where_the_file_is_in_another_rang
 
 
 def test_cuts_around_prefix_headers_that_are_not_read_lose_nothing() -> None:
-    """A search that begins inside them finds the member by its header, and not where its prefix headers begin."""
+    """A search that begins inside them finds the member by its header alone, and passes over it."""
     large = [pax(comment="c" * 70_000, path=f"long{i}.txt") + entry(f"{i}.txt", b"1") for i in range(3)]
     data = entry("a.txt", b"1") + large[0] + entry("b.txt", b"2") + large[1] + large[2] + entry("c.txt", b"3") + END
     samples = read(data)
     assert [sample.key for sample in samples] == ["a", "", "b", "", "", "c"]
     for cut in range(0, len(data), 3 * 512):
         assert in_ranges(data, [cut]) == samples
-        assert in_ranges(data, [cut, cut + 600, cut + 71_000]) == samples
+        assert in_ranges(data, [min(cut + step, len(data)) for step in (0, 600, 71_000)]) == samples
 
 
 # --- damage
@@ -443,9 +445,9 @@ def test_a_range_that_begins_in_a_tar_inside_the_tar_is_refused_before_its_first
 
 
 def test_the_left_lane_alone_refuses_a_boundary_inside_a_member() -> None:
-    inner = write_tar([("x.txt", b"1"), ("y.txt", b"2"), ("z.txt", b"3")])
+    inner = write_tar([("w.txt", b"0"), ("x.txt", b"1"), ("y.txt", b"2"), ("z.txt", b"3")])
     data = write_tar([("a.tar", inner), ("b.txt", b"4")])
-    assert boundary(data, 600).key == "z"  # y holds the first header from there
+    assert boundary(data, 600).key == "z"  # x holds the first header from there, and y comes next
     with pytest.raises(
         CorruptShardError, match=rf"^{URL}, member 'a.tar', byte \d+: .* a member looks like a tar inside"
     ):
@@ -469,23 +471,32 @@ def test_a_guess_that_leads_nowhere_is_given_up() -> None:
         data = write_tar([("a.bin", body(fake)), ("b.txt", b"1"), ("c.txt", b"2"), ("d.txt", b"3")])
         samples = read(data)
         for cut in range(512, 512 + len(fake), 512):
-            assert boundary(data, cut) == Boundary(samples[2].position, "c"), cut
+            assert boundary(data, cut) == Boundary(samples[3].position, "d"), cut
             assert in_ranges(data, [cut]) == samples
 
 
-def test_what_a_header_leads_to_does_not_depend_on_where_the_search_began() -> None:
-    """A header on a broken chain is not tried again, unless prefix headers that the chain passed over rename it."""
-    prefixes = pax(comment="c" * 40_000) + pax(
-        path="x.txt", comment="c" * 30_000
-    )  # too large, but not the second alone
-    broken = header("README", len(prefixes)) + prefixes + header("y.txt") + header("y.json") + b"!" * 1024
-    data = write_tar([("a.bin", broken), ("b.txt", b"1"), ("c.txt", b"2")])
-    before = 0
-    for cut in range(512, len(data), 512):
-        offset = boundary(data, cut).offset
-        assert offset >= before
-        before = offset
-    assert boundary(data, 512).key == boundary(data, 1024 + len(prefixes)).key == "y"
+@given(st.integers(0, 10**6))
+@settings(max_examples=60)
+def test_what_a_header_leads_to_does_not_depend_on_where_the_search_began(seed: int) -> None:
+    """Payloads hold headers of files, of prefixes and of sizes that lead to each other, or nowhere."""
+    random = Random(seed)
+    blocks: list[bytes] = []
+    for _ in range(random.randrange(12)):
+        name, size = random.choice(["same.txt", "same.json", "README", "x.txt"]), 512 * random.choice([0, 0, 1, 2, 5])
+        prefix = random.choice([b"", b"", pax(path="x.txt"), pax(size="1024")])
+        blocks.append(random.choice([prefix + header(name, size), b"." * 512, bytes(512), bytes(1024)]))
+    members = [("a.bin", b"".join(blocks)), ("b.txt", b"1"), ("c.txt", b"2"), ("d.txt", b"3")]
+    data = write_tar(members, random.choice(list(FORMATS)))
+    alone = {cut: from_header(data, cut) for cut in range(0, len(data), 512)}
+    for begin in range(512, len(data), 512):
+        leads = [found for cut, found in alone.items() if cut >= begin and found is not None]
+        assert boundary(data, begin) == (leads[0] if leads else Boundary(len(data), None))
+
+
+def from_header(data: bytes, offset: int) -> Boundary | None:
+    """What the header at the offset leads to by itself."""
+    open_at = Shard(data).open_at
+    return first_boundary(open_at, begin=offset, end=offset + 512, size=len(data), url=URL) if offset else None
 
 
 # --- what it costs
@@ -510,7 +521,8 @@ def test_a_range_without_a_header_is_empty_and_reads_no_further_than_its_end() -
 
 
 def test_a_large_member_is_jumped_over_and_never_held_in_memory() -> None:
-    data = write_tar([("a.txt", b"1"), ("b.bin", bytes(30 << 20)), ("c.txt", b"2"), ("d.txt", b"3")])
+    ends: list[Member] = [("c.txt", b"2"), ("d.txt", b"3"), ("e.txt", b"4")]
+    data = write_tar([("a.txt", b"1"), ("b.bin", bytes(30 << 20)), *ends])
     shard = Shard(data)
     tracemalloc.start()
     jumped = find_sample(shard.open_at, cut=700, size=len(data), url=URL)
@@ -518,30 +530,30 @@ def test_a_large_member_is_jumped_over_and_never_held_in_memory() -> None:
     scanned = find_sample(shard.open_at, cut=5000, size=len(data), url=URL)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert jumped.key == "c"
+    assert jumped.key == "d"
     assert num_jumped <= 10 * shard.chunk
-    assert scanned.key == "d"
+    assert scanned.key == "e"
     assert peak < 8 << 20
 
 
 @pytest.mark.parametrize("chunk", [1 << 16, 1 << 20, 8 << 20])
 def test_a_header_far_from_the_cut_is_found_in_one_request(chunk: int) -> None:
-    """It stands behind the first bytes of a chunk, so that looking back from it needs the chunk before."""
+    """It stands behind the first bytes of a chunk."""
     members: list[Member] = [("a.txt", b"1"), ("b.bin", bytes((24 << 20) - 1024)), ("c.txt", b"2"), ("d.txt", b"3")]
     data = write_tar([*members, ("e.bin", bytes(8 << 20))])
     assert read(data)[2].position == (24 << 20) + 512
     shard = Shard(data, chunk)
-    assert find_sample(shard.open_at, cut=5000, size=len(data), url=URL).key == "d"
-    assert shard.requests == [0]
+    assert find_sample(shard.open_at, cut=5000, size=len(data), url=URL).key == "e"
+    assert shard.requests == [5000]
 
 
 def test_a_payload_full_of_headers_is_walked_once() -> None:
     """Two chains of 3,000 entries without a key, one through the other; neither leads to a boundary."""
     pairs = b"".join(header(f"README{i}", 512) + header(f"LICENSE{i}", 512) for i in range(3000))
-    data = write_tar([("a.bin", pairs + b"!" * 1024), ("b.txt", b"1"), ("c.txt", b"2")])
+    data = write_tar([("a.bin", pairs + b"!" * 1024), ("b.txt", b"1"), ("c.txt", b"2"), ("d.txt", b"3")])
     for chunk in (1 << 12, 1 << 16, 1 << 23):
         shard = Shard(data, chunk)
-        assert find_sample(shard.open_at, cut=700, size=len(data), url=URL).key == "c"
+        assert find_sample(shard.open_at, cut=700, size=len(data), url=URL).key == "d"
         assert shard.num_bytes <= 3 * len(data)
         assert len(shard.requests) <= 3
 
