@@ -41,6 +41,11 @@ class Corpus:
             return 0
         return self.shuffle.block_bytes_of(self.table.total_bytes, self.num_lanes)
 
+    @property
+    def window_bytes(self) -> int:
+        """About the most bytes of text in a window: documents may be many times as long as what is stored of them."""
+        return 64 * self.block_bytes
+
     def order_as_json(self) -> dict[str, int] | str | bool:
         """All that decides the order of the pieces besides shards, lanes and seed, as a fingerprint has it."""
         if isinstance(self.shuffle, Shuffle):

@@ -25,7 +25,7 @@ from streampack.records import Document, Joined, Mask, Sample, Shard, Tokenizer,
 from streampack.storage.access import StorageReader
 from streampack.storage.digests import block_bytes_of
 from streampack.tar.codecs import is_compressed
-from streampack.tar.cuts import LOOK_BYTES, find_sample, first_boundary
+from streampack.tar.cuts import CUT_REMEDY, LOOK_BYTES, find_sample, first_boundary
 from streampack.tar.grouping import PassOver, pass_over_silently
 from streampack.tar.reader import read_range, read_samples, read_shard
 
@@ -77,8 +77,9 @@ class Pipeline:
         """The samples of a piece of the shard, from the position `resume` on (-1: from the piece's start).
 
         `fetched` holds its bytes. Nothing is looked at then before a sample is given, so no sample may be used before
-        all are there: an error may come after them that tells that the piece began inside a member. `pass_over` is told the names of files that belong to no sample. Where a piece that begins with its shard has
-        such files only, the log says so.
+        all are there: an error may come after them that tells that the piece began inside a member. `pass_over` is told
+        the names of files that belong to no sample. Where a piece that begins with its shard has such files only, the
+        log says so.
         """
         read = self._reading(shard, max_range_bytes)
         opened = None if fetched is None else fetched.open(shard, piece, read)
@@ -207,6 +208,9 @@ class Pipeline:
         while at < piece.end:
             try:
                 left = first_boundary(look, begin=at + 1, end=piece.end, size=shard.size, url=shard.url)
+                if left is not None and left.offset > right:
+                    what = f"the headers after the damage lead past byte {right}, where the next range begins"
+                    raise WrongCutError(f"{what}; {CUT_REMEDY}", url=shard.url, offset=left.offset)
                 if left is not None and left.offset < right:
                     self._follow(shard, piece, read, look, left.offset)
                 break
