@@ -23,6 +23,7 @@ class Purpose(enum.IntEnum):
     TRANSFORM = 3
     GLOBAL_GENERATORS = 4
     BLOCK_ORDER = 5
+    WINDOW_ORDER = 6
     PACK_ORDER = 7
 
 

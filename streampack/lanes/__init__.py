@@ -3,6 +3,7 @@
 pool -> stream -> reader -> pieces      samples of a piece of a shard; read again where it breaks
 |          |  `-> fetching    the bytes of the pieces that are read next, asked for at once
 |          |----> records     their records, as columns
+|          |----> windows     the same in the order of a shuffle
 |          `----> batches     the documents that these become, as columns
 |-> tokenizing                documents as token ids
 |-> skipping                  what cannot be read: raise, or skip and remember
@@ -30,4 +31,5 @@ __all__ = [
     "stream",
     "tokenizing",
     "unpassed",
+    "windows",
 ]

@@ -8,6 +8,7 @@ Never: a decision about what cannot be read. The caller decides whether a bad re
     LaneReader        pieces of all epochs
       PieceReader       -> samples of one piece, read again where its shard breaks
       PieceRecords      -> batches of their records
+      windows           -> the same in the order of their window
       RecordDocuments   -> batches of their documents
 """
 
@@ -22,6 +23,7 @@ from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.position import SkippedRange
 from streampack.lanes.records import ListedShard, PieceRecords, RecordBatch
 from streampack.lanes.skipping import ReadError
+from streampack.lanes.windows import BLOCKS_OF_TEXT, windows
 from streampack.records import Cursor
 from streampack.storage.digests import block_bytes_of
 from streampack.tar.codecs import is_compressed
@@ -84,12 +86,33 @@ class LaneReader:
         while self._end_epoch is None or epoch < self._end_epoch:
             pieces = self._corpus.pieces(epoch, self._lane)
             yield EpochStart(epoch, len(pieces))
-            for item in self._records(epoch, pieces, range(first, len(pieces)), self.demand):
+            records = self._windows if self._corpus.window else self._in_order
+            for item in records(epoch, pieces, first):
                 if isinstance(item, ReadError):
                     yield item
                 else:
                     yield from documents.of(item)
             epoch, first = epoch + 1, 0
+
+    def _in_order(self, epoch: int, pieces: Sequence[Piece], first: int) -> Iterator[RecordBatch | ReadError]:
+        """The records of an epoch as they stand in the pieces, from a piece on."""
+        return self._records(epoch, pieces, range(first, len(pieces)), self.demand)
+
+    def _windows(self, epoch: int, pieces: Sequence[Piece], first: int) -> Iterator[RecordBatch | ReadError]:
+        """The records of an epoch in the order of their windows, from a window on."""
+        size = self._corpus.window
+        while first < len(pieces):
+            stop = min(first // size * size + size, len(pieces))
+            start = self._start if self._start[:2] == (epoch, first) else Cursor(epoch, first)
+            demand = Demand()
+            items = self._records(epoch, pieces, range(first, stop), demand)
+            for window in windows(
+                items, start, demand=demand, max_bytes=BLOCKS_OF_TEXT * self._corpus.block_bytes
+            ):
+                yield from window.errors
+                yield from window.batches(self._corpus, self._lane, self.demand, first_place=start.place)
+                start = Cursor(epoch, first)
+            first = stop
 
     def _records(
         self, epoch: int, pieces: Sequence[Piece], indexes: range, demand: Demand

@@ -75,10 +75,11 @@ class LaneStream:
             lane, start.skipped_ranges, on_error=pipeline.on_error, max_bad=pipeline.max_bad
         )
         self._may_refuse = pipeline.packing.keeps_documents_whole and pipeline.packing.overflow == "error"
-        repeats = not corpus.shuffle or corpus.one_epoch or 1 in (corpus.num_lanes, len(corpus.table))
+        repeats = not corpus.shuffle or corpus.one_epoch or corpus.num_lanes == 1
+        repeats = repeats or (len(corpus.table) == 1 and not corpus.window)
         self._liveness = Liveness(
             num_lanes=corpus.num_lanes,
-            repeats_pieces=repeats,
+            repeats_pieces=repeats or corpus.window > 0,  # of blocks, a lane has the same number in each epoch
             repeats_documents=repeats and pipeline.documents.transform is None,
         )
         self._end: LaneEnd | None = None

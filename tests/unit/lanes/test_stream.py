@@ -19,6 +19,7 @@ from streampack.lanes.stream import LaneStream
 from streampack.packing.policies import ReplaceBoundary
 from streampack.testing import ByteTokenizer
 
+SHUFFLE = streampack.Shuffle(block_bytes=4096, window=2)
 ONE_PACK, MANY_PACKS = 64, 8 * 2**20
 """Ranges of a lane with which it reads about one pack ahead, and as many as a lane ever does."""
 
@@ -74,6 +75,7 @@ def given_by(dataset: streampack.PackedDataset, start: LanePosition, max_range_b
     ),
     window=st.integers(1, 4),
     seq_len=st.integers(2, 12),
+    shuffle=st.sampled_from([False, SHUFFLE]),
     ends=st.booleans(),
     tail=st.sampled_from(["pad", "drop"]),
     place=st.integers(0, 30),
@@ -85,6 +87,7 @@ def test_a_lane_gives_the_same_however_far_it_reads_ahead_and_wherever_it_goes_o
     packing: tuple[str, str],
     window: int,
     seq_len: int,
+    shuffle: Any,
     ends: bool,
     tail: str,
     place: int,
@@ -92,7 +95,8 @@ def test_a_lane_gives_the_same_however_far_it_reads_ahead_and_wherever_it_goes_o
     kind, overflow = packing
     if kind == "best_fit" and boundary != "trim":
         boundary = "mask"
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("streampack.lanes.reader.BLOCKS_OF_TEXT", 0.1)  # windows of some records
         urls = [
             str(
                 write_tar(
@@ -113,7 +117,7 @@ def test_a_lane_gives_the_same_however_far_it_reads_ahead_and_wherever_it_goes_o
             add_eos=ends and field != "npy",
             num_lanes=1,
             epochs=2,
-            shuffle=False,
+            shuffle=shuffle,
             on_error="skip",
             max_bad=10_000,
         )
