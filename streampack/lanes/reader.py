@@ -103,15 +103,16 @@ class LaneReader:
         size = self._corpus.window
         while first < len(pieces):
             stop = min(first // size * size + size, len(pieces))
-            start = self._start if self._start[:2] == (epoch, first) else Cursor(epoch, first)
+            resumed = self._start if self._start[:2] == (epoch, first) else None
+            begin = Cursor(*self._start[:4]) if resumed else Cursor(epoch, first)
             demand = Demand()
             items = self._records(epoch, pieces, range(first, stop), demand)
-            for window in windows(
-                items, start, demand=demand, max_bytes=BLOCKS_OF_TEXT * self._corpus.block_bytes
-            ):
+            max_bytes = BLOCKS_OF_TEXT * self._corpus.block_bytes
+            for window in windows(items, begin, resumed=resumed, demand=demand, max_bytes=max_bytes):
                 yield from window.errors
-                yield from window.batches(self._corpus, self._lane, self.demand, first_place=start.place)
-                start = Cursor(epoch, first)
+                place = resumed.place if resumed else 0
+                yield from window.batches(self._corpus, self._lane, self.demand, first_place=place)
+                resumed = None
             first = stop
 
     def _records(

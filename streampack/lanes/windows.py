@@ -67,13 +67,15 @@ class Window(NamedTuple):
 
 
 def windows(
-    items: Iterator[RecordBatch | ReadError], start: Cursor, *, demand: Demand, max_bytes: int
+    items: Iterator[RecordBatch | ReadError], begin: Cursor, *, resumed: Cursor | None, demand: Demand, max_bytes: int
 ) -> Iterator[Window]:
     """The windows of a group of pieces.
 
     Args:
         items: the records of the group; each batch ends with the record that meets `demand`.
-        start: where the first window begins, and whatever of it earlier packs hold.
+        begin: where the first window begins: epoch, piece, sample and record.
+        resumed: what of the first window earlier packs hold, where the lane continues in it. What was skipped with it
+            before is passed already.
         demand: what `items` looks at.
         max_bytes: a window ends with the record with which it has so many.
 
@@ -81,8 +83,7 @@ def windows(
         Exception: what a piece raises, after the window's other errors. So does a piece of which the rest cannot be
             read where earlier packs hold some of its window: without it, the order would be another one.
     """
-    begin: Cursor | None = start._replace(place=0, part=0, row=0, given=0)
-    is_inside = any(start[4:])
+    next_begin: Cursor | None = begin
     is_over = False
     while not is_over:
         errors: list[ReadError] = []
@@ -101,20 +102,20 @@ def windows(
                 is_over = True
                 break
             if isinstance(item, RecordBatch):
-                begin = begin or _begin_of(item)
+                next_begin = next_begin or _begin_of(item)
                 shards += item.shards
                 records += item.records
                 num_bytes += item.num_bytes
-            elif is_inside and item.error is not None:
-                raise item.error
-            else:
+            elif resumed is None or (item.error is not None and not any(resumed[4:])):
                 errors.append(item)
+            elif item.error is not None:
+                raise item.error
         if failure is not None:
             records, shards = [], []
-        yield Window(begin or start, errors, shards, records, num_bytes)
+        yield Window(next_begin or begin, errors, shards, records, num_bytes)
         if failure is not None:
             raise failure
-        begin, is_inside = None, False
+        next_begin = resumed = None
 
 
 def _begin_of(batch: RecordBatch) -> Cursor:

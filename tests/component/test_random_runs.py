@@ -22,6 +22,7 @@ import streampack
 from streampack.corpus.partition import fitting_ranks
 
 LIMIT = 60
+WINDOWS = streampack.Shuffle(block_bytes=4096, window=3)
 
 
 def spoil(corpus: Corpus, choose: random.Random) -> None:
@@ -65,7 +66,7 @@ def random_run(folder: Path, choose: random.Random) -> streampack.PackedDataset:
         "field": field,
         "num_lanes": lanes,
         "seq_len": choose.choice((4, 16, 48)),
-        "shuffle": choose.random() < 0.6,
+        "shuffle": choose.choice((False, "shards", WINDOWS, WINDOWS)),
         "epochs": choose.choice((None, None, 1, 2)),
         "on_error": choose.choice(("skip", "skip", "skip", "raise")),
         "max_bad": choose.choice((1000, 3, 0.2)),
@@ -110,8 +111,11 @@ def tried(job: Job) -> dict[int, Array] | Exception:
 
 
 @pytest.mark.parametrize("seed", some(range(60), 4))
-def test_every_start_is_the_run_that_was_never_stopped(tmp_path: Path, seed: int) -> None:
+def test_every_start_is_the_run_that_was_never_stopped(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     choose = random.Random(seed)
+    monkeypatch.setattr("streampack.lanes.reader.BLOCKS_OF_TEXT", choose.choice((64, 1, 0.1)))  # of some records
     data = random_run(tmp_path, choose)
     packs, stood = list[Array](), dict[int, Standing]()
     ended: Exception | None = None
