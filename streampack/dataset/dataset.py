@@ -284,7 +284,12 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         """Refuse workers with too little memory for their lanes, if the number of lanes is known by now."""
         if self._num_lanes is not None or self._shards.is_listed:
             lanes = -(-self.num_lanes // num_ranks)
-            check_budget(budget_bytes=self.limits.buffer_bytes, num_lanes=lanes, num_workers=num_workers)
+            check_budget(
+                budget_bytes=self.limits.buffer_bytes,
+                num_lanes=lanes,
+                num_workers=num_workers,
+                window_bytes=self.pipeline.window_bytes,
+            )
 
     # -- iteration without PackedDataLoader ------------------------------------------------------------------------
 

@@ -324,6 +324,11 @@ class Pipeline:
             kept = min(kept, self.seq_len + 1)
         return max(kept - 1, 0) if mask is None else int(np.count_nonzero(mask[1:kept]))
 
+    @property
+    def window_bytes(self) -> int:
+        """Bytes that a lane holds for its packing window; 0: it has none."""
+        return self.packing.window_bytes(self.seq_len)
+
     def packer(self, *, at_once: int = 1, given: int = 0) -> AnyPacker:
         """A packer; `given`: how many packs of its first packing window are out."""
         return make_packer(

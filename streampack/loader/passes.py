@@ -106,7 +106,10 @@ class Pass:
         num_lanes, first_round = committed.num_lanes, committed.global_pack // committed.num_lanes
         num_workers = _fitting_workers(settings.num_workers, len(committed.lanes))
         check_budget(
-            budget_bytes=dataset.limits.buffer_bytes, num_lanes=len(committed.lanes), num_workers=num_workers
+            budget_bytes=dataset.limits.buffer_bytes,
+            num_lanes=len(committed.lanes),
+            num_workers=num_workers,
+            window_bytes=dataset.pipeline.window_bytes,
         )
         max_slots = _max_slots(dataset.seq_len, num_workers, settings)
         assignment = Assignment(

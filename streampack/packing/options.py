@@ -13,6 +13,7 @@ from enum import StrEnum
 from streampack.errors import ConfigError, as_bool, as_choice, as_integer
 
 DEFAULT_WINDOW = 64
+_WINDOW_BYTES_PER_ROW = 8
 
 
 class PackingKind(StrEnum):
@@ -111,6 +112,10 @@ class Packing:
     def has_windows(self) -> bool:
         """Whether the documents of some packs are held and packed together."""
         return self.kind is PackingKind.BEST_FIT
+
+    def window_bytes(self, seq_len: int) -> int:
+        """Bytes that the documents of a window take, about: their tokens and loss masks, and what is known of each."""
+        return _WINDOW_BYTES_PER_ROW * self.window * seq_len if self.has_windows else 0
 
     def without_lookahead(self) -> "Packing":
         """The same with `lookahead=False`, for "wrap"; without the warnings that were given when this was made."""
