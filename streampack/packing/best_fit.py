@@ -17,6 +17,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +28,30 @@ from streampack.packing.counting import OverflowLosses
 from streampack.packing.options import Overflow, Packing, Tail, as_packing
 from streampack.packing.packs import PackRows
 from streampack.packing.policies import INT32, Boundary, BoundaryLabels, BoundaryPolicy, ReplaceBoundary, as_boundary
-from streampack.packing.window import join_documents, window_packs
+from streampack.packing.window import PackingWindow, PlacedPack
 from streampack.records import Counts, Mask, Tokens
 
 _NOTHING = Counts()
+
+
+class _Next(NamedTuple):
+    """Where the pack after another one begins, as `PackRows` tells it."""
+
+    document: int
+    row: int
+    given: int
+    is_closed: bool = False
+
+
+class _Placed(NamedTuple):
+    """A pack to give."""
+
+    window: PackingWindow
+    pack: PlacedPack
+    documents_before: int
+    """The window's first document has this number."""
+    goes_on: _Next
+    counts: Counts
 
 
 class BestFitPacker:
@@ -67,29 +88,29 @@ class BestFitPacker:
         self._bytes = 0
         self._num_fed = 0
         self._first, self._first_row = 0, 0  # where the open window begins
-        self._made: deque[PackRows] = deque()
-        self._made_bytes = 0
+        self._placed: deque[_Placed] = deque()  # the packs of windows that are complete
+        self._placed_bytes = 0  # of those windows
         self._given_counts = _NOTHING
         self._since = _NOTHING  # what came after the last pack that was made
         self._finished = False
 
     def __repr__(self) -> str:
-        return f"<BestFitPacker, {self.buffered_rows} rows, {len(self._made)} packs>"
+        return f"<BestFitPacker, {self.buffered_rows} rows, {len(self._placed)} packs>"
 
     @property
     def buffered_bytes(self) -> int:
-        """Bytes of what was fed and is held, and of the packs that are made."""
-        return self._bytes + self._made_bytes
+        """Bytes of what was fed and is held: the open window, and windows of which a pack is left."""
+        return self._bytes + self._placed_bytes
 
     @property
     def has_pack(self) -> bool:
         """Whether the next pack is made already."""
-        return bool(self._made)
+        return bool(self._placed)
 
     @property
     def buffered_rows(self) -> int:
         """Input rows that are held for the packs to come."""
-        return self._rows + sum(pack.tokens.size for pack in self._made)
+        return self._rows + sum(placed.pack.num_rows for placed in self._placed)
 
     @property
     def counts(self) -> Counts:
@@ -99,7 +120,7 @@ class BestFitPacker:
     @property
     def counts_after(self) -> Counts:
         """The part of `counts` that came after the last pack; complete when `pop` has given None after `finish`."""
-        return _NOTHING if self._made else self._since
+        return _NOTHING if self._placed else self._since
 
     def lacking_rows(self, num_packs: int) -> int:
         """How many rows more the open window needs, at most those of so many packs."""
@@ -152,12 +173,27 @@ class BestFitPacker:
 
     def pop(self) -> PackRows | None:
         """Return the next pack, or None: more documents are needed, or nothing is left after `finish`."""
-        if not self._made:
+        if not self._placed:
             return None
-        pack = self._made.popleft()
-        self._made_bytes -= pack.tokens.nbytes
-        self._given_counts = self._given_counts.plus(pack.counts)
-        return pack
+        window, pack, documents_before, goes_on, counts = self._placed.popleft()
+        self._given_counts = self._given_counts.plus(counts)
+        if not goes_on.given:
+            self._placed_bytes -= window.num_bytes
+        arrays = window.arrays(pack)
+        return PackRows(
+            arrays.tokens,
+            arrays.seq_lens,
+            arrays.edge_labels,
+            arrays.ignored,
+            pack.num_targets,
+            documents=[documents_before + document for document in arrays.documents],
+            offsets=arrays.offsets,
+            next_document=goes_on.document,
+            next_row=goes_on.row,
+            given=goes_on.given,
+            is_closed=goes_on.is_closed,
+            counts=counts,
+        )
 
     def _hold(
         self, ids: NDArray[np.integer], lengths: Sequence[int], rows: Sequence[int], mask: Mask | None
@@ -186,61 +222,46 @@ class BestFitPacker:
         self._bytes += ids.nbytes + (0 if mask is None else mask.nbytes)
 
     def _close(self, *, is_complete: bool) -> None:
-        """Make the packs of the open window; the next document begins another one."""
+        """Place the documents of the open window; the next document begins another one."""
         first, first_row = self._first, self._first_row
-        window = join_documents(self._ids, self._masks, self._lengths, self._row_counts)
-        packs = list(window_packs(window, first_row=first_row, seq_len=self.seq_len))
+        window = PackingWindow(
+            self._ids, self._masks, self._lengths, self._row_counts, first_row=first_row, seq_len=self.seq_len
+        )
+        packs = window.packs
         if self._given > len(packs):
             raise StateError(
                 f"{self._given} packs of a packing window are said to be out, and its documents make {len(packs)}; the "
                 "data or the tokenizer have changed since."
             )
-        sizes = [pack.tokens.size for pack in packs]
+        sizes = [pack.num_rows for pack in packs]
         dropped = -1
         if not is_complete and self.packing.tail is Tail.DROP and min(sizes, default=self.seq_len) < self.seq_len:
             dropped = sizes.index(min(sizes))
-        made: list[PackRows] = []
+        placed: list[_Placed] = []
         counts, self._since = self._since, _NOTHING
         for index in range(self._given, len(packs)):
-            placed, size = packs[index], sizes[index]
+            _, size, num_targets = pack = packs[index]
             if index == dropped:
                 counts = counts.plus(Counts(tail_tokens=size))
-            elif not placed.num_targets:  # its loss would be 0/0
+            elif not num_targets:  # its loss would be 0/0
                 counts = counts.plus(Counts(targetless_packs=1, targetless_tokens=size))
             else:
-                own = Counts(tokens=size, targets=placed.num_targets, padding=self.seq_len - size)
-                made.append(
-                    PackRows(
-                        placed.tokens,
-                        placed.seq_lens,
-                        placed.edge_labels,
-                        placed.ignored,
-                        placed.num_targets,
-                        documents=(placed.documents + first).tolist(),
-                        offsets=placed.offsets.tolist(),
-                        next_document=first,
-                        next_row=first_row,
-                        given=index + 1,
-                        counts=own if counts is _NOTHING else counts.plus(own),
-                    )
-                )
+                own = Counts(tokens=size, targets=num_targets, padding=self.seq_len - size)
+                own = own if counts is _NOTHING else counts.plus(own)
+                placed.append(_Placed(window, pack, first, _Next(first, first_row, index + 1), own))
                 counts = _NOTHING
-        cut = window.rows[bool(first_row) :] > self.seq_len  # the first one was cut before if a part of it is out
-        passed = Counts(documents=len(window.rows), split_documents=int(np.count_nonzero(cut)))
-        counts = counts.plus(passed).plus(self._losses.before(self._num_fed))
-        if made:
-            last = made[-1]
-            made[-1] = last._replace(
-                next_document=self._num_fed,
-                next_row=0,
-                given=0,
-                is_closed=is_complete,
-                counts=last.counts.plus(counts),
-            )
+        # The first document was cut before if a part of it is out.
+        num_cut = sum(rows > self.seq_len for rows in self._row_counts[bool(first_row) :])
+        counts = counts.plus(Counts(documents=len(self._row_counts), split_documents=num_cut))
+        counts = counts.plus(self._losses.before(self._num_fed))
+        if placed:
+            last = placed[-1]
+            goes_on = _Next(self._num_fed, 0, 0, is_closed=is_complete)
+            placed[-1] = last._replace(goes_on=goes_on, counts=last.counts.plus(counts))
+            self._placed_bytes += window.num_bytes
         else:
             self._since = counts
-        self._made.extend(made)
-        self._made_bytes += sum(pack.tokens.nbytes for pack in made)
+        self._placed.extend(placed)
         self._ids, self._masks, self._lengths, self._row_counts = [], [], [], []
         self._rows = self._bytes = self._given = 0
         self._first, self._first_row = self._num_fed, 0

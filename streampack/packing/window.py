@@ -1,15 +1,15 @@
 """The packs of one packing window under best fit.
 
 In:  the documents of the window, side by side.
-Out: its packs, in the order in which they go out.
+Out: its packs, in the order in which they go out; the arrays of each are made when it does.
 Invariants: a document of more than seq_len rows is cut into pieces of seq_len rows and a rest; the pieces of a pack
 stand in the order of their documents. The packs go out in an order that is chosen by a hash of the window's token ids:
 it has nothing to do with how full they are, and as it differs from window to window, the least full packs of lanes that
 keep in step do not meet in one batch.
-Never: a label that crosses documents; Python work for each row.
+Never: a label that crosses documents; Python work for each row; a copy of what is fed, but for each pack's own rows.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,91 +20,124 @@ from streampack.packing.placing import place
 from streampack.records import IGNORE_INDEX, Mask, Tokens
 
 
-class WindowDocuments(NamedTuple):
-    """Documents side by side, [n]."""
-
-    ids: NDArray[np.integer]
-    """The tokens of all of them."""
-    lengths: NDArray[np.int64]
-    """Tokens of each."""
-    rows: NDArray[np.int64]
-    """Input rows of each that are to be packed; a row has a label if a token of its document follows it."""
-    may_be_target: Mask | None
-    """Which of the tokens may be a target; None: all."""
-
-
 class PlacedPack(NamedTuple):
-    """One pack of the window; the fields are those of `PackRows`."""
+    """Which pieces of the window are in a pack."""
+
+    pieces: slice
+    num_rows: int
+    num_targets: int
+
+
+class PackArrays(NamedTuple):
+    """The arrays of a pack, as `PackRows` has them."""
 
     tokens: Tokens
     seq_lens: NDArray[np.int32]
     edge_labels: NDArray[np.int32]
     ignored: Mask | None
-    num_targets: int
-    documents: NDArray[np.int64]
-    """Index of each segment's document in the window, [k]."""
-    offsets: NDArray[np.int64]
+    documents: list[int]
+    """Index of each segment's document in the window."""
+    offsets: list[int]
 
 
-def join_documents(
-    ids: Sequence[NDArray[np.integer]], masks: Sequence[Mask | None], lengths: Sequence[int], rows: Sequence[int]
-) -> WindowDocuments:
-    """The documents of a window; `ids` and `masks` may have several documents in each array, side by side."""
-    mask: Mask | None = None
-    if any(each is not None for each in masks):
-        parts = [np.ones(len(n), np.bool_) if each is None else each for n, each in zip(ids, masks, strict=True)]
-        mask = np.concatenate(parts)
-    return WindowDocuments(
-        np.concatenate(ids, dtype=np.int32), np.array(lengths, np.int64), np.array(rows, np.int64), mask
-    )
+class PackingWindow:
+    """The documents of one window, placed."""
 
+    def __init__(
+        self,
+        ids: Sequence[NDArray[np.integer]],
+        masks: Sequence[Mask | None],
+        lengths: Sequence[int],
+        rows: Sequence[int],
+        *,
+        first_row: int,
+        seq_len: int,
+    ) -> None:
+        """Place the documents.
 
-def window_packs(window: WindowDocuments, *, first_row: int, seq_len: int) -> Iterator[PlacedPack]:
-    """Give the packs of the window; `first_row`: rows of the first document that are in packs before the window."""
-    ids, lengths, rows, may_be_target = window
-    num_pieces = -(-rows // seq_len)
-    documents = np.arange(len(rows)).repeat(num_pieces)
-    offsets = (np.arange(len(documents)) - (num_pieces.cumsum() - num_pieces)[documents]) * seq_len
-    sizes = np.minimum(rows[documents] - offsets, seq_len)
-    offsets[documents == 0] += first_row
-    ends = lengths.cumsum()
-    pack, num_packs = place(sizes, seq_len)
-    if not num_packs:
-        return
-    out = permutation(Purpose.PACK_ORDER, int(ids.sum(dtype=np.int64)), count=num_packs)
-    turn = np.empty(num_packs, np.int64)
-    turn[out] = np.arange(num_packs)
-    order = np.argsort(turn[pack], kind="stable")
-    documents, offsets, sizes = documents[order], offsets[order], sizes[order]
-    starts = (ends - lengths)[documents] + offsets
-    stops = starts + sizes
-    bounds = list(zip(starts.tolist(), stops.tolist(), strict=True))
+        Args:
+            ids: Their tokens; some documents side by side in each array.
+            masks: For each of the arrays, which tokens may be a target; None: all.
+            lengths: Tokens of each document.
+            rows: Input rows of each document that are to be packed; a row has a label if a token of its document
+                follows it.
+            first_row: Rows of the first document that are in packs before the window.
+            seq_len: Rows of a pack.
+        """
+        self._ids = ids
+        self._masks = masks
+        num_rows, num_tokens = np.array(rows, np.int64), np.array(lengths, np.int64)
+        num_pieces = -(-num_rows // seq_len)
+        documents = np.arange(len(num_rows)).repeat(num_pieces)
+        offsets = (np.arange(len(documents)) - (num_pieces.cumsum() - num_pieces)[documents]) * seq_len
+        sizes = np.minimum(num_rows[documents] - offsets, seq_len)
+        offsets[documents == 0] += first_row
+        pack, num_packs = place(sizes, seq_len)
+        key = sum(int(each.sum(dtype=np.int64)) for each in ids)
+        out = permutation(Purpose.PACK_ORDER, key, count=num_packs)
+        turn = np.empty(num_packs, np.int64)
+        turn[out] = np.arange(num_packs)
+        order = np.argsort(turn[pack], kind="stable")
+        documents, offsets, sizes = documents[order], offsets[order], sizes[order]
 
-    tokens = np.concatenate([ids[start:stop] for start, stop in bounds])
-    has_label = stops < ends[documents]  # a token of the same document follows
-    following = np.minimum(stops, ids.size - 1)
-    ignored: Mask | None = None
-    if may_be_target is not None:
-        has_label &= may_be_target[following]
-        next_is_ignored = ~np.append(may_be_target[1:], np.True_)
-        ignored = np.concatenate([next_is_ignored[start:stop] for start, stop in bounds])
-        ignored[sizes.cumsum() - 1] = False  # the edges have labels of their own
-    edge_labels = np.where(has_label, ids[following], IGNORE_INDEX).astype(np.int32)
-    seq_lens = sizes.astype(np.int32)
+        ends = num_tokens.cumsum()
+        starts = (ends - num_tokens)[documents] + offsets
+        is_followed = starts + sizes < ends[documents]  # by a token of the same document
+        array_ends = np.cumsum([each.size for each in ids])
+        array = array_ends.searchsorted(starts, side="right")
+        starts -= np.concatenate(([0], array_ends))[array]
+        self._arrays, self._starts, self._stops = array.tolist(), starts.tolist(), (starts + sizes).tolist()
+        self._seq_lens = sizes.astype(np.int32)
+        self._documents, self._offsets = documents.tolist(), offsets.tolist()
+        self._edge_labels = np.full(len(sizes), IGNORE_INDEX, np.int32)
+        for piece in np.flatnonzero(is_followed).tolist():
+            number, stop = self._arrays[piece], self._stops[piece]
+            mask = masks[number]
+            if mask is None or mask[stop]:
+                self._edge_labels[piece] = ids[number][stop]
+        self.packs = self._placed(np.bincount(pack, minlength=num_packs)[out])
+        """In the order in which they go out."""
 
-    piece = row = 0
-    for count in np.bincount(pack, minlength=num_packs)[out].tolist():
-        own = slice(piece, piece + count)
-        num_rows = int(sizes[own].sum())
-        masked = None if ignored is None else ignored[row : row + num_rows]
-        num_masked = 0 if masked is None else int(np.count_nonzero(masked))
-        yield PlacedPack(
-            tokens[row : row + num_rows],
-            seq_lens[own],
-            edge_labels[own],
-            masked if num_masked else None,
-            num_rows - num_masked - int(np.count_nonzero(edge_labels[own] == IGNORE_INDEX)),
-            documents[own],
-            offsets[own],
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of what was fed."""
+        return sum(each.nbytes for each in self._ids) + sum(0 if each is None else each.nbytes for each in self._masks)
+
+    def arrays(self, pack: PlacedPack) -> PackArrays:
+        """The arrays of one pack."""
+        own = pack.pieces
+        where = list(zip(self._arrays[own], self._starts[own], self._stops[own], strict=True))
+        tokens = np.concatenate([self._ids[number][start:stop] for number, start, stop in where], dtype=np.int32)
+        seq_lens, ignored = self._seq_lens[own], None
+        if any(self._masks[number] is not None for number, _, _ in where):
+            ignored = np.concatenate([self._ignored(*piece) for piece in where])
+        return PackArrays(
+            tokens,
+            seq_lens,
+            self._edge_labels[own],
+            ignored if ignored is not None and np.count_nonzero(ignored) else None,
+            self._documents[own],
+            self._offsets[own],
         )
-        piece, row = piece + count, row + num_rows
+
+    def _ignored(self, number: int, start: int, stop: int) -> Mask:
+        """Which rows of a piece have no label though a token of the same document follows; the last one is an edge."""
+        ignored = np.zeros(stop - start, np.bool_)
+        mask = self._masks[number]
+        if mask is not None:
+            np.logical_not(mask[start + 1 : stop], out=ignored[:-1])
+        return ignored
+
+    def _placed(self, counts: NDArray[np.int64]) -> list[PlacedPack]:
+        """The packs, of which each has the next `counts` pieces."""
+        targets = self._seq_lens - (self._edge_labels == IGNORE_INDEX)
+        if any(mask is not None for mask in self._masks):
+            for piece, where in enumerate(zip(self._arrays, self._starts, self._stops, strict=True)):
+                targets[piece] -= np.count_nonzero(self._ignored(*where))
+        stops = counts.cumsum()
+        starts = stops - counts
+        sums = [np.add.reduceat(each, starts).tolist() if len(starts) else [] for each in (self._seq_lens, targets)]
+        return [
+            PlacedPack(slice(start, stop), num_rows, num_targets)
+            for start, stop, num_rows, num_targets in zip(starts.tolist(), stops.tolist(), *sums, strict=True)
+        ]
