@@ -77,6 +77,7 @@ class BestFitPacker:
         self.pad_id = as_integer(pad_id, "pad_id", low=INT32.min, high=INT32.max)
         self.packing = as_packing(packing)
         self._labels = BoundaryLabels(_without_neighbours(as_boundary(boundary)), bos_id, eos_id)
+        self._trims = self._labels.trims
         self._window_rows = self.packing.window * self.seq_len
         self._losses = OverflowLosses(self.packing.overflow, self.seq_len)
         self._given = given  # packs of the open window, in their order, that are out already
@@ -138,7 +139,7 @@ class BestFitPacker:
         ordinal = self._num_fed
         ids = token_ids(tokens, ordinal)
         mask = None if loss_mask is None else checked_mask(loss_mask, ids.size, ordinal)
-        rows = ids.size if not self._labels.trims else max(ids.size - 1, 0)
+        rows = ids.size if not self._trims else max(ids.size - 1, 0)
         assert ordinal == 0 or row == 0, "only the first document can begin in the middle"
         if not 0 <= row <= rows:
             raise RecordError(
@@ -161,7 +162,7 @@ class BestFitPacker:
                 start, stop = stop, stop + length
                 self.feed(tokens[start:stop], None if loss_mask is None else loss_mask[start:stop])
             return
-        rows = [max(length - 1, 0) for length in lengths] if self._labels.trims else lengths
+        rows = [max(length - 1, 0) for length in lengths] if self._trims else lengths
         self._hold(tokens, lengths, rows, loss_mask)
 
     def finish(self) -> None:
@@ -199,26 +200,31 @@ class BestFitPacker:
         self, ids: NDArray[np.integer], lengths: Sequence[int], rows: Sequence[int], mask: Mask | None
     ) -> None:
         """Add documents to the open window, and to the next ones where it is complete with some of them."""
-        while self._rows + sum(rows) >= self._window_rows and rows:
+        while (num_rows := sum(rows)) + self._rows >= self._window_rows and rows:
             ends = list(accumulate(rows, initial=self._rows))
             count = bisect_left(ends, self._window_rows, 1)  # with the last of these the window is complete
             stop = sum(lengths[:count])
             masks = (None, None) if mask is None else (mask[:stop], mask[stop:])
-            self._add(ids[:stop], lengths[:count], rows[:count], masks[0])
+            self._add(ids[:stop], lengths[:count], rows[:count], ends[count] - self._rows, masks[0])
             self._close(is_complete=True)
             ids, lengths, rows, mask = ids[stop:], lengths[count:], rows[count:], masks[1]
         if rows:
-            self._add(ids, lengths, rows, mask)
+            self._add(ids, lengths, rows, num_rows, mask)
 
     def _add(
-        self, ids: NDArray[np.integer], lengths: Sequence[int], rows: Sequence[int], mask: Mask | None
+        self,
+        ids: NDArray[np.integer],
+        lengths: Sequence[int],
+        rows: Sequence[int],
+        num_rows: int,
+        mask: Mask | None,
     ) -> None:
         self._ids.append(ids)
         self._masks.append(mask)
         self._lengths += lengths
         self._row_counts += rows
         self._num_fed += len(rows)
-        self._rows += sum(rows)
+        self._rows += num_rows
         self._bytes += ids.nbytes + (0 if mask is None else mask.nbytes)
 
     def _close(self, *, is_complete: bool) -> None:
