@@ -9,8 +9,8 @@ Lanes take turns, so the lane that has just given a pack is the one that is need
 more than the budget, that one is **parked**. It makes as many packs as its share of the budget holds, then drops its
 range of the shard and its tokens; it wakes at its position after the last of these packs once they are used up. A
 long document is thus tokenized once for many packs, never once for each. A lane inside a compressed shard is not
-parked: it would have to decompress the shard from its start to wake. Nor is one that packs whole windows: it would have to tokenize its window
-again; what the windows take is known before, and the budget must have it.
+parked: it would have to decompress the shard from its start to wake. Nor is one that packs whole windows, which would
+have to tokenize its window again; what the windows take is known before, and the budget must have it.
 """
 
 from collections import deque

@@ -242,6 +242,23 @@ def test_a_budget_that_is_too_small_is_an_error_of_the_constructor(
         assert workers or job.step(1)
 
 
+def test_the_budget_must_have_the_packing_windows_of_best_fit(corpus: Corpus) -> None:
+    window_bytes = 8 * 4 * SEQ_LEN
+    least = LANES * (SHARE + window_bytes)
+    options = {"seq_len": SEQ_LEN, "num_lanes": LANES, "packing": "best_fit", "window": 4}
+    with pytest.raises(ConfigError) as caught:
+        Job(dataset(corpus, **options, buffer_bytes=least - 1))
+    assert f"less than 64 KiB each and {window_bytes:,} bytes for the packing window of each" in str(caught.value)
+    assert f"at least {least:,} per worker, or use more ranks, or choose a smaller Packing(window=" in str(caught.value)
+
+    run = Run(corpus, least, packing="best_fit", window=4, epochs=1, shuffle=False)
+    going = set(range(LANES))
+    while going:
+        going = {lane for lane in going if not isinstance(run.pool.take(lane), LaneEnd)}
+        assert run.pool.parked == 0
+    assert len(run.tokenizer.texts) == len(corpus.texts)  # each once: no window is tokenized again
+
+
 @pytest.mark.parametrize("workers", [8, 9, 12, 100])
 def test_the_defaults_work_with_any_number_of_workers(small: Corpus, workers: int) -> None:
     """512 MiB divided by 9 is less than the 64 MiB that a document may have, which hardly any has."""
