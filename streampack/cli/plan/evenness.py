@@ -42,7 +42,7 @@ def lane_sizes(corpus: Corpus, density: Density, epoch: int) -> LaneSizes:
     shards = np.array([piece.shard for pieces in by_lane for piece in pieces], np.int64)
     of_pieces = np.array([piece.end - piece.begin for pieces in by_lane for piece in pieces], np.float64)
     tokens = tokens_per_byte[shards] * of_pieces
-    variance = _variance(tokens_per_byte[shards], of_pieces, density)
+    variance = _variance(tokens_per_byte[shards], np.where(table.whole[shards], 0.0, of_pieces), density)
     in_lane, mean, chance = (
         np.bincount(lanes, each, corpus.num_lanes).astype(np.float64) for each in (of_pieces, tokens, variance)
     )
@@ -66,15 +66,16 @@ def _drawn(
         lanes: NDArray[np.float64] = np.maximum(total * share + max(variance, 0.0) ** 0.5 * scores, 0.0)
         return lanes
 
-    chance = float(_variance(tokens_per_byte, sizes, density).sum())
+    chance = float(_variance(tokens_per_byte, full * block_bytes, density).sum())
     return LaneSizes(spread_out(np.ones(len(sizes)), 0.0), spread_out(tokens_per_byte, chance))
 
 
 def _variance(
     tokens_per_byte: NDArray[np.float64], sizes: NDArray[np.float64], density: Density
 ) -> NDArray[np.float64]:
-    """Of the tokens of so many bytes: each stretch of the size of a block varies by itself."""
-    variance: NDArray[np.float64] = (tokens_per_byte * density.block_spread) ** 2 * density.block_bytes * sizes
+    """Of the tokens of so many bytes of shards that can be cut: each stretch as large as a block varies by itself."""
+    of_block = density.cut * density.block_bytes
+    variance: NDArray[np.float64] = density.block_spread**2 * of_block * tokens_per_byte * sizes
     return variance
 
 

@@ -82,8 +82,7 @@ def density_of(sampled: Sampled, seq_len: int) -> Density:
     kinds = [[place for place in sampled.places if place.whole is whole] for whole in (False, True)]
     both = _ratio(sampled.places)
     cut, whole = (_ratio(places, per_size=sampled.is_complete) or both for places in kinds)
-    of_places = _of_places(sampled.places, cut, whole)
-    total, shards, ratios = _shard_ratios(*of_places)
+    total, shards, ratios = _shard_ratios(*_of_places(kinds))
     block_spread = 0.0
     if len(kinds[0]) > 1:
         tokens, sizes = (np.array(column) for column in zip(*((p.tokens.sum(), p.size) for p in kinds[0]), strict=True))
@@ -140,38 +139,45 @@ def _ratio(places: Sequence[Place], *, per_size: bool = False) -> float:
     return sum(float(place.tokens.sum()) for place in places) / total if total else 0.0
 
 
-def _of_places(
-    places: Sequence[Place], cut: float, whole: float
-) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """(shard, tokens for each byte as a multiple of the mean, variance of that by chance) of places with samples."""
-    rows = []
-    for place in places:
-        size, tokens, count = float(place.bytes.sum()), float(place.tokens.sum()), len(place.bytes)
-        mean = whole if place.whole else cut
-        if size and mean:
-            rest = place.tokens - tokens / size * place.bytes
-            noise = float((rest**2).sum()) / (size * mean) ** 2 * count / max(count - 1, 1)
-            rows.append((place.shard, tokens / size / mean, noise))
-    columns = np.array(rows, float).reshape(-1, 3)
-    return columns[:, 0].astype(np.int64), columns[:, 1], columns[:, 2]
+def _of_places(kinds: Sequence[Sequence[Place]]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Places with samples: the shards, int64 [n], and float [n, 3].
+
+    These are a place's tokens for each byte as a multiple of the mean of its kind, the variance of that by chance, and
+    the bytes of its samples.
+    """
+    shards, rows = [], []
+    for places in kinds:
+        mean = _ratio(places)
+        for place in places:
+            size, tokens, count = float(place.bytes.sum()), float(place.tokens.sum()), len(place.bytes)
+            if size and mean:
+                rest = place.tokens - tokens / size * place.bytes
+                noise = float((rest**2).sum()) / (size * mean) ** 2 * count / max(count - 1, 1)
+                shards.append(place.shard)
+                rows.append((tokens / size / mean, noise, size))
+    return np.array(shards, np.int64), np.array(rows, np.float64).reshape(-1, 3)
 
 
 def _shard_ratios(
-    shards: NDArray[np.int64], ratios: NDArray[np.float64], noise: NDArray[np.float64]
+    shards: NDArray[np.int64], places: NDArray[np.float64]
 ) -> tuple[float, NDArray[np.int64], NDArray[np.float64]]:
-    """(variance between places, the shards, the ratio of each), without the part of chance.
+    """(variance between places, the shards, the ratio of each), without the part of chance; all by bytes.
 
     Where enough shards have two places or more, their difference tells which part of the variance is inside shards.
     """
-    found, index, counts = np.unique(shards, return_inverse=True, return_counts=True)
-    if len(ratios) < 2:
+    found, index = np.unique(shards, return_inverse=True)
+    count, again = len(shards), len(shards) - len(found)
+    if count < 2:
         return 0.0, found, np.ones(max(len(found), 1))
-    means = np.bincount(index, ratios) / counts
-    chance, again = float(noise.mean()), int((counts - 1).sum())
-    total = max(float(ratios.var(ddof=1)) - chance, 0.0)
+    ratios, noise, sizes = places.T
+    of_shards = np.bincount(index, sizes)
+    means = np.bincount(index, ratios * sizes) / of_shards
+    chance = float(np.average(noise, weights=sizes))
+    total = max(float(np.average((ratios - 1) ** 2, weights=sizes)) * count / (count - 1) - chance, 0.0)
     inside = 0.0
     if again >= _ENOUGH_PAIRS:
-        inside = min(max(float(((ratios - means[index]) ** 2).sum()) / again - chance, 0.0), total)
-    shown = float(means.var())
+        inside = float(np.average((ratios - means[index]) ** 2, weights=sizes)) * count / again
+        inside = min(max(inside - chance, 0.0), total)
+    shown = float(np.average((means - 1) ** 2, weights=of_shards))
     scale = ((total - inside) / shown) ** 0.5 if shown else 0.0
-    return total, found, 1 + (means - means.mean()) * min(scale, 1.0)
+    return total, found, 1 + (means - 1) * min(scale, 1.0)
