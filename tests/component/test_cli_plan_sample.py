@@ -71,7 +71,7 @@ def test_shards_that_differ_in_tokens_for_each_byte_end_in_as_many_fillers_as_it
     assert made.sample is not None
     assert made.sample.spread == pytest.approx(0.15, abs=0.04)
     assert made.corpus.estimated_tokens == pytest.approx(stats["tokens"], rel=0.03)
-    assert made.lanes.filler_share == pytest.approx(stats["fillers"] / packs, abs=0.04)
+    assert made.lanes.filler_share == pytest.approx(stats["fillers"] / packs, abs=0.07)
     assert stats["fillers"] > 0.08 * packs  # and bytes alone say none
     assert (plan_of(dataset, 4.0).lanes.filler_share or 0) < 0.01
 

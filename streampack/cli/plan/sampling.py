@@ -26,7 +26,7 @@ from streampack.tar.headers import BLOCK
 from streampack.tar.reader import read_shard
 
 SAMPLE_BYTES = 8 * 2**20
-MOST_PLACES = 128
+MOST_PLACES = 256
 MOST_SECONDS = 15.0
 _BLOCK_BYTES = 256 * 2**10
 _WHOLE_BYTES = 512 * 2**10
