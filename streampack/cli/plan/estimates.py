@@ -22,7 +22,6 @@ from streampack.storage.clients import local_path
 from streampack.storage.ranges import LOCAL_RANGE_BYTES
 from streampack.tar.codecs import is_compressed
 from streampack.tar.cuts import LOOK_BYTES
-from streampack.tar.format import MAX_PREFIX_BYTES
 
 _FIRST_RANGE_BYTES = 512 * 2**10
 """The first request for each piece of a shard; the next ones are larger."""
@@ -250,7 +249,7 @@ def num_requests(piece: Piece, shard_bytes: int, range_bytes: int) -> int:
     Each cut costs a read to find the sample there: at the piece's begin as many as show what follows it, and at its end
     another for that sample's last bytes.
     """
-    looked_at = min(piece.begin, MAX_PREFIX_BYTES) + min(LOOK_BYTES, shard_bytes - piece.begin)
+    looked_at = min(LOOK_BYTES, piece.end - piece.begin)
     at_begin = -(-looked_at // range_bytes) if piece.begin > 0 else 0
     cuts = 0 if piece.whole else at_begin + 2 * (piece.end < shard_bytes)
     left, size, requests = piece.end - piece.begin, min(_FIRST_RANGE_BYTES, range_bytes), 0
