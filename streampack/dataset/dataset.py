@@ -29,7 +29,7 @@ from streampack.dataset.wrappers import check_not_dealt_again
 from streampack.documents.split import HoldOut
 from streampack.documents.transform import Transform
 from streampack.errors import LoaderError, TopologyError, as_integer
-from streampack.lanes.pool import check_budget
+from streampack.lanes.budget import WindowBytes, check_budget, window_bytes
 from streampack.packing.options import Packing, PackingKind
 from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary
 from streampack.ranks import topology
@@ -284,11 +284,11 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         """Refuse workers with too little memory for their lanes, if the number of lanes is known by now."""
         if self._num_lanes is not None or self._shards.is_listed:
             lanes = -(-self.num_lanes // num_ranks)
+            windows = WindowBytes(packing=self.pipeline.window_bytes)
+            if self._shards.is_listed:  # else the size of a block is not known
+                windows = window_bytes(self.pipeline, self.corpus())
             check_budget(
-                budget_bytes=self.limits.buffer_bytes,
-                num_lanes=lanes,
-                num_workers=num_workers,
-                window_bytes=self.pipeline.window_bytes,
+                budget_bytes=self.limits.buffer_bytes, num_lanes=lanes, num_workers=num_workers, windows=windows
             )
 
     # -- iteration without PackedDataLoader ------------------------------------------------------------------------

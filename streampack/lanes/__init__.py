@@ -12,12 +12,14 @@ pool -> stream -> reader -> pieces      samples of a piece of a shard; read agai
 |-> liveness                  whether an endless lane will ever give a pack
 `-> position                  where the lane continues after each pack
 
+budget                    how much memory lanes need, known before the run
 arrival                   whether a lane that is left before its end would have arrived there
 """
 
 __all__ = [
     "arrival",
     "batches",
+    "budget",
     "fetching",
     "liveness",
     "pieces",

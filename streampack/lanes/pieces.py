@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from streampack.corpus.partition import Piece
 from streampack.errors import CorruptShardError, StreampackError, TruncatedShardError, WrongCutError
+from streampack.lanes.fetching import Fetched
 from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.position import REST_OF_PIECE, SkippedRange
 from streampack.lanes.skipping import ReadError
@@ -75,13 +76,13 @@ class PieceReader:
         epoch: int,
         resume: int,
         broken: SkippedRange | None,
-        may_break: bool = True,
         demand: Demand,
         max_range_bytes: int,
+        fetched: Fetched | None = None,
     ) -> None:
         """`resume`: position of the first wanted sample, -1: all; `broken`: the rest of the piece if it was skipped.
 
-        `may_break`: whether the rest may be skipped now; False where earlier packs hold some of what was read with it.
+        `fetched`: holds the bytes of the piece, perhaps.
         """
         self._pipeline = pipeline
         self._shard = shard
@@ -89,10 +90,10 @@ class PieceReader:
         self._epoch = epoch
         self._resume = resume
         self._broken = broken
-        self._may_break = may_break
         self._end = _NO_POSITION if broken is None else broken.first
         self._demand = demand
         self._max_range_bytes = max_range_bytes
+        self._fetched = fetched
         self._begin = self._last = max(resume, 0 if piece.whole else piece.begin) - 1
         """Position of the last sample that was given; before the first one, the position before it."""
         self._errors: list[StreampackError] = []
@@ -127,6 +128,7 @@ class PieceReader:
                 self._piece,
                 resume=self._resume if self._last == self._begin else self._last,
                 max_range_bytes=self._max_range_bytes,
+                fetched=self._fetched,
             ):
                 position = sample.position
                 if position >= self._end:
@@ -160,8 +162,7 @@ class PieceReader:
         Raises:
             StreampackError: the rest cannot be skipped, whatever `on_error` says.
         """
-        is_fixed = not self._may_break or (self._last == self._begin and self._resume >= 0)
-        if isinstance(error, WrongCutError) or is_fixed:
+        if isinstance(error, WrongCutError) or (self._last == self._begin and self._resume >= 0):
             # Where a run was resumed, earlier packs may hold the beginning of what cannot be read now.
             raise self._errors[0] from None
         first = end = self._last + 1

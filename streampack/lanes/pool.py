@@ -9,8 +9,9 @@ Lanes take turns, so the lane that has just given a pack is the one that is need
 more than the budget, that one is **parked**. It makes as many packs as its share of the budget holds, then drops its
 range of the shard and its tokens; it wakes at its position after the last of these packs once they are used up. A
 long document is thus tokenized once for many packs, never once for each. A lane inside a compressed shard is not
-parked: it would have to decompress the shard from its start to wake. Nor is one that packs whole windows, which would
-have to tokenize its window again; what the windows take is known before, and the budget must have it.
+parked: it would have to decompress the shard from its start to wake. Nor is one with windows, of the shuffle or of the
+packing, which would have to read or tokenize its window again: what they take is known before, and the budget must have
+it.
 """
 
 from collections import deque
@@ -18,12 +19,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from streampack.corpus.epochs import Corpus
-from streampack.errors import ConfigError
+from streampack.lanes.budget import MIN_SHARE_BYTES, check_budget, window_bytes
 from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.position import LaneEnd, LanePack, LanePosition
 from streampack.lanes.stream import LaneStream
 
-MIN_SHARE_BYTES = 64 * 2**10
 MAX_RANGE_BYTES = 8 * 2**20
 _PACK_OBJECTS_BYTES = 1024
 """What a pack takes besides its tokens, with a few segments."""
@@ -52,7 +52,9 @@ class LanePool:
         end_epoch: int | None,
         with_provenance: bool = False,
     ) -> None:
-        check_budget(budget_bytes=budget_bytes, num_lanes=len(positions), window_bytes=pipeline.window_bytes)
+        windows = window_bytes(pipeline, corpus)
+        check_budget(budget_bytes=budget_bytes, num_lanes=len(positions), windows=windows)
+        self._window_bytes = sum(windows)
         self._pipeline = pipeline
         self._corpus = corpus
         self._budget_bytes = budget_bytes
@@ -76,7 +78,7 @@ class LanePool:
                 return stream.next()
             state.made.append(stream.next())
             self._weigh(state)
-            if self._held_bytes > self._budget_bytes:
+            if self._held_bytes > self._budget_bytes and not self._corpus.window:
                 self._make_room()
         first = state.made[0]
         if isinstance(first, Exception):
@@ -101,7 +103,7 @@ class LanePool:
                 state.position,
                 end_epoch=self._end_epoch,
                 max_range_bytes=max(
-                    min((self._share_bytes - self._pipeline.window_bytes) // 2, MAX_RANGE_BYTES), MIN_SHARE_BYTES // 2
+                    min((self._share_bytes - self._window_bytes) // 2, MAX_RANGE_BYTES), MIN_SHARE_BYTES // 2
                 ),
                 with_provenance=self._with_provenance,
             )
@@ -148,27 +150,3 @@ def _is_over(made: Sequence[LanePack | LaneEnd | Exception]) -> bool:
 
 def _pack_bytes(pack: LanePack | LaneEnd | Exception) -> int:
     return pack.rows.tokens.nbytes + _PACK_OBJECTS_BYTES if isinstance(pack, LanePack) else 0
-
-
-def check_budget(*, budget_bytes: int, num_lanes: int, num_workers: int = 1, window_bytes: int = 0) -> None:
-    """Refuse a budget with which a lane has less than 64 KiB, and what its packing window takes.
-
-    Args:
-        budget_bytes: of the rank; it is divided over the workers.
-        num_lanes: of the rank; they are divided over the workers, too.
-        num_workers: 0 counts as 1.
-        window_bytes: what a lane holds for its packing window, besides.
-
-    Raises:
-        ConfigError: it says how many bytes these lanes and workers need.
-    """
-    num_workers = max(min(num_workers, num_lanes), 1)
-    most_lanes, part_bytes = -(-num_lanes // num_workers), budget_bytes // num_workers
-    needed = most_lanes * (MIN_SHARE_BYTES + window_bytes)
-    if part_bytes < needed:
-        window = f" and {window_bytes:,} bytes for the packing window of each" if window_bytes else ""
-        smaller = ", or choose a smaller Packing(window=...)" if window_bytes else ""
-        raise ConfigError(
-            f"limits.buffer_bytes leaves a worker {part_bytes:,} bytes for {most_lanes} lanes, less than 64 KiB each"
-            f"{window}. Raise limits.buffer_bytes to at least {needed:,} per worker, or use more ranks{smaller}."
-        )

@@ -18,6 +18,7 @@ from typing import NamedTuple, TypeAlias
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.partition import Piece
 from streampack.lanes.batches import DocumentBatch, RecordDocuments
+from streampack.lanes.fetching import Fetched
 from streampack.lanes.pieces import Demand, PieceReader, by_shard, rest_of
 from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.position import SkippedRange
@@ -100,23 +101,44 @@ class LaneReader:
 
     def _windows(self, epoch: int, pieces: Sequence[Piece], first: int) -> Iterator[RecordBatch | ReadError]:
         """The records of an epoch in the order of their windows, from a window on."""
+        max_bytes = BLOCKS_OF_TEXT * self._corpus.block_bytes
+        resumed = self._start if self._start[:2] == (epoch, first) else None
+        begin = Cursor(*self._start[:4]) if resumed else Cursor(epoch, first)
+        group = self._group(pieces, first)
+        fetched, ahead = self._fetch(pieces, group, resume=begin.sample), None
+        try:
+            while group:
+                after, demand = self._group(pieces, group.stop), Demand()
+                items = self._records(epoch, pieces, group, demand, fetched)
+                for window in windows(items, begin, resumed=resumed, demand=demand, max_bytes=max_bytes):
+                    if window.is_last and not fetched.is_local:
+                        ahead = self._fetch(pieces, after)
+                    yield from window.errors
+                    place = resumed.place if resumed else 0
+                    yield from window.batches(self._corpus, self._lane, self.demand, first_place=place)
+                    resumed = None
+                    del window  # its memory, before the next one is read
+                fetched.close()
+                fetched, ahead = ahead or self._fetch(pieces, after), None
+                begin, group = Cursor(epoch, after.start), after
+        finally:
+            for each in (fetched, ahead):
+                if each is not None:
+                    each.close()
+
+    def _group(self, pieces: Sequence[Piece], first: int) -> range:
+        """The pieces from `first` on to the end of its group."""
         size = self._corpus.window
-        while first < len(pieces):
-            stop = min(first // size * size + size, len(pieces))
-            resumed = self._start if self._start[:2] == (epoch, first) else None
-            begin = Cursor(*self._start[:4]) if resumed else Cursor(epoch, first)
-            demand = Demand()
-            items = self._records(epoch, pieces, range(first, stop), demand)
-            max_bytes = BLOCKS_OF_TEXT * self._corpus.block_bytes
-            for window in windows(items, begin, resumed=resumed, demand=demand, max_bytes=max_bytes):
-                yield from window.errors
-                place = resumed.place if resumed else 0
-                yield from window.batches(self._corpus, self._lane, self.demand, first_place=place)
-                resumed = None
-            first = stop
+        return range(first, min(first // size * size + size, len(pieces)))
+
+    def _fetch(self, pieces: Sequence[Piece], group: range, *, resume: int = -1) -> Fetched:
+        """Ask for the bytes of a group; `resume`: where the reading of its first piece begins."""
+        resumes = [resume, *[-1] * len(group)]
+        parts = [(self._corpus.table[pieces[index].shard], pieces[index]) for index in group]
+        return self._pipeline.fetch([(*part, at) for part, at in zip(parts, resumes, strict=False)])
 
     def _records(
-        self, epoch: int, pieces: Sequence[Piece], indexes: range, demand: Demand
+        self, epoch: int, pieces: Sequence[Piece], indexes: range, demand: Demand, fetched: Fetched | None = None
     ) -> Iterator[RecordBatch | ReadError]:
         """The records of some of the lane's pieces."""
         for index in indexes:
@@ -137,6 +159,7 @@ class LaneReader:
                 broken=rest_of(piece, skipped_ranges),
                 demand=sample_demand,
                 max_range_bytes=self._max_range_bytes,
+                fetched=fetched,
             )
             yield from PieceRecords(
                 self._pipeline,

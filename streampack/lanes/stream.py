@@ -113,7 +113,7 @@ class LaneStream:
 
     @property
     def replays(self) -> bool:
-        """Whether a new stream at this position would decompress a shard, or tokenize a packing window, once more."""
+        """Whether a new stream at this position would decompress a shard, or tokenize a packing window, again."""
         return self._reader.in_compressed or self._pipeline.packing.has_windows
 
     def close(self) -> None:

@@ -39,6 +39,8 @@ class Window(NamedTuple):
     shards: list[ListedShard]
     records: list[Record]
     num_bytes: int
+    is_last: bool
+    """Whether all pieces of the group are read."""
 
     def batches(self, corpus: Corpus, lane: int, demand: Demand, *, first_place: int) -> Iterator[RecordBatch]:
         """The records in the window's order, from `first_place` on, about as many bytes at a time as demanded.
@@ -112,7 +114,7 @@ def windows(
                 raise item.error
         if failure is not None:
             records, shards = [], []
-        yield Window(next_begin or begin, errors, shards, records, num_bytes)
+        yield Window(next_begin or begin, errors, shards, records, num_bytes, is_over)
         if failure is not None:
             raise failure
         next_begin = resumed = None

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from streampack.dataset.dataset import PackedDataset
 from streampack.documents.draws import undisturbed
 from streampack.errors import ConfigError, as_bool, as_number
-from streampack.lanes.pool import check_budget
+from streampack.lanes.budget import check_budget, window_bytes
 from streampack.loader.dealing import Item, deal
 from streampack.loader.messages import Assignment, Message, WorkerStream
 from streampack.loader.processes import Forks, Launcher
@@ -105,16 +105,17 @@ class Pass:
         self.tally = Tally()
         num_lanes, first_round = committed.num_lanes, committed.global_pack // committed.num_lanes
         num_workers = _fitting_workers(settings.num_workers, len(committed.lanes))
+        corpus = dataset.corpus(num_lanes)
         check_budget(
             budget_bytes=dataset.limits.buffer_bytes,
             num_lanes=len(committed.lanes),
             num_workers=num_workers,
-            window_bytes=dataset.pipeline.window_bytes,
+            windows=window_bytes(dataset.pipeline, corpus),
         )
         max_slots = _max_slots(dataset.seq_len, num_workers, settings)
         assignment = Assignment(
             pipeline=dataset.pipeline,
-            corpus=dataset.corpus(num_lanes),
+            corpus=corpus,
             lanes=committed.lanes,
             positions=[committed.position(lane_index) for lane_index in range(len(committed.lanes))],
             first_round=first_round,

@@ -16,7 +16,8 @@ from streampack.cli.plan.measured import Density, SamplePlan
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.partition import Piece, fitting_ranks
 from streampack.dataset.dataset import PackedDataset
-from streampack.lanes.pool import MAX_RANGE_BYTES, MIN_SHARE_BYTES
+from streampack.lanes.budget import MIN_SHARE_BYTES
+from streampack.lanes.pool import MAX_RANGE_BYTES
 from streampack.state.checkpoint import Committed
 from streampack.storage.clients import local_path
 from streampack.storage.ranges import LOCAL_RANGE_BYTES
