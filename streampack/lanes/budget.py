@@ -65,9 +65,9 @@ def check_budget(*, budget_bytes: int, num_lanes: int, num_workers: int = 1, win
     if windows.shuffle:
         remedies.append("begin a new run with fewer lanes (num_lanes), a smaller Shuffle(block_bytes=..., window=...)")
         remedies.append('shuffle="shards"')
-    in_all = f" ({needed * num_workers:,} for {num_workers} workers)" if num_workers > 1 else ""
+    in_all = f" For {num_workers} workers that is {needed * num_workers:,}." if num_workers > 1 else ""
     raise ConfigError(
         f"limits.buffer_bytes leaves a worker {part_bytes:,} bytes for {most_lanes} lanes, less than 64 KiB each"
         f"{f' and {held} of each' if held else ''}. Raise limits.buffer_bytes to at least {needed:,} per worker"
-        f"{in_all}, or {', or '.join(remedies)}."
+        f", or {', or '.join(remedies)}.{in_all}"
     )
