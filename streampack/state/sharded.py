@@ -1,0 +1,227 @@
+"""What one rank has of a table of all lanes, as torch.distributed.checkpoint saves it and loads it on other ranks.
+
+In:    int64 values of a rank's lanes.
+Out:   a tensor of the size of the whole table that holds one chunk of it; the values again.
+Never: torch's private names elsewhere. `TRIED` has the releases of torch with which the tests were run.
+
+torch asks such a tensor for what it writes (`__create_write_items__`), for what it wants (`__create_chunk_list__`) and
+for the memory of a chunk (`__get_tensor_shard__`), as it asks a DTensor. A DTensor could not say this: its ranks have
+neighbouring rows, and a rank's lanes are a part of a box (`box.py`).
+"""
+
+import copy
+import os
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from streampack.errors import StateError
+from streampack.state.box import Chunk, chunk_of, shape_of
+
+TRIED = ("2.6.0", "2.13.0")
+NUM_SOURCES = 1
+"""The first axis of every table: a lane has a row for each source."""
+
+
+class LaneTable(torch.Tensor):
+    """A table [sources, *box, columns] of all lanes, of which this process has the chunk of one rank's lanes."""
+
+    local: torch.Tensor
+    """int64 [sources, *shape of the chunk, columns]."""
+    key: tuple[int, int, int]
+    """First lane, step to the next one, and lanes of all ranks."""
+
+    @staticmethod
+    def __new__(cls, local: torch.Tensor, first: int, step: int, num_lanes: int) -> "LaneTable":
+        size = (local.shape[0], *shape_of(num_lanes), local.shape[-1])
+        table = torch.Tensor._make_wrapper_subclass(cls, size, dtype=torch.int64)  # type: ignore[attr-defined]  # noqa: SLF001
+        table.local, table.key = local, (first, step, num_lanes)
+        assert isinstance(table, LaneTable)
+        return table
+
+    @property
+    def lanes(self) -> range:
+        first, step, num_lanes = self.key
+        return range(first, num_lanes, step)
+
+    @property
+    def num_lanes(self) -> int:
+        return self.key[2]
+
+    def copied(self) -> "LaneTable":
+        return LaneTable(self.local.clone(), *self.key)
+
+    # -- torch.distributed.checkpoint ----------------------------------------------------------------------------------
+
+    def __create_write_items__(self, name: str, _: object) -> list[Any]:  # noqa: PLW3201
+        from torch.distributed.checkpoint.metadata import MetadataIndex, TensorProperties
+        from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+
+        [chunk] = self.__create_chunk_list__()
+        data = TensorWriteData(chunk, TensorProperties(dtype=torch.int64), torch.Size(tuple(super().size())))
+        return [WriteItem(MetadataIndex(name, chunk.offsets), WriteItemType.SHARD, tensor_data=data)]
+
+    def __create_chunk_list__(self) -> list[Any]:  # noqa: PLW3201
+        from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
+
+        start = (0, *chunk_of(self.lanes, self.num_lanes)[0].start, 0)
+        return [ChunkStorageMetadata(torch.Size(start), self.local.size())]
+
+    def __get_tensor_shard__(self, index: object) -> torch.Tensor:  # noqa: PLW3201
+        return self.local
+
+    # -- copies --------------------------------------------------------------------------------------------------------
+
+    def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
+        return LaneTable, (self.local, *self.key)
+
+    def __deepcopy__(self, memo: Mapping[int, object]) -> "LaneTable":
+        return self.copied()
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"LaneTable(lanes={self.lanes}, local={self.local})"
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # noqa: SLF001
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: object, args: Any = (), kwargs: object = None) -> "LaneTable":
+        """Copies, as savers make them; it is a table, nothing to calculate with."""
+        table = next(arg for arg in args if isinstance(arg, LaneTable))
+        name = func.overloadpacket.__name__
+        if name in ("detach", "alias"):
+            return LaneTable(table.local, *table.key)
+        if name in ("clone", "_to_copy", "new_empty", "empty_like"):
+            return table.copied()
+        raise StateError(
+            f"{name} of the state of one rank of several: it holds a chunk of a table, which only "
+            "torch.distributed.checkpoint and streampack know how to copy. What gathers or moves states needs "
+            "PackedDataLoader(whole_state=True), whose tensors are plain"
+        )
+
+
+torch.serialization.add_safe_globals([LaneTable])  # type: ignore[no-untyped-call]  # for torch.load(weights_only=True)
+
+
+def to_table(values: NDArray[np.int64], lanes: range, num_lanes: int) -> torch.Tensor:
+    """Values [len(lanes), columns] as a table: a plain tensor where these are all lanes, else a `LaneTable`."""
+    chunk, index = chunk_of(lanes, num_lanes)
+    box = np.empty_like(values)
+    box[index] = values
+    local = torch.from_numpy(box.reshape(NUM_SOURCES, *chunk.shape, values.shape[1]))
+    return local if len(lanes) == num_lanes else LaneTable(local, lanes.start, lanes.step, num_lanes)
+
+
+def from_table(table: Any, num_lanes: int, columns: int, key: str) -> tuple[range, NDArray[np.int64]]:
+    """The lanes that a table holds and their values [len(lanes), columns], which are a copy.
+
+    Raises:
+        StateError: it is no table of so many lanes and columns; the error names its `key`.
+    """
+    if isinstance(table, LaneTable):
+        lanes, local, held = table.lanes, table.local, table.num_lanes
+    else:
+        lanes, held = range(num_lanes), num_lanes
+        try:
+            local = torch.as_tensor(table)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise StateError(f"{key} is {table!r:.80}, not a table of lanes: the state is damaged") from error
+    chunk, index = chunk_of(lanes, held)
+    wanted = (NUM_SOURCES, *chunk.shape, columns)
+    if held != num_lanes or tuple(local.shape) != wanted or local.dtype != torch.int64:
+        raise StateError(
+            f"{key} is {local.dtype} of shape {tuple(local.shape)}, not int64 of {wanted}: the state is damaged"
+        )
+    return lanes, local.numpy().reshape(len(lanes), columns)[index]
+
+
+@cache
+def check_torch() -> None:
+    """Raise `StateError` where this torch would not save and load a `LaneTable` as it is meant."""
+    from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+    from torch.distributed.checkpoint.planner import WriteItemType
+
+    saved, loaded = (to_table(np.full((2, 1), value), range(1, 4, 2), 4) for value in (7, 0))
+    try:
+        plans = []
+        for table in (saved, to_table(np.full((2, 1), 5), range(0, 4, 2), 4)):
+            save = DefaultSavePlanner()
+            save.set_up_planner({"table": table}, None, True)
+            plans.append(save.create_local_plan())
+        _, metadata = save.create_global_plan(plans)
+        load = DefaultLoadPlanner()
+        load.set_up_planner({"table": loaded}, metadata, True)
+        written, [wanted] = plans[0].items[0], load.create_local_plan().items
+        load.resolve_tensor(wanted).copy_(saved.local)  # type: ignore[attr-defined]
+        is_known = written.type == WriteItemType.SHARD and bool((loaded.local == 7).all())  # type: ignore[attr-defined]
+        assert is_known, "another plan than was meant"
+    except Exception as error:  # whatever a later torch does with it
+        _refuse_torch(error)
+
+
+def _refuse_torch(error: Exception) -> NoReturn:
+    raise StateError(
+        f"torch {torch.__version__} does not save the state of one rank of several in parts as the releases do with "
+        f"which that was tried ({', '.join(TRIED)}): {error}. Make the loader with PackedDataLoader(whole_state=True), "
+        "whose state needs nothing of torch"
+    ) from error
+
+
+def read_checkpoint(source: "str | os.PathLike[str] | Any", lanes_of: Any, *, key: str | None) -> dict[str, Any]:
+    """The state of a loader in a checkpoint of torch.distributed.checkpoint, of which this rank's lanes are read.
+
+    No collective: each rank reads what it needs.
+
+    Args:
+        source: the checkpoint's path, or a StorageReader.
+        lanes_of: number of lanes -> this rank's lanes; called with what the checkpoint has.
+        key: where the state is in what was saved, as in "train.loader"; None where there is only one.
+
+    Raises:
+        StateError: no state of a loader is there, or several.
+    """
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+    from torch.distributed.checkpoint.metadata import BytesStorageMetadata
+
+    is_path = isinstance(source, str | os.PathLike)
+    reader = FileSystemReader(source) if is_path else source
+    where = f"the checkpoint {os.fspath(source)}" if is_path else "the checkpoint"
+    metadata = reader.read_metadata()
+    entries = metadata.state_dict_metadata
+    found = sorted(name[: -len("order_version")] for name in entries if name.split(".")[-1] == "order_version")
+    prefix = f"{key}." if key else ""
+    if key is None and len(found) == 1:
+        [prefix] = found
+    if prefix not in found:
+        held = ", ".join(name.rstrip(".") or "(top)" for name in found) or "none"
+        if key is None and found:
+            raise StateError(f"{where} has the states of several loaders: {held}. Name one: load_checkpoint(..., key=...)")
+        raise StateError(f"{where} has no state of a loader{f' under {key!r}' if key else ''}; found: {held}")
+
+    def read(template: dict[str, Any]) -> dict[str, Any]:
+        planner = DefaultLoadPlanner()
+        planner.set_up_planner(template, copy.copy(metadata), True)
+        reader.set_up_storage_reader(metadata, True)
+        plan = reader.prepare_local_plan(planner.create_local_plan())
+        [plan] = reader.prepare_global_plan(planner.create_global_plan([plan]))
+        reader.read_data(planner.finish_plan(plan), planner).wait()
+        return {name.removeprefix(prefix): value for name, value in template.items()}
+
+    names = [name for name in entries if name.startswith(prefix)]
+    plain = read({name: "" for name in names if isinstance(entries[name], BytesStorageMetadata)})
+    tables = {}
+    for name in names:
+        if not isinstance(entries[name], BytesStorageMetadata):
+            size = entries[name].size
+            num_lanes = int(np.prod(size[1:-1], dtype=np.int64))
+            if tuple(size[1:-1]) == shape_of(num_lanes) and size[0] == NUM_SOURCES:
+                lanes = lanes_of(num_lanes)
+                tables[name] = to_table(np.zeros((len(lanes), size[-1]), dtype=np.int64), lanes, num_lanes)
+    return {**plain, **read(tables)}
+
+
+__all__ = ["NUM_SOURCES", "TRIED", "Chunk", "LaneTable", "check_torch", "from_table", "read_checkpoint", "to_table"]
