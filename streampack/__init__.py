@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary
     from streampack.packing.public import pack
     from streampack.records import Document, Limits, TokenizedDocument, Tokenizer
-    from streampack.state.checkpoint import merge_state_dicts
+    from streampack.state.joining import merge_state_dicts
     from streampack.storage.options import RetryPolicy, Storage
     from streampack.tokenizers.sentencepiece import SentencePieceTokenizer
 
@@ -130,7 +130,7 @@ _HOMES = {
     "TopologyError": "errors",
     "TruncatedShardError": "errors",
     "WrongCutError": "errors",
-    "merge_state_dicts": "state.checkpoint",
+    "merge_state_dicts": "state.joining",
     "pack": "packing.public",
 }
 

@@ -24,8 +24,9 @@ from streampack.lanes.pool import LanePool
 from streampack.lanes.position import LaneEnd, LanePack, LanePosition
 from streampack.packing.blocks import expand_block, stack
 from streampack.records import Cursor
-from streampack.state.checkpoint import ORDER_VERSION, skipped_ranges_from_json, skipped_ranges_to_json
+from streampack.state.checkpoint import ORDER_VERSION
 from streampack.state.fingerprint import check_fingerprint, fingerprint_of
+from streampack.state.forms import ranges_from_json, ranges_to_json
 
 VERSION = 3
 """The layout of an iterator's state."""
@@ -155,11 +156,11 @@ class PackIterator(Iterator[Item]):
             "ended": sorted(self._ended),
             # A key for each lane: torchdata sends those that have changed.
             "lanes": {
-                f"{lane:06d}": [*position.cursor, position.packs, position.documents]
+                f"{lane:06d}": [*position.cursor, position.packs, position.documents, position.num_skipped]
                 for lane, position in self._positions.items()
             },
             "skipped_ranges": {
-                f"{lane:06d}": skipped_ranges_to_json(sorted(position.skipped_ranges))
+                f"{lane:06d}": ranges_to_json(sorted(position.skipped_ranges))
                 for lane, position in self._positions.items()
             },
         }
@@ -186,13 +187,11 @@ class PackIterator(Iterator[Item]):
                 "continue on any number of ranks and workers."
             )
         for lane in reading.lanes:
-            *cursor, packs, documents = state["lanes"][f"{lane:06d}"]
+            *cursor, packs, documents, num_skipped = state["lanes"][f"{lane:06d}"]
             skipped_ranges = frozenset(
-                skipped_ranges_from_json(state["skipped_ranges"][f"{lane:06d}"], f"skipped_ranges.{lane:06d}")
+                ranges_from_json(state["skipped_ranges"][f"{lane:06d}"], f"skipped_ranges.{lane:06d}")
             )
-            self._positions[lane] = LanePosition(
-                cursor=Cursor(*cursor), packs=packs, documents=documents, skipped_ranges=skipped_ranges
-            )
+            self._positions[lane] = LanePosition(Cursor(*cursor), packs, documents, num_skipped, skipped_ranges)
         self._ended, self._has_raised, self._given = set(state["ended"]), False, None
         self._epoch, self._turn = state["epoch"], state["turn"]
         self._pool = None

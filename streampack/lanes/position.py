@@ -10,6 +10,7 @@ Never: the same rule written elsewhere. `LanePosition.after` states it for one p
     after it    cursor (0, 2, 9728, 0, 0, 0, 0, 0)    packs 42    documents 99    skipped ranges {a, b}
 """
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -74,8 +75,10 @@ class LanePosition(NamedTuple):
     """How many packs the lane has given."""
     documents: int = 0
     """How many documents these packs have passed."""
+    num_skipped: int = 0
+    """What the lane has skipped since the start of the run."""
     skipped_ranges: frozenset[SkippedRange] = frozenset()
-    """All that the lane has skipped since the start of the run."""
+    """What it has skipped in the epoch that the cursor is in, or later."""
 
     def after(self, pack: LanePack) -> "LanePosition":
         """The position after the lane's next pack."""
@@ -84,8 +87,16 @@ class LanePosition(NamedTuple):
             pack.cursor,
             self.packs + 1,
             self.documents + pack.counts.documents,
-            self.skipped_ranges.union(new) if new else self.skipped_ranges,
+            self.num_skipped + len(new),
+            self.skipped_ranges if not new else known_after(self.skipped_ranges, new, pack.cursor.epoch),
         )
+
+
+def known_after(
+    known: Iterable[SkippedRange], new: Iterable[SkippedRange], epoch: int
+) -> frozenset[SkippedRange]:
+    """The skipped ranges that a lane whose cursor is in `epoch` may still meet; those of earlier epochs are dropped."""
+    return frozenset(each for each in (*known, *new) if each.epoch >= epoch)
 
 
 def advance_rows(rows: "NDArray[np.int64]", lanes: "NDArray[np.intp]", changes: "NDArray[np.int64]") -> None:

@@ -6,11 +6,10 @@ Never: a decision that depends on how far ahead the lane reads.
 """
 
 import logging
-from collections.abc import Collection
 from typing import NamedTuple
 
 from streampack.errors import ShardError, StreampackError
-from streampack.lanes.position import REST_OF_PIECE, SkippedRange
+from streampack.lanes.position import REST_OF_PIECE, LanePosition, SkippedRange
 
 _log = logging.getLogger(__name__)
 
@@ -35,10 +34,11 @@ class ReadError(NamedTuple):
 class SkipPolicy:
     """The policy `on_error` with its bound `max_bad`, and what one lane has skipped so far."""
 
-    def __init__(self, lane: int, known: Collection[SkippedRange], *, on_error: str, max_bad: float) -> None:
-        """`known`: what the lane had skipped where it continues; `max_bad`: a number, or a fraction of documents."""
+    def __init__(self, lane: int, start: LanePosition, *, on_error: str, max_bad: float) -> None:
+        """`start`: where the lane continues; `max_bad`: a number, or a fraction of documents."""
         self._lane = lane
-        self._known = set(known)
+        self._known = set(start.skipped_ranges)
+        self._num_skipped = start.num_skipped
         self._new: list[SkippedRange] = []
         self._on_error = on_error
         self._max_bad = max_bad
@@ -56,13 +56,14 @@ class SkipPolicy:
         if self._on_error == "raise":
             raise error
         most = self._max_bad
-        if len(self._known) >= allowed_bad(most, num_documents):
+        if self._num_skipped >= allowed_bad(most, num_documents):
             of = f" of {num_documents} documents" if isinstance(most, float) else ""
             raise ShardError(
                 f"lane {self._lane} has skipped max_bad={most} bad records or shards{of}; the next one "
                 f"is: {error}. Repair the data or raise max_bad."
             ) from error
         self._known.add(skipped_range)
+        self._num_skipped += 1
         self._new.append(skipped_range)
         what = "the rest of a broken shard" if skipped_range.record == REST_OF_PIECE else "a bad record"
         _log.warning("lane %d skips %s: %s", self._lane, what, error)

@@ -71,9 +71,7 @@ class LaneStream:
         self._most_ahead = max(1, min(rows_ahead // pipeline.seq_len, _PACKS_AHEAD))
         self._packer = pipeline.packer(at_once=self._most_ahead, given=start.cursor.given)
         self._unpassed = Unpassed()
-        self._policy = SkipPolicy(
-            lane, start.skipped_ranges, on_error=pipeline.on_error, max_bad=pipeline.max_bad
-        )
+        self._policy = SkipPolicy(lane, start, on_error=pipeline.on_error, max_bad=pipeline.max_bad)
         self._may_refuse = pipeline.packing.keeps_documents_whole and pipeline.packing.overflow == "error"
         repeats = not corpus.shuffle or corpus.one_epoch or corpus.num_lanes == 1
         repeats = repeats or (len(corpus.table) == 1 and not corpus.window)

@@ -22,8 +22,11 @@ from streampack.loader.rounds import Waiter
 from streampack.ranks.exchange import Exchange, NotSame, RankExchanges
 from streampack.ranks.topology import has_process_group
 from streampack.ranks.torch_private import add_to_store
-from streampack.state.checkpoint import Committed, State, check_versions, from_json, merge_state_dicts, to_json
-from streampack.state.fingerprint import check_fingerprint, describe_differences, fingerprint_of
+from streampack.state.checkpoint import Committed, State, check_versions
+from streampack.state.fingerprint import check_fingerprint, describe_differences, fingerprint_of, warn_of_libraries
+from streampack.state.joining import from_json, merge_state_dicts, to_json
+from streampack.state.sharded import check_torch, read_checkpoint
+from streampack.tokenizers.libraries import libraries_of
 
 
 class _Lock:
@@ -109,11 +112,34 @@ class SharedRun:
         # A run keeps its lanes for life, whatever the data say now.
         now = self._dataset.fingerprint(num_lanes if self._dataset.auto_lanes and num_lanes > 0 else None)
         check_fingerprint(saved, now, allow=allow)
+        warn_of_libraries(state.get("libraries"), libraries_of(self._dataset.pipeline.tokenizer))
         committed = Committed.from_state(state, self.lanes(num_lanes), num_lanes)
         committed.check_windows(saved, now)
         if self._dataset.epochs is not None:
             committed.check_end(self._dataset.epochs)
         return committed
+
+    def read(self, source: Any, *, key: str | None) -> State:
+        """The state in a checkpoint of torch.distributed.checkpoint, with this rank's lanes; a collective, see `join`.
+
+        Raises:
+            StateError: it has no state of a loader, or several and no `key` that tells which.
+        """
+        self.join()
+        return read_checkpoint(source, self.lanes, key=key)
+
+    def state_of(self, committed: Committed, *, whole: bool) -> State:
+        """The rows as a state; `whole`: with the lanes of all ranks, which is a collective.
+
+        Raises:
+            StateError: this torch would not save the state of one rank of several; the ranks are at different steps.
+        """
+        is_part = len(committed.lanes) < committed.num_lanes
+        if is_part and not whole:
+            check_torch()
+        libraries = libraries_of(self._dataset.pipeline.tokenizer)
+        state = committed.to_state(self._dataset.fingerprint(committed.num_lanes), libraries)
+        return join_states(state, self._exchanges.states()) if is_part and whole else state
 
     def lanes(self, num_lanes: int) -> range:
         """This rank's lanes out of so many; raises a `TopologyError` where the ranks do not divide them."""
@@ -149,7 +175,7 @@ class SharedRun:
             add_up=add_up,
             url_of=lambda shard: self._dataset.list_shards()[shard].url,
         )
-        if num_bad := sum(map(len, committed.skipped_ranges)):
+        if num_bad := committed.num_skipped():
             bound.tell(num_bad)
         return bound
 

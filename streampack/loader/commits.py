@@ -25,7 +25,7 @@ from streampack.loader.messages import COLUMNS
 from streampack.loader.passes import LastWords
 from streampack.loader.rounds import PackBatch
 from streampack.records import Counts
-from streampack.state.checkpoint import COUNTS, DIGEST, FIELDS, PACKS, Committed
+from streampack.state.checkpoint import COUNTS, DIGEST, FIELDS, NUM_SKIPPED, PACKS, Committed
 
 BATCHES_BACK = 8
 """How many batches back a state can be asked for."""
@@ -33,8 +33,8 @@ _KEPT = 16
 """Batches that are not added to the base yet: those back, and what a trainer has taken ahead."""
 _MOST_KEPT = 32
 
-_COLUMN_OF = np.array([0 if name == "packs" else COLUMNS.index(name) for name in FIELDS])
-"""For each column of a checkpoint, the column of a message; messages have none for packs, whose 0 is not used."""
+_COLUMN_OF = np.array([COLUMNS.index(name) if name in COLUMNS else 0 for name in FIELDS])
+"""For each column of a checkpoint, the column of a message; what they do not have is filled in."""
 _DOCUMENTS = FIELDS.index("documents")
 _SKIPPED_PACKS = FIELDS.index("skipped_packs")
 
@@ -74,6 +74,8 @@ class Change(NamedTuple):
             if pack.message.skipped_ranges:
                 skipped_ranges += [(len(lanes) - 1, skipped_range) for skipped_range in pack.skipped_ranges]
         rows = to_checkpoint(np.array(changes, dtype=np.int64).reshape(len(changes), len(COLUMNS)))
+        for index, _ in skipped_ranges:
+            rows[index, NUM_SKIPPED] += 1
         return cls(
             lanes=np.array(lanes, dtype=np.intp),
             rows=_only_skipped(rows) if skipped else rows,
@@ -167,10 +169,10 @@ class Commits:
         return len(self._standing.ahead)
 
     @property
-    def num_skipped_ranges(self) -> int:
+    def num_skipped(self) -> int:
         """What was skipped on all lanes since the start of the run."""
         standing = self._standing
-        return sum(map(len, standing.base.skipped_ranges)) + sum(len(each.skipped_ranges) for each in standing.changes)
+        return standing.base.num_skipped() + sum(len(each.skipped_ranges) for each in standing.changes)
 
     def counts(self) -> Counts:
         """The lanes' counts added up."""
@@ -281,13 +283,15 @@ def _applied(base: Committed, changes: Sequence[Change]) -> Committed:
     committed = base.copy()
     for change in changes:
         change.apply(committed)
+    if any(change.skipped_ranges for change in changes):
+        committed.prune()
     return committed
 
 
 def to_checkpoint(changes: NDArray[np.int64]) -> NDArray[np.int64]:
     """Rows of messages, int64 [n, len(COLUMNS)], as rows of a checkpoint, int64 [n, len(FIELDS)]: one pack each."""
     rows: NDArray[np.int64] = changes.take(_COLUMN_OF, axis=1)
-    rows[:, PACKS] = 1
+    rows[:, PACKS], rows[:, NUM_SKIPPED] = 1, 0
     return rows
 
 
@@ -295,6 +299,6 @@ def _only_skipped(changes: NDArray[np.int64]) -> NDArray[np.int64]:
     """What is left of the changes of packs that are skipped."""
     left = np.zeros_like(changes)
     left[:, :NUM_CURSOR] = changes[:, :NUM_CURSOR]
-    left[:, _DOCUMENTS] = changes[:, _DOCUMENTS]
+    left[:, [_DOCUMENTS, NUM_SKIPPED]] = changes[:, [_DOCUMENTS, NUM_SKIPPED]]
     left[:, [PACKS, _SKIPPED_PACKS]] = 1
     return left

@@ -213,7 +213,7 @@ class Delivery:
         """What a batch changes; raises where that is more than `max_bad`."""
         change = Change.of(batch, skipped=skipped)
         if change.skipped_ranges:
-            num_bad, num_documents = self.commits.num_skipped_ranges, self.commits.counts().documents
+            num_bad, num_documents = self.commits.num_skipped, self.commits.counts().documents
             for number, (lane_index, skipped_range, documents) in enumerate(change.bad(), start=1):
                 self._max_bad.check(
                     num_bad=num_bad + number,

@@ -24,7 +24,7 @@ from streampack.errors import ConfigError, LoaderError, as_bool, as_integer
 from streampack.formats.consumers import Batch, Format, Positions
 from streampack.formats.layout import LossWeights, as_layout
 from streampack.hashing import as_int64
-from streampack.loader.agreement import SharedRun, join_states
+from streampack.loader.agreement import SharedRun
 from streampack.loader.consistency import Verifier
 from streampack.loader.delivery import Delivery
 from streampack.loader.formatting import BatchFormatter
@@ -238,7 +238,7 @@ class PackedDataLoader:
     def skip(self, num_batches: int) -> int:
         """Go past up to `num_batches` batches on this rank without handing them out; call it on every rank.
 
-        Their positions are committed, their packs count as "skipped_packs" in `stats` and their documents as documents;
+        Their positions are committed, their packs count as "skipped_packs" in `stats`, their documents as documents;
         they are in no digest. Returns how many there were before the pass ended. May wait for other ranks.
 
         Raises:
@@ -249,22 +249,17 @@ class PackedDataLoader:
     def state_dict(self, batches_back: int = 0) -> State:
         """The state after the last batch handed out, or up to 8 batches before; copies of everything.
 
-        One int64 tensor ("lanes.000123") and one JSON string ("skipped_ranges.000123") per lane of this rank, and
-        values that are equal on all ranks: it saves and loads on any number of ranks through
-        torch.distributed.checkpoint. Batches that a trainer has taken ahead (`iterate`) are not in it.
-
-        It may be called from any thread at any time. Only the first call of all waits for the other ranks; with
-        `whole_state`, which gives the lanes of all ranks, each call does.
+        Tables of this rank's lanes ("rows", "skipped_ranges"), and values that are equal on all ranks: through
+        torch.distributed.checkpoint it is saved by and loaded on any number of ranks. Batches that a trainer has taken
+        ahead (`iterate`) are not in it. Only the first call waits for the other ranks; with `whole_state` each does.
 
         Raises:
-            StateError: `batches_back` goes back too far, or Accelerate would save the lanes of one of several ranks.
+            StateError: `batches_back` goes back too far; Accelerate or this torch cannot save one rank of several.
         """
         commits = self._begun().commits
         if self.dp_size > 1 and not self.whole_state:
             wrappers.check_every_rank_saves(sys._getframe(1), size=self.dp_size)  # noqa: SLF001  # the caller
-        committed = commits.committed(batches_back)
-        state = committed.to_state(self.dataset.fingerprint(committed.num_lanes))
-        return join_states(state, self._exchanges.states()) if self.whole_state and self.dp_size > 1 else state
+        return self._run.state_of(commits.committed(batches_back), whole=self.whole_state)
 
     def load_state_dict(self, state: Mapping[str, Any], *, allow: Collection[str] = ()) -> None:
         """Continue from a state of any number of ranks and workers; ends the present workers and iterators.
@@ -287,6 +282,13 @@ class PackedDataLoader:
                 self._delivery = self._deliver(committed)
             else:
                 self._delivery.load(committed)
+
+    def load_checkpoint(self, source: Any, *, key: str | None = None, allow: Collection[str] = ()) -> None:
+        """As `load_state_dict`, from a checkpoint of torch.distributed.checkpoint with whatever lanes it has.
+
+        `source`: its path, or a `StorageReader`; `key`: where in it the state is, as in "train.loader" (None: found).
+        """
+        self.load_state_dict(self._run.read(source, key=key), allow=allow)
 
     @property
     def num_lanes(self) -> int:

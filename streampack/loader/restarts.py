@@ -23,7 +23,7 @@ import numpy as np
 
 from streampack.errors import LoaderError
 from streampack.heartbeat import SampleLocation
-from streampack.lanes.position import NUM_CURSOR, LanePosition, advance_rows
+from streampack.lanes.position import NUM_CURSOR, LanePosition, advance_rows, known_after
 from streampack.loader import shortage
 from streampack.loader.messages import COLUMNS, DOCUMENTS, Assignment, Message, Slot
 from streampack.loader.processes import Launcher
@@ -185,7 +185,8 @@ class _Received:
                 cursor=Cursor(*row[:NUM_CURSOR]),
                 packs=packs,
                 documents=row[DOCUMENTS],
-                skipped_ranges=begin.skipped_ranges.union(skipped_ranges),
+                num_skipped=begin.num_skipped + len(skipped_ranges),
+                skipped_ranges=known_after(begin.skipped_ranges, skipped_ranges, row[0]),
             )
             for row, packs, begin, skipped_ranges in zip(
                 self._rows.tolist(), self._packs.tolist(), self._begin, self._skipped_ranges, strict=True

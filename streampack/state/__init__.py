@@ -1,3 +1,3 @@
 """The positions of lanes as a checkpoint, and back."""
 
-__all__ = ["checkpoint", "fingerprint"]
+__all__ = ["box", "checkpoint", "fingerprint", "forms", "joining", "sharded"]

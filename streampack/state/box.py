@@ -6,7 +6,7 @@ Never: an order of the lanes that depends on R.
 
     L = 12 = 2**2 * 3    an axis for each prime power: shape (4, 3)
     lane l               is at l % 4, its binary digits reversed, on the first axis and at l % 3 on the second
-    rank 1 of 2          owns what is odd: reversed digits 1x, so the indexes [2, 4) of the first axis and all of the second
+    rank 1 of 2          owns what is odd: reversed digits 1x, so [2, 4) on the first axis and [0, 3) on the second
 
 By the Chinese remainder theorem every place has one lane. R divides L, so lanes that are equal modulo R are equal in
 their last digits modulo each prime power; reversed, these come first, so the lanes are neighbours on every axis.

@@ -4,16 +4,16 @@ In:    what each pack that is handed out changes for its lane; a state of any nu
 Out:   the rows of a rank's lanes; a state, fresh at each call.
 Never: a state of another run that is accepted: `StateError` names what differs.
 
-    "lanes.000123"            int64 [len(FIELDS)]: the lane's cursor, packs given, running digest and counts
-    "skipped_ranges.000123"   JSON string: the bad records and broken shards that the lane has skipped
-    and, equal on all ranks: "version", "order_version", "fingerprint" (JSON), "global_pack", "first_epoch"
+    "rows"              int64 table: each lane's cursor, packs given, running digest and counts
+    "skipped_ranges"    int64 table: the bad records and broken shards that the lanes have skipped in this epoch
+    and, equal on all ranks: "version", "order_version", "fingerprint" (JSON), "libraries" (JSON), "global_pack",
+    "first_epoch"
 
-One key for each lane is what lets torch.distributed.checkpoint save the state from any ranks and load it on any others.
+`forms.py` describes the tables; torch.distributed.checkpoint saves them from any ranks and loads them on any others.
 """
 
 import json
-import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -26,6 +26,7 @@ from streampack.errors import StateError
 from streampack.lanes.position import NUM_CURSOR, LanePosition, SkippedRange, advance_rows
 from streampack.records import Counts, Cursor
 from streampack.state.fingerprint import PLACING
+from streampack.state.forms import read_lanes, to_tables
 
 STATE_VERSION = 3
 """The layout of the state: its keys, and the columns of a lane's row."""
@@ -34,8 +35,7 @@ ORDER_VERSION = 2
 
 FIELDS = (
     *("epoch", "piece", "sample", "record", "place", "part", "row", "given"),
-    "packs",
-    "digest",
+    *("packs", "num_skipped", "digest"),
     *("documents", "tokens", "targets", "padding", "bad_records", "split_documents", "truncated_documents"),
     *("truncated_tokens", "dropped_documents", "dropped_tokens", "targetless_packs", "targetless_tokens"),
     *("tail_tokens", "fillers", "skipped_packs"),
@@ -44,6 +44,8 @@ FIELDS = (
 
 They are written out because they are saved: a new column is a new STATE_VERSION."""
 PACKS = FIELDS.index("packs")
+NUM_SKIPPED = FIELDS.index("num_skipped")
+"""What the lane has skipped since the start of the run; its skipped ranges are those of its present epoch."""
 DIGEST = FIELDS.index("digest")
 COUNTS = [FIELDS.index(name) for name in Counts._fields]
 _GIVEN = FIELDS.index("given")
@@ -93,12 +95,19 @@ class Committed:
             cursor=Cursor(*row[:NUM_CURSOR]),
             packs=row[PACKS],
             documents=row[_DOCUMENTS],
+            num_skipped=row[NUM_SKIPPED],
             skipped_ranges=frozenset(self.skipped_ranges[lane_index]),
         )
 
     def add(self, lane_indexes: NDArray[np.intp], changes: NDArray[np.int64]) -> None:
         """Commit packs: [n], the lane of each, and int64 [n, len(FIELDS)], as `advance_rows` takes them."""
         advance_rows(self.rows, lane_indexes, changes)
+
+    def prune(self) -> None:
+        """Drop the skipped ranges of epochs that their lanes have left."""
+        for lane_index, skipped in enumerate(self.skipped_ranges):
+            if skipped and (epoch := self.rows[lane_index, 0]) > skipped[0].epoch:
+                self.skipped_ranges[lane_index] = tuple(each for each in skipped if each.epoch >= epoch)
 
     def add_fillers(self, lane_indexes: NDArray[np.intp]) -> None:
         """Commit fillers, each in place of a pack of a lane that has ended; its cursor stays."""
@@ -163,19 +172,23 @@ class Committed:
         """The lanes' digests added up modulo 2**64, as an int64."""
         return int(self.rows[:, DIGEST].sum(dtype=np.int64))
 
-    def to_state(self, fingerprint: Mapping[str, Any]) -> State:
+    def num_skipped(self) -> int:
+        """What the lanes have skipped since the start of the run."""
+        return int(self.rows[:, NUM_SKIPPED].sum())
+
+    def to_state(self, fingerprint: Mapping[str, Any], libraries: Mapping[str, str]) -> State:
         """The state as plain values and new tensors; it shares no memory with the running loader."""
-        state: State = {
+        self.prune()
+        skipped = {lane: each for lane, each in zip(self.lanes, self.skipped_ranges, strict=True) if each}
+        return {
             "version": STATE_VERSION,
             "order_version": ORDER_VERSION,
             "fingerprint": json.dumps(fingerprint, sort_keys=True),
+            "libraries": json.dumps(libraries, sort_keys=True),
             "global_pack": self.global_pack,
             "first_epoch": self.first_epoch,
+            **to_tables(self.lanes, self.num_lanes, self.rows, skipped),
         }
-        for row, skipped_ranges, lane in zip(self.rows, self.skipped_ranges, self.lanes, strict=True):
-            state[f"lanes.{lane:06d}"] = torch.tensor(row.tolist(), dtype=torch.int64)
-            state[f"skipped_ranges.{lane:06d}"] = skipped_ranges_to_json(skipped_ranges)
-        return state
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any], lanes: range, num_lanes: int) -> "Committed":
@@ -187,53 +200,25 @@ class Committed:
         committed = cls.fresh(lanes, num_lanes)
         committed.global_pack = int(state["global_pack"])
         committed.first_epoch = int(state["first_epoch"])
+        held = read_lanes(state, num_lanes, len(FIELDS))
+        index_of = {lane: index for index, lane in enumerate(held.lanes)}
+        missing = [lane for lane in lanes if lane not in index_of]
+        if missing:
+            raise StateError(
+                f"the state has no lane {missing[0]}: it holds {len(index_of)} of {num_lanes} lanes, and this rank "
+                f"owns {len(lanes)} of them. A rank's own state fits as many ranks only: join the states of all with "
+                "streampack.merge_state_dicts, or save and load them with torch.distributed.checkpoint."
+            )
+        committed.rows[:] = held.rows[[index_of[lane] for lane in lanes]]
+        committed.skipped_ranges = [held.skipped_ranges.get(lane, ()) for lane in lanes]
         for lane_index, lane in enumerate(lanes):
-            key, skipped_key = f"lanes.{lane:06d}", f"skipped_ranges.{lane:06d}"
-            missing = [name for name in (key, skipped_key) if name not in state]
-            if missing:
-                held = sum(name.startswith("lanes.") for name in state)
-                raise StateError(
-                    f"the state has no {missing[0]}: it holds {held} of {num_lanes} lanes, and this rank owns "
-                    f"{len(lanes)} of them. A rank's own state fits as many ranks only: join the states of all with "
-                    "streampack.merge_state_dicts, or save and load them with torch.distributed.checkpoint."
-                )
-            committed.rows[lane_index] = _row_of(state[key], key)
-            committed.skipped_ranges[lane_index] = tuple(skipped_ranges_from_json(state[skipped_key], skipped_key))
             packs, due = committed.packs(lane_index), packs_before(committed.global_pack, lane, num_lanes)
             if packs != due:
                 raise StateError(
-                    f"{key} has given {packs} packs, and the state is at global pack {committed.global_pack}, "
+                    f"lane {lane} has given {packs} packs, and the state is at global pack {committed.global_pack}, "
                     f"which makes {due}: parts of different steps were mixed"
                 )
         return committed
-
-
-def _row_of(value: Any, key: str) -> NDArray[np.int64]:
-    """A lane's row from a tensor, an array or a list."""
-    try:
-        row = torch.as_tensor(value, dtype=torch.int64)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise StateError(f"{key} is {value!r:.80}, not a row of integers: the state is damaged") from error
-    if row.shape != (len(FIELDS),):
-        raise StateError(f"{key} has shape {tuple(row.shape)}, not ({len(FIELDS)},): the state is damaged")
-    return row.numpy()
-
-
-def skipped_ranges_to_json(skipped_ranges: Iterable[SkippedRange]) -> str:
-    """A JSON list with a row of integers for each skipped range; `part` is left out where it is -1."""
-    return json.dumps([skipped if skipped.part >= 0 else skipped[:-1] for skipped in skipped_ranges])
-
-
-def skipped_ranges_from_json(value: Any, key: str) -> list[SkippedRange]:
-    """A lane's skipped ranges.
-
-    Raises:
-        StateError: the value is not what `skipped_ranges_to_json` wrote; the error names its `key`.
-    """
-    try:
-        return [SkippedRange(*(operator.index(number) for number in skipped)) for skipped in json.loads(value)]
-    except (TypeError, ValueError) as error:
-        raise StateError(f"{key} is {value!r:.80}, not a JSON list of skipped ranges: the state is damaged") from error
 
 
 def check_versions(state: Mapping[str, Any]) -> None:
@@ -245,54 +230,8 @@ def check_versions(state: Mapping[str, Any]) -> None:
         raise StateError(f"not a state of a PackedDataLoader: no {', '.join(missing)} among its {len(state)} keys")
     for key, known in (("version", STATE_VERSION), ("order_version", ORDER_VERSION)):
         if state[key] != known:
-            earlier = ' (a state of version 1 has keys "holes...", which this release does not read)'
             raise StateError(
-                f"the state has {key} {state[key]}, this release of streampack reads {known}"
-                f"{earlier if key == 'version' and state[key] == 1 else ''}: "
+                f"the state has {key} {state[key]}, this release of streampack reads {known} (another "
+                f"{'layout' if key == 'version' else 'order of documents'}): "
                 "continue with the release that wrote it, or start a new run"
             )
-
-
-def merge_state_dicts(states: Iterable[Mapping[str, Any]]) -> State:
-    """One state of all lanes from the states of all ranks; refuses ranks that are at different steps.
-
-    Raises:
-        StateError: two states differ in anything but their lanes, or have different positions of one lane.
-    """
-    merged: State = {}
-    for rank, state in enumerate(states):
-        check_versions(state)
-        for key, value in state.items():
-            if key not in merged:
-                if rank and not key.startswith(("lanes.", "skipped_ranges.")):
-                    raise StateError(f"state {rank} has {key!r}, which the states before it do not have")
-                merged[key] = value.clone() if isinstance(value, torch.Tensor) else value
-                continue
-            held = merged[key]
-            is_row = key.startswith("lanes.")
-            same = torch.equal(torch.as_tensor(held), torch.as_tensor(value)) if is_row else held == value
-            if not same and key == "global_pack":
-                raise StateError(
-                    f"the ranks are at different steps: global_pack is {held} in state 0, {value} in state {rank}. "
-                    "Take every rank's state after the same batch."
-                )
-            if not same:
-                raise StateError(f"{key} differs between the ranks' states: {held!r}, and {value!r} in state {rank}")
-    if not merged:
-        raise StateError("merge_state_dicts was given no states")
-    return merged
-
-
-def to_json(state: Mapping[str, Any]) -> str:
-    """The state as one JSON text; `load_state_dict(json.loads(text))` takes it back."""
-    plain = {key: value.tolist() if isinstance(value, torch.Tensor) else value for key, value in state.items()}
-    return json.dumps(plain)
-
-
-def from_json(text: str) -> State:
-    """The state that `to_json` wrote."""
-    plain: dict[str, Any] = json.loads(text)
-    return {
-        key: torch.tensor(value, dtype=torch.int64) if key.startswith("lanes.") else value
-        for key, value in plain.items()
-    }

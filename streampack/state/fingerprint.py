@@ -5,11 +5,14 @@ Out:   nothing, or a line for each field that differs: its name, both values, an
 """
 
 import json
+import logging
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from streampack.corpus.table import differing_block
 from streampack.errors import StateError
+
+_log = logging.getLogger(__name__)
 
 RECUTTABLE = frozenset({"seq_len", "boundary", "packing", "overflow", "packing_window", "tail", "lookahead", "pad_id"})
 """Fields that only decide how rows are cut into packs: a run can continue with other values, from the same row."""
@@ -111,3 +114,25 @@ def _describe_shards(before: Mapping[str, Any], after: Mapping[str, Any], saved_
     if where is None:
         return f"{dict(before)} {saved_where}, {dict(after)} {now_where}"
     return f"names or sizes differ among shards {where.start} to {where.stop - 1} of {after['num_shards']}"
+
+
+def warn_of_libraries(saved: object, now: Mapping[str, str]) -> None:
+    """Log a warning where the libraries that make the ids have other versions than those of the state.
+
+    Args:
+        saved: "libraries" of the state, a JSON object; None where the state has none.
+        now: name -> version.
+    """
+    try:
+        before = json.loads(saved) if isinstance(saved, str) else {}
+    except ValueError:
+        before = {}
+    for name in sorted({*before, *now}):
+        if before.get(name) != now.get(name):
+            _log.warning(
+                "%s, which makes the token ids, is %s in the state and %s now: where the two give other ids, the packs "
+                "are other ones from here on. The other version brings them back.",
+                name,
+                before.get(name, "not used"),
+                now.get(name, "not used"),
+            )

@@ -13,14 +13,14 @@ import copy
 import os
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from streampack.errors import StateError
-from streampack.state.box import Chunk, chunk_of, shape_of
+from streampack.state.box import chunk_of, shape_of
 
 TRIED = ("2.6.0", "2.13.0")
 NUM_SOURCES = 1
@@ -36,11 +36,11 @@ class LaneTable(torch.Tensor):
     """First lane, step to the next one, and lanes of all ranks."""
 
     @staticmethod
-    def __new__(cls, local: torch.Tensor, first: int, step: int, num_lanes: int) -> "LaneTable":
+    def __new__(cls: type[Self], local: torch.Tensor, first: int, step: int, num_lanes: int) -> Self:
         size = (local.shape[0], *shape_of(num_lanes), local.shape[-1])
-        table = torch.Tensor._make_wrapper_subclass(cls, size, dtype=torch.int64)  # type: ignore[attr-defined]  # noqa: SLF001
+        table = torch.Tensor._make_wrapper_subclass(cls, size, dtype=torch.int64)  # noqa: SLF001
         table.local, table.key = local, (first, step, num_lanes)
-        assert isinstance(table, LaneTable)
+        assert isinstance(table, cls)
         return table
 
     @property
@@ -57,7 +57,7 @@ class LaneTable(torch.Tensor):
 
     # -- torch.distributed.checkpoint ----------------------------------------------------------------------------------
 
-    def __create_write_items__(self, name: str, _: object) -> list[Any]:  # noqa: PLW3201
+    def __create_write_items__(self, name: str, _: object) -> list[Any]:
         from torch.distributed.checkpoint.metadata import MetadataIndex, TensorProperties
         from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
@@ -65,13 +65,13 @@ class LaneTable(torch.Tensor):
         data = TensorWriteData(chunk, TensorProperties(dtype=torch.int64), torch.Size(tuple(super().size())))
         return [WriteItem(MetadataIndex(name, chunk.offsets), WriteItemType.SHARD, tensor_data=data)]
 
-    def __create_chunk_list__(self) -> list[Any]:  # noqa: PLW3201
+    def __create_chunk_list__(self) -> list[Any]:
         from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 
         start = (0, *chunk_of(self.lanes, self.num_lanes)[0].start, 0)
         return [ChunkStorageMetadata(torch.Size(start), self.local.size())]
 
-    def __get_tensor_shard__(self, index: object) -> torch.Tensor:  # noqa: PLW3201
+    def __get_tensor_shard__(self, index: object) -> torch.Tensor:
         return self.local
 
     # -- copies --------------------------------------------------------------------------------------------------------
@@ -88,7 +88,9 @@ class LaneTable(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # noqa: SLF001
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: object, args: Any = (), kwargs: object = None) -> "LaneTable":
+    def __torch_dispatch__(  # type: ignore[override]  # torch types it as an instance method
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         """Copies, as savers make them; it is a table, nothing to calculate with."""
         table = next(arg for arg in args if isinstance(arg, LaneTable))
         name = func.overloadpacket.__name__
@@ -103,7 +105,7 @@ class LaneTable(torch.Tensor):
         )
 
 
-torch.serialization.add_safe_globals([LaneTable])  # type: ignore[no-untyped-call]  # for torch.load(weights_only=True)
+torch.serialization.add_safe_globals([LaneTable])  # for torch.load(weights_only=True)
 
 
 def to_table(values: NDArray[np.int64], lanes: range, num_lanes: int) -> torch.Tensor:
@@ -158,7 +160,7 @@ def check_torch() -> None:
         load.resolve_tensor(wanted).copy_(saved.local)  # type: ignore[attr-defined]
         is_known = written.type == WriteItemType.SHARD and bool((loaded.local == 7).all())  # type: ignore[attr-defined]
         assert is_known, "another plan than was meant"
-    except Exception as error:  # whatever a later torch does with it
+    except Exception as error:  # noqa: BLE001  # whatever a later torch does with it
         _refuse_torch(error)
 
 
@@ -170,7 +172,7 @@ def _refuse_torch(error: Exception) -> NoReturn:
     ) from error
 
 
-def read_checkpoint(source: "str | os.PathLike[str] | Any", lanes_of: Any, *, key: str | None) -> dict[str, Any]:
+def read_checkpoint(source: Any, lanes_of: Any, *, key: str | None) -> dict[str, Any]:
     """The state of a loader in a checkpoint of torch.distributed.checkpoint, of which this rank's lanes are read.
 
     No collective: each rank reads what it needs.
@@ -183,15 +185,15 @@ def read_checkpoint(source: "str | os.PathLike[str] | Any", lanes_of: Any, *, ke
     Raises:
         StateError: no state of a loader is there, or several.
     """
-    from torch.distributed.checkpoint import FileSystemReader
     from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
     is_path = isinstance(source, str | os.PathLike)
-    reader = FileSystemReader(source) if is_path else source
+    reader: Any = FileSystemReader(source) if is_path else source
     where = f"the checkpoint {os.fspath(source)}" if is_path else "the checkpoint"
     metadata = reader.read_metadata()
-    entries = metadata.state_dict_metadata
+    entries: dict[str, Any] = metadata.state_dict_metadata
     found = sorted(name[: -len("order_version")] for name in entries if name.split(".")[-1] == "order_version")
     prefix = f"{key}." if key else ""
     if key is None and len(found) == 1:
@@ -199,7 +201,7 @@ def read_checkpoint(source: "str | os.PathLike[str] | Any", lanes_of: Any, *, ke
     if prefix not in found:
         held = ", ".join(name.rstrip(".") or "(top)" for name in found) or "none"
         if key is None and found:
-            raise StateError(f"{where} has the states of several loaders: {held}. Name one: load_checkpoint(..., key=...)")
+            raise StateError(f"{where} has the states of several loaders: {held}. Name one with key=")
         raise StateError(f"{where} has no state of a loader{f' under {key!r}' if key else ''}; found: {held}")
 
     def read(template: dict[str, Any]) -> dict[str, Any]:
@@ -222,6 +224,3 @@ def read_checkpoint(source: "str | os.PathLike[str] | Any", lanes_of: Any, *, ke
                 lanes = lanes_of(num_lanes)
                 tables[name] = to_table(np.zeros((len(lanes), size[-1]), dtype=np.int64), lanes, num_lanes)
     return {**plain, **read(tables)}
-
-
-__all__ = ["NUM_SOURCES", "TRIED", "Chunk", "LaneTable", "check_torch", "from_table", "read_checkpoint", "to_table"]

@@ -12,7 +12,7 @@ from support.jobs import Corpus, dataset, rows, uneven
 
 import streampack
 from streampack.errors import ConfigError, LoaderError, ShardError
-from streampack.state.checkpoint import to_json
+from streampack.state.joining import to_json
 from streampack.testing import ByteTokenizer, write_shards
 
 

@@ -33,7 +33,8 @@ from support.workers import alive, worker_pids
 import streampack
 from streampack.errors import LoaderError, StateError, TopologyError
 from streampack.records import Counts
-from streampack.state.checkpoint import FIELDS, PACKS, STATE_VERSION, to_json
+from streampack.state.checkpoint import FIELDS, PACKS, STATE_VERSION
+from streampack.state.joining import to_json
 from streampack.testing import ByteTokenizer
 
 
@@ -67,32 +68,33 @@ def same(state: dict[str, Any], other: dict[str, Any]) -> bool:
 # --- what it holds
 
 
-def test_a_state_has_two_keys_a_lane_and_values_that_are_equal_on_all_ranks(data: streampack.PackedDataset) -> None:
+def test_a_state_has_two_tables_of_lanes_and_values_that_are_equal_on_all_ranks(data: streampack.PackedDataset) -> None:
     with Job(data, 3, 0, 4) as job:
         job.step(2)
         states = [loader.state_dict() for loader in job.loaders]
     for rank, state in enumerate(states):
-        own = [f"{kind}.{lane:06d}" for kind in ("skipped_ranges", "lanes") for lane in range(rank, LANES, 3)]
-        common = {"version", "order_version", "fingerprint", "global_pack", "first_epoch"}
-        assert set(state) == {*own, *common}
+        common = {"version", "order_version", "fingerprint", "libraries", "global_pack", "first_epoch"}
+        assert set(state) == {"rows", "skipped_ranges", *common}
         assert all(state[key] == states[0][key] for key in common)
-        for key in own:
-            value = state[key]
-            if isinstance(value, torch.Tensor):
-                assert value.dtype == torch.int64 and value.ndim == 1
-            else:
-                assert key.startswith("skipped_ranges.") and value == "[]"
-    assert {len(state[f"lanes.{rank:06d}"]) for rank, state in enumerate(states)} == {len(FIELDS)}
+        plain = json.loads(to_json(state))
+        lanes = range(rank, LANES, 3)
+        assert {key for key in plain if key not in common} == {
+            f"{kind}.{lane:06d}" for kind in ("skipped_ranges", "lanes") for lane in lanes
+        }
+        assert all(len(plain[f"lanes.{lane:06d}"]) == len(FIELDS) for lane in lanes)
+        assert all(plain[f"skipped_ranges.{lane:06d}"] == "[]" for lane in lanes)
+        for table in (state["rows"], state["skipped_ranges"]):
+            assert isinstance(table, torch.Tensor)
+            assert table.dtype == torch.int64 and table.shape[:3] == (1, 4, 3), "the box of 12 lanes"
     assert states[0]["global_pack"] == 24
 
 
 def test_the_layout_of_a_row_belongs_to_the_version() -> None:
     """Old states are read by position; a change here needs another `STATE_VERSION`."""
     assert STATE_VERSION == 3
-    assert FIELDS[:10] == (
-        *("epoch", "piece", "sample", "record", "place", "part", "row", "given", "packs", "digest"),
-    )
-    assert FIELDS[10:] == Counts._fields
+    assert FIELDS[:8] == ("epoch", "piece", "sample", "record", "place", "part", "row", "given")
+    assert FIELDS[8:11] == ("packs", "num_skipped", "digest")
+    assert FIELDS[11:] == Counts._fields
 
 
 def test_the_fingerprint_has_what_decides_on_the_packs_and_nothing_else(corpus: Corpus) -> None:
@@ -167,7 +169,7 @@ def test_a_state_shares_nothing_with_the_running_loader(data: streampack.PackedD
             if isinstance(value, torch.Tensor):
                 value.fill_(-7)  # nor does this show in the loader
         packs += take(iterator, 5)
-        assert loader.state_dict()["lanes.000000"][:7].min() >= 0
+        assert json.loads(to_json(loader.state_dict()))["lanes.000000"][PACKS] == 2
         loader.load_state_dict(loader.state_dict())
         packs += take(iter(loader), 5)
     assert_equal(dict(enumerate(packs)), wanted)
@@ -525,8 +527,9 @@ def test_states_of_different_runs_are_not_merged(corpus: Corpus) -> None:
 
 def test_one_lane_at_two_positions_is_not_merged(data: streampack.PackedDataset) -> None:
     state = loader_of(data).state_dict()
-    other = {**state, "lanes.000003": state["lanes.000003"] + 1}
-    with pytest.raises(StateError, match="lanes.000003 differs between the ranks' states"):
+    plain = json.loads(to_json(state))
+    other = {**plain, "lanes.000003": [number + 1 for number in plain["lanes.000003"]]}
+    with pytest.raises(StateError, match="lane 3 differs between the ranks' states: state 1 has another row"):
         streampack.merge_state_dicts([state, other])
     assert same(streampack.merge_state_dicts([state, state]), state)  # peers with the same packs are no harm
 
@@ -680,12 +683,12 @@ def test_a_corpus_may_move_and_what_is_no_part_of_the_data_may_change(
 @pytest.mark.parametrize(
     ("spoil", "error", "text"),
     [
-        (lambda s: {**s, "version": 99}, StateError, "the state has version 99, this release of streampack reads 3: "),
-        (lambda s: {**s, "version": 1}, StateError, 'reads 3 (a state of version 1 has keys "holes...", which this'),
+        (lambda s: {**s, "version": 99}, StateError, "the state has version 99, this release of streampack reads 3 (another layout): "),
+        (lambda s: {**s, "version": 2}, StateError, "continue with the release that wrote it, or start a new run"),
         (lambda s: {**s, "order_version": 0}, StateError, "the state has order_version 0, this release"),
         (lambda s: {}, StateError, "not a state of a PackedDataLoader: no version, order_version, fingerprint"),
         (lambda s: {"model": 1, "optimizer": 2}, StateError, "among its 2 keys"),
-        (lambda s: {k: v for k, v in s.items() if k != "global_pack"}, StateError, "no global_pack among its 28 keys"),
+        (lambda s: {k: v for k, v in s.items() if k != "global_pack"}, StateError, "no global_pack among its 29 keys"),
         (lambda s: {**s, "fingerprint": "x"}, StateError, "the state's fingerprint is not JSON"),
         (lambda s: {**s, "fingerprint": "[]"}, StateError, "the state's fingerprint is not an object"),
         (lambda s: {**s, "lanes.000004": torch.zeros(3)}, StateError, "lanes.000004 has shape (3,)"),
@@ -693,7 +696,7 @@ def test_a_corpus_may_move_and_what_is_no_part_of_the_data_may_change(
         (lambda s: {**s, "skipped_ranges.000004": "["}, StateError, "skipped_ranges.000004"),
         (lambda s: {**s, "skipped_ranges.000004": "[[1, 2]]"}, StateError, "skipped_ranges.000004"),
         (lambda s: {**s, "global_pack": 13}, StateError, "parts of different steps were mixed"),
-        (lambda s: {k: v for k, v in s.items() if k != "lanes.000007"}, StateError, "the state has no lanes.000007"),
+        (lambda s: {k: v for k, v in s.items() if k != "lanes.000007"}, StateError, "the state has no lane 7: "),
         (lambda s: {k: v for k, v in s.items() if k != "skipped_ranges.000007"}, StateError, "skipped_ranges.000007"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -703,8 +706,27 @@ def test_a_damaged_state_is_refused(
 ) -> None:
     with loader_of(data) as loader:
         take(iter(loader), 6)
+        state = json.loads(to_json(loader.state_dict()))
+    assert_refused(data, spoil(state), error, text)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "text"),
+    [
+        (lambda s: {**s, "rows": torch.zeros(3)}, "rows is torch.float32 of shape (3,), not int64 of (1, 4, 3,"),
+        (lambda s: {**s, "rows": "here"}, "rows is 'here', not a table of lanes"),
+        (lambda s: {**s, "rows": s["rows"][..., :-1]}, "rows is torch.int64 of shape (1, 4, 3,"),
+        (lambda s: {key: value for key, value in s.items() if key != "rows"}, "the state has no lane 0: "),
+        (lambda s: {key: value for key, value in s.items() if key != "skipped_ranges"}, "no skipped_ranges"),
+        (lambda s: {**s, "skipped_ranges": s["skipped_ranges"] + 99}, "lane 0 has 99 "),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_damaged_table_is_refused(data: streampack.PackedDataset, spoil: Spoil, text: str) -> None:
+    with loader_of(data) as loader:
+        take(iter(loader), 6)
         state = loader.state_dict()
-    assert_refused(data, spoil(dict(state)), error, text)
+    assert_refused(data, spoil(dict(state)), StateError, text)
 
 
 def test_the_state_of_one_rank_of_several_is_not_enough(data: streampack.PackedDataset) -> None:
@@ -715,7 +737,7 @@ def test_the_state_of_one_rank_of_several_is_not_enough(data: streampack.PackedD
         data,
         own,
         StateError,
-        "the state has no lanes.000001: it holds 4 of 12 lanes, and this rank owns 12 of them",
+        "the state has no lane 1: it holds 4 of 12 lanes, and this rank owns 12 of them",
         "streampack.merge_state_dicts",
     )
     with loader_of(data, dp_rank=0, dp_size=3) as loader:  # the same rank of the same number needs no more

@@ -31,7 +31,7 @@ from streampack.hashing import as_int64
 from streampack.loader import restarts, workers
 from streampack.loader.processes import Forks
 from streampack.records import Counts
-from streampack.state.checkpoint import to_json
+from streampack.state.joining import to_json
 
 pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks at processes in /proc"),

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 import streampack
 from streampack.hashing import Purpose, as_int64, permutation
 from streampack.records import Counts
-from streampack.state.checkpoint import to_json
+from streampack.state.joining import to_json
 from streampack.testing import ByteTokenizer
 from support.arguments import packed_dataset
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import streampack
 from streampack.hashing import as_int64
-from streampack.state.checkpoint import to_json
+from streampack.state.joining import to_json
 from streampack.testing import write_shards
 from support.arguments import packed_dataset
 from support.processes import run_program

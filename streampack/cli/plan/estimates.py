@@ -159,7 +159,7 @@ def lane_plan(dataset: PackedDataset, corpus: Corpus, density: Density) -> LaneP
         for epoch in range(1, measured):
             tokens += lane_sizes(corpus, density, epoch).tokens
         filler_share = filler_share_of(tokens * (dataset.epochs / measured), density.tokens_per_pack)
-    state = Committed.fresh(range(corpus.num_lanes), corpus.num_lanes).to_state(dataset.fingerprint())
+    state = Committed.fresh(range(corpus.num_lanes), corpus.num_lanes).to_state(dataset.fingerprint(), {})
     return LanePlan(
         num_lanes=corpus.num_lanes,
         auto=dataset.auto_lanes,

@@ -30,7 +30,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 import streampack
 from streampack.formats.layout import context_parallel_slice
-from streampack.state.checkpoint import to_json
+from streampack.state.joining import to_json
 
 KEYS = ("tokens", "labels", "position_ids", "segment_ids", "num_targets")
 

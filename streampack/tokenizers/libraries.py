@@ -1,0 +1,31 @@
+"""The versions of the libraries that make the ids: they may differ between releases, and no digest of ours sees it.
+
+In:  a tokenizer, one of ours or a user's. Out: {name of the distribution: version}.
+"""
+
+import importlib.metadata
+
+from streampack.records import Tokenizer
+
+_OURS = {
+    "sentencepiece": ("sentencepiece",),
+    "parts": ("sentencepiece",),
+    "gigatoken": ("gigatoken", "sentencepiece"),
+    "huggingface": ("tokenizers",),
+}
+"""Module of this package -> the libraries behind its tokenizers."""
+
+
+def libraries_of(tokenizer: Tokenizer | None) -> dict[str, str]:
+    """The distributions whose code gives the tokenizer's ids, with their versions; empty where there are none."""
+    found: dict[str, str] = {}
+    for base in type(tokenizer).__mro__:
+        package, _, name = base.__module__.rpartition(".")
+        names = _OURS.get(name, ()) if package == "streampack.tokenizers" else (base.__module__.partition(".")[0],)
+        for each in names:
+            try:
+                found[each] = importlib.metadata.version(each)
+            except importlib.metadata.PackageNotFoundError:
+                continue  # a module of the user's, or one of Python
+    found.pop("streampack", None)
+    return found
