@@ -88,7 +88,9 @@ class LanePosition(NamedTuple):
             self.packs + 1,
             self.documents + pack.counts.documents,
             self.num_skipped + len(new),
-            self.skipped_ranges if not new else known_after(self.skipped_ranges, new, pack.cursor.epoch),
+            self.skipped_ranges
+            if not (new or self.skipped_ranges)
+            else known_after(self.skipped_ranges, new, pack.cursor.epoch),
         )
 
 

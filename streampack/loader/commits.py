@@ -172,7 +172,7 @@ class Commits:
     def num_skipped(self) -> int:
         """What was skipped on all lanes since the start of the run."""
         standing = self._standing
-        return standing.base.num_skipped() + sum(len(each.skipped_ranges) for each in standing.changes)
+        return standing.base.num_skipped() + sum(int(each.rows[:, NUM_SKIPPED].sum()) for each in standing.changes)
 
     def counts(self) -> Counts:
         """The lanes' counts added up."""
@@ -283,8 +283,7 @@ def _applied(base: Committed, changes: Sequence[Change]) -> Committed:
     committed = base.copy()
     for change in changes:
         change.apply(committed)
-    if any(change.skipped_ranges for change in changes):
-        committed.prune()
+    committed.prune()
     return committed
 
 
