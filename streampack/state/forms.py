@@ -4,8 +4,8 @@ In:    rows and skipped ranges of lanes; a state.
 Out:   keys of a state; the rows and skipped ranges again.
 Never: a lane that is taken for one that has skipped nothing because a part of the state is missing.
 
-    tables  "rows"                    int64 [sources, *box, len(FIELDS)]
-            "skipped_ranges"          int64 [sources, *box, 1 + SLOTS * 6]: of each lane, how many there are and the
+    tables  "rows"                    int64 [*box, sources, len(FIELDS)]
+            "skipped_ranges"          int64 [*box, sources, 1 + SLOTS * 6]: of each lane, how many there are and the
                                       first SLOTS of them
             "skipped_ranges.000123"   JSON: those of the lane that do not fit into the table
     JSON    "lanes.000123"            the lane's row

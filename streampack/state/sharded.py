@@ -24,20 +24,20 @@ from streampack.state.box import chunk_of, shape_of
 
 TRIED = ("2.6.0", "2.13.0")
 NUM_SOURCES = 1
-"""The first axis of every table: a lane has a row for each source."""
+"""The axis after the box: a lane has a row for each source. Where it comes last, torch 2.6 compares chunks fastest."""
 
 
 class LaneTable(torch.Tensor):
-    """A table [sources, *box, columns] of all lanes, of which this process has the chunk of one rank's lanes."""
+    """A table [*box, sources, columns] of all lanes, of which this process has the chunk of one rank's lanes."""
 
     local: torch.Tensor
-    """int64 [sources, *shape of the chunk, columns]."""
+    """int64 [*shape of the chunk, sources, columns]."""
     key: tuple[int, int, int]
     """First lane, step to the next one, and lanes of all ranks."""
 
     @staticmethod
     def __new__(cls: type[Self], local: torch.Tensor, first: int, step: int, num_lanes: int) -> Self:
-        size = (local.shape[0], *shape_of(num_lanes), local.shape[-1])
+        size = (*shape_of(num_lanes), *local.shape[-2:])
         table = torch.Tensor._make_wrapper_subclass(cls, size, dtype=torch.int64)  # noqa: SLF001
         table.local, table.key = local, (first, step, num_lanes)
         assert isinstance(table, cls)
@@ -68,7 +68,7 @@ class LaneTable(torch.Tensor):
     def __create_chunk_list__(self) -> list[Any]:
         from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 
-        start = (0, *chunk_of(self.lanes, self.num_lanes)[0].start, 0)
+        start = (*chunk_of(self.lanes, self.num_lanes)[0].start, 0, 0)
         return [ChunkStorageMetadata(torch.Size(start), self.local.size())]
 
     def __get_tensor_shard__(self, index: object) -> torch.Tensor:
@@ -113,7 +113,7 @@ def to_table(values: NDArray[np.int64], lanes: range, num_lanes: int) -> torch.T
     chunk, index = chunk_of(lanes, num_lanes)
     box = np.empty_like(values)
     box[index] = values
-    local = torch.from_numpy(box.reshape(NUM_SOURCES, *chunk.shape, values.shape[1]))
+    local = torch.from_numpy(box.reshape(*chunk.shape, NUM_SOURCES, values.shape[1]))
     return local if len(lanes) == num_lanes else LaneTable(local, lanes.start, lanes.step, num_lanes)
 
 
@@ -132,7 +132,7 @@ def from_table(table: Any, num_lanes: int, columns: int, key: str) -> tuple[rang
         except (TypeError, ValueError, RuntimeError) as error:
             raise StateError(f"{key} is {table!r:.80}, not a table of lanes: the state is damaged") from error
     chunk, index = chunk_of(lanes, held)
-    wanted = (NUM_SOURCES, *chunk.shape, columns)
+    wanted = (*chunk.shape, NUM_SOURCES, columns)
     if held != num_lanes or tuple(local.shape) != wanted or local.dtype != torch.int64:
         raise StateError(
             f"{key} is {local.dtype} of shape {tuple(local.shape)}, not int64 of {wanted}: the state is damaged"
@@ -219,8 +219,8 @@ def read_checkpoint(source: Any, lanes_of: Any, *, key: str | None) -> dict[str,
     for name in names:
         if not isinstance(entries[name], BytesStorageMetadata):
             size = entries[name].size
-            num_lanes = int(np.prod(size[1:-1], dtype=np.int64))
-            if tuple(size[1:-1]) == shape_of(num_lanes) and size[0] == NUM_SOURCES:
+            num_lanes = int(np.prod(size[:-2], dtype=np.int64))
+            if tuple(size[:-2]) == shape_of(num_lanes) and size[-2] == NUM_SOURCES:
                 lanes = lanes_of(num_lanes)
                 tables[name] = to_table(np.zeros((len(lanes), size[-1]), dtype=np.int64), lanes, num_lanes)
     return {**plain, **read(tables)}

@@ -90,7 +90,7 @@ def test_a_state_has_two_tables_of_lanes_and_values_that_are_equal_on_all_ranks(
         assert all(plain[f"skipped_ranges.{lane:06d}"] == "[]" for lane in lanes)
         for table in (state["rows"], state["skipped_ranges"]):
             assert isinstance(table, torch.Tensor)
-            assert table.dtype == torch.int64 and table.shape[:3] == (1, 4, 3), "the box of 12 lanes"
+            assert table.dtype == torch.int64 and table.shape[:3] == (4, 3, 1), "the box of 12 lanes"
     assert states[0]["global_pack"] == 24
 
 
@@ -688,7 +688,7 @@ def test_a_corpus_may_move_and_what_is_no_part_of_the_data_may_change(
 @pytest.mark.parametrize(
     ("spoil", "error", "text"),
     [
-        (lambda s: {**s, "version": 99}, StateError, "the state has version 99, this release of streampack reads 3 (another layout): "),
+        (lambda s: {**s, "version": 99}, StateError, "version 99, this release of streampack reads 3 (another layout): "),
         (lambda s: {**s, "version": 2}, StateError, "continue with the release that wrote it, or start a new run"),
         (lambda s: {**s, "order_version": 0}, StateError, "the state has order_version 0, this release"),
         (lambda s: {}, StateError, "not a state of a PackedDataLoader: no version, order_version, fingerprint"),
@@ -718,9 +718,9 @@ def test_a_damaged_state_is_refused(
 @pytest.mark.parametrize(
     ("spoil", "text"),
     [
-        (lambda s: {**s, "rows": torch.zeros(3)}, "rows is torch.float32 of shape (3,), not int64 of (1, 4, 3,"),
+        (lambda s: {**s, "rows": torch.zeros(3)}, "rows is torch.float32 of shape (3,), not int64 of (4, 3, 1,"),
         (lambda s: {**s, "rows": "here"}, "rows is 'here', not a table of lanes"),
-        (lambda s: {**s, "rows": s["rows"][..., :-1]}, "rows is torch.int64 of shape (1, 4, 3,"),
+        (lambda s: {**s, "rows": s["rows"][..., :-1]}, "rows is torch.int64 of shape (4, 3, 1,"),
         (lambda s: {key: value for key, value in s.items() if key != "rows"}, "the state has no lane 0: "),
         (lambda s: {key: value for key, value in s.items() if key != "skipped_ranges"}, "no skipped_ranges"),
         (lambda s: {**s, "skipped_ranges": s["skipped_ranges"] + 99}, "lane 0 has 99 "),

@@ -34,7 +34,7 @@ def message_rows(given_by: Iterable[tuple[int, LanePack]]) -> Any:
 
 def test_after_a_pack_a_lane_continues_at_its_cursor() -> None:
     a, b = SkippedRange(0, 1, 512, 513, 0), SkippedRange(0, 2, 0, 1, -1)
-    position = LanePosition(Cursor(0, 2, 5120, row=7), packs=41, documents=96, num_skipped=1, skipped_ranges=frozenset({a}))
+    position = LanePosition(Cursor(0, 2, 5120, row=7), 41, 96, 1, frozenset({a}))
     pack = LanePack(NO_ROWS, Cursor(0, 2, 9728), Counts(documents=3, tokens=64), 5, (b,), ())
     assert position.after(pack) == LanePosition(Cursor(0, 2, 9728), 42, 99, 2, frozenset({a, b}))
 
