@@ -48,16 +48,29 @@ def texts() -> Iterator[tuple[str, str]]:
 # -- what is shown is the run ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("packing", ["wrap", "next_fit"])
+@pytest.mark.parametrize("packing", ["wrap", "next_fit", "best_fit"])
 def test_the_packs_are_those_of_the_run_in_the_global_order(packing: str) -> None:
     options = ["--num-lanes", "12", "--seq-len", "128", "--packing", packing, "--seed", "5"]
     shown = peek(SHARDS, "-t", MODEL, *options, "--num", "30")["packs"]
-    run = PackedDataset(SHARDS, MODEL, 128, num_lanes=12, packing=packing, seed=5)
+    run = PackedDataset(SHARDS, MODEL, 128, num_lanes=12, packing=packing, seed=5, epochs=1)
     assert [pack["global_pack"] for pack in shown] == list(range(30))
     for pack, item in zip(shown, islice(run, 30), strict=True):
         assert {name: item[name].tolist() for name in ("tokens", "labels", "position_ids", "segment_ids")} == {
             name: pack[name] for name in ("tokens", "labels", "position_ids", "segment_ids")
         }
+
+
+@pytest.mark.parametrize("boundary", ["mask", "trim"])
+def test_a_piece_that_best_fit_cuts_off_a_document_goes_on_in_another_pack(boundary: str) -> None:
+    options = ["--packing", "best_fit", "--boundary", boundary, "--num-lanes", "4", "--seq-len", "64", "-n", "40"]
+    packs = peek(SHARDS, "-t", MODEL, *options)["packs"]
+    segments = [segment for pack in packs for segment in pack["segments"]]
+    going_on = [segment for segment in segments if segment["goes_on"]]
+    assert going_on
+    for segment in going_on:
+        assert (segment["num_rows"], segment["edge"]["reason"]) == (64, "its next token, in the next pack")
+    others = {segment["edge"]["reason"] for segment in segments if not segment["goes_on"]}
+    assert others == {"masked" if boundary == "mask" else "the document's last token"}
 
 
 def test_segments_name_the_documents_that_their_tokens_are_of() -> None:

@@ -10,6 +10,7 @@ from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.position import LanePack
 from streampack.lanes.provenance import Provenance
 from streampack.packing.blocks import spell_out
+from streampack.packing.options import Overflow
 from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary
 from streampack.records import IGNORE_INDEX
 
@@ -78,7 +79,7 @@ def make_view(pipeline: Pipeline, pieces: Pieces, number: int, num_lanes: int, p
     first_row = 0
     for index, source in enumerate(pack.provenance):
         is_last = index == len(pack.provenance) - 1
-        goes_on = is_last and pack.rows.next_row > 0
+        goes_on = is_last and _goes_on(pipeline, pack, source)
         row = first_row + source.length - 1
         following = None if is_last else tokens[row + 1]
         label = labels[row]
@@ -108,6 +109,16 @@ def make_view(pipeline: Pipeline, pieces: Pieces, number: int, num_lanes: int, p
         pieces=pieces.of(tokens),
         segments=segments,
     )
+
+
+def _goes_on(pipeline: Pipeline, pack: LanePack, last: Provenance) -> bool:
+    """Whether the document of a pack's last segment goes on in another pack."""
+    if not pipeline.packing.has_windows:
+        return pack.rows.next_row > 0
+    # A piece that is cut off a document is a pack of its own. Not all rows may be targets, so this may miss one.
+    num_rows = last.targets + (pipeline.boundary is BoundaryPolicy.MASK)
+    is_split = pipeline.packing.overflow is Overflow.SPLIT and last.length == pipeline.seq_len
+    return is_split and last.row + last.length < num_rows
 
 
 def _segment(document: int, source: Provenance, first_row: int, goes_on: bool, edge: Edge) -> Segment:
