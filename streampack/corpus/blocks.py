@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from streampack.corpus.partition import Piece, lane_share
 from streampack.hashing import Bijection, Purpose
 
-_AT_ONCE = 64
+_AT_ONCE = 256
 """Pieces that are computed together: a step for many costs little more than for one."""
 
 
@@ -72,13 +72,11 @@ class BlockPieces(Sequence[Piece]):
     def __getitem__(self, index: slice) -> list[Piece]: ...
     def __getitem__(self, index: int | slice) -> Piece | list[Piece]:
         if isinstance(index, slice):
-            places = self._share[index]
-            return self._compute(np.arange(places.start, places.stop, places.step, dtype=np.int64))
+            return [self[each] for each in range(len(self))[index]]
         index = range(len(self))[index]
         if not 0 <= index - self._made_from < len(self._made):
             self._made_from = index // _AT_ONCE * _AT_ONCE
-            self._made = self[self._made_from : self._made_from + _AT_ONCE]
+            places = self._share[self._made_from : self._made_from + _AT_ONCE]
+            numbers = self._order.of(np.arange(places.start, places.stop, dtype=np.int64))
+            self._made = self._line.blocks(numbers)
         return self._made[index - self._made_from]
-
-    def _compute(self, places: NDArray[np.int64]) -> list[Piece]:
-        return self._line.blocks(self._order.of(places))

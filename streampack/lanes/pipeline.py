@@ -168,7 +168,6 @@ class Pipeline:
                 pass_over=pass_over,
             )
         else:
-            look_bytes = 0 if isinstance(read, Opened) else min(LOOK_BYTES, piece.end - piece.begin)
             yield from read_range(
                 read,
                 partial(read, first_bytes=_LOOK_BYTES),
@@ -179,8 +178,8 @@ class Pipeline:
                 wanted=wanted,
                 max_member_bytes=limit,
                 resume=None if resume < 0 else resume,
-                open_begin=partial(read, first_bytes=_LOOK_BYTES + look_bytes),
-                look_bytes=look_bytes,
+                open_begin=partial(read, first_bytes=_LOOK_BYTES + min(LOOK_BYTES, piece.end - piece.begin)),
+                in_memory=isinstance(read, Opened),
                 pass_over=pass_over,
             )
 

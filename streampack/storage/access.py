@@ -20,6 +20,7 @@ from typing import Any
 
 from streampack.records import StorageUse
 from streampack.storage.backends.choice import open_object
+from streampack.storage.backends.local import LocalFile
 from streampack.storage.cache.folder import CacheFolder
 from streampack.storage.cache.reader import forget_range, read_through
 from streampack.storage.checking import check_blocks, check_whole
@@ -29,7 +30,7 @@ from streampack.storage.identity import identities
 from streampack.storage.listing import list_files, note_etag
 from streampack.storage.objects import RangeReader
 from streampack.storage.options import RetryPolicy, Storage, hidden
-from streampack.storage.ranges import begin_range, read_ranges
+from streampack.storage.ranges import begin_range, read_at_once, read_ranges
 from streampack.storage.retry import persist
 from streampack.storage.stretch import Stretch
 
@@ -185,19 +186,19 @@ class StorageReader:
             start, stop = start // block_bytes * block_bytes, min(-(-stop // block_bytes) * block_bytes, size)
         reader = self._reader(url, size=size, etag=etag)
         begun = begin_range(reader, start, stop, self._clients)
-        num_bytes = stop - start
-        bounds = {"first_bytes": num_bytes, "max_bytes": _MOST_PIECES * num_bytes}
+        bounds = {"first_bytes": stop - start, "max_bytes": _MOST_PIECES * (stop - start)}
+        read = partial(read_ranges, clients=self._clients, size_of=partial(self.size, url), **bounds)
+        is_first = True
 
         def open_range(begin: int, end: int | None) -> Iterator[bytes]:
-            nonlocal begun
-            mine, begun = begun, None
-            if mine is None:
+            nonlocal is_first
+            if not is_first:
                 return self._ranges(url, begin, end, size=size, etag=etag, **bounds)
+            is_first = False
             assert (begin, end) == (start, stop), "the first reading is that of the stretch"
-            size_of = partial(self.size, url)
-            return read_ranges(
-                reader, start=begin, stop=end, clients=self._clients, size_of=size_of, begun=mine, **bounds
-            )
+            if isinstance(reader, LocalFile):
+                return read_at_once(reader, start, stop, partial(read, reader, start=start, stop=stop), self._clients)
+            return read(reader, start=start, stop=stop, begun=begun)
 
         more = partial(self.chunks, url, size=size, digest=digest, etag=etag, first_bytes=_MORE_BYTES)
         first = self._checked(open_range, url, start, stop, size=size, digest=digest, etag=etag)

@@ -14,7 +14,7 @@ _FIRST_MORE = 32 * 2**10
 """Bytes that are asked for where a reading goes on after the stretch; each time twice as many."""
 _MOST_MORE = 2**20
 _HEAD_BYTES = 16 * 2**10
-"""Of a reading without an end, which looks for a header and mostly needs no more."""
+"""The first bytes of a reading without an end, which looks for a header and mostly needs few; then twice as many."""
 
 
 class Stretch:
@@ -51,14 +51,14 @@ class Stretch:
         Raises:
             StreampackError: what the request for the stretch raised, once; the next reading asks again.
         """
-        at, end = begin, self._size if end is None else end
-        head = begin + _HEAD_BYTES if end == self._size else end
+        at, step = begin, _HEAD_BYTES if end is None else self._size
+        end = self._size if end is None else end
         self._load()
         while at < end and self.start <= at <= self.stop:
             if at == self.stop and not self._extend():
                 break
-            part = self._data[at - self.start : min(head, end) - self.start]
-            at, head = at + len(part), end
+            part = self._data[at - self.start : min(at + step, end) - self.start]
+            at, step = at + len(part), 2 * step
             yield part
         if at < end:
             yield from self._more(at, end)

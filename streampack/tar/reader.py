@@ -111,7 +111,7 @@ def read_range(
     max_member_bytes: int,
     resume: int | None = None,
     open_begin: Callable[[int], Iterator[bytes]] | None = None,
-    look_bytes: int = LOOK_BYTES,
+    in_memory: bool = False,
     pass_over: PassOver = pass_over_silently,
 ) -> Iterator[Sample]:
     """The samples of the range [begin, end) of a plain tar of `size` bytes; `read_samples` has the other arguments.
@@ -119,8 +119,8 @@ def read_range(
     The samples are those from `find_sample(begin)` to `find_sample(end)`; the ranges between any cuts hold each sample
     once. `open_range(first, last)` gives the bytes in between, `open_at(offset)` those from there on, of which only the
     first few are read. `resume`: the `Sample.position` in this range to continue from. `open_begin`: as `open_at`, for
-    the place where the range begins; from there `look_bytes` are looked at for the end of an archive (0: none, where
-    no sample is used before the whole range is read).
+    the place where the range begins, from which `cuts.LOOK_BYTES` of the range are looked at for the end of an archive.
+    `in_memory`: all bytes are at hand, and no sample is used before the whole range is read; so nothing is looked at.
 
     Raises:
         TruncatedShardError: the shard ends before the archive does.
@@ -133,6 +133,7 @@ def read_range(
 
     is_doubtful = False
     if resume is None:
+        look_bytes = 0 if in_memory else min(LOOK_BYTES, end - begin)
         left = range_start(open_begin or open_at, begin=begin, end=end, size=size, url=url, look_bytes=look_bytes)
         if left is None:
             return
@@ -151,11 +152,11 @@ def read_range(
         return
 
     def chunks() -> Iterator[bytes]:
-        # The search for the right boundary can wait until this range has arrived at its cut.
-        if first < end:
-            yield from open_range(first, end)
-        if right().offset > end:
-            yield from open_range(max(first, end), right().offset)
+        middle = right().offset if in_memory else end
+        if first < middle:  # the search for the right boundary waits until this range has arrived at its cut
+            yield from open_range(first, middle)
+        if right().offset > middle:
+            yield from open_range(max(first, middle), right().offset)
 
     def until() -> Boundary | None:
         return None if right().offset == size else right()

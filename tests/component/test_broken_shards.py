@@ -18,7 +18,7 @@ from support.tars import END, entry, header, pax
 
 from streampack import PackedDataset, RetryPolicy
 from streampack.errors import RecordError, ShardError, ShardNotFoundError, StorageError, WrongCutError
-from streampack.lanes import pipeline
+from streampack.tar import reader
 from streampack.testing import ByteTokenizer
 
 SUFFIXES = (".tar", ".tar.gz", ".tar", ".tar.zst")
@@ -337,7 +337,7 @@ def test_a_pass_that_stops_before_a_lane_arrives_at_a_cut_still_finds_that_it_wa
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_error: str
 ) -> None:
     """Lane 1 begins in the inner tar; lane 2 ends long before lane 0 comes to the cut, or lane 1 to its end."""
-    monkeypatch.setattr(pipeline, "LOOK_BYTES", 0)  # as where the inner tar is larger than what is looked at
+    monkeypatch.setattr(reader, "LOOK_BYTES", 0)  # as where the inner tar is larger than what is looked at
     data = nested() + bytes(-len(nested()) % 1024)
     (tmp_path / "a.tar").write_bytes(data)
     last = entry("z.txt", b"the only text") + entry("z.bin", bytes(len(data) // 2 - 1024 - 512 - 1024)) + END
