@@ -53,7 +53,7 @@ def manifest(
         ),
     ] = False,
     block_bytes: Annotated[
-        int, typer.Option(min=2**16, max=MAX_BLOCK_BYTES, help="With --digests: bytes of a block.")
+        int, typer.Option(min=2**14, max=MAX_BLOCK_BYTES, help="With --digests: bytes of a block.")
     ] = BLOCK_BYTES,
     workers: Annotated[
         int, typer.Option("--workers", "-w", min=1, help="With --digests: shards that are read at the same time.")

@@ -186,19 +186,30 @@ class StorageReader:
             start, stop = start // block_bytes * block_bytes, min(-(-stop // block_bytes) * block_bytes, size)
         reader = self._reader(url, size=size, etag=etag)
         begun = begin_range(reader, start, stop, self._clients)
-        bounds = {"first_bytes": stop - start, "max_bytes": _MOST_PIECES * (stop - start)}
-        read = partial(read_ranges, clients=self._clients, size_of=partial(self.size, url), **bounds)
+        first_bytes, max_bytes = stop - start, _MOST_PIECES * (stop - start)
         is_first = True
+
+        def read() -> Iterator[bytes]:
+            return read_ranges(
+                reader,
+                start=start,
+                stop=stop,
+                first_bytes=first_bytes,
+                max_bytes=max_bytes,
+                clients=self._clients,
+                size_of=partial(self.size, url),
+                begun=begun,
+            )
 
         def open_range(begin: int, end: int | None) -> Iterator[bytes]:
             nonlocal is_first
             if not is_first:
-                return self._ranges(url, begin, end, size=size, etag=etag, **bounds)
+                return self._ranges(
+                    url, begin, end, size=size, etag=etag, first_bytes=first_bytes, max_bytes=max_bytes
+                )
             is_first = False
             assert (begin, end) == (start, stop), "the first reading is that of the stretch"
-            if isinstance(reader, LocalFile):
-                return read_at_once(reader, start, stop, partial(read, reader, start=start, stop=stop), self._clients)
-            return read(reader, start=start, stop=stop, begun=begun)
+            return read_at_once(reader, start, stop, read, self._clients) if isinstance(reader, LocalFile) else read()
 
         more = partial(self.chunks, url, size=size, digest=digest, etag=etag, first_bytes=_MORE_BYTES)
         first = self._checked(open_range, url, start, stop, size=size, digest=digest, etag=etag)

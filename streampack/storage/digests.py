@@ -17,8 +17,9 @@ import xxhash
 
 from streampack.errors import ConfigError
 
-BLOCK_BYTES = 2**20
-"""Block size of the digests that `streampack manifest --digests` writes: 16 characters for each MiB."""
+BLOCK_BYTES = 2**15
+"""Block size of the digests that `streampack manifest --digests` writes: 16 characters for each 32 KiB. A reader that
+wants a part of a block reads all of it, and shuffled blocks end anywhere; larger ones would have more read twice."""
 MAX_BLOCK_BYTES = 64 * 2**20
 """The largest block: it is held in memory before its first byte is used."""
 PATTERN = r"^[a-z0-9]+(/[1-9][0-9]{0,8})?:([0-9a-f]{2})+$"

@@ -1,7 +1,6 @@
 """Blocks as a lane reads them: every sample once, whatever the tar; little more is asked for than what is read."""
 
 import json
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -9,7 +8,7 @@ from random import Random
 import pytest
 from support import servers
 from support.proxy import Fault, Proxy
-from support.tars import FORMATS, entry, random_members, read, write_tar, write_webdataset
+from support.tars import FORMATS, random_members, read, write_tar, write_webdataset
 
 from streampack import PackedDataset, RetryPolicy, Shuffle, Storage
 from streampack.corpus.partition import Piece
@@ -106,8 +105,7 @@ def test_a_tar_inside_the_tar_is_detected_or_harmless(tmp_path: Path) -> None:
         for piece in data.corpus().pieces(0, 0):
             try:
                 found += read_group(data, [piece])[0]
-            except WrongCutError as error:
-                assert '"whole": true' in str(error)
+            except WrongCutError:
                 refused += 1
         if not refused:
             assert sorted(each.position for each in found) == [each.position for each in read(tar)]

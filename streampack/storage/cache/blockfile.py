@@ -1,7 +1,7 @@
 """A block of a shard as a file that can be checked chunk by chunk.
 
     | a digest for each chunk, 0: not there | chunk | chunk |  (not there yet)  | chunk | ... |
-      8 bytes each                            256 KiB each, the shard's last one shorter
+      8 bytes each                            32 KiB each, the shard's last one shorter
 
 In: chunks, in any order, from the process that has the file's lock. Out: chunks that were written, to any process.
 Never: a byte that differs from what was written. A digest (xxh3, seeded by the file's name and the chunk's number) is
@@ -20,10 +20,13 @@ from collections.abc import Callable
 
 import xxhash
 
-CHUNK_BYTES = 256 * 1024
+CHUNK_BYTES = 32 * 1024
+"""A reading of some bytes asks for whole chunks; blocks that are read for a shuffle are not much larger."""
 BLOCK_BYTES = 8 * 2**20
 CHUNKS = BLOCK_BYTES // CHUNK_BYTES
 _MASK = 2**64 - 1
+_AT_ONCE = 8
+"""Chunks that one system call reads."""
 
 _locked: set[int] = set()  # descriptors with a lock, in this process
 _watching_forks = False
@@ -51,22 +54,36 @@ class BlockFile:
 
     def read(self, start: int, stop: int, keep: Callable[[bytes], None]) -> int:
         """Hand on the bytes from `start` to `stop` or the first chunk that is not there; returns how many."""
-        given = 0
-        for chunk in range(start // CHUNK_BYTES, -(-stop // CHUNK_BYTES)):
-            if not self.has(chunk):
-                break
+        given, chunk, last = 0, start // CHUNK_BYTES, -(-stop // CHUNK_BYTES)
+        while chunk < last and self.has(chunk):
+            after = chunk + 1
+            while after < min(last, chunk + _AT_ONCE) and self.has(after):
+                after += 1
             begin = chunk * CHUNK_BYTES
+            num_bytes = min(after * CHUNK_BYTES, self._length) - begin
             try:
-                data = os.pread(self.descriptor, self._size(chunk), self._head_bytes + begin)
+                data = os.pread(self.descriptor, num_bytes, self._head_bytes + begin)
             except OSError:  # a disk that loses what it holds
                 break
-            if len(data) != self._size(chunk) or self._digest(chunk, data) != self.digests[chunk]:
+            right = self._num_right(chunk, data)
+            data = data[max(start - begin, 0) : min(right * CHUNK_BYTES, stop - begin)]
+            if data:
+                keep(data)
+                given += len(data)
+            if right < after - chunk:
                 break
-            if begin < start or begin + len(data) > stop:
-                data = data[max(start - begin, 0) : stop - begin]
-            keep(data)
-            given += len(data)
+            chunk = after
         return given
+
+    def _num_right(self, first: int, data: bytes) -> int:
+        """How many of the chunks from the first one on are what was written."""
+        view, count = memoryview(data), 0
+        for chunk in range(first, first - (-len(data) // CHUNK_BYTES)):
+            part = view[count * CHUNK_BYTES : (count + 1) * CHUNK_BYTES]
+            if len(part) != self._size(chunk) or self._digest(chunk, part) != self.digests[chunk]:
+                break
+            count += 1
+        return count
 
     def write(self, chunk: int, data: bytes) -> None:
         """Add a whole chunk; the lock is held."""
@@ -82,7 +99,7 @@ class BlockFile:
     def _size(self, chunk: int) -> int:
         return min(CHUNK_BYTES, self._length - chunk * CHUNK_BYTES)
 
-    def _digest(self, chunk: int, data: bytes) -> int:
+    def _digest(self, chunk: int, data: bytes | memoryview) -> int:
         return xxhash.xxh3_64_intdigest(data, seed=(self._seed + chunk) & _MASK) or 1
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 In: the reader of an object that tells its version, a range. Out: the range's bytes, as `RangeReader` says.
 
     range        |............................|
-    in the cache |#####|              |#######|.....       chunks of 256 KiB, in files of 8 MiB
+    in the cache |#####|              |#######|.....       chunks of 32 KiB, in files of 8 MiB
     asked for          |--------------|                    one request, under the locks of the files that it fills
 
 With the cache a byte waits for the rest of its chunk and no longer, and there are no more requests than without it. A
