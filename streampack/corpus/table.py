@@ -19,6 +19,8 @@ from streampack.storage.digests import block_bytes_of
 from streampack.tar.codecs import COMPRESSED_SUFFIXES, suffix_of
 
 _BLOCKS = 100
+_HEAD_BYTES = 20
+"""Of a digest: its algorithm and the bytes of its blocks."""
 _MOST_RUNS = 100
 """Of neighbouring marked shards, that a fingerprint names."""
 
@@ -94,6 +96,14 @@ class ShardTable:
         """Number of shards whose digest no reader checks: several lanes read parts of a shard with one digest."""
         with_digest = np.flatnonzero(np.diff(self.digests.offsets) * ~self.whole)
         return sum(not block_bytes_of(self.digests[int(index)]) for index in with_digest)
+
+    @property
+    def digest_block_bytes(self) -> int:
+        """The largest block that has a digest, of the shards that are read in parts; 0: none has."""
+        begins, ends = self.digests.offsets[:-1], self.digests.offsets[1:]
+        cut = np.flatnonzero((ends > begins) & ~self.whole)
+        heads = {self.digests.blob[begins[i] : min(begins[i] + _HEAD_BYTES, ends[i])] for i in cut.tolist()}
+        return max((block_bytes_of(head.decode()) for head in heads), default=0)
 
     @property
     def digest(self) -> str:

@@ -24,7 +24,7 @@ from streampack.corpus.table import ShardTable
 from streampack.dataset.arguments import Data, DatasetArguments, as_storage
 from streampack.dataset.assembly import fingerprint, make_pipeline
 from streampack.dataset.iteration import PackIterator, Reading, WorkerShare
-from streampack.dataset.shardlist import ShardList
+from streampack.dataset.shardlist import ShardList, warn_of_large_digests
 from streampack.dataset.wrappers import check_not_dealt_again
 from streampack.documents.split import HoldOut
 from streampack.documents.transform import Transform
@@ -217,7 +217,11 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
 
     def list_shards(self) -> ShardTable:
         """The shard list, expanded and measured on the first call; later calls ask no storage."""
-        return self._shards.table()
+        is_first = not self._shards.is_listed
+        table = self._shards.table()
+        if is_first:
+            warn_of_large_digests(table, self.corpus().block_bytes)
+        return table
 
     def adopt_shards(self, table: ShardTable) -> None:
         """Take the shard list that another rank has made."""

@@ -70,3 +70,22 @@ class ShardList:
             if marked := table.marked_whole():
                 self._fingerprint["marked_whole"] = marked
         return self._fingerprint
+
+
+_MOST_MORE = 4
+"""A block of a digest that is larger than this part of a shuffled block makes its reading cost noticeably more."""
+
+
+def warn_of_large_digests(table: ShardTable, block_bytes: int) -> None:
+    """Warn where the digests' blocks have much more read than the shuffled blocks (0: there are none) hold."""
+    digest_bytes = table.digest_block_bytes
+    if block_bytes and digest_bytes * _MOST_MORE > block_bytes:
+        times = 1 + digest_bytes / block_bytes
+        warnings.warn(
+            f"the manifest has digests of blocks of {digest_bytes:,} bytes, which are read whole to be checked, and "
+            f"shuffle reads blocks of {block_bytes:,} bytes: about {times:.1f} times the bytes of the shards are read. "
+            "Write digests of smaller blocks (`streampack manifest --digests`), leave them out, or use larger blocks "
+            '(streampack.Shuffle(block_bytes=...)) or shuffle="shards".',
+            UserWarning,
+            stacklevel=3,
+        )

@@ -173,6 +173,30 @@ def test_digests_of_small_blocks_add_little(tmp_path: Path, tars: list[bytes], p
     assert asked(dataset(manifest(tmp_path, proxy.url, tars, 2**15), **LARGE), total) < 1.25
 
 
+def test_digests_of_large_blocks_are_checked_and_warned_of(tmp_path: Path, tars: list[bytes], proxy: Proxy) -> None:
+    with pytest.warns(UserWarning, match=r"262,144 bytes: about 2\.0 times the bytes .* Write digests of smaller"):
+        data = dataset(manifest(tmp_path, proxy.url, tars, 2**18), **LARGE)
+    pieces = data.corpus().pieces(0, 0)[:2]
+    proxy.always = Fault("flip", at=pieces[0].begin + 10_000)
+    proxy.objects = {f"/{index}.tar": tars[pieces[0].shard] for index in range(4)}
+    with pytest.raises(CorruptShardError, match="not what the manifest says"):
+        read_group(data, pieces[:1])
+
+
+def test_a_cache_does_not_multiply_what_is_asked_for(tmp_path: Path, tars: list[bytes], proxy: Proxy) -> None:
+    """A node that has some of the lanes asks for little more than they read; all lanes together for each byte once."""
+    storage = Storage(cache_dir=str(tmp_path / "cache"))
+    urls = manifest(tmp_path, proxy.url, tars, 2**15)
+    data = dataset(urls, storage=storage, num_lanes=2, shuffle=Shuffle())
+    pieces = data.corpus().pieces(0, 0)
+    for first in range(0, len(pieces), 8):
+        read_group(data, pieces[first : first + 8])
+    assert data.pipeline.storage.bytes_read < 1.2 * sum(piece.end - piece.begin for piece in pieces)
+    asked(data, 1)
+    assert data.pipeline.storage.bytes_read < 1.02 * sum(map(len, tars))  # two requests at once may want one chunk
+    assert asked(data, 1) == 0, "all is in the cache"
+
+
 def test_neighbours_are_one_request(tmp_path: Path, tars: list[bytes], proxy: Proxy) -> None:
     data = dataset(manifest(tmp_path, proxy.url, tars), **LARGE)
     blocks = [Piece(0, begin, begin + 2**17, whole=False) for begin in range(0, 2**20, 2**17)]
