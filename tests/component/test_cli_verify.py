@@ -108,7 +108,7 @@ def test_a_byte_that_no_check_but_the_digests_sees_is_found_by_them(shards: list
     assert verified(*urls(shards))[0] == 0
     code, found = verified(f"@{manifest}")
     assert code == 1 and [bad["name"] for bad in found["bad_shards"]] == [shards[2].name]
-    assert "byte 0: the block of 1048576 bytes" in found["bad_shards"][0]["problems"][0]
+    assert "byte 0: the block of 32768 bytes" in found["bad_shards"][0]["problems"][0]
 
 
 def test_with_a_journal_only_what_is_new_or_was_wrong_is_read_again(shards: list[Path], tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ class TestDisk:
         assert read(storage(cache_dir), proxy) == DATA
         path = block_files(cache_dir)[0]
         content = bytearray(path.read_bytes())
-        content[1000] ^= 1
+        content[5000] ^= 1
         path.write_bytes(content)
         proxy.reset()
         assert read(storage(cache_dir), proxy) == DATA
