@@ -40,8 +40,8 @@ class TrainState:
 
     def state_dict(self) -> dict[str, Any]:
         model, optimizer = get_state_dict(self.model, self.optimizer)
-        # The loader's state has one key per lane of this rank, so it is sharded as the parameters are, and any other
-        # number of ranks can load it. Equal values of all ranks ("step", ...) are stored once.
+        # The loader's state has tables of this rank's lanes, sharded as the parameters are, and any other number of
+        # ranks can load it. Equal values of all ranks ("step", ...) are stored once.
         return {"step": self.step, "model": model, "optimizer": optimizer, "loader": self.loader.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

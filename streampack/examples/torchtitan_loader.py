@@ -4,7 +4,7 @@ r"""torchtitan: its own trainer, with streampack as the data loader that the con
         --config llama3_demo --dump_folder RUN
 
 In:  what torchtitan's trainer hands to a data loader. Out: batches for its models, whose attention keeps the documents
-of a pack apart by their positions; and a state with one key per lane, which torchtitan's checkpoints hold beside model
+of a pack apart by their positions; and a state in tables of lanes, which torchtitan's checkpoints hold beside model
 and optimizer. Killed and started again, also on other ranks, the same command continues from the newest checkpoint.
 
 For release 0.3.0. torchtitan trains on accelerators only.

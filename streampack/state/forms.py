@@ -25,7 +25,7 @@ from streampack.errors import StateError
 from streampack.lanes.position import SkippedRange
 from streampack.state.sharded import from_table, to_table
 
-SLOTS = 8
+SLOTS = 4
 """Skipped ranges of a lane that have room in the table. It must not depend on the data, as all ranks have one table."""
 _WIDTH = len(SkippedRange._fields)
 

@@ -1,4 +1,4 @@
-"""States through torch.distributed.checkpoint: saved by 2 processes, loaded by 4, saved by those, loaded by 1."""
+"""States beside FSDP2, saved by `async_save`: 2 processes, then 4, then 1; plain load and load_checkpoint."""
 
 import json
 import pickle

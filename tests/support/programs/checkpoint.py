@@ -1,7 +1,8 @@
 """Loads loaders from a checkpoint, runs them, saves them into another, runs them on; torch.distributed.checkpoint.
 
 In:  arguments JOB and FOLDER. JOB: {"load": path or null, "save": path or null, "loaders": {key: {"dataset", "loader",
-     "stateful": whether the loader object itself is given to the checkpoint, not its state_dict,
+     "stateful": whether the loader object itself is given to the checkpoint; else its
+     state_dict is saved and `load_checkpoint` reads it,
      "before": batches before the save, "after": batches after it, null for all that are left of the pass}}}.
 Out: FOLDER/rank0.pickle, ...: {key: {"begin", "middle": global packs, "before", "after": arrays, "digests": [2]}}, and
      under "model" what the weights were before the save.
@@ -20,6 +21,8 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from cases import _stack, _take
 from support.arguments import packed_dataset
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 import streampack
 
@@ -46,13 +49,16 @@ def main() -> None:
     model = torch.nn.Linear(3, 2)
     with torch.no_grad():
         model.weight.fill_(1.0)
+    fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
     if job["load"]:
         states = parts(loaders, job, model)
+        del states["data"]
         dcp.load(states, checkpoint_id=job["load"])
         model.load_state_dict(states["model"])
-        for key, state in states["data"].items():
-            loaders[key].load_state_dict(state["loader"])
-    outcome: dict[str, Any] = {"model": model.weight.tolist()}
+        for key, loader in loaders.items():
+            if not job["loaders"][key]["stateful"]:
+                loader.load_checkpoint(job["load"], key=f"data.{key}.loader")
+    outcome: dict[str, Any] = {"model": model.weight.full_tensor().tolist()}
     for key, loader in loaders.items():
         begin = loader.state_dict()["global_pack"]
         batches = list(_take(loader, job["loaders"][key]["before"]))
@@ -61,7 +67,7 @@ def main() -> None:
     if job["save"]:
         with torch.no_grad():
             model.weight.mul_(2.0)
-        dcp.save(parts(loaders, job, model), checkpoint_id=job["save"])
+        dcp.async_save(parts(loaders, job, model), checkpoint_id=job["save"]).result()
     for key, loader in loaders.items():
         batches = list(_take(loader, job["loaders"][key]["after"]))
         outcome[key]["after"] = _stack(batches)
