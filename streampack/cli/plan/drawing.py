@@ -118,21 +118,28 @@ def _rank(plan: Plan, rank: RankPlan) -> list[Line]:
             f"~{rank.requests_per_s:.2g}/s",
             f"of {format_bytes(rank.request_bytes)}, over all ranks, at {plan.tokens_per_second:,.0f} tokens/s a rank",
         ),
+        ("", _short(rank.requests_per_epoch), f"in an epoch; {rank.requests_at_start:,} before the first batches"),
     ]
 
 
 def _memory(rank: RankPlan) -> list[Line]:
     tokens = _short(rank.spare_tokens)
-    parked = (
-        f"a share holds {tokens} tokens, less than two packs" if rank.parks_often else f"over {tokens} tokens per lane"
-    )
-    return [
-        ("buffer", format_bytes(rank.buffer_bytes), f"for {plural(rank.lanes_per_worker, 'lane')}"),
+    needed = f"for {plural(rank.lanes_per_worker, 'lane')}; limits.buffer_bytes of at least {rank.needed_bytes:,}"
+    lines: list[Line] = [
+        ("buffer", format_bytes(rank.buffer_bytes), needed),
         ("share of a lane", format_bytes(rank.share_bytes), ""),
-        ("range", format_bytes(rank.range_bytes), "the part of a shard that a lane holds; its largest request"),
-        ("parked", "often" if rank.parks_often else "rarely", parked),
-        ("prefetched", format_bytes(rank.prefetch_bytes), "of packs, over all workers of a rank"),
     ]
+    for name, size in (("shuffle", rank.shuffle_window_bytes), ("packing", rank.packing_window_bytes)):
+        if size:
+            lines.append((f"{name} window", format_bytes(size), "of it, held as long as the window lasts"))
+    lines.append(("range", format_bytes(rank.range_bytes), "the part of a shard that a lane holds at most besides"))
+    if rank.shuffle_window_bytes:
+        lines.append(("parked", "never", "a lane keeps its window"))
+    elif rank.parks_often:
+        lines.append(("parked", "often", f"a share holds {tokens} tokens, less than two packs"))
+    else:
+        lines.append(("parked", "rarely", f"over {tokens} tokens per lane"))
+    return [*lines, ("prefetched", format_bytes(rank.prefetch_bytes), "of packs, over all workers of a rank")]
 
 
 def _draw_block(console: Console, title: str, lines: list[Line]) -> None:

@@ -16,7 +16,7 @@ from streampack.cli.plan.measured import Density, SamplePlan
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.partition import Piece, fitting_ranks
 from streampack.dataset.dataset import PackedDataset
-from streampack.lanes.budget import MIN_SHARE_BYTES
+from streampack.lanes.budget import MIN_SHARE_BYTES, window_bytes
 from streampack.lanes.pool import MAX_RANGE_BYTES
 from streampack.state.checkpoint import Committed
 from streampack.storage.clients import local_path
@@ -93,19 +93,29 @@ class RankPlan:
     """Of each rank, estimated."""
     buffer_bytes: int
     """Of each worker."""
+    needed_bytes: int
+    """The smallest `limits.buffer_bytes` with which the lanes of a rank can be read by these workers."""
+    shuffle_window_bytes: int
+    """What a lane holds of its shuffle window; 0 without."""
+    packing_window_bytes: int
+    """What a lane holds of its packing window; 0 without."""
     share_bytes: int
     """Of each lane."""
     range_bytes: int
     """The largest request of a lane."""
     spare_tokens: int
-    """Tokens that each lane may hold besides its range, before lanes are parked."""
+    """Tokens that each lane may hold besides its range and its windows, before lanes are parked."""
     parks_often: bool
-    """Whether `spare_tokens` are fewer than two packs, so that lanes are parked all the time."""
+    """Whether `spare_tokens` are fewer than two packs, so that lanes are parked all the time; with a shuffle window
+    they never are."""
     prefetch_bytes: int
     request_bytes: float
     """Mean bytes of a request, over an epoch."""
+    requests_per_epoch: int
+    """Over all ranks, as those that follow."""
     requests_per_s: float
-    """Over all ranks."""
+    requests_at_start: int
+    """Before the first batches, also of a resume."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,9 +211,10 @@ def rank_plan(
     lanes_per_worker = -(-lanes_per_rank // processes)
     buffer_bytes = dataset.limits.buffer_bytes // processes
     share_bytes = buffer_bytes // lanes_per_worker
-    range_bytes = max(min(share_bytes // 2, MAX_RANGE_BYTES), MIN_SHARE_BYTES // 2)
+    windows = window_bytes(dataset.pipeline, corpus)
+    range_bytes = max(min((share_bytes - sum(windows)) // 2, MAX_RANGE_BYTES), MIN_SHARE_BYTES // 2)
     requests = epoch_requests(corpus, range_bytes)
-    spare_tokens = max(share_bytes - range_bytes, 0) // 4
+    spare_tokens = max(share_bytes - sum(windows) - range_bytes, 0) // 4
     read_bytes = shards.cut_bytes + shards.whole_bytes
     global_batch = ranks * batch_size
     rows = shards.estimated_tokens / density.tokens_per_pack * dataset.seq_len
@@ -217,13 +228,18 @@ def rank_plan(
         global_batch=global_batch,
         batches_per_epoch=math.ceil(shards.estimated_tokens / density.tokens_per_pack / global_batch),
         buffer_bytes=buffer_bytes,
+        needed_bytes=processes * lanes_per_worker * (MIN_SHARE_BYTES + sum(windows)),
+        shuffle_window_bytes=windows.shuffle,
+        packing_window_bytes=windows.packing,
         share_bytes=share_bytes,
         range_bytes=range_bytes,
         spare_tokens=spare_tokens,
-        parks_often=spare_tokens < 2 * dataset.seq_len,
+        parks_often=not corpus.window and spare_tokens < 2 * dataset.seq_len,
         prefetch_bytes=prefetch_bytes,
         request_bytes=read_bytes / max(requests, 1),
+        requests_per_epoch=requests,
         requests_per_s=requests / seconds,
+        requests_at_start=dataset.num_lanes * max(corpus.window, 1),
     )
 
 

@@ -5,7 +5,7 @@ Invariants: at most about 8 MiB of shards, and no block begins after 15 s; the s
 cannot be read of a block is counted, and the rest of that block is left out.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import NamedTuple
@@ -19,6 +19,7 @@ from streampack.corpus.table import ShardTable
 from streampack.dataset.dataset import PackedDataset
 from streampack.errors import CorruptShardError, RecordError, TruncatedShardError
 from streampack.hashing import hash_range, permutation
+from streampack.lanes.fetching import Fetched
 from streampack.lanes.pipeline import Pipeline
 from streampack.records import BadRecord, Sample, Shard
 from streampack.tar.codecs import is_compressed
@@ -31,6 +32,8 @@ MOST_SECONDS = 15.0
 _BLOCK_BYTES = 256 * 2**10
 _WHOLE_BYTES = 512 * 2**10
 """Stored bytes that are read of a shard that cannot be cut."""
+_AT_ONCE = 16
+"""Blocks whose bytes are asked for together."""
 _STEP_BYTES = 8 * 2**10
 """Stored bytes that a decompressor gets at a time."""
 _SEED = 0x706C616E
@@ -94,14 +97,14 @@ def take_sample(dataset: PackedDataset, block_bytes: int) -> Sampled:
     found = Sampled(block_bytes)
     packer = pipeline.packer()
     taken = 0.0
-    for piece in choose_places(table, block_bytes):
+    for piece, fetched in _fetched(pipeline, table, choose_places(table, block_bytes)):
         if taken >= SAMPLE_BYTES or monotonic() - begin > MOST_SECONDS:
             break
         shard = table[piece.shard]
         sizes: list[float] = []
         tokens: list[float] = []
         try:
-            for sample, size in _samples(pipeline, shard, piece):
+            for sample, size in _samples(pipeline, shard, piece, fetched):
                 documents = pipeline.documents.read(
                     sample, url=shard.url, shard_name=shard.name, shard_index=piece.shard, epoch=0
                 )
@@ -171,11 +174,25 @@ def _one_in_each(count: int, parts: int) -> list[int]:
     return chosen
 
 
-def _samples(pipeline: Pipeline, shard: Shard, piece: Piece) -> Iterable[tuple[Sample, float]]:
+def _fetched(
+    pipeline: Pipeline, table: ShardTable, pieces: Sequence[Piece]
+) -> Iterator[tuple[Piece, Fetched]]:
+    """Each piece with what holds its bytes; some are asked for at once."""
+    for first in range(0, len(pieces), _AT_ONCE):
+        group = pieces[first : first + _AT_ONCE]
+        fetched = pipeline.fetch([(table[piece.shard], piece, -1) for piece in group])
+        try:
+            for piece in group:
+                yield piece, fetched
+        finally:
+            fetched.close()
+
+
+def _samples(pipeline: Pipeline, shard: Shard, piece: Piece, fetched: Fetched) -> Iterable[tuple[Sample, float]]:
     """The samples that begin in the piece, or in the first bytes of a whole shard, each with its bytes of the shard."""
     if not piece.whole:
-        range_bytes = max(piece.end - piece.begin, _WHOLE_BYTES)
-        return _by_position(pipeline.samples(shard, piece, resume=-1, max_range_bytes=range_bytes))
+        samples = pipeline.samples(shard, piece, resume=-1, max_range_bytes=_WHOLE_BYTES, fetched=fetched)
+        return list(_by_position(samples))  # an error may tell at the end that they are none
     stored = 0
 
     def chunks() -> Iterator[bytes]:
