@@ -13,7 +13,8 @@ from streampack.cli import app
 from streampack.config.file import load_config
 from streampack.corpus.partition import check_ranks
 from streampack.examples.make_data import DATA
-from streampack.lanes.pool import LanePool, check_budget
+from streampack.lanes.budget import WindowBytes, check_budget
+from streampack.lanes.pool import LanePool
 from streampack.lanes.position import LaneEnd, LanePosition
 from streampack.lanes.stream import LaneStream
 from streampack.storage.backends import local
@@ -74,9 +75,15 @@ def test_the_demo_on_three_ranks() -> None:
     assert (rank["batch_size"], rank["global_batch"]) == (4, 12)
 
 
+@pytest.mark.parametrize("shuffle", ["shards", "{block_bytes: 8KiB, window: 4}"])
 @pytest.mark.parametrize(("workers", "buffer"), [(0, "64MiB"), (1, "64MiB"), (3, "200MiB")])
-def test_the_range_and_the_share_are_those_of_the_pool(workers: int, buffer: str, tmp_path: Path) -> None:
-    path = config(tmp_path, f"data: {str(DATA / 'devil-*.tar')!r}, num_lanes: 24, limits: {{buffer_bytes: {buffer}}}")
+def test_the_range_and_the_share_are_those_of_the_pool(
+    workers: int, buffer: str, shuffle: str, tmp_path: Path
+) -> None:
+    data = str(DATA / "devil-*.tar")
+    path = config(
+        tmp_path, f"data: {data!r}, num_lanes: 24, shuffle: {shuffle}, limits: {{buffer_bytes: {buffer}}}"
+    )
     rank = plan(path, "--ranks", "2", "--workers", str(workers))["rank"]
     dataset = PackedDataset(**load_config(path).dataset_arguments()).for_rank(0, 2)
     lanes = range(0, 24, 2)[:: max(workers, 1)]
@@ -90,29 +97,49 @@ def test_the_range_and_the_share_are_those_of_the_pool(workers: int, buffer: str
     pool.take(lanes[0])
     stream = pool._lanes[lanes[0]].stream
     assert stream is not None
-    assert (len(lanes), pool._budget_bytes, pool._share_bytes, stream._max_range_bytes) == (
+    assert (len(lanes), pool._budget_bytes, pool._share_bytes, stream._max_range_bytes, pool._window_bytes) == (
         rank["lanes_per_worker"],
         rank["buffer_bytes"],
         rank["share_bytes"],
         rank["range_bytes"],
+        rank["shuffle_window_bytes"] + rank["packing_window_bytes"],
     )
+    assert (rank["shuffle_window_bytes"] > 0) == (shuffle != "shards")
+
+
+@pytest.mark.parametrize("shuffle", ["shards", "{window: 16}"])
+def test_the_smallest_budget_is_what_the_loader_takes(shuffle: str, tmp_path: Path) -> None:
+    data = f"data: {str(DATA / 'devil-*.tar')!r}, num_lanes: 24, shuffle: {shuffle}, packing: best_fit"
+    least = plan(config(tmp_path, data), "--workers", "3")["rank"]["needed_bytes"]
+
+    def errors(buffer_bytes: int) -> list[str]:
+        path = config(tmp_path, f"{data}, limits: {{buffer_bytes: {buffer_bytes}}}")
+        made: list[str] = plan(path, "--workers", "3", exit_code=int(buffer_bytes < least))["errors"]
+        return made
+
+    assert errors(least) == []
+    assert f"{least // 3:,} per worker" in errors(least - 1)[0]
 
 
 @pytest.mark.parametrize(
-    ("shards", "lanes", "buffer"),
+    ("shards", "lanes", "buffer", "shuffle"),
     [
-        ("", 7, "64MiB"),  # a range holds a whole piece
-        ("", 12, "3MiB"),  # sizes of requests do not reach the range before the piece ends
-        ("", 2, "128KiB"),  # many requests of the largest size
-        ("@", 3, "1MiB"),  # whole shards are not searched for a cut
+        ("", 7, "64MiB", "shards"),  # a range holds a whole piece
+        ("", 12, "3MiB", "shards"),  # sizes of requests do not reach the range before the piece ends
+        ("", 2, "128KiB", "shards"),  # many requests of the largest size
+        ("@", 3, "1MiB", "shards"),  # whole shards are not searched for a cut
+        ("", 2, "64MiB", "{window: 4}"),  # one for each block
+        ("@", 3, "64MiB", "{window: 4}"),
     ],
 )
 def test_an_epoch_takes_as_many_requests_as_it_says(
-    shards: str, lanes: int, buffer: str, uneven: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shards: str, lanes: int, buffer: str, shuffle: str, uneven: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = f"@{uneven}/whole.jsonl" if shards else f"{uneven}/"
     path = config(
-        tmp_path, f"data: {spec!r}, num_lanes: {lanes}, limits: {{buffer_bytes: {buffer}, document_bytes: 64KiB}}"
+        tmp_path,
+        f"data: {spec!r}, num_lanes: {lanes}, shuffle: {shuffle}, "
+        f"limits: {{buffer_bytes: {buffer}, document_bytes: 64KiB}}",
     )
     rank = plan(path, "--workers", "1", "--tokens-per-second", "1000", "--bytes-per-token", "5")["rank"]
     requests: list[int] = []
@@ -133,6 +160,7 @@ def test_an_epoch_takes_as_many_requests_as_it_says(
             pass
     # The search for a sample after a cut takes a second request where a range holds too few headers.
     assert len(requests) == pytest.approx(corpus.table.total_bytes / rank["request_bytes"], rel=0.1)
+    assert len(requests) == pytest.approx(rank["requests_per_epoch"], rel=0.1)
     assert rank["requests_per_s"] * rank["request_bytes"] == pytest.approx(1000 * 5)
 
 
@@ -182,12 +210,13 @@ def test_ranks_that_do_not_fit_are_the_error_of_the_lanes_and_the_rest_is_shown(
 
 
 def test_a_budget_that_is_too_small_is_the_error_of_the_pool(tmp_path: Path) -> None:
-    path = config(tmp_path, f"data: {str(DATA / 'devil-*.tar')!r}, num_lanes: 60, limits: {{buffer_bytes: 3MiB}}")
+    data = f"data: {str(DATA / 'devil-*.tar')!r}, num_lanes: 60, shuffle: shards"
+    path = config(tmp_path, f"{data}, limits: {{buffer_bytes: 3MiB}}")
     with pytest.raises(StreampackError) as refused:
-        check_budget(budget_bytes=3 * 2**20, num_lanes=60, num_workers=2)
+        check_budget(budget_bytes=3 * 2**20, num_lanes=60, num_workers=2, windows=WindowBytes())
     result = run(path, "--workers", "2")
     assert (result.exit_code, result.stderr) == (1, f"error: {refused.value}\n")
-    enough = config(tmp_path, f"data: {str(DATA / 'devil-*.tar')!r}, num_lanes: 60, limits: {{buffer_bytes: 4MiB}}")
+    enough = config(tmp_path, f"{data}, limits: {{buffer_bytes: 4MiB}}")
     assert run(enough, "--workers", "2").exit_code == 0
 
 
@@ -209,7 +238,7 @@ def test_an_unknown_key_is_the_error_of_the_config(tmp_path: Path) -> None:
         ("num_lanes: 12, limits: {document_bytes: 1MiB}", "num_workers: 13",
          "13 workers for the 12 lanes of a rank: only 12 will be started"),
         ("num_lanes: 12", "batch_size: 13", "a global batch has 13 packs and there are 12 lanes"),
-        ("num_lanes: 12, limits: {document_bytes: 1MiB, buffer_bytes: 2MiB}, seq_len: 32768", "num_workers: 1",
+        ("num_lanes: 12, limits: {buffer_bytes: 2MiB}, seq_len: 32768, shuffle: shards", "num_workers: 1",
          "holds less than two packs besides a range of its shard"),
     ],
 )  # fmt: skip
@@ -221,7 +250,7 @@ def test_what_is_not_wise_is_a_warning(dataset: str, loader: str, warning: str, 
 
 
 def test_plain_tars_of_any_size_give_equal_lanes_and_no_warning(uneven: Path, tmp_path: Path) -> None:
-    made = plan(config(tmp_path, f"data: {f'{uneven}/'!r}, num_lanes: 7, epochs: 3"))
+    made = plan(config(tmp_path, f"data: {f'{uneven}/'!r}, num_lanes: 7, epochs: 3, shuffle: shards"))
     assert made["warnings"] == []
     assert made["lanes"]["max_bytes"] - made["lanes"]["min_bytes"] <= 1
     assert made["lanes"]["filler_share"] < 1e-4

@@ -1,5 +1,6 @@
 """`streampack plan` on a sample of the shards: what it measures, and what it costs."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -10,13 +11,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from streampack import PackedDataLoader, PackedDataset
+from streampack import PackedDataLoader, PackedDataset, Shuffle
 from streampack.cli import app
-from streampack.cli.plan import sampling
+from streampack.cli.plan import evenness, sampling
+from streampack.cli.plan.advice import warn_of_blocks
 from streampack.cli.plan.command import make_plan
 from streampack.cli.plan.estimates import Plan
 from streampack.cli.plan.evenness import filler_share_of, lane_sizes
-from streampack.cli.plan.measured import Density, assumed
+from streampack.cli.plan.measured import Density, assumed, density_of
 from streampack.cli.plan.sampling import choose_places, take_sample
 from streampack.storage.backends import local
 from streampack.testing import ByteTokenizer, write_shards
@@ -112,11 +114,61 @@ def test_packs_of_whole_documents_are_as_full_as_it_says(mixed: list[str]) -> No
     assert made.rank.batches_per_epoch == pytest.approx(batches, rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("total_bytes", "block_bytes", "advice"),
+    [
+        (10**9, 4096, ["larger blocks (shuffle: {block_bytes: 131072})"]),
+        (10**7, 2**18, ["fewer lanes (num_lanes: 3), since a lane has at least 32 blocks"]),
+        (10**7, 4096, ["larger blocks (shuffle: {block_bytes: 131072})", "fewer lanes (num_lanes: 3)"]),
+        (10**6, 4096, []),  # too small for any number of lanes
+    ],
+)
+def test_blocks_of_few_samples_are_named_with_what_to_do(
+    total_bytes: int, block_bytes: int, advice: list[str], mixed: list[str]
+) -> None:
+    dataset = dataset_of(mixed, shuffle=Shuffle(block_bytes=block_bytes))
+    made = plan_of(dataset)
+    assert made.sample is not None
+    assert made.lanes.block_bytes == 4096  # in which two or three samples begin
+    warnings: list[str] = []
+    shards = dataclasses.replace(made.corpus, total_bytes=total_bytes)
+    warn_of_blocks(warnings, dataset.corpus(), shards, made.lanes, made.sample)
+    assert len(warnings) == bool(advice)
+    assert [each for each in advice if each not in warnings[0]] == []
+    assert not warnings or warnings[0].count("(shuffle") + warnings[0].count("(num_lanes") == len(advice)
+
+
+def test_an_epoch_by_blocks_has_as_few_fillers_as_it_says(mixed: list[str]) -> None:
+    dataset = dataset_of(mixed, num_lanes=6, shuffle=True)
+    made = plan_of(dataset)
+    with PackedDataLoader(dataset, 4, num_workers=0) as loader:
+        packs = sum(len(batch["tokens"]) for batch in loader)
+        fillers = loader.stats()["fillers"] / packs
+    assert fillers < 0.1
+    assert made.lanes.filler_share == pytest.approx(fillers, abs=0.04)
+
+
+def test_blocks_without_number_are_estimated_as_those_that_are_listed(
+    mixed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = dataset_of(mixed, num_lanes=6, shuffle=True)
+    density = density_of(take_sample(dataset, 4096), 256)
+    listed = lane_sizes(dataset.corpus(), density, 0)
+    monkeypatch.setattr(evenness, "_MOST_PIECES", 0)
+    drawn = lane_sizes(dataset.corpus(), density, 0)
+    for one, other in zip(listed, drawn, strict=True):
+        assert one.sum() == pytest.approx(other.sum(), rel=0.01)
+    assert drawn.tokens.std() == pytest.approx(listed.tokens.std(), rel=0.6)
+
+
 # -- what it costs --------------------------------------------------------------------------------------------------
 
 
-def test_places_are_spread_over_the_corpus_and_always_the_same(mixed: list[str]) -> None:
+def test_places_are_spread_over_the_corpus_and_always_the_same(
+    mixed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     table = dataset_of(mixed).list_shards()
+    monkeypatch.setattr(sampling, "SAMPLE_BYTES", 2**21)
     places = choose_places(table, 8192)
     assert places == choose_places(table, 8192)
     assert len(set(places)) == sampling.MOST_PLACES

@@ -43,10 +43,11 @@ def warn_of_lanes(
                 f"{what}: there are fewer shards that are read whole than lanes. Use fewer lanes, or plain .tar shards."
             )
     elif lanes.max_bytes > _DRIFT * lanes.mean_bytes and (endless or not stays):
+        whole = f"since {plural(shards.num_whole, 'shard')} cannot be divided among lanes"
         warnings.append(
             f"lanes differ in size: the largest has {lanes.max_bytes / lanes.mean_bytes:.2f} times the mean in epoch "
-            f"0, since {plural(shards.num_whole, 'shard')} cannot be divided among lanes. Lanes drift apart: some get "
-            "epochs ahead of others."
+            f"0, {whole if shards.num_whole else 'since lanes have few blocks'}. Lanes drift apart: some get epochs "
+            "ahead of others."
         )
     if lanes.filler_share is not None and lanes.filler_share > 1 - 1 / _DRIFT:
         warnings.append(
@@ -73,12 +74,14 @@ def warn_of_blocks(
     if not few or not isinstance(corpus.shuffle, Shuffle) or lanes.max_tokens <= _UNEVEN * lanes.mean_tokens:
         return
     needed = _SAMPLES_PER_BLOCK * corpus.block_bytes / sample.samples_per_block
+    most_lanes = shards.total_bytes / (BLOCKS_PER_LANE * needed)
+    if most_lanes < 1:  # no number of lanes would help
+        return
     advice = []
     if needed > corpus.shuffle.block_bytes:
         advice.append(f"larger blocks (shuffle: {{block_bytes: {2 ** math.ceil(math.log2(needed))}}})")
-    most_lanes = shards.total_bytes / (BLOCKS_PER_LANE * needed)
     if most_lanes < lanes.num_lanes:
-        number = max((each for each in lanes.fitting_ranks if each <= most_lanes), default=1)
+        number = max(each for each in lanes.fitting_ranks if each <= most_lanes)
         advice.append(f"fewer lanes (num_lanes: {number}), since a lane has at least {BLOCKS_PER_LANE} blocks")
     warnings.append(
         f"about {sample.samples_per_block:.2g} samples begin in a block of {format_bytes(corpus.block_bytes)}, and "

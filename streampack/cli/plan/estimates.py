@@ -23,6 +23,7 @@ from streampack.storage.clients import local_path
 from streampack.storage.ranges import LOCAL_RANGE_BYTES
 from streampack.tar.codecs import is_compressed
 from streampack.tar.cuts import LOOK_BYTES
+from streampack.tokenizers.libraries import libraries_of
 
 _FIRST_RANGE_BYTES = 512 * 2**10
 """The first request for each piece of a shard; the next ones are larger."""
@@ -169,7 +170,8 @@ def lane_plan(dataset: PackedDataset, corpus: Corpus, density: Density) -> LaneP
         for epoch in range(1, measured):
             tokens += lane_sizes(corpus, density, epoch).tokens
         filler_share = filler_share_of(tokens * (dataset.epochs / measured), density.tokens_per_pack)
-    state = Committed.fresh(range(corpus.num_lanes), corpus.num_lanes).to_state(dataset.fingerprint(), {})
+    libraries = libraries_of(dataset.pipeline.tokenizer)
+    state = Committed.fresh(range(corpus.num_lanes), corpus.num_lanes).to_state(dataset.fingerprint(), libraries)
     return LanePlan(
         num_lanes=corpus.num_lanes,
         auto=dataset.auto_lanes,

@@ -147,8 +147,9 @@ def choose_places(table: ShardTable, block_bytes: int) -> list[Piece]:
     blocks = np.where(table.whole, 0, -(-table.sizes // block_bytes))
     starts = np.concatenate([[0], np.cumsum(blocks)])
     total, num_blocks, num_whole = max(table.total_bytes, 1), int(starts[-1]), int(table.whole.sum())
-    most = num_blocks + num_whole if total <= SAMPLE_BYTES else max(SAMPLE_BYTES // block_bytes, 1)
-    most = min(most, MOST_PLACES)
+    most = min(max(SAMPLE_BYTES // block_bytes, 1), MOST_PLACES)
+    if total <= SAMPLE_BYTES:
+        most = num_blocks + num_whole
     whole_bytes = int(table.sizes[table.whole].sum())
     of_whole = min(max(round(most * whole_bytes / total), 1), num_whole)
     of_cut = min(max(most - of_whole, 1), num_blocks)
@@ -209,6 +210,8 @@ def _samples(pipeline: Pipeline, shard: Shard, piece: Piece, fetched: Fetched) -
     if not is_compressed(shard.url):
         return _by_position(samples)
     sized = [(sample, _tar_bytes(sample), stored) for sample in samples]
+    if stored == shard.size:
+        sized = [(sample, size, stored) for sample, size, _ in sized]
     scale = _stored_for_each([size for _, size, _ in sized], [reached for *_, reached in sized])
     return [(sample, size * scale) for sample, size, _ in sized]
 
