@@ -229,7 +229,7 @@ def test_batches_back_forgets_skipped_ranges_and_fillers(tmp_path: Path) -> None
             states.append(loader.state_dict())
             for back in range(min(len(states), 9)):
                 assert same(loader.state_dict(batches_back=back), states[-1 - back])
-    assert num_skipped(states[-1]) > 3
+    assert num_skipped(states[-1]) >= 3
     assert loader.stats()["fillers"] > 3
 
 
