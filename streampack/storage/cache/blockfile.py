@@ -25,8 +25,8 @@ CHUNK_BYTES = 32 * 1024
 BLOCK_BYTES = 8 * 2**20
 CHUNKS = BLOCK_BYTES // CHUNK_BYTES
 _MASK = 2**64 - 1
-_AT_ONCE = 8
-"""Chunks that one system call reads."""
+AT_ONCE = 8
+"""Chunks that one system call reads; where one of them is wrong, they are asked for together."""
 
 _locked: set[int] = set()  # descriptors with a lock, in this process
 _watching_forks = False
@@ -57,7 +57,7 @@ class BlockFile:
         given, chunk, last = 0, start // CHUNK_BYTES, -(-stop // CHUNK_BYTES)
         while chunk < last and self.has(chunk):
             after = chunk + 1
-            while after < min(last, chunk + _AT_ONCE) and self.has(after):
+            while after < min(last, chunk + AT_ONCE) and self.has(after):
                 after += 1
             begin = chunk * CHUNK_BYTES
             num_bytes = min(after * CHUNK_BYTES, self._length) - begin

@@ -13,7 +13,7 @@ Never: an error of the disk that reaches the reader; a chunk of another version 
 import time
 
 from streampack import heartbeat
-from streampack.storage.cache.blockfile import BLOCK_BYTES, CHUNK_BYTES, CHUNKS, BlockFile
+from streampack.storage.cache.blockfile import AT_ONCE, BLOCK_BYTES, CHUNK_BYTES, CHUNKS, BlockFile
 from streampack.storage.cache.folder import MOST_TRIES, CacheFolder
 from streampack.storage.objects import Keep, Pin
 
@@ -118,6 +118,8 @@ def next_chunk(file: BlockFile, begin: int, length: int, start: int, stop: int) 
     """Where the first chunk that is there after that of `start` begins; at most `stop`, and the block's end."""
     stop = min(stop, begin + length)
     first = max(start // CHUNK_BYTES + 1, begin // CHUNK_BYTES)
+    if start >= begin and file.has(start // CHUNK_BYTES % CHUNKS):  # it is wrong, and so may be those after it
+        first = (start // CHUNK_BYTES // AT_ONCE + 1) * AT_ONCE
     for chunk in range(first, -(-stop // CHUNK_BYTES)):
         if file.has(chunk % CHUNKS):
             return chunk * CHUNK_BYTES

@@ -31,7 +31,7 @@ from support.proxy import Proxy
 
 from streampack.storage.cache import blockfile
 from streampack.storage.cache import folder as cache_folder
-from streampack.storage.cache.blockfile import BLOCK_BYTES, CHUNK_BYTES
+from streampack.storage.cache.blockfile import AT_ONCE, BLOCK_BYTES, CHUNK_BYTES
 from streampack.storage.cache.blocknames import block_names
 from streampack.storage.cache.folder import CacheFolder
 
@@ -74,7 +74,7 @@ class TestDisk:
         assert read(reader, proxy) == DATA
         assert reader.num_retries == 0
 
-    def test_one_altered_byte_costs_one_chunk(self, proxy: Proxy, cache_dir: Path) -> None:
+    def test_one_altered_byte_costs_few_chunks(self, proxy: Proxy, cache_dir: Path) -> None:
         assert read(storage(cache_dir), proxy) == DATA
         path = block_files(cache_dir)[0]
         content = bytearray(path.read_bytes())
@@ -82,7 +82,7 @@ class TestDisk:
         path.write_bytes(content)
         proxy.reset()
         assert read(storage(cache_dir), proxy) == DATA
-        assert num_bytes(proxy) == CHUNK_BYTES
+        assert num_bytes(proxy) == AT_ONCE * CHUNK_BYTES
 
     def test_a_file_under_another_blocks_name_is_not_that_block(self, proxy: Proxy, cache_dir: Path) -> None:
         assert read(storage(cache_dir), proxy) == DATA
@@ -203,9 +203,9 @@ class TestFullDisk:
     def test_one_tenth_is_enough_for_all_who_meet_a_full_disk_at_once(self, cache_dir: Path) -> None:
         folder = CacheFolder(cache_dir, 2**30)
         for number in range(20):
-            file = folder.claim(f"{number:032x}", 100_000)
+            file = folder.claim(f"{number:032x}", 30_000)
             assert file is not None
-            file.write(0, bytes(100_000))
+            file.write(0, bytes(30_000))
             file.close()
         for _ in range(8):
             another = CacheFolder(cache_dir, 2**30)
