@@ -67,10 +67,10 @@ def peek(
     ] = None,
     bos: AddBos = None,
     eos: AddEos = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the order of shards.", show_default="0")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the order.", show_default="0")] = None,
     shuffle: Annotated[
         bool | None,
-        typer.Option("--shuffle/--listed", help="Shards in shuffled or in listed order.", show_default="shuffle"),
+        typer.Option("--shuffle/--listed", help="Documents in shuffled or in listed order.", show_default="shuffle"),
     ] = None,
     json: Json = False,
 ) -> None:

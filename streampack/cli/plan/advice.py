@@ -50,9 +50,10 @@ def warn_of_lanes(
             "ahead of others."
         )
     if lanes.filler_share is not None and lanes.filler_share > 1 - 1 / _DRIFT:
+        fewer = "Fewer lanes" if lanes.block_bytes else "shuffle: true (blocks from all shards), fewer lanes"
         warnings.append(
-            f"about {lanes.filler_share:.0%} of the packs are fillers, since lanes end at different times. Fewer "
-            "lanes, plain .tar shards or epoch_end: stop avoid them."
+            f"about {lanes.filler_share:.0%} of the packs are fillers, since lanes end at different times. {fewer}, "
+            "plain .tar shards or epoch_end: stop avoid them."
         )
     if shards.num_estimated:
         warnings.append(
