@@ -18,8 +18,6 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 from support.jobs import Corpus, assert_equal, dataset, expected, rows, uneven, write_corpus
 from support.jobs import texts as make_texts
-from support.ranks import Finite, References, run_job
-from support.reference import assert_batches
 from support.thorough import some
 from support.workers import children, server_pid, worker_pids
 from torch.utils.data import DataLoader
@@ -27,7 +25,6 @@ from torch.utils.data import DataLoader
 import streampack
 from streampack import RetryPolicy, heartbeat
 from streampack.errors import ConfigError, LoaderError
-from streampack.hashing import as_int64
 from streampack.loader import restarts, workers
 from streampack.loader.processes import Forks
 from streampack.records import Counts
@@ -563,27 +560,3 @@ def test_a_program_ends_though_its_workers_are_stopped_and_nobody_closed_the_loa
     output = subprocess.run(program, capture_output=True, text=True, check=True, timeout=40).stdout
     assert len(output.split()) == 3
     assert not any(Path(f"/proc/{pid}").exists() for pid in output.split())
-
-
-# --- other ranks
-
-
-def test_one_rank_restarts_its_workers_and_the_other_notices_nothing(references: References, tmp_path: Path) -> None:
-    """A finite run: the ranks agree on its end every few rounds, and none may ask once more or once less."""
-    uneven_lanes = {**references.corpora["uneven"], "epochs": 1}
-    loader = {"batch_size": 2, "num_workers": 2, "prefetch_bytes": 1}
-    case = {"dataset": uneven_lanes, "loader": loader, "name": "hurt", "passes": 2, "kill_after": {"1": [1, 5, 9]}}
-    ran = run_job([case], 2, tmp_path)["hurt"]
-    start = 0
-    for number in range(2):
-        current = references.one_pass(Finite(), number, start)
-        for rank, outcome in enumerate(ran):
-            expected_batches = current.batches(start, rank=rank, num_ranks=2, batch_size=2)
-            assert_batches(outcome["passes"][number], expected_batches, f"pass {number}, rank {rank}")
-        start = current.end
-    assert ran[0]["stats"]["worker_restarts"] == 0
-    assert 1 <= ran[1]["stats"]["worker_restarts"] <= 3
-    with references.loader("uneven", 2, epochs=1) as alone:
-        for _ in range(2):
-            assert sum(1 for _ in alone) > 0
-        assert as_int64(sum(outcome["digests"][-1] for outcome in ran)) == alone.digest()
