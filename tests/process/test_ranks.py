@@ -18,7 +18,7 @@ from support.reference import assert_batches, endless_batches
 from support.thorough import THOROUGH, some
 
 import streampack
-from streampack.errors import RecordError
+from streampack.errors import RecordError, ShardError
 from streampack.records import Counts
 from streampack.testing import write_shards
 
@@ -176,6 +176,11 @@ def _out_of_step(references: References, folder: Path) -> Iterator[dict[str, Any
     yield {**uneven, "name": "sums", "passes": 2, "sums": True}  # on the same ranks, after they were out of step
     yield {"name": "error and end", "dataset": error_beside_end(folder), "loader": {"num_workers": 0}, "passes": 2}
     yield {"name": "max_bad", "dataset": partly_bad(folder), "loader": {"num_workers": 0}, "batches": 150}
+    even, small_messages = references.corpora["even"], {"num_workers": 1, "prefetch_bytes": 1}
+    for end in ("pad", "stop"):
+        yield {"name": f"max_bad, {end}", "dataset": bad_on_one_rank(folder, end), "loader": {"num_workers": 0}}
+        killed = {"dataset": {**even, "epochs": 9, "epoch_end": end}, "kill_after": {"1": list(range(1, 500))}}
+        yield {**killed, "name": f"killed for good, {end}", "loader": small_messages}
 
 
 def _job_of(num_ranks: int) -> Any:
@@ -428,6 +433,44 @@ def test_max_bad_bounds_what_all_ranks_skip_together(job: Ran) -> None:
         assert len(messages) == 1
         assert re.search(r"ShardError: .*the run has skipped 1\d bad records or shards, .* max_bad=9", messages[0])
     assert sum(outcome["stats"]["bad_records"] for outcome in job.outcomes["max_bad"]) <= 9
+
+
+def bad_on_one_rank(folder: Path, end: str) -> dict[str, Any]:
+    """Four lanes, of which those of rank 1 have five bad records each."""
+    documents = [b"\xff" * 40 if number % 10 == 5 and number // 50 % 2 else "x" * 40 for number in range(200)]
+    data = write_shards(folder / f"bad_on_one_rank_{end}", documents, documents_per_shard=50)
+    places = {"num_lanes": 4, "seq_len": 32, "shuffle": False, "on_error": "skip", "max_bad": 6}
+    return {"data": data, "epochs": 1, "epoch_end": end, **places}
+
+
+@on(2)
+@pytest.mark.parametrize("end", ["pad", "stop"])
+def test_a_finite_run_that_skips_too_much_on_one_rank_ends_on_all_at_the_pack_of_one_process(
+    job: Ran, tmp_path: Path, end: str
+) -> None:
+    other, own = job.errors(f"max_bad, {end}")
+    assert len(own) == len(other) == 1
+    assert own[0].startswith("ShardError: ")
+    assert "the run has skipped 7 bad records or shards, more than max_bad=6" in own[0]
+    with (
+        streampack.PackedDataLoader(packed_dataset(**bad_on_one_rank(tmp_path, end)), num_workers=0) as alone,
+        pytest.raises(ShardError, match="the run has skipped 7"),
+    ):
+        for _ in alone:
+            pass
+    place = alone.state_dict()["global_pack"]
+    assert other[0].startswith(f"LoaderError: data-parallel rank 1 has met an error at global pack {place}, ")
+
+
+@on(2)
+@pytest.mark.parametrize("end", ["pad", "stop"])
+def test_a_finite_run_whose_workers_die_again_and_again_on_one_rank_ends_on_all(job: Ran, end: str) -> None:
+    other, own = job.errors(f"killed for good, {end}")
+    assert len(own) == len(other) == 1
+    assert "SIGKILL" in own[0]
+    assert "the workers were restarted 3 times within an hour" in own[0]
+    assert other[0].startswith("LoaderError: data-parallel rank 1 has met an error at global pack ")
+    assert all(outcome["seconds"] < 30 for outcome in job.outcomes[f"killed for good, {end}"])
 
 
 @on(2)
