@@ -136,7 +136,7 @@ def test_workers_above_the_lanes_give_nothing_twice(corpus: Corpus) -> None:
     assert as_multiset(packs_of(DataLoader(few, batch_size=4, num_workers=4))) == alone
 
 
-@pytest.mark.parametrize("context", ["spawn", *nightly(["fork", "forkserver"])])
+@pytest.mark.parametrize("context", ["fork", *nightly(["spawn", "forkserver"])])
 def test_packs_are_the_same_however_workers_are_started(corpus: Corpus, context: str) -> None:
     """Persistent ones, iterated twice and left half-way in between."""
     data = dataset(corpus, transform=shouted, epochs=1)

@@ -186,7 +186,7 @@ def trainer_of(loader: streampack.PackedDataLoader, place: Path, *, adapted: boo
 HF = {"format": "hf", "provenance": False}
 
 
-@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize("accumulated", [2, *nightly([1])])
 def test_transformers_trainer_goes_on_exactly_from_each_checkpoint(
     shards: list[str], tmp_path: Path, accumulated: int
 ) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from support.processes import PROGRAMS, run_program
+from support.thorough import nightly
 
 import streampack
 from streampack.errors import ConfigError, LoaderError
@@ -89,7 +90,7 @@ def test_a_second_fit_with_the_same_loader_has_the_batch_that_the_first_one_held
         assert next(iter(loader))["pack_numbers"].tolist() == [12, 13]
 
 
-@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize("accumulated", [2, *nightly([1])])
 def test_a_finite_run_goes_on_from_any_step_and_from_the_end_of_an_epoch(
     shards: list[str], tmp_path: Path, accumulated: int
 ) -> None:
