@@ -15,10 +15,10 @@ in the trainer   serving    starts a server, and workers through it
                  workers    listens to them; notices a dead or silent one, or a message that is missing
                  restarts   starts them again from the positions after the last messages
                  dealing    messages back into the global order
+                 max_bad    how much the run may skip: the pack that is too much becomes an error
                  rounds     batches; ranks of a finite run end together
                  passes     all of these from committed positions on, until the pass ends
                  commits    positions of lanes, moved on when a batch is handed out: the state
-                 max_bad    how much the run may skip, asked before a batch is committed
                  delivery   passes, commits and formatting in step, whatever interrupts them
                  calls      which of them are under way, and so what may be done now
                  formatting a batch as the trainer takes it

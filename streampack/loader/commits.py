@@ -13,7 +13,7 @@ state meanwhile. The oldest batches are added to a copy of the base some at a ti
 rows.
 """
 
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from typing import NamedTuple
 
 import numpy as np
@@ -83,15 +83,6 @@ class Change(NamedTuple):
             skipped_ranges=skipped_ranges,
             global_pack=batch.global_pack,
         )
-
-    def bad(self) -> Iterator[tuple[int, SkippedRange, int]]:
-        """In order what was skipped: the index of its lane, what it was, and the documents that the packs have passed.
-
-        The documents are those of the batch up to the pack with which it was skipped.
-        """
-        documents = self.rows[:, _DOCUMENTS].cumsum().tolist()
-        for pack, skipped_range in self.skipped_ranges:
-            yield int(self.lanes[pack]), skipped_range, documents[pack]
 
     def apply(self, committed: Committed) -> None:
         if len(self.lanes):
@@ -167,12 +158,6 @@ class Commits:
     def num_ahead(self) -> int:
         """Batches that a trainer has taken and not used yet."""
         return len(self._standing.ahead)
-
-    @property
-    def num_skipped(self) -> int:
-        """What was skipped on all lanes since the start of the run."""
-        standing = self._standing
-        return standing.base.num_skipped() + sum(int(each.rows[:, NUM_SKIPPED].sum()) for each in standing.changes)
 
     def counts(self) -> Counts:
         """The lanes' counts added up."""

@@ -57,13 +57,20 @@ def deal(messages: Iterator[Message], *, num_lanes: int, num_workers: int, first
     width = -(-num_lanes // num_workers)
     step = 0
     while True:
-        wave = [_opened(next(messages)) for _ in range(num_workers)]
+        wave: list[list[_Opened | None]] = []
+        while len(wave) < num_workers:
+            wave.append(_opened(next(messages)))
+            if wave[-1][0] is not None and wave[-1][0][2] is not None:
+                break  # no message follows, and no slot after this one is dealt
         for index in range(max(map(len, wave))):
             number, column = divmod(step, width)
             for worker, slots in enumerate(wave):
                 slot = slots[index]
                 if slot is not None:
-                    yield Item(first_round + number, column * num_workers + worker, *slot)
+                    lane_index = column * num_workers + worker
+                    if lane_index >= num_lanes:  # an error where the worker has no lane: in its next slot that has one
+                        number, lane_index = number + 1, worker
+                    yield Item(first_round + number, lane_index, *slot)
                     if slot[2] is not None:
                         return
             step += 1

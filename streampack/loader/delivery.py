@@ -166,7 +166,7 @@ class Delivery:
         if self._verifier is not None and self._verifier.is_due(commits.num_batches):
             arguments = self._run.arguments(commits.num_lanes)
             self._verifier.check(batch, commits.latest(), commits.num_batches, arguments)
-        change = self._change(batch)
+        change = Change.of(batch)
         committed.append(change)
         self._commit(turn, running, change)
         return handed_out
@@ -190,7 +190,7 @@ class Delivery:
                 batch = self._take(turn, running)
                 if batch is None:
                     return done
-                self._commit(turn, running, self._change(batch, skipped=True), skipped=True)
+                self._commit(turn, running, Change.of(batch, skipped=True), skipped=True)
             return num_batches
         finally:
             self._leave()
@@ -208,20 +208,6 @@ class Delivery:
         if batch is None:  # it was not cut off by an exception, so it has ended; asked again, it says so again
             running.at = running.taken_from.global_pack
         return batch
-
-    def _change(self, batch: PackBatch, *, skipped: bool = False) -> Change:
-        """What a batch changes; raises where that is more than `max_bad`."""
-        change = Change.of(batch, skipped=skipped)
-        if change.skipped_ranges:
-            num_bad, num_documents = self.commits.num_skipped, self.commits.counts().documents
-            for number, (lane_index, skipped_range, documents) in enumerate(change.bad(), start=1):
-                self._max_bad.check(
-                    num_bad=num_bad + number,
-                    num_documents=num_documents + documents,
-                    lane=self.commits.lanes[lane_index],
-                    last=skipped_range,
-                )
-        return change
 
     def _commit(self, turn: object, running: _Running, change: Change, *, skipped: bool = False) -> None:
         with self._lock:
@@ -273,7 +259,7 @@ class Delivery:
     def _make(self, settings: PassSettings) -> _Running:
         committed = self.commits.latest()
         agree = self._run.agreement(committed, settings.batch_size)
-        each = Pass(self._dataset, committed, settings, agree, self._restarts)
+        each = Pass(self._dataset, committed, settings, agree, self._restarts, self._max_bad)
         return _Running(each, settings, committed.global_pack, self.commits.standing)
 
     def _check(self, turn: object) -> None:

@@ -1,18 +1,21 @@
-"""`max_bad`, the bound on what a whole run may skip, where batches are handed out.
+"""`max_bad`, the bound on what a whole run may skip.
 
-In:    what the lanes of this rank have skipped and how many documents they have met, whenever it becomes more.
-Out:   nothing, or the error that ends the run.
+In:    a rank's items in its order, as the workers have made them.
+Out:   the same items; in the place of the pack that is too much, the error that ends the run.
 Never: a collective. The ranks add up in the store of torch.distributed, and a rank learns the sum when it has skipped
-       something itself; at which of its batches that is depends on how far the others are.
+       something itself; at which of its packs that is depends on how far the others are.
 
 A lane alone never skips more than that either: `SkipPolicy` in `lanes/skipping.py` sees to it, at the record.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from streampack.errors import ShardError
 from streampack.lanes.position import REST_OF_PIECE, SkippedRange
 from streampack.lanes.skipping import allowed_bad
+from streampack.loader.dealing import Item
+from streampack.loader.messages import DOCUMENTS
+from streampack.state.checkpoint import Committed
 
 AddUp = Callable[[int], int]
 """Adds a rank's share to the sum of all ranks, and gives the sum."""
@@ -40,6 +43,25 @@ class MaxBad:
         self._told = num_bad
         return total
 
+    def watch(self, items: Iterator[Item], committed: Committed) -> Iterator[Item]:
+        """The items of a pass that continues from `committed`, up to the one that is too much."""
+        num_bad, num_documents = committed.num_skipped(), committed.counts().documents
+        if num_bad != self._told:  # a pass that was left had made more packs than were handed out
+            self.tell(num_bad)
+        for item in items:
+            pack = item.pack
+            if pack is not None:
+                num_documents += int(pack.message.changes[pack.number, DOCUMENTS])
+                try:
+                    for skipped_range in pack.skipped_ranges if pack.message.skipped_ranges else ():
+                        num_bad += 1
+                        lane = committed.lanes[item.lane_index]
+                        self.check(num_bad=num_bad, num_documents=num_documents, lane=lane, last=skipped_range)
+                except ShardError as error:
+                    yield item._replace(pack=None, error=error)
+                    return
+            yield item
+
     def check(self, *, num_bad: int, num_documents: int, lane: int, last: SkippedRange) -> None:
         """Raise where all ranks have skipped more than the bound.
 
@@ -50,7 +72,7 @@ class MaxBad:
             last: what that is.
 
         Raises:
-            ShardError: it is too much; the batch must not be handed out.
+            ShardError: it is too much; the pack must not be handed out.
         """
         total = self.tell(num_bad)
         documents = num_documents * self._num_ranks

@@ -152,6 +152,11 @@ class WorkerStream:
             size = min(2 * size, assignment.max_slots)
 
 
+def failed(error: Exception, pipeline: Pipeline) -> Message:
+    """The message of a worker that sends no other: the error takes the place of its next slot."""
+    return _message([], pipeline, with_provenance=False, storage=StorageUse(), error=error)
+
+
 def _slots(
     pool: LanePool, lanes: Sequence[int], positions: Sequence[LanePosition], *, first_round: int, width: int
 ) -> Iterator[LanePack | LaneEnd | None]:

@@ -14,6 +14,7 @@ from streampack.documents.draws import undisturbed
 from streampack.errors import ConfigError, as_bool, as_number
 from streampack.lanes.budget import check_budget, window_bytes
 from streampack.loader.dealing import Item, deal
+from streampack.loader.max_bad import MaxBad
 from streampack.loader.messages import Assignment, Message, WorkerStream
 from streampack.loader.processes import Forks, Launcher
 from streampack.loader.restarts import RestartingMessages, WorkerRestarts
@@ -100,6 +101,7 @@ class Pass:
         settings: PassSettings,
         agree: Agree | None,
         restarts: WorkerRestarts,
+        max_bad: MaxBad,
     ) -> None:
         """`agree`: how the ranks of a finite pass agree on its end; None where this rank ends by itself."""
         self.tally = Tally()
@@ -141,6 +143,8 @@ class Pass:
             num_workers=max(num_workers, 1),
             first_round=first_round,
         )
+        if dataset.pipeline.on_error == "skip":
+            items = max_bad.watch(items, committed)
         if dataset.epochs is not None:
             items = self.tally.watch_items(items)
         pad = dataset.epoch_end == "pad"

@@ -2,7 +2,8 @@
 
 In:    what the workers are to do.
 Out:   their messages in the rank's order, without end; the same messages however often the workers were restarted, so
-       that nothing after this stage (counts, exchanges between ranks, batches) notices a restart.
+       that nothing after this stage (counts, exchanges between ranks, batches) notices a restart. Where no restart
+       helps, the error as the last message: it has a place in the order, and the other ranks learn of it.
 Never: a message twice, or one left out; a restart beyond the budget; a restart because of what a worker's code raised,
        but for errors that say that memory, descriptors or threads are short, which a new process may have.
 
@@ -25,7 +26,7 @@ from streampack.errors import LoaderError
 from streampack.heartbeat import SampleLocation
 from streampack.lanes.position import NUM_CURSOR, LanePosition, advance_rows, known_after
 from streampack.loader import shortage
-from streampack.loader.messages import COLUMNS, DOCUMENTS, Assignment, Message, Slot
+from streampack.loader.messages import COLUMNS, DOCUMENTS, Assignment, Message, Slot, failed
 from streampack.loader.processes import Launcher
 from streampack.loader.workers import LostError, Workers
 from streampack.records import Cursor
@@ -92,16 +93,28 @@ class RestartingMessages:
         return self
 
     def __next__(self) -> Message:
-        """The next message; raises what a worker's code raised, or `LoaderError` where a restart does not help."""
+        """The next message; the last one has what a worker's code raised, or why a restart does not help.
+
+        Raises:
+            LoaderError: this process is a fork of the trainer, or another thread has interrupted this one.
+        """
+        self._workers.check_owner()
+        try:
+            message = self._receive()
+        except Exception as error:
+            if self._is_interrupted:
+                raise
+            return failed(error, self._assignment.pipeline)
+        self._received[self._next].add(message)
+        self._next = (self._next + 1) % self._num_workers
+        return message
+
+    def _receive(self) -> Message:
         while True:
             try:
-                message = self._workers.receive(self._next)
+                return self._workers.receive(self._next)
             except LostError as lost:
                 self._restart(lost)
-            else:
-                self._received[self._next].add(message)
-                self._next = (self._next + 1) % self._num_workers
-                return message
 
     def close(self) -> None:
         """End the workers."""

@@ -74,6 +74,14 @@ class Workers:
         # Also where nobody calls `end`; then the launcher ends the processes.
         self._finalizer = weakref.finalize(self, _close, [each.socket for each in self._workers])
 
+    def check_owner(self) -> None:
+        """Raise a `LoaderError` in a fork of the process that started them."""
+        if os.getpid() != self._owner:
+            raise LoaderError(
+                f"these workers belong to process {self._owner}, of which this one is a fork: make a PackedDataLoader "
+                "in each process that iterates"
+            )
+
     def receive(self, worker: int) -> Message:
         """The worker's next message.
 
@@ -81,11 +89,6 @@ class Workers:
             LostError: it does not come, or says that something is short.
             Exception: what the worker's code raised.
         """
-        if os.getpid() != self._owner:
-            raise LoaderError(
-                f"these workers belong to process {self._owner}, of which this one is a fork: make a PackedDataLoader "
-                "in each process that iterates"
-            )
         number, parcel = self._next_parcel(worker)
         try:
             if number != self._received[worker]:

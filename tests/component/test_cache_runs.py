@@ -15,7 +15,7 @@ import pytest
 from support.arguments import packed_dataset
 from support.caches import MIB, RETRY, held, num_bytes, storage
 from support.proxy import Fault, Proxy, _Handler
-from support.thorough import some
+from support.thorough import nightly
 from support.workers import worker_pids
 
 import streampack
@@ -59,7 +59,7 @@ class TestRuns:
     """Whole runs: the same bits, fewer requests."""
 
     @pytest.mark.parametrize(
-        ("num_workers", "context"), [(0, None), (3, None), *some([(2, "fork"), (1, None)], 2)], ids=str
+        ("num_workers", "context"), [(0, None), (2, "fork"), *nightly([(3, None), (1, None)])], ids=str
     )
     def test_the_digest_is_the_same_and_each_byte_comes_once_in_all_epochs(
         self, server: Proxy, cache_dir: Path, num_workers: int, context: str | None

@@ -16,6 +16,7 @@ import fsspec
 import pytest
 from support import servers
 from support.proxy import Proxy
+from support.thorough import THOROUGH, nightly, some
 
 from streampack import RetryPolicy, Storage
 from streampack.storage.access import StorageReader
@@ -24,6 +25,8 @@ from streampack.storage.backends.choice import open_object
 from streampack.testing import Fault, StorageConformance
 
 RETRY = RetryPolicy.immediate()
+WITH_WORKERS = ("http", "s3", "gcs by gcsfs")
+"""What workers read in the normal run."""
 FAULTS = (None, Fault.failing(), Fault.short(70), None, Fault.dropped(), Fault.short(0), Fault.stalling(0.01))
 
 
@@ -57,7 +60,7 @@ def write(path: Path, data: bytes) -> None:
     scope="module",
     params=[
         *("local", "memory", "http", "s3", "gcs", "faulty"),
-        *("http by fsspec", "s3 by s3fs", "gcs by gcsfs", "cached http", "cached s3"),
+        *("s3 by s3fs", "gcs by gcsfs", "cached http", *nightly(["http by fsspec", "cached s3"])),
     ],
 )
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, web: Proxy) -> Place:
@@ -113,10 +116,15 @@ class TestEveryStorage(StorageConformance):
     """What is promised to users, wherever the bytes are."""
 
     @pytest.fixture(autouse=True)
-    def _there(self, place: Place) -> None:
-        self.place = place
+    def _there(self, place: Place, request: pytest.FixtureRequest) -> None:
+        self.place, self.kind = place, request.node.callspec.params["place"]
         self.storage = Storage(options=place.options, retry=RETRY)
         self.lists, self.is_shared, self.has_faults = place.lists, place.is_shared, place.has_faults
+
+    def test_workers_give_the_packs_of_local_files(self) -> None:
+        if not THOROUGH and self.kind not in WITH_WORKERS:
+            pytest.skip("long: for the nightly run")
+        super().test_workers_give_the_packs_of_local_files()
 
     def put(self, name: str, data: bytes) -> str:
         self.place.put(name, data)
@@ -144,8 +152,15 @@ def read_in_child(storage: StorageReader, url: str, size: int, answers: Any) -> 
     answers.put((b"".join(storage.chunks(url, 10, size=size, first_bytes=30_000)), storage.size(url)))
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-@pytest.mark.parametrize("kind", ["http", "s3", "gcs"])
+METHODS = [
+    # In the normal run each method and each kind once.
+    (kind, method)
+    for number, kind in enumerate(("http", "s3", "gcs"))
+    for method in some(("spawn", "fork", "forkserver"), 3, first=number)
+]
+
+
+@pytest.mark.parametrize(("kind", "method"), METHODS)
 def test_a_process_of_any_kind_reads_after_its_parent_has_listed_and_read(kind: str, method: str, web: Proxy) -> None:
     data = os.urandom(300_000)
     if kind == "http":

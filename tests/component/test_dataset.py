@@ -29,6 +29,7 @@ from support.jobs import (
     write_lanes,
     write_tar,
 )
+from support.thorough import nightly
 from torch.utils.data import DataLoader
 
 import streampack
@@ -103,7 +104,7 @@ def finite_packs(corpus: Corpus, epoch: int = 0) -> Counter[bytes]:
     return as_multiset([np.stack([item[name].numpy() for name in NAMES]) for item in data])
 
 
-@pytest.mark.parametrize(("workers", "batch_size"), [(0, 4), (1, 8), (2, 3), (5, 8)])
+@pytest.mark.parametrize(("workers", "batch_size"), [(0, 4), (2, 3), *nightly([(1, 8), (5, 8)])])
 def test_every_document_comes_once_an_epoch(corpus: Corpus, workers: int, batch_size: int) -> None:
     loader = DataLoader(dataset(corpus, epochs=1), batch_size=batch_size, num_workers=workers)
     assert as_multiset(packs_of(loader)) == finite_packs(corpus)
@@ -134,7 +135,7 @@ def test_workers_above_the_lanes_give_nothing_twice(corpus: Corpus) -> None:
     assert as_multiset(packs_of(DataLoader(few, batch_size=4, num_workers=4))) == alone
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("context", ["fork", *nightly(["spawn", "forkserver"])])
 def test_packs_are_the_same_however_workers_are_started(corpus: Corpus, context: str) -> None:
     """Persistent ones, iterated twice and left half-way in between."""
     data = dataset(corpus, transform=shouted, epochs=1)
@@ -170,7 +171,7 @@ def test_two_iterators_at_once_do_not_disturb_each_other(corpus: Corpus, workers
     np.testing.assert_array_equal(begun + packs_of(first, 4), alone)
 
 
-@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, False), (2, True)])
+@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (1, True), *nightly([(2, False), (2, True)])])
 def test_set_epoch_changes_the_order_and_not_the_documents(corpus: Corpus, workers: int, persistent: bool) -> None:
     data = dataset(corpus, epochs=1)
     loader = DataLoader(data, batch_size=4, num_workers=workers, persistent_workers=persistent)

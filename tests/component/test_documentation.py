@@ -117,9 +117,7 @@ def test_every_test_that_a_page_names_is_there(page: str) -> None:
     ]
     assert named
     missing = [
-        (path, name)
-        for path, name in named
-        if name and f"def {name}(" not in (ROOT / "docs" / path).read_text("utf-8")
+        (path, name) for path, name in named if name and f"def {name}(" not in (ROOT / "docs" / path).read_text("utf-8")
     ]
     assert missing == []
 

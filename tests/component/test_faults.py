@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from support import servers
 from support.proxy import Fault, Proxy
+from support.thorough import some
 
 from streampack import Limits, PackedDataLoader, PackedDataset, RetryPolicy, Storage
 from streampack.errors import CorruptShardError, ShardError, ShardNotFoundError, StorageError
@@ -140,7 +141,17 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return Path(path).read_bytes()
 
 
-@pytest.fixture(scope="module", params=["http", "s3", "gcs"])
+PLACES = ("http", "s3", "gcs")
+CASES = [
+    # In the normal run each fault comes in each frequency once, at one of the places, and at each place once.
+    (place, name, frequency)
+    for number, place in enumerate(PLACES)
+    for row, name in enumerate(ROWS)
+    for frequency in some(("once", "often", "for good"), 3, first=(row + number) % 3)
+]
+
+
+@pytest.fixture(scope="module", params=PLACES)
 def place(request: pytest.FixtureRequest, shard: bytes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     if request.param == "http":
         proxy = Proxy(objects={"/faults/a.tar": shard})
@@ -160,8 +171,7 @@ def place(request: pytest.FixtureRequest, shard: bytes, tmp_path_factory: pytest
     proxy.close()
 
 
-@pytest.mark.parametrize("frequency", ["once", "often", "for good"])
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize(("place", "name", "frequency"), CASES, indirect=["place"])
 def test_a_run_with_faults_gives_the_right_packs_or_the_documented_error(
     place: Place, name: str, frequency: str, tmp_path: Path
 ) -> None:

@@ -21,9 +21,9 @@ Change = Callable[[bytes], bytes]
 
 
 def examples(count: int) -> settings:
-    """A quarter of so many in the normal run, four times as many where the profile searches."""
+    """A sixth of so many in the normal run, four times as many where the profile searches."""
     is_more = settings.default.max_examples > settings.get_profile("ci").max_examples
-    return settings(max_examples=count * 4 if is_more else count // 4)
+    return settings(max_examples=count * 4 if is_more else count // 6)
 
 
 NUMBERS = [

@@ -166,7 +166,7 @@ def test_max_bad_is_a_bound_of_all_lanes_together_also_from_a_state(tmp_path: Pa
     def run(max_bad: float, state: Any = None, errors: Any = ShardError) -> tuple[int, Any]:
         arguments: dict[str, Any] = {"num_lanes": 4, "shuffle": False, "epochs": 1, "on_error": "skip"}
         data = streampack.PackedDataset(shards, ByteTokenizer(), 32, max_bad=max_bad, **arguments)
-        with streampack.PackedDataLoader(data, 1, num_workers=workers) as loader:
+        with streampack.PackedDataLoader(data, 1, num_workers=workers, multiprocessing_context="fork") as loader:
             if state is not None:
                 loader.load_state_dict(state)
             with contextlib.suppress(*([errors] if errors else [])):

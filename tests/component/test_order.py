@@ -30,11 +30,12 @@ from support.jobs import (
     write_corpus,
     write_lanes,
 )
+from support.thorough import some
 
 import streampack
 from streampack.testing import ByteTokenizer
 
-PACKS = 360  # half as many again as an epoch of the uneven corpus has
+PACKS = 312  # more than an epoch of the uneven corpus has
 
 
 @pytest.fixture(scope="module")
@@ -68,16 +69,10 @@ def test_the_packs_are_the_same_on_any_ranks(corpus: Corpus, wanted: list[Any], 
 @pytest.mark.parametrize(
     ("ranks", "workers", "batch_size"),
     [
-        (1, 1, 1),
-        (1, 2, 8),
-        (1, 3, 4),
+        *some([(1, 1, 1), (1, 2, 8), (1, 3, 4), (2, 1, 5), (12, 1, 3), (6, 2, 8), (3, 3, 7)], 3),
         (1, 5, 6),  # 5 does not divide 12: three workers have three lane slots, one of them empty
-        (2, 1, 5),
         (2, 5, 2),
-        (3, 3, 7),
         (4, 2, 3),
-        (6, 2, 8),
-        (12, 1, 3),
     ],
 )
 def test_the_packs_are_the_same_with_any_workers(
@@ -89,7 +84,7 @@ def test_the_packs_are_the_same_with_any_workers(
         assert_equal(packs, wanted)
 
 
-@pytest.mark.parametrize("ranks", [4, 6])
+@pytest.mark.parametrize("ranks", some([4, 6], 2))
 def test_workers_above_a_ranks_lanes_are_clamped_with_a_warning(corpus: Corpus, wanted: list[Any], ranks: int) -> None:
     message = f"num_workers=5 is more than the {LANES // ranks} lanes of this rank: {LANES // ranks} are started"
     with Job(dataset(corpus), ranks, 5, 2) as job:
@@ -164,9 +159,9 @@ def test_the_digest_sees_which_number_a_pack_has(tmp_path: Path) -> None:
     ids=str,
 )
 def test_every_boundary_and_packing_keeps_the_order(corpus: Corpus, packing: dict[str, Any]) -> None:
-    wanted = expected(corpus, 240, seq_len=32, **packing)
+    wanted = expected(corpus, 144, seq_len=32, **packing)
     with Job(dataset(corpus, **packing), 3, 0, 4) as job:
-        assert_equal(job.step(20), wanted)
+        assert_equal(job.step(12), wanted)
 
 
 @pytest.mark.parametrize(
@@ -187,9 +182,9 @@ def test_every_boundary_and_packing_keeps_the_order(corpus: Corpus, packing: dic
 def test_the_packs_are_those_of_the_arguments(corpus: Corpus, changes: dict[str, Any], per_text: Any) -> None:
     rules = {key: value for key, value in changes.items() if key in ("seed", "shuffle", "seq_len", "num_lanes")}
     rules |= {"per_text": per_text} if per_text else {}
-    wanted = expected(corpus, 240, **{"seq_len": 32, **rules})
+    wanted = expected(corpus, 144, **{"seq_len": 32, **rules})
     with Job(dataset(corpus, **changes), 2, 0, 4) as job:
-        assert_equal(job.step(30), wanted)
+        assert_equal(job.step(18), wanted)
 
 
 @pytest.mark.parametrize(("field", "per_sample"), [("json:text", 1), ("jsonl:text", 4), ("npy", 1)])

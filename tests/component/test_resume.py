@@ -32,7 +32,7 @@ from support.jobs import (
     uneven,
     write_corpus,
 )
-from support.thorough import some
+from support.thorough import THOROUGH, nightly, some
 
 import streampack
 from streampack.corpus.partition import fitting_ranks
@@ -95,7 +95,7 @@ legs = st.builds(
 )
 
 
-@settings(max_examples=20)
+@settings(max_examples=200 if THOROUGH else 10)
 @given(plan=st.lists(legs, min_size=4, max_size=4))
 def test_three_resumes_in_a_row_on_any_topologies(
     data: streampack.PackedDataset, wanted: list[Array], plan: list[Leg]
@@ -118,7 +118,7 @@ def random_legs(seed: int, num_legs: int = 4) -> list[Leg]:
     return plan
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", some(range(4), 2))
 def test_three_resumes_with_packs_in_flight_in_workers(
     data: streampack.PackedDataset, wanted: list[Array], seed: int
 ) -> None:
@@ -246,7 +246,7 @@ def test_a_run_can_be_resumed_at_every_position(small: dict[str, Corpus], kind: 
     choose = random.Random(kind)
     # Each position by some kinds in the normal run, so that every one comes.
     at = list(KINDS).index(kind)
-    for begin in range(num_packs) if at == 0 else some(range(num_packs), 3, first=at % 3):
+    for begin in some(range(num_packs), 2) if at == 0 else some(range(num_packs), 6, first=at % 6):
         ranks, batch_size = choose.choice([1, 2, 4]), choose.randint(1, 2)
         with Job(data, ranks, 0, batch_size, state=states[begin]) as job:
             more = job.step(8 // ranks // batch_size)
@@ -312,7 +312,8 @@ def test_workers_do_not_change_where_a_finite_run_ends(corpus: Corpus) -> None:
     with Job(data, 1, 0, 4) as job:
         wanted, counts = job.run_out()
         end = job.digest(), job.stats(), job.state()
-    for workers, stop in ((0, counts[0] - 1), (2, counts[0] // 2), (3, counts[0] - 2), (5, counts[0]), (0, counts[0])):
+    stops = (2, counts[0] // 2), (5, counts[0]), (0, counts[0] - 1)
+    for workers, stop in (*stops, *nightly([(3, counts[0] - 2), (0, counts[0])])):
         with Job(data, 1, workers, 4) as job:
             job.step(stop)
             state = job.state()
@@ -365,7 +366,7 @@ def test_plain_shards_that_a_manifest_wants_read_whole_are_resumed_inside(tmp_pa
     manifest.write_text("\n".join(map(json.dumps, lines)))
     data = dataset([f"@{manifest}"], num_lanes=3)
     wanted = expected(corpus, 130, seq_len=32, num_lanes=3, whole=whole)
-    for begin in range(0, 100, 3):
+    for begin in some(range(0, 100, 3), 3):
         with Job(data) as job:
             job.step(begin)
             state = job.state()
@@ -475,7 +476,7 @@ def test_a_part_of_a_record_that_is_passed_over_takes_no_other_part_along(tmp_pa
             states.append((job.state(), job.stats(), job.digest()))
             wanted += job.step().values()
         assert job.stats()["bad_records"] > 10
-    for begin, (state, _, _) in enumerate(states[:60]):
+    for begin, (state, _, _) in some(list(enumerate(states[:60])), 2):
         ranks, workers, batch_size = ((1, 0, 2), (2, 0, 3), (1, 2, 1) if begin % 10 == 0 else (1, 0, 1))[begin % 3]
         with Job(data, ranks, workers, batch_size, state=state) as job:
             assert_equal(job.step(3), wanted, begin=begin)

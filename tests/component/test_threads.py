@@ -21,7 +21,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 
 def make(corpus: Corpus, *, num_workers: int = 0, **changes: Any) -> streampack.PackedDataLoader:
-    return streampack.PackedDataLoader(dataset(corpus, **changes), 2, num_workers=num_workers)
+    return streampack.PackedDataLoader(
+        dataset(corpus, **changes), 2, num_workers=num_workers, multiprocessing_context="fork"
+    )
 
 
 class Taker(threading.Thread):

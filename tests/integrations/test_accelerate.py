@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from support.processes import run_program
+from support.thorough import nightly
 
 import streampack
 from streampack.errors import ConfigError, LoaderError, StateError
@@ -90,8 +91,25 @@ def test_accelerates_stateful_dataloader_around_what_it_deals_out_is_refused(
             assert "PackedDataLoader(whole_state=True)" in message
 
 
-@pytest.mark.parametrize("dispatches", [False, True])
-@pytest.mark.parametrize("workers", [0, 2])
+def test_accelerate_leaves_the_loader_as_it_is_and_cannot_deal_a_ranks_packs_again(
+    two: tuple[Path, list[dict[str, Any]]], shards: list[str]
+) -> None:
+    first, second = (outcome["wrapped"] for outcome in two[1])
+    alone = streampack.PackedDataset(shards, ByteTokenizer(), 16, num_lanes=2, epochs=1, shuffle=False).for_rank(0, 1)
+    everything = [pack["tokens"].tolist() for pack in alone]
+    for results in (first, second):
+        assert results.pop("left as it is False") is results.pop("left as it is True") is True
+        assert results["own False"] == results["own True"]
+    real = [pack for results in (first, second) for pack in results["own False"] if any(pack)]
+    assert sorted(real) == sorted(everything)
+    refused = {name: value for results in (first, second) for name, value in results.items() if "refused" in name}
+    names = ["refused False 0", "refused False 1", "refused True 0", "refused True 1"]
+    assert refused == dict.fromkeys(names, True)
+    dealt = first["dealt by accelerate"] + second["dealt by accelerate"]
+    assert {tuple(pack) for pack in dealt} == {tuple(pack) for pack in everything}
+
+
+@pytest.mark.parametrize(("workers", "dispatches"), [(0, True), (2, False), *nightly([(0, False), (2, True)])])
 def test_accelerates_stateful_dataloader_of_one_process_goes_on_exactly_each_time(
     shards: list[str], tmp_path: Path, workers: int, dispatches: bool
 ) -> None:
@@ -168,7 +186,7 @@ def trainer_of(loader: streampack.PackedDataLoader, place: Path, *, adapted: boo
 HF = {"format": "hf", "provenance": False}
 
 
-@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize("accumulated", [2, *nightly([1])])
 def test_transformers_trainer_goes_on_exactly_from_each_checkpoint(
     shards: list[str], tmp_path: Path, accumulated: int
 ) -> None:

@@ -80,7 +80,7 @@ def batch_of(block: Any, kind: str, *, mask: bool = False) -> Any:
 
 # On a CPU it runs as it is written; compiling it is a matter of speed.
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
-@pytest.mark.parametrize("case", some(LAYOUTS, 3), indirect=True, ids=str)
+@pytest.mark.parametrize("case", some(LAYOUTS, 6), indirect=True, ids=str)
 @torch.no_grad()
 def test_flex_attention_gives_each_document_the_logits_that_it_has_alone(
     model: Decoder, case: tuple[Any, Tensor]

@@ -1,11 +1,9 @@
-"""Around a dataset that is one rank's of several nothing may deal out packs again: real Accelerate, on two ranks."""
+"""Around a dataset that is one rank's of several nothing may deal out packs again. On two ranks: test_accelerate.py."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.processes import needs_proc, run_program
 from torch.utils.data import DataLoader, DistributedSampler
 
 import streampack
@@ -57,24 +55,3 @@ def test_torch_refuses_a_distributed_sampler(shards: list[str]) -> None:
         DistributedSampler(dataset, num_replicas=2, rank=0)
     with pytest.raises(ValueError, match="unspecified sampler"):
         DataLoader(dataset, sampler=range(3))
-
-
-@needs_proc
-def test_accelerate_leaves_the_loader_as_it_is_and_cannot_deal_a_ranks_packs_again(
-    shards: list[str], tmp_path: Path
-) -> None:
-    pytest.importorskip("accelerate")
-    output = run_program("accelerated.py", str(Path(shards[0]).parent), ranks=2, log=tmp_path / "log")
-    [line] = [line for line in output.splitlines() if line.startswith("RESULT ")]
-    first, second = json.loads(line.removeprefix("RESULT "))
-    everything = tokens(dataset_of(shards, rank=0, size=1))
-    for results in (first, second):
-        assert results.pop("left as it is False") is results.pop("left as it is True") is True
-        assert results["own False"] == results["own True"]
-    real = [pack for results in (first, second) for pack in results["own False"] if any(pack)]
-    assert sorted(real) == sorted(everything)
-    refused = {name: value for results in (first, second) for name, value in results.items() if "refused" in name}
-    names = ["refused False 0", "refused False 1", "refused True 0", "refused True 1"]
-    assert refused == dict.fromkeys(names, True)
-    dealt = first["dealt by accelerate"] + second["dealt by accelerate"]
-    assert {tuple(pack) for pack in dealt} == {tuple(pack) for pack in everything}

@@ -18,8 +18,8 @@ FILES = sorted(
 
 LONG = sorted(
     path.relative_to(TESTS).as_posix()
-    for folder in ("component", "integrations", "process")
-    for path in (TESTS / folder).glob("test_*.py")
+    for folder in ("unit", "component", "integrations", "process")
+    for path in (TESTS / folder).rglob("test_*.py")
     if "from support.thorough import" in path.read_text("utf-8")
 )
 

@@ -179,6 +179,17 @@ def test_a_folder_without_logs_is_no_run_that_could_be_checked(tmp_path: Path) -
         read_attempts(tmp_path)
 
 
+def test_what_a_training_said_before_it_failed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = tmp_path / "failing"
+    failing.write_text("#!/bin/sh\necho not today\nexit 3\n")
+    failing.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(failing))
+    training = Training(tmp_path, ranks=1, workers=1, num_steps=1, checkpoint_every=1, seed=0)
+    with training, pytest.raises(StreampackError, match=r"on 1 rank ended with exit code 3; it said:\nnot today"):
+        list(training.steps())
+
+
+@long
 def test_a_training_that_fails_says_why(tmp_path: Path) -> None:
     in_the_way = tmp_path / "a file"
     in_the_way.write_text("")

@@ -1,6 +1,6 @@
 """Four real processes in meshes of every kind: peers have the same packs, context-parallel ones their part of them.
 
-Meshes of dp and tp with finite runs are in test_ranks.py, groups and loaders that come and go in test_groups.py.
+Where there is no mesh: test_ranks.py.
 """
 
 from collections.abc import Iterator
@@ -11,11 +11,14 @@ import pytest
 import torch.distributed.checkpoint as dcp
 from support.ranks import Finite, Ran, References, check_sum, run_job
 from support.reference import assert_batches, endless_batches
+from support.thorough import some
 
 COUNT = 4
 MESHES: dict[str, tuple[dict[str, int], list[int], dict[str, Any]]] = {
     # Name -> (dimensions, data-parallel rank of each of the four, more keys of the case)
     "dp x tp": ({"dp": 2, "tp": 2}, [0, 0, 1, 1], {}),
+    "tp x dp": ({"tp": 2, "dp": 2}, [0, 1, 0, 1], {}),
+    "dp_replicate x dp_shard": ({"dp_replicate": 2, "dp_shard": 2}, [0, 1, 2, 3], {}),
     "pp x dp": ({"pp": 2, "dp": 2}, [0, 1, 0, 1], {}),
     "pp x dp, its dp": ({"pp": 2, "dp": 2}, [0, 1, 0, 1], {"sub_mesh": ["dp"]}),
     "dp x cp": ({"dp": 2, "cp": 2}, [0, 0, 1, 1], {"slices": True}),
@@ -24,6 +27,7 @@ MESHES: dict[str, tuple[dict[str, int], list[int], dict[str, Any]]] = {
     "pp x dp_shard x tp of one": ({"pp": 2, "dp_shard": 2, "tp": 1}, [0, 1, 0, 1], {}),
     "dp_replicate x dp_shard x cp": ({"dp_replicate": 2, "dp_shard": 1, "cp": 2}, [0, 0, 1, 1], {"slices": True}),
 }
+FINITE = ["tp x dp", *some([name for name in MESHES if name != "tp x dp"], 4)]
 SAVED = ["dp x tp", "pp x dp", "dp of one x cp x tp"]
 """Their loaders go into a distributed checkpoint behind the last batch."""
 REFUSED: dict[str, tuple[str, str]] = {
@@ -52,12 +56,17 @@ def job(references: References, tmp_path_factory: pytest.TempPathFactory) -> Ran
         for name, (mesh, _, extra) in MESHES.items():
             save = {"save": str(folder / name)} if name in SAVED else {}
             yield {**even, "name": name, "mesh": mesh, **extra, **save}
-            yield {**uneven, "name": f"{name}, finite", "mesh": mesh, **extra}
+            if name in FINITE:
+                yield {**uneven, "name": f"{name}, finite", "mesh": mesh, **extra}
         yield {**even, "name": "resumed", "mesh": {"pp": 2, "dp": 2}, **later, "loader": {**loader, "num_workers": 1}}
         for name, (given, _) in REFUSED.items():
             yield {**even, "name": name, "mesh": {"dp": 2, "tp": 2}, "per_rank": odd[given]}
             unseen = {"loader": {"batch_size": 2, "num_workers": 0}}
             yield {**even, "name": f"{name}, unseen", "mesh": {"dp": 2, "tp": 2}, "per_rank": odd[given], **unseen}
+        fork = {"loader": {"batch_size": 2, "num_workers": 1, "multiprocessing_context": "fork"}}
+        for number in range(3):
+            yield {**even, "name": f"loader {number}", "mesh": {"dp": 2, "tp": 2}, **fork}
+        yield {**uneven, "name": "group of rank 0", "mesh": {"dp": 2, "tp": 2}, "group_of": [0], "passes": 1, **fork}
 
     return run_job(cases(), 4, folder)
 
@@ -76,7 +85,7 @@ def test_peers_have_the_same_packs_and_data_parallel_ranks_different_ones(
         assert_batches(outcome["passes"][0], expected, f"{name}, dp rank {rank}")
 
 
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize("name", FINITE)
 def test_peers_end_finite_passes_together(job: Ran, references: References, name: str) -> None:
     dp_ranks, start = MESHES[name][1], 0
     for number in range(2):
@@ -118,6 +127,23 @@ def test_what_peers_save_together_goes_on_in_one_process(job: Ran, references: R
         batch = next(iter(alone))
     expected = endless_batches(references.lanes("even", 0, None, 4), begin, rank=0, num_ranks=1, batch_size=4, count=1)
     assert_batches({key: tensor[None].numpy() for key, tensor in batch.items()}, expected, name)
+
+
+def test_loaders_of_a_mesh_can_be_closed_and_others_made(job: Ran, references: References) -> None:
+    lanes = references.lanes("even", 0, None, 4)
+    for number in range(3):
+        for rank, outcome in enumerate(job[f"loader {number}"]):
+            expected = endless_batches(lanes, 0, rank=rank // 2, num_ranks=2, batch_size=2, count=COUNT)
+            assert_batches(outcome["passes"][0], expected, f"loader {number}, rank {rank}")
+
+
+def test_a_group_of_the_trainer_that_only_one_rank_of_a_mesh_belongs_to_does_not_hinder(
+    job: Ran, references: References
+) -> None:
+    current = references.one_pass(Finite(), 0, 0)
+    for rank, outcome in enumerate(job["group of rank 0"]):
+        expected = current.batches(0, rank=rank // 2, num_ranks=2, batch_size=2)
+        assert_batches(outcome["passes"][0], expected, f"rank {rank}")
 
 
 def _one_of_each(dp_ranks: list[int]) -> list[int]:

@@ -1,6 +1,7 @@
 """Real jobs of 1, 2 and 4 processes: the same global packs, as many batches each, the same errors.
 
 Starting processes costs seconds, so each number of ranks is one job of all cases; the tests look at what it wrote.
+Meshes are in test_mesh.py.
 """
 
 import json
@@ -10,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from support.arguments import packed_dataset
 from support.ranks import Finite, Ran, References, check_sum, run_job
@@ -18,9 +18,14 @@ from support.reference import assert_batches, endless_batches
 from support.thorough import THOROUGH, some
 
 import streampack
-from streampack.errors import RecordError
+from streampack.errors import RecordError, ShardError
 from streampack.records import Counts
 from streampack.testing import write_shards
+
+FORK = {"multiprocessing_context": "fork"}
+CLEAN = {1: set[str](), 2: {"two workers", "hurt"}, 4: {"watched"}}
+"""Number of ranks -> cases whose workers come from a server, as they do by default. A server for each rank in all cases
+would take minutes, so only the nightly run has that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +49,7 @@ ENDLESS = {
     "over epochs": Endless(corpus="small", num_workers=1, batch_size=8, count=20),
     "without a process group": Endless(num_workers=1, extra={"without_group": True}),
     "left and gone on": Endless(num_workers=2, extra={"leave_after": [3, 7]}),
-    "workers forked from the ranks": Endless(
-        num_workers=1, count=4, extra={"loader": {"multiprocessing_context": "fork"}}, only=(2,)
-    ),
+    "workers forked from the ranks": Endless(num_workers=1, count=4, extra={"loader": FORK}, only=(2,)),
 }
 FINITE = {
     "pad": Finite(),
@@ -78,11 +81,11 @@ FINITE = {
 }
 RANKS = (1, 2, 4) if THOROUGH else (2, 4)
 """One rank alone is what the component tests have."""
-FINITE_OF = {
-    # Number of ranks -> its cases: in the normal run each case on one number of ranks.
-    1: set(FINITE),
-    2: {"pad", "stop", *some(list(FINITE), 2)},
-    4: {"pad", "stop", *some(list(FINITE), 2, first=1)},
+CASES_OF = {
+    # Number of ranks -> its cases: in the normal run each case on one number of ranks, some on both.
+    1: {*ENDLESS, *FINITE},
+    2: {"two workers", "pad", "stop", *some(list(ENDLESS), 2), *some(list(FINITE), 2)},
+    4: {"two workers", "pad", "stop", *some(list(ENDLESS), 2, first=1), *some(list(FINITE), 2, first=1)},
 }
 DIFFER = {
     # What rank 1 alone is given, and what the error must name.
@@ -102,22 +105,44 @@ DIFFER_IN_THE_RUN = {
 
 
 def _cases(num_ranks: int, references: References, place: Path) -> Iterator[dict[str, Any]]:
+    yield from _endless(num_ranks, references)
+    yield from _finite(num_ranks, references)
     corpora = references.corpora
-    few = {"dataset": {**corpora["few"], "epochs": 1}, "loader": {"num_workers": 0}}
+    even = {"dataset": corpora["even"], "loader": {"batch_size": 2, "num_workers": 1}, "batches": 2}
+    uneven = {"dataset": {**corpora["uneven"], "epochs": 1}, "loader": {"batch_size": 2, "num_workers": 1}}
+    folder = Path(corpora["even"]["data"][0]).parent
+    watched = {**even, "dataset": {**corpora["even"], "data": f"watched://{folder}/*.tar"}}
+    yield {**watched, "name": "watched", "watched": str(place / "watched")}
+    missing = [*corpora["even"]["data"], str(folder / "99999.tar")]
+    yield {**even, "name": "missing shard", "dataset": {**corpora["even"], "data": missing}}
+    yield {**even, "name": "lanes that do not divide", "dataset": {**corpora["even"], "num_lanes": 9}}
+    if num_ranks > 1:
+        for name, (given, _) in DIFFER.items():
+            yield {**uneven, "name": f"other {name}", "per_rank": {"1": given}, "batches": 2, "tries": 3}
+    if num_ranks == 2:
+        yield from _coming_and_going(references)
+        yield from _out_of_step(references, place)
+
+
+def _endless(num_ranks: int, references: References) -> Iterator[dict[str, Any]]:
+    few = {"dataset": {**references.corpora["few"], "epochs": 1}, "loader": {"num_workers": 0}}
     yield {"name": "finite without a process group", "without_group": True, **few}
     for name, endless in sorted(ENDLESS.items(), key=lambda item: not item[1].extra.get("without_group")):
-        if num_ranks in endless.only:
+        if num_ranks in endless.only and name in CASES_OF[num_ranks]:
             loader = {"batch_size": endless.batch_size, "num_workers": endless.num_workers}
             extra = {**endless.extra, "loader": {**loader, **endless.extra.get("loader", {})}}
-            yield {"name": name, "dataset": corpora[endless.corpus], "batches": endless.count, **extra}
+            yield {"name": name, "dataset": references.corpora[endless.corpus], "batches": endless.count, **extra}
+
+
+def _finite(num_ranks: int, references: References) -> Iterator[dict[str, Any]]:
     for name, finite in FINITE.items():
-        if name not in FINITE_OF[num_ranks]:
+        if name not in CASES_OF[num_ranks]:
             continue
         state = references.begin(finite)[2]
         yield {
             "name": name,
             "dataset": {
-                **corpora[finite.corpus],
+                **references.corpora[finite.corpus],
                 "epochs": finite.epochs,
                 "epoch_end": "pad" if finite.pad else "stop",
             },
@@ -130,22 +155,32 @@ def _cases(num_ranks: int, references: References, place: Path) -> Iterator[dict
             **({} if state is None else {"state": state}),
             **finite.extra,
         }
-    even = {"dataset": corpora["even"], "loader": {"batch_size": 2, "num_workers": 1}, "batches": 2}
-    uneven = {"dataset": {**corpora["uneven"], "epochs": 1}, "loader": {"batch_size": 2, "num_workers": 1}}
-    folder = Path(corpora["even"]["data"][0]).parent
-    watched = {**even, "dataset": {**corpora["even"], "data": f"watched://{folder}/*.tar"}}
-    yield {**watched, "name": "watched", "watched": str(place / "watched")}
-    missing = [*corpora["even"]["data"], str(folder / "99999.tar")]
-    yield {**even, "name": "missing shard", "dataset": {**corpora["even"], "data": missing}}
-    yield {**even, "name": "lanes that do not divide", "dataset": {**corpora["even"], "num_lanes": 9}}
-    if num_ranks > 1:
-        for name, (given, _) in DIFFER.items():
-            yield {**uneven, "name": f"other {name}", "per_rank": {"1": given}, "batches": 2}
-    if num_ranks == 4:
-        for name, mesh in (("dp x tp", {"dp": 2, "tp": 2}), ("tp x dp", {"tp": 2, "dp": 2})):
-            yield {**even, "name": name, "mesh": mesh}
-            yield {**uneven, "name": f"{name}, finite", "mesh": mesh, "passes": 2}
-        yield {**even, "name": "replicate x shard", "mesh": {"dp_replicate": 2, "dp_shard": 2}}
+
+
+def _coming_and_going(references: References) -> Iterator[dict[str, Any]]:
+    """Loaders and groups that come and go, and workers that die."""
+    even = {"dataset": references.corpora["even"], "loader": {"batch_size": 2, "num_workers": 0}, "batches": 2}
+    uneven = {"dataset": {**references.corpora["uneven"], "epochs": 1}, "loader": {"batch_size": 2, "num_workers": 1}}
+    yield {**uneven, "name": "closed between passes", "passes": 3, "close_after_passes": [0, 1]}
+    yield from ({**even, "name": f"loader {number}"} for number in range(8))
+    yield {**uneven, "name": "group of rank 0", "group_of": [0]}
+    small_messages = {"batch_size": 2, "num_workers": 2, "prefetch_bytes": 1}
+    yield {**uneven, "loader": small_messages, "name": "hurt", "passes": 2, "kill_after": {"1": [1, 5, 9]}}
+
+
+def _out_of_step(references: References, folder: Path) -> Iterator[dict[str, Any]]:
+    """Ranks that are given different arguments or leave at different batches; and errors of one rank."""
+    uneven = {"dataset": {**references.corpora["uneven"], "epochs": 1}, "loader": {"batch_size": 2, "num_workers": 0}}
+    yield from ({**uneven, "name": name, "per_rank": {"1": given}} for name, given in DIFFER_IN_THE_RUN.items())
+    yield {**uneven, "name": "another break", "leave_after": [2], "per_rank": {"1": {"leave_after": [3]}}}
+    yield {**uneven, "name": "sums", "passes": 2, "sums": True}  # on the same ranks, after they were out of step
+    yield {"name": "error and end", "dataset": error_beside_end(folder), "loader": {"num_workers": 0}, "passes": 2}
+    yield {"name": "max_bad", "dataset": partly_bad(folder), "loader": {"num_workers": 0}, "batches": 150}
+    even, small_messages = references.corpora["even"], {"num_workers": 1, "prefetch_bytes": 1}
+    for end in ("pad", "stop"):
+        yield {"name": f"max_bad, {end}", "dataset": bad_on_one_rank(folder, end), "loader": {"num_workers": 0}}
+        killed = {"dataset": {**even, "epochs": 9, "epoch_end": end}, "kill_after": {"1": list(range(1, 500))}}
+        yield {**killed, "name": f"killed for good, {end}", "loader": small_messages}
 
 
 def _job_of(num_ranks: int) -> Any:
@@ -154,8 +189,12 @@ def _job_of(num_ranks: int) -> Any:
     @pytest.fixture(scope="module")
     def job_of(references: References, tmp_path_factory: pytest.TempPathFactory) -> Ran:
         folder = tmp_path_factory.mktemp(f"ranks{num_ranks}")
-        how = {"options": ()} if num_ranks == 2 else {}  # one of the three by torchrun itself
-        return run_job(_cases(num_ranks, references, folder), num_ranks, folder, **how)
+        cases = [
+            case if THOROUGH or case["name"] in CLEAN[num_ranks] else {**case, "loader": FORK | case["loader"]}
+            for case in _cases(num_ranks, references, folder)
+        ]
+        how = {"options": ()} if THOROUGH and num_ranks == 2 else {}  # one of the three by torchrun itself
+        return run_job(cases, num_ranks, folder, **how)
 
     return job_of
 
@@ -175,7 +214,12 @@ def on(*num_ranks: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
 @pytest.mark.parametrize(
     ("job", "name"),
-    [(num_ranks, name) for num_ranks in RANKS for name, case in ENDLESS.items() if num_ranks in case.only],
+    [
+        (num_ranks, name)
+        for num_ranks in RANKS
+        for name, case in ENDLESS.items()
+        if num_ranks in case.only and name in CASES_OF[num_ranks]
+    ],
     indirect=["job"],
     ids=lambda value: value if isinstance(value, str) else f"{value} ranks",
 )
@@ -195,7 +239,7 @@ def test_ranks_and_workers_do_not_change_the_global_packs(job: Ran, name: str, r
 
 @pytest.mark.parametrize(
     ("job", "name"),
-    [(num_ranks, name) for num_ranks in RANKS for name in FINITE if name in FINITE_OF[num_ranks]],
+    [(num_ranks, name) for num_ranks in RANKS for name in FINITE if name in CASES_OF[num_ranks]],
     indirect=["job"],
     ids=lambda value: value if isinstance(value, str) else f"{value} ranks",
 )
@@ -278,49 +322,56 @@ def test_one_process_lists_for_all_and_workers_only_read(job: Ran, references: R
         assert_batches(outcome["passes"][0], expected, f"rank {rank}")
 
 
-@on(4)
-@pytest.mark.parametrize(("name", "dp_ranks"), [("dp x tp", [0, 0, 1, 1]), ("tp x dp", [0, 1, 0, 1])])
-def test_tensor_parallel_peers_see_the_same_packs_and_data_parallel_ranks_different_ones(
-    job: Ran, references: References, name: str, dp_ranks: list[int]
+@on(2)
+def test_a_loader_that_was_closed_between_passes_still_ends_on_all_ranks_at_once(
+    job: Ran, references: References
 ) -> None:
+    assert_passes(job, "closed between passes", references, 3)
+
+
+@on(2)
+def test_loaders_can_be_closed_and_others_made_on_the_same_ranks(job: Ran, references: References) -> None:
     lanes = references.lanes("even", 0, None, 2)
-    for outcome, rank in zip(job[name], dp_ranks, strict=True):
+    for rank in range(2):
         expected = endless_batches(lanes, 0, rank=rank, num_ranks=2, batch_size=2, count=2)
-        assert_batches(outcome["passes"][0], expected, f"dp rank {rank}")
+        for number in range(8):
+            assert_batches(job[f"loader {number}"][rank]["passes"][0], expected, f"loader {number}")
+
+
+@on(2)
+def test_loaders_that_were_closed_leave_no_connections_between_the_ranks(job: Ran) -> None:
+    for rank in range(2):
+        files = [job[f"loader {number}"][rank]["open_files"] for number in range(8)]
+        assert files[-1] <= files[1], files
+
+
+@on(2)
+def test_a_group_of_the_trainer_that_only_one_rank_belongs_to_does_not_hinder(job: Ran, references: References) -> None:
+    assert_passes(job, "group of rank 0", references, 1)
+
+
+@on(2)
+def test_one_rank_restarts_its_workers_and_the_other_notices_nothing(job: Ran, references: References) -> None:
+    """A finite run: the ranks agree on its end every few rounds, and none may ask once more or once less."""
+    assert_passes(job, "hurt", references, 2)
+    first, second = job["hurt"]
+    assert first["stats"]["worker_restarts"] == 0
+    assert 1 <= second["stats"]["worker_restarts"] <= 3
+    with references.loader("uneven", 2, epochs=1) as alone:
+        for _ in range(2):
+            assert sum(1 for _ in alone) > 0
+        check_sum([outcome["digests"][-1] for outcome in (first, second)], alone.digest())
+
+
+def assert_passes(job: Ran, name: str, references: References, passes: int) -> None:
+    """Each rank has its batches of two in so many passes over "uneven"."""
     start = 0
-    for number in range(2):
+    for number in range(passes):
         current = references.one_pass(Finite(), number, start)
-        for outcome, rank in zip(job[f"{name}, finite"], dp_ranks, strict=True):
+        for rank, outcome in enumerate(job[name]):
             expected = current.batches(start, rank=rank, num_ranks=2, batch_size=2)
-            assert_batches(outcome["passes"][number], expected, f"pass {number}, dp rank {rank}")
+            assert_batches(outcome["passes"][number], expected, f"{name}, pass {number}, rank {rank}")
         start = current.end
-
-
-@on(4)
-def test_replicated_and_sharded_dimensions_are_both_data_parallel(job: Ran, references: References) -> None:
-    lanes = references.lanes("even", 0, None, 2)
-    for rank, outcome in enumerate(job["replicate x shard"]):
-        expected = endless_batches(lanes, 0, rank=rank, num_ranks=4, batch_size=2, count=2)
-        assert_batches(outcome["passes"][0], expected, f"rank {rank}")
-        before = job["replicate x shard"][rank - 1]
-        assert not np.array_equal(outcome["passes"][0]["tokens"], before["passes"][0]["tokens"])
-
-
-@pytest.fixture(scope="module")
-def refused(references: References, tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    """Two ranks that are given different arguments, and one of which may try again."""
-    uneven = {"dataset": {**references.corpora["uneven"], "epochs": 1}, "loader": {"batch_size": 2, "num_workers": 0}}
-    again = {name: given for name, (given, _) in DIFFER.items()}
-    folder = tmp_path_factory.mktemp("refused")
-    cases = [
-        *({**uneven, "name": name, "per_rank": {"1": given}} for name, given in DIFFER_IN_THE_RUN.items()),
-        *({**uneven, "name": name, "per_rank": {"1": given}, "tries": 3} for name, given in again.items()),
-        {**uneven, "name": "another break", "leave_after": [2], "per_rank": {"1": {"leave_after": [3]}}},
-        {**uneven, "name": "sums", "passes": 2, "sums": True},  # on the same ranks, after they were out of step
-        {"name": "error and end", "dataset": error_beside_end(folder), "loader": {"num_workers": 0}, "passes": 2},
-        {"name": "max_bad", "dataset": partly_bad(folder), "loader": {"num_workers": 0}, "batches": 150},
-    ]
-    return run_job(cases, 2, folder)
 
 
 def error_beside_end(folder: Path) -> dict[str, Any]:
@@ -341,16 +392,18 @@ def partly_bad(folder: Path) -> dict[str, Any]:
     return {"data": data, "num_lanes": 4, "seq_len": 32, "shuffle": False, "on_error": "skip", "max_bad": 9}
 
 
-def test_ranks_that_leave_a_pass_at_different_batches_are_told_so_and_get_no_wrong_count(refused: Ran) -> None:
-    first, second = refused.errors("another break")
+@on(2)
+def test_ranks_that_leave_a_pass_at_different_batches_are_told_so_and_get_no_wrong_count(job: Ran) -> None:
+    first, second = job.errors("another break")
     assert first == second
     assert len(first) == 1
     assert first[0].startswith("LoaderError: the data-parallel ranks are not in the same pass: ")
     assert "global pack with which the pass began is 12 on rank 1, 8 on rank 0" in first[0]
 
 
-def test_counts_and_digests_are_added_up_over_the_ranks_where_that_is_asked_for(refused: Ran) -> None:
-    first, second = refused["sums"]
+@on(2)
+def test_counts_and_digests_are_added_up_over_the_ranks_where_that_is_asked_for(job: Ran) -> None:
+    first, second = job["sums"]
     assert first["sums"] == second["sums"]
     stats, digest = first["sums"]
     assert stats["documents"] == first["stats"]["documents"] + second["stats"]["documents"] > 0
@@ -358,10 +411,9 @@ def test_counts_and_digests_are_added_up_over_the_ranks_where_that_is_asked_for(
     assert -(2**63) <= digest < 2**63
 
 
-def test_an_error_before_the_first_end_ends_a_stopping_pass_on_any_number_of_ranks(
-    refused: Ran, tmp_path: Path
-) -> None:
-    own, other = refused.errors("error and end")
+@on(2)
+def test_an_error_before_the_first_end_ends_a_stopping_pass_on_any_number_of_ranks(job: Ran, tmp_path: Path) -> None:
+    own, other = job.errors("error and end")
     assert len(own) == len(other) == 1
     assert own[0].startswith("RecordError: ")
     assert other[0].startswith("LoaderError: data-parallel rank 0 has met an error at global pack 2")
@@ -374,24 +426,65 @@ def test_an_error_before_the_first_end_ends_a_stopping_pass_on_any_number_of_ran
     assert alone.state_dict()["global_pack"] == 2
 
 
-def test_max_bad_bounds_what_all_ranks_skip_together(refused: Ran) -> None:
+@on(2)
+def test_max_bad_bounds_what_all_ranks_skip_together(job: Ran) -> None:
     """Each rank alone has ten."""
-    for messages in refused.errors("max_bad"):
+    for messages in job.errors("max_bad"):
         assert len(messages) == 1
         assert re.search(r"ShardError: .*the run has skipped 1\d bad records or shards, .* max_bad=9", messages[0])
-    assert sum(outcome["stats"]["bad_records"] for outcome in refused.outcomes["max_bad"]) <= 9
+    assert sum(outcome["stats"]["bad_records"] for outcome in job.outcomes["max_bad"]) <= 9
 
 
+def bad_on_one_rank(folder: Path, end: str) -> dict[str, Any]:
+    """Four lanes, of which those of rank 1 have five bad records each."""
+    documents = [b"\xff" * 40 if number % 10 == 5 and number // 50 % 2 else "x" * 40 for number in range(200)]
+    data = write_shards(folder / f"bad_on_one_rank_{end}", documents, documents_per_shard=50)
+    places = {"num_lanes": 4, "seq_len": 32, "shuffle": False, "on_error": "skip", "max_bad": 6}
+    return {"data": data, "epochs": 1, "epoch_end": end, **places}
+
+
+@on(2)
+@pytest.mark.parametrize("end", ["pad", "stop"])
+def test_a_finite_run_that_skips_too_much_on_one_rank_ends_on_all_at_the_pack_of_one_process(
+    job: Ran, tmp_path: Path, end: str
+) -> None:
+    other, own = job.errors(f"max_bad, {end}")
+    assert len(own) == len(other) == 1
+    assert own[0].startswith("ShardError: ")
+    assert "the run has skipped 7 bad records or shards, more than max_bad=6" in own[0]
+    with (
+        streampack.PackedDataLoader(packed_dataset(**bad_on_one_rank(tmp_path, end)), num_workers=0) as alone,
+        pytest.raises(ShardError, match="the run has skipped 7"),
+    ):
+        for _ in alone:
+            pass
+    place = alone.state_dict()["global_pack"]
+    assert other[0].startswith(f"LoaderError: data-parallel rank 1 has met an error at global pack {place}, ")
+
+
+@on(2)
+@pytest.mark.parametrize("end", ["pad", "stop"])
+def test_a_finite_run_whose_workers_die_again_and_again_on_one_rank_ends_on_all(job: Ran, end: str) -> None:
+    other, own = job.errors(f"killed for good, {end}")
+    assert len(own) == len(other) == 1
+    assert "SIGKILL" in own[0]
+    assert "the workers were restarted 3 times within an hour" in own[0]
+    assert other[0].startswith("LoaderError: data-parallel rank 1 has met an error at global pack ")
+    assert all(outcome["seconds"] < 30 for outcome in job.outcomes[f"killed for good, {end}"])
+
+
+@on(2)
 @pytest.mark.parametrize("name", DIFFER_IN_THE_RUN)
-def test_ranks_that_would_not_end_together_are_told_why_on_every_rank(refused: Ran, name: str) -> None:
-    for messages in refused.errors(name):
+def test_ranks_that_would_not_end_together_are_told_why_on_every_rank(job: Ran, name: str) -> None:
+    for messages in job.errors(name):
         assert len(messages) == 1
         assert messages[0].startswith("ConfigError: ")
         assert name in messages[0]
 
 
+@on(2)
 @pytest.mark.parametrize("name", DIFFER)
-def test_ranks_with_other_arguments_are_refused_at_each_try(refused: Ran, name: str) -> None:
-    for messages in refused.errors(name):
+def test_ranks_with_other_arguments_are_refused_at_each_try(job: Ran, name: str) -> None:
+    for messages in job.errors(f"other {name}"):
         assert len(messages) == 3, "a rank that tries again must not get through"
         assert len(set(messages)) == 1

@@ -80,9 +80,10 @@ def two(references: References, tmp_path_factory: pytest.TempPathFactory) -> Ran
         even = {"dataset": references.corpora["even"], "loader": loader, "batches": COUNT, "close": True}
         uneven = {"dataset": {**references.corpora["uneven"], "epochs": 1}, "loader": loader, "passes": 2}
         yield {**even, "name": "agree"}
-        yield {**even, "name": "agree, by hand", "given_group": True}
-        yield {**even, "name": "agree, from a state", "state": references.state_after(7)}
-        yield {**uneven, "name": "agree, finite", "loader": {**loader, "batch_size": 3}}
+        yield {**even, "name": "agree, by hand", "given_group": True, "loader": {**loader, "num_workers": 0}}
+        fork = {**loader, "multiprocessing_context": "fork"}
+        yield {**even, "name": "agree, from a state", "state": references.state_after(7), "loader": fork}
+        yield {**uneven, "name": "agree, finite", "loader": {**fork, "batch_size": 3}}
         in_process = {**even, "loader": {**loader, "num_workers": 0}}
         for name, (extra, _) in refused_by_two(references).items():
             yield {**in_process, **extra, "name": name}

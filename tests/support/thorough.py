@@ -15,6 +15,11 @@ THOROUGH = os.environ.get("STREAMPACK_TESTS") == "thorough"
 long = pytest.mark.skipif(not THOROUGH, reason="long: for the nightly run")
 
 
+def nightly(values: Sequence[Value]) -> list[Value]:
+    """All of the values in the nightly run, and none in the normal one."""
+    return list(values) if THOROUGH else []
+
+
 def some(values: Sequence[Value], one_in: int, *, first: int = 0) -> list[Value]:
     """Every `one_in`-th value, from the index `first` on; or all."""
     return list(values) if THOROUGH else list(values)[first::one_in]

@@ -1,6 +1,7 @@
 """Two ranks under Accelerate: a registered loader is saved and goes on; one that saves its own lanes only is refused.
 
-In:  arguments FOLDER (of shards) and PLACE. Out: PLACE/rank0.json, ...: what was handed out, by global numbers.
+In:  arguments FOLDER (of shards) and PLACE. Out: PLACE/rank0.json, ...: what was handed out, by global numbers; under
+     "wrapped" what became of other loaders that Accelerate prepared.
 """
 
 import itertools
@@ -12,14 +13,55 @@ from typing import Any
 import accelerate
 import torch
 import torch.distributed as dist
+from accelerate.utils import DataLoaderConfiguration
+from torch.utils.data import DataLoader
 
 import streampack
+from streampack.errors import TopologyError
 from streampack.integrations import register_for_checkpointing
 from streampack.testing import ByteTokenizer
 
 
 def take(loader: Any, count: int) -> list[list[int]]:
     return [batch["pack_numbers"].tolist() for batch in itertools.islice(loader, count)]
+
+
+def packs_of(loader: Any) -> list[list[int]]:
+    return [row for batch in loader for row in batch["tokens"].tolist()]
+
+
+def prepared_loaders(folder: str) -> dict[str, Any]:
+    """What `prepare` makes of a PackedDataLoader, and of a DataLoader over a PackedDataset."""
+    results: dict[str, Any] = {}
+    for dispatches in (False, True):
+        config = DataLoaderConfiguration(dispatch_batches=dispatches)
+        accelerator = accelerate.Accelerator(cpu=True, dataloader_config=config)
+        arguments: dict[str, Any] = {"num_lanes": 2, "epochs": 1, "shuffle": False}
+
+        with streampack.PackedDataLoader(
+            streampack.PackedDataset(f"{folder}/*.tar", ByteTokenizer(), 16, **arguments), 2, num_workers=0
+        ) as loader:
+            prepared = accelerator.prepare(loader)
+            results[f"left as it is {dispatches}"] = prepared is loader
+            results[f"own {dispatches}"] = packs_of(prepared)
+
+        for workers in (0, 1):
+            dataset = streampack.PackedDataset(f"{folder}/*.tar", ByteTokenizer(), 16, **arguments)
+            dataset.list_shards()
+            wrapped = accelerator.prepare(DataLoader(dataset, batch_size=2, num_workers=workers))
+            if dispatches and accelerator.process_index:
+                continue  # the dispatcher of rank 0 fails, and this rank would wait for its batch for ever
+            try:
+                next(iter(wrapped))
+                refused = False
+            except TopologyError as error:
+                refused = "deals out the packs" in str(error)
+            results[f"refused {dispatches} {workers}"] = refused
+
+        if not dispatches:
+            dataset = streampack.PackedDataset(f"{folder}/*.tar", ByteTokenizer(), 16, **arguments).for_rank(0, 1)
+            results["dealt by accelerate"] = packs_of(accelerator.prepare(DataLoader(dataset, batch_size=2)))
+    return results
 
 
 def main(folder: str, place: Path) -> None:
@@ -69,11 +111,12 @@ def main(folder: str, place: Path) -> None:
     accelerator.dataloader_config.dispatch_batches = False
     for workers in (0, 1):
         dataset = streampack.PackedDataset(f"{folder}/*.tar", ByteTokenizer(), 32, num_lanes=4).for_rank(0, 1)
-        wrapped = accelerator.prepare(torch.utils.data.DataLoader(dataset, batch_size=2, num_workers=workers))
+        wrapped = accelerator.prepare(DataLoader(dataset, batch_size=2, num_workers=workers))
         try:
             next(iter(wrapped))
         except streampack.StreampackError as error:
             outcome[f"stateful, {workers} workers"] = f"{type(error).__name__}: {error}"
+    outcome["wrapped"] = prepared_loaders(folder)
     (place / f"rank{accelerator.process_index}.json").write_text(json.dumps(outcome))
     dist.barrier()
     dist.destroy_process_group()

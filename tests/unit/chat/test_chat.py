@@ -202,8 +202,7 @@ def test_a_chat_survives_the_way_to_a_worker(template: str) -> None:
 # --- in a dataset
 
 
-@pytest.mark.parametrize("field", ["json:messages", "jsonl:messages"])
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(("field", "num_workers"), [("json:messages", 0), ("jsonl:messages", 1)])
 def test_conversations_come_whole_with_their_masks(tmp_path: Path, field: str, num_workers: int) -> None:
     shards = shards_of(tmp_path, CONVERSATIONS, field=field)
     dataset = dataset_of(shards, field=field, seq_len=1500, num_lanes=2)

@@ -61,14 +61,19 @@ def torchtunes(tokenize: Callable[..., Any], conversation: Conversation, **optio
 
 
 @pytest.fixture(scope="module")
+def pieces(sentencepiece_model: Path) -> SentencePieceTokenizer:
+    return SentencePieceTokenizer(sentencepiece_model)
+
+
+@pytest.fixture(scope="module")
 def phi3(sentencepiece_model: Path) -> Any:
     module = pytest.importorskip("torchtune.models.phi3", exc_type=ImportError)
     return module.phi3_mini_tokenizer(str(sentencepiece_model))
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_phi3_is_torchtunes(phi3: Any, sentencepiece_model: Path, number: int) -> None:
-    chat = chat_of("phi3", SentencePieceTokenizer(sentencepiece_model))
+def test_phi3_is_torchtunes(phi3: Any, pieces: SentencePieceTokenizer, number: int) -> None:
+    chat = chat_of("phi3", pieces)
     compare(chat, CONVERSATIONS[number], lambda one: torchtunes(phi3.tokenize_messages, one, add_eos=True))
 
 
@@ -79,8 +84,8 @@ def llama2(sentencepiece_model: Path) -> Any:
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_llama2_is_torchtunes(llama2: Any, sentencepiece_model: Path, number: int) -> None:
-    chat = chat_of("llama2", SentencePieceTokenizer(sentencepiece_model))
+def test_llama2_is_torchtunes(llama2: Any, pieces: SentencePieceTokenizer, number: int) -> None:
+    chat = chat_of("llama2", pieces)
     compare(chat, CONVERSATIONS[number], lambda one: torchtunes(llama2.tokenize_messages, one))
 
 
@@ -91,8 +96,8 @@ def mistral(sentencepiece_model: Path) -> Any:
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_mistral_is_torchtunes(mistral: Any, sentencepiece_model: Path, number: int) -> None:
-    chat, conversation = chat_of("mistral", SentencePieceTokenizer(sentencepiece_model)), CONVERSATIONS[number]
+def test_mistral_is_torchtunes(mistral: Any, pieces: SentencePieceTokenizer, number: int) -> None:
+    chat, conversation = chat_of("mistral", pieces), CONVERSATIONS[number]
     if any(message["role"] == "system" for message in conversation):
         with pytest.raises(ValueError, match="System prompts are not supported"):
             torchtunes(mistral.tokenize_messages, conversation)
@@ -124,9 +129,7 @@ class Bytes:
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_llama3_is_torchtunes(llama3: Any, number: int) -> None:
-    compare(
-        chat_of("llama3", Bytes()), CONVERSATIONS[number], lambda one: torchtunes(llama3.tokenize_messages, one)
-    )
+    compare(chat_of("llama3", Bytes()), CONVERSATIONS[number], lambda one: torchtunes(llama3.tokenize_messages, one))
 
 
 @pytest.fixture(scope="module")
@@ -217,12 +220,9 @@ def test_jinja_templates_give_what_transformers_gives(
     )
 
     def apply(one: Conversation) -> tuple[list[int], Any]:
-        result = reference.apply_chat_template(
-            one, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-        )
+        result = reference.apply_chat_template(one, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
         return result["input_ids"], result["assistant_masks"]
 
     tokenizer = HuggingFaceTokenizer(any_byte_level / "tokenizer.json")
     chat = chat_of(str(tmp_path / "tokenizer_config.json"), tokenizer)
     compare(chat, CONVERSATIONS[number], apply)
-

@@ -64,7 +64,6 @@ def test_rows_counts_and_digest_are_those_of_all_batches_and_the_last_ones_can_b
             assert plain(commits.committed(back)) == history[-1 - back]
         assert (commits.counts(), commits.digest()) == (model.counts(), model.digest())
         assert commits.global_pack == model.global_pack
-        assert commits.num_skipped == model.num_skipped()
         assert commits.num_batches == number
         assert as_int64(commits.digest()) == commits.digest()
 

@@ -1,12 +1,18 @@
 """The bound on what a whole run skips: one rank, several ranks that add up, and ranks that cannot."""
 
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from streampack.errors import ShardError
 from streampack.lanes.position import REST_OF_PIECE, SkippedRange
+from streampack.loader.dealing import Item, PackRef
 from streampack.loader.max_bad import MaxBad
+from streampack.loader.messages import COLUMNS
+from streampack.state.checkpoint import Committed
 
 LAST = SkippedRange(0, 7, 5120, 5121, 3)
 
@@ -88,3 +94,24 @@ def test_a_rank_whose_store_is_gone_counts_by_itself() -> None:
     check(alone, 3)
     with pytest.raises(ShardError, match="the run has skipped 4"):
         check(alone, 4)
+
+
+def test_the_pack_that_is_too_much_is_an_error_in_its_place_and_what_was_not_handed_out_is_taken_back() -> None:
+    store = Store()
+    one = bound(2, store)
+    committed = Committed.fresh(range(1), 1)
+
+    def items(bad: list[int]) -> Iterator[Item]:
+        changes = np.zeros((6, len(COLUMNS)), np.int64)
+        message: Any = SimpleNamespace(changes=changes, skipped_ranges=[(number, LAST) for number in bad])
+        for number in range(6):
+            yield Item(number, 0, PackRef(message, number, slice(0)), None)
+
+    given = list(one.watch(items([1, 3, 3, 5]), committed))
+    assert [item.round for item in given] == [0, 1, 2, 3]
+    assert given[3].pack is None
+    assert isinstance(given[3].error, ShardError)
+    assert all(item.error is None for item in given[:3])
+    assert store.total == 3
+    assert len(list(one.watch(items([4]), committed))) == 6
+    assert store.total == 1

@@ -1,11 +1,14 @@
 """What a worker's message holds, and how batches are put together from messages."""
 
+import dataclasses
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streampack.errors import LoaderError
 from streampack.loader.dealing import Item, deal
-from streampack.loader.messages import COLUMNS, Message
+from streampack.loader.messages import COLUMNS, Message, Slot
 from streampack.packing.blocks import PackInBlock, gather, stack
 from streampack.packing.packs import PackBlock, PackRows
 from streampack.records import StorageUse
@@ -92,3 +95,25 @@ def test_neighbours_in_a_message_are_not_copied() -> None:
     assert gather(packs, seq_len=SEQ_LEN, pad_id=PAD_ID) is message.block
     assert np.shares_memory(gather(packs[3:7], seq_len=SEQ_LEN, pad_id=PAD_ID).tokens, message.block.tokens)
     assert not np.shares_memory(gather(packs[::2], seq_len=SEQ_LEN, pad_id=PAD_ID).tokens, message.block.tokens)
+
+
+def test_the_error_of_a_worker_that_sends_no_more_is_in_its_next_slot_that_has_a_lane() -> None:
+    """Three lanes, two workers, a slot a message: the second worker has nothing in each second wave."""
+
+    def dealt(waves: int) -> list[tuple[int, int]]:
+        error = LoaderError("died")
+        messages: list[Message] = []
+        for wave in range(waves):
+            messages.append(message_of([rows_of(wave)]))
+            messages.append(message_of([rows_of(wave)]))
+            if wave % 2:
+                messages[-1] = dataclasses.replace(message_of([]), slots=np.array([Slot.NOTHING], np.int8))
+        messages += [message_of([rows_of(9)]), dataclasses.replace(message_of([]), error=error)]
+        items = list(deal(iter(messages), num_lanes=3, num_workers=2, first_round=4))
+        assert items[-1].error is error
+        assert all(item.pack is not None for item in items[:-1])
+        return [(item.round, item.lane_index) for item in items]
+
+    assert dealt(0) == [(4, 0), (4, 1)]
+    assert dealt(1) == [(4, 0), (4, 1), (4, 2), (5, 1)]
+    assert dealt(2) == [(4, 0), (4, 1), (4, 2), (5, 0), (5, 1)]

@@ -130,7 +130,7 @@ def test_a_fork_of_the_trainer_has_no_part_in_its_workers(puppet: Puppet, listen
     child = os.fork()
     if child == 0:
         try:
-            listening.receive(0)
+            listening.check_owner()
         except LoaderError as error:
             os._exit("make a PackedDataLoader in each process" not in str(error))
         os._exit(2)

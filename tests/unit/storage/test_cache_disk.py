@@ -28,6 +28,7 @@ from support.caches import (
     storage,
 )
 from support.proxy import Proxy
+from support.thorough import THOROUGH, some
 
 from streampack.storage.cache import blockfile
 from streampack.storage.cache import folder as cache_folder
@@ -42,7 +43,7 @@ class TestDisk:
     def test_an_altered_file_is_noticed_and_its_bytes_come_again(self, proxy: Proxy, cache_dir: Path) -> None:
         assert read(storage(cache_dir), proxy) == DATA
         chooser = random.Random(4)
-        for turn in range(24):
+        for turn in some(range(24), 3):  # of each kind
             path = chooser.choice(block_files(cache_dir))
             content = bytearray(path.read_bytes())
             at = chooser.choice([chooser.randrange(64), chooser.randrange(len(content))])
@@ -313,7 +314,8 @@ class TestBudget:
     """Never more than asked for, and what was not read for longest goes first."""
 
     def test_the_budget_holds_while_blocks_are_read(self, cache_dir: Path) -> None:
-        objects = {f"/{number}.tar": random.Random(number).randbytes(5 * MIB + number) for number in range(12)}
+        num_objects = 12 if THOROUGH else 6
+        objects = {f"/{number}.tar": random.Random(number).randbytes(5 * MIB + number) for number in range(num_objects)}
         proxy = Proxy(objects=objects)
         budget, most, is_over = 16 * MIB, [0], threading.Event()
 
@@ -321,7 +323,7 @@ class TestBudget:
             while not is_over.is_set():
                 with contextlib.suppress(FileNotFoundError):
                     most[0] = max(most[0], held(cache_dir))
-                time.sleep(0.002)
+                time.sleep(0.005)
 
         def read_all(seed: int) -> None:
             order = sorted(objects)
@@ -341,7 +343,7 @@ class TestBudget:
         finally:
             is_over.set()
             proxy.close()
-        assert right == [True] * 4 * 24
+        assert right == [True] * 4 * 2 * num_objects
         assert 8 * MIB < most[0] <= budget + 4 * BLOCK_BYTES  # what four readers have under way
         assert held(cache_dir) <= budget
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import zstandard
 from support.tars import END, URL, entry, header, pax, read, with_checksum
+from support.thorough import nightly
 
 import streampack
 from streampack.documents.fields import parse_field
@@ -72,7 +73,7 @@ def documents(reader: DocumentReader, sample: Sample) -> list[object]:
     return list(reader.read(sample, url=URL, shard_name="s", shard_index=0, epoch=0))
 
 
-@pytest.mark.parametrize("field", ["txt", "npy", "json:text"])
+@pytest.mark.parametrize("field", ["json:text", *nightly(["txt", "npy"])])
 def test_a_document_too_long_by_its_header_is_a_bad_record_and_the_rest_stays(tmp_path: Path, field: str) -> None:
     def content(number: int) -> bytes:
         text = f"document {number} " * 10
@@ -164,9 +165,7 @@ def test_an_endless_map_of_holes_is_an_error() -> None:
         yield bytes(512) + bytes(512) + entry("b.txt", b"2") + END
 
     read_all(sparse(2000))
-    with pytest.raises(
-        CorruptShardError, match="'hole.txt', byte 0: the map of a sparse file's holes is too large"
-    ):
+    with pytest.raises(CorruptShardError, match="'hole.txt', byte 0: the map of a sparse file's holes is too large"):
         read_all(sparse(10**9))
 
 

@@ -9,6 +9,7 @@ from random import Random
 import pytest
 import zstandard
 from support.tars import FORMATS, LIMIT, URL, Member, chunked, read, write_tar, write_webdataset
+from support.thorough import some
 
 from streampack.errors import ConfigError, CorruptShardError, ShardError, TruncatedShardError
 from streampack.records import Sample
@@ -82,7 +83,8 @@ def test_a_plain_tar_cut_at_any_byte_is_an_error_that_names_the_byte(name: str) 
     last = len(data.rstrip(b"\0"))
     end = last + -last % 512 + 512  # the first zero block is there: the archive is whole
     num_short = 0
-    for cut in range(1, end + 520):
+    cuts = some(range(1, end + 520), 3, first=list(TARS).index(name) % 3)
+    for cut in cuts:
         samples, error = read_until_error(chunked(data[:cut], 4096), URL)
         assert samples == whole[: len(samples)], cut
         if error is None:
@@ -95,7 +97,7 @@ def test_a_plain_tar_cut_at_any_byte_is_an_error_that_names_the_byte(name: str) 
         assert error.offset == cut
         assert str(error).startswith(URL)
         assert "the shard is cut short or damaged; copy or write it again" in str(error)
-    assert num_short == end - 1
+    assert num_short == sum(cut < end for cut in cuts)
 
 
 @pytest.mark.parametrize("name", COMPRESSIONS)

@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.sentencepieces import PROSE, train, written
+from support.thorough import long
 
 import streampack
 import streampack.tokenizers.gigatoken
@@ -396,6 +397,7 @@ print(max(sizes[200:]) - max(sizes[:100]))
 """
 
 
+@long
 def test_memory_is_bounded_over_text_that_never_comes_again() -> None:
     """Seven megabytes of numbers; what the last half adds to the first quarter."""
 
