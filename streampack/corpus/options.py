@@ -60,7 +60,7 @@ def as_order(value: object) -> Order:
     if isinstance(value, Shuffle):
         return value
     if isinstance(value, bool | np.bool_):
-        return "shards" if value else False  # windows are not read yet
+        return Shuffle() if value else False
     if value == "shards":
         return "shards"
     hint = ""

@@ -281,7 +281,7 @@ def level(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 
 def test_a_finite_run_can_be_resumed_at_every_position_and_at_its_end(level: Corpus) -> None:
-    data = dataset(level, num_lanes=4, seq_len=16, epochs=2)
+    data = dataset(level, num_lanes=4, seq_len=16, epochs=2, shuffle="shards")  # two passes of equal length
     wanted: dict[int, Array] = {}
     states, ends = [], []
     with Job(data, 1, 0, 3) as job:
@@ -405,8 +405,8 @@ def _spoil(path: Path, field: str, bad: set[str]) -> None:
 @pytest.mark.parametrize(("field", "per_sample"), [("txt", 1), ("jsonl:text", 4)])
 def test_bad_records_are_left_out_and_the_rest_keeps_its_order(tmp_path: Path, field: str, per_sample: int) -> None:
     corpus = spoilt(tmp_path / "spoilt", field, per_sample=per_sample)
-    data = dataset(corpus, field=field, on_error="skip", num_lanes=4, seq_len=16)
-    wanted = expected(corpus, 300, num_lanes=4, seq_len=16)
+    data = dataset(corpus, field=field, on_error="skip", num_lanes=4, seq_len=16, shuffle="shards")
+    wanted = expected(corpus, 300, num_lanes=4, seq_len=16, shuffle="shards")
     plan = [Leg(1, 2, 3, 14), Leg(2, 0, 2, 11), Leg(4, 0, 1, 13), Leg(1, 0, 5, 12)]
     digest, stats, reached = play(data, plan, wanted)
     assert stats["bad_records"] > 8

@@ -21,7 +21,7 @@ import zstandard
 from numpy.typing import NDArray
 
 import streampack
-from streampack.hashing import Purpose, as_int64, permutation
+from streampack.hashing import Bijection, Purpose, as_int64, permutation
 from streampack.records import Counts
 from streampack.state.joining import to_json
 from streampack.testing import ByteTokenizer
@@ -195,7 +195,7 @@ def _samples(path: Path) -> list[int]:
     return [offset for at, (offset, _, key) in enumerate(members) if at == 0 or members[at - 1][2] != key]
 
 
-def epoch_order(corpus: Corpus, epoch: int, *, seed: int = 0, shuffle: bool = True) -> list[int]:
+def epoch_order(corpus: Corpus, epoch: int, *, seed: int = 0, shuffle: Any = "shards") -> list[int]:
     count = len(corpus.shards)
     return permutation(Purpose.SHARD_ORDER, seed, epoch, count=count).tolist() if shuffle else list(range(count))
 
@@ -207,11 +207,14 @@ def lane_texts(
     *,
     num_lanes: int = LANES,
     seed: int = 0,
-    shuffle: bool = True,
+    shuffle: Any = True,
     whole: Collection[int] = (),
 ) -> list[str]:
     """What a lane reads in an epoch, by the rules: its range of bytes of the epoch's line, snapped to samples."""
     sizes = [path.stat().st_size for path in corpus.shards]
+    if shuffle is True or isinstance(shuffle, streampack.Shuffle):
+        order = streampack.Shuffle() if shuffle is True else shuffle
+        return window_texts(corpus, lane, epoch, order, num_lanes=num_lanes, seed=seed, whole=whole)
     begin, end = lane * sum(sizes) // num_lanes, (lane + 1) * sum(sizes) // num_lanes
     found: list[str] = []
     start = 0
@@ -231,6 +234,39 @@ def lane_texts(
     return found
 
 
+def window_texts(
+    corpus: Corpus,
+    lane: int,
+    epoch: int,
+    order: streampack.Shuffle,
+    *,
+    num_lanes: int,
+    seed: int,
+    whole: Collection[int],
+) -> list[str]:
+    """The same by the rules of blocks and windows; no window is as large as its bound, and no record is bad."""
+    sizes = [path.stat().st_size for path in corpus.shards]
+    step = min(order.block_bytes, sum(sizes) // (32 * num_lanes))
+    step = max(step, 4096)
+    blocks: list[list[str]] = []
+    for path, samples, size in zip(corpus.shards, corpus.documents, sizes, strict=True):
+        if path.suffix != ".tar" or corpus.shards.index(path) in whole:
+            blocks.append([text for sample in samples for text in sample])
+            continue
+        pairs = list(zip(_samples(path), samples, strict=True))
+        for begin in range(0, size, step):
+            first, last = _boundary(path, begin), size if begin + step >= size else _boundary(path, begin + step)
+            blocks.append([text for offset, sample in pairs if first <= offset < last for text in sample])
+    numbers = Bijection(Purpose.BLOCK_ORDER, seed, epoch, count=len(blocks)).of(np.arange(len(blocks))).tolist()
+    mine = numbers[lane * len(blocks) // num_lanes : (lane + 1) * len(blocks) // num_lanes]
+    found: list[str] = []
+    for piece in range(0, len(mine), order.window):
+        group = [text for number in mine[piece : piece + order.window] for text in blocks[number]]
+        words = Purpose.WINDOW_ORDER, seed, epoch, lane, piece, -1, 0
+        found += [group[index] for index in permutation(*words, count=len(group)).tolist()]
+    return found
+
+
 def tokens_of(text: str) -> list[int]:
     return [BOS, *ByteTokenizer().encode(text).tolist(), EOS]
 
@@ -243,7 +279,7 @@ def lane_packs(
     epochs: int | None = None,
     num_lanes: int = LANES,
     seed: int = 0,
-    shuffle: bool = True,
+    shuffle: Any = True,
     whole: Collection[int] = (),
     per_text: Callable[[str], list[list[int]]] = lambda text: [tokens_of(text)],
     **packing: Any,
