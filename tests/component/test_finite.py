@@ -395,10 +395,11 @@ def test_a_lane_may_have_nothing_in_one_epoch_of_an_endless_run(tmp_path: Path) 
     """Three shards that cannot be cut on four lanes: in each epoch one lane at least has none."""
     corpus = write_corpus(tmp_path, [(".tar.gz", texts(n, seed=n, first=100 * n)) for n in (12, 13, 50)])
     seed = 3  # with which each lane has some in the first two epochs
-    counts = [[len(lane_texts(corpus, lane, epoch, num_lanes=4, seed=seed)) for lane in range(4)] for epoch in (0, 1)]
+    order: dict[str, Any] = {"num_lanes": 4, "seed": seed, "shuffle": "shards"}
+    counts = [[len(lane_texts(corpus, lane, epoch, **order)) for lane in range(4)] for epoch in (0, 1)]
     assert counts == [[50, 0, 12, 13], [25, 50, 0, 0]]
-    lanes = [lane_packs(corpus, lane, seq_len=32, num_lanes=4, seed=seed) for lane in range(4)]
-    with Job(dataset(corpus, num_lanes=4, seed=seed), 2, 0, 2) as job:
+    lanes = [lane_packs(corpus, lane, seq_len=32, **order) for lane in range(4)]
+    with Job(dataset(corpus, **order), 2, 0, 2) as job:
         packs = job.step(20)
     for number in sorted(packs):
         np.testing.assert_array_equal(packs[number], next(lanes[number % 4]))

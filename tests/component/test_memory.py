@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.jobs import Corpus, Job, assert_equal, dataset, texts, uneven, write_corpus, write_lanes
+from support.jobs import Corpus, Job, assert_equal, texts, uneven, write_corpus, write_lanes
+from support.jobs import dataset as any_dataset
 
 import streampack
 from streampack.cli.bench.clocks import own_memory_mb
@@ -27,6 +28,11 @@ SHARE = 64 * KB
 """The least that a lane may have."""
 SEQ_LEN = 2048
 LONGEST = 30_000
+
+
+def dataset(corpus: Corpus, **changes: Any) -> streampack.PackedDataset:
+    """One without windows of a shuffle, whose lanes may be parked."""
+    return any_dataset(corpus, **{"shuffle": "shards", **changes})
 
 
 class CountingTokenizer(ByteTokenizer):

@@ -250,7 +250,7 @@ def test_a_lane_that_comes_more_than_once_in_a_batch_is_committed_as_pack_by_pac
     corpus = write_corpus(tmp_path, [(".tar", make_texts(9, longest=60)), (".tar", make_texts(31, longest=60))])
     path = corpus.shards[1]
     path.write_bytes(path.read_bytes().replace(b"<1", b"\xff1"))
-    data = dataset(corpus, num_lanes=2, seq_len=16, epochs=1, on_error="skip")
+    data = dataset(corpus, num_lanes=2, seq_len=16, epochs=1, on_error="skip", shuffle="shards")
     with loader_of(data, 1) as loader:
         singly = [loader.state_dict(), *(loader.state_dict() for _ in loader)]
     with loader_of(data, 1) as loader:
