@@ -27,7 +27,7 @@ def rows_of(number: int) -> PackRows:
         ignored=np.arange(size) % 2 == 0 if number % 5 == 1 else None,
         num_targets=number,
         documents=(),
-        offset=0,
+        offsets=(0,),
         next_document=0,
         next_row=0,
     )
@@ -58,7 +58,7 @@ NONE = PackRows(
     ignored=None,
     num_targets=0,
     documents=(),
-    offset=0,
+    offsets=(),
     next_document=0,
     next_row=0,
 )
