@@ -30,7 +30,6 @@ ELSEWHERE = {
     "cli": "component/test_cli_*.py, component/test_bench.py: commands run whole",
     "examples": "integrations/test_examples.py, component/test_demo_data.py: they need the trainers' libraries",
     "integrations": "integrations/: each needs its trainer's library",
-    "state": "component/test_state.py: a state is what a loader saves",
 }
 
 

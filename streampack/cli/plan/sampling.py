@@ -130,11 +130,13 @@ def take_sample(dataset: PackedDataset, block_bytes: int) -> Sampled:
         found.places.append(Place(piece.shard, piece.whole, size, np.array(sizes, float), np.array(tokens, float)))
         taken += max(sum(sizes), min(block_bytes, size))
     packer.finish()
-    rest = sum(len(pack.tokens) for pack in iter(packer.pop, None))
+    rest = [len(pack.tokens) for pack in iter(packer.pop, None)]
+    found.rows = found.rows_in_full_packs + sum(rest)
+    if not found.full_packs and len(rest) > 1:  # one packing window holds all of it
+        found.full_packs, found.rows_in_full_packs = len(rest) - 1, sum(rest[:-1])
     found.is_complete = sum(place.size for place in found.places) == table.total_bytes and all(
         place.size <= _WHOLE_BYTES for place in found.places if place.whole
     )
-    found.rows = found.rows_in_full_packs + rest
     return found
 
 
