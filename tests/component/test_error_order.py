@@ -1,11 +1,24 @@
 """An error has its place in the global order: all packs before it are given, on every topology, after any resume."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.jobs import Corpus, Job, assert_equal, dataset, expected, texts, uneven, write_corpus, write_lanes
+from support.jobs import (
+    Corpus,
+    Job,
+    assert_equal,
+    dataset,
+    expected,
+    lane_texts,
+    texts,
+    tokens_of,
+    uneven,
+    write_corpus,
+    write_lanes,
+)
 from support.thorough import THOROUGH
 
 import streampack
@@ -54,6 +67,15 @@ class Refusing(ByteTokenizer):
         return super().encode(text)
 
 
+def after_some_packs(lane: list[str]) -> str:
+    """A text of the sixth pack of lane 0, or of a later one.
+
+    That lane is the first rank's on any ranks, which is asked first: where it fails, no other rank has gone on.
+    """
+    rows = itertools.accumulate(len(tokens_of(text)) for text in lane)
+    return next(text for text, stop in zip(lane[1:], rows, strict=False) if stop > 5 * 32 and text)
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return uneven(tmp_path_factory.mktemp("failing"))
@@ -71,10 +93,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 def test_all_packs_before_an_error_are_given_on_every_topology(
     corpus: Corpus, kind: str, epochs: int | None, budget: dict[str, int]
 ) -> None:
-    text = corpus.texts[100]
     changes: dict[str, Any] = {"epochs": epochs, **budget}
     if budget:
         changes["shuffle"] = "shards"  # lanes with windows are not parked
+    text = after_some_packs(lane_texts(corpus, 0, 0, shuffle=changes.get("shuffle", True)))
     if kind == "transform":
         changes |= {"transform": refuse(text), "transform_version": "1"}
     else:
@@ -84,7 +106,7 @@ def test_all_packs_before_an_error_are_given_on_every_topology(
     wanted = list(first.values())
     if epochs is None:
         assert_equal(first, expected(corpus, 200, seq_len=32, shuffle=changes.get("shuffle", True)))
-    assert 20 < len(first) < 200
+    assert len(first) > 20
     for ranks, workers, batch_size in TOPOLOGIES:
         packs, error, reached = run(data, ranks, workers, batch_size)
         assert type(error) is type(raised)

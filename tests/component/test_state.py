@@ -597,7 +597,7 @@ def assert_refused(
         ({"lookahead": False}, "lookahead: True in the checkpoint, False now"),
         ({"pad_id": 9}, "pad_id: 0 in the checkpoint, 9 now"),
         ({"seed": 1}, "seed: 0 in the checkpoint, 1 now; set seed back to the checkpoint's value, or start a new run"),
-        ({"shuffle": False}, "shuffle: 'shards' in the checkpoint, False now; set shuffle back"),
+        ({"shuffle": False}, "shuffle: {'block_bytes': 4096, 'window': 8} in the checkpoint, False now; set shuffle"),
         ({"num_lanes": 6}, "num_lanes: 12 in the checkpoint, 6 now; set num_lanes back"),
         ({"add_bos": False}, "add_bos: True in the checkpoint, False now"),
         ({"add_eos": False}, "add_eos: True in the checkpoint, False now"),
