@@ -53,13 +53,15 @@ class Limits:
 
     document_bytes: int = 64 * 2**20
     """Of a document: its bytes of UTF-8 text, or four times its number of token ids. A larger one is a bad record."""
-    buffer_bytes: int = 512 * 2**20
-    """Bytes that the lanes of one rank may hold together, divided over its workers; at least 64 KiB for each lane. A
-    worker that meets a document that does not fit into its part holds that one document besides."""
+    buffer_bytes: int | None = None
+    """Bytes that the lanes of one rank may hold together, divided over its workers; at least 64 KiB for each lane, and
+    its windows. None: 512 MiB, or what the lanes need where that is more, up to 4 GiB. A worker that meets a document
+    that does not fit into its part holds that one document besides."""
 
     def __post_init__(self) -> None:
         for name in ("document_bytes", "buffer_bytes"):
-            object.__setattr__(self, name, as_integer(getattr(self, name), f"limits.{name}", low=1))
+            if (value := getattr(self, name)) is not None or name == "document_bytes":
+                object.__setattr__(self, name, as_integer(value, f"limits.{name}", low=1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

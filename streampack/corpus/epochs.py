@@ -14,6 +14,9 @@ from streampack.corpus.partition import EpochLine, Piece, shard_order
 from streampack.corpus.table import ShardTable
 
 _KEPT_EPOCHS = 4
+MOST_TEXT = 2
+"""Bytes of records that end a window before its group of blocks does, in times the bytes of those blocks: shards that
+are read whole, and large members, hold more than the blocks that they are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +46,8 @@ class Corpus:
 
     @property
     def window_bytes(self) -> int:
-        """About the most bytes of text in a window: documents may be many times as long as what is stored of them."""
-        return 64 * self.block_bytes
+        """Bytes of records that end a window. Only the last record of a window may bring it above them."""
+        return max(int(MOST_TEXT * self.window * self.block_bytes), 1)
 
     def order_as_json(self) -> dict[str, int] | str | bool:
         """All that decides the order of the pieces besides shards, lanes and seed, as a fingerprint has it."""

@@ -79,6 +79,10 @@ def shard_order(*, seed: int, epoch: int, num_shards: int, shuffle: bool) -> NDA
     return permutation(Purpose.SHARD_ORDER, seed, epoch, count=num_shards)
 
 
+AUTO_LANES = tuple(lanes for lanes, _ in _AUTO)
+"""The numbers of lanes that `auto_num_lanes` chooses from, ascending."""
+
+
 def auto_num_lanes(total_bytes: int) -> int:
     """The number of lanes for a corpus: the largest of a fixed ladder that leaves each lane enough bytes.
 

@@ -29,7 +29,7 @@ from streampack.dataset.wrappers import check_not_dealt_again
 from streampack.documents.split import HoldOut
 from streampack.documents.transform import Transform
 from streampack.errors import LoaderError, TopologyError, as_integer
-from streampack.lanes.budget import WindowBytes, check_budget, window_bytes
+from streampack.lanes.budget import WindowBytes, check_budget, worker_bytes
 from streampack.packing.options import Packing, PackingKind
 from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary
 from streampack.ranks import topology
@@ -287,13 +287,12 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
     def check_budget(self, *, num_ranks: int, num_workers: int) -> None:
         """Refuse workers with too little memory for their lanes, if the number of lanes is known by now."""
         if self._num_lanes is not None or self._shards.is_listed:
-            lanes = -(-self.num_lanes // num_ranks)
-            windows = WindowBytes(packing=self.pipeline.window_bytes)
-            if self._shards.is_listed:  # else the size of a block is not known
-                windows = window_bytes(self.pipeline, self.corpus())
-            check_budget(
-                budget_bytes=self.limits.buffer_bytes, num_lanes=lanes, num_workers=num_workers, windows=windows
-            )
+            lanes, asked = -(-self.num_lanes // num_ranks), self.limits.buffer_bytes
+            if self._shards.is_listed:
+                worker_bytes(asked, self.pipeline, self.corpus(), num_lanes=lanes, num_workers=num_workers)
+            elif asked is not None:  # the size of a block is not known
+                windows = WindowBytes(packing=self.pipeline.window_bytes)
+                check_budget(budget_bytes=asked, num_lanes=lanes, num_workers=num_workers, windows=windows)
 
     # -- iteration without PackedDataLoader ------------------------------------------------------------------------
 
@@ -319,14 +318,16 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         check_not_dealt_again(rank=rank, size=size)
         corpus = self.corpus()
         check_ranks(num_lanes=corpus.num_lanes, num_ranks=size)
+        lanes = rank_lanes(rank, size, corpus.num_lanes)
+        asked = self.limits.buffer_bytes
         return Reading(
             pipeline=self.pipeline,
             corpus=corpus,
-            lanes=worker_lanes(rank_lanes(rank, size, corpus.num_lanes), worker, num_workers),
+            lanes=worker_lanes(lanes, worker, num_workers),
             share=WorkerShare(rank, size, worker, num_workers),
             epoch=int(self._epoch.item()),
             epochs=self.epochs,
-            budget_bytes=self.limits.buffer_bytes // num_workers,
+            budget_bytes=worker_bytes(asked, self.pipeline, corpus, num_lanes=len(lanes), num_workers=num_workers),
             fingerprint=self.fingerprint,
         )
 

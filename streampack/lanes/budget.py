@@ -1,17 +1,24 @@
-"""How much memory the lanes of a worker need, known before the run.
+"""How much memory the lanes of a worker need and get, known before the run.
 
 In:    a run's arguments and shards; how many lanes and workers a rank has.
 Out:   bytes; or a `ConfigError` that says how many are needed and what to do.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 from streampack.corpus.epochs import Corpus
+from streampack.corpus.partition import AUTO_LANES
 from streampack.errors import ConfigError
 from streampack.lanes.pipeline import Pipeline
 
 MIN_SHARE_BYTES = 64 * 2**10
 """What a lane needs besides its windows."""
+_GOOD_SHARE_BYTES = 2**20
+"""What a lane gets besides its windows by default, where it can be had: shards that are read whole are then read in
+large ranges."""
+DEFAULT_BYTES = 512 * 2**20
+MOST_DEFAULT_BYTES = 4 * 2**30
 _PER_RECORD_BYTE = 1.25
 """Memory for a byte of records, with the objects around them."""
 _PER_BLOCK_BYTE = 1.15
@@ -41,6 +48,79 @@ def window_bytes(pipeline: Pipeline, corpus: Corpus) -> WindowBytes:
     return WindowBytes(int(_PER_RECORD_BYTE * text + _PER_BLOCK_BYTE * fetched), pipeline.window_bytes)
 
 
+def worker_bytes(
+    asked: int | None, pipeline: Pipeline, corpus: Corpus, *, num_lanes: int, num_workers: int = 1
+) -> int:
+    """The bytes that each worker of a rank may hold for its lanes.
+
+    Args:
+        asked: `Limits.buffer_bytes`. None: 512 MiB, or what the lanes need where that is more, up to 4 GiB.
+        pipeline: how the lanes are read.
+        corpus: what they read.
+        num_lanes: of the rank; they are divided over the workers.
+        num_workers: 0 counts as 1; of more than lanes, only so many as lanes count.
+
+    Raises:
+        ConfigError: that is too little; it says how many bytes these lanes and workers need.
+    """
+    windows = window_bytes(pipeline, corpus)
+    budget_bytes = asked
+    if budget_bytes is None:
+        needed = _of_rank(num_lanes, num_workers, MIN_SHARE_BYTES + sum(windows))
+        if needed > MOST_DEFAULT_BYTES:
+            raise ConfigError(_too_much(pipeline, corpus, num_lanes, num_workers, windows, needed))
+        good = _of_rank(num_lanes, num_workers, _GOOD_SHARE_BYTES + sum(windows))
+        budget_bytes = min(max(DEFAULT_BYTES, good if any(windows) else needed), MOST_DEFAULT_BYTES)
+    check_budget(budget_bytes=budget_bytes, num_lanes=num_lanes, num_workers=num_workers, windows=windows)
+    return budget_bytes // max(min(num_workers, num_lanes), 1)
+
+
+def _of_rank(num_lanes: int, num_workers: int, lane_bytes: int) -> int:
+    """Bytes of a rank whose workers all have as much as the one with the most lanes needs."""
+    num_workers = max(min(num_workers, num_lanes), 1)
+    return -(-num_lanes // num_workers) * num_workers * lane_bytes
+
+
+def _too_much(
+    pipeline: Pipeline, corpus: Corpus, num_lanes: int, num_workers: int, windows: WindowBytes, needed: int
+) -> str:
+    """Why the default budget is not enough, and what to do."""
+    ranks = max(corpus.num_lanes // num_lanes, 1)
+    fitting = [
+        lanes
+        for lanes in AUTO_LANES
+        if lanes < corpus.num_lanes
+        and lanes % ranks == 0
+        and _of_rank(
+            lanes // ranks,
+            num_workers,
+            MIN_SHARE_BYTES + sum(window_bytes(pipeline, dataclasses.replace(corpus, num_lanes=lanes))),
+        )
+        <= MOST_DEFAULT_BYTES
+    ]
+    fewer = f"num_lanes={fitting[-1]}, the most of the automatic choices that fit" if fitting else "fewer lanes"
+    return (
+        f"the {num_lanes} lanes of this rank need {needed:,} bytes, {_held(windows)} and 64 KiB for each of them, and "
+        f"without limits.buffer_bytes a rank takes at most 4 GiB. Set limits.buffer_bytes to at least {needed:,}, or "
+        f"{', or '.join(_remedies(windows, fewer))}."
+    )
+
+
+def _held(windows: WindowBytes) -> str:
+    return ", ".join(f"{size:,} bytes for the {name} window" for name, size in windows._asdict().items() if size)
+
+
+def _remedies(windows: WindowBytes, fewer: str = "fewer lanes (num_lanes)") -> list[str]:
+    """What to do besides a larger budget; `fewer` lanes."""
+    remedies = ["use more ranks"]
+    if windows.packing:
+        remedies.append("choose a smaller Packing(window=...)")
+    if windows.shuffle:
+        remedies.append(f"begin a new run with {fewer}, a smaller Shuffle(block_bytes=..., window=...)")
+        remedies.append('shuffle="shards"')
+    return remedies
+
+
 def check_budget(*, budget_bytes: int, num_lanes: int, num_workers: int = 1, windows: WindowBytes) -> None:
     """Refuse a budget with which a lane has less than 64 KiB, and what its windows take.
 
@@ -58,16 +138,10 @@ def check_budget(*, budget_bytes: int, num_lanes: int, num_workers: int = 1, win
     needed = most_lanes * (MIN_SHARE_BYTES + sum(windows))
     if part_bytes >= needed:
         return
-    held = ", ".join(f"{size:,} bytes for the {name} window" for name, size in windows._asdict().items() if size)
-    remedies = ["use more ranks"]
-    if windows.packing:
-        remedies.append("choose a smaller Packing(window=...)")
-    if windows.shuffle:
-        remedies.append("begin a new run with fewer lanes (num_lanes), a smaller Shuffle(block_bytes=..., window=...)")
-        remedies.append('shuffle="shards"')
+    held = _held(windows)
     in_all = f" For {num_workers} workers that is {needed * num_workers:,}." if num_workers > 1 else ""
     raise ConfigError(
         f"limits.buffer_bytes leaves a worker {part_bytes:,} bytes for {most_lanes} lanes, less than 64 KiB each"
         f"{f' and {held} of each' if held else ''}. Raise limits.buffer_bytes to at least {needed:,} per worker"
-        f", or {', or '.join(remedies)}.{in_all}"
+        f", or {', or '.join(_remedies(windows))}.{in_all}"
     )

@@ -24,7 +24,7 @@ from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.position import SkippedRange
 from streampack.lanes.records import ListedShard, PieceRecords, RecordBatch
 from streampack.lanes.skipping import ReadError
-from streampack.lanes.windows import BLOCKS_OF_TEXT, windows
+from streampack.lanes.windows import windows
 from streampack.records import Cursor
 from streampack.storage.digests import block_bytes_of
 from streampack.tar.codecs import is_compressed
@@ -101,7 +101,7 @@ class LaneReader:
 
     def _windows(self, epoch: int, pieces: Sequence[Piece], first: int) -> Iterator[RecordBatch | ReadError]:
         """The records of an epoch in the order of their windows, from a window on."""
-        max_bytes = BLOCKS_OF_TEXT * self._corpus.block_bytes
+        max_bytes = self._corpus.window_bytes
         resumed = self._start if self._start[:2] == (epoch, first) else None
         begin = Cursor(*self._start[:4]) if resumed else Cursor(epoch, first)
         group = self._group(pieces, first)

@@ -24,10 +24,6 @@ from streampack.lanes.records import ListedShard, RecordBatch
 from streampack.lanes.skipping import ReadError
 from streampack.records import Cursor
 
-BLOCKS_OF_TEXT = 64
-"""Bytes of records that end a window before its group does, in times the size of a block: compressed shards and large
-members hold more than the blocks that they are."""
-
 
 class Window(NamedTuple):
     """Records that are read together, in the order in which they are read."""

@@ -96,7 +96,8 @@ class Assignment:
     first_slots: int
     """Slots of a worker's first message; it doubles up to `max_slots`."""
     max_slots: int
-    buffer_bytes: int
+    budget_bytes: int
+    """Of each worker."""
     with_provenance: bool
     sent: Sequence[int] = ()
     """Messages that each worker has sent already; `positions` are those after them. Empty: none."""
@@ -124,7 +125,7 @@ class WorkerStream:
             pipeline,
             assignment.corpus,
             dict(zip(lanes, positions, strict=True)),
-            budget_bytes=assignment.buffer_bytes // num_workers,
+            budget_bytes=assignment.budget_bytes,
             end_epoch=assignment.end_epoch,
             with_provenance=assignment.with_provenance,
         )

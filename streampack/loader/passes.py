@@ -12,7 +12,7 @@ from typing import NamedTuple
 from streampack.dataset.dataset import PackedDataset
 from streampack.documents.draws import undisturbed
 from streampack.errors import ConfigError, as_bool, as_number
-from streampack.lanes.budget import check_budget, window_bytes
+from streampack.lanes.budget import worker_bytes
 from streampack.loader.dealing import Item, deal
 from streampack.loader.max_bad import MaxBad
 from streampack.loader.messages import Assignment, Message, WorkerStream
@@ -108,11 +108,12 @@ class Pass:
         num_lanes, first_round = committed.num_lanes, committed.global_pack // committed.num_lanes
         num_workers = _fitting_workers(settings.num_workers, len(committed.lanes))
         corpus = dataset.corpus(num_lanes)
-        check_budget(
-            budget_bytes=dataset.limits.buffer_bytes,
+        budget_bytes = worker_bytes(
+            dataset.limits.buffer_bytes,
+            dataset.pipeline,
+            corpus,
             num_lanes=len(committed.lanes),
             num_workers=num_workers,
-            windows=window_bytes(dataset.pipeline, corpus),
         )
         max_slots = _max_slots(dataset.seq_len, num_workers, settings)
         assignment = Assignment(
@@ -124,7 +125,7 @@ class Pass:
             end_epoch=None if dataset.epochs is None else committed.first_epoch + dataset.epochs,
             first_slots=1 if num_workers else max_slots,  # without workers the first batch waits for all of it anyway
             max_slots=max_slots,
-            buffer_bytes=dataset.limits.buffer_bytes,
+            budget_bytes=budget_bytes,
             with_provenance=settings.with_provenance,
         )
         self._restarting = (

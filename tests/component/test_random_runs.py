@@ -115,7 +115,7 @@ def test_every_start_is_the_run_that_was_never_stopped(
     tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     choose = random.Random(seed)
-    monkeypatch.setattr("streampack.lanes.reader.BLOCKS_OF_TEXT", choose.choice((64, 1, 0.1)))  # of some records
+    monkeypatch.setattr("streampack.corpus.epochs.MOST_TEXT", choose.choice((2, 0.2, 0.02)))  # of some records
     data = random_run(tmp_path, choose)
     packs, stood = list[Array](), dict[int, Standing]()
     ended: Exception | None = None

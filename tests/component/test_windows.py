@@ -105,7 +105,7 @@ def test_a_member_of_many_records_is_permuted_by_record_and_in_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One member of many lines, and windows that end inside it: every record once, every start alike."""
-    monkeypatch.setattr("streampack.lanes.reader.BLOCKS_OF_TEXT", 0.5)
+    monkeypatch.setattr("streampack.corpus.epochs.MOST_TEXT", 0.1)
     group = [text or "x" for text in texts(120, seed=3, longest=200)]
     corpus = write_corpus(tmp_path, [(".tar", group), (".tar.gz", group)], field="jsonl:text", per_sample=120)
     data = dataset(

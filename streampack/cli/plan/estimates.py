@@ -16,7 +16,7 @@ from streampack.cli.plan.measured import Density, SamplePlan
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.partition import Piece, fitting_ranks
 from streampack.dataset.dataset import PackedDataset
-from streampack.lanes.budget import MIN_SHARE_BYTES, window_bytes
+from streampack.lanes.budget import MIN_SHARE_BYTES, window_bytes, worker_bytes
 from streampack.lanes.pool import MAX_RANGE_BYTES
 from streampack.state.checkpoint import Committed
 from streampack.storage.clients import local_path
@@ -211,7 +211,9 @@ def rank_plan(
     workers = min(num_workers, lanes_per_rank)
     processes = max(workers, 1)
     lanes_per_worker = -(-lanes_per_rank // processes)
-    buffer_bytes = dataset.limits.buffer_bytes // processes
+    buffer_bytes = worker_bytes(
+        dataset.limits.buffer_bytes, dataset.pipeline, corpus, num_lanes=lanes_per_rank, num_workers=workers
+    )
     share_bytes = buffer_bytes // lanes_per_worker
     windows = window_bytes(dataset.pipeline, corpus)
     range_bytes = max(min((share_bytes - sum(windows)) // 2, MAX_RANGE_BYTES), MIN_SHARE_BYTES // 2)

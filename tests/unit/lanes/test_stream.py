@@ -96,7 +96,7 @@ def test_a_lane_gives_the_same_however_far_it_reads_ahead_and_wherever_it_goes_o
     if kind == "best_fit" and boundary != "trim":
         boundary = "mask"
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("streampack.lanes.reader.BLOCKS_OF_TEXT", 0.1)  # windows of some records
+        patch.setattr("streampack.corpus.epochs.MOST_TEXT", 0.02)  # windows of some records
         urls = [
             str(
                 write_tar(

@@ -1,0 +1,66 @@
+"""What a worker may hold: the number that was asked for, or one that the lanes need."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from streampack.corpus.epochs import Corpus
+from streampack.corpus.options import Shuffle
+from streampack.errors import ConfigError
+from streampack.lanes.budget import window_bytes, worker_bytes
+from streampack.records import Limits
+
+GB, GIB, MIB = 10**9, 2**30, 2**20
+
+
+class Table(SimpleNamespace):
+    """Sizes and URLs of some shards."""
+
+    def __len__(self) -> int:
+        return len(self.urls)
+
+
+def corpus(total: int, num_lanes: int, *, whole: bool = False, shuffle: Any = None) -> Corpus:
+    table: Any = Table(sizes=np.array([total]), whole=np.array([whole]), urls=["/corpus/0.tar"], total_bytes=total)
+    return Corpus(table=table, num_lanes=num_lanes, seed=0, shuffle=Shuffle() if shuffle is None else shuffle)
+
+
+def pipeline(packing: int = 0) -> Any:
+    return SimpleNamespace(window_bytes=packing, storage=SimpleNamespace(is_remote=lambda _: False))
+
+
+def test_the_default_is_what_the_lanes_need_from_512_mib_to_4_gib() -> None:
+    assert Limits().buffer_bytes is None
+    few, many = corpus(2 * GB, 24), corpus(2 * GB, 240)
+    assert worker_bytes(None, pipeline(), few, num_lanes=24) == 512 * MIB
+    assert worker_bytes(None, pipeline(), few, num_lanes=24, num_workers=4) == 128 * MIB
+    lane = window_bytes(pipeline(), many).shuffle
+    assert 2.7 * MIB < lane < 3 * MIB
+    for workers in (0, 7):  # of 7, some have a lane more than others, and all have the same part
+        part = worker_bytes(None, pipeline(), many, num_lanes=240, num_workers=workers)
+        assert lane < part / -(-240 // max(workers, 1)) <= lane + MIB
+    assert worker_bytes(None, pipeline(), corpus(2 * GB, 1200), num_lanes=1200) < 4 * GIB
+    assert worker_bytes(None, pipeline(), corpus(10 * GB, 1300), num_lanes=1300) == 4 * GIB  # less than a good share
+    assert worker_bytes(None, pipeline(), corpus(GB, 9000, shuffle="shards"), num_lanes=9000) == 9000 * 64 * 2**10
+
+
+def test_more_than_4_gib_must_be_asked_for() -> None:
+    large = corpus(200 * GB, 7680)
+    with pytest.raises(ConfigError, match="the 3840 lanes of this rank need") as caught:
+        worker_bytes(None, pipeline(), large, num_lanes=3840, num_workers=2)
+    needed = 3840 * (window_bytes(pipeline(), large).shuffle + 64 * 2**10)
+    assert f"Set limits.buffer_bytes to at least {needed:,}, or use more ranks, or begin a new run with " in str(
+        caught.value
+    )
+    assert "num_lanes=1920, the most of the automatic choices that fit, a smaller Shuffle" in str(caught.value)
+    assert worker_bytes(None, pipeline(), corpus(200 * GB, 1920), num_lanes=960, num_workers=2)
+    assert worker_bytes(needed, pipeline(), large, num_lanes=3840, num_workers=2) == needed // 2
+    with pytest.raises(ConfigError, match="leaves a worker"):
+        worker_bytes(needed - 1, pipeline(), large, num_lanes=3840, num_workers=2)
+
+
+def test_shards_that_are_read_whole_have_windows_of_twice_the_blocks() -> None:
+    cut, whole = (window_bytes(pipeline(), corpus(10 * GB, 60, whole=each)).shuffle for each in (False, True))
+    assert 1.25 * 8 * 256 * 2**10 == whole - cut
