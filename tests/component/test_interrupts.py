@@ -21,7 +21,8 @@ from streampack.dataset import iteration
 from streampack.errors import LoaderError
 from streampack.lanes.position import NUM_CURSOR
 from streampack.loader import commits, dealing, delivery, passes, rounds, workers
-from streampack.state.checkpoint import PACKS
+from streampack.state.checkpoint import FIELDS, PACKS
+from streampack.state.forms import read_lanes
 
 STEPS = {module.__file__ for module in (commits, delivery)}
 ALL = STEPS | {module.__file__ for module in (dealing, passes, rounds)}
@@ -87,8 +88,9 @@ def next_or_interrupt(batches: Any, instruction: int, files: Collection[Any]) ->
 
 def is_whole(state: Any, num_lanes: int = 12) -> bool:
     """Whether all lanes of a state stand at its global pack."""
-    packs = [int(state[f"lanes.{lane:06d}"][PACKS]) for lane in range(num_lanes)]
-    return packs == [packs_before(state["global_pack"], lane, num_lanes) for lane in range(num_lanes)]
+    held = read_lanes(state, num_lanes, len(FIELDS))
+    assert sorted(held.lanes) == list(range(num_lanes))
+    return held.rows[:, PACKS].tolist() == [packs_before(state["global_pack"], lane, num_lanes) for lane in held.lanes]
 
 
 @pytest.mark.parametrize("changes", [{}, FINITE], ids=["endless", "finite"])
