@@ -98,7 +98,11 @@ def make_dataset(
 
 
 def make_measured_dataset(shards: Sequence[str], tokenizer: str | None, **given: Any) -> tuple[PackedDataset, bool]:
-    """The dataset, and whether it gives tokens; without a tokenizer text is only read and measured in bytes."""
+    """The dataset, and whether it gives tokens; without a tokenizer text is only read and measured in bytes.
+
+    For commands that read whole shards: nothing is shuffled, and so no warning is about a shuffle.
+    """
+    given["shuffle"] = False
     if tokenizer is None and given["field"] == "npy":
         bare = dict.fromkeys(("add_bos", "add_eos"), False)
         return make_dataset(shards, **given | {name: given.get(name) or value for name, value in bare.items()}), True

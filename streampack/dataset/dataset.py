@@ -220,7 +220,7 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         is_first = not self._shards.is_listed
         table = self._shards.table()
         if is_first:
-            warn_of_large_digests(table, self.corpus().block_bytes)
+            warn_of_large_digests(self.corpus())
         return table
 
     def adopt_shards(self, table: ShardTable) -> None:

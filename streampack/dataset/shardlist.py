@@ -10,9 +10,12 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from streampack.corpus.epochs import Corpus
+from streampack.corpus.options import Shuffle
 from streampack.corpus.resolve import resolve_shards
 from streampack.corpus.table import ShardTable
 from streampack.storage.access import StorageReader
+from streampack.storage.digests import BLOCK_BYTES
 
 
 class ShardList:
@@ -76,10 +79,18 @@ _MOST_MORE = 4
 """A block of a digest that is larger than this part of a shuffled block makes its reading cost noticeably more."""
 
 
-def warn_of_large_digests(table: ShardTable, block_bytes: int) -> None:
-    """Warn where the digests' blocks have much more read than the shuffled blocks (0: there are none) hold."""
-    digest_bytes = table.digest_block_bytes
-    if block_bytes and digest_bytes * _MOST_MORE > block_bytes:
+def warn_of_large_digests(corpus: Corpus) -> None:
+    """Warn where the digests' blocks have much more read than the shuffled blocks hold, and something can be done.
+
+    A corpus of some MB has small blocks, whatever was asked for; digests as `streampack manifest` writes them are good
+    for it.
+    """
+    if not isinstance(corpus.shuffle, Shuffle):
+        return
+    digest_bytes, block_bytes = corpus.table.digest_block_bytes, corpus.block_bytes
+    if digest_bytes <= BLOCK_BYTES and block_bytes < corpus.shuffle.block_bytes:
+        return
+    if digest_bytes * _MOST_MORE > block_bytes:
         times = 1 + digest_bytes / block_bytes
         warnings.warn(
             f"the manifest has digests of blocks of {digest_bytes:,} bytes, which are read whole to be checked, and "

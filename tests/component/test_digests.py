@@ -157,6 +157,7 @@ class TestRuns:
             256,
             num_lanes=3,
             epochs=1,
+            shuffle="shards",  # blocks of a shuffle, of which a digest's block has many here, are in test_blocks.py
             limits=Limits(document_bytes=BLOCK, buffer_bytes=8 * BLOCK),
             storage=Storage(retry=RetryPolicy.immediate()),
         )

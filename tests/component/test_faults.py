@@ -113,19 +113,21 @@ class Place:
     replace: Any
     """Puts other bytes in the shard's place."""
     digest: int = 0
+    shuffled_digest: int = 0
 
-    def run(self, folder: Path, retry: RetryPolicy) -> int:
-        """The digest of all packs."""
+    def run(self, folder: Path, retry: RetryPolicy, **changes: Any) -> int:
+        """The digest of all packs; the shard is read from its first byte to its last, unless `changes` say otherwise."""
         manifest = folder / "manifest.jsonl"
         manifest.write_text(json.dumps({"url": self.url, "size": len(self.data)}))
+        limits = Limits(document_bytes=RANGE, buffer_bytes=2 * RANGE)
         dataset = PackedDataset(
             f"@{manifest}",
             ByteTokenizer(),
             seq_len=4096,
             num_lanes=1,
             epochs=1,
-            limits=Limits(document_bytes=RANGE, buffer_bytes=2 * RANGE),
             storage=Storage(options=self.options, retry=retry),
+            **{"shuffle": "shards", "limits": limits, **changes},
         )
         with PackedDataLoader(dataset, batch_size=64, num_workers=0) as loader:
             for _ in loader:
@@ -206,6 +208,31 @@ def test_a_run_with_faults_gives_the_right_packs_or_the_documented_error(
     elapsed = time.monotonic() - began
     assert row.least_s <= elapsed < row.most_s
     assert len(proxy.gets) <= row.most_requests
+
+
+SHUFFLED: dict[str, Any] = {"shuffle": True, "limits": Limits(document_bytes=RANGE)}
+OF_BLOCKS = [name for name in ROWS if name != "byte flipped"]  # of an object, and a block may not have it
+
+
+@pytest.mark.parametrize(("place", "name"), [("http", name) for name in some(OF_BLOCKS, 7)], indirect=["place"])
+def test_faults_of_blocks_of_a_window_change_no_pack_of_a_shuffle(place: Place, name: str, tmp_path: Path) -> None:
+    """The blocks of a window are asked for side by side, and those of the next one ahead of their turn."""
+    row, proxy = ROWS[name], place.proxy
+    if not place.shuffled_digest:
+        proxy.reset()
+        place.shuffled_digest = place.run(tmp_path, RetryPolicy.immediate(), **SHUFFLED)
+        assert place.shuffled_digest != place.digest
+        assert len(proxy.gets) > 20 and proxy.most_under_way > 1
+    fault = dataclasses.replace(row.fault, after=row.fault.after and 3000)
+    retry = RetryPolicy(timeout_s=row.timeout_s, first_wait_s=0.001, max_wait_s=0.01, max_tries=TRIES)
+    proxy.reset()
+    proxy.script([*[None] * 3, fault, *[None] * 12, fault])
+    if row.once is None:
+        assert place.run(tmp_path, retry, **SHUFFLED) == place.shuffled_digest
+        assert not proxy.faults, "both have come"
+    else:
+        with pytest.raises(row.once[0], match=row.once[1]):
+            place.run(tmp_path, retry, **SHUFFLED)
 
 
 def test_a_server_that_asks_for_more_peace_than_the_budget_has_is_an_error_at_once(place: Place) -> None:
