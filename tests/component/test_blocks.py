@@ -14,7 +14,7 @@ from streampack import PackedDataset, RetryPolicy, Shuffle, Storage
 from streampack.corpus.partition import Piece
 from streampack.errors import CorruptShardError, StorageError, WrongCutError
 from streampack.records import Sample
-from streampack.storage.digests import BlockDigester
+from streampack.storage.digests import BLOCK_BYTES, BlockDigester
 from streampack.testing import ByteTokenizer
 
 RANGE_BYTES = 8 * 2**20
@@ -181,6 +181,17 @@ def test_digests_of_large_blocks_are_checked_and_warned_of(tmp_path: Path, tars:
     proxy.objects = {f"/{index}.tar": tars[pieces[0].shard] for index in range(4)}
     with pytest.raises(CorruptShardError, match="not what the manifest says"):
         read_group(data, pieces[:1])
+
+
+def test_digests_as_the_command_makes_them_are_good_for_a_corpus_whose_blocks_are_small(
+    tmp_path: Path, tars: list[bytes], proxy: Proxy
+) -> None:
+    """No warning, which would be an error here: nothing could be done about it."""
+    small = {"num_lanes": 96, "shuffle": Shuffle()}
+    data = dataset(manifest(tmp_path, proxy.url, tars, BLOCK_BYTES), **small)
+    assert data.corpus().block_bytes < BLOCK_BYTES
+    with pytest.warns(UserWarning, match="digests of blocks of 65,536 bytes"):
+        dataset(manifest(tmp_path, proxy.url, tars, 2 * BLOCK_BYTES), **small)
 
 
 def test_a_cache_does_not_multiply_what_is_asked_for(tmp_path: Path, tars: list[bytes], proxy: Proxy) -> None:

@@ -116,7 +116,7 @@ class Place:
     shuffled_digest: int = 0
 
     def run(self, folder: Path, retry: RetryPolicy, **changes: Any) -> int:
-        """The digest of all packs; the shard is read from its first byte to its last, unless `changes` say otherwise."""
+        """The digest of all packs; the shard is read from its first byte to its last, unless `changes` say not to."""
         manifest = folder / "manifest.jsonl"
         manifest.write_text(json.dumps({"url": self.url, "size": len(self.data)}))
         limits = Limits(document_bytes=RANGE, buffer_bytes=2 * RANGE)
