@@ -62,9 +62,11 @@ class LanePack(NamedTuple):
 
 
 class LaneEnd(NamedTuple):
-    """A lane of a finite run has no more packs; `counts` is what came after its last one."""
+    """A lane of a finite run has no more packs; this is what came after its last one."""
 
     counts: Counts
+    skipped_ranges: tuple[SkippedRange, ...]
+    """What was skipped for the first time."""
 
 
 class LanePosition(NamedTuple):

@@ -127,7 +127,8 @@ class LaneStream:
         while (rows := self._packer.pop()) is None:
             if self._is_over:
                 if self._end is None:
-                    self._end = LaneEnd(self._with_bad_records(self._packer.counts_after, self._unpassed.num_fed))
+                    counts = self._with_bad_records(self._packer.counts_after, self._unpassed.num_fed)
+                    self._end = LaneEnd(counts, self._policy.take_new())
                 return self._end
             if not self._ahead:
                 self._read_ahead()

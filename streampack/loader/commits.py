@@ -241,9 +241,9 @@ class Commits:
         """
         standing = after
         committed = _applied(standing.base, standing.changes)
-        for lane_index, (packs, counts) in last_words.items():
+        for lane_index, (packs, end) in last_words.items():
             if committed.packs(lane_index) >= packs:  # else the lane was cut before its last pack
-                committed.count(lane_index, counts)
+                committed.count(lane_index, end.counts, num_skipped=len(end.skipped_ranges))
         committed.end_pass(committed.first_epoch + epochs)
         left_out_packs += standing.left_out_packs
         self._move(standing, standing._replace(base=committed, changes=(), left_out_packs=left_out_packs))

@@ -7,11 +7,10 @@ Out:   items in the rank's order.
 from collections.abc import Iterator
 from typing import NamedTuple, TypeAlias
 
-from streampack.lanes.position import SkippedRange
+from streampack.lanes.position import LaneEnd, SkippedRange
 from streampack.lanes.provenance import Provenance
 from streampack.loader.messages import Message, Slot
 from streampack.packing.blocks import PackInBlock
-from streampack.records import Counts
 
 _NOTHING, _PACK = int(Slot.NOTHING), int(Slot.PACK)  # looking up an enum's member costs as much as the rest of a slot
 
@@ -23,8 +22,8 @@ class Item(NamedTuple):
     lane_index: int
     """Which of the rank's lanes."""
     pack: "PackRef | None"
-    end: Counts | None
-    """For an ended lane, in the first item that says so: what it counted after its last pack."""
+    end: LaneEnd | None
+    """For an ended lane: what came after its last pack."""
     error: Exception | None = None
     """What was raised in the pack's place; it is raised when the pack is needed. The item is the last one."""
 
@@ -76,7 +75,7 @@ def deal(messages: Iterator[Message], *, num_lanes: int, num_workers: int, first
             step += 1
 
 
-_Opened: TypeAlias = tuple[PackRef | None, Counts | None, Exception | None]  # an item without its round and lane
+_Opened: TypeAlias = tuple[PackRef | None, LaneEnd | None, Exception | None]  # an item without its round and lane
 
 
 def _opened(message: Message) -> list[_Opened | None]:

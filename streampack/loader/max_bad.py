@@ -1,14 +1,14 @@
 """`max_bad`, the bound on what a whole run may skip.
 
 In:    a rank's items in its order, as the workers have made them.
-Out:   the same items; in the place of the pack that is too much, the error that ends the run.
+Out:   the same items; in the place of the pack, or of the lane's end, that is too much, the error that ends the run.
 Never: a collective. The ranks add up in the store of torch.distributed, and a rank learns the sum when it has skipped
        something itself; at which of its packs that is depends on how far the others are.
 
 A lane alone never skips more than that either: `SkipPolicy` in `lanes/skipping.py` sees to it, at the record.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from streampack.errors import ShardError
 from streampack.lanes.position import REST_OF_PIECE, SkippedRange
@@ -48,18 +48,25 @@ class MaxBad:
         num_bad, num_documents = committed.num_skipped(), committed.counts().documents
         if num_bad != self._told:  # a pass that was left had made more packs than were handed out
             self.tell(num_bad)
+        ended: set[int] = set()
         for item in items:
             pack = item.pack
+            skipped_ranges: Sequence[SkippedRange] = ()
             if pack is not None:
                 num_documents += int(pack.message.changes[pack.number, DOCUMENTS])
-                try:
-                    for skipped_range in pack.skipped_ranges if pack.message.skipped_ranges else ():
-                        num_bad += 1
-                        lane = committed.lanes[item.lane_index]
-                        self.check(num_bad=num_bad, num_documents=num_documents, lane=lane, last=skipped_range)
-                except ShardError as error:
-                    yield item._replace(pack=None, error=error)
-                    return
+                skipped_ranges = pack.skipped_ranges if pack.message.skipped_ranges else ()
+            elif item.end is not None and item.lane_index not in ended:
+                ended.add(item.lane_index)
+                num_documents += item.end.counts.documents
+                skipped_ranges = item.end.skipped_ranges
+            try:
+                for skipped_range in skipped_ranges:
+                    num_bad += 1
+                    lane = committed.lanes[item.lane_index]
+                    self.check(num_bad=num_bad, num_documents=num_documents, lane=lane, last=skipped_range)
+            except ShardError as error:
+                yield item._replace(pack=None, end=None, error=error)
+                return
             yield item
 
     def check(self, *, num_bad: int, num_documents: int, lane: int, last: SkippedRange) -> None:

@@ -64,8 +64,8 @@ class Message:
     """The packs, one for each slot that has one: B of them."""
     changes: NDArray[np.int64]
     """int64 [B, len(COLUMNS)]: what each pack changes for its lane, as `advance_rows` takes it."""
-    ends: tuple[tuple[int, Counts], ...]
-    """(index in `slots`, counts after the lane's last pack) for slots of ended lanes."""
+    ends: tuple[tuple[int, LaneEnd], ...]
+    """(index in `slots`, what came after the lane's last pack) for slots of ended lanes."""
     skipped_ranges: tuple[tuple[int, SkippedRange], ...]
     """(index of the pack, what was skipped for the first time while it was made)."""
     provenance: tuple[tuple[Provenance, ...], ...] | None
@@ -183,7 +183,7 @@ def _message(
     packs: list[LanePack] = []
     kinds: list[int] = []
     changes: list[int] = []
-    ends: list[tuple[int, Counts]] = []
+    ends: list[tuple[int, LaneEnd]] = []
     skipped_ranges: list[tuple[int, SkippedRange]] = []
     for slot in slots:
         if isinstance(slot, LanePack):
@@ -197,7 +197,7 @@ def _message(
         elif slot is None:
             kinds.append(_NOTHING)
         else:
-            ends.append((len(kinds), slot.counts))
+            ends.append((len(kinds), slot))
             kinds.append(_ENDED)
     return Message(
         slots=np.array(kinds, dtype=np.int8),

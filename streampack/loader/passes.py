@@ -13,6 +13,7 @@ from streampack.dataset.dataset import PackedDataset
 from streampack.documents.draws import undisturbed
 from streampack.errors import ConfigError, as_bool, as_number
 from streampack.lanes.budget import worker_bytes
+from streampack.lanes.position import LaneEnd
 from streampack.loader.dealing import Item, deal
 from streampack.loader.max_bad import MaxBad
 from streampack.loader.messages import Assignment, Message, WorkerStream
@@ -21,7 +22,7 @@ from streampack.loader.restarts import RestartingMessages, WorkerRestarts
 from streampack.loader.rounds import Agree, LeftOut, PackBatch, endless, finite
 from streampack.loader.serving import WorkerServer, check_can_start
 from streampack.loader.workers import AHEAD
-from streampack.records import Counts, Cursor, StorageUse
+from streampack.records import Cursor, StorageUse
 from streampack.state.checkpoint import Committed
 
 _MAX_MESSAGE_BYTES = 2 * 2**20
@@ -65,7 +66,7 @@ class LastWords(NamedTuple):
 
     packs: int
     """How many it has given since the start of the run."""
-    counts: Counts
+    end: LaneEnd
     """What came after the last of them."""
 
 

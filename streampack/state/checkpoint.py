@@ -119,9 +119,10 @@ class Committed:
         """How many packs the lane has given, fillers included."""
         return int(self.rows[lane_index, PACKS])
 
-    def count(self, lane_index: int, counts: Counts) -> None:
-        """Add counts that belong to no pack: what came after a lane's last one."""
+    def count(self, lane_index: int, counts: Counts, *, num_skipped: int) -> None:
+        """Add what belongs to no pack: what came after a lane's last one."""
         self.rows[lane_index, COUNTS] += np.array(counts, dtype=np.int64)
+        self.rows[lane_index, NUM_SKIPPED] += num_skipped
 
     def end_pass(self, epoch: int) -> None:
         """Put every lane at the start of `epoch`, at the same global pack."""
