@@ -63,8 +63,7 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         add_bos: put the tokenizer's BOS before each document, pre-tokenized ones too.
         add_eos: put its EOS after each document.
         pad_id: the token of padding; None takes the tokenizer's, else 0.
-        boundary: what the row at a document's end has as its label: a `BoundaryPolicy` or its name, or
-            `ReplaceBoundary(id)`.
+        boundary: the label of the row at a document's end: a `BoundaryPolicy` or its name, or `ReplaceBoundary(id)`.
         packing: how rows become packs: "wrap" cuts them every `seq_len`, "next_fit" keeps documents whole, "best_fit"
             too and fills packs best; or a `Packing`, which also says what becomes of a document that is longer than
             a pack. None: "wrap", for conversations "next_fit".
@@ -89,7 +88,6 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
             disk. A plain mapping stands for `Storage(options=mapping)`.
         engine: which library tokenizes for a SentencePiece model; the ids are the same. "auto" takes gigatoken where it
             is installed (extra `fast`) and its ids are proved equal, "sentencepiece" and "gigatoken" demand theirs.
-            For BPE models SentencePiece gets long texts in parts where that is proved to give the same ids, too.
 
     Raises:
         ConfigError: an argument that cannot work.
@@ -217,11 +215,10 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
 
     def list_shards(self) -> ShardTable:
         """The shard list, expanded and measured on the first call; later calls ask no storage."""
-        is_first = not self._shards.is_listed
-        table = self._shards.table()
-        if is_first:
+        if not self._shards.is_listed:
+            self._shards.table()
             warn_of_large_digests(self.corpus())
-        return table
+        return self._shards.table()
 
     def adopt_shards(self, table: ShardTable) -> None:
         """Take the shard list that another rank has made."""

@@ -88,7 +88,9 @@ busy = [threading.Thread(target=threading.Event().wait, daemon=True) for _ in ra
 for each in busy:
     each.start()
 found = {}
-data = streampack.PackedDataset(shards, Tokenizer(), 16, transform=shout, transform_version="1", num_lanes=2)
+data = streampack.PackedDataset(
+    shards, Tokenizer(), 16, transform=shout, transform_version="1", num_lanes=2, shuffle=False
+)
 with streampack.PackedDataLoader(data, num_workers=2) as loader:
     found["tokens"] = next(iter(loader))["tokens"].tolist()
 data = streampack.PackedDataset(shards, Tokenizer(), 16, transform=telling, transform_version="1", num_lanes=2)

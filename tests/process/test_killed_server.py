@@ -25,7 +25,7 @@ from streampack.testing import write_shards
 AWAY_S = 3
 COUNT = 30
 RETRY = {"first_wait_s": 0.05, "max_wait_s": 1.0}
-SMALL = {"buffer_bytes": 2**20, "document_bytes": 2**14}
+SMALL = {"buffer_bytes": 2**20, "document_bytes": 2**14, "shuffle": "shards"}
 """Lanes that hold little, so that the server is asked all the time."""
 
 
@@ -50,6 +50,7 @@ def test_a_run_outlives_kills_of_the_server_with_the_packs_of_a_quiet_one(
     server: servers.MortalS3, corpus: dict[str, list[str]]
 ) -> None:
     arguments = {"seq_len": 512, "num_lanes": 4, "epochs": 1, **SMALL}
+    arguments["shuffle"] = streampack.Shuffle(block_bytes=2**13, window=4)
 
     def digest(shards: list[str], kill_at: tuple[int, ...] = (), **options: Any) -> tuple[int, dict[str, float]]:
         dataset = packed_dataset(shards, **arguments, **options)

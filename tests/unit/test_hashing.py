@@ -91,8 +91,15 @@ def test_permutations_of_two_epochs_are_unrelated() -> None:
 
 
 def test_the_purposes_are_what_they_were() -> None:
-    purposes = {"SHARD_ORDER": 1, "SPLIT": 2, "TRANSFORM": 3, "GLOBAL_GENERATORS": 4, "BLOCK_ORDER": 5, "PACK_ORDER": 7}
-    assert {purpose.name: purpose.value for purpose in Purpose} == purposes
+    assert {purpose.name: purpose.value for purpose in Purpose} == {
+        "SHARD_ORDER": 1,
+        "SPLIT": 2,
+        "TRANSFORM": 3,
+        "GLOBAL_GENERATORS": 4,
+        "BLOCK_ORDER": 5,
+        "WINDOW_ORDER": 6,
+        "PACK_ORDER": 7,
+    }
 
 
 def held_out(fraction: float, *, name: str = "a.tar", count: int = 20_000) -> list[int]:
