@@ -94,9 +94,9 @@ def test_a_second_fit_with_the_same_loader_has_the_batch_that_the_first_one_held
 def test_a_finite_run_goes_on_from_any_step_and_from_the_end_of_an_epoch(
     shards: list[str], tmp_path: Path, accumulated: int
 ) -> None:
-    with loader_of(shards, epochs=1) as loader:
+    with loader_of(shards, epochs=1, shuffle="shards") as loader:
         _, whole = fit(loader, max_epochs=3, accumulate_grad_batches=accumulated)
-    with loader_of(shards, epochs=1) as loader:
+    with loader_of(shards, epochs=1, shuffle="shards") as loader:
         options = {"max_epochs": 1, "accumulate_grad_batches": accumulated}
         trainer, first = fit(loader, place=tmp_path, **options)
         trainer.save_checkpoint(tmp_path / "end.ckpt")
@@ -106,7 +106,7 @@ def test_a_finite_run_goes_on_from_any_step_and_from_the_end_of_an_epoch(
         len(first) // accumulated: str(tmp_path / "end.ckpt")
     }
     for step, checkpoint in chosen.items():
-        with loader_of(shards, epochs=1) as loader:
+        with loader_of(shards, epochs=1, shuffle="shards") as loader:
             _, rest = fit(loader, checkpoint=checkpoint, max_epochs=3, accumulate_grad_batches=accumulated)
         assert rest == whole[step * accumulated :], f"from step {step}"
 

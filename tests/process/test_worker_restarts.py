@@ -204,7 +204,7 @@ def test_a_rate_of_bad_records_counts_documents_through_restarts(
 ) -> None:
     monkeypatch.setattr(restarts, "BUDGET", 1000)
     corpus = partly_bad(tmp_path, range(3, 80, 4), count=80)
-    data = dataset(corpus, epochs=1, num_lanes=1, on_error="skip", max_bad=0.4)
+    data = dataset(corpus, epochs=1, num_lanes=1, on_error="skip", max_bad=0.4, shuffle="shards")
     with loader_of(data, num_workers=1) as loader:
         for number, _ in enumerate(loader):
             if number % 2 == 0:
