@@ -2,7 +2,6 @@
 
 import json
 import tarfile
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +18,26 @@ from streampack.testing import ByteTokenizer
 LABELS, PER_SHARD, NUM_LANES, A_PACK, LETTERS, BLOCK, ROUNDS = 16, 1_400, 8, 8, 60, 2**16, 320
 
 
-def label_of(kind: str, shard: int, index: int) -> int:
+def labels_of(kind: str, shard: int) -> list[int]:
+    """Of each document of a shard."""
     if kind == "a label a shard":
-        return shard
-    return int(np.random.default_rng([shard, index // 100]).integers(LABELS))
+        return [shard] * PER_SHARD
+    choose = np.random.default_rng(shard)
+    return [label for _ in range(PER_SHARD // 100) for label in [int(choose.integers(LABELS))] * 100]
 
 
 def labelled(folder: Path, kind: str) -> list[str]:
     """16 shards of documents of one length, each of one letter."""
+    heads = []
+    for index in range(PER_SHARD):
+        info = tarfile.TarInfo(f"{index:05d}.txt")
+        info.size = LETTERS
+        heads.append(info.tobuf(tarfile.USTAR_FORMAT))
+    bodies = [(bytes([65 + label]) * LETTERS).ljust(512, b"\0") for label in range(LABELS)]
     for shard in range(LABELS):
-        with tarfile.open(folder / f"{shard:02d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
-            for index in range(PER_SHARD):
-                info = tarfile.TarInfo(f"{index:05d}.txt")
-                info.size = LETTERS
-                tar.addfile(info, BytesIO(bytes([65 + label_of(kind, shard, index)]) * LETTERS))
+        members = zip(heads, labels_of(kind, shard), strict=True)
+        data = b"".join(head + bodies[label] for head, label in members)
+        (folder / f"{shard:02d}.tar").write_bytes(data + bytes(1024))
     return [str(path) for path in sorted(folder.glob("*.tar"))]
 
 
