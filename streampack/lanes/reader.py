@@ -12,6 +12,7 @@ Never: a decision about what cannot be read. The caller decides whether a bad re
       RecordDocuments   -> batches of their documents
 """
 
+import functools
 from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -28,6 +29,8 @@ from streampack.lanes.windows import windows
 from streampack.records import Cursor
 from streampack.storage.digests import block_bytes_of
 from streampack.tar.codecs import is_compressed
+
+_KEPT_SHARDS = 16
 
 
 class EpochStart(NamedTuple):
@@ -57,6 +60,7 @@ class LaneReader:
         """`end_epoch`: the first epoch that is not read (None: endless)."""
         self._pipeline = pipeline
         self._corpus = corpus
+        self._shard = functools.lru_cache(_KEPT_SHARDS)(corpus.table.__getitem__)
         self._lane = lane
         self._skipped = by_shard(skipped_ranges)
         self._end_epoch = end_epoch
@@ -134,7 +138,7 @@ class LaneReader:
     def _fetch(self, pieces: Sequence[Piece], group: range, *, resume: int = -1) -> Fetched:
         """Ask for the bytes of a group; `resume`: where the reading of its first piece begins."""
         resumes = [resume, *[-1] * len(group)]
-        parts = [(self._corpus.table[pieces[index].shard], pieces[index]) for index in group]
+        parts = [(self._shard(pieces[index].shard), pieces[index]) for index in group]
         return self._pipeline.fetch([(*part, at) for part, at in zip(parts, resumes, strict=False)])
 
     def _records(
@@ -143,7 +147,7 @@ class LaneReader:
         """The records of some of the lane's pieces."""
         for index in indexes:
             piece = pieces[index]
-            shard = self._corpus.table[piece.shard]
+            shard = self._shard(piece.shard)
             self.in_compressed = is_compressed(shard.url)
             self.block_bytes = block_bytes_of(shard.digest)
             here = Cursor(epoch, index)

@@ -32,6 +32,8 @@ MAX_MEMBERS = 1024
 
 _MAX_EXTENSIONS = 64
 """Extensions for which it is remembered whether they are wanted."""
+_scanner = Scanner()
+"""Of the process: blocks are too short to begin without what others have learned."""
 _new_tuple = tuple.__new__  # half the time of a NamedTuple's own
 _REMEDY = "the shard is cut short or damaged; copy or write it again"
 _TWICE = "the sample has two members with this extension, of which one would be lost; rename one"
@@ -74,12 +76,11 @@ def samples_of(
     sizes: dict[str, int] = {}
     flaws = NO_FLAWS
     chunk = b""
-    scanner = Scanner()
     wanted = functools.lru_cache(_MAX_EXTENSIONS)(wanted)
     try:
         while True:
             flaw = ""
-            files, end = scanner.files(source)
+            files, end = _scanner.files(source)
             if files:
                 chunk, _ = source.at_hand()
             else:

@@ -38,7 +38,7 @@ _MOST_HEADERS, _MOST_CHECKSUMS = 256, 4096
 
 
 class Scanner:
-    """Finds the files of one tar, and remembers which header bytes it has checked."""
+    """Finds files, and remembers which header bytes it has checked: what is known of them holds in every tar."""
 
     def __init__(self) -> None:
         self._fronts: dict[bytes, int] = {}
@@ -104,8 +104,9 @@ class Scanner:
                 return end
             if front[BLOCK:] == b"%d mtime=" % header.size:
                 end = BLOCK + header.size - 1
-            if len(self._fronts) < _MOST_HEADERS:
-                self._fronts[front] = end
+            if len(self._fronts) >= _MOST_HEADERS:
+                self._fronts.clear()
+            self._fronts[front] = end
         return end
 
     def _rest_sum(self, rest: bytes) -> int:
@@ -114,13 +115,16 @@ class Scanner:
         if total is None:
             is_plain = rest.startswith(_FILE_KIND) and rest[101:109] in _MAGICS and rest[189] == 0  # no prefix
             total = sum(rest) + 8 * ord(" ") - 1 if is_plain else 0  # the field counts as blanks; adler32 begins at 1
-            if len(self._rests) < _MOST_HEADERS:
-                self._rests[rest] = total
+            if len(self._rests) >= _MOST_HEADERS:
+                self._rests.clear()
+            self._rests[rest] = total
         return total
 
     def _says(self, checksum: int, actual: int) -> bool:
         """Whether the checksum field holds the number, in the usual form."""
         is_right = checksum == int.from_bytes(b"%06o\0 " % actual, "little")
-        if is_right and len(self._checksums) < _MOST_CHECKSUMS:
+        if is_right:
+            if len(self._checksums) >= _MOST_CHECKSUMS:
+                self._checksums.clear()
             self._checksums[checksum] = actual
         return is_right
