@@ -1,7 +1,8 @@
 """`streampack verify`: are the shards whole, and can a run read every document in them?
 
 Each shard is read from its first byte to its last, by the code that a run reads with: the tar's headers and end, the
-manifest's digests, the members that the field names, UTF-8, JSON, `.npy`, sizes. Nothing is tokenized. Problems are
+manifest's digests, the members that the field names, UTF-8, JSON, `.npy`, sizes. A shard that can be cut is read in
+blocks, so that a tar inside the tar is found, into which a run's cut may fall. Nothing is tokenized. Problems are
 reported with shard, member and byte. Where a tar is broken, the rest of that shard is not read.
 
 With `--journal FILE` each shard that is done is noted in the file, and a shard that is noted as good is not read again:
@@ -130,7 +131,9 @@ def verify_shard(pipeline: Pipeline, index: int, shard: Shard, *, tell: Callable
     problems: list[str] = []
     passed_over = _Names()
     try:
-        for sample in read_whole_shard(pipeline, index, shard, tell=tell, pass_over=passed_over.append):
+        for sample in read_whole_shard(
+            pipeline, index, shard, tell=tell, pass_over=passed_over.append, in_blocks=True
+        ):
             samples += 1
             for item in sample.documents:
                 if isinstance(item, BadRecord):

@@ -8,15 +8,19 @@ Out: for each sample where it is and what it holds: documents and bad records.
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+from streampack.corpus.options import MIN_BLOCK_BYTES, Shuffle
 from streampack.corpus.partition import Piece
-from streampack.errors import ShardError
+from streampack.errors import CorruptShardError, ShardError, TruncatedShardError, WrongCutError
 from streampack.lanes.pipeline import Pipeline
-from streampack.records import BadRecord, Document, Shard
+from streampack.records import BadRecord, Document, Sample, Shard
 from streampack.tar.codecs import is_compressed
 from streampack.tar.grouping import PassOver, pass_over_silently
 
 _RANGE_BYTES = 4 * 2**20
 """The largest request to the storage."""
+_BLOCKS = 64
+"""Of a shard at least, where it has 4 KiB for each. A large shard has blocks of the usual size, which are those of most
+runs; a small one may be of a small corpus, whose blocks are small."""
 _STEP_BYTES = 2**20
 """Bytes of members between two calls of `tell`."""
 
@@ -37,21 +41,20 @@ def read_whole_shard(
     *,
     tell: Callable[[int], None],
     pass_over: PassOver = pass_over_silently,
+    in_blocks: bool = False,
 ) -> Iterator[ShardSample]:
     """The samples of a shard from its first byte to its last.
 
-    `pass_over` is told the names of files that belong to no sample.
+    `pass_over` is told the names of files that belong to no sample. `in_blocks`: a shard that can be cut is read
+    in blocks, as in a run, so that a tar inside the tar is found. Their size depends on the shard alone.
 
     Raises:
         ShardError: the shard cannot be read, from here on.
     """
     told = since = 0
     compressed = is_compressed(shard.url)
-    piece = Piece(index, 0, shard.size, whole=True)
     try:
-        for sample in pipeline.samples(
-            shard, piece, resume=-1, max_range_bytes=_RANGE_BYTES, pass_over=pass_over
-        ):
+        for sample in _samples(pipeline, index, shard, pass_over, in_blocks=in_blocks and not shard.whole):
             since += sum(sample.sizes.values())
             if since >= _STEP_BYTES:
                 # How far a compressed shard is read is not known; the call still may stop the work.
@@ -66,3 +69,45 @@ def read_whole_shard(
         tell(shard.size - told)
         raise
     tell(shard.size - told)
+
+
+def _samples(
+    pipeline: Pipeline, index: int, shard: Shard, pass_over: PassOver, *, in_blocks: bool
+) -> Iterator[Sample]:
+    """The samples in order, read in blocks, as a whole from where those break."""
+    failure, last = None, -1
+    if in_blocks and shard.size:
+        try:
+            for sample in _in_blocks(pipeline, index, shard, pass_over):
+                last = sample.position
+                yield sample
+        except WrongCutError:
+            raise
+        except (CorruptShardError, TruncatedShardError) as error:
+            failure = error
+        else:
+            return
+    piece = Piece(index, 0, shard.size, whole=True)
+    for sample in pipeline.samples(shard, piece, resume=last, max_range_bytes=_RANGE_BYTES, pass_over=pass_over):
+        if sample.position > last:
+            yield sample
+    if failure is not None:  # the shard is good, but cannot be cut
+        raise failure
+
+
+def _in_blocks(pipeline: Pipeline, index: int, shard: Shard, pass_over: PassOver) -> Iterator[Sample]:
+    share = shard.size // _BLOCKS
+    block_bytes = min(max(1 << share.bit_length() >> 1, MIN_BLOCK_BYTES), Shuffle().block_bytes)
+    begins = range(0, shard.size, block_bytes)
+    pieces = [Piece(index, begin, min(begin + block_bytes, shard.size), whole=False) for begin in begins]
+    at_once = max(_RANGE_BYTES // block_bytes, 1)
+    for first in range(0, len(pieces), at_once):
+        group = pieces[first : first + at_once]
+        fetched = pipeline.fetch([(shard, piece, -1) for piece in group])
+        try:
+            for piece in group:
+                yield from pipeline.samples(
+                    shard, piece, resume=-1, max_range_bytes=_RANGE_BYTES, pass_over=pass_over, fetched=fetched
+                )
+        finally:
+            fetched.close()

@@ -97,6 +97,7 @@ def test_what_a_run_would_skip_is_a_problem_and_what_is_no_member_is_counted(tmp
     assert "2 files with a name that belongs to no sample" in shown and "'d/._a.txt' in a.tar" in shown
 
 
+@pytest.mark.filterwarnings("ignore:the manifest has digests of blocks")  # larger than those of so small a corpus
 def test_a_byte_that_no_check_but_the_digests_sees_is_found_by_them(shards: list[Path], tmp_path: Path) -> None:
     manifest = tmp_path / "shards.jsonl"
     for block_bytes in ("1048576", "32768"):  # the larger ones would make a shuffle read much more; nothing is shuffled
@@ -237,3 +238,22 @@ def test_a_journal_that_cannot_be_written_is_an_error_that_names_it(
     result = run(*urls(shards), "--journal", str(tmp_path / name))
     assert result.exit_code == 1
     assert f"error: --journal {tmp_path / name}: " in " ".join(result.output.split())
+
+
+def test_a_tar_inside_the_tar_is_found_before_a_run_and_its_remedy_works(tmp_path: Path) -> None:
+    """Each alone is a good archive; a cut of some block falls into the inner one."""
+    inner = b"".join(entry(f"in{number}.txt", b"no document of its own " * 50) for number in range(40)) + END
+    outer = [entry(f"a{number}.txt", b"a document " * 90) for number in range(30)]
+    path = tmp_path / "0.tar"
+    path.write_bytes(b"".join([*outer[:15], entry("a14.tar", inner), *outer[15:]]) + END)
+    status, report = verified(str(path), "--field", "txt")
+    (problem,) = report["bad_shards"][0]["problems"]
+    assert (status, report["num_problems"]) == (1, 1)
+    assert str(path) in problem
+    assert "byte" in problem
+    assert '"whole": true' in problem
+
+    manifest = tmp_path / "shards.jsonl"
+    manifest.write_text(json.dumps({"url": str(path), "size": path.stat().st_size, "whole": True}) + "\n")
+    status, report = verified(f"@{manifest}", "--field", "txt")
+    assert (status, report["samples"], report["documents"]) == (0, 30, 30)
