@@ -21,11 +21,11 @@ Each can be built from one string, because torch rebuilds an exception from a wo
 happened (`url`, `member`, `offset`) is in the message, and in attributes where the exception did not cross a process.
 
 The checks of an argument that every package needs are here too: `as_integer`, `as_number`, `as_bool`, `as_choice`,
-`check_choice`, and `unknown_choice`, the error of the last two.
+`check_choice`, and `unknown_choice`, the error of the last two; `record_hint` says how a record is written.
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from numbers import Integral, Real
 from typing import TypeVar
@@ -172,3 +172,12 @@ def unknown_choice(value: object, names: Sequence[str], argument: str) -> Config
     near = difflib.get_close_matches(str(value).lower(), names, n=1, cutoff=0.4)
     hint = f'did you mean "{near[0]}"? Choose' if near else "choose"
     return ConfigError(f"{argument}={value!r} is not known; {hint} one of {', '.join(names)}.")
+
+
+def record_hint(kind: type, value: object) -> str:
+    """What an error adds where `value` is a mapping, as in a config file, or the class, in place of a record."""
+    if value is kind:
+        return f"; write {kind.__name__}(...)"
+    if not isinstance(value, Mapping):
+        return ""
+    return f"; write {kind.__name__}({', '.join(f'{name}={each!r}' for name, each in value.items())})"

@@ -5,15 +5,18 @@ Out: an `Order`; or a ConfigError that says what may be given.
 """
 
 from dataclasses import dataclass
+from difflib import get_close_matches
+from numbers import Integral
 from typing import Literal, TypeAlias
 
 import numpy as np
 
-from streampack.errors import ConfigError, as_integer
+from streampack.errors import ConfigError, as_integer, record_hint
 
 MIN_BLOCK_BYTES = 4 * 2**10
 _MAX_BLOCK_BYTES = 2**30
 _MAX_WINDOW = 4096
+_WRITTEN = {"shards": '"shards"', "true": "True, without quotes", "false": "False, without quotes"}
 BLOCKS_PER_LANE = 32
 """The least number of blocks of a lane: where the corpus is small, its blocks are."""
 
@@ -61,9 +64,13 @@ def as_order(value: object) -> Order:
         return value
     if isinstance(value, bool | np.bool_):
         return Shuffle() if value else False
-    if value == "shards":
+    if isinstance(value, str) and value == "shards":
         return "shards"
-    hint = ""
-    if isinstance(value, int) or value in ("documents", "samples", "records"):
+    hint = record_hint(Shuffle, value)
+    if isinstance(value, Integral) and value in (0, 1):
+        hint = f"; write {bool(value)}"
+    elif isinstance(value, Integral) or str(value) in ("documents", "samples", "records"):
         hint = "; documents are mixed by blocks and windows: Shuffle(window=16) mixes more of them than True"
+    elif isinstance(value, str) and (near := get_close_matches(value.lower(), ("shards", "true", "false"), n=1)):
+        hint = f"; did you mean {_WRITTEN[near[0]]}?"
     raise ConfigError(f'shuffle={value!r} must be True, "shards", False or a streampack.Shuffle{hint}')

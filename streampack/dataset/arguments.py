@@ -16,7 +16,7 @@ from streampack.chat.templates import ChatFunction
 from streampack.corpus.options import Order, Shuffle, as_order
 from streampack.documents.split import HoldOut
 from streampack.documents.transform import Transform
-from streampack.errors import ConfigError, as_bool, as_integer, as_number, check_choice
+from streampack.errors import ConfigError, as_bool, as_integer, as_number, check_choice, record_hint
 from streampack.packing.options import Packing, PackingKind
 from streampack.packing.policies import INT32, BoundaryPolicy, ReplaceBoundary
 from streampack.records import Limits, Tokenizer
@@ -75,7 +75,7 @@ class DatasetArguments:
         _check_record("limits", self.limits, Limits)
         self._check_integer("seq_len", 2, INT32.max)
         self._check_integer("seed", 0)
-        if self.num_lanes != "auto":
+        if not isinstance(self.num_lanes, str) or self.num_lanes != "auto":
             self._check_integer("num_lanes", 1)
         if self.epochs is not None:
             self._check_integer("epochs", 1)
@@ -170,4 +170,5 @@ def _shown(value: object) -> str:
 
 def _check_record(name: str, value: object, kind: type, *, optional: bool = False) -> None:
     if not isinstance(value, kind) and not (optional and value is None):
-        raise ConfigError(f"{name}={value!r} must be a streampack.{kind.__name__}" + (" or None" if optional else ""))
+        wanted = f"a streampack.{kind.__name__}" + (" or None" if optional else "")
+        raise ConfigError(f"{name}={value!r} must be {wanted}{record_hint(kind, value)}")

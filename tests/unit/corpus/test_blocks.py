@@ -86,6 +86,25 @@ def test_nothing_else_is_taken_for_an_order(value: object) -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "advice"),
+    [
+        (0, "; write False"),
+        (np.int64(1), "; write True"),
+        (10_000, "Shuffle(window=16) mixes more of them than True"),
+        ({"window": 3}, "; write Shuffle(window=3)"),
+        (Shuffle, "; write Shuffle(...)"),
+        ("Shard", '; did you mean "shards"?'),
+        ("true", "; did you mean True, without quotes?"),
+        (np.array([1, 2]), "or a streampack.Shuffle"),
+    ],
+)
+def test_what_stands_near_an_order_is_told_how_to_write_it(value: object, advice: str) -> None:
+    with pytest.raises(ConfigError, match='must be True, "shards", False or a streampack.Shuffle') as caught:
+        as_order(value)
+    assert str(caught.value).endswith(advice)
+
+
+@pytest.mark.parametrize(
     "given", [{"block_bytes": 4095}, {"block_bytes": 2**31}, {"window": 0}, {"window": True}, {"block_bytes": 1e6}]
 )
 def test_a_size_that_is_none_is_refused(given: dict[str, int]) -> None:

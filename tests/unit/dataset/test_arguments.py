@@ -102,6 +102,8 @@ def test_no_error_prints_a_document() -> None:
         (lambda: dataset(transform_version=1), ConfigError, "transform_version=1 must be a string"),
         (lambda: dataset(add_bos="no"), ConfigError, "add_bos='no' must be True or False"),
         (lambda: dataset(add_eos=0), ConfigError, "add_eos=0 must be True or False"),
+        (lambda: dataset(limits={"buffer_bytes": 1}), ConfigError, "a streampack.Limits; write Limits(buffer_bytes=1)"),
+        (lambda: dataset(num_lanes=np.array([1, 2])), ConfigError, "num_lanes=array([1, 2]) must be a whole number"),
         (lambda: dataset(shuffle=1), ConfigError, 'shuffle=1 must be True, "shards", False or a'),
         (lambda: dataset(max_bad="1"), ConfigError, "max_bad='1' must be a number"),
         (
