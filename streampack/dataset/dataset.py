@@ -65,8 +65,7 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         pad_id: the token of padding; None takes the tokenizer's, else 0.
         boundary: the label of the row at a document's end: a `BoundaryPolicy` or its name, or `ReplaceBoundary(id)`.
         packing: how rows become packs: "wrap" cuts them every `seq_len`, "next_fit" keeps documents whole, "best_fit"
-            too and fills packs best; or a `Packing`, which also says what becomes of a document that is longer than
-            a pack. None: "wrap", for conversations "next_fit".
+            too and fills packs best; or a `Packing`, with more options. None: "wrap", for conversations "next_fit".
         shuffle: True, or a `Shuffle` with sizes of its own: blocks of the shards come in a new order each epoch, and
             the documents of some blocks are mixed. "shards": whole shards come in a new order each epoch, their
             documents as they stand. False: all as listed.

@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import logging
 import os
 import shutil
 import signal
@@ -233,7 +234,8 @@ def test_batches_back_forgets_skipped_ranges_and_fillers(tmp_path: Path) -> None
             states.append(loader.state_dict())
             for back in range(min(len(states), 9)):
                 assert same(loader.state_dict(batches_back=back), states[-1 - back])
-    assert num_skipped(states[-1]) >= 3
+    assert num_skipped(states[-1]) > 3
+    assert num_skipped(loader.state_dict()) == loader.stats()["bad_records"] == 11
     assert loader.stats()["fillers"] > 3
 
 
@@ -263,6 +265,7 @@ def test_a_lane_that_comes_more_than_once_in_a_batch_is_committed_as_pack_by_pac
                 assert same(loader.state_dict(batches_back=back), singly[packs])
                 assert same(skipping.state_dict(batches_back=back), past[packs])
     assert num_skipped(singly[-1]) == 3
+    assert num_skipped(loader.state_dict()) == 11  # with those after the lanes' last packs
     assert loader.stats()["fillers"] > 3
 
 
@@ -623,6 +626,18 @@ def test_a_state_of_another_tokenizer_is_refused(corpus: Corpus, data: streampac
     other = dataset(corpus, tokenizer=OtherBytes())
     state = loader_of(data).state_dict()
     assert_refused(other, state, StateError, "tokenizer: 'bytes:1' in the checkpoint, 'bytes:other' now")
+
+
+def test_a_library_of_the_tokenizer_with_another_version_is_a_warning(
+    data: streampack.PackedDataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = loader_of(data).state_dict()
+    with caplog.at_level(logging.WARNING, "streampack"):
+        loader_of(data).load_state_dict(state)
+        assert not caplog.messages
+        loader_of(data).load_state_dict({**state, "libraries": '{"tokenizers": "0.1"}'})
+    assert len(caplog.messages) == 1
+    assert "tokenizers, which makes the token ids, is 0.1 in the state and not used now" in caplog.text
 
 
 def test_a_state_of_another_transform_version_is_refused(corpus: Corpus) -> None:

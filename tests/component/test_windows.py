@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.jobs import Job, dataset, texts, write_corpus
+from support.jobs import Job, dataset, documents_of, texts, write_corpus
 
 import streampack
 from streampack.errors import ConfigError
@@ -126,3 +126,20 @@ def test_a_member_of_many_records_is_permuted_by_record_and_in_parts(
         with Job(data, state=states[begin]) as job:
             for number, pack in job.step(3).items():
                 np.testing.assert_array_equal(pack, wanted[number])
+
+
+def test_what_is_held_out_and_the_rest_make_up_the_corpus_with_windows_too(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path, [(".tar", texts(150, seed=1)), (".tar.gz", texts(60, seed=2, first=150))])
+    order = streampack.Shuffle(block_bytes=4096, window=4)
+
+    def documents(part: str, ranks: int, workers: int) -> list[str]:
+        data = dataset(corpus, num_lanes=4, epochs=1, part=part, fraction=0.2, shuffle=order)
+        with Job(data, ranks, workers, 2) as job:
+            packs, _ = job.run_out()
+        return sorted(documents_of(packs, 4))
+
+    train, val = documents("train", 1, 0), documents("val", 1, 0)
+    assert sorted(train + val) == sorted(corpus.texts)
+    assert 20 < len(val) < 70
+    assert documents("train", 2, 2) == train
+    assert documents("val", 4, 1) == val

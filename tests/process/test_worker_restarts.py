@@ -28,6 +28,7 @@ from streampack.errors import ConfigError, LoaderError
 from streampack.loader import restarts, workers
 from streampack.loader.processes import Forks
 from streampack.records import Counts
+from streampack.state.checkpoint import FIELDS
 from streampack.state.joining import to_json
 
 pytestmark = [
@@ -222,6 +223,24 @@ def test_all_workers_killed_at_once_are_one_restart(corpus: Corpus, wanted: list
         packs += take(iterator, 8)
         assert_equal(dict(enumerate(packs)), wanted)
         assert loader.stats()["worker_restarts"] == 1
+
+
+def test_workers_that_are_killed_inside_a_window_go_on_in_its_order(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path, [(".tar", make_texts(120, seed=seed, first=200 * seed)) for seed in range(2)])
+    data = dataset(corpus, num_lanes=2, seq_len=64, shuffle=streampack.Shuffle(block_bytes=4096, window=8))
+    with loader_of(data, num_workers=0) as quiet:
+        calm = take(iter(quiet), 20)
+    with loader_of(data, prefetch_bytes=1, **FORK) as loader:
+        iterator = iter(loader)
+        packs = []
+        for batches in (2, 6, 12):
+            packs += take(iterator, batches)
+            places = loader.state_dict()["rows"][..., FIELDS.index("place")]
+            assert places.numel() == 2 and places.min() > 0
+            if batches < 12:
+                hurt(loader)
+        assert loader.stats()["worker_restarts"] == 2
+    assert_equal(dict(enumerate(packs)), calm)
 
 
 def test_workers_killed_again_before_their_first_message_are_restarted_again(corpus: Corpus, wanted: list[Any]) -> None:

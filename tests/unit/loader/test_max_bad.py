@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from streampack.errors import ShardError
-from streampack.lanes.position import REST_OF_PIECE, SkippedRange
+from streampack.lanes.position import REST_OF_PIECE, LaneEnd, SkippedRange
 from streampack.loader.dealing import Item, PackRef
 from streampack.loader.max_bad import MaxBad
 from streampack.loader.messages import COLUMNS
+from streampack.records import Counts
 from streampack.state.checkpoint import Committed
 
 LAST = SkippedRange(0, 7, 5120, 5121, 3)
@@ -115,3 +116,14 @@ def test_the_pack_that_is_too_much_is_an_error_in_its_place_and_what_was_not_han
     assert store.total == 3
     assert len(list(one.watch(items([4]), committed))) == 6
     assert store.total == 1
+
+
+def test_what_a_lane_skips_after_its_last_pack_counts_once() -> None:
+    end = LaneEnd(Counts(documents=5, bad_records=2), (LAST, LAST))
+    items = [Item(number, 0, None, end) for number in range(3)]  # an ended lane says so in each round
+    committed = Committed.fresh(range(1), 1)
+    assert list(bound(2).watch(iter(items), committed)) == items
+    first, *rest = bound(1).watch(iter(items), committed)
+    assert not rest
+    assert isinstance(first.error, ShardError)
+    assert (first.pack, first.end) == (None, None)
