@@ -2,7 +2,7 @@
 
 In:    the size of every shard, the size of a block, a seed.
 Out:   the pieces of a lane in an epoch: blocks, in the epoch's own order.
-Never: a number that is kept for each block: 100 TB have 400 million of them.
+Never: a number that is kept for each block, but where there are few: 100 TB have 400 million of them.
 
     listed order      |0 |1 |2 |3 |4 || 5 |6 |7 || 8      || 9 |10|    blocks, numbered shard by shard
                        shard 0          shard 1     whole    shard 3    (a shard that cannot be cut is one block)
@@ -10,6 +10,7 @@ Never: a number that is kept for each block: 100 TB have 400 million of them.
     lane l of L        has those that come as number [l*N//L, (l+1)*N//L)
 """
 
+import functools
 from collections.abc import Sequence
 from typing import overload
 
@@ -21,6 +22,8 @@ from streampack.hashing import Bijection, Purpose
 
 _AT_ONCE = 256
 """Pieces that are computed together: a step for many costs little more than for one."""
+_FEW = 2**13
+"""Of so few blocks the whole order is computed, once for all lanes: they have few blocks each."""
 
 
 class BlockLine:
@@ -59,7 +62,8 @@ class BlockPieces(Sequence[Piece]):
         """`share`: the places of the epoch's order that the lane has."""
         self._line = line
         self._share = share
-        self._order = Bijection(Purpose.BLOCK_ORDER, seed, epoch, count=max(line.num_blocks, 1))
+        self._words = seed, epoch, max(line.num_blocks, 1)
+        self._order = _order(*self._words)
         self._made: list[Piece] = []
         self._made_from = 0
 
@@ -77,6 +81,18 @@ class BlockPieces(Sequence[Piece]):
         if not 0 <= index - self._made_from < len(self._made):
             self._made_from = index // _AT_ONCE * _AT_ONCE
             places = self._share[self._made_from : self._made_from + _AT_ONCE]
-            numbers = self._order.of(np.arange(places.start, places.stop, dtype=np.int64))
+            if self._order.count <= _FEW:
+                numbers = _whole_order(*self._words)[places.start : places.stop]
+            else:
+                numbers = self._order.of(np.arange(places.start, places.stop, dtype=np.int64))
             self._made = self._line.blocks(numbers)
         return self._made[index - self._made_from]
+
+
+def _order(seed: int, epoch: int, count: int) -> Bijection:
+    return Bijection(Purpose.BLOCK_ORDER, seed, epoch, count=count)
+
+
+@functools.lru_cache(maxsize=8)
+def _whole_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    return _order(seed, epoch, count).of(np.arange(count, dtype=np.int64))
