@@ -114,7 +114,9 @@ class LaneReader:
             while group:
                 after, demand = self._group(pieces, group.stop), Demand()
                 items = self._records(epoch, pieces, group, demand, fetched)
-                for window in windows(items, begin, resumed=resumed, demand=demand, max_bytes=max_bytes):
+                for window in windows(
+                    items, begin, lane=self._lane, resumed=resumed, demand=demand, max_bytes=max_bytes
+                ):
                     if window.is_last and not fetched.is_local:
                         ahead = self._fetch(pieces, after)
                     yield from window.errors

@@ -31,6 +31,15 @@ class ReadError(NamedTuple):
     """None: the lane skipped it before, so it was not read again."""
 
 
+def cannot_skip(lane: int, what: str, error: StreampackError) -> ShardError:
+    """The error for what cannot be read, though it could be when the lane gave `what`, a part of its window."""
+    return ShardError(
+        f"lane {lane} continues after {what} of which something cannot be read now that could be when the state was "
+        f"saved: {error}. Without it the rest of the window would be another one, with some documents twice and others "
+        "never. Restore the shard, or begin a new run."
+    )
+
+
 class SkipPolicy:
     """The policy `on_error` with its bound `max_bad`, and what one lane has skipped so far."""
 
@@ -43,18 +52,26 @@ class SkipPolicy:
         self._on_error = on_error
         self._max_bad = max_bad
 
-    def skip(self, read_error: ReadError, *, num_documents: int) -> None:
-        """Skip what cannot be read, or raise; `num_documents`: how many the lane has met before it.
+    def skip(self, read_error: ReadError, *, num_documents: int, given: int = 0) -> None:
+        """Skip what cannot be read, or raise.
+
+        Args:
+            read_error: What it is, in its turn.
+            num_documents: How many documents the lane has met before it.
+            given: How many packs are out of the packing window that it is in. They were made while it could be read:
+                without it the window's other documents would be in other packs, some twice and some never.
 
         Raises:
             StreampackError: the error itself where `on_error` is "raise".
-            ShardError: the lane has skipped as much as `max_bad` allows.
+            ShardError: the lane has skipped as much as `max_bad` allows, or `given` is not 0.
         """
         skipped_range, error = read_error
         if error is None or skipped_range in self._known:
             return
         if self._on_error == "raise":
             raise error
+        if given:
+            raise cannot_skip(self._lane, f"{given} packs of a packing window", error) from error
         most = self._max_bad
         if self._num_skipped >= allowed_bad(most, num_documents):
             of = f" of {num_documents} documents" if isinstance(most, float) else ""

@@ -200,7 +200,7 @@ class LaneStream:
 
     def _skip(self, read_error: ReadError) -> None:
         self._unpassed.add_bad_record()
-        self._policy.skip(read_error, num_documents=self._num_documents)
+        self._policy.skip(read_error, num_documents=self._num_documents, given=self._packer.given)
 
     def _lane_pack(self, rows: PackRows) -> LanePack:
         """A pack of the packer with all that belongs to it; the position moves past it."""

@@ -21,7 +21,7 @@ from streampack.errors import ShardError
 from streampack.hashing import Purpose, permutation
 from streampack.lanes.pieces import Demand
 from streampack.lanes.records import ListedShard, RecordBatch
-from streampack.lanes.skipping import ReadError
+from streampack.lanes.skipping import ReadError, cannot_skip
 from streampack.records import Cursor
 
 
@@ -65,21 +65,29 @@ class Window(NamedTuple):
 
 
 def windows(
-    items: Iterator[RecordBatch | ReadError], begin: Cursor, *, resumed: Cursor | None, demand: Demand, max_bytes: int
+    items: Iterator[RecordBatch | ReadError],
+    begin: Cursor,
+    *,
+    lane: int,
+    resumed: Cursor | None,
+    demand: Demand,
+    max_bytes: int,
 ) -> Iterator[Window]:
     """The windows of a group of pieces.
 
     Args:
         items: the records of the group; each batch ends with the record that meets `demand`.
         begin: where the first window begins: epoch, piece, sample and record.
+        lane: the lane's number.
         resumed: what of the first window earlier packs hold, where the lane continues in it. What was skipped with it
             before is passed already.
         demand: what `items` looks at.
         max_bytes: a window ends with the record with which it has so many.
 
     Raises:
-        Exception: what a piece raises, after the window's other errors. So does a piece of which the rest cannot be
-            read where earlier packs hold some of its window: without it, the order would be another one.
+        ShardError: the rest of a piece cannot be read, and earlier packs hold some of its window: without it, the
+            order would be another one.
+        Exception: what a piece raises, after the window's other errors.
     """
     next_begin: Cursor | None = begin
     is_over = False
@@ -107,7 +115,7 @@ def windows(
             elif resumed is None or (item.error is not None and not any(resumed[4:])):
                 errors.append(item)
             elif item.error is not None:
-                raise item.error
+                raise cannot_skip(lane, f"{resumed.place} records of a shuffle window", item.error) from item.error
         if failure is not None:
             records, shards = [], []
         yield Window(next_begin or begin, errors, shards, records, num_bytes, is_over)

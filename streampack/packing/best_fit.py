@@ -80,7 +80,8 @@ class BestFitPacker:
         self._trims = self._labels.trims
         self._window_rows = self.packing.window * self.seq_len
         self._losses = OverflowLosses(self.packing.overflow, self.seq_len)
-        self._given = given  # packs of the open window, in their order, that are out already
+        self.given = given
+        """Packs of the open window, in their order, that are out already: more than 0 in the first window alone."""
         self._rows = 0  # of the documents of the open window, which these lists hold
         self._ids: list[NDArray[np.integer]] = []
         self._masks: list[Mask | None] = []
@@ -234,9 +235,9 @@ class BestFitPacker:
             self._ids, self._masks, self._lengths, self._row_counts, first_row=first_row, seq_len=self.seq_len
         )
         packs = window.packs
-        if self._given > len(packs):
+        if self.given > len(packs):
             raise StateError(
-                f"{self._given} packs of a packing window are said to be out, and its documents make {len(packs)}; the "
+                f"{self.given} packs of a packing window are said to be out, and its documents make {len(packs)}; the "
                 "data or the tokenizer have changed since."
             )
         sizes = [pack.num_rows for pack in packs]
@@ -245,7 +246,7 @@ class BestFitPacker:
             dropped = sizes.index(min(sizes))
         placed: list[_Placed] = []
         counts, self._since = self._since, _NOTHING
-        for index in range(self._given, len(packs)):
+        for index in range(self.given, len(packs)):
             _, size, num_targets = pack = packs[index]
             if index == dropped:
                 counts = counts.plus(Counts(tail_tokens=size))
@@ -269,7 +270,7 @@ class BestFitPacker:
             self._since = counts
         self._placed.extend(placed)
         self._ids, self._masks, self._lengths, self._row_counts = [], [], [], []
-        self._rows = self._bytes = self._given = 0
+        self._rows = self._bytes = self.given = 0
         self._first, self._first_row = self._num_fed, 0
 
 

@@ -83,6 +83,9 @@ class Packer:
     says which cannot work.
     """
 
+    given = 0
+    """As of `BestFitPacker`; here there are no windows."""
+
     def __init__(
         self,
         *,
