@@ -53,9 +53,7 @@ def dataset_of(shards: list[str], **arguments: Any) -> PackedDataset:
 
 def plan_of(dataset: PackedDataset, bytes_per_token: float | None = None) -> Plan:
     arguments = {"batch_size": 4, "num_workers": 0}
-    return make_plan(
-        "run.yaml", dataset, arguments, ranks=1, tokens_per_second=1e4, bytes_per_token=bytes_per_token
-    )
+    return make_plan("run.yaml", dataset, arguments, ranks=1, tokens_per_second=1e4, bytes_per_token=bytes_per_token)
 
 
 # -- what it measures is so -----------------------------------------------------------------------------------------
@@ -115,6 +113,30 @@ def test_packs_of_whole_documents_are_as_full_as_it_says(
     assert made.sample.pack_fill == pytest.approx(stats["tokens"] / (stats["tokens"] + stats["padding"]), abs=0.01)
     assert least < made.sample.pack_fill < most
     assert made.rank.batches_per_epoch == pytest.approx(batches, rel=0.05)
+
+
+@pytest.mark.parametrize(("end", "epochs"), [("pad", 1), ("pad", 2), ("stop", 1)])
+def test_a_finite_run_has_as_many_batches_as_it_says(end: str, epochs: int, tmp_path: Path) -> None:
+    sizes = [100, 40, 40, 40]
+    shards = write_shards(tmp_path, ["some words " * 30] * 220, shard_sizes=sizes, compression="gz")
+    dataset = PackedDataset(
+        shards,
+        ByteTokenizer(),
+        256,
+        num_lanes=4,
+        epochs=epochs,
+        epoch_end=end,
+        shuffle=False,  # type: ignore[arg-type]  # a str
+    )
+    made = plan_of(dataset)
+    with PackedDataLoader(dataset, 4, num_workers=0) as loader:
+        batches = sum(1 for _ in loader)
+    assert made.rank is not None
+    assert made.rank.batches_per_epoch == pytest.approx(batches / epochs, rel=0.06)
+    assert (made.lanes.filler_share is None, made.lanes.unread_share is None) == (end == "stop", end == "pad")
+    share = made.lanes.filler_share or made.lanes.unread_share or 0
+    assert share == pytest.approx(0.45 if end == "pad" else 0.27, abs=0.05)
+    assert [each for each in made.warnings if "packs" in each] != []
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,11 @@ def warn_of_lanes(
             f"about {lanes.filler_share:.0%} of the packs are fillers, since lanes end at different times. {fewer}, "
             "plain .tar shards or epoch_end: stop avoid them."
         )
+    if lanes.unread_share is not None and lanes.unread_share > 1 - 1 / _DRIFT:
+        warnings.append(
+            f"about {lanes.unread_share:.0%} of the packs never come, since epoch_end: stop ends the run with its "
+            "shortest lane. epoch_end: pad, fewer lanes or plain .tar shards avoid that."
+        )
     if shards.num_estimated:
         warnings.append(
             f"{plural(shards.num_estimated, 'shard')} of unknown size: each is read whole, and counted with the mean "

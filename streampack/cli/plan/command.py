@@ -109,6 +109,7 @@ def make_plan(
             dataset,
             corpus,
             shards,
+            lanes,
             density,
             ranks=ranks,
             num_workers=settings["num_workers"],

@@ -99,12 +99,16 @@ def _lanes(lanes: LanePlan, ranks: int | None) -> list[Line]:
     ]
     if lanes.filler_share is not None:
         lines.append(("fillers", f"{lanes.filler_share:.1%}", "of all packs, estimated from the lanes' tokens"))
+    if lanes.unread_share is not None:
+        lines.append(("not read", f"{lanes.unread_share:.1%}", "of all packs, as the run ends with its shortest lane"))
     return [*lines, ("ranks that fit", fits, "")]
 
 
 def _rank(plan: Plan, rank: RankPlan) -> list[Line]:
     most = f"at most {rank.lanes_per_worker:,} per worker" if rank.workers else "read in the main process"
     tokens = rank.global_batch * plan.seq_len
+    end = "; with fillers" if plan.lanes.filler_share else ""
+    end = "; up to the end of the shortest lane" if plan.lanes.unread_share else end
     return [
         ("lanes per rank", f"{rank.lanes_per_rank:,}", most),
         (
@@ -112,7 +116,7 @@ def _rank(plan: Plan, rank: RankPlan) -> list[Line]:
             f"{rank.global_batch:,}",
             f"packs of {plan.seq_len:,}: {_short(tokens)} tokens; {plural(rank.batch_size, 'pack')} per rank",
         ),
-        ("batches", f"~{rank.batches_per_epoch:,}", "in an epoch, on each rank"),
+        ("batches", f"~{rank.batches_per_epoch:,}", f"in an epoch, on each rank{end}"),
         (
             "requests",
             f"~{rank.requests_per_s:.2g}/s",

@@ -11,7 +11,7 @@ from itertools import chain
 
 import numpy as np
 
-from streampack.cli.plan.evenness import filler_share_of, lane_sizes
+from streampack.cli.plan.evenness import filler_share_of, lane_sizes, packs_of, unread_share_of
 from streampack.cli.plan.measured import Density, SamplePlan
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.partition import Piece, fitting_ranks
@@ -75,6 +75,10 @@ class LanePlan:
     max_tokens: int
     filler_share: float | None
     """Of the packs of a finite run with epoch_end="pad", estimated."""
+    unread_share: float | None
+    """Of the packs of a finite run with epoch_end="stop", estimated: those that come after its end."""
+    packs_per_epoch: float
+    """Of each lane, estimated: in a finite run those of the lane that decides when it ends, else the mean."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +95,7 @@ class RankPlan:
     global_batch: int
     """Packs of all ranks' batches."""
     batches_per_epoch: int
-    """Of each rank, estimated."""
+    """Of each rank, estimated; in a finite run with its fillers, or up to the end of the shortest lane."""
     buffer_bytes: int
     """Of each worker."""
     needed_bytes: int
@@ -162,14 +166,22 @@ def corpus_plan(corpus: Corpus, density: Density) -> CorpusPlan:
 def lane_plan(dataset: PackedDataset, corpus: Corpus, density: Density) -> LanePlan:
     """How even the lanes are."""
     first = lane_sizes(corpus, density, 0)
-    filler_share = None
-    if dataset.epochs is not None and dataset.epoch_end == "pad":
+    filler_share = unread_share = None
+    packs_per_epoch = float(first.tokens.mean()) / density.tokens_per_pack
+    if dataset.epochs is not None:
         # Lanes go from epoch to epoch by themselves, so only the sum over the epochs must be equal.
         measured = min(dataset.epochs, max(_MEASURED_LANES // corpus.num_lanes, 1))
         tokens = first.tokens.copy()
         for epoch in range(1, measured):
             tokens += lane_sizes(corpus, density, epoch).tokens
-        filler_share = filler_share_of(tokens * (dataset.epochs / measured), density.tokens_per_pack)
+        tokens *= dataset.epochs / measured
+        packs = packs_of(tokens, density.tokens_per_pack)
+        if dataset.epoch_end == "pad":
+            filler_share = filler_share_of(tokens, density.tokens_per_pack)
+            packs_per_epoch = float(packs.max()) / dataset.epochs
+        else:
+            unread_share = unread_share_of(tokens, density.tokens_per_pack)
+            packs_per_epoch = float(packs.min()) / dataset.epochs
     libraries = libraries_of(dataset.pipeline.tokenizer)
     state = Committed.fresh(range(corpus.num_lanes), corpus.num_lanes).to_state(dataset.fingerprint(), libraries)
     return LanePlan(
@@ -187,6 +199,8 @@ def lane_plan(dataset: PackedDataset, corpus: Corpus, density: Density) -> LaneP
         mean_tokens=round(first.tokens.mean()),
         max_tokens=round(first.tokens.max()),
         filler_share=filler_share,
+        unread_share=unread_share,
+        packs_per_epoch=packs_per_epoch,
     )
 
 
@@ -198,6 +212,7 @@ def rank_plan(
     dataset: PackedDataset,
     corpus: Corpus,
     shards: CorpusPlan,
+    lanes: LanePlan,
     density: Density,
     *,
     ranks: int,
@@ -220,7 +235,6 @@ def rank_plan(
     requests = epoch_requests(corpus, range_bytes)
     spare_tokens = max(share_bytes - sum(windows) - range_bytes, 0) // 4
     read_bytes = shards.cut_bytes + shards.whole_bytes
-    global_batch = ranks * batch_size
     rows = shards.estimated_tokens / density.tokens_per_pack * dataset.seq_len
     seconds = max(rows / (ranks * tokens_per_second), 1e-9)
     return RankPlan(
@@ -229,8 +243,8 @@ def rank_plan(
         workers=workers,
         lanes_per_worker=lanes_per_worker,
         batch_size=batch_size,
-        global_batch=global_batch,
-        batches_per_epoch=math.ceil(shards.estimated_tokens / density.tokens_per_pack / global_batch),
+        global_batch=ranks * batch_size,
+        batches_per_epoch=math.ceil(lanes.packs_per_epoch * lanes_per_rank / batch_size),
         buffer_bytes=buffer_bytes,
         needed_bytes=processes * lanes_per_worker * (MIN_SHARE_BYTES + sum(windows)),
         shuffle_window_bytes=windows.shuffle,

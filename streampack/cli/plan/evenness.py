@@ -88,10 +88,22 @@ def shard_ratios(density: Density, num_shards: int) -> NDArray[np.float64]:
     return of_shard
 
 
+def packs_of(tokens: NDArray[np.float64], tokens_per_pack: float) -> NDArray[np.float64]:
+    """Packs of each lane, float [lanes]: the last one may be padded."""
+    packs: NDArray[np.float64] = np.ceil(tokens / tokens_per_pack)
+    return packs
+
+
 def filler_share_of(tokens: NDArray[np.float64], tokens_per_pack: float) -> float:
     """Fillers among all packs where every lane goes on until the largest one ends; `tokens` float [lanes]."""
-    packs = np.ceil(tokens / tokens_per_pack)
+    packs = packs_of(tokens, tokens_per_pack)
     return float(1 - packs.mean() / packs.max()) if packs.max() else 0.0
+
+
+def unread_share_of(tokens: NDArray[np.float64], tokens_per_pack: float) -> float:
+    """The share of all packs that never comes, where the run ends with its shortest lane."""
+    packs = packs_of(tokens, tokens_per_pack)
+    return float(1 - packs.min() / packs.mean()) if packs.max() else 0.0
 
 
 def _scores(count: int, epoch: int) -> NDArray[np.float64]:
