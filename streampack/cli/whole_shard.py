@@ -13,6 +13,7 @@ from streampack.corpus.partition import Piece
 from streampack.errors import CorruptShardError, ShardError, TruncatedShardError, WrongCutError
 from streampack.lanes.pipeline import Pipeline
 from streampack.records import BadRecord, Document, Sample, Shard
+from streampack.storage.digests import block_bytes_of
 from streampack.tar.codecs import is_compressed
 from streampack.tar.grouping import PassOver, pass_over_silently
 
@@ -86,6 +87,7 @@ def _samples(
         except (CorruptShardError, TruncatedShardError) as error:
             failure = error
         else:
+            _check_whole_digest(pipeline, shard)
             return
     piece = Piece(index, 0, shard.size, whole=True)
     for sample in pipeline.samples(shard, piece, resume=last, max_range_bytes=_RANGE_BYTES, pass_over=pass_over):
@@ -93,6 +95,16 @@ def _samples(
             yield sample
     if failure is not None:  # the shard is good, but cannot be cut
         raise failure
+
+
+def _check_whole_digest(pipeline: Pipeline, shard: Shard) -> None:
+    """Read the shard once more where its digest is of all bytes in one, which a reading in blocks does not check."""
+    if shard.digest and not block_bytes_of(shard.digest):
+        stored = pipeline.storage.chunks(
+            shard.url, size=shard.size, digest=shard.digest, etag=shard.etag or "", max_bytes=_RANGE_BYTES
+        )
+        for _ in stored:
+            pass
 
 
 def _in_blocks(pipeline: Pipeline, index: int, shard: Shard, pass_over: PassOver) -> Iterator[Sample]:

@@ -1,5 +1,6 @@
 """`streampack verify`: what is wrong in shards, where, and that nothing is read twice for it."""
 
+import hashlib
 import io
 import json
 import os
@@ -112,6 +113,20 @@ def test_a_byte_that_no_check_but_the_digests_sees_is_found_by_them(shards: list
     code, found = verified(f"@{manifest}")
     assert code == 1 and [bad["name"] for bad in found["bad_shards"]] == [shards[2].name]
     assert "byte 0: the block of 32768 bytes" in found["bad_shards"][0]["problems"][0]
+
+
+def test_the_digest_of_a_whole_shard_is_checked_though_the_shard_can_be_cut(
+    shards: list[Path], tmp_path: Path
+) -> None:
+    digest = hashlib.sha256(shards[0].read_bytes()).hexdigest()
+    manifest = tmp_path / "shards.jsonl"
+    manifest.write_text(json.dumps({"url": str(shards[0]), "digest": f"sha256:{digest}"}))
+    assert verified(f"@{manifest}")[0] == 0
+    data = bytearray(shards[0].read_bytes())
+    data[data.index(b"with some text")] ^= 1  # another letter
+    shards[0].write_bytes(data)
+    code, found = verified(f"@{manifest}")
+    assert code == 1 and "sha256" in found["bad_shards"][0]["problems"][0]
 
 
 def test_with_a_journal_only_what_is_new_or_was_wrong_is_read_again(shards: list[Path], tmp_path: Path) -> None:
