@@ -244,27 +244,41 @@ def window_texts(
     seed: int,
     whole: Collection[int],
 ) -> list[str]:
-    """The same by the rules of blocks and windows; no window is as large as its bound, and no record is bad."""
+    """The same by the rules of blocks and windows; a window that meets its bound is of one `.txt` a sample."""
     sizes = [path.stat().st_size for path in corpus.shards]
     step = min(order.block_bytes, sum(sizes) // (32 * num_lanes))
     step = max(step, 4096)
-    blocks: list[list[str]] = []
-    for path, samples, size in zip(corpus.shards, corpus.documents, sizes, strict=True):
-        if path.suffix != ".tar" or corpus.shards.index(path) in whole:
-            blocks.append([text for sample in samples for text in sample])
+    blocks: list[list[tuple[int, str]]] = []
+    """(position of the sample, text) of each document of each block."""
+    for shard, (path, samples, size) in enumerate(zip(corpus.shards, corpus.documents, sizes, strict=True)):
+        places = _samples(path) if path.suffix == ".tar" else range(len(samples))
+        found = [(at, text) for at, sample in zip(places, samples, strict=True) for text in sample]
+        if path.suffix != ".tar" or shard in whole:
+            blocks.append(found)
             continue
-        pairs = list(zip(_samples(path), samples, strict=True))
         for begin in range(0, size, step):
             first, last = _boundary(path, begin), size if begin + step >= size else _boundary(path, begin + step)
-            blocks.append([text for offset, sample in pairs if first <= offset < last for text in sample])
+            blocks.append([each for each in found if first <= each[0] < last])
     numbers = Bijection(Purpose.BLOCK_ORDER, seed, epoch, count=len(blocks)).of(np.arange(len(blocks))).tolist()
     mine = numbers[lane * len(blocks) // num_lanes : (lane + 1) * len(blocks) // num_lanes]
-    found: list[str] = []
-    for piece in range(0, len(mine), order.window):
-        group = [text for number in mine[piece : piece + order.window] for text in blocks[number]]
-        words = Purpose.WINDOW_ORDER, seed, epoch, lane, piece, -1, 0
-        found += [group[index] for index in permutation(*words, count=len(group)).tolist()]
-    return found
+    given: list[str] = []
+    for first in range(0, len(mine), order.window):
+        pieces = range(first, min(first + order.window, len(mine)))
+        begin_at, window, num_bytes = (first, -1), [], 0
+        group = [(piece, *each) for piece in pieces for each in blocks[mine[piece]]]
+        for piece_of, at, text in group:
+            if num_bytes >= 2 * order.window * step:
+                given += _permuted(window, seed, epoch, lane, *begin_at)
+                begin_at, window, num_bytes = (piece_of, at), [], 0
+            window.append(text)
+            num_bytes += 64 + len(text.encode())
+        given += _permuted(window, seed, epoch, lane, *begin_at)
+    return given
+
+
+def _permuted(window: list[str], *words: int) -> list[str]:
+    """`words`: seed, epoch, lane, piece and sample with which the window begins."""
+    return [window[index] for index in permutation(Purpose.WINDOW_ORDER, *words, 0, count=len(window)).tolist()]
 
 
 def tokens_of(text: str) -> list[int]:
