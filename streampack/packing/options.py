@@ -113,6 +113,12 @@ class Packing:
         """Whether the documents of some packs are held and packed together."""
         return self.kind is PackingKind.BEST_FIT
 
+    def rows_kept(self, rows: int, seq_len: int) -> int:
+        """How many rows of a document of `rows` come into packs; the others `overflow` takes away."""
+        if not self.keeps_documents_whole or rows <= seq_len or self.overflow in (None, Overflow.SPLIT):
+            return rows
+        return seq_len if self.overflow is Overflow.TRUNCATE else 0
+
     def window_bytes(self, seq_len: int) -> int:
         """Bytes that the documents of a window take, about: their tokens and loss masks, and what is known of each."""
         return _WINDOW_BYTES_PER_ROW * self.window * seq_len if self.has_windows else 0

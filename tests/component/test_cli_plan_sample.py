@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from streampack import PackedDataLoader, PackedDataset, Shuffle
+from streampack import PackedDataLoader, PackedDataset, Packing, Shuffle
 from streampack.cli import app
 from streampack.cli.plan import evenness, sampling
 from streampack.cli.plan.advice import warn_of_blocks
@@ -47,8 +47,8 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def dataset_of(shards: list[str], **arguments: Any) -> PackedDataset:
-    options = {"num_lanes": 24, "epochs": 1, "shuffle": "shards", **arguments}
-    return PackedDataset(shards, ByteTokenizer(), 256, field="json:text", **options)
+    options = {"num_lanes": 24, "epochs": 1, "shuffle": "shards", "seq_len": 256, **arguments}
+    return PackedDataset(shards, ByteTokenizer(), field="json:text", **options)
 
 
 def plan_of(dataset: PackedDataset, bytes_per_token: float | None = None) -> Plan:
@@ -113,6 +113,40 @@ def test_packs_of_whole_documents_are_as_full_as_it_says(
     assert made.sample.pack_fill == pytest.approx(stats["tokens"] / (stats["tokens"] + stats["padding"]), abs=0.01)
     assert least < made.sample.pack_fill < most
     assert made.rank.batches_per_epoch == pytest.approx(batches, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("packing", "boundary", "left_out", "warns"),
+    [
+        (Packing("next_fit", overflow="drop"), "mask", 0.60, 'overflow="drop" drops 6'),
+        (Packing("best_fit", overflow="truncate", window=8), "mask", 0.12, 'overflow="truncate" truncates 6'),
+        (Packing("next_fit"), "mask", 0, ""),
+        (Packing("best_fit"), "trim", 0, ""),
+    ],
+)
+def test_tokens_are_those_that_packs_hold(
+    packing: Packing, boundary: str, left_out: float, warns: str, mixed: list[str]
+) -> None:
+    dataset = dataset_of(mixed, packing=packing, boundary=boundary, num_lanes=2)
+    made = plan_of(dataset)
+    with PackedDataLoader(dataset, 4, num_workers=0) as loader:
+        batches = sum(1 for _ in loader)
+        stats = loader.stats()
+    assert made.sample is not None
+    assert made.rank is not None
+    assert made.corpus.estimated_tokens == stats["tokens"] + stats["targetless_tokens"]
+    lost = stats["dropped_tokens"] + stats["truncated_tokens"]
+    assert made.sample.cut_documents == stats["dropped_documents"] + stats["truncated_documents"]
+    assert made.sample.cut_share == lost / made.sample.tokens == pytest.approx(left_out, abs=0.05)
+    assert [warning.startswith(warns) for warning in made.warnings if "overflow" in warning] == [True] * bool(warns)
+    assert made.rank.batches_per_epoch == pytest.approx(batches, rel=0.05)
+
+
+def test_where_overflow_leaves_nothing_it_says_so(mixed: list[str]) -> None:
+    made = plan_of(dataset_of(mixed, seq_len=16, packing=Packing("next_fit", overflow="drop")))
+    assert made.sample is None
+    warning = made.warnings[0]
+    assert warning.endswith('takes away 100.0% of the tokens. A larger seq_len or overflow="split" keeps them.')
 
 
 @pytest.mark.parametrize(("end", "epochs"), [("pad", 1), ("pad", 2), ("stop", 1)])

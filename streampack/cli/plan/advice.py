@@ -12,9 +12,12 @@ from streampack.cli.plan.sampling import Sampled
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.options import BLOCKS_PER_LANE, Shuffle
 from streampack.dataset.dataset import PackedDataset
+from streampack.packing.options import Overflow
 
 _DRIFT = 1.1
 """There is a warning where the largest lane has more than this times the mean."""
+_CUT = 0.01
+"""There is a warning where overflow takes away more than this share of the tokens."""
 _SAMPLES_PER_BLOCK = 50
 _UNEVEN = 1.04
 """Lanes of blocks of fewer samples are named where the largest lane has more than this times the mean."""
@@ -122,6 +125,15 @@ def warn_of_sample(warnings: list[str], dataset: PackedDataset, sampled: Sampled
         warnings.append(
             f"{plural(sampled.bad, 'bad record')} in the sample, which a run would {then}; the first one: "
             f"{sampled.first_bad} `streampack verify` finds all of them."
+        )
+    share = sampled.cut_tokens / max(sampled.tokens, 1)
+    if share > _CUT or (sampled.cut_tokens and not sampled.kept_tokens):
+        packing = dataset.pipeline.packing
+        does = "drops" if packing.overflow is Overflow.DROP else "truncates"
+        warnings.append(
+            f'overflow="{packing.overflow}" {does} {plural(sampled.cut_documents, "document")} of '
+            f"{len(sampled.document_tokens):,} in the sample, which have more rows than a pack of {dataset.seq_len:,}, "
+            f'and so takes away {share:.1%} of the tokens. A larger seq_len or overflow="split" keeps them.'
         )
     if not sampled.tokens:
         warnings.append(

@@ -91,7 +91,7 @@ def make_plan(
         try:
             sampled = take_sample(dataset, block_bytes_of(corpus))
             warn_of_sample(warnings, dataset, sampled)
-            if sampled.tokens:
+            if sampled.kept_tokens:
                 density = density_of(sampled, dataset.seq_len)
                 sample = sample_plan(sampled, density, dataset.seq_len)
         except ShardError as error:

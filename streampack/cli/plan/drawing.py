@@ -63,6 +63,9 @@ def _sample(plan: Plan, sample: SamplePlan) -> list[Line]:
             f"tokens; median {sample.median_tokens:,}, 99 % up to {sample.p99_tokens:,}, longest {sample.max_tokens:,}",
         ),
     ]
+    if sample.cut_documents:
+        what = f"of the tokens, which `overflow` takes from {plural(sample.cut_documents, 'document')}"
+        lines.append(("left out", f"{sample.cut_share:.1%}", what))
     if sample.samples_per_block:
         size = format_bytes(sample.block_bytes)
         lines.append(("block fill", f"{sample.documents_per_block:.3g}", f"documents begin in each {size} of a shard"))

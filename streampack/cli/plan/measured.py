@@ -67,6 +67,10 @@ class SamplePlan:
     samples_per_block: float
     """Samples that begin in a block of a shard that can be cut; 0 where none can."""
     documents_per_block: float
+    cut_documents: int
+    """Those that `overflow` truncates or drops."""
+    cut_share: float
+    """Of the tokens, what it takes away."""
     pack_fill: float
     """The share of the packs' rows that hold a token."""
     bad_records: int
@@ -78,7 +82,7 @@ def assumed(bytes_per_token: float, seq_len: int) -> Density:
 
 
 def density_of(sampled: Sampled, seq_len: int) -> Density:
-    """What lanes are estimated with; the sample has at least one token."""
+    """What lanes are estimated with; packs hold at least one token of the sample."""
     kinds = [[place for place in sampled.places if place.whole is whole] for whole in (False, True)]
     both = _ratio(sampled.places)
     cut, whole = (_ratio(places, per_size=sampled.is_complete) or both for places in kinds)
@@ -99,7 +103,8 @@ def density_of(sampled: Sampled, seq_len: int) -> Density:
         ratios=ratios,
         block_spread=block_spread,
         block_bytes=sampled.block_bytes,
-        tokens_per_pack=seq_len * _fill(sampled, seq_len) * sampled.tokens / max(sampled.rows, 1),
+        # Packs without a target are never given, so that packs hold fewer rows than were fed.
+        tokens_per_pack=seq_len * _fill(sampled, seq_len) * sampled.kept_tokens / max(sampled.rows, 1),
     )
 
 
@@ -123,6 +128,8 @@ def sample_plan(sampled: Sampled, density: Density, seq_len: int) -> SamplePlan:
         block_bytes=sampled.block_bytes,
         samples_per_block=samples,
         documents_per_block=samples * len(lengths) / every_sample,
+        cut_documents=sampled.cut_documents,
+        cut_share=sampled.cut_tokens / sampled.tokens,
         pack_fill=_fill(sampled, seq_len),
         bad_records=sampled.bad,
     )

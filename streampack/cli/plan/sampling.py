@@ -21,6 +21,7 @@ from streampack.errors import CorruptShardError, RecordError, TruncatedShardErro
 from streampack.hashing import hash_range, permutation
 from streampack.lanes.fetching import Fetched
 from streampack.lanes.pipeline import Pipeline
+from streampack.packing.policies import BoundaryPolicy
 from streampack.records import BadRecord, Sample, Shard
 from streampack.tar.codecs import is_compressed
 from streampack.tar.headers import BLOCK
@@ -49,7 +50,9 @@ class Place(NamedTuple):
     bytes: NDArray[np.float64]
     """Of the shard, headers and padding included, for each sample: [samples]."""
     tokens: NDArray[np.float64]
-    """For each sample, over its documents: [samples]."""
+    """For each sample, those that are rows of packs, over its documents: [samples].
+
+    Not what `overflow` takes away, nor a document's last token under boundary="trim"."""
 
 
 @dataclass(slots=True)
@@ -67,6 +70,10 @@ class Sampled:
     """Of all packs."""
     is_complete: bool = False
     """Whether it is all of the corpus."""
+    cut_documents: int = 0
+    """Those that `overflow` truncates or drops."""
+    cut_tokens: int = 0
+    """What it takes away of them."""
     bad: int = 0
     first_bad: str = ""
 
@@ -77,7 +84,13 @@ class Sampled:
 
     @property
     def tokens(self) -> int:
+        """Of all documents."""
         return sum(self.document_tokens)
+
+    @property
+    def kept_tokens(self) -> int:
+        """Those that are rows of packs."""
+        return round(sum(float(place.tokens.sum()) for place in self.places))
 
 
 def block_bytes_of(corpus: Corpus) -> int:
@@ -96,6 +109,7 @@ def take_sample(dataset: PackedDataset, block_bytes: int) -> Sampled:
     table, pipeline = dataset.list_shards(), dataset.pipeline
     found = Sampled(block_bytes)
     packer = pipeline.packer()
+    labels_only = int(pipeline.boundary is BoundaryPolicy.TRIM)
     taken = 0.0
     for piece, fetched in _fetched(pipeline, table, choose_places(table, block_bytes)):
         if taken >= SAMPLE_BYTES or monotonic() - begin > MOST_SECONDS:
@@ -119,7 +133,11 @@ def take_sample(dataset: PackedDataset, block_bytes: int) -> Sampled:
                     except RecordError as error:
                         _note_bad(found, error)
                         continue
-                    tokens[-1] += len(ids)
+                    rows = max(len(ids) - labels_only, 0)
+                    kept = pipeline.packing.rows_kept(rows, pipeline.seq_len)
+                    tokens[-1] += kept
+                    found.cut_documents += kept < rows
+                    found.cut_tokens += rows - kept
                     found.document_tokens.append(len(ids))
                 while (pack := packer.pop()) is not None:
                     found.full_packs += 1
