@@ -115,6 +115,7 @@ def test_a_byte_that_no_check_but_the_digests_sees_is_found_by_them(shards: list
     assert "byte 0: the block of 32768 bytes" in found["bad_shards"][0]["problems"][0]
 
 
+@pytest.mark.filterwarnings("ignore:the digests of 1 of 1 shards")
 def test_the_digest_of_a_whole_shard_is_checked_though_the_shard_can_be_cut(
     shards: list[Path], tmp_path: Path
 ) -> None:
