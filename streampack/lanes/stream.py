@@ -111,8 +111,14 @@ class LaneStream:
 
     @property
     def replays(self) -> bool:
-        """Whether a new stream at this position would decompress a shard, or tokenize a packing window, again."""
-        return self._reader.in_compressed or self._pipeline.packing.has_windows
+        """Whether a new stream at this position would decompress a shard, or tokenize a packing window, again.
+
+        A packing window is no reason where a document of many windows is held, which is parked as under other packings.
+        """
+        holds_window = self._pipeline.packing.has_windows
+        return self._reader.in_compressed or (
+            holds_window and self._packer.buffered_bytes <= self._pipeline.window_bytes
+        )
 
     def close(self) -> None:
         """Close the shard; the stream gives nothing more."""

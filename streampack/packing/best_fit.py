@@ -1,9 +1,11 @@
 """Whole documents by best fit: the documents of a window together, then the next window.
 
-In:  token ids, one document after the other. A window is whole documents until their rows reach `window` packs.
+In:  token ids, one document after the other. A window is documents until their rows reach `window` packs, or until it
+     has so many documents that what is known of each would take much memory. A document of more than a pack may end it
+     after some of its pieces; the rest of it begins the next window.
 Out: `PackRows`, each with the place where its window began and how many packs of the window are out: a new packer that
      is fed from there, and told that number, gives exactly the packs that follow.
-Never: a window that depends on what follows it, or on how documents are fed.
+Never: a window that depends on what follows it, or on how documents are fed; more than one window placed at once.
 
     seq_len 8, window 2      documents 0: 5 rows   1: 3   2: 6   3: 2, which makes 16: the window is complete
     largest first            2 opens a pack, 0 another one, 1 fills that of 0, 3 that of 2
@@ -54,6 +56,19 @@ class _Placed(NamedTuple):
     counts: Counts
 
 
+class _Documents(NamedTuple):
+    """Documents side by side."""
+
+    ids: NDArray[np.integer]
+    lengths: Sequence[int]
+    rows: Sequence[int]
+    mask: Mask | None
+
+    @property
+    def num_bytes(self) -> int:
+        return self.ids.nbytes + (0 if self.mask is None else self.mask.nbytes)
+
+
 class BestFitPacker:
     """Packs the documents of one window after the other; the methods are those of `Packer`.
 
@@ -79,6 +94,7 @@ class BestFitPacker:
         self._labels = BoundaryLabels(_without_neighbours(as_boundary(boundary)), bos_id, eos_id)
         self._trims = self._labels.trims
         self._window_rows = self.packing.window * self.seq_len
+        self._most_documents = self.packing.window_documents(self.seq_len)
         self._losses = OverflowLosses(self.packing.overflow, self.seq_len)
         self.given = given
         """Packs of the open window, in their order, that are out already: more than 0 in the first window alone."""
@@ -90,8 +106,10 @@ class BestFitPacker:
         self._bytes = 0
         self._num_fed = 0
         self._first, self._first_row = 0, 0  # where the open window begins
-        self._placed: deque[_Placed] = deque()  # the packs of windows that are complete
-        self._placed_bytes = 0  # of those windows
+        self._held: deque[_Documents] = deque()  # for windows after the one whose packs are placed
+        self._held_bytes = 0
+        self._placed: deque[_Placed] = deque()  # the packs of a window that is complete
+        self._placed_bytes = 0
         self._given_counts = _NOTHING
         self._since = _NOTHING  # what came after the last pack that was made
         self._finished = False
@@ -101,8 +119,8 @@ class BestFitPacker:
 
     @property
     def buffered_bytes(self) -> int:
-        """Bytes of what was fed and is held: the open window, and windows of which a pack is left."""
-        return self._bytes + self._placed_bytes
+        """Bytes of what was fed and is held: the open window, one of which a pack is left, and what comes after it."""
+        return self._bytes + self._placed_bytes + self._held_bytes
 
     @property
     def has_pack(self) -> bool:
@@ -112,7 +130,8 @@ class BestFitPacker:
     @property
     def buffered_rows(self) -> int:
         """Input rows that are held for the packs to come."""
-        return self._rows + sum(placed.pack.num_rows for placed in self._placed)
+        held = sum(sum(each.rows) for each in self._held)
+        return self._rows + held + sum(placed.pack.num_rows for placed in self._placed)
 
     @property
     def counts(self) -> Counts:
@@ -149,9 +168,9 @@ class BestFitPacker:
             )
         if rows - row > self.seq_len:
             ids, rows = self._losses.shorten(ids, ordinal, row=row, rows=rows)
-            mask = None if mask is None else mask[: ids.size]
+            mask = None if mask is None else mask[: ids.size].copy()
         if row:
-            self._first_row = row
+            self._first_row, ids, mask = row, ids[row:], None if mask is None else mask[row:]
         self._hold(ids, [ids.size], [rows - row], mask)
 
     def feed_all(self, tokens: Tokens, lengths: Sequence[int], loss_mask: Mask | None = None) -> None:
@@ -168,15 +187,17 @@ class BestFitPacker:
 
     def finish(self) -> None:
         """Say that no document follows; `pop` then gives what is left."""
-        if not self._finished:
-            self._finished = True
-            if self._row_counts:
-                self._close(is_complete=False)
+        self._finished = True
 
     def pop(self) -> PackRows | None:
         """Return the next pack, or None: more documents are needed, or nothing is left after `finish`."""
-        if not self._placed:
-            return None
+        while not self._placed:
+            if self._held:
+                self._fill()
+            elif self._finished and self._row_counts:
+                self._close(is_complete=False)
+            else:
+                return None
         window, pack, documents_before, goes_on, counts = self._placed.popleft()
         self._given_counts = self._given_counts.plus(counts)
         if not goes_on.given:
@@ -200,36 +221,71 @@ class BestFitPacker:
     def _hold(
         self, ids: NDArray[np.integer], lengths: Sequence[int], rows: Sequence[int], mask: Mask | None
     ) -> None:
-        """Add documents to the open window, and to the next ones where it is complete with some of them."""
-        while (num_rows := sum(rows)) + self._rows >= self._window_rows and rows:
+        """Keep documents until their windows are placed; the next one is, where packs are needed."""
+        self._num_fed += len(rows)
+        self._held.append(_Documents(ids, lengths, rows, mask))
+        self._held_bytes += self._held[-1].num_bytes
+        if not self._placed:
+            self._fill()
+
+    def _fill(self) -> None:
+        """Move documents that are held to the open window, until it is complete or none is left."""
+        while self._held:
+            here = self._held.popleft()
+            ids, lengths, rows, mask = here
             ends = list(accumulate(rows, initial=self._rows))
-            count = bisect_left(ends, self._window_rows, 1)  # with the last of these the window is complete
-            stop = sum(lengths[:count])
-            masks = (None, None) if mask is None else (mask[:stop], mask[stop:])
-            self._add(ids[:stop], lengths[:count], rows[:count], ends[count] - self._rows, masks[0])
-            self._close(is_complete=True)
-            ids, lengths, rows, mask = ids[stop:], lengths[count:], rows[count:], masks[1]
-        if rows:
-            self._add(ids, lengths, rows, num_rows, mask)
+            room = self._most_documents - len(self._lengths)
+            count = min(bisect_left(ends, self._window_rows, 1), room)  # with the last of these it is complete
+            if count > len(rows):
+                self._held_bytes -= here.num_bytes
+                self._add(*here)
+                continue
+            last = count - 1
+            # Its last piece is the one with which the window is complete, or it is in the window as a whole.
+            kept = min(-(-(self._window_rows - ends[last]) // self.seq_len) * self.seq_len, rows[last])
+            stop = after = sum(lengths[:count])
+            next_row = 0
+            if kept < rows[last]:
+                next_row = kept + (self._first_row if last == len(self._lengths) == 0 else 0)
+                after = stop - lengths[last] + kept
+                stop = after + 1  # the label of its last row here is its first input in the next window
+            head_mask, rest_mask = (None, None) if mask is None else (mask[:stop], mask[after:])
+            rest_lengths, rest_rows = lengths[count:], rows[count:]
+            head_ids, head_lengths, head_rows = ids[:stop], lengths[:count], rows[:count]
+            if next_row:  # copies, so that a long document is not held because of a part of it
+                head_ids, head_mask = head_ids.copy(), None if head_mask is None else head_mask.copy()
+                head_lengths, head_rows = [*lengths[:last], kept + 1], [*rows[:last], kept]
+                rest_lengths, rest_rows = [lengths[last] - kept, *rest_lengths], [rows[last] - kept, *rest_rows]
+            self._held_bytes -= here.num_bytes
+            if rest_rows:
+                rest = _Documents(ids[after:], rest_lengths, rest_rows, rest_mask)
+                if next_row and self._window_rows > sum(rest_rows):
+                    rest = rest._replace(ids=rest.ids.copy(), mask=None if rest.mask is None else rest.mask.copy())
+                self._held.appendleft(rest)
+                self._held_bytes += rest.num_bytes
+            self._add(head_ids, head_lengths, head_rows, head_mask)
+            self._close(is_complete=True, next_row=next_row)
+            return
 
     def _add(
         self,
         ids: NDArray[np.integer],
         lengths: Sequence[int],
         rows: Sequence[int],
-        num_rows: int,
         mask: Mask | None,
     ) -> None:
         self._ids.append(ids)
         self._masks.append(mask)
         self._lengths += lengths
         self._row_counts += rows
-        self._num_fed += len(rows)
-        self._rows += num_rows
+        self._rows += sum(rows)
         self._bytes += ids.nbytes + (0 if mask is None else mask.nbytes)
 
-    def _close(self, *, is_complete: bool) -> None:
-        """Place the documents of the open window; the next document begins another one."""
+    def _close(self, *, is_complete: bool, next_row: int = 0) -> None:
+        """Place the documents of the open window.
+
+        `next_row`: the next window begins with that row of the last document; 0: with the next document.
+        """
         first, first_row = self._first, self._first_row
         window = PackingWindow(
             self._ids, self._masks, self._lengths, self._row_counts, first_row=first_row, seq_len=self.seq_len
@@ -258,12 +314,15 @@ class BestFitPacker:
                 placed.append(_Placed(window, pack, first, _Next(first, first_row, index + 1), own))
                 counts = _NOTHING
         # The first document was cut before if a part of it is out.
-        num_cut = sum(rows > self.seq_len for rows in self._row_counts[bool(first_row) :])
-        counts = counts.plus(Counts(documents=len(self._row_counts), split_documents=num_cut))
-        counts = counts.plus(self._losses.before(self._num_fed))
+        is_cut = [rows > self.seq_len for rows in self._row_counts]
+        is_cut[-1] = is_cut[-1] or next_row > 0
+        num_passed = len(self._row_counts) - (next_row > 0)
+        counts = counts.plus(Counts(documents=num_passed, split_documents=sum(is_cut[bool(first_row) :])))
+        following = first + num_passed
+        counts = counts.plus(self._losses.before(following))
         if placed:
             last = placed[-1]
-            goes_on = _Next(self._num_fed, 0, 0, is_closed=is_complete)
+            goes_on = _Next(following, next_row, 0, is_closed=is_complete and not next_row)
             placed[-1] = last._replace(goes_on=goes_on, counts=last.counts.plus(counts))
             self._placed_bytes += window.num_bytes
         else:
@@ -271,7 +330,7 @@ class BestFitPacker:
         self._placed.extend(placed)
         self._ids, self._masks, self._lengths, self._row_counts = [], [], [], []
         self._rows = self._bytes = self.given = 0
-        self._first, self._first_row = self._num_fed, 0
+        self._first, self._first_row = following, next_row
 
 
 def _without_neighbours(boundary: Boundary) -> Boundary:

@@ -13,7 +13,14 @@ from enum import StrEnum
 from streampack.errors import ConfigError, as_bool, as_choice, as_integer
 
 DEFAULT_WINDOW = 64
-_WINDOW_BYTES_PER_ROW = 8
+_BYTES_PER_ROW = 8
+"""Of a window: a token, its loss mask, and what is known of pieces."""
+_BYTES_PER_DOCUMENT = 320
+"""Of a window: where it comes from, its key, its length."""
+_ROWS_PER_DOCUMENT = 64
+"""A window has at most a document for so many rows: with shorter ones it is complete before it has all its rows."""
+_LEAST_DOCUMENTS = 128
+"""So many documents a window may have in any case."""
 
 
 class PackingKind(StrEnum):
@@ -121,7 +128,14 @@ class Packing:
 
     def window_bytes(self, seq_len: int) -> int:
         """Bytes that the documents of a window take, about: their tokens and loss masks, and what is known of each."""
-        return _WINDOW_BYTES_PER_ROW * self.window * seq_len if self.has_windows else 0
+        if not self.has_windows:
+            return 0
+        # One piece more: the last one is in the window as a whole.
+        return _BYTES_PER_ROW * (self.window + 1) * seq_len + _BYTES_PER_DOCUMENT * self.window_documents(seq_len)
+
+    def window_documents(self, seq_len: int) -> int:
+        """How many documents a window has at most; those that `overflow` drops count too."""
+        return max(self.window * seq_len // _ROWS_PER_DOCUMENT, _LEAST_DOCUMENTS)
 
     def without_lookahead(self) -> "Packing":
         """The same with `lookahead=False`, for "wrap"; without the warnings that were given when this was made."""

@@ -56,9 +56,9 @@ class PackingWindow:
         """Place the documents.
 
         Args:
-            ids: Their tokens; some documents side by side in each array.
+            ids: Their tokens, of the first one those from `first_row` on; some documents side by side in each array.
             masks: For each of the arrays, which tokens may be a target; None: all.
-            lengths: Tokens of each document.
+            lengths: Tokens of each document, in `ids`.
             rows: Input rows of each document that are to be packed; a row has a label if a token of its document
                 follows it.
             first_row: Rows of the first document that are in packs before the window.
@@ -71,7 +71,6 @@ class PackingWindow:
         documents = np.arange(len(num_rows)).repeat(num_pieces)
         offsets = (np.arange(len(documents)) - (num_pieces.cumsum() - num_pieces)[documents]) * seq_len
         sizes = np.minimum(num_rows[documents] - offsets, seq_len)
-        offsets[documents == 0] += first_row
         pack, num_packs = place(sizes, seq_len)
         key = sum(int(each.sum(dtype=np.int64)) for each in ids)
         out = permutation(Purpose.PACK_ORDER, key, count=num_packs)
@@ -83,6 +82,7 @@ class PackingWindow:
         ends = num_tokens.cumsum()
         starts = (ends - num_tokens)[documents] + offsets
         is_followed = starts + sizes < ends[documents]  # by a token of the same document
+        offsets[documents == 0] += first_row
         array_ends = np.cumsum([each.size for each in ids])
         array = array_ends.searchsorted(starts, side="right")
         starts -= np.concatenate(([0], array_ends))[array]

@@ -159,6 +159,18 @@ def test_lanes_that_come_later_do_not_add_to_a_budget_that_is_spent(tmp_path: Pa
     assert measured(run, 2, collect=True) <= allowed(lanes * SHARE, longest)
 
 
+def test_a_long_document_under_best_fit_is_parked_as_under_other_packings(tmp_path: Path) -> None:
+    lanes, longest = 8, 300_000
+    corpus = write_lanes(tmp_path, [["long " * (longest // 5)] * 2 for _ in range(lanes)])
+    options: dict[str, Any] = {"num_lanes": lanes, "shuffle": False, "packing": "best_fit", "window": 2, "seq_len": 512}
+    run = Run(corpus, 2 * lanes * SHARE, document_bytes=longest, **options)
+    assert measured(run, 3, collect=True) <= allowed(2 * lanes * SHARE, longest)
+    tight, wide = (Run(corpus, share * lanes, document_bytes=longest, **options) for share in (2 * SHARE, 2**24))
+    for ours, theirs in zip(tight.take(60), wide.take(60), strict=True):
+        assert ours[1:] == theirs[1:]  # cursor, counts, digest, skipped_ranges
+    assert tight.pool.parked
+
+
 class FewTokens(ByteTokenizer):
     """A token for each text, however long it is."""
 
@@ -249,7 +261,7 @@ def test_a_budget_that_is_too_small_is_an_error_of_the_constructor(
 
 
 def test_the_budget_must_have_the_packing_windows_of_best_fit(corpus: Corpus) -> None:
-    window_bytes = 8 * 4 * SEQ_LEN
+    window_bytes = streampack.Packing("best_fit", window=4).window_bytes(SEQ_LEN)
     least = LANES * (SHARE + window_bytes)
     options = {"seq_len": SEQ_LEN, "num_lanes": LANES, "packing": "best_fit", "window": 4}
     with pytest.raises(ConfigError) as caught:

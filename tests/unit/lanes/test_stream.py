@@ -97,6 +97,7 @@ def test_a_lane_gives_the_same_however_far_it_reads_ahead_and_wherever_it_goes_o
         boundary = "mask"
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr("streampack.corpus.epochs.MOST_TEXT", 0.02)  # windows of some records
+        patch.setattr("streampack.packing.options._LEAST_DOCUMENTS", 3)
         urls = [
             str(
                 write_tar(

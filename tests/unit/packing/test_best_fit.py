@@ -112,3 +112,50 @@ def test_what_is_held_is_what_was_fed_and_is_known_before() -> None:
     assert list(iter(packer.pop, None))
     assert (packer.buffered_bytes, packer.buffered_rows) == (0, 0)
     assert Packing("next_fit").window_bytes(512) == 0
+
+
+def test_a_window_ends_with_so_many_documents_also_with_those_that_are_dropped() -> None:
+    packing = Packing("best_fit", window=8, overflow="drop")
+    bound = packing.window_documents(64)
+    packer = packer_of(packing="best_fit", seq_len=64, boundary="mask", window=8, overflow="drop")
+    most, packs = 0, []
+    for number in range(20 * bound):
+        length = 3 if number % 20 == 0 else 10_000
+        packer.feed(np.ones(length, np.int32), np.ones(length, np.bool_))
+        most = max(most, packer.buffered_bytes)
+        packs += list(iter(packer.pop, None))
+    assert len(packs) == 20
+    assert all(pack.counts.documents == bound for pack in packs)
+    assert most <= packing.window_bytes(64)
+
+
+def test_a_window_ends_inside_a_long_document_and_holds_no_more_than_its_part() -> None:
+    packer = packer_of(packing="best_fit", seq_len=8, boundary="mask", window=2)
+    packer.feed([1] * 5)
+    packer.feed(np.arange(100, dtype=np.int32))
+    packs = []
+    while packer.has_pack or packer.buffered_rows:
+        pack = packer.pop()
+        if pack is None:
+            packer.finish()
+            continue
+        packs.append(pack)
+    # Windows of 5 + 16 rows, of 16 rows five times, and the 4 rows that are left.
+    ends = [(pack.next_document, pack.next_row) for pack in packs if not pack.given]
+    assert ends == [(1, 16), (1, 32), (1, 48), (1, 64), (1, 80), (1, 96), (2, 0)]
+    assert sum(pack.counts.split_documents for pack in packs) == 1
+    assert sum(pack.counts.documents for pack in packs) == 2
+    long = sorted(span[1:] for pack in packs for span in pack.spans if span.document == 1)
+    assert long == [*((at, 8) for at in range(0, 96, 8)), (96, 4)]
+    labels = {span.offset: int(label) for pack in packs for span, label in zip(pack.spans, pack.edge_labels)}
+    assert labels[16 - 8] == 16  # the first token of the next window
+
+
+def test_only_one_window_of_a_long_document_is_placed_at_once() -> None:
+    packer = packer_of(packing="best_fit", seq_len=8, boundary="mask", window=2)
+    packer.feed([1] * 8_000)
+    for _ in range(2):
+        assert packer.has_pack
+        packer.pop()
+    assert not packer.has_pack
+    assert packer.buffered_rows == 8_000 - 16

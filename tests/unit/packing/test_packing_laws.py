@@ -4,6 +4,7 @@ The second one is naive on purpose: one Python step per token, written from the 
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,8 +26,17 @@ from streampack.records import Counts, TokenizedDocument
 BOS, EOS, PAD = 1, 2, 2
 """Padding looks like EOS: nothing may depend on its value."""
 POLICIES = ("keep", "mask", "trim", "mask_bos_target", "mask_eos_input", ReplaceBoundary(5))
+MOST_DOCUMENTS = 3
+"""Of a packing window, here."""
 PACKINGS = ("wrap", "next_fit", "best_fit")
 every_policy = pytest.mark.parametrize("boundary", POLICIES, ids=str)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_documents_a_window() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("streampack.packing.options._LEAST_DOCUMENTS", MOST_DOCUMENTS)
+        yield
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,11 +116,18 @@ def naive(documents: list[TokenizedDocument], arguments: Arguments) -> Naive:
                 result.counts["truncated_tokens"] += len(inputs) - seq_len
                 inputs = inputs[:seq_len]
         if arguments.packing == "best_fit":
-            window.append(inputs)
-            checksum += sum(documents[d].tokens[: len(inputs) + 1 if is_long else None])
-            if sum(map(len, window)) >= arguments.window * seq_len:
-                packs += best_fit(window, seq_len, checksum)
-                window, checksum = [], 0
+            tokens = documents[d].tokens[: len(inputs) + 1 if is_long else None]
+            is_placed = False
+            while not is_placed:
+                room = arguments.window * seq_len - sum(map(len, window))
+                kept = -(-room // seq_len) * seq_len  # whole pieces of it
+                is_placed = kept >= len(inputs)
+                window.append(inputs[:kept])
+                checksum += sum(tokens if is_placed else tokens[: kept + 1])
+                inputs, tokens = inputs[kept:], tokens[kept:]
+                if sum(map(len, window)) >= arguments.window * seq_len or len(window) == MOST_DOCUMENTS:
+                    packs += best_fit(window, seq_len, checksum)
+                    window, checksum = [], 0
             continue
         if arguments.packing == "next_fit" and unfinished and len(unfinished) + len(inputs) > seq_len:
             packs.append(unfinished)
