@@ -220,6 +220,22 @@ def test_blocks_without_number_are_estimated_as_those_that_are_listed(
     assert drawn.tokens.std() == pytest.approx(listed.tokens.std(), rel=0.6)
 
 
+def test_where_all_blocks_are_read_each_lane_has_its_own_tokens(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    texts = ["t" * size for size in rng.lognormal(7, 1.3, 120).astype(int).tolist()]
+    shards = write_shards(tmp_path, texts, documents_per_shard=50, format="ustar")
+    dataset = PackedDataset(shards, ByteTokenizer(), 256, num_lanes=6, epochs=1)
+    made = plan_of(dataset)
+    with PackedDataLoader(dataset, 4, num_workers=0) as loader:
+        batches = sum(1 for _ in loader)
+        fillers = loader.stats()["fillers"] / (4 * batches)
+    assert made.rank is not None
+    assert made.sample is not None
+    assert made.sample.is_complete
+    assert made.lanes.filler_share == pytest.approx(fillers, abs=0.01)
+    assert made.rank.batches_per_epoch == pytest.approx(batches, rel=0.01)
+
+
 # -- what it costs --------------------------------------------------------------------------------------------------
 
 

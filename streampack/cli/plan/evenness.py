@@ -2,8 +2,9 @@
 
 In:  the corpus, and its `Density`. Out: tokens of each lane; the share of fillers.
 Invariants: no draw by chance, the same estimate for the same sample. Where pieces can be listed, a lane's bytes are
-those of the run. A shard of which no place was measured has the ratio of one that was; what a lane's blocks have
-beside it spreads over the lanes as a normal distribution does.
+those of the run; where all blocks of the corpus were read, its tokens too. Else a shard of which no place was measured
+has the ratio of one that was, and what a lane's blocks have beside it spreads over the lanes as a normal distribution
+does.
 """
 
 from statistics import NormalDist
@@ -41,8 +42,12 @@ def lane_sizes(corpus: Corpus, density: Density, epoch: int) -> LaneSizes:
     lanes = np.repeat(np.arange(corpus.num_lanes), [len(pieces) for pieces in by_lane])
     shards = np.array([piece.shard for pieces in by_lane for piece in pieces], np.int64)
     of_pieces = np.array([piece.end - piece.begin for pieces in by_lane for piece in pieces], np.float64)
-    tokens = tokens_per_byte[shards] * of_pieces
-    variance = _variance(tokens_per_byte[shards], np.where(table.whole[shards], 0.0, of_pieces), density)
+    if density.known and density.block_bytes == corpus.block_bytes:  # the sample's blocks are those of the run
+        tokens = np.array([density.known[piece.shard, piece.begin] for pieces in by_lane for piece in pieces])
+        variance = np.zeros(len(tokens))
+    else:
+        tokens = tokens_per_byte[shards] * of_pieces
+        variance = _variance(tokens_per_byte[shards], np.where(table.whole[shards], 0.0, of_pieces), density)
     in_lane, mean, chance = (
         np.bincount(lanes, each, corpus.num_lanes).astype(np.float64) for each in (of_pieces, tokens, variance)
     )

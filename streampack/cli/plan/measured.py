@@ -43,6 +43,8 @@ class Density:
     block_bytes: int = 1
     """The size of block that `block_spread` is for."""
     tokens_per_pack: float
+    known: dict[tuple[int, int], float] = field(default_factory=dict)
+    """Where all of the corpus was read: the tokens of each block and whole shard, by shard and first byte."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +107,9 @@ def density_of(sampled: Sampled, seq_len: int) -> Density:
         block_bytes=sampled.block_bytes,
         # Packs without a target are never given, so that packs hold fewer rows than were fed.
         tokens_per_pack=seq_len * _fill(sampled, seq_len) * sampled.kept_tokens / max(sampled.rows, 1),
+        known={
+            (place.shard, place.begin): float(place.tokens.sum()) for place in sampled.places if sampled.is_complete
+        },
     )
 
 

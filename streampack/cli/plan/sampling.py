@@ -44,6 +44,8 @@ class Place(NamedTuple):
     """What begins in one sampled block, or in the first bytes of a shard that is read whole."""
 
     shard: int
+    begin: int
+    """Byte of the shard."""
     whole: bool
     size: int
     """Bytes of the block; of a shard that is read whole, all of it."""
@@ -145,7 +147,8 @@ def take_sample(dataset: PackedDataset, block_bytes: int) -> Sampled:
         except (CorruptShardError, TruncatedShardError) as error:
             _note_bad(found, error)
         size = piece.end - piece.begin
-        found.places.append(Place(piece.shard, piece.whole, size, np.array(sizes, float), np.array(tokens, float)))
+        columns = np.array(sizes, float), np.array(tokens, float)
+        found.places.append(Place(piece.shard, piece.begin, piece.whole, size, *columns))
         taken += max(sum(sizes), min(block_bytes, size))
     packer.finish()
     rest = [len(pack.tokens) for pack in iter(packer.pop, None)]
