@@ -37,6 +37,11 @@ class Corpus:
         """Blocks whose records are permuted together; 0: the pieces are no blocks, and no record is moved."""
         return self.shuffle.window if isinstance(self.shuffle, Shuffle) else 0
 
+    def last_together(self, piece: int) -> int:
+        """The last piece of a lane that is read together with this one: of its window's group, if that is whole."""
+        together = self.window or 1
+        return piece // together * together + together - 1
+
     @property
     def block_bytes(self) -> int:
         """Bytes of a block; 0: the pieces are no blocks."""

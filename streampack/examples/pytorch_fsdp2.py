@@ -32,38 +32,39 @@ NUM_LANES = 24
 
 
 class TrainState:
-    """All that a checkpoint holds. It is `Stateful`: dcp asks it for its state, and hands it what was loaded."""
+    """The model's part of a checkpoint. It is `Stateful`: dcp asks it for its state, and hands it what was loaded."""
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, loader: PackedDataLoader) -> None:
-        self.model, self.optimizer, self.loader = model, optimizer, loader
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.model, self.optimizer = model, optimizer
         self.step = 0
 
     def state_dict(self) -> dict[str, Any]:
         model, optimizer = get_state_dict(self.model, self.optimizer)
-        # The loader's state has tables of this rank's lanes, sharded as the parameters are, and any other number of
-        # ranks can load it. Equal values of all ranks ("step", ...) are stored once.
-        return {"step": self.step, "model": model, "optimizer": optimizer, "loader": self.loader.state_dict()}
+        return {"step": self.step, "model": model, "optimizer": optimizer}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
         set_state_dict(
             self.model, self.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
         )
-        self.loader.load_state_dict(state["loader"])
 
 
-def save(run: Path, state: TrainState) -> None:
+def save(run: Path, state: TrainState, loader: PackedDataLoader) -> None:
     """A checkpoint gets its name when all ranks have written: a kill in the middle leaves none that is half."""
     unfinished = run / f"unfinished-{state.step:06d}"
-    dcp.save({"train": state}, checkpoint_id=unfinished)  # type: ignore[attr-defined]  # as above
+    # The loader's state has tables of this rank's lanes, sharded as the parameters are. Equal values of all ranks
+    # ("step", ...) are stored once.
+    parts = {"train": state, "loader": loader.state_dict()}
+    dcp.save(parts, checkpoint_id=unfinished)  # type: ignore[attr-defined]  # as above
     if dist.get_rank() == 0:
         unfinished.rename(run / f"step-{state.step:06d}")
 
 
-def load_newest(run: Path, state: TrainState) -> None:
-    """Continue from the newest checkpoint, if there is one."""
+def load_newest(run: Path, state: TrainState, loader: PackedDataLoader) -> None:
+    """Continue from the newest checkpoint, of any number of ranks, if there is one."""
     if checkpoints := sorted(run.glob("step-*")):
         dcp.load({"train": state}, checkpoint_id=checkpoints[-1])  # type: ignore[attr-defined]  # as above
+        loader.load_checkpoint(checkpoints[-1])
 
 
 def total(value: Tensor) -> Tensor:
@@ -84,8 +85,8 @@ def train(run: Path, *, num_steps: int, checkpoint_every: int, num_workers: int)
     # The loader takes its rank from torch.distributed; with tensor or context parallelism, give it `device_mesh=`.
     dataset = PackedDataset(SHARDS, TOKENIZER, SEQ_LEN, num_lanes=NUM_LANES)
     with PackedDataLoader(dataset, GLOBAL_BATCH // dist.get_world_size(), num_workers=num_workers) as loader:
-        state = TrainState(model, optimizer, loader)
-        load_newest(run, state)
+        state = TrainState(model, optimizer)
+        load_newest(run, state, loader)
         # The range comes first, so that no batch is taken after the last step.
         for step, batch in zip(range(state.step + 1, num_steps + 1), loader):
             num_targets = total(batch["num_targets"].sum())
@@ -104,7 +105,7 @@ def train(run: Path, *, num_steps: int, checkpoint_every: int, num_workers: int)
             if dist.get_rank() == 0:
                 print_step(step, mean_loss.item(), int(digest))
             if step % checkpoint_every == 0 or step == num_steps:
-                save(run, state)
+                save(run, state, loader)
 
 
 def main() -> None:

@@ -126,9 +126,10 @@ def resume(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, loader
     if not checkpoints:
         return 0
     model_state, optimizer_state = get_state_dict(model, optimizer)
-    state: dict[str, Any] = {"step": 0, "model": model_state, "optimizer": optimizer_state, "loader": loader}
-    # Each lane of this rank is read from whichever rank wrote it, and handed to the loader.
+    state: dict[str, Any] = {"step": 0, "model": model_state, "optimizer": optimizer_state}
     dcp.load(state, checkpoint_id=checkpoints[-1])  # type: ignore[attr-defined]  # as above
+    # Each lane of this rank is read from whichever rank wrote it, with all that it has skipped.
+    loader.load_checkpoint(checkpoints[-1])
     set_state_dict(model, optimizer, model_state_dict=model_state, optim_state_dict=optimizer_state)
     return int(state["step"])
 

@@ -56,10 +56,9 @@ class DocumentBatch(NamedTuple):
             return self.where._replace(sample=sample, record=record, part=part, row=row)
         return self.where._replace(place=self.places[index], part=part, row=row)
 
-    def skipped_range(self, index: int) -> SkippedRange:
+    def skipped_range(self, index: int, corpus: Corpus) -> SkippedRange:
         """What is left out if a document is skipped; other parts of its record are not."""
-        sample, record, part = self.origins[index]
-        return SkippedRange(self.where.epoch, self.shards[index].number, sample, sample + 1, record, part)
+        return _range(corpus, self.where, self.shards[index], *self.origins[index])
 
 
 class RecordDocuments:
@@ -128,7 +127,7 @@ class RecordDocuments:
         found = _Collected(batch)
         try:
             for index, record in enumerate(batch.records):
-                for item in self._parts(record, batch.shards[index], batch.where.epoch, first_part):
+                for item in self._parts(record, batch.shards[index], batch.where, first_part):
                     if isinstance(item, ReadError) or not found.fits(item) or found.num_bytes >= self._demand.num_bytes:
                         yield from found.take()
                     if isinstance(item, ReadError):
@@ -142,34 +141,38 @@ class RecordDocuments:
         yield from found.take()
 
     def _parts(
-        self, record: Record, shard: ListedShard, epoch: int, first_part: int
+        self, record: Record, shard: ListedShard, where: Cursor, first_part: int
     ) -> Iterator[Document | ReadError]:
         """The documents of one record, from a part of it on."""
         position = record.position
         heartbeat.begin_sample(self._lane, shard.number, position)
         if isinstance(record, BadMember):
-            yield ReadError(self._range(epoch, shard, position, WHOLE_MEMBER), record.error)
+            yield ReadError(_range(self._corpus, where, shard, position, WHOLE_MEMBER), record.error)
             return
-        known = self._skipped.get((epoch, shard.number), ()) if self._skipped else ()
+        known = self._skipped.get((where.epoch, shard.number), ()) if self._skipped else ()
         for item in self._documents.parts(
             self._documents.document(record, url=shard.url),
             shard_index=shard.number,
-            epoch=self._corpus.order_epoch(epoch),
+            epoch=self._corpus.order_epoch(where.epoch),
             first_part=first_part,
         ):
             if isinstance(item, BadRecord):
-                yield ReadError(self._range(epoch, shard, position, item.record, item.part), item.error)
-            elif known and (skipped := self._range(epoch, shard, position, item.record)) in known:
+                yield ReadError(_range(self._corpus, where, shard, position, item.record, item.part), item.error)
+            elif known and (skipped := _range(self._corpus, where, shard, position, item.record)) in known:
                 if item.part == 0:
                     yield ReadError(skipped, None)
-            elif known and (skipped := self._range(epoch, shard, position, item.record, item.part)) in known:
+            elif known and (skipped := _range(self._corpus, where, shard, position, item.record, item.part)) in known:
                 yield ReadError(skipped, None)
             else:
                 yield item
 
-    @staticmethod
-    def _range(epoch: int, shard: ListedShard, position: int, record: int, part: int = -1) -> SkippedRange:
-        return SkippedRange(epoch, shard.number, position, position + 1, record, part)
+
+def _range(
+    corpus: Corpus, where: Cursor, shard: ListedShard, position: int, record: int, part: int = -1
+) -> SkippedRange:
+    """A record of the piece, or of the window, that `where` names."""
+    last_piece = corpus.last_together(where.piece)
+    return SkippedRange(where.epoch, last_piece, shard.number, position, position + 1, record, part)
 
 
 class _Collected:

@@ -61,7 +61,7 @@ def by_shard(skipped_ranges: Iterable[SkippedRange]) -> dict[tuple[int, int], se
 
 def rest_of(piece: Piece, skipped_ranges: Collection[SkippedRange]) -> SkippedRange | None:
     """The rest of a piece, where a lane has skipped it; `skipped_ranges`: of the piece's epoch and shard."""
-    return next((each for each in skipped_ranges if each[4:] == (REST_OF_PIECE, piece.end)), None)
+    return next((each for each in skipped_ranges if (each.record, each.part) == (REST_OF_PIECE, piece.end)), None)
 
 
 class PieceReader:
@@ -74,20 +74,31 @@ class PieceReader:
         piece: Piece,
         *,
         epoch: int,
+        last_piece: int,
         resume: int,
         broken: SkippedRange | None,
         demand: Demand,
         max_range_bytes: int,
         fetched: Fetched | None = None,
     ) -> None:
-        """`resume`: position of the first wanted sample, -1: all; `broken`: the rest of the piece if it was skipped.
+        """Begin to read.
 
-        `fetched`: holds the bytes of the piece, perhaps.
+        Args:
+            pipeline: how samples are read.
+            shard: the shard of the piece.
+            piece: what to read.
+            epoch: in which it is read.
+            last_piece: of a `SkippedRange` in the piece.
+            resume: position of the first wanted sample, -1: all.
+            broken: the rest of the piece if it was skipped.
+            demand: how many bytes a batch has.
+            max_range_bytes: bytes that are asked for at once.
+            fetched: holds the bytes of the piece, perhaps.
         """
         self._pipeline = pipeline
         self._shard = shard
         self._piece = piece
-        self._epoch = epoch
+        self._place = epoch, last_piece
         self._resume = resume
         self._broken = broken
         self._end = _NO_POSITION if broken is None else broken.first
@@ -170,4 +181,4 @@ class PieceReader:
             end = self._pipeline.next_range(
                 self._shard, self._piece, damaged_at=error.offset or 0, max_range_bytes=self._max_range_bytes
             )
-        return SkippedRange(self._epoch, self._piece.shard, first, end, REST_OF_PIECE, self._piece.end)
+        return SkippedRange(*self._place, self._piece.shard, first, end, REST_OF_PIECE, self._piece.end)

@@ -5,12 +5,12 @@ Out:   the positions after those packs.
 Never: the same rule written elsewhere. `LanePosition.after` states it for one pack, `advance_rows` for many packs at
        once; the stream of a lane, workers' restarts, the iterator of a dataset and the commits of a loader call them.
 
-    position    cursor (0, 2, 5120, 0, 0, 0, 7, 0)    packs 41    documents 96    skipped ranges {a}
-    pack        cursor (0, 2, 9728, 0, 0, 0, 0, 0)                documents  3    skipped ranges (b,)
-    after it    cursor (0, 2, 9728, 0, 0, 0, 0, 0)    packs 42    documents 99    skipped ranges {a, b}
+    position    cursor (0, 2, 5120, 0, 0, 0, 7, 0)    packs 41    documents 96    skipped ranges {a, of piece 1; b}
+    pack        cursor (0, 2, 9728, 0, 0, 0, 0, 0)                documents  3    skipped ranges (c,)
+    after it    cursor (0, 2, 9728, 0, 0, 0, 0, 0)    packs 42    documents 99    skipped ranges {b, c}
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -34,6 +34,9 @@ class SkippedRange(NamedTuple):
     """What a lane has skipped, a record or the rest of a broken shard; it stays out on every resume and topology."""
 
     epoch: int
+    last_piece: int
+    """The last piece of the lane that is read together with the one of the range, see `Corpus.last_together`: a resume
+    may meet the range until the lane's cursor is past this piece."""
     shard: int
     first: int
     """The first `Sample.position` that is left out."""
@@ -80,7 +83,7 @@ class LanePosition(NamedTuple):
     num_skipped: int = 0
     """What the lane has skipped since the start of the run."""
     skipped_ranges: frozenset[SkippedRange] = frozenset()
-    """What it has skipped in the epoch that the cursor is in, or later."""
+    """What it has skipped and may meet again after a resume."""
 
     def after(self, pack: LanePack) -> "LanePosition":
         """The position after the lane's next pack."""
@@ -92,15 +95,16 @@ class LanePosition(NamedTuple):
             self.num_skipped + len(new),
             self.skipped_ranges
             if not (new or self.skipped_ranges)
-            else known_after(self.skipped_ranges, new, pack.cursor.epoch),
+            else known_after(self.skipped_ranges, new, pack.cursor),
         )
 
 
 def known_after(
-    known: Iterable[SkippedRange], new: Iterable[SkippedRange], epoch: int
+    known: Iterable[SkippedRange], new: Iterable[SkippedRange], cursor: Sequence[int]
 ) -> frozenset[SkippedRange]:
-    """The skipped ranges that a lane whose cursor is in `epoch` may still meet; those of earlier epochs are dropped."""
-    return frozenset(each for each in (*known, *new) if each.epoch >= epoch)
+    """The skipped ranges that a lane may still meet after a resume at `cursor`."""
+    here = tuple(cursor[:2])
+    return frozenset(each for each in (*known, *new) if each[:2] >= here)
 
 
 def advance_rows(rows: "NDArray[np.int64]", lanes: "NDArray[np.intp]", changes: "NDArray[np.int64]") -> None:

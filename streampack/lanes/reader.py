@@ -134,8 +134,7 @@ class LaneReader:
 
     def _group(self, pieces: Sequence[Piece], first: int) -> range:
         """The pieces from `first` on to the end of its group."""
-        size = self._corpus.window
-        return range(first, min(first // size * size + size, len(pieces)))
+        return range(first, min(self._corpus.last_together(first) + 1, len(pieces)))
 
     def _fetch(self, pieces: Sequence[Piece], group: range, *, resume: int = -1) -> Fetched:
         """Ask for the bytes of a group; `resume`: where the reading of its first piece begins."""
@@ -152,7 +151,7 @@ class LaneReader:
             shard = self._shard(piece.shard)
             self.in_compressed = is_compressed(shard.url)
             self.block_bytes = block_bytes_of(shard.digest)
-            here = Cursor(epoch, index)
+            here, last_piece = Cursor(epoch, index), self._corpus.last_together(index)
             start = self._start if self._start[:2] == here[:2] else here
             skipped_ranges = self._skipped.get((epoch, piece.shard), ())
             sample_demand = Demand()
@@ -161,6 +160,7 @@ class LaneReader:
                 shard,
                 piece,
                 epoch=epoch,
+                last_piece=last_piece,
                 resume=start.sample,
                 broken=rest_of(piece, skipped_ranges),
                 demand=sample_demand,
@@ -173,6 +173,7 @@ class LaneReader:
                 lane=self._lane,
                 shard=ListedShard(piece.shard, shard.url, shard.name),
                 here=here,
+                last_piece=last_piece,
                 start=start,
                 skipped_ranges=skipped_ranges,
                 demand=demand,

@@ -55,6 +55,7 @@ class PieceRecords:
         lane: int,
         shard: ListedShard,
         here: Cursor,
+        last_piece: int,
         start: Cursor,
         skipped_ranges: Collection[SkippedRange],
         demand: Demand,
@@ -68,6 +69,7 @@ class PieceRecords:
             lane: the lane's number.
             shard: the shard of the piece.
             here: epoch and index of the piece.
+            last_piece: of a `SkippedRange` in the piece.
             start: where the reading began, if that is in this piece; records before it are left out.
             skipped_ranges: of the piece's epoch and shard, known before.
             demand: about how many bytes a batch has, its last record counted as a whole.
@@ -78,6 +80,7 @@ class PieceRecords:
         self._lane = lane
         self._shard = shard
         self._here = here
+        self._last_piece = last_piece
         self._start = start
         self._skipped_ranges = skipped_ranges
         self._demand = demand
@@ -126,7 +129,8 @@ class PieceRecords:
     def _lines(self, sample: Sample) -> Iterator[Record]:
         position = sample.position
         heartbeat.begin_sample(self._lane, self._shard.number, position)
-        whole = SkippedRange(self._here.epoch, self._shard.number, position, position + 1, WHOLE_MEMBER)
+        place = self._here.epoch, self._last_piece, self._shard.number
+        whole = SkippedRange(*place, position, position + 1, WHOLE_MEMBER)
         if whole in self._skipped_ranges:
             return iter((BadMember(sample.key, position, None),))
         first = self._start.record if self._start.sample == position else 0

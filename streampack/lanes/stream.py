@@ -196,7 +196,7 @@ class LaneStream:
                 named = type(error)(error.message, url=documents.shards[0].url, member=documents.keys[0])
                 if documents.row:  # earlier packs hold a part of it: to skip the rest would lose it
                     raise named from error
-                self._skip(ReadError(documents.skipped_range(0), named))
+                self._skip(ReadError(documents.skipped_range(0, self._corpus), named))
                 return
         targets: list[int] = []
         if self._with_provenance:

@@ -6,6 +6,7 @@ Out:   the same shard list on every rank; the state of all ranks; a number of al
 Never: a number of ranks that are not in the same pass at the same round.
 """
 
+import logging
 import secrets
 import threading
 from collections.abc import Collection, Mapping, Sequence
@@ -24,9 +25,13 @@ from streampack.ranks.topology import has_process_group
 from streampack.ranks.torch_private import add_to_store
 from streampack.state.checkpoint import Committed, State, check_versions
 from streampack.state.fingerprint import check_fingerprint, describe_differences, fingerprint_of, warn_of_libraries
+from streampack.state.forms import SLOTS, key_of_more
 from streampack.state.joining import from_json, merge_state_dicts, to_json
-from streampack.state.sharded import check_torch, read_checkpoint
+from streampack.state.reading import read_checkpoint
+from streampack.state.sharded import check_torch
 from streampack.tokenizers.libraries import libraries_of
+
+_log = logging.getLogger(__name__)
 
 
 class _Lock:
@@ -61,6 +66,8 @@ class SharedRun:
         """Held while the run begins, which one thread does for all."""
         self._bounds = 0
         """How many times `bound_on_bad` was called."""
+        self._has_warned = False
+        """Of skipped ranges that plain loading leaves out."""
 
     def join(self) -> None:
         """List the shards once for all ranks, and make sure that all were given the same. A collective, once.
@@ -139,6 +146,13 @@ class SharedRun:
             check_torch()
         libraries = libraries_of(self._dataset.pipeline.tokenizer)
         state = committed.to_state(self._dataset.fingerprint(committed.num_lanes), libraries)
+        if is_part and not whole and not self._has_warned and key_of_more(committed.lanes) in state:
+            self._has_warned = True
+            _log.warning(
+                "a lane has more than %d skipped ranges that it may meet again. loader.load_checkpoint(path) loads "
+                "all of them; plain torch.distributed.checkpoint.load takes only keys that the state it is given has",
+                SLOTS,
+            )
         return join_states(state, self._exchanges.states()) if is_part and whole else state
 
     def lanes(self, num_lanes: int) -> range:

@@ -199,7 +199,7 @@ class _Received:
                 packs=packs,
                 documents=row[DOCUMENTS],
                 num_skipped=begin.num_skipped + len(skipped_ranges),
-                skipped_ranges=known_after(begin.skipped_ranges, skipped_ranges, row[0]),
+                skipped_ranges=known_after(begin.skipped_ranges, skipped_ranges, row),
             )
             for row, packs, begin, skipped_ranges in zip(
                 self._rows.tolist(), self._packs.tolist(), self._begin, self._skipped_ranges, strict=True

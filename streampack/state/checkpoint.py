@@ -5,7 +5,7 @@ Out:   the rows of a rank's lanes; a state, fresh at each call.
 Never: a state of another run that is accepted: `StateError` names what differs.
 
     "rows"              int64 table: each lane's cursor, packs given, running digest and counts
-    "skipped_ranges"    int64 table: the bad records and broken shards that the lanes have skipped in this epoch
+    "skipped_ranges"    int64 table: the bad records and broken shards that the lanes have skipped and may meet again
     and, equal on all ranks: "version", "order_version", "fingerprint" (JSON), "libraries" (JSON), "global_pack",
     "first_epoch"
 
@@ -104,10 +104,11 @@ class Committed:
         advance_rows(self.rows, lane_indexes, changes)
 
     def prune(self) -> None:
-        """Drop the skipped ranges of epochs that their lanes have left."""
+        """Drop the skipped ranges that their lanes cannot meet again."""
         for lane_index, skipped in enumerate(self.skipped_ranges):
-            if skipped and (epoch := self.rows[lane_index, 0]) > skipped[0].epoch:
-                self.skipped_ranges[lane_index] = tuple(each for each in skipped if each.epoch >= epoch)
+            if skipped:
+                here = tuple(self.rows[lane_index, :2].tolist())
+                self.skipped_ranges[lane_index] = tuple(each for each in skipped if each[:2] >= here)
 
     def add_fillers(self, lane_indexes: NDArray[np.intp]) -> None:
         """Commit fillers, each in place of a pack of a lane that has ended; its cursor stays."""

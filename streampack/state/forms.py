@@ -4,16 +4,19 @@ In:    rows and skipped ranges of lanes; a state.
 Out:   keys of a state; the rows and skipped ranges again.
 Never: a lane that is taken for one that has skipped nothing because a part of the state is missing.
 
-    tables  "rows"                    int64 [*box, sources, len(FIELDS)]
-            "skipped_ranges"          int64 [*box, sources, 1 + SLOTS * 6]: of each lane, how many there are and the
-                                      first SLOTS of them
-            "skipped_ranges.000123"   JSON: those of the lane that do not fit into the table
-    JSON    "lanes.000123"            the lane's row
-            "skipped_ranges.000123"   JSON: all of the lane's
+    tables  "rows"                        int64 [*box, sources, len(FIELDS)]
+            "skipped_ranges"              int64 [*box, sources, 1 + SLOTS * 7]: of each lane, how many there are and
+                                          the first SLOTS of them
+            "skipped_ranges.000003-0008"  JSON: of the lanes 3, 11, 19, ... those that do not fit into the table, as
+                                          {"11": [[...], ...]}; only where there are such
+    JSON    "lanes.000123"                the lane's row
+            "skipped_ranges.000123"       JSON: all of the lane's
 """
 
 import json
+import math
 import operator
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -25,9 +28,12 @@ from streampack.errors import StateError
 from streampack.lanes.position import SkippedRange
 from streampack.state.sharded import from_table, to_table
 
-SLOTS = 4
+COMMON = ("version", "order_version", "fingerprint", "libraries", "global_pack", "first_epoch")
+"""Keys whose values are equal on all ranks."""
+SLOTS = 16
 """Skipped ranges of a lane that have room in the table. It must not depend on the data, as all ranks have one table."""
 _WIDTH = len(SkippedRange._fields)
+_KEY_OF_MORE = re.compile(r"skipped_ranges\.(\d+)-(\d+)")
 
 
 class LaneRows(NamedTuple):
@@ -44,7 +50,7 @@ def to_tables(
     lanes: range, num_lanes: int, rows: NDArray[np.int64], skipped_ranges: Mapping[int, tuple[SkippedRange, ...]]
 ) -> dict[str, torch.Tensor | str]:
     """The keys of a state for the lanes of one rank, or for all lanes."""
-    more: dict[str, torch.Tensor | str] = {}
+    more: dict[int, list[SkippedRange]] = {}
     table = np.full((len(lanes), 1 + SLOTS * _WIDTH), -1, dtype=np.int64)
     table[:, 0] = 0
     for lane, skipped in skipped_ranges.items():
@@ -52,9 +58,23 @@ def to_tables(
         row[0], first = len(skipped), np.array(skipped[:SLOTS], dtype=np.int64).ravel()
         row[1 : 1 + len(first)] = first
         if len(skipped) > SLOTS:
-            more[f"skipped_ranges.{lane:06d}"] = ranges_to_json(skipped[SLOTS:])
+            more[lane] = list(skipped[SLOTS:])
     tables = {"rows": to_table(rows, lanes, num_lanes), "skipped_ranges": to_table(table, lanes, num_lanes)}
-    return {**tables, **more}
+    return {**tables, key_of_more(lanes): json.dumps(more)} if more else {**tables}
+
+
+def key_of_more(lanes: range) -> str:
+    """The key of those skipped ranges of a rank's lanes that do not fit into the table."""
+    return f"skipped_ranges.{lanes.start:06d}-{lanes.step:04d}"
+
+
+def may_have_more(key: str, lanes: range) -> bool:
+    """Whether it is the key of skipped ranges that do not fit into the table, of some of these lanes perhaps."""
+    found = _KEY_OF_MORE.fullmatch(key)
+    if found is None:
+        return False
+    first, step = map(int, found.groups())
+    return (first - lanes.start) % math.gcd(step, lanes.step) == 0
 
 
 def read_lanes(state: Mapping[str, Any], num_lanes: int, columns: int) -> LaneRows:
@@ -73,22 +93,34 @@ def _read_tables(state: Mapping[str, Any], num_lanes: int, columns: int) -> Lane
     others, table = from_table(state["skipped_ranges"], num_lanes, 1 + SLOTS * _WIDTH, "skipped_ranges")
     if others != lanes:
         raise StateError("rows and skipped_ranges are of other lanes: parts of different states were mixed")
+    more: dict[str, list[SkippedRange]] = {}
+    for key in state:
+        if may_have_more(key, lanes):
+            more |= _more_from_json(state[key], key)
     found = {}
     for index in np.flatnonzero(table[:, 0]).tolist():
         lane, (number, *slots) = lanes[index], table[index].tolist()
-        key = f"skipped_ranges.{lane:06d}"
-        if number > SLOTS and key not in state:
+        first = [SkippedRange(*slots[at : at + _WIDTH]) for at in range(0, min(number, SLOTS) * _WIDTH, _WIDTH)]
+        rest = more.get(str(lane), []) if number > SLOTS else []
+        if number > SLOTS and not rest:
             raise StateError(
-                f"lane {lane} has {number} skipped ranges, of which {SLOTS} have room in the table, and the state has "
-                f"no {key} with the others: plain torch.distributed.checkpoint.load takes only what the state that it "
+                f"lane {lane} has {number} skipped ranges, of which {SLOTS} have room in the table, and the state does "
+                f"not have the others: plain torch.distributed.checkpoint.load takes only keys that the state which it "
                 "is given has. loader.load_checkpoint(path) takes all"
             )
-        first = [SkippedRange(*slots[at : at + _WIDTH]) for at in range(0, min(number, SLOTS) * _WIDTH, _WIDTH)]
-        rest = ranges_from_json(state[key], key) if number > SLOTS else []
         if not 0 < number == len(first) + len(rest):
-            raise StateError(f"skipped_ranges of lane {lane} are {number} and not {len(rest)} more: damaged")
+            raise StateError(
+                f"lane {lane} has {number} skipped ranges, and the state {len(first) + len(rest)}: the state is damaged"
+            )
         found[lane] = (*first, *rest)
     return LaneRows(lanes, rows, found)
+
+
+def _more_from_json(value: Any, key: str) -> dict[str, list[SkippedRange]]:
+    try:
+        return {lane: _to_ranges(rows) for lane, rows in json.loads(value).items()}
+    except (TypeError, ValueError, AttributeError) as error:
+        raise StateError(f"{key} is {value!r:.80}, not skipped ranges of lanes: the state is damaged") from error
 
 
 def _read_json(state: Mapping[str, Any], columns: int) -> LaneRows:
@@ -145,6 +177,10 @@ def ranges_from_json(value: Any, key: str) -> list[SkippedRange]:
         StateError: the value is not what `ranges_to_json` wrote; the error names its `key`.
     """
     try:
-        return [SkippedRange(*(operator.index(number) for number in skipped)) for skipped in json.loads(value)]
+        return _to_ranges(json.loads(value))
     except (TypeError, ValueError) as error:
         raise StateError(f"{key} is {value!r:.80}, not a JSON list of skipped ranges: the state is damaged") from error
+
+
+def _to_ranges(rows: Iterable[Iterable[int]]) -> list[SkippedRange]:
+    return [SkippedRange(*(operator.index(number) for number in row)) for row in rows]

@@ -9,8 +9,6 @@ for the memory of a chunk (`__get_tensor_shard__`), as it asks a DTensor. A DTen
 neighbouring rows, and a rank's lanes are a part of a box (`box.py`).
 """
 
-import copy
-import os
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, NoReturn, Self
@@ -170,57 +168,3 @@ def _refuse_torch(error: Exception) -> NoReturn:
         f"which that was tried ({', '.join(TRIED)}): {error}. Make the loader with PackedDataLoader(whole_state=True), "
         "whose state needs nothing of torch"
     ) from error
-
-
-def read_checkpoint(source: Any, lanes_of: Any, *, key: str | None) -> dict[str, Any]:
-    """The state of a loader in a checkpoint of torch.distributed.checkpoint, of which this rank's lanes are read.
-
-    No collective: each rank reads what it needs.
-
-    Args:
-        source: the checkpoint's path, or a StorageReader.
-        lanes_of: number of lanes -> this rank's lanes; called with what the checkpoint has.
-        key: where the state is in what was saved, as in "train.loader"; None where there is only one.
-
-    Raises:
-        StateError: no state of a loader is there, or several.
-    """
-    from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
-    from torch.distributed.checkpoint.metadata import BytesStorageMetadata
-
-    is_path = isinstance(source, str | os.PathLike)
-    reader: Any = FileSystemReader(source) if is_path else source
-    where = f"the checkpoint {os.fspath(source)}" if is_path else "the checkpoint"
-    metadata = reader.read_metadata()
-    entries: dict[str, Any] = metadata.state_dict_metadata
-    found = sorted(name[: -len("order_version")] for name in entries if name.split(".")[-1] == "order_version")
-    prefix = f"{key}." if key else ""
-    if key is None and len(found) == 1:
-        [prefix] = found
-    if prefix not in found:
-        held = ", ".join(name.rstrip(".") or "(top)" for name in found) or "none"
-        if key is None and found:
-            raise StateError(f"{where} has the states of several loaders: {held}. Name one with key=")
-        raise StateError(f"{where} has no state of a loader{f' under {key!r}' if key else ''}; found: {held}")
-
-    def read(template: dict[str, Any]) -> dict[str, Any]:
-        planner = DefaultLoadPlanner()
-        planner.set_up_planner(template, copy.copy(metadata), True)
-        reader.set_up_storage_reader(metadata, True)
-        plan = reader.prepare_local_plan(planner.create_local_plan())
-        [plan] = reader.prepare_global_plan(planner.create_global_plan([plan]))
-        reader.read_data(planner.finish_plan(plan), planner).wait()
-        return {name.removeprefix(prefix): value for name, value in template.items()}
-
-    names = [name for name in entries if name.startswith(prefix)]
-    plain = read({name: "" for name in names if isinstance(entries[name], BytesStorageMetadata)})
-    tables = {}
-    for name in names:
-        if not isinstance(entries[name], BytesStorageMetadata):
-            size = entries[name].size
-            num_lanes = int(np.prod(size[:-2], dtype=np.int64))
-            if tuple(size[:-2]) == shape_of(num_lanes) and size[-2] == NUM_SOURCES:
-                lanes = lanes_of(num_lanes)
-                tables[name] = to_table(np.zeros((len(lanes), size[-1]), dtype=np.int64), lanes, num_lanes)
-    return {**plain, **read(tables)}

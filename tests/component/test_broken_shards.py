@@ -156,7 +156,9 @@ def test_a_damage_at_any_header_costs_at_most_the_rest_of_two_pieces(tmp_path: P
         offsets = [member.offset for member in members_of(good)]
         if skipped_ranges:  # one behind a lane's last pack is in no pack's state
             for index in missing:
-                assert any(first <= offsets[index] < end for _, shard, first, end, *_ in skipped_ranges if shard == 0)
+                assert any(
+                    first <= offsets[index] < end for _, _, shard, first, end, *_ in skipped_ranges if shard == 0
+                )
 
 
 def members_of(data: bytes) -> list[tarfile.TarInfo]:

@@ -74,7 +74,7 @@ def test_an_iterator_goes_on_from_its_state_at_every_pack(small: Corpus, name: s
     assert iterator.state_dict() == straight.state_dict()
 
 
-def test_a_state_has_the_bad_records_of_the_epoch_that_a_lane_is_in(small: Corpus) -> None:
+def test_a_state_has_the_bad_records_that_a_lane_may_meet_again(small: Corpus) -> None:
     iterator = iter(dataset(small, **CASES["finite"], shuffle="shards"))  # no lane has them in its last pack only
     most = 0
     for _ in iterator:

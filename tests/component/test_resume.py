@@ -540,7 +540,7 @@ def test_a_skipped_range_ahead_of_a_lane_is_left_out(tmp_path: Path, field: str,
     data = dataset(corpus, field=field, num_lanes=2, seq_len=16, shuffle=False, epochs=1)
     with Job(data) as job:
         state = job.state()
-    state["skipped_ranges.000001"] = json.dumps([[0, 1, offset, offset + 1, record]])
+    state["skipped_ranges.000001"] = json.dumps([[0, 0, 1, offset, offset + 1, record]])
     for ranks in (1, 2):
         with Job(data, ranks, state=state) as job:
             packs, _ = job.run_out()

@@ -1,7 +1,7 @@
 """What the state of many lanes costs through torch.distributed.checkpoint; no data are read.
 
     python tests/benchmarks/scale/checkpoint.py plan [LANES RANKS]    planning on rank 0, without processes
-    python tests/benchmarks/scale/checkpoint.py real [LANES RANKS]    save and load on so many processes
+    python tests/benchmarks/scale/checkpoint.py real [LANES RANKS]    save and load, in both ways, on so many processes
 
 In:  61440 lanes unless given; 4096 ranks to plan, 4 real ones. Out: one line of JSON.
 """
@@ -24,14 +24,21 @@ import torch.multiprocessing as mp
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import Metadata
 
+from streampack.lanes.position import SkippedRange
 from streampack.state.checkpoint import FIELDS, Committed
+from streampack.state.forms import SLOTS, read_lanes
+from streampack.state.reading import read_checkpoint
 
 
 def state_of(rank: int, ranks: int, num_lanes: int, *, filled: bool) -> dict[str, Any]:
-    """A rank's state in which each lane's epoch is its own number."""
+    """A rank's state in which each lane's epoch is its own number, and every 16th lane has skipped ranges: 1 to 33."""
     committed = Committed.fresh(range(rank, num_lanes, ranks), num_lanes)
     if filled:
         committed.rows[:, 0] = np.array(committed.lanes)
+        for index, lane in enumerate(committed.lanes):
+            if index % 16 == 0:
+                count = 1 + index // 16 % (SLOTS + 1)
+                committed.skipped_ranges[index] = tuple(SkippedRange(lane, 0, 0, at, at + 1, 0) for at in range(count))
     return {"loader": committed.to_state({"num_lanes": num_lanes, "shards": "x" * 2500}, {})}
 
 
@@ -79,11 +86,18 @@ def real(rank: int, ranks: int, num_lanes: int, port: int, folder: str) -> None:
     middle = time.perf_counter()
     dcp.load(template, checkpoint_id=f"{folder}/checkpoint")
     loaded = time.perf_counter()
+    dist.barrier()
+    again = time.perf_counter()
+    found = read_checkpoint(f"{folder}/checkpoint", lambda lanes: range(rank, lanes, ranks), key=None)
+    read = time.perf_counter()
+    expected = read_lanes(state["loader"], num_lanes, len(FIELDS)).skipped_ranges
+    assert read_lanes(found, num_lanes, len(FIELDS)).skipped_ranges == expected and expected
     table = template["loader"]["rows"]
     lanes = table.local[..., 0].flatten().sort().values
     assert lanes.tolist() == list(range(rank, num_lanes, ranks)) and table.local.shape[-1] == len(FIELDS)
     if rank == 0:
-        Path(folder, "seconds").write_text(json.dumps({"save_s": saved - begin, "load_s": loaded - middle}))
+        seconds = {"save_s": saved - begin, "load_s": loaded - middle, "load_checkpoint_s": read - again}
+        Path(folder, "seconds").write_text(json.dumps(seconds))
     dist.barrier()
     dist.destroy_process_group()
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +21,7 @@ NO_ROWS: Any = None
 cursors = st.builds(Cursor, *[st.integers(0, 9)] * len(Cursor._fields))
 counts = st.builds(Counts, *[st.integers(0, 99)] * len(Counts._fields))
 digests = st.integers(-(2**63), 2**63 - 1)
-ranges = st.builds(SkippedRange, *[st.integers(0, 2)] * 5)
+ranges = st.builds(SkippedRange, *[st.integers(0, 2)] * 6)
 packs = st.builds(
     LanePack, st.just(NO_ROWS), cursors, counts, digests, st.lists(ranges, max_size=2).map(tuple), st.just(())
 )
@@ -33,10 +34,38 @@ def message_rows(given_by: Iterable[tuple[int, LanePack]]) -> Any:
 
 
 def test_after_a_pack_a_lane_continues_at_its_cursor() -> None:
-    a, b = SkippedRange(0, 1, 512, 513, 0), SkippedRange(0, 2, 0, 1, -1)
+    a, b = SkippedRange(0, 2, 1, 512, 513, 0), SkippedRange(0, 3, 2, 0, 1, -1)
     position = LanePosition(Cursor(0, 2, 5120, row=7), 41, 96, 1, frozenset({a}))
     pack = LanePack(NO_ROWS, Cursor(0, 2, 9728), Counts(documents=3, tokens=64), 5, (b,), ())
     assert position.after(pack) == LanePosition(Cursor(0, 2, 9728), 42, 99, 2, frozenset({a, b}))
+
+
+@pytest.mark.parametrize(
+    ("cursor", "kept"),
+    [
+        (Cursor(0, 0), "abc"),
+        (Cursor(0, 7, 512, 3), "abc"),
+        (Cursor(0, 8), "bc"),
+        (Cursor(0, 16), "c"),
+        (Cursor(1, 7), "c"),
+        (Cursor(1, 8), ""),
+        (Cursor(2, 0), ""),
+    ],
+)
+def test_a_lane_forgets_what_it_has_skipped_once_no_resume_can_meet_it(cursor: Cursor, kept: str) -> None:
+    ranges = {
+        "a": SkippedRange(0, 7, 1, 512, 513, 0),
+        "b": SkippedRange(0, 15, 0, 0, 1, -1),
+        "c": SkippedRange(1, 7, 0, 0, 1, -1),
+    }
+    position = LanePosition(skipped_ranges=frozenset(ranges.values()))
+    after = position.after(LanePack(NO_ROWS, cursor, Counts(), 0, (), ()))
+    assert after.skipped_ranges == {ranges[name] for name in kept}
+    committed = Committed.fresh(range(1), 1)
+    committed.rows[0, :NUM_CURSOR] = cursor
+    committed.skipped_ranges = [tuple(ranges.values())]
+    committed.prune()
+    assert set(committed.skipped_ranges[0]) == after.skipped_ranges
 
 
 @given(given_packs)
@@ -55,7 +84,7 @@ def test_rows_advance_as_positions_do(given_by: list[tuple[int, LanePack]]) -> N
     for lane, position in enumerate(positions):
         assert committed.position(lane)._replace(skipped_ranges=nothing) == position._replace(skipped_ranges=nothing)
         assert position.skipped_ranges <= committed.position(lane).skipped_ranges
-        assert all(each.epoch >= position.cursor.epoch for each in position.skipped_ranges)
+        assert all(each[:2] >= position.cursor[:2] for each in position.skipped_ranges)
     assert committed.digest() == as_int64(sum(pack.digest for _, pack in given_by))
     total = Counts()
     for _, pack in given_by:

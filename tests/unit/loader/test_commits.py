@@ -23,7 +23,7 @@ def changes(count: int, *, seed: int = 0) -> list[Change]:
         lanes = [rng.randrange(NUM_LANES) for _ in range(3)]
         num_packs = rng.choice([3, 3, 2, 0])
         rows = np.array([[rng.randrange(100) for _ in FIELDS] for _ in range(num_packs)], np.int64)
-        skipped = [(0, SkippedRange(0, 0, number, number + 1, 0))] if num_packs and rng.random() < 0.3 else []
+        skipped = [(0, SkippedRange(0, 9, 0, number, number + 1, 0))] if num_packs and rng.random() < 0.3 else []
         made.append(
             Change(
                 lanes=np.array(lanes[:num_packs], np.intp),

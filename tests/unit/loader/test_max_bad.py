@@ -15,7 +15,7 @@ from streampack.loader.messages import COLUMNS
 from streampack.records import Counts
 from streampack.state.checkpoint import Committed
 
-LAST = SkippedRange(0, 7, 5120, 5121, 3)
+LAST = SkippedRange(0, 7, 7, 5120, 5121, 3)
 
 
 class Store:

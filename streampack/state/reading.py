@@ -1,0 +1,102 @@
+"""The state of a loader in a checkpoint of torch.distributed.checkpoint, with whatever lanes and ranks wrote it.
+
+In:    a checkpoint, and which lanes this rank has.
+Out:   a state of these lanes.
+Never: a collective: each rank reads what it needs; a key that is not the loader's.
+"""
+
+import copy
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from streampack.errors import ConfigError, StateError
+from streampack.state.box import shape_of
+from streampack.state.forms import COMMON, may_have_more
+from streampack.state.sharded import NUM_SOURCES, to_table
+
+_MARK = "order_version"
+"""The key by which a loader's state is found."""
+
+
+def read_checkpoint(source: Any, lanes_of: Callable[[int], range], *, key: str | None) -> dict[str, Any]:
+    """The state of a loader in a checkpoint.
+
+    Args:
+        source: the checkpoint's path, or a StorageReader.
+        lanes_of: number of lanes -> this rank's lanes; called with what the checkpoint has.
+        key: where the state is in what was saved, as in "train.loader"; None where there is only one.
+
+    Raises:
+        ConfigError: the source is neither.
+        StateError: no checkpoint is there, or no state of a loader, or several.
+    """
+    reader, metadata, where = _open(source)
+    entries: dict[str, Any] = metadata.state_dict_metadata
+    prefix = _prefix_of(entries, key, where)
+    size = getattr(entries.get(f"{prefix}rows"), "size", ())
+    num_lanes = int(np.prod(size[:-2], dtype=np.int64))
+    if len(size) < 2 or (*size[:-1],) != (*shape_of(num_lanes), NUM_SOURCES):
+        raise StateError(f"{where} has no table of lanes under {prefix}rows: the state is damaged")
+    lanes = lanes_of(num_lanes)
+    template: dict[str, Any] = {}
+    for name, entry in entries.items():
+        short = name.removeprefix(prefix)
+        if name != prefix + short:
+            continue
+        if short in COMMON or may_have_more(short, lanes):
+            template[name] = ""
+        elif short in ("rows", "skipped_ranges"):
+            columns = entry.size[-1]
+            template[name] = to_table(np.zeros((len(lanes), columns), dtype=np.int64), lanes, num_lanes)
+    _read(reader, metadata, template)
+    return {name.removeprefix(prefix): value for name, value in template.items()}
+
+
+def _open(source: Any) -> tuple[Any, Any, str]:
+    """The reader, the metadata, and how messages name them."""
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.storage import StorageReader
+
+    if isinstance(source, StorageReader):
+        return source, source.read_metadata(), "the checkpoint"
+    if not isinstance(source, str | os.PathLike):
+        raise ConfigError(
+            f"a checkpoint is given by its path or by a torch.distributed.checkpoint.StorageReader, not {source!r:.80}"
+        )
+    reader, where = FileSystemReader(source), f"the checkpoint {os.fspath(source)}"
+    try:
+        return reader, reader.read_metadata(), where
+    except OSError as error:
+        raise StateError(
+            f"{where} cannot be read: {error}. It must be the checkpoint_id of a torch.distributed.checkpoint.save; of "
+            "another storage than files, give a StorageReader"
+        ) from error
+
+
+def _prefix_of(entries: dict[str, Any], key: str | None, where: str) -> str:
+    """What the names of the state's entries begin with."""
+    found = sorted(name.removesuffix(_MARK) for name in entries if name.split(".")[-1] == _MARK)
+    prefix = f"{key}." if key else ""
+    if key is None and len(found) == 1:
+        [prefix] = found
+    if prefix not in found:
+        held = ", ".join(name.rstrip(".") or "(top)" for name in found) or "none"
+        if key is None and found:
+            raise StateError(f"{where} has the states of several loaders: {held}. Name one with key=")
+        raise StateError(f"{where} has no state of a loader{f' under {key!r}' if key else ''}; found: {held}")
+    return prefix
+
+
+def _read(reader: Any, metadata: Any, template: dict[str, Any]) -> None:
+    """Fill in the values."""
+    from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+
+    planner = DefaultLoadPlanner()
+    planner.set_up_planner(template, copy.copy(metadata), True)
+    reader.set_up_storage_reader(metadata, True)
+    plan = reader.prepare_local_plan(planner.create_local_plan())
+    [plan] = reader.prepare_global_plan(planner.create_global_plan([plan]))
+    reader.read_data(planner.finish_plan(plan), planner).wait()
