@@ -113,10 +113,12 @@ def _held(windows: WindowBytes) -> str:
 def _remedies(windows: WindowBytes, fewer: str = "fewer lanes (num_lanes)") -> list[str]:
     """What to do besides a larger budget; `fewer` lanes."""
     remedies = ["use more ranks"]
-    if windows.packing:
-        remedies.append("choose a smaller Packing(window=...)")
+    smaller = ["a smaller Packing(window=...)"] if windows.packing else []
     if windows.shuffle:
-        remedies.append(f"begin a new run with {fewer}, a smaller Shuffle(block_bytes=..., window=...)")
+        smaller.append("a smaller Shuffle(block_bytes=..., window=...)")
+    if smaller:
+        remedies.append(f"begin a new run with {', '.join([fewer, *smaller])}")
+    if windows.shuffle:
         remedies.append('shuffle="shards"')
     return remedies
 
@@ -139,9 +141,9 @@ def check_budget(*, budget_bytes: int, num_lanes: int, num_workers: int = 1, win
     if part_bytes >= needed:
         return
     held = _held(windows)
-    in_all = f" For {num_workers} workers that is {needed * num_workers:,}." if num_workers > 1 else ""
+    each = f" ({needed:,} for each of {num_workers} workers)" if num_workers > 1 else ""
     raise ConfigError(
         f"limits.buffer_bytes leaves a worker {part_bytes:,} bytes for {most_lanes} lanes, less than 64 KiB each"
-        f"{f' and {held} of each' if held else ''}. Raise limits.buffer_bytes to at least {needed:,} per worker"
-        f", or {', or '.join(_remedies(windows))}.{in_all}"
+        f"{f' and {held} of each' if held else ''}. Set limits.buffer_bytes to at least "
+        f"{needed * num_workers:,}{each}, or {', or '.join(_remedies(windows))}."
     )

@@ -333,9 +333,14 @@ class BestFitPacker:
         self._first, self._first_row = following, next_row
 
 
+def has_best_fit(boundary: BoundaryPolicy | ReplaceBoundary | str) -> bool:
+    """Whether best fit works with a policy: no label depends on the document that comes next."""
+    return as_boundary(boundary) in (BoundaryPolicy.MASK, BoundaryPolicy.TRIM)
+
+
 def _without_neighbours(boundary: Boundary) -> Boundary:
     """Return the policy; a ConfigError if a label could depend on the document that comes next."""
-    if boundary in (BoundaryPolicy.MASK, BoundaryPolicy.TRIM):
+    if has_best_fit(boundary):
         return boundary
     name = boundary if isinstance(boundary, ReplaceBoundary) else f'"{boundary}"'
     raise ConfigError(

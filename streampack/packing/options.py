@@ -13,6 +13,8 @@ from enum import StrEnum
 from streampack.errors import ConfigError, as_bool, as_choice, as_integer
 
 DEFAULT_WINDOW = 64
+_MOST_PACKS = 65_536
+"""Of a window."""
 _BYTES_PER_ROW = 8
 """Of a window: a token, its loss mask, and what is known of pieces."""
 _BYTES_PER_DOCUMENT = 320
@@ -92,7 +94,7 @@ class Packing:
         object.__setattr__(self, "overflow", overflow)
         object.__setattr__(self, "tail", as_choice(Tail, self.tail, "tail"))
         object.__setattr__(self, "lookahead", as_bool(self.lookahead, "lookahead"))
-        object.__setattr__(self, "window", as_integer(self.window, "window", low=1))
+        object.__setattr__(self, "window", as_integer(self.window, "packing.window", low=1, high=_MOST_PACKS))
         if kind is not PackingKind.WRAP and not self.lookahead:
             raise ConfigError(f'lookahead=False works with packing="wrap" only, not with "{kind}".')
         if kind is PackingKind.WRAP and overflow not in (None, Overflow.SPLIT):
@@ -103,8 +105,8 @@ class Packing:
             )
         if kind is not PackingKind.BEST_FIT and self.window != DEFAULT_WINDOW:
             warnings.warn(
-                f'window={self.window} does nothing under packing="{kind}"; "best_fit" fills the packs of a window '
-                "together.",
+                f'packing.window={self.window} does nothing under packing="{kind}"; "best_fit" fills the packs of a '
+                "window together.",
                 UserWarning,
                 stacklevel=3,
             )

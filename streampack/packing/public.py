@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from streampack.errors import ConfigError
 from streampack.packing.blocks import spell_out
 from streampack.packing.making import AnyPacker, make_packer
 from streampack.packing.options import DEFAULT_WINDOW, Overflow, Packing, PackingKind, Tail
@@ -18,7 +19,7 @@ def pack(
     *,
     seq_len: int,
     boundary: BoundaryPolicy | ReplaceBoundary | str = BoundaryPolicy.MASK,
-    packing: PackingKind | str = PackingKind.WRAP,
+    packing: Packing | PackingKind | str = PackingKind.WRAP,
     overflow: Overflow | str = Overflow.SPLIT,
     tail: Tail | str = Tail.PAD,
     pad_id: int = 0,
@@ -36,7 +37,8 @@ def pack(
         boundary: What becomes of the row whose input is a document's last token: a BoundaryPolicy, its value, or
             ReplaceBoundary(token_id).
         packing: "wrap" cuts the rows every seq_len; "next_fit" keeps documents whole, in order of arrival; "best_fit"
-            keeps them whole and fills packs best, with boundary="mask" or "trim".
+            keeps them whole and fills packs best, with boundary="mask" or "trim". A `Packing` has `overflow`, `tail`,
+            `lookahead` and `window` in it.
         overflow: What "next_fit" and "best_fit" do with a document longer than a pack: "split", "truncate", "drop" or
             "error".
         tail: What becomes of rows that do not fill a last pack: "pad" or "drop".
@@ -50,10 +52,14 @@ def pack(
         ConfigError: An argument, or a combination, that cannot work; raised by the call itself.
         RecordError: A document that is not token ids; raised when its turn comes.
     """
+    if not isinstance(packing, Packing):
+        packing = Packing(packing, overflow=overflow, tail=tail, lookahead=lookahead, window=window)
+    elif (overflow, tail, lookahead, window) != (Overflow.SPLIT, Tail.PAD, True, DEFAULT_WINDOW):
+        raise ConfigError("packing is a Packing(...): give overflow, tail, lookahead and window there, not to pack().")
     packer = make_packer(
         seq_len=seq_len,
         boundary=boundary,
-        packing=Packing(packing, overflow=overflow, tail=tail, lookahead=lookahead, window=window),
+        packing=packing,
         pad_id=pad_id,
         bos_id=bos_id,
         eos_id=eos_id,

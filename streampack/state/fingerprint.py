@@ -7,6 +7,7 @@ Out:   nothing, or a line for each field that differs: its name, both values, an
 import json
 import logging
 from collections.abc import Collection, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from streampack.corpus.table import differing_block
@@ -45,12 +46,18 @@ def fingerprint_of(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_fingerprint(saved: Mapping[str, Any], now: Mapping[str, Any], *, allow: Collection[str] = ()) -> None:
     """Raise `StateError` that names every field that differs, both values, and what would work."""
+    for name in sorted(set(allow) - {*saved, *now} - RECUTTABLE):
+        near = [field for field in sorted(RECUTTABLE) if name in field] or get_close_matches(name, RECUTTABLE, n=1)
+        hint = f'did you mean "{near[0]}"? Choose' if near else "choose"
+        raise StateError(f'allow: "{name}" is unknown; {hint} from {", ".join(sorted(RECUTTABLE))}.')
     unknown = set(allow) - RECUTTABLE
     if unknown:
         raise StateError(
             f"allow={sorted(unknown)} cannot be allowed: it changes which rows there are. Only fields that cut the "
             f"same rows in another way can be: {', '.join(sorted(RECUTTABLE))}."
         )
+    if "packing" in allow and saved.get("packing") != now.get("packing"):
+        allow = {*allow, "packing_window"}  # which another kind of packing does not have
     differences = describe_differences(saved, now, skip=allow)
     if differences:
         raise StateError("the state is of another run:\n  " + "\n  ".join(differences))
@@ -85,6 +92,8 @@ def describe_differences(
             remedy = f"set {_setting(name, saved, now)}, or start a new run"
         if name in RECUTTABLE:
             remedy = f'load_state_dict(state, allow={{"{name}"}}) continues from the same row with the new value'
+            if name in PLACING and saved.get("packing") == "best_fit":
+                remedy += ", where no lane is inside a packing window, such as after a finite pass, and not elsewhere"
         lines.append(f"{name}: {what}" + (f"; {remedy}" if advise else ""))
     return lines
 

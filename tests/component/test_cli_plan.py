@@ -118,7 +118,7 @@ def test_the_smallest_budget_is_what_the_loader_takes(shuffle: str, tmp_path: Pa
         return made
 
     assert errors(least) == []
-    assert f"{least // 3:,} per worker" in errors(least - 1)[0]
+    assert f"{least:,} ({least // 3:,} for each of 3 workers)" in errors(least - 1)[0]
 
 
 @pytest.mark.parametrize(

@@ -255,7 +255,8 @@ def test_a_budget_that_is_too_small_is_an_error_of_the_constructor(
     with pytest.raises(ConfigError) as caught:
         Job(dataset(small, buffer_bytes=least - 1), ranks, workers)
     assert f"{(least - 1) // max(workers, 1):,} bytes for {lanes} lanes, less than 64 KiB each" in str(caught.value)
-    assert f"Raise limits.buffer_bytes to at least {lanes * SHARE:,} per worker, or use more ranks" in str(caught.value)
+    each = f" ({lanes * SHARE:,} for each of {workers} workers)" if workers > 1 else ""
+    assert f"Set limits.buffer_bytes to at least {least:,}{each}, or use more ranks" in str(caught.value)
     with Job(dataset(small, buffer_bytes=least), ranks, workers) as job:
         assert workers or job.step(1)
 
@@ -267,7 +268,8 @@ def test_the_budget_must_have_the_packing_windows_of_best_fit(corpus: Corpus) ->
     with pytest.raises(ConfigError) as caught:
         Job(dataset(corpus, **options, buffer_bytes=least - 1))
     assert f"less than 64 KiB each and {window_bytes:,} bytes for the packing window of each" in str(caught.value)
-    assert f"at least {least:,} per worker, or use more ranks, or choose a smaller Packing(window=" in str(caught.value)
+    remedies = "or use more ranks, or begin a new run with fewer lanes (num_lanes), a smaller Packing(window=...)"
+    assert f"at least {least:,}, {remedies}." in str(caught.value)
 
     run = Run(corpus, least, packing="best_fit", window=4, epochs=1, shuffle=False)
     going = set(range(LANES))

@@ -787,6 +787,26 @@ def test_only_what_recuts_rows_can_be_allowed(data: streampack.PackedDataset, fi
         loader_of(data).load_state_dict(state, allow={field, "seq_len"})
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"), [("window", '; did you mean "packing_window"'), ("sequence_len", '; did you mean "seq_len"')]
+)
+def test_a_name_in_allow_that_is_no_field_is_called_unknown(
+    data: streampack.PackedDataset, name: str, meant: str
+) -> None:
+    state = loader_of(data).state_dict()
+    with pytest.raises(StateError, match=f'allow: "{name}" is unknown{meant}'):
+        loader_of(data).load_state_dict(state, allow={name})
+
+
+def test_another_kind_of_packing_needs_no_other_name_for_its_window(corpus: Corpus) -> None:
+    state = loader_of(dataset(corpus)).state_dict()
+    loader_of(dataset(corpus, packing="best_fit", window=8)).load_state_dict(state, allow={"packing"})
+    state = loader_of(dataset(corpus, packing="best_fit", window=8)).state_dict()
+    loader_of(dataset(corpus)).load_state_dict(state, allow={"packing"})
+    with pytest.raises(StateError, match="packing_window: 8 in .*where no lane is inside a packing window"):
+        loader_of(dataset(corpus, packing="best_fit", window=4)).load_state_dict(state, allow={"packing"})
+
+
 def test_allowing_one_field_does_not_allow_another(corpus: Corpus, data: streampack.PackedDataset) -> None:
     state = loader_of(data).state_dict()
     other = loader_of(dataset(corpus, seq_len=40, boundary="keep"))

@@ -100,7 +100,7 @@ def test_a_resume_reads_at_most_one_window_a_lane_more(tmp_path: Path) -> None:
 def test_windows_that_do_not_fit_are_an_error_of_the_constructor(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path, [(".tar", texts(900, seed=1, longest=600))])
     data = dataset(corpus, num_lanes=2, shuffle=streampack.Shuffle(block_bytes=4096, window=100))
-    with pytest.raises(ConfigError, match=r"bytes for the shuffle window of each. Raise .* at least \d.*fewer lanes"):
+    with pytest.raises(ConfigError, match=r"bytes for the shuffle window of each. Set .* at least \d.*fewer lanes"):
         Job(dataset(corpus, num_lanes=2, shuffle=data.corpus().shuffle, buffer_bytes=2**19))
     with Job(dataset(corpus, num_lanes=2, shuffle=data.corpus().shuffle, buffer_bytes=2**21)) as job:
         assert job.step(1)

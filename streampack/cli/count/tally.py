@@ -19,6 +19,7 @@ from streampack.cli.count.lengths import Lengths
 from streampack.cli.whole_shard import read_whole_shard
 from streampack.errors import RecordError
 from streampack.lanes.pipeline import Pipeline
+from streampack.packing.best_fit import has_best_fit
 from streampack.packing.making import AnyPacker, make_packer
 from streampack.packing.options import Packing, PackingKind, Tail
 from streampack.packing.policies import BoundaryPolicy
@@ -116,7 +117,8 @@ def tally_shard(
         ShardError: the shard cannot be read.
     """
     tally = Tally()
-    packers = {packing: _packer(pipeline, packing) for packing in PackingKind} if has_tokens else {}
+    kinds = [kind for kind in PackingKind if kind is not PackingKind.BEST_FIT or has_best_fit(pipeline.boundary)]
+    packers = {kind: _packer(pipeline, kind) for kind in kinds} if has_tokens else {}
     full = dict.fromkeys(packers, 0)
     for sample in read_whole_shard(pipeline, index, shard, tell=tell):
         tally.samples += 1

@@ -2,13 +2,15 @@
 
 import random
 import time
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from support.packing import packer_of
 
-from streampack.errors import StateError
+import streampack
+from streampack.errors import ConfigError, StateError
 from streampack.packing.options import Packing
 from streampack.packing.packs import PackRows
 from streampack.packing.placing import place
@@ -159,3 +161,13 @@ def test_only_one_window_of_a_long_document_is_placed_at_once() -> None:
         packer.pop()
     assert not packer.has_pack
     assert packer.buffered_rows == 8_000 - 16
+
+
+def test_pack_takes_a_record_or_its_options_and_not_both() -> None:
+    documents = [[1] * 5, [2] * 9, [3] * 2]
+    options: dict[str, Any] = {"seq_len": 8, "boundary": "mask"}
+    by_record = streampack.pack(documents, packing=Packing("best_fit", window=2), **options)
+    by_options = streampack.pack(documents, packing="best_fit", window=2, **options)
+    assert [each.tokens.tolist() for each in by_record] == [each.tokens.tolist() for each in by_options]
+    with pytest.raises(ConfigError, match="give overflow, tail, lookahead and window there"):
+        streampack.pack(documents, packing=Packing("best_fit"), window=2, **options)

@@ -49,7 +49,8 @@ def test_a_shorthand_becomes_a_record_whose_overflow_is_decided(
     [
         ({"kind": "wrapped"}, "packing='wrapped' is not known; did you mean \"wrap\"\\?"),
         ({"kind": None}, "packing=None is not known; choose one of wrap, next_fit, best_fit"),
-        ({"kind": "best_fit", "window": 0}, "window=0 must be a whole number of at least 1"),
+        ({"kind": "best_fit", "window": 0}, "packing.window=0 must be a whole number from 1 to 65536"),
+        ({"kind": "best_fit", "window": 10**30}, "packing.window=1000.* must be a whole number from 1 to 65536"),
         ({"kind": "best_fit", "window": 2.5}, "window=2.5 must be a whole number"),
         ({"kind": "best_fit", "lookahead": False}, 'lookahead=False works with packing="wrap" only'),
         ({"kind": "next_fit", "overflow": "cut"}, "overflow='cut' is not known"),
