@@ -14,9 +14,11 @@ from streampack.corpus.partition import EpochLine, Piece, shard_order
 from streampack.corpus.table import ShardTable
 
 _KEPT_EPOCHS = 4
-MOST_TEXT = 2
-"""Bytes of records that end a window before its group of blocks does, in times the bytes of those blocks: shards that
-are read whole, and large members, hold more than the blocks that they are."""
+MOST_TEXT = 1.25
+"""Bytes of records, with what they take besides in memory, that end a window before its group of blocks does; in times
+the bytes of those blocks."""
+_EXPANSION = 1.6
+"""Times as many where shards are read whole, or members are compressed: their blocks hold more text than bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +51,18 @@ class Corpus:
             return 0
         return self.shuffle.block_bytes_of(self.table.total_bytes, self.num_lanes)
 
+    def window_bytes(self, *, members_expand: bool) -> int:
+        """Bytes of records that end a window. Only the last record of a window may bring it above them.
+
+        `members_expand`: members may be compressed.
+        """
+        expansion = _EXPANSION if members_expand or self.table.whole.any() else 1
+        return int(MOST_TEXT * expansion * self.window * self.block_bytes)
+
     @property
-    def window_bytes(self) -> int:
-        """Bytes of records that end a window. Only the last record of a window may bring it above them."""
-        return max(int(MOST_TEXT * self.window * self.block_bytes), 1)
+    def num_blocks(self) -> int | None:
+        """How many blocks an epoch has; None: the pieces are no blocks."""
+        return self._block_line.num_blocks if self.window else None
 
     def order_as_json(self) -> dict[str, int] | str | bool:
         """All that decides the order of the pieces besides shards, lanes and seed, as a fingerprint has it."""
@@ -64,9 +74,7 @@ class Corpus:
         """What the lane reads in an epoch, in order; blocks are computed as they are asked for."""
         epoch = self.order_epoch(epoch)
         if self.window:
-            if not self._blocks:
-                self._blocks.append(BlockLine(self.table.sizes, self.table.whole, self.block_bytes))
-            return self._blocks[0].pieces(lane, self.num_lanes, seed=self.seed, epoch=epoch)
+            return self._block_line.pieces(lane, self.num_lanes, seed=self.seed, epoch=epoch)
         if epoch not in self._lines:
             if len(self._lines) >= _KEPT_EPOCHS:  # the lanes of one worker are in neighbouring epochs
                 self._lines.pop(next(iter(self._lines)))
@@ -74,6 +82,12 @@ class Corpus:
             order = shard_order(seed=self.seed, epoch=epoch, num_shards=len(self.table), shuffle=shuffle)
             self._lines[epoch] = EpochLine(self.table.sizes, self.table.whole, order)
         return self._lines[epoch].pieces(lane, self.num_lanes)
+
+    @property
+    def _block_line(self) -> BlockLine:
+        if not self._blocks:
+            self._blocks.append(BlockLine(self.table.sizes, self.table.whole, self.block_bytes))
+        return self._blocks[0]
 
     def order_epoch(self, epoch: int) -> int:
         """The epoch whose order `epoch` has; it also seeds the `rng` of transforms."""

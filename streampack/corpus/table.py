@@ -7,7 +7,7 @@ Never: a Python object for each shard that is kept: a forked worker would copy i
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from streampack.errors import ConfigError
 from streampack.records import Shard
+from streampack.storage.clients import local_path
 from streampack.storage.digests import block_bytes_of
 from streampack.tar.codecs import COMPRESSED_SUFFIXES, suffix_of
 
@@ -65,6 +66,8 @@ class ShardTable:
     """bool [n]: cannot be cut (compressed, of unknown size, or the manifest says so)."""
     num_samples: NDArray[np.int64]
     """int64 [n]; -1 where unknown."""
+    _remote: list[bool] = field(default_factory=list, init=False, repr=False)
+    """`is_remote`, once it is known."""
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -90,6 +93,14 @@ class ShardTable:
     def total_bytes(self) -> int:
         """The sizes added up, estimates included."""
         return int(self.sizes.sum())
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether some of the shards are not on this machine."""
+        if not self._remote:
+            urls = self.urls
+            self._remote.append(b":" in urls.blob and any(local_path(urls[i]) is None for i in range(len(self))))
+        return self._remote[0]
 
     @property
     def num_unchecked(self) -> int:

@@ -54,6 +54,11 @@ class Field:
         """The usual extensions of the member."""
         return (self.exact,) if self.exact else _EXTENSIONS[self.kind]
 
+    @property
+    def may_be_compressed(self) -> bool:
+        """Whether the member may hold more bytes than are stored of it."""
+        return any(name.endswith(SUFFIXES) for name in self.extensions)
+
     def wanted(self, extension: str) -> bool:
         """Whether a member with this extension may hold the documents, so that it must be read."""
         return extension == self.exact if self.exact else _kind_of(extension) == self.kind

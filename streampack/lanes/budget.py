@@ -19,8 +19,6 @@ _GOOD_SHARE_BYTES = 2**20
 large ranges."""
 DEFAULT_BYTES = 512 * 2**20
 MOST_DEFAULT_BYTES = 4 * 2**30
-_PER_RECORD_BYTE = 1.25
-"""Memory for a byte of records, with the objects around them."""
 _PER_BLOCK_BYTE = 1.15
 """Bytes that are asked for, for a byte of a block."""
 
@@ -35,17 +33,16 @@ class WindowBytes(NamedTuple):
 def window_bytes(pipeline: Pipeline, corpus: Corpus) -> WindowBytes:
     """What a lane of a run holds.
 
-    Of a shuffle it is the records of one window, and the bytes of a block, or of all blocks of the next window where
-    the storage is remote. Shards that are read whole may hold more text than the window's blocks have bytes, up to the
-    bound of a window.
+    Of a shuffle it is the records of one window, up to its bound, and the bytes of a block, or of all blocks of the
+    next window where some of the storage is remote. What is larger than a block comes besides, one at a time: the last
+    record of a window, and the member that it is in.
     """
     blocks = corpus.window * corpus.block_bytes
     if not blocks:
         return WindowBytes(0, pipeline.window_bytes)
-    text = max(corpus.window_bytes, blocks) if corpus.table.whole.any() else blocks
-    is_remote = len(corpus.table) > 0 and pipeline.storage.is_remote(corpus.table.urls[0])
-    fetched = blocks if is_remote else corpus.block_bytes
-    return WindowBytes(int(_PER_RECORD_BYTE * text + _PER_BLOCK_BYTE * fetched), pipeline.window_bytes)
+    text = corpus.window_bytes(members_expand=pipeline.documents.field.may_be_compressed)
+    fetched = blocks if corpus.table.is_remote else corpus.block_bytes
+    return WindowBytes(text + int(_PER_BLOCK_BYTE * fetched), pipeline.window_bytes)
 
 
 def worker_bytes(

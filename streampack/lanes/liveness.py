@@ -20,8 +20,15 @@ in each, and `_MOST_EPOCHS` at least."""
 class Liveness:
     """What one lane of an endless run has got since its last pack."""
 
-    def __init__(self, *, num_lanes: int, repeats_pieces: bool, repeats_documents: bool) -> None:
-        """Whether the lane reads the same pieces in each epoch, and whether they give the same documents each time."""
+    def __init__(
+        self, *, num_lanes: int, repeats_pieces: bool, repeats_documents: bool, num_blocks: int | None = None
+    ) -> None:
+        """Whether the lane reads the same pieces in each epoch, and whether they give the same documents each time.
+
+        `num_blocks`: of an epoch, where its pieces are blocks.
+        """
+        self._num_lanes = num_lanes
+        self._num_blocks = num_blocks
         self._repeats_pieces = repeats_pieces
         self._repeats_documents = repeats_documents and repeats_pieces
         self._most_empty = _MOST_EPOCHS * num_lanes
@@ -39,7 +46,12 @@ class Liveness:
         `packs`: how many the lane has given; `rows`: how many wait in its packer.
         """
         if self._repeats_pieces and not num_pieces:
-            return "no shard falls into its range"
+            if self._num_blocks is None:
+                return "no shard falls into its range"
+            return (
+                f"{self._num_blocks} blocks, of which a shard that is read whole is one, for {self._num_lanes} lanes: "
+                f"num_lanes must be at most {self._num_blocks}, or use more shards, or some that can be cut"
+            )
         self._num_epochs += 1
         if packs != self._packs or rows > self._most_rows or self._num_epochs <= 2:  # of the first, a part may be left
             self._empty = self._read = self._same = 0

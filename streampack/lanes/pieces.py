@@ -26,7 +26,9 @@ from streampack.records import Sample, Shard
 _log = logging.getLogger(__name__)
 
 SAMPLE_BYTES = 64
-"""Bytes counted for a sample besides its members: an empty sample takes memory, too."""
+"""Bytes counted for a sample or a line besides its content: an empty one takes time, too."""
+HELD_SAMPLE_BYTES, HELD_LINE_BYTES = 640, 340
+"""What they take in memory besides their content, which counts where many are held."""
 _NO_POSITION = 2**62  # no sample has so high a position
 _READINGS = 3  # of the place where a shard breaks: bytes that were altered on their way are right the next time
 
@@ -37,6 +39,8 @@ class Demand:
 
     num_bytes: int = 1
     """About how many bytes of members or records a batch has; its last sample or record comes whole."""
+    record_bytes: int = SAMPLE_BYTES
+    """Counted for each sample or record besides its content."""
 
 
 class SampleBatch(NamedTuple):
@@ -46,9 +50,9 @@ class SampleBatch(NamedTuple):
     num_bytes: int
 
 
-def size_of(sample: Sample) -> int:
+def size_of(sample: Sample, record_bytes: int) -> int:
     """The bytes that a sample counts."""
-    return SAMPLE_BYTES + sum(map(len, sample.members.values()))
+    return record_bytes + sum(map(len, sample.members.values()))
 
 
 def by_shard(skipped_ranges: Iterable[SkippedRange]) -> dict[tuple[int, int], set[SkippedRange]]:
@@ -130,7 +134,7 @@ class PieceReader:
 
     def _read_once(self) -> Generator[SampleBatch | ReadError, None, StreampackError | None]:
         """The samples after the last one; returns what broke the shard, or None where there is no more to read."""
-        demand = self._demand
+        demand, record_bytes = self._demand, self._demand.record_bytes
         some: list[Sample] = []
         num_bytes, is_cut, failure = 0, False, None
         try:
@@ -149,7 +153,7 @@ class PieceReader:
                     continue
                 self._last = position
                 some.append(sample)
-                num_bytes += SAMPLE_BYTES
+                num_bytes += record_bytes
                 for member in sample.members.values():
                     num_bytes += len(member)
                 if num_bytes >= demand.num_bytes:

@@ -20,7 +20,7 @@ from streampack.corpus.epochs import Corpus
 from streampack.corpus.partition import Piece
 from streampack.lanes.batches import DocumentBatch, RecordDocuments
 from streampack.lanes.fetching import Fetched
-from streampack.lanes.pieces import Demand, PieceReader, by_shard, rest_of
+from streampack.lanes.pieces import HELD_LINE_BYTES, HELD_SAMPLE_BYTES, Demand, PieceReader, by_shard, rest_of
 from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.position import SkippedRange
 from streampack.lanes.records import ListedShard, PieceRecords, RecordBatch
@@ -105,14 +105,16 @@ class LaneReader:
 
     def _windows(self, epoch: int, pieces: Sequence[Piece], first: int) -> Iterator[RecordBatch | ReadError]:
         """The records of an epoch in the order of their windows, from a window on."""
-        max_bytes = self._corpus.window_bytes
+        field = self._pipeline.documents.field
+        max_bytes = self._corpus.window_bytes(members_expand=field.may_be_compressed)
+        record_bytes = HELD_LINE_BYTES if field.holds_many else HELD_SAMPLE_BYTES
         resumed = self._start if self._start[:2] == (epoch, first) else None
         begin = Cursor(*self._start[:4]) if resumed else Cursor(epoch, first)
         group = self._group(pieces, first)
         fetched, ahead = self._fetch(pieces, group, resume=begin.sample), None
         try:
             while group:
-                after, demand = self._group(pieces, group.stop), Demand()
+                after, demand = self._group(pieces, group.stop), Demand(record_bytes=record_bytes)
                 items = self._records(epoch, pieces, group, demand, fetched)
                 for window in windows(
                     items, begin, lane=self._lane, resumed=resumed, demand=demand, max_bytes=max_bytes
@@ -154,7 +156,7 @@ class LaneReader:
             here, last_piece = Cursor(epoch, index), self._corpus.last_together(index)
             start = self._start if self._start[:2] == here[:2] else here
             skipped_ranges = self._skipped.get((epoch, piece.shard), ())
-            sample_demand = Demand()
+            sample_demand = Demand(record_bytes=demand.record_bytes)
             samples = PieceReader(
                 self._pipeline,
                 shard,

@@ -11,7 +11,7 @@ from typing import NamedTuple, cast
 from streampack import heartbeat
 from streampack.documents.lines import BadMember, Line
 from streampack.documents.reader import Record
-from streampack.lanes.pieces import SAMPLE_BYTES, Demand, PieceReader, SampleBatch, size_of
+from streampack.lanes.pieces import Demand, PieceReader, SampleBatch, size_of
 from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.position import WHOLE_MEMBER, SkippedRange
 from streampack.lanes.skipping import ReadError
@@ -108,18 +108,18 @@ class PieceRecords:
         heartbeat.begin_sample(self._lane, self._shard.number, samples[0].position)
         chosen = self._documents.chosen(samples, shard_name=self._shard.name)
         if chosen is not samples:
-            num_bytes = sum(map(size_of, chosen))
+            num_bytes = sum(size_of(sample, self._demand.record_bytes) for sample in chosen)
         if chosen:
             yield self._batch(cast("list[Record]", chosen), num_bytes)
 
     def _of_lines(self, some: SampleBatch) -> Iterator[RecordBatch]:
         """Samples with a member of JSON lines each."""
         found: list[Record] = []
-        num_bytes = 0
+        num_bytes, record_bytes = 0, self._demand.record_bytes
         for sample in some.samples:
             for record in self._lines(sample):
                 found.append(record)
-                num_bytes += SAMPLE_BYTES + len(record.data) if isinstance(record, Line) else SAMPLE_BYTES
+                num_bytes += record_bytes + len(record.data) if isinstance(record, Line) else record_bytes
                 if num_bytes >= self._demand.num_bytes:
                     yield self._batch(found, num_bytes)
                     found, num_bytes = [], 0

@@ -35,8 +35,9 @@ def cannot_skip(lane: int, what: str, error: StreampackError) -> ShardError:
     """The error for what cannot be read, though it could be when the lane gave `what`, a part of its window."""
     return ShardError(
         f"lane {lane} continues after {what} of which something cannot be read now that could be when the state was "
-        f"saved: {error}. Without it the rest of the window would be another one, with some documents twice and others "
-        "never. Restore the shard, or begin a new run."
+        f"saved. Earlier packs hold a part of this window, and without it the rest would be another one, with some "
+        'documents twice and others never: on_error="skip" cannot skip it now. Restore the shard, or resume from an '
+        f"earlier or a later state. What is wrong: {error}"
     )
 
 

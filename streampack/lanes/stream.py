@@ -79,6 +79,7 @@ class LaneStream:
             num_lanes=corpus.num_lanes,
             repeats_pieces=repeats or corpus.window > 0,  # of blocks, a lane has the same number in each epoch
             repeats_documents=repeats and pipeline.documents.transform is None,
+            num_blocks=corpus.num_blocks,
         )
         self._end: LaneEnd | None = None
         self._is_over = False

@@ -17,9 +17,9 @@ from typing import NamedTuple
 from streampack.corpus.epochs import Corpus
 from streampack.documents.lines import Line
 from streampack.documents.reader import Record
-from streampack.errors import ShardError
+from streampack.errors import CorruptShardError, ShardError, TruncatedShardError
 from streampack.hashing import Purpose, permutation
-from streampack.lanes.pieces import Demand
+from streampack.lanes.pieces import SAMPLE_BYTES, Demand
 from streampack.lanes.records import ListedShard, RecordBatch
 from streampack.lanes.skipping import ReadError, cannot_skip
 from streampack.records import Cursor
@@ -35,6 +35,8 @@ class Window(NamedTuple):
     shards: list[ListedShard]
     records: list[Record]
     num_bytes: int
+    record_bytes: int
+    """Counted in them for each record besides its content."""
     is_last: bool
     """Whether all pieces of the group are read."""
 
@@ -55,7 +57,7 @@ class Window(NamedTuple):
         order = permutation(*words, count=count)[first_place:].tolist()
         records = [self.records[index] for index in order]
         shards = [self.shards[index] for index in order]
-        mean = max(self.num_bytes // max(count, 1), 1)
+        mean = max(self.num_bytes // max(count, 1) - self.record_bytes + SAMPLE_BYTES, 1)
         at = 0
         while at < len(records):
             stop = min(at + max(demand.num_bytes // mean, 1), len(records))
@@ -118,7 +120,9 @@ def windows(
                 raise cannot_skip(lane, f"{resumed.place} records of a shuffle window", item.error) from item.error
         if failure is not None:
             records, shards = [], []
-        yield Window(next_begin or begin, errors, shards, records, num_bytes, is_over)
+        yield Window(next_begin or begin, errors, shards, records, num_bytes, demand.record_bytes, is_over)
+        if resumed is not None and isinstance(failure, CorruptShardError | TruncatedShardError):
+            raise cannot_skip(lane, f"{resumed.place} records of a shuffle window", failure) from failure
         if failure is not None:
             raise failure
         next_begin = resumed = None

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.damage import break_header
+from support.damage import break_header, members
 from support.jobs import Array, Corpus, Job, dataset, documents_of, write_corpus
 
 import streampack
@@ -46,7 +46,7 @@ def test_a_record_of_a_packing_window_that_is_half_out(
     _, state = saved_inside(data)
     spoil(corpus, document)
     with Job(data, state=state) as job, pytest.raises(
-        ShardError, match="lane 0 continues after 3 packs of a packing window of which .* not UTF-8.*Restore the shard"
+        ShardError, match="lane 0 continues after 3 packs of a packing window of which .*Restore the shard.* not UTF-8"
     ):
         job.run_out()
 
@@ -83,6 +83,26 @@ def test_a_shard_that_breaks_inside_a_packing_window_that_is_half_out(tmp_path: 
     _, state = saved_inside(data)
     break_header(corpus.shards[0], 4)
     with Job(data, state=state) as job, pytest.raises(ShardError, match="lane 0 continues after .* window of which"):
+        job.run_out()
+
+
+def test_a_shard_that_breaks_where_a_shuffle_window_begins_that_is_half_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streampack.corpus.epochs.MOST_TEXT", 0.5)  # so windows begin inside blocks
+    corpus = make(tmp_path)
+    data = data_of(corpus, shuffle=SHUFFLE)
+    samples = {info.offset: index for index, info in enumerate(members(corpus.shards[0]))}
+    with Job(data) as job:
+        sample = place = -1
+        while sample < 0 or place < 1:
+            job.step()
+            state = job.state()
+            sample, place = (state["lanes.000000"][column] for column in (2, 4))
+    break_header(corpus.shards[0], samples[sample])
+    with Job(data, state=state) as job, pytest.raises(
+        ShardError, match=f"lane 0 continues after {place} records of a shuffle window .* an earlier or a later"
+    ):
         job.run_out()
 
 

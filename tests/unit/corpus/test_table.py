@@ -724,3 +724,11 @@ class TestTable:
         assert len(table.to_bytes()) < 10_000_000
         arrays = (table.sizes, table.size_known, table.whole, table.num_samples, table.urls.offsets)
         assert all(isinstance(array, np.ndarray) and array.dtype != object for array in arrays)
+
+
+@pytest.mark.parametrize("urls", [["/a/0.tar", "s3://b/1.tar"], ["s3://b/1.tar", "/a/0.tar"], ["file:///a/0.tar"]])
+def test_one_remote_shard_makes_a_corpus_remote(tmp_path: Path, urls: list[str]) -> None:
+    manifest = tmp_path / "shards.jsonl"
+    manifest.write_text("".join(json.dumps({"url": url, "size": 1024}) + "\n" for url in urls))
+    table = resolve_shards(f"@{manifest}", STORAGE)
+    assert [table.is_remote, table.is_remote] == [len(urls) > 1] * 2

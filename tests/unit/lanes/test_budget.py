@@ -8,6 +8,7 @@ import pytest
 
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.options import Shuffle
+from streampack.documents.fields import parse_field
 from streampack.errors import ConfigError
 from streampack.lanes.budget import window_bytes, worker_bytes
 from streampack.records import Limits
@@ -15,20 +16,13 @@ from streampack.records import Limits
 GB, GIB, MIB = 10**9, 2**30, 2**20
 
 
-class Table(SimpleNamespace):
-    """Sizes and URLs of some shards."""
-
-    def __len__(self) -> int:
-        return len(self.urls)
-
-
 def corpus(total: int, num_lanes: int, *, whole: bool = False, shuffle: Any = None) -> Corpus:
-    table: Any = Table(sizes=np.array([total]), whole=np.array([whole]), urls=["/corpus/0.tar"], total_bytes=total)
+    table: Any = SimpleNamespace(sizes=np.array([total]), whole=np.array([whole]), total_bytes=total, is_remote=False)
     return Corpus(table=table, num_lanes=num_lanes, seed=0, shuffle=Shuffle() if shuffle is None else shuffle)
 
 
-def pipeline(packing: int = 0) -> Any:
-    return SimpleNamespace(window_bytes=packing, storage=SimpleNamespace(is_remote=lambda _: False))
+def pipeline(field: str = "txt") -> Any:
+    return SimpleNamespace(window_bytes=0, documents=SimpleNamespace(field=parse_field(field)))
 
 
 def test_the_default_is_what_the_lanes_need_from_512_mib_to_4_gib() -> None:
@@ -61,6 +55,9 @@ def test_more_than_4_gib_must_be_asked_for() -> None:
         worker_bytes(needed - 1, pipeline(), large, num_lanes=3840, num_workers=2)
 
 
-def test_shards_that_are_read_whole_have_windows_of_twice_the_blocks() -> None:
+def test_what_may_be_compressed_has_windows_of_twice_the_blocks() -> None:
+    blocks = 8 * 256 * 2**10
     cut, whole = (window_bytes(pipeline(), corpus(10 * GB, 60, whole=each)).shuffle for each in (False, True))
-    assert whole - cut == 1.25 * 8 * 256 * 2**10
+    assert whole - cut == 0.75 * blocks
+    for field, bound in {"jsonl:text": 2, ".jsonl:text": 1.25, ".a.jsonl.gz:text": 2, "json:text": 1.25}.items():
+        assert window_bytes(pipeline(field), corpus(10 * GB, 60)).shuffle - cut == (bound - 1.25) * blocks, field

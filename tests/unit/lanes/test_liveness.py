@@ -45,3 +45,11 @@ def test_a_pack_and_every_row_more_begin_the_count_again() -> None:
         for _ in range(99):
             assert liveness.why_dead(packs=rounds, rows=7, num_pieces=1) is None
         assert liveness.why_dead(packs=rounds, rows=8 + rounds, num_pieces=1) is None
+
+
+def test_fewer_blocks_than_lanes_are_named() -> None:
+    liveness = Liveness(num_lanes=12, repeats_pieces=True, repeats_documents=True, num_blocks=8)
+    why = liveness.why_dead(packs=0, rows=0, num_pieces=0)
+    assert why is not None
+    assert why.startswith("8 blocks, of which a shard that is read whole is one, for 12 lanes: ")
+    assert "num_lanes must be at most 8, or use more shards" in why
