@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 import streampack
 from streampack.hashing import Bijection, Purpose, as_int64, permutation
+from streampack.lanes.pieces import HELD_LINE_BYTES, HELD_SAMPLE_BYTES
 from streampack.records import Counts
 from streampack.state.joining import to_json
 from streampack.testing import ByteTokenizer
@@ -244,15 +245,18 @@ def window_texts(
     seed: int,
     whole: Collection[int],
 ) -> list[str]:
-    """The same by the rules of blocks and windows; a window that meets its bound is of one `.txt` a sample."""
+    """The same by the rules of blocks and windows; one that meets its bound is of one `.txt`, or lines, a sample."""
+    lines = any(len(sample) > 1 for shard in corpus.documents for sample in shard)
+    expands = lines or bool(whole) or any(path.suffix != ".tar" for path in corpus.shards)
     sizes = [path.stat().st_size for path in corpus.shards]
     step = min(order.block_bytes, sum(sizes) // (32 * num_lanes))
     step = max(step, 4096)
-    blocks: list[list[tuple[int, str]]] = []
-    """(position of the sample, text) of each document of each block."""
+    bound = int((2 if expands else 1.25) * order.window * step)
+    blocks: list[list[tuple[int, int, str]]] = []
+    """(position of the sample, record, text) of each document of each block."""
     for shard, (path, samples, size) in enumerate(zip(corpus.shards, corpus.documents, sizes, strict=True)):
         places = _samples(path) if path.suffix == ".tar" else range(len(samples))
-        found = [(at, text) for at, sample in zip(places, samples, strict=True) for text in sample]
+        found = [(at, *each) for at, sample in zip(places, samples, strict=True) for each in enumerate(sample)]
         if path.suffix != ".tar" or shard in whole:
             blocks.append(found)
             continue
@@ -264,21 +268,22 @@ def window_texts(
     given: list[str] = []
     for first in range(0, len(mine), order.window):
         pieces = range(first, min(first + order.window, len(mine)))
-        begin_at, window, num_bytes = (first, -1), [], 0
+        begin_at, window, num_bytes = (first, -1, 0), [], 0
         group = [(piece, *each) for piece in pieces for each in blocks[mine[piece]]]
-        for piece_of, at, text in group:
-            if num_bytes >= 2 * order.window * step:
+        for piece_of, at, record, text in group:
+            if num_bytes >= bound:
                 given += _permuted(window, seed, epoch, lane, *begin_at)
-                begin_at, window, num_bytes = (piece_of, at), [], 0
+                begin_at, window, num_bytes = (piece_of, at, record), [], 0
             window.append(text)
-            num_bytes += 64 + len(text.encode())
+            size = len(_content("jsonl:text" if lines else "txt", [text]))
+            num_bytes += size + (HELD_LINE_BYTES if lines else HELD_SAMPLE_BYTES)
         given += _permuted(window, seed, epoch, lane, *begin_at)
     return given
 
 
 def _permuted(window: list[str], *words: int) -> list[str]:
-    """`words`: seed, epoch, lane, piece and sample with which the window begins."""
-    return [window[index] for index in permutation(Purpose.WINDOW_ORDER, *words, 0, count=len(window)).tolist()]
+    """`words`: seed, epoch, lane, and piece, sample and record with which the window begins."""
+    return [window[index] for index in permutation(Purpose.WINDOW_ORDER, *words, count=len(window)).tolist()]
 
 
 def tokens_of(text: str) -> list[int]:

@@ -1,17 +1,24 @@
 """What a worker may hold: the number that was asked for, or one that the lanes need."""
 
+import gzip
+import tarfile
+import tracemalloc
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from streampack import PackedDataset
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.options import Shuffle
 from streampack.documents.fields import parse_field
 from streampack.errors import ConfigError
 from streampack.lanes.budget import window_bytes, worker_bytes
-from streampack.records import Limits
+from streampack.lanes.reader import LaneReader
+from streampack.records import Cursor, Limits
+from streampack.testing import ByteTokenizer
 
 GB, GIB, MIB = 10**9, 2**30, 2**20
 
@@ -61,3 +68,44 @@ def test_what_may_be_compressed_has_windows_of_twice_the_blocks() -> None:
     assert whole - cut == 0.75 * blocks
     for field, bound in {"jsonl:text": 2, ".jsonl:text": 1.25, ".a.jsonl.gz:text": 2, "json:text": 1.25}.items():
         assert window_bytes(pipeline(field), corpus(10 * GB, 60)).shuffle - cut == (bound - 1.25) * blocks, field
+
+
+MEMBERS = {
+    "short lines": ("jsonl:text", "jsonl", b"\n".join(b'{"text": "%06d"}' % index for index in range(500))),
+    "compressed lines": ("jsonl:text", "jsonl.gz", gzip.compress(b'{"text": "' + b"abcdefgh" * 60 + b'"}\n' * 100)),
+    "large documents": ("txt", "txt", b"abcd efg" * 2**13),
+    "tiny documents": ("txt", "txt", b"abcdefgh"),
+}
+
+
+@pytest.mark.parametrize("kind", MEMBERS)
+def test_a_lane_holds_what_is_said_and_one_document(tmp_path: Path, kind: str) -> None:
+    field, extension, content = MEMBERS[kind]
+    info = tarfile.TarInfo()
+    info.size = len(content)
+    body = content + bytes(-len(content) % 512)
+    members = []
+    for index in range(2**21 // (512 + len(body))):
+        info.name = f"{index:05d}.{extension}"
+        members.append(info.tobuf(tarfile.USTAR_FORMAT) + body)
+    (tmp_path / "0.tar").write_bytes(b"".join(members) + bytes(1024))
+    order = Shuffle(block_bytes=2**15, window=8)
+    data = PackedDataset([str(tmp_path / "0.tar")], ByteTokenizer(), 512, field=field, num_lanes=1, shuffle=order)
+    layout = data.corpus()
+    assert layout.block_bytes == 2**15
+    reader = LaneReader(data.pipeline, layout, 0, Cursor(), frozenset(), end_epoch=1, max_range_bytes=2**15)
+    reader.next()
+    tracemalloc.start()
+    try:
+        held = 0
+        for _ in range(150):
+            if reader.next() is None:
+                break
+            held = max(held, tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+        reader.close()
+    said = window_bytes(data.pipeline, layout).shuffle
+    one = len(gzip.decompress(content) if extension.endswith("gz") else content)
+    # A document of several blocks is in what was asked for with its block, in a range of that, and in the window.
+    assert said / 4 < held <= 1.1 * said + (8 if kind == "large documents" else 2) * one
