@@ -121,6 +121,10 @@ class SharedRun:
         check_fingerprint(saved, now, allow=allow)
         warn_of_libraries(state.get("libraries"), libraries_of(self._dataset.pipeline.tokenizer))
         committed = Committed.from_state(state, self.lanes(num_lanes), num_lanes)
+        committed.check_cursors(
+            self._dataset.corpus(num_lanes),
+            has_packing_windows=bool({saved.get("packing"), now.get("packing")} & {"best_fit"}),
+        )
         committed.check_windows(saved, now)
         if self._dataset.epochs is not None:
             committed.check_end(self._dataset.epochs)

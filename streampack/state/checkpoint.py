@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from streampack.corpus.epochs import Corpus
 from streampack.corpus.partition import packs_before
 from streampack.errors import StateError
 from streampack.lanes.position import NUM_CURSOR, LanePosition, SkippedRange, advance_rows
@@ -146,6 +147,23 @@ class Committed:
             f"the state lane {lane} is in epoch {last} already. epochs={last + 1 - self.first_epoch} ends it after "
             "that epoch, epochs=None never."
         )
+
+    def check_cursors(self, corpus: Corpus, *, has_packing_windows: bool) -> None:
+        """Raise `StateError` where a cursor can be that of no lane of this run: the state is damaged."""
+        cursors, lowest = self.rows[:, :NUM_CURSOR], np.zeros(NUM_CURSOR, dtype=np.int64)
+        lowest[Cursor._fields.index("sample")] = -1
+        wrong: NDArray[np.bool_] = np.any(cursors < lowest, axis=1)
+        if not has_packing_windows:
+            wrong |= cursors[:, _GIVEN] != 0
+        for lane_index in np.flatnonzero((cursors[:, 1] > 0) & ~wrong).tolist():
+            epoch, piece = cursors[lane_index, :2].tolist()
+            wrong[lane_index] = piece > len(corpus.pieces(epoch, self.lanes[lane_index]))
+        if wrong.any():
+            lane_index = int(wrong.argmax())
+            raise StateError(
+                f"lane {self.lanes[lane_index]} continues at {Cursor(*cursors[lane_index].tolist())}, which is no "
+                "place in this run: the state is damaged"
+            )
 
     def check_windows(self, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         """Raise `StateError` where a lane is inside a packing window whose packs would hold other documents now.

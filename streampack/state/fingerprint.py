@@ -74,9 +74,10 @@ def describe_differences(
 ) -> list[str]:
     """A line for each field of two fingerprints that differs: its name, both values, and what would work."""
     lines = []
+    is_derived = any(saved.get(name) != now.get(name) for name in ("num_lanes", "shards"))
     for name in sorted({*saved, *now} - set(skip)):
         before, after = saved.get(name), now.get(name)
-        if before == after:
+        if before == after or (is_derived and _are_windows(before) and _are_windows(after, before)):
             continue
         if name == "shards" and isinstance(before, dict) and isinstance(after, dict):
             what = _describe_shards(before, after, saved_where, now_where)
@@ -88,7 +89,7 @@ def describe_differences(
                     "new marks need a new run"
                 )
         else:
-            what = f"{before!r} {saved_where}, {after!r} {now_where}"
+            what = f"{_shown(before)} {saved_where}, {_shown(after)} {now_where}"
             remedy = f"set {_setting(name, saved, now)}, or start a new run"
         if name in RECUTTABLE:
             remedy = f'load_state_dict(state, allow={{"{name}"}}) continues from the same row with the new value'
@@ -96,6 +97,23 @@ def describe_differences(
                 remedy += ", where no lane is inside a packing window, such as after a finite pass, and not elsewhere"
         lines.append(f"{name}: {what}" + (f"; {remedy}" if advise else ""))
     return lines
+
+
+def _are_windows(value: object, other: object = None) -> bool:
+    """Whether a value is that of a `Shuffle`; where another one is given, of a window of as many blocks.
+
+    Lanes and shards bound the bytes of a block, so these differ where those do.
+    """
+    if not (isinstance(value, dict) and value.keys() == {"block_bytes", "window"}):
+        return False
+    return not isinstance(other, dict) or value["window"] == other.get("window")
+
+
+def _shown(value: Any) -> str:
+    """A value as its argument is written."""
+    if _are_windows(value):
+        return f"Shuffle(block_bytes={value['block_bytes']}, window={value['window']})"
+    return repr(value)
 
 
 def _setting(name: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -135,6 +153,8 @@ def warn_of_libraries(saved: object, now: Mapping[str, str]) -> None:
     try:
         before = json.loads(saved) if isinstance(saved, str) else {}
     except ValueError:
+        before = {}
+    if not isinstance(before, dict):
         before = {}
     for name in sorted({*before, *now}):
         if before.get(name) != now.get(name):

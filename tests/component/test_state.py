@@ -600,7 +600,7 @@ def assert_refused(
         ({"lookahead": False}, "lookahead: True in the checkpoint, False now"),
         ({"pad_id": 9}, "pad_id: 0 in the checkpoint, 9 now"),
         ({"seed": 1}, "seed: 0 in the checkpoint, 1 now; set seed back to the checkpoint's value, or start a new run"),
-        ({"shuffle": False}, "shuffle: {'block_bytes': 4096, 'window': 8} in the checkpoint, False now; set shuffle"),
+        ({"shuffle": False}, "shuffle: Shuffle(block_bytes=4096, window=8) in the checkpoint, False now; set shuffle"),
         ({"num_lanes": 6}, "num_lanes: 12 in the checkpoint, 6 now; set num_lanes back"),
         ({"add_bos": False}, "add_bos: True in the checkpoint, False now"),
         ({"add_eos": False}, "add_eos: True in the checkpoint, False now"),
@@ -737,6 +737,12 @@ def test_a_damaged_state_is_refused(
     assert_refused(data, spoil(state), error, text)
 
 
+def with_column(rows: torch.Tensor, column: int, value: int) -> torch.Tensor:
+    rows = rows.clone()
+    rows[..., column] = value
+    return rows
+
+
 @pytest.mark.parametrize(
     ("spoil", "text"),
     [
@@ -746,6 +752,9 @@ def test_a_damaged_state_is_refused(
         (lambda s: {key: value for key, value in s.items() if key != "rows"}, "the state has no lane 0: "),
         (lambda s: {key: value for key, value in s.items() if key != "skipped_ranges"}, "no skipped_ranges"),
         (lambda s: {**s, "skipped_ranges": s["skipped_ranges"] + 99}, "lane 0 has 99 "),
+        (lambda s: {**s, "rows": with_column(s["rows"], 0, -1)}, "lane 0 continues at Cursor(epoch=-1, "),
+        (lambda s: {**s, "rows": with_column(s["rows"], 1, 10**6)}, "piece=1000000, "),
+        (lambda s: {**s, "rows": with_column(s["rows"], 7, 3)}, "given=3), which is no place in this run"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -1,49 +1,26 @@
-"""What a state says of another run: the libraries that make the ids."""
+"""The lines that say in what two fingerprints differ."""
 
-import importlib.metadata
-import json
-import logging
+from typing import Any
 
 import pytest
 
-from streampack.state.fingerprint import warn_of_libraries
-from streampack.testing import ByteTokenizer
-from streampack.tokenizers.libraries import libraries_of
+from streampack.state.fingerprint import describe_differences
 
 
 @pytest.mark.parametrize(
-    ("saved", "now", "text"),
+    ("changes", "named"),
     [
-        ({"tokenizers": "0.20.0"}, {"tokenizers": "0.21.0"}, "is 0.20.0 in the state and 0.21.0 now"),
-        ({"sentencepiece": "0.2.0"}, {}, "is 0.2.0 in the state and not used now"),
-        ({}, {"gigatoken": "1.0"}, "is not used in the state and 1.0 now"),
-        ({"tokenizers": "0.20.0"}, {"tokenizers": "0.20.0"}, None),
-        ({}, {}, None),
+        ({"num_lanes": 24, "shuffle": {"block_bytes": 4096, "window": 8}}, ["num_lanes"]),
+        ({"num_lanes": 24, "shuffle": {"block_bytes": 4096, "window": 4}}, ["num_lanes", "shuffle"]),
+        ({"num_lanes": 24, "shuffle": "shards"}, ["num_lanes", "shuffle"]),
+        ({"shuffle": {"block_bytes": 4096, "window": 8}}, ["shuffle"]),
     ],
 )
-def test_libraries_with_other_versions_are_named(
-    saved: dict[str, str], now: dict[str, str], text: str | None, caplog: pytest.LogCaptureFixture
+def test_bytes_of_blocks_that_follow_from_the_lanes_are_no_difference_of_their_own(
+    changes: dict[str, Any], named: list[str]
 ) -> None:
-    with caplog.at_level(logging.WARNING):
-        warn_of_libraries(json.dumps(saved), now)
-    assert len(caplog.messages) == (text is not None)
-    assert (text or "") in caplog.text
-    assert all(name in caplog.text for name in {*saved, *now} if text)
-
-
-@pytest.mark.parametrize("damaged", [None, 7, "{"])
-def test_a_state_without_libraries_tells_of_none(damaged: object, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        warn_of_libraries(damaged, {})
-    assert not caplog.messages
-
-
-def test_the_libraries_are_those_that_make_the_ids() -> None:
-    class OfPytest(ByteTokenizer):
-        pass
-
-    OfPytest.__module__ = "pytest.anything"
-    assert libraries_of(None) == libraries_of(ByteTokenizer()) == {}
-    assert libraries_of(OfPytest()) == {"pytest": importlib.metadata.version("pytest")}
-    ours = type("Huge", (), {"__module__": "streampack.tokenizers.huggingface"})
-    assert libraries_of(ours()) == {"tokenizers": importlib.metadata.version("tokenizers")}
+    saved = {"num_lanes": 12, "shuffle": {"block_bytes": 8192, "window": 8}}
+    lines = describe_differences(saved, {**saved, **changes})
+    assert [line.split(":")[0] for line in lines] == named
+    if "shuffle" in named:
+        assert "Shuffle(block_bytes=8192, window=8) in the checkpoint" in lines[-1]
