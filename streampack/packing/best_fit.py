@@ -29,7 +29,15 @@ from streampack.packing.buffer import checked_mask, token_ids
 from streampack.packing.counting import OverflowLosses
 from streampack.packing.options import Overflow, Packing, Tail, as_packing
 from streampack.packing.packs import PackRows
-from streampack.packing.policies import INT32, Boundary, BoundaryLabels, BoundaryPolicy, ReplaceBoundary, as_boundary
+from streampack.packing.policies import (
+    INT32,
+    Boundary,
+    BoundaryLabels,
+    BoundaryPolicy,
+    ReplaceBoundary,
+    as_boundary,
+    has_best_fit,
+)
 from streampack.packing.window import PackingWindow, PlacedPack
 from streampack.records import Counts, Mask, Tokens
 
@@ -331,11 +339,6 @@ class BestFitPacker:
         self._ids, self._masks, self._lengths, self._row_counts = [], [], [], []
         self._rows = self._bytes = self.given = 0
         self._first, self._first_row = following, next_row
-
-
-def has_best_fit(boundary: BoundaryPolicy | ReplaceBoundary | str) -> bool:
-    """Whether best fit works with a policy: no label depends on the document that comes next."""
-    return as_boundary(boundary) in (BoundaryPolicy.MASK, BoundaryPolicy.TRIM)
 
 
 def _without_neighbours(boundary: Boundary) -> Boundary:

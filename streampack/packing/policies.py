@@ -71,6 +71,11 @@ def as_boundary(value: object) -> Boundary:
         raise ConfigError(f"{error} Or give ReplaceBoundary(token_id).") from None
 
 
+def has_best_fit(boundary: BoundaryPolicy | ReplaceBoundary | str) -> bool:
+    """Whether best fit works with a policy: no label depends on the document that comes next."""
+    return as_boundary(boundary) in (BoundaryPolicy.MASK, BoundaryPolicy.TRIM)
+
+
 @dataclass(frozen=True, slots=True)
 class BoundaryLabels:
     """A policy, and the tokens that the token-valued ones look for.

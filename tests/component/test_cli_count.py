@@ -228,3 +228,12 @@ def test_a_corpus_without_documents_is_shown_too(tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert re.search(r"^documents +0 ", result.stdout, re.MULTILINE)
     assert count(str(tmp_path), "-t", MODEL)["lengths"]["histogram"] == []
+
+
+@pytest.mark.parametrize("boundary", ["keep", "trim"])
+def test_best_fit_is_counted_only_where_it_works_with_the_boundary(tmp_path: Path, boundary: str) -> None:
+    write_shards(tmp_path, ["some text"] * 6)
+    config = tmp_path / "run.yaml"
+    options = f"data: {str(tmp_path)!r}, tokenizer: {MODEL!r}, seq_len: 64, boundary: {boundary}"
+    config.write_text(f"dataset: {{{options}}}")
+    assert ("best_fit" in count(str(config), "-w", "1")["packing"]) == (boundary == "trim")

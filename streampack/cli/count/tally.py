@@ -19,10 +19,9 @@ from streampack.cli.count.lengths import Lengths
 from streampack.cli.whole_shard import read_whole_shard
 from streampack.errors import RecordError
 from streampack.lanes.pipeline import Pipeline
-from streampack.packing.best_fit import has_best_fit
 from streampack.packing.making import AnyPacker, make_packer
 from streampack.packing.options import Packing, PackingKind, Tail
-from streampack.packing.policies import BoundaryPolicy
+from streampack.packing.policies import BoundaryPolicy, has_best_fit
 from streampack.records import BadRecord, Document, Shard
 
 _KEPT = 5
