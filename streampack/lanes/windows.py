@@ -17,7 +17,7 @@ from typing import NamedTuple
 from streampack.corpus.epochs import Corpus
 from streampack.documents.lines import Line
 from streampack.documents.reader import Record
-from streampack.errors import CorruptShardError, ShardError, TruncatedShardError
+from streampack.errors import CorruptShardError, ShardError, TruncatedShardError, WrongCutError
 from streampack.hashing import Purpose, permutation
 from streampack.lanes.pieces import SAMPLE_BYTES, Demand
 from streampack.lanes.records import ListedShard, RecordBatch
@@ -118,11 +118,18 @@ def windows(
                 errors.append(item)
             elif item.error is not None:
                 raise cannot_skip(lane, f"{resumed.place} records of a shuffle window", item.error) from item.error
+        if (
+            resumed is not None
+            and isinstance(failure, CorruptShardError | TruncatedShardError)
+            and not isinstance(failure, WrongCutError)
+        ):
+            cause, failure = failure, cannot_skip(lane, f"{resumed.place} records of a shuffle window", failure)
+            failure.__cause__ = cause
         if failure is not None:
+            if resumed is not None and any(resumed[4:]):
+                raise failure
             records, shards = [], []
         yield Window(next_begin or begin, errors, shards, records, num_bytes, demand.record_bytes, is_over)
-        if resumed is not None and isinstance(failure, CorruptShardError | TruncatedShardError):
-            raise cannot_skip(lane, f"{resumed.place} records of a shuffle window", failure) from failure
         if failure is not None:
             raise failure
         next_begin = resumed = None
