@@ -46,7 +46,7 @@ def test_the_readmes_code_loads_batches_and_resumes_after_them(tmp_path: Path, m
     assert isinstance(dataset, streampack.PackedDataset)
     assert isinstance(loader, streampack.PackedDataLoader)
     assert names["tokens"].shape == (4, 512)  # type: ignore[attr-defined]
-    state = names["state"]["loader"]  # type: ignore[index]
+    state = loader.state_dict()
     assert state["global_pack"] == 4 * (names["step"] + 1)  # type: ignore[operator]
     with loader, streampack.PackedDataLoader(dataset, 4, num_workers=0) as whole:
         batches = iter(whole)

@@ -244,7 +244,7 @@ def test_a_package_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         (MINIMAL + "  limits:\n", "`dataset.limits` must be a mapping with keys of document_bytes, buffer_bytes"),
         (MINIMAL + "  packing: {overflow: drop}\n", "run.yaml:4: `dataset.packing.kind` must be given"),
         (MINIMAL + "  packing: best\n", "`dataset.packing`: expected a mapping of Packing's fields or wrap or next"),
-        (MINIMAL + "  packing: {kind: best_fit, window: 0}\n", "`dataset.packing`: window=0 must be"),
+        (MINIMAL + "  packing: {kind: best_fit, window: 0}\n", "`dataset.packing`: packing.window=0 must be"),
         (MINIMAL + "  packing: {kind: next_fit, tail: x}\n", "`dataset.packing.tail`: expected pad or drop, found 'x'"),
         (
             MINIMAL + "  packing: {kind: next_fit, lookahead: false}\n",

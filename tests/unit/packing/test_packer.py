@@ -67,7 +67,7 @@ def test_a_replacement_is_itself_and_its_id_a_plain_int() -> None:
         ({"packing": "best_fit", "boundary": ReplaceBoundary(7)}, r"boundary=ReplaceBoundary\(token_id=7"),
         ({"packing": "best_fit", "boundary": "mask_bos_target", "bos_id": 1}, "Choose boundary=.mask. or .trim."),
         ({"packing": "best_fit", "lookahead": False}, 'lookahead=False works with packing="wrap" only'),
-        ({"packing": "best_fit", "window": 0}, "window=0 must be a whole number of at least 1"),
+        ({"packing": "best_fit", "window": 0}, "packing.window=0 must be a whole number from 1 to 65536"),
         ({"packing": "best_fit", "bos_id": "1"}, "bos_id='1' must be a whole number"),
         ({"overflow": "Truncate", "packing": "next_fit"}, 'did you mean "truncate"'),
         ({"tail": "padding"}, "tail='padding' is not known; did you mean \"pad\""),
