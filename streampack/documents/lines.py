@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from streampack.documents.jsonrecords import BOM
-from streampack.errors import RecordError
 
 
 class Line(NamedTuple):
@@ -25,15 +24,6 @@ class Line(NamedTuple):
     """Of all lines, blank ones too, from 1 on."""
     start: int
     """Its first byte in the decompressed member."""
-
-
-class BadMember(NamedTuple):
-    """A sample whose member of JSON lines gives no record, because it is bad as a whole or was skipped before."""
-
-    key: str
-    position: int
-    error: RecordError | None
-    """None: it was skipped before, so it was not read."""
 
 
 def lines_of(data: bytes, *, key: str, position: int, extension: str) -> Iterator[Line]:

@@ -21,7 +21,7 @@ from streampack.documents.conversations import json_conversation
 from streampack.documents.draws import seed_generators
 from streampack.documents.fields import Field
 from streampack.documents.jsonrecords import check_lines, json_text
-from streampack.documents.lines import BadMember, Line, lines_of
+from streampack.documents.lines import Line, lines_of
 from streampack.documents.members import find_member
 from streampack.documents.npy import MAX_HEADER_BYTES, joined_npy, npy_tokens
 from streampack.documents.split import HoldOut
@@ -30,7 +30,7 @@ from streampack.errors import RecordError
 from streampack.records import FREE_BYTES, WHOLE_SAMPLE, BadRecord, Document, Joined, Mask, Message, Sample, Tokens
 
 ChatTemplate = Callable[[Sequence[Message], Mapping[str, Any] | None], tuple[Tokens, Mask]]
-Record: TypeAlias = Sample | Line | BadMember
+Record: TypeAlias = Sample | Line
 """What is one document before the transform: a sample where its member is one record, else a line of the member."""
 
 
@@ -86,7 +86,7 @@ class DocumentReader:
         """The documents of a sample from a part of a record on: `records`, `document` and `parts` in a row."""
         for record in self.records(sample, url=url, shard_name=shard_name, first_record=first_record):
             heartbeat.beat()  # many records in a row may give no document
-            item = self.document(record, url=url)
+            item = record if isinstance(record, BadRecord) else self.document(record, url=url)
             first = first_part if item.record == first_record else 0
             yield from self.parts(item, shard_index=shard_index, epoch=epoch, first_part=first)
 
@@ -96,8 +96,12 @@ class DocumentReader:
             return samples
         return [each for each in samples if WHOLE_SAMPLE in each.flaws or self._has(shard_name, each.key, 0)]
 
-    def records(self, sample: Sample, *, url: str, shard_name: str, first_record: int = 0) -> Iterator[Record]:
+    def records(
+        self, sample: Sample, *, url: str, shard_name: str, first_record: int = 0
+    ) -> Iterator[Record | BadRecord]:
         """The records of a sample from `first_record` on, of the part of the corpus that is read.
+
+        A member of JSON lines that is bad as a whole is a `BadRecord` and nothing else.
 
         Args:
             sample: the members that the field wants, and the sizes of all.
@@ -118,7 +122,7 @@ class DocumentReader:
             check_lines(data)
         except BadContentError as bad:
             named = f"{key}.{bad.extension}" if bad.extension else member
-            yield BadMember(key, sample.position, bad.located(-1, url, named).error)
+            yield bad.located(-1, url, named)
             return
         for line in lines_of(data, key=key, position=sample.position, extension=extension):
             if line.record >= first_record and self._has(shard_name, key, line.record):
@@ -154,9 +158,6 @@ class DocumentReader:
 
     def document(self, record: Record, *, url: str) -> Document | BadRecord:
         """The document that a record is, before the transform."""
-        if isinstance(record, BadMember):
-            assert record.error is not None, "what was skipped before is not read"
-            return BadRecord(record=-1, error=record.error)
         if isinstance(record, Line):
             try:
                 return self._document(record.data, record, url, record.record)

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 from streampack import heartbeat
 from streampack.corpus.epochs import Corpus
-from streampack.documents.lines import BadMember, Line
+from streampack.documents.lines import Line
 from streampack.documents.reader import Record
 from streampack.lanes.pieces import SAMPLE_BYTES, Demand
 from streampack.lanes.pipeline import Pipeline
-from streampack.lanes.position import WHOLE_MEMBER, SkippedRange
+from streampack.lanes.position import SkippedRange
 from streampack.lanes.records import ListedShard, RecordBatch
 from streampack.lanes.skipping import ReadError
 from streampack.records import BadRecord, Cursor, Document, Joined, join
@@ -146,9 +146,6 @@ class RecordDocuments:
         """The documents of one record, from a part of it on."""
         position = record.position
         heartbeat.begin_sample(self._lane, shard.number, position)
-        if isinstance(record, BadMember):
-            yield ReadError(_range(self._corpus, where, shard, position, WHOLE_MEMBER), record.error)
-            return
         known = self._skipped.get((where.epoch, shard.number), ()) if self._skipped else ()
         for item in self._documents.parts(
             self._documents.document(record, url=shard.url),

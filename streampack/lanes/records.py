@@ -9,13 +9,13 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple, cast
 
 from streampack import heartbeat
-from streampack.documents.lines import BadMember, Line
+from streampack.documents.lines import Line
 from streampack.documents.reader import Record
 from streampack.lanes.pieces import Demand, PieceReader, SampleBatch, size_of
 from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.position import WHOLE_MEMBER, SkippedRange
 from streampack.lanes.skipping import ReadError
-from streampack.records import Cursor, Sample
+from streampack.records import BadRecord, Cursor, Sample
 
 _MEMBERS_BYTES = 256 * 2**10
 """Members of JSON lines that are read together at most: their records are taken one by one, so more gains nothing."""
@@ -112,31 +112,40 @@ class PieceRecords:
         if chosen:
             yield self._batch(cast("list[Record]", chosen), num_bytes)
 
-    def _of_lines(self, some: SampleBatch) -> Iterator[RecordBatch]:
-        """Samples with a member of JSON lines each."""
+    def _of_lines(self, some: SampleBatch) -> Iterator[RecordBatch | ReadError]:
+        """Samples with a member of JSON lines each; one that is bad as a whole is a read error."""
         found: list[Record] = []
         num_bytes, record_bytes = 0, self._demand.record_bytes
         for sample in some.samples:
             for record in self._lines(sample):
-                found.append(record)
-                num_bytes += record_bytes + len(record.data) if isinstance(record, Line) else record_bytes
-                if num_bytes >= self._demand.num_bytes:
+                if isinstance(record, Line):
+                    found.append(record)
+                    num_bytes += record_bytes + len(record.data)
+                    if num_bytes < self._demand.num_bytes:
+                        continue
+                if found:
                     yield self._batch(found, num_bytes)
                     found, num_bytes = [], 0
+                if isinstance(record, ReadError):
+                    yield record
+                elif isinstance(record, BadRecord):
+                    yield ReadError(self._whole(sample), record.error)
         if found:
             yield self._batch(found, num_bytes)
 
-    def _lines(self, sample: Sample) -> Iterator[Record]:
-        position = sample.position
-        heartbeat.begin_sample(self._lane, self._shard.number, position)
-        place = self._here.epoch, self._last_piece, self._shard.number
-        whole = SkippedRange(*place, position, position + 1, WHOLE_MEMBER)
-        if whole in self._skipped_ranges:
-            return iter((BadMember(sample.key, position, None),))
-        first = self._start.record if self._start.sample == position else 0
+    def _lines(self, sample: Sample) -> Iterator[Record | BadRecord] | Iterator[ReadError]:
+        heartbeat.begin_sample(self._lane, self._shard.number, sample.position)
+        if self._skipped_ranges and self._whole(sample) in self._skipped_ranges:
+            return iter((ReadError(self._whole(sample), None),))
+        first = self._start.record if self._start.sample == sample.position else 0
         return self._documents.records(
             sample, url=self._shard.url, shard_name=self._shard.name, first_record=first
         )
+
+    def _whole(self, sample: Sample) -> SkippedRange:
+        position = sample.position
+        place = self._here.epoch, self._last_piece, self._shard.number
+        return SkippedRange(*place, position, position + 1, WHOLE_MEMBER)
 
     def _batch(self, records: list[Record], num_bytes: int) -> RecordBatch:
         return RecordBatch(self._here, None, [self._shard] * len(records), records, num_bytes)

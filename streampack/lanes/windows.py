@@ -87,8 +87,8 @@ def windows(
         max_bytes: a window ends with the record with which it has so many.
 
     Raises:
-        ShardError: the rest of a piece cannot be read, and earlier packs hold some of its window: without it, the
-            order would be another one.
+        ShardError: the rest of a piece, or a whole member of JSON lines, cannot be read, and earlier packs hold some
+            of its window: without it, the order would be another one.
         Exception: what a piece raises, after the window's other errors.
     """
     next_begin: Cursor | None = begin

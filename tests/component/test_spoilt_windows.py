@@ -121,3 +121,47 @@ def test_a_record_of_a_shuffle_window_that_is_half_out_takes_its_place_along(tmp
         rest, _ = job.run_out()
         assert job.stats()["bad_records"] == 1
     assert documents_of({**first, **rest}, num_lanes=1) == [*order[:12], *order[13:]]
+
+
+def make_lines(folder: Path) -> tuple[Corpus, streampack.PackedDataset, dict[int, Array], dict[str, Any]]:
+    """Three records a member; what was given of the first window, and the state inside it."""
+    texts = [f"<{index}>" + "x" * (5 + 37 * index % 53) for index in range(COUNT)]
+    corpus = write_corpus(folder, [(".tar", texts)], field="jsonl:text", per_sample=3)
+    data = data_of(corpus, shuffle=SHUFFLE, field="jsonl:text")
+    first, state = saved_inside(data, 2)
+    assert state["lanes.000000"][4] > 0
+    return corpus, data, first, state
+
+
+def spoil_member(corpus: Corpus, text: str) -> None:
+    """Make the member that has a text one of UTF-16 by its mark, which is bad as a whole."""
+    path, content = corpus.shards[0], corpus.shards[0].read_bytes()
+    [sample] = [sample for sample in corpus.documents[0] if text in sample]
+    at = content.rindex(b'{"id"', 0, content.index(sample[0].encode()))
+    path.write_bytes(content[:at] + b"\xff\xfe" + content[at + 2 :])
+
+
+def test_a_member_of_lines_that_becomes_bad_in_a_shuffle_window_that_is_half_out(tmp_path: Path) -> None:
+    corpus, data, first, state = make_lines(tmp_path)
+    spoil_member(corpus, documents_of(first, num_lanes=1)[0])
+    with Job(data, state=state) as job, pytest.raises(
+        ShardError, match="lane 0 continues after .* records of a shuffle window .* UTF-16"
+    ):
+        job.run_out()
+
+
+def test_a_member_of_lines_that_was_bad_stays_out_of_its_shuffle_window(tmp_path: Path) -> None:
+    corpus, data, first, _ = make_lines(tmp_path)
+    good = corpus.shards[0].read_bytes()
+    spoil_member(corpus, documents_of(first, num_lanes=1)[0])
+    with Job(data) as job:
+        wanted, _ = job.run_out()
+        assert job.stats()["bad_records"] == 1
+    first, state = saved_inside(data, 1)
+    corpus.shards[0].write_bytes(good)
+    with Job(data, state=state) as job:
+        rest, _ = job.run_out()
+        assert job.stats()["bad_records"] == 1
+    assert {**first, **rest}.keys() == wanted.keys()
+    for number, pack in {**first, **rest}.items():
+        np.testing.assert_array_equal(pack, wanted[number])

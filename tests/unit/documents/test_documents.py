@@ -907,15 +907,22 @@ def test_what_a_transform_decides_on_is_read_one_by_one() -> None:
 
 
 def records_of(reader: DocumentReader, *samples: Sample) -> list[Record]:
-    return [record for one in samples for record in reader.records(one, url=URL, shard_name="c/00001.tar")]
+    found = [record for one in samples for record in reader.records(one, url=URL, shard_name="c/00001.tar")]
+    return [record for record in found if not isinstance(record, BadRecord)]
 
 
 def test_lines_are_read_at_once_unless_one_is_bad() -> None:
     reader = DocumentReader(field=parse_field("jsonl:text"))
     records = records_of(reader, sample({"jsonl": as_lines("a", "b")}), sample({"jsonl": b"\n" + as_lines("c")}))
     assert reader.contents(records) == ["a", "b", "c"]
-    for bad in (b"{", b"\xff\xfe"):
-        assert reader.contents([*records, *records_of(reader, sample({"jsonl": bad}))]) is None
+    assert reader.contents([*records, *records_of(reader, sample({"jsonl": b"{"}))]) is None
+
+
+def test_a_member_of_lines_that_is_bad_as_a_whole_is_one_bad_record() -> None:
+    reader = DocumentReader(field=parse_field("jsonl:text"))
+    [bad] = reader.records(sample({"jsonl": b"\xff\xfe"}), url=URL, shard_name="c/00001.tar")
+    assert isinstance(bad, BadRecord)
+    assert bad.record == -1
 
 
 def test_the_samples_that_are_held_out_are_no_records() -> None:
