@@ -24,8 +24,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from streampack.errors import ConfigError, RecordError, StateError, as_integer
-from streampack.packing.buffer import checked_mask, token_ids
+from streampack.errors import ConfigError, StateError, as_integer
+from streampack.packing.buffer import checked_document
 from streampack.packing.counting import OverflowLosses
 from streampack.packing.options import Overflow, Packing, Tail, as_packing
 from streampack.packing.packs import PackRows
@@ -165,15 +165,7 @@ class BestFitPacker:
         """Take the next document, as `Packer.feed`."""
         assert not self._finished, "a document was fed after finish()"
         ordinal = self._num_fed
-        ids = token_ids(tokens, ordinal)
-        mask = None if loss_mask is None else checked_mask(loss_mask, ids.size, ordinal)
-        rows = ids.size if not self._trims else max(ids.size - 1, 0)
-        assert ordinal == 0 or row == 0, "only the first document can begin in the middle"
-        if not 0 <= row <= rows:
-            raise RecordError(
-                f"document {ordinal} has {rows} rows, yet {row} of them are said to be in earlier packs; the data or "
-                "the tokenizer have changed since."
-            )
+        ids, mask, rows = checked_document(tokens, loss_mask, ordinal, row=row, trims=self._trims)
         if rows - row > self.seq_len:
             ids, rows = self._losses.shorten(ids, ordinal, row=row, rows=rows)
             mask = None if mask is None else mask[: ids.size].copy()

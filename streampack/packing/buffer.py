@@ -70,6 +70,38 @@ class RowBuffer:
         return takewhile(lambda fed: fed.begin < end, dropwhile(lambda fed: fed.end <= begin, self._fed))
 
 
+def checked_document(
+    tokens: NDArray[np.integer] | Sequence[int],
+    loss_mask: NDArray[np.bool_] | Sequence[bool] | None,
+    ordinal: int,
+    *,
+    row: int,
+    trims: bool,
+) -> tuple[NDArray[np.integer], Mask | None, int]:
+    """Return a document's token ids, its loss mask, and how many input rows it has; all of it may be relied on.
+
+    Args:
+        tokens: What should be token ids, [n].
+        loss_mask: What should be a loss mask, [n].
+        ordinal: The document's number.
+        row: Input rows that earlier packs hold; only the first document can have some.
+        trims: Whether the last token is no row.
+
+    Raises:
+        RecordError: Not token ids, a loss mask that does not fit, or fewer rows than `row`.
+    """
+    ids = token_ids(tokens, ordinal)
+    mask = None if loss_mask is None else checked_mask(loss_mask, ids.size, ordinal)
+    rows = max(ids.size - 1, 0) if trims else ids.size
+    assert ordinal == 0 or row == 0, "only the first document can begin in the middle"
+    if not 0 <= row <= rows:
+        raise RecordError(
+            f"document {ordinal} has {rows} rows, yet {row} of them are said to be in earlier packs; the data or "
+            "the tokenizer have changed since."
+        )
+    return ids, mask, rows
+
+
 def token_ids(tokens: NDArray[np.integer] | Sequence[int], ordinal: int) -> NDArray[np.integer]:
     """Return token ids that fit int32, without a copy where the type says so already."""
     try:

@@ -3,6 +3,7 @@
 In:  the options of packing. Out: a packer that is fed documents and gives packs.
 """
 
+from functools import partial
 from typing import TypeAlias
 
 from streampack.packing.best_fit import BestFitPacker
@@ -29,23 +30,10 @@ def make_packer(
     The arguments are those of `Packer`, and `given`: at a restart, `PackRows.given` of the pack before; more than 0
     under best fit only. A ConfigError says which cannot work together.
     """
+    make: partial[Packer] | partial[BestFitPacker]
     if packing.has_windows:
-        return BestFitPacker(
-            seq_len=seq_len,
-            boundary=boundary,
-            packing=packing,
-            pad_id=pad_id,
-            bos_id=bos_id,
-            eos_id=eos_id,
-            given=given,
-        )
-    assert not given, "packs of a window are out, and this packing has no windows"
-    return Packer(
-        seq_len=seq_len,
-        boundary=boundary,
-        packing=packing,
-        pad_id=pad_id,
-        bos_id=bos_id,
-        eos_id=eos_id,
-        at_once=at_once,
-    )
+        make = partial(BestFitPacker, given=given)
+    else:
+        assert not given, "packs of a window are out, and this packing has no windows"
+        make = partial(Packer, at_once=at_once)
+    return make(seq_len=seq_len, boundary=boundary, packing=packing, pad_id=pad_id, bos_id=bos_id, eos_id=eos_id)

@@ -63,8 +63,8 @@ from operator import sub
 import numpy as np
 from numpy.typing import NDArray
 
-from streampack.errors import RecordError, as_integer
-from streampack.packing.buffer import RowBuffer, checked_mask, token_ids
+from streampack.errors import as_integer
+from streampack.packing.buffer import RowBuffer, checked_document
 from streampack.packing.counting import OverflowLosses, PackCounter
 from streampack.packing.edges import HeldDocuments
 from streampack.packing.options import Packing, PackingKind, Tail, as_packing
@@ -189,15 +189,7 @@ class Packer:
         """
         assert not self._finished, "a document was fed after finish()"
         ordinal = self._num_fed
-        ids = token_ids(tokens, ordinal)
-        mask = None if loss_mask is None else checked_mask(loss_mask, ids.size, ordinal)
-        rows = ids.size if not self._trims else max(ids.size - 1, 0)
-        assert ordinal == 0 or row == 0, "only the first document can begin in the middle"
-        if not 0 <= row <= rows:
-            raise RecordError(
-                f"document {ordinal} has {rows} rows, yet {row} of them are said to be in earlier packs; the data or "
-                "the tokenizer have changed since."
-            )
+        ids, mask, rows = checked_document(tokens, loss_mask, ordinal, row=row, trims=self._trims)
         if self._whole and rows - row > self.seq_len:
             ids, rows = self._losses.shorten(ids, ordinal, row=row, rows=rows)
         self._num_fed += 1
