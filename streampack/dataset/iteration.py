@@ -24,7 +24,7 @@ from streampack.lanes.pool import LanePool
 from streampack.lanes.position import LaneEnd, LanePack, LanePosition
 from streampack.packing.blocks import expand_block, stack
 from streampack.records import Cursor
-from streampack.state.checkpoint import ORDER_VERSION
+from streampack.state.checkpoint import ORDER_VERSION, check_cursor
 from streampack.state.fingerprint import check_fingerprint, fingerprint_of
 from streampack.state.forms import ranges_from_json, ranges_to_json
 
@@ -169,7 +169,7 @@ class PackIterator(Iterator[Item]):
         """Continue from a state of the same rank and worker.
 
         Raises:
-            StateError: the state is of another release, another run, or another rank or worker.
+            StateError: the state is of another release, another run, or another rank or worker, or it is damaged.
         """
         reading = self._read()
         for key, known in (("version", VERSION), ("order_version", ORDER_VERSION)):
@@ -186,12 +186,16 @@ class PackIterator(Iterator[Item]):
                 "StatefulDataLoader fit the same ranks and workers only. Those of streampack.PackedDataLoader "
                 "continue on any number of ranks and workers."
             )
+        positions, has_windows = {}, reading.pipeline.packing.has_windows
         for lane in reading.lanes:
-            *cursor, packs, documents, num_skipped = state["lanes"][f"{lane:06d}"]
+            *row, packs, documents, num_skipped = state["lanes"][f"{lane:06d}"]
+            cursor = Cursor(*row)
+            check_cursor(cursor, reading.corpus, lane, has_packing_windows=has_windows)
             skipped_ranges = frozenset(
                 ranges_from_json(state["skipped_ranges"][f"{lane:06d}"], f"skipped_ranges.{lane:06d}")
             )
-            self._positions[lane] = LanePosition(Cursor(*cursor), packs, documents, num_skipped, skipped_ranges)
+            positions[lane] = LanePosition(cursor, packs, documents, num_skipped, skipped_ranges)
+        self._positions = positions
         self._ended, self._has_raised, self._given = set(state["ended"]), False, None
         self._epoch, self._turn = state["epoch"], state["turn"]
         self._pool = None

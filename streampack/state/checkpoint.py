@@ -13,6 +13,7 @@ Never: a state of another run that is accepted: `StateError` names what differs.
 """
 
 import json
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -149,21 +150,9 @@ class Committed:
         )
 
     def check_cursors(self, corpus: Corpus, *, has_packing_windows: bool) -> None:
-        """Raise `StateError` where a cursor can be that of no lane of this run: the state is damaged."""
-        cursors, lowest = self.rows[:, :NUM_CURSOR], np.zeros(NUM_CURSOR, dtype=np.int64)
-        lowest[Cursor._fields.index("sample")] = -1
-        wrong: NDArray[np.bool_] = np.any(cursors < lowest, axis=1)
-        if not has_packing_windows:
-            wrong |= cursors[:, _GIVEN] != 0
-        for lane_index in np.flatnonzero((cursors[:, 1] > 0) & ~wrong).tolist():
-            epoch, piece = cursors[lane_index, :2].tolist()
-            wrong[lane_index] = piece > len(corpus.pieces(epoch, self.lanes[lane_index]))
-        if wrong.any():
-            lane_index = int(wrong.argmax())
-            raise StateError(
-                f"lane {self.lanes[lane_index]} continues at {Cursor(*cursors[lane_index].tolist())}, which is no "
-                "place in this run: the state is damaged"
-            )
+        """Raise `StateError` where a lane cannot continue: the state is damaged."""
+        for lane, cursor in zip(self.lanes, self.rows[:, :NUM_CURSOR].tolist(), strict=True):
+            check_cursor(Cursor(*cursor), corpus, lane, has_packing_windows=has_packing_windows)
 
     def check_windows(self, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         """Raise `StateError` where a lane is inside a packing window whose packs would hold other documents now.
@@ -239,6 +228,15 @@ class Committed:
                     f"which makes {due}: parts of different steps were mixed"
                 )
         return committed
+
+
+def check_cursor(cursor: Cursor, corpus: Corpus, lane: int, *, has_packing_windows: bool) -> None:
+    """Raise `StateError` where a lane of this run cannot continue at the cursor: the state is damaged."""
+    is_wrong = any(map(operator.lt, cursor, Cursor())) or bool(cursor.given and not has_packing_windows)
+    if not is_wrong and cursor.piece:
+        is_wrong = cursor.piece > len(corpus.pieces(cursor.epoch, lane))
+    if is_wrong:
+        raise StateError(f"lane {lane} continues at {cursor}, which is no place in this run: the state is damaged")
 
 
 def check_versions(state: Mapping[str, Any]) -> None:

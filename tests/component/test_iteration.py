@@ -186,6 +186,16 @@ def test_torchdatas_stateful_dataloader_resumes_exactly_again_and_again(
     assert_same(got, whole)
 
 
+@pytest.mark.parametrize(("column", "value"), [(0, -1), (1, 10**6), (7, 3)])
+def test_a_state_with_a_damaged_cursor_is_refused(small: Corpus, column: int, value: int) -> None:
+    iterator = iter(dataset(small, num_lanes=4))
+    next(iterator)
+    state = iterator.state_dict()
+    state["lanes"]["000002"][column] = value
+    with pytest.raises(StateError, match="lane 2 continues at Cursor.* which is no place in this run"):
+        iter(dataset(small, num_lanes=4)).load_state_dict(state)
+
+
 @torchdatas
 def test_torchdatas_stateful_dataloader_refuses_the_state_of_another_rank(small: Corpus) -> None:
     loader = stateful(dataset(small, num_lanes=4, rank=0, size=2), 1, 0)
