@@ -36,6 +36,7 @@ import streampack
 from streampack.errors import LoaderError, StateError, TopologyError
 from streampack.records import Counts
 from streampack.state.checkpoint import FIELDS, PACKS, STATE_VERSION
+from streampack.state.forms import SLOTS
 from streampack.state.joining import to_json
 from streampack.testing import ByteTokenizer
 
@@ -237,6 +238,24 @@ def test_batches_back_forgets_skipped_ranges_and_fillers(tmp_path: Path) -> None
     assert num_skipped(states[-1]) > 3
     assert num_skipped(loader.state_dict()) == loader.stats()["bad_records"] == 11
     assert loader.stats()["fillers"] > 3
+
+
+def test_more_skipped_ranges_than_the_table_has_room_for_are_warned_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    corpus = write_corpus(tmp_path, [(".tar", make_texts(200, longest=60))])
+    path = corpus.shards[0]
+    path.write_bytes(path.read_bytes().replace(b"<1", b"\xff1"))
+    data = dataset(corpus, num_lanes=2, seq_len=16, on_error="skip", shuffle=streampack.Shuffle(window=1000))
+    with loader_of(data, 1, dp_rank=0, dp_size=2) as loader:
+        loader.state_dict()
+        assert not caplog.messages
+        batches = iter(loader)
+        while loader.stats()["bad_records"] <= SLOTS:
+            next(batches)
+        for _ in range(2):
+            loader.state_dict()
+    assert caplog.text.count(f"a lane has more than {SLOTS} skipped ranges") == 1
 
 
 @pytest.mark.parametrize(
