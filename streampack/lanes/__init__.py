@@ -12,6 +12,7 @@ pool -> stream -> reader -> pieces      samples of a piece of a shard; read agai
 |-> liveness                  whether an endless lane will ever give a pack
 `-> position                  where the lane continues after each pack
 
+run                       what the lanes of a run read: sources and stages
 budget                    how much memory lanes need, known before the run
 arrival                   whether a lane that is left before its end would have arrived there
 """
@@ -29,6 +30,7 @@ __all__ = [
     "provenance",
     "reader",
     "records",
+    "run",
     "skipping",
     "stream",
     "tokenizing",
