@@ -60,8 +60,10 @@ class Schedule:
         return self.stage_of(global_pack).tokens_at(global_pack)
 
     def batch_end(self, global_pack: int) -> int | None:
-        """The global pack at which a batch that begins here must end at the latest: the packs there have another
-        seq_len, or the run ends. None: nowhere."""
+        """The global pack at which a batch that begins here must end at the latest; None: nowhere.
+
+        The packs there have another seq_len, or the run ends.
+        """
         here = self.index_of(global_pack)
         seq_len = self.stages[here].seq_len
         cuts = (stage.first_pack for stage in self.stages[here + 1 :] if stage.seq_len != seq_len)
