@@ -1,8 +1,9 @@
 """Choices that must never change: pure functions of integers and names, the same on every machine and release.
 
-All randomness of the order (shards and blocks per epoch, held-out documents, a transform's generator) comes from here.
-The generator is counter-based: a chain of the SplitMix64 finalizer (Steele, Lea, Flood 2014) over the words of the
-counter. Nothing depends on `hash()`, a process, a clock or a library's random stream. Golden tests hold every value.
+All randomness of the order (shards and blocks per epoch, held-out documents and cells, a transform's generator) comes
+from here. The generator is counter-based: a chain of the SplitMix64 finalizer (Steele, Lea, Flood 2014) over the words
+of the counter. Nothing depends on `hash()`, a process, a clock or a library's random stream. Golden tests hold every
+value.
 """
 
 import enum
@@ -25,6 +26,7 @@ class Purpose(enum.IntEnum):
     BLOCK_ORDER = 5
     WINDOW_ORDER = 6
     PACK_ORDER = 7
+    CELLS = 8
 
 
 def _mix(word: int) -> int:
@@ -123,6 +125,14 @@ def is_held_out(*, name: str, key: str, record: int, fraction: float) -> bool:
     `name` is the shard's file name (without folders), `key` the sample's key, `record` its index in the member.
     """
     return hash_words(Purpose.SPLIT, hash_name(name), hash_name(key), record) < int(fraction * 2**64)
+
+
+def hash_cells(name: str, *, count: int) -> NDArray[np.uint64]:
+    """Of each of a shard's cells, uint64 [count]: it is held out where this is below the fraction of 2**64.
+
+    `name` is the shard's file name (without folders). The same for ever, for every seed and topology.
+    """
+    return hash_range(Purpose.CELLS, hash_name(name), count=count)
 
 
 def generator(*words: int) -> np.random.Generator:

@@ -15,6 +15,7 @@ __all__ = [
     "resolve",
     "schedule",
     "shares",
+    "spans",
     "table",
     "urls",
 ]

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streampack.corpus.partition import Piece, lane_share
+from streampack.corpus.spans import Spans
 from streampack.hashing import Bijection, Purpose
 
 _AT_ONCE = 256
@@ -29,8 +30,11 @@ _FEW = 2**13
 class BlockLine:
     """The blocks of all shards, numbered; the same in every epoch."""
 
-    def __init__(self, sizes: NDArray[np.int64], whole: NDArray[np.bool_], block_bytes: int) -> None:
-        """`sizes` int64 [shards] bytes, `whole` bool [shards]: those that are one block."""
+    def __init__(
+        self, sizes: NDArray[np.int64], whole: NDArray[np.bool_], block_bytes: int, spans: Spans | None = None
+    ) -> None:
+        """`sizes` int64 [shards] bytes, `whole` bool [shards]: those that are one block; or of spans of shards."""
+        self._spans = spans
         self._sizes = sizes
         self._whole = whole
         self._block_bytes = block_bytes
@@ -52,7 +56,8 @@ class BlockLine:
         whole, sizes = self._whole[shards], self._sizes[shards]
         begins = np.where(whole, 0, (numbers - self._firsts[shards]) * self._block_bytes)
         ends = np.where(whole, sizes, np.minimum(begins + self._block_bytes, sizes))
-        return list(map(Piece, shards.tolist(), begins.tolist(), ends.tolist(), whole.tolist()))
+        pieces = list(map(Piece, shards.tolist(), begins.tolist(), ends.tolist(), whole.tolist()))
+        return pieces if self._spans is None else self._spans.placed(pieces)
 
 
 class BlockPieces(Sequence[Piece]):

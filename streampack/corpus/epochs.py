@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from streampack.corpus.blocks import BlockLine
 from streampack.corpus.options import Order, Shuffle
 from streampack.corpus.partition import EpochLine, Piece, shard_order
+from streampack.corpus.spans import Spans
 from streampack.corpus.table import ShardTable
+from streampack.documents.split import HoldOut
 
 _KEPT_EPOCHS = 4
 MOST_TEXT = 1.25
@@ -31,6 +33,8 @@ class Corpus:
     shuffle: Order
     one_epoch: bool = False
     """Every epoch has the order of the first one: for validation."""
+    hold_out: HoldOut | None = None
+    """Which part of the corpus is read, where cells of the shards are held out; None: all shards."""
     _lines: dict[int, EpochLine] = field(default_factory=dict, init=False, compare=False, repr=False)
     _blocks: list[BlockLine] = field(default_factory=list, init=False, compare=False, repr=False)
 
@@ -49,7 +53,22 @@ class Corpus:
         """Bytes of a block; 0: the pieces are no blocks."""
         if not isinstance(self.shuffle, Shuffle):
             return 0
-        return self.shuffle.block_bytes_of(self.table.total_bytes, self.num_lanes)
+        return self.shuffle.block_bytes_of(self.total_bytes, self.num_lanes)
+
+    @property
+    def spans(self) -> Spans | None:
+        """The parts of the shards that are read; None: all shards. A `ConfigError` where there are none."""
+        return None if self.hold_out is None else Spans.of(self.table, self.hold_out)
+
+    def check_not_empty(self) -> None:
+        """Raise a `ConfigError` where all that could be read is held out."""
+        _ = self.spans
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes that an epoch reads."""
+        spans = self.spans
+        return self.table.total_bytes if spans is None else spans.total_bytes
 
     def window_bytes(self, *, members_expand: bool) -> int:
         """Bytes of records that end a window. Only the last record of a window may bring it above them.
@@ -80,13 +99,20 @@ class Corpus:
                 self._lines.pop(next(iter(self._lines)))
             shuffle = bool(self.shuffle)
             order = shard_order(seed=self.seed, epoch=epoch, num_shards=len(self.table), shuffle=shuffle)
-            self._lines[epoch] = EpochLine(self.table.sizes, self.table.whole, order)
-        return self._lines[epoch].pieces(lane, self.num_lanes)
+            spans = self.spans
+            self._lines[epoch] = (
+                EpochLine(self.table.sizes, self.table.whole, order)
+                if spans is None
+                else EpochLine(spans.sizes, spans.whole, spans.in_order(order))
+            )
+        pieces = self._lines[epoch].pieces(lane, self.num_lanes)
+        return pieces if self.spans is None else self.spans.placed(pieces)
 
     @property
     def _block_line(self) -> BlockLine:
         if not self._blocks:
-            self._blocks.append(BlockLine(self.table.sizes, self.table.whole, self.block_bytes))
+            of = self.spans or self.table
+            self._blocks.append(BlockLine(of.sizes, of.whole, self.block_bytes, self.spans))
         return self._blocks[0]
 
     def order_epoch(self, epoch: int) -> int:

@@ -8,6 +8,7 @@ Never: a Python object for each shard that is kept: a forked worker would copy i
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -68,6 +69,8 @@ class ShardTable:
     """int64 [n]; -1 where unknown."""
     _remote: list[bool] = field(default_factory=list, init=False, repr=False)
     """`is_remote`, once it is known."""
+    derived: dict[object, Any] = field(default_factory=dict, init=False, repr=False)
+    """What `spans.Spans.of` has computed of it, which goes to workers with it."""
 
     def __len__(self) -> int:
         return len(self.sizes)

@@ -112,6 +112,11 @@ class DatasetArguments:
         return self.hold_out is not None and self.hold_out.part == "val"
 
     @property
+    def held_out_cells(self) -> HoldOut | None:
+        """Which part of the corpus is read, where cells of the shards are held out; else None."""
+        return self.hold_out if self.hold_out is not None and self.hold_out.by == "block" else None
+
+    @property
     def order(self) -> Order:
         """In which order documents are read; those for validation come as listed."""
         return False if self.is_validation else as_order(self.shuffle)

@@ -24,7 +24,7 @@ from streampack.corpus.table import ShardTable
 from streampack.dataset.arguments import Data, DatasetArguments, as_storage
 from streampack.dataset.assembly import fingerprint, make_pipeline
 from streampack.dataset.iteration import PackIterator, Reading, WorkerShare
-from streampack.dataset.shardlist import ShardList, warn_of_large_digests
+from streampack.dataset.shardlist import ShardList, check_corpus
 from streampack.dataset.wrappers import check_not_dealt_again
 from streampack.documents.split import HoldOut
 from streampack.documents.transform import Transform
@@ -69,14 +69,14 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         shuffle: True, or a `Shuffle` with sizes of its own: blocks of the shards come in a new order each epoch, and
             the documents of some blocks are mixed. "shards": whole shards come in a new order each epoch, their
             documents as they stand. False: all as listed.
-        seed: decides the order of shards per epoch and the transform's `rng`.
+        seed: decides the order of every epoch and the transform's `rng`.
         num_lanes: independent streams that the corpus is divided into, for the life of a run; a multiple of every
             number of ranks that the run is to use. "auto" depends on the bytes of the corpus alone.
         epochs: passes over the corpus that one iteration makes; None: without end. The loader counts them from the
             epoch in which the pass began, also after a resume: docs/operations.md.
         epoch_end: a finite run on several ranks ends with its longest lane ("pad") or its shortest ("stop").
-        hold_out: documents held out of training by a hash: `HoldOut("train", 0.001)` for all others,
-            `HoldOut("val", 0.001)` for those, in one epoch as listed. None: all documents.
+        hold_out: documents, or blocks of the shards, held out of training by a hash: `HoldOut("train", 0.001)` for all
+            others, `HoldOut("val", 0.001)` for those, in one epoch as listed. None: all documents.
         on_error: "raise" at a bad record or a broken shard, or "skip" the record, or what the lane would read of the
             shard from where it is broken (counted, logged, remembered in the state). A missing shard and failing
             storage always raise.
@@ -216,7 +216,7 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         """The shard list, expanded and measured on the first call; later calls ask no storage."""
         if not self._shards.is_listed:
             self._shards.table()
-            warn_of_large_digests(self.corpus())
+            check_corpus(self.corpus())
         return self._shards.table()
 
     def adopt_shards(self, table: ShardTable) -> None:
@@ -234,7 +234,7 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
             num_lanes=self.num_lanes if num_lanes is None else num_lanes,
             seed=self._arguments.seed,
             shuffle=self._arguments.order,
-            one_epoch=self._arguments.is_validation,
+            one_epoch=self._arguments.is_validation, hold_out=self._arguments.held_out_cells,
         )
 
     # -- variants --------------------------------------------------------------------------------------------------

@@ -79,12 +79,15 @@ _MOST_MORE = 4
 """A block of a digest that is larger than this part of a shuffled block makes its reading cost noticeably more."""
 
 
-def warn_of_large_digests(corpus: Corpus) -> None:
-    """Warn where the digests' blocks have much more read than the shuffled blocks hold, and something can be done.
+def check_corpus(corpus: Corpus) -> None:
+    """Refuse a part of the corpus that is empty; warn where digests have much more read than what is used.
+
+    Their blocks are then much larger than the shuffled ones, and something can be done.
 
     A corpus of some MB has small blocks, whatever was asked for; digests as `streampack manifest` writes them are good
     for it.
     """
+    corpus.check_not_empty()
     if not isinstance(corpus.shuffle, Shuffle):
         return
     digest_bytes, block_bytes = corpus.table.digest_block_bytes, corpus.block_bytes

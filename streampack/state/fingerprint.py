@@ -23,14 +23,15 @@ PLACING = ("packing", "packing_window", "seq_len", "boundary", "overflow")
 _ARGUMENTS = {
     "chat_template": "Chat(template=...)",
     "packing_window": "Packing(window=...)",
+    "hold_out_by": "HoldOut(by=...)",
     "max_document_bytes": "Limits(document_bytes=...)",
     "split": "HoldOut(part=...)",
     "train_on": "Chat(train_on=...)",
     "val_fraction": "HoldOut(fraction=...)",
 }
 """Field of the fingerprint -> the argument that it comes from, where the names differ."""
-_OF_HOLD_OUT = ("split", "val_fraction")
-"""Fields that `hold_out` decides; without it they are "all" and 0."""
+_OF_HOLD_OUT = ("split", "val_fraction", "hold_out_by")
+"""Fields that `hold_out` decides; without it they are "all", 0 and absent. The last one is present by block only."""
 
 
 def fingerprint_of(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,7 +123,8 @@ def _setting(name: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> str
     if name in _OF_HOLD_OUT and saved.get("split") == "all":
         argument = "hold_out=None"
     elif name in _OF_HOLD_OUT and now.get("split") == "all":
-        argument = f"hold_out=HoldOut({saved.get('split')!r}, {saved.get('val_fraction')!r})"
+        by = ', by="block"' if saved.get("hold_out_by") == "block" else ""
+        argument = f"hold_out=HoldOut({saved.get('split')!r}, {saved.get('val_fraction')!r}{by})"
     return argument if argument.startswith("hold_out") else f"{argument} back to the checkpoint's value"
 
 

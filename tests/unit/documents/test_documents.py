@@ -19,7 +19,7 @@ from streampack import hashing, heartbeat
 from streampack.documents.fields import Field, parse_field
 from streampack.documents.reader import DocumentReader, Record
 from streampack.documents.split import HoldOut
-from streampack.errors import ConfigError, DocumentTooLongError, MissingFieldError, NotBuiltError, RecordError
+from streampack.errors import ConfigError, DocumentTooLongError, MissingFieldError, RecordError
 from streampack.records import WHOLE_SAMPLE, BadRecord, Document, Sample
 
 URL = "s3://b/c/00001.tar"
@@ -658,8 +658,7 @@ def test_bad_lines_belong_to_the_split_of_their_record() -> None:
         (("train", True), ConfigError, "fraction=True must be a number"),
         (("train", "0.1"), ConfigError, "fraction='0.1' must be a number"),
         (("val", 0), ConfigError, "part='val' with fraction=0 holds nothing"),
-        (("train", 0.1, "block"), NotBuiltError, "by='block' is not built yet; by='document' is"),
-        (("train", 0.1, "shard"), ConfigError, "by='shard' is not known"),
+        (("train", 0.1, "shard"), ConfigError, "by='shard' is not known; choose one of document, block"),
     ],
 )
 def test_a_part_that_cannot_be_held_out_is_an_error(
