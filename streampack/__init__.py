@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from streampack.chat.options import Chat
     from streampack.corpus.options import Shuffle
     from streampack.dataset.dataset import PackedDataset
+    from streampack.dataset.sources import Source
+    from streampack.dataset.stages import Stage
     from streampack.documents.split import HoldOut
     from streampack.errors import (
         ConfigError,
@@ -79,7 +81,9 @@ __all__ = [
     "ShardError",
     "ShardNotFoundError",
     "Shuffle",
+    "Source",
     "Span",
+    "Stage",
     "StateError",
     "Storage",
     "StorageError",
@@ -119,7 +123,9 @@ _HOMES = {
     "ShardError": "errors",
     "ShardNotFoundError": "errors",
     "Shuffle": "corpus.options",
+    "Source": "dataset.sources",
     "Span": "packing.packs",
+    "Stage": "dataset.stages",
     "StateError": "errors",
     "Storage": "storage.options",
     "StorageError": "errors",

@@ -27,6 +27,7 @@ class Purpose(enum.IntEnum):
     WINDOW_ORDER = 6
     PACK_ORDER = 7
     CELLS = 8
+    SOURCE = 9
 
 
 def _mix(word: int) -> int:

@@ -8,12 +8,14 @@ Never: a default: a key that the file leaves out is not in the arguments either.
 
     sizes in bytes    a number, or text with a unit: 512MiB, 8MB
     boundary          a name, or {replace: 7} for ReplaceBoundary(7)
+    data              names of shards; or a mapping of names to these or to the fields of a Source, also as `sources`
     transform         "module:function", imported when the arguments are asked for
     packing, chat     a shorthand (wrap, phi3) or a mapping: {kind: next_fit, overflow: truncate}
     paths             of data, tokenizer, chat template and cache_dir: one that starts with ./ or ../ is relative to the
                       config file, package://some.package/path is inside an installed package, any other stays
 """
 
+import dataclasses
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -27,10 +29,21 @@ import yaml
 from msgspec import UNSET, UnsetType
 
 from streampack.config.lines import Keys, Lines
-from streampack.config.sections import Section, described, has_shorthand, inner_section, record_of, section_of
-from streampack.config.values import as_bytes, as_function, as_path, shown
+from streampack.config.sections import (
+    Section,
+    described,
+    has_shorthand,
+    hint_of,
+    inner_hint,
+    record_of,
+    section_in,
+    section_of,
+)
+from streampack.config.values import NamedFunction, as_bytes, as_path, shown
 from streampack.config.yamltree import LimitError, compose, construct
 from streampack.dataset.arguments import DatasetArguments
+from streampack.dataset.sources import Source
+from streampack.dataset.stages import Stage
 from streampack.errors import ConfigError
 
 
@@ -53,11 +66,12 @@ class LoaderSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     whole_state: bool | UnsetType = UNSET
 
 
+_MAPPING_OF_SOURCES: Any = dict[str, str | list[str] | section_of(Source)]  # type: ignore[misc]  # made here
 SECTIONS: dict[str, type[Section]] = {
-    "dataset": section_of(DatasetArguments, required=("data", "tokenizer")),
+    "dataset": section_of(DatasetArguments, required=("tokenizer",), besides=(("sources", _MAPPING_OF_SOURCES),)),
     "loader": LoaderSection,
 }
-_PATHS = frozenset({"data", "tokenizer", "chat", "template", "cache_dir"})
+_PATHS = frozenset({"data", "sources", "tokenizer", "chat", "template", "cache_dir"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +79,7 @@ class Config:
     """What one config file says."""
 
     dataset: dict[str, Any]
-    """Arguments of `PackedDataset`; `transform` is the name of a function."""
+    """Arguments of `PackedDataset`; each `transform` is a `NamedFunction`."""
     loader: dict[str, Any]
 
     def dataset_arguments(self) -> dict[str, Any]:
@@ -74,14 +88,24 @@ class Config:
         Raises:
             ConfigError: `transform` cannot be imported.
         """
-        arguments = dict(self.dataset)
-        if (transform := arguments.get("transform")) is not None:
-            arguments["transform"] = as_function(transform, "dataset.transform")
-        return arguments
+        return {name: _imported(value) for name, value in self.dataset.items()}
 
     def loader_arguments(self) -> dict[str, Any]:
         """Keyword arguments for `PackedDataLoader`: those that the file sets."""
         return dict(self.loader)
+
+
+def _imported(value: Any) -> Any:
+    """A value with the functions that it names: itself, or in sources and stages."""
+    if isinstance(value, NamedFunction):
+        return value.imported()
+    if isinstance(value, Source) and isinstance(value.transform, NamedFunction):
+        return dataclasses.replace(value, transform=value.transform.imported())
+    if isinstance(value, Stage) and value.sources is not None:
+        return dataclasses.replace(value, sources=_imported(value.sources))
+    if isinstance(value, dict):
+        return {name: _imported(each) for name, each in value.items()}
+    return [_imported(each) for each in value] if isinstance(value, list) else value
 
 
 def load_config(path: str | os.PathLike[str]) -> Config:
@@ -113,6 +137,11 @@ def load_config(path: str | os.PathLike[str]) -> Config:
         except msgspec.ValidationError as error:
             raise _type_error(str(error), (name,), plain, kind, lines) from error
         found[name] = _with_records(section, (name,), lines)
+    dataset = found["dataset"]
+    if ("data" in dataset) == ("sources" in dataset):
+        what = "is given twice: leave one of" if "data" in dataset else "must be given, or"
+        raise ConfigError(f"`dataset.data` {what} `dataset.sources`", url=lines.where(("dataset",)))
+    dataset["data"] = dataset.pop("sources", None) or dataset["data"]
     return Config(**found)
 
 
@@ -142,28 +171,34 @@ def _all_sections(sections: Mapping[str, type[Section]]) -> Iterator[tuple[str, 
     """Each section with its path in a file, such as "dataset.limits"."""
     for name, kind in sections.items():
         yield name, kind
-        inner = {f"{name}.{key}": inner_section(kind, key) for key in kind.__struct_fields__}
+        inner = {f"{name}.{key}": section_in(hint_of(kind, key)) for key in kind.__struct_fields__}
         yield from _all_sections({place: each for place, each in inner.items() if each is not None})
 
 
 def _plain_mapping(value: object, keys: Keys, kind: type[Section], lines: Lines) -> dict[str, Any]:
     """A mapping of a section's keys, with sizes as numbers and paths resolved; types are checked after this."""
     data = _checked_mapping(value, keys, kind.__struct_fields__, lines)
-    return {key: _plain(inner, (*keys, key), kind, lines) for key, inner in data.items()}
+    return {key: _plain(inner, (*keys, key), key, hint_of(kind, key), lines) for key, inner in data.items()}
 
 
-def _plain(value: object, keys: Keys, kind: type[Section], lines: Lines) -> object:
-    inner = inner_section(kind, keys[-1])
-    if inner is not None and (isinstance(value, dict) or not has_shorthand(kind, keys[-1])):
-        return _plain_mapping(value, keys, inner, lines)
+def _plain(value: object, keys: Keys, name: str, hint: object, lines: Lines) -> object:
+    """A value of which `hint` says what it may be; `name` is that of the field that it is in."""
+    section = section_in(hint)
+    if section is not None and (isinstance(value, dict) or not has_shorthand(hint)):
+        return _plain_mapping(value, keys, section, lines)
     if isinstance(value, list):
-        return [_plain(item, keys, kind, lines) for item in value]
+        each = [(str(index), item) for index, item in enumerate(value)]
+        return [_plain(item, (*keys, index), name, inner_hint(hint, index), lines) for index, item in each]
+    if isinstance(value, dict) and inner_hint(hint, "") is not None:
+        return {
+            key: _plain(item, (*keys, str(key)), name, inner_hint(hint, str(key)), lines) for key, item in value.items()
+        }
     if not isinstance(value, str):
         return value
     try:
-        if keys[-1] in _PATHS:
+        if name in _PATHS:
             return as_path(value, lines.file.parent)
-        if keys[-1].endswith("_bytes"):
+        if name.endswith("_bytes"):
             return as_bytes(value)
     except ConfigError as error:
         raise type(error)(f"`{'.'.join(keys)}`: {error.message}", url=lines.where(keys)) from error
@@ -172,17 +207,24 @@ def _plain(value: object, keys: Keys, kind: type[Section], lines: Lines) -> obje
 
 def _with_records(section: Section, keys: Keys, lines: Lines) -> dict[str, Any]:
     """What a section says, each section in it as the record that it stands for."""
-    found = section.given()
-    for key, value in found.items():
-        if not isinstance(value, Section):
-            continue
-        inner = (*keys, key)
-        values = _with_records(value, inner, lines)
-        try:
-            found[key] = record_of(type(value), values)
-        except ConfigError as error:
-            raise type(error)(f"`{'.'.join(inner)}`: {error.message}", url=lines.where(inner)) from error
-    return found
+    return {key: _with_record(value, (*keys, key), lines) for key, value in section.given().items()}
+
+
+def _with_record(value: Any, keys: Keys, lines: Lines) -> Any:
+    if isinstance(value, list):
+        return [_with_record(item, (*keys, str(index)), lines) for index, item in enumerate(value)]
+    if isinstance(value, dict):
+        return {key: _with_record(item, (*keys, str(key)), lines) for key, item in value.items()}
+    if keys[-1] == "transform" and isinstance(value, str):
+        return NamedFunction(value, ".".join(keys))
+    if not isinstance(value, Section):
+        return value
+    try:
+        return record_of(type(value), _with_records(value, keys, lines))
+    except ConfigError as error:
+        if error.url is not None:  # of a section inside
+            raise
+        raise type(error)(f"`{'.'.join(keys)}`: {error.message}", url=lines.where(keys)) from error
 
 
 def _type_error(message: str, keys: Keys, value: Any, kind: type[Section], lines: Lines) -> ConfigError:
@@ -190,19 +232,29 @@ def _type_error(message: str, keys: Keys, value: Any, kind: type[Section], lines
     match = re.fullmatch(r"(.*?)(?: - at .*`\$\.?(.*)`)?", message)
     assert match is not None
     problem, path = match.groups("")
-    inside = re.findall(r"[^.\[\]]+", path)
+    hint: Any = kind
+    inside: Keys = ()
+    for step in re.findall(r"\.\.\.|[^.\[\]]+", path):
+        key = _wrong_name(value, hint) if step == "..." else step
+        value = value[int(key)] if isinstance(value, list) else value.get(key, value)
+        hint, inside = inner_hint(hint, key), (*inside, key)
     if missing := re.fullmatch("Object missing required field `(.*)`", problem):
         problem = f"`{'.'.join((*keys, *inside, missing[1]))}` must be given"
         return ConfigError(problem, url=lines.where((*keys, *inside)))
-    holder: type[Section] | None = kind
-    for depth, key in enumerate(inside):
-        value = value[int(key)] if isinstance(value, list) else value.get(key, value)
-        last = depth == len(inside) - 1
-        if holder is not None and last and key in holder.__struct_fields__ and problem.startswith(("Expected", "Inv")):
-            problem = f"expected {described(holder, key)}"
-        holder = None if holder is None else inner_section(holder, key)
-    hint = ""
+    if hint is not None and problem.startswith(("Expected", "Inv")):
+        problem = f"expected {described(hint)}"
+    advice = ""
     if isinstance(value, str) and re.fullmatch(r"\d+(\.\d*)?[eE][+-]?\d+", value):
-        hint = " (in YAML a number with an exponent needs a point and a sign: 1.0e-3)"
-    place = ".".join((*keys, path))
-    return ConfigError(f"`{place}`: {problem}, found {shown(value)}{hint}", url=lines.where((*keys, *inside)))
+        advice = " (in YAML a number with an exponent needs a point and a sign: 1.0e-3)"
+    place = re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", ".".join((*keys, *inside)))
+    return ConfigError(f"`{place}`: {problem}, found {shown(value)}{advice}", url=lines.where((*keys, *inside)))
+
+
+def _wrong_name(values: Mapping[str, Any], hint: object) -> str:
+    """The first name whose value is not what it may be."""
+    for name, value in values.items():
+        try:
+            msgspec.convert(value, inner_hint(hint, name))
+        except msgspec.ValidationError:
+            return name
+    raise AssertionError("msgspec has found a wrong value under some name")

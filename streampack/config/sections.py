@@ -10,6 +10,8 @@ Never: a default or a check of values; both are the record's.
     a choice                      its name
     a sequence of texts           text, or a list of texts
     another record                a mapping of its fields
+    a sequence of records         a list of these
+    a mapping of names            a mapping, whose values are as here
     ReplaceBoundary(7)            {replace: 7}
 """
 
@@ -47,17 +49,26 @@ _RECORDS: dict[type[Section], type] = {}
 
 
 @functools.cache
-def section_of(record: type, *, required: tuple[str, ...] | None = None) -> type[Section]:
-    """The section with a dataclass's fields; `required`: those that a file must set (None: those without a default)."""
+def section_of(
+    record: type, *, required: tuple[str, ...] | None = None, besides: tuple[tuple[str, Any], ...] = ()
+) -> type[Section]:
+    """The section with a dataclass's fields.
+
+    Args:
+        record: the dataclass.
+        required: those that a file must set; None: those without a default.
+        besides: other keys, and what may be under each.
+    """
     hints = get_type_hints(record)
     fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
     for field in dataclasses.fields(record):
-        kind: Any = functools.reduce(operator.or_, _in_a_file(hints[field.name]))
+        kind = _union(hints[field.name])
         has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
         if (not has_default) if required is None else field.name in required:
             fields.append((field.name, kind))
         else:
             fields.append((field.name, kind | UnsetType, UNSET))
+    fields += [(name, kind | UnsetType, UNSET) for name, kind in besides]
     section: Any = msgspec.defstruct(
         record.__name__, fields, bases=(Section,), frozen=True, kw_only=True, forbid_unknown_fields=True
     )
@@ -71,30 +82,53 @@ def record_of(kind: type[Section], values: dict[str, Any]) -> object:
     return ReplaceBoundary(values["replace"]) if kind is Replace else _RECORDS[kind](**values)
 
 
-def inner_section(kind: type[Section], key: str) -> type[Section] | None:
-    """The section that may be under a key of a section of this kind; None: no mapping with known keys."""
-    hint = get_type_hints(kind).get(key)
+def hint_of(kind: type[Section], key: str) -> Any:
+    """What may be under a key of a section of this kind: a type, or a union of types."""
+    return get_type_hints(kind)[key]
+
+
+def section_in(hint: object) -> type[Section] | None:
+    """The section that may be where `hint` says what may be; None: no mapping with known keys."""
     return next((option for option in _options(hint) if isinstance(option, type) and issubclass(option, Section)), None)
 
 
-def has_shorthand(kind: type[Section], key: str) -> bool:
-    """Whether a key may have a value that is not a mapping."""
-    options = [option for option in _options(get_type_hints(kind)[key]) if option is not UnsetType]
-    return len(options) > 1
+def inner_hint(hint: object, key: str) -> Any:
+    """What may be under a key, a name or an index of what may be here; None: nothing is known of it."""
+    for option in _options(hint):
+        if isinstance(option, type) and issubclass(option, Section) and key in option.__struct_fields__:
+            return hint_of(option, key)
+        if get_origin(option) is dict and (value := get_args(option)[1]) is not object:
+            return value
+        if get_origin(option) is list:
+            return get_args(option)[0]
+    return None
 
 
-def described(kind: type[Section], key: str) -> str:
-    """In words, what may be under a key of a section of this kind."""
+def has_shorthand(hint: object) -> bool:
+    """Whether there may be a value that is not a mapping."""
+    return len([option for option in _options(hint) if option is not UnsetType]) > 1
+
+
+def described(hint: object) -> str:
+    """In words, what may be where `hint` says so."""
     words: list[str] = []
-    for option in _options(get_type_hints(kind)[key]):
+    options = _options(hint)
+    for option in options:
         if get_origin(option) is Literal:
             words += get_args(option)
         elif isinstance(option, EnumType):
             words += option
         elif option in _RECORDS:
             words.append(f"a mapping of {_RECORDS[option].__name__}'s fields")
-        elif option is not UnsetType and not (option is int and float in _options(get_type_hints(kind)[key])):
-            words.append(_WORDS.get(option) or str(option))
+        elif option in _WORDS:
+            if not (option is int and float in options):
+                words.append(_WORDS[option])
+        elif get_origin(option) is dict:
+            words.append(f"a mapping of names to {described(get_args(option)[1])}")
+        elif get_origin(option) is list:
+            words.append(f"a list, each item {described(get_args(option)[0])}")
+        elif option is not UnsetType:
+            words.append(str(option))
     return " or ".join(words)
 
 
@@ -115,18 +149,23 @@ def _in_a_file(hint: object) -> list[Any]:
     found: list[Any] = []
     options = _options(hint)
     chooses = any(isinstance(option, EnumType) for option in options)
+    # One kind of mapping: of names to records, else the fields of a record, else anything.
+    names_records = any(dataclasses.is_dataclass(each) for each in map(_value_of, options) for each in _options(each))
+    is_record = any(map(dataclasses.is_dataclass, options)) and not names_records
     for option in options:
         origin = get_origin(option) or option
         if option is ReplaceBoundary:
             found.append(Replace)
         elif dataclasses.is_dataclass(option):
-            found.append(section_of(option))  # type: ignore[arg-type]  # a class, as hints are
+            if is_record:
+                found.append(section_of(option))  # type: ignore[arg-type]  # a class, as hints are
         elif origin is Callable:
             found.append(str)
         elif origin is Sequence:
-            found.append(list[str])
+            found.append(list[_union(get_args(option)[0])])  # type: ignore[misc]  # a union made here
         elif origin is Mapping:
-            found.append(dict[str, object])
+            if not is_record:
+                found.append(dict[str, _union(_value_of(option))])  # type: ignore[misc]  # the same
         elif option is float:
             found += [int, float]  # so that a whole number stays one
         elif origin is os.PathLike or getattr(option, "_is_protocol", False) or (option is str and chooses):
@@ -134,6 +173,15 @@ def _in_a_file(hint: object) -> list[Any]:
         else:
             found.append(option)
     return list(dict.fromkeys(found))
+
+
+def _union(hint: object) -> Any:
+    return functools.reduce(operator.or_, _in_a_file(hint))
+
+
+def _value_of(option: object) -> object:
+    """Of a mapping, what its values are."""
+    return get_args(option)[1] if get_origin(option) is Mapping else None
 
 
 def _options(hint: object) -> tuple[Any, ...]:

@@ -9,7 +9,9 @@ import os
 import pkgutil
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from streampack.errors import ConfigError
 
@@ -49,19 +51,30 @@ def as_path(text: str, folder: Path) -> str:
     return text
 
 
-def as_function(name: str, key: str) -> Callable[..., object]:
-    """The function that "module:function" names; `key` is where the file says so.
+@dataclass(frozen=True, slots=True)
+class NamedFunction:
+    """A function that a file names as "module:function"; it is imported when the arguments are asked for."""
 
-    Raises:
-        ConfigError: it cannot be imported, or is not a function.
-    """
-    try:
-        function: object = pkgutil.resolve_name(name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"`{key}`: {name!r} cannot be imported: {error}") from error
-    if not callable(function):
-        raise ConfigError(f'`{key}` is "module:function"; {name!r} is {shown(function)}')
-    return function
+    name: str
+    key: str
+    """Where the file says so."""
+
+    def __call__(self, *_: object) -> object:
+        raise AssertionError(f"{self} was not imported")
+
+    def imported(self) -> Callable[..., Any]:  # Any: only the constructor that takes it knows
+        """The function itself.
+
+        Raises:
+            ConfigError: it cannot be imported, or is not a function.
+        """
+        try:
+            function: object = pkgutil.resolve_name(self.name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ConfigError(f"`{self.key}`: {self.name!r} cannot be imported: {error}") from error
+        if not callable(function):
+            raise ConfigError(f'`{self.key}` is "module:function"; {self.name!r} is {shown(function)}')
+        return function
 
 
 def shown(value: object) -> str:

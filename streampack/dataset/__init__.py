@@ -1,9 +1,23 @@
 """PackedDataset: arguments checked once, then a frozen record of them.
 
-    arguments --assembly---> pipeline, what is done with bytes  |
-    data ------shardlist---> table, where the bytes are         |  dataset --iteration--> packs of one worker
+    arguments --assembly---> pipelines, what is done with bytes  |
+    sources ---shardlist---> tables, where the bytes are         |  runplan --iteration--> packs of one worker
+    stages ---resolution---> schedule, which source a pack is of |
 
 Besides iteration, `PackedDataset` has what the loader needs to make lanes, and to write and check a state.
 """
 
-__all__ = ["arguments", "assembly", "dataset", "iteration", "shardlist", "wrappers"]
+__all__ = [
+    "arguments",
+    "assembly",
+    "cutting",
+    "dataset",
+    "iteration",
+    "rank",
+    "resolution",
+    "runplan",
+    "shardlist",
+    "sources",
+    "stages",
+    "wrappers",
+]

@@ -6,24 +6,23 @@ Never: a request to a storage. What only the tokenizer or a template can tell is
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Integral
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple
 
 from streampack.chat.options import Chat
 from streampack.chat.templates import ChatFunction
 from streampack.corpus.options import Order, Shuffle, as_order
+from streampack.dataset.sources import Data, Source, as_sources
+from streampack.dataset.stages import Stage, all_sources, as_count, as_stages, weights_of
 from streampack.documents.split import HoldOut
 from streampack.documents.transform import Transform
 from streampack.errors import ConfigError, as_bool, as_integer, as_number, check_choice, record_hint
 from streampack.packing.options import Packing, PackingKind
 from streampack.packing.policies import INT32, BoundaryPolicy, ReplaceBoundary
 from streampack.records import Limits, Tokenizer
-from streampack.storage.options import Storage
-
-Data: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-"""What names shards: a URL, braces, a glob, a directory, "@manifest.jsonl"; or several of them."""
+from streampack.storage.options import Storage, as_storage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +33,8 @@ class DatasetArguments:
         ConfigError: a value that cannot work.
     """
 
-    data: Data
-    """Any iterable of names may be given; here it is a tuple of texts, which can be pickled."""
+    data: Data | Source | Mapping[str, Data | Source]
+    """Here it is a dict of sources."""
     tokenizer: str | os.PathLike[str] | Tokenizer | None
     seq_len: int
     field: str
@@ -52,6 +51,11 @@ class DatasetArguments:
     seed: int
     num_lanes: int | Literal["auto"]
     epochs: int | None
+    stages: Sequence[Stage]
+    """Here it is a tuple, never empty."""
+    num_tokens: float | None
+    num_packs: float | None
+    exhausted: Literal["skip", "error"]
     epoch_end: Literal["pad", "stop"]
     hold_out: HoldOut | None
     on_error: Literal["raise", "skip"]
@@ -61,7 +65,9 @@ class DatasetArguments:
     engine: str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "data", _names(self.data))
+        object.__setattr__(self, "data", as_sources(self.data))
+        object.__setattr__(self, "stages", as_stages(self.stages))
+        weights_of(self.first_sources, self.stages)  # refuses names and weights that do not fit together
         self._check_text("field")
         self._check_text("transform_version")
         if self.transform is not None and not callable(self.transform):
@@ -70,6 +76,7 @@ class DatasetArguments:
         self._check_bool("add_eos")
         check_choice(self.epoch_end, ("pad", "stop"), "epoch_end")
         check_choice(self.on_error, ("raise", "skip"), "on_error")
+        check_choice(self.exhausted, ("skip", "error"), "exhausted")
         as_order(self.shuffle)  # refuses what it is not
         _check_record("hold_out", self.hold_out, HoldOut, optional=True)
         _check_record("limits", self.limits, Limits)
@@ -79,6 +86,10 @@ class DatasetArguments:
             self._check_integer("num_lanes", 1)
         if self.epochs is not None:
             self._check_integer("epochs", 1)
+        for name in ("num_tokens", "num_packs"):
+            if (budget := getattr(self, name)) is not None:
+                object.__setattr__(self, name, as_count(budget, name))
+        self._check_end()
         if isinstance(self.max_bad, Integral):
             self._check_integer("max_bad", 0)
         else:
@@ -89,11 +100,34 @@ class DatasetArguments:
             raise ConfigError(
                 f'hold_out: part="val" is always one epoch; epochs={self.epochs} cannot work, leave it out'
             )
-        if self.tokenizer is None and (self.field != "npy" or self.add_bos or self.add_eos):
+        if self.tokenizer is None and (self.add_bos or self.add_eos or self._reads_text()):
             raise ConfigError(
                 'tokenizer=None works with field="npy", add_bos=False and add_eos=False only; else give the path of a '
                 "SentencePiece model or of a tokenizer.json"
             )
+
+    def _check_end(self) -> None:
+        """Refuse two ends of a run, and an end that is not one for these sources."""
+        budgets = ("num_tokens", "num_packs")
+        given = {name: getattr(self, name) for name in budgets if getattr(self, name) is not None}
+        if len(given) > 1:
+            raise ConfigError(f"num_tokens={self.num_tokens} and num_packs={self.num_packs}: give one of the two")
+        if self.is_validation and self.stages != (Stage(),):
+            raise ConfigError('hold_out: part="val" is one epoch of the sources in data; leave stages out')
+        if self.epochs is None or self.is_validation:
+            return
+        others = [f"{name}={value}" for name, value in given.items()]
+        others += [f"{len(self.sources)} sources"] * (len(self.sources) > 1) + ["stages"] * (len(self.stages) > 1)
+        others += [f"max_epochs={source.max_epochs}" for source in self.sources.values() if source.max_epochs]
+        if others:
+            raise ConfigError(
+                f"epochs={self.epochs} is passes over one source, and cannot be given with {others[0]}. End the run "
+                "at a number of tokens or packs (num_tokens, num_packs), or after so many epochs of each source: "
+                "streampack.Source(shards, max_epochs=...)"
+            )
+
+    def _reads_text(self) -> bool:
+        return any(self.reading(source).field != "npy" for source in self.sources.values())
 
     def _check_integer(self, name: str, low: int, high: int | None = None) -> None:
         """Check an argument; an integer of another type, such as numpy's, becomes an int, as it goes into JSON."""
@@ -122,55 +156,41 @@ class DatasetArguments:
         return False if self.is_validation else as_order(self.shuffle)
 
     @property
-    def names_of_shards(self) -> tuple[str, ...]:
-        """What `data` names, each as text."""
-        return _names(self.data)
+    def first_sources(self) -> Mapping[str, Source]:
+        """The sources of `data`."""
+        assert isinstance(self.data, dict)
+        return self.data
+
+    @property
+    def sources(self) -> Mapping[str, Source]:
+        """All sources of the run, in order."""
+        return all_sources(self.first_sources, self.stages)
+
+    @property
+    def weights(self) -> list[dict[str, float]]:
+        """Of each stage, for all sources."""
+        return weights_of(self.first_sources, self.stages)
+
+    def reading(self, source: Source) -> "SourceReading":
+        """How the documents of a source are read: what it does not say, the dataset does."""
+        own = source.transform is not None
+        return SourceReading(
+            field=self.field if source.field is None else source.field,
+            transform=source.transform if own else self.transform,
+            transform_version=source.transform_version if own else self.transform_version,
+            chat=self.chat if source.chat is None else source.chat,
+            storage=self.storage if source.storage is None else as_storage(source.storage),
+        )
 
 
-def as_storage(value: Storage | Mapping[str, object]) -> Storage:
-    """The record that `value` is; a plain mapping stands for `Storage(options=value)`."""
-    if isinstance(value, Mapping):
-        if own := [field.name for field in fields(Storage) if field.name in value]:
-            given = ", ".join(f"{name}=..." for name in own)
-            raise ConfigError(
-                f"storage is a mapping with {', '.join(map(repr, own))}, and a plain mapping holds options of the "
-                f"filesystem: use storage=streampack.Storage({given}). An option of the filesystem that has such a "
-                "name goes into Storage(options=...)."
-            )
-        return Storage(options=value)
-    _check_record("storage", value, Storage)
-    return value
+class SourceReading(NamedTuple):
+    """How the documents of a source are read."""
 
-
-def _names(data: object) -> tuple[str, ...]:
-    """What `data` names, each as text."""
-    wanted = "must be a URL or a path, as text or os.PathLike; or several of them"
-    if isinstance(data, set | frozenset | Mapping):
-        is_set = not isinstance(data, Mapping)
-        why = "its order may be another one in each process" if is_set else "shards have no other names"
-        raise ConfigError(f"data: {_shown(data)} {wanted} in a list ({why})")
-    several = isinstance(data, Iterable) and not isinstance(data, str | bytes | os.PathLike)
-    names: Iterable[object] = data if several else (data,)  # type: ignore[assignment]  # an Iterable
-    texts = []
-    for name in names:
-        text = os.fspath(name) if isinstance(name, os.PathLike) else name
-        if not isinstance(text, str):
-            holder = f" (in {_shown(data)})" if several else ""
-            raise ConfigError(
-                f"data: {_shown(name)}{holder} {wanted}. Documents are read from tar shards: docs/data.md shows how to "
-                "write them (streampack.testing.write_shards)"
-            )
-        texts.append(text)
-    if not texts:
-        raise ConfigError(f"data: no shards, as {_shown(data)} is empty; it {wanted}")
-    return tuple(texts)
-
-
-def _shown(value: object) -> str:
-    """The value, or its type where it may hold documents."""
-    kind = type(value)
-    plain = value is None or isinstance(value, int | float | bytes)
-    return f"{value!r:.80}" if plain else f"a {kind.__module__}.{kind.__qualname__}".replace(" builtins.", " ")
+    field: str
+    transform: Transform | None
+    transform_version: str
+    chat: Chat | str | ChatFunction | None
+    storage: Storage
 
 
 def _check_record(name: str, value: object, kind: type, *, optional: bool = False) -> None:

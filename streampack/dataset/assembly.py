@@ -1,21 +1,25 @@
 """The stages of a dataset from its arguments: tokenizer, chat template, documents and packing, put together.
 
-In:    `DatasetArguments`, and the reader of the storage, for the files of a tokenizer or a template.
-Out:   a `Pipeline`; everything about the arguments that the tokenizer or the template decides is checked by then.
+In:    `DatasetArguments`, and the readers of the storages, for the files of a tokenizer or a template.
+Out:   a `Pipeline` for each source in each stage; everything about the arguments that the tokenizer or the template
+       decides is checked by then.
 """
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from streampack.chat.encoder import ChatEncoder, make_encoder
 from streampack.chat.options import Chat, as_chat
-from streampack.dataset.arguments import DatasetArguments
+from streampack.dataset.arguments import DatasetArguments, SourceReading
+from streampack.dataset.cutting import Cut, check_boundary, cut_as_json, ids_of_boundaries
+from streampack.dataset.sources import errors_of, source_seed
 from streampack.documents.fields import parse_field
 from streampack.documents.reader import DocumentReader
 from streampack.errors import ConfigError, ShardError, ShardNotFoundError, TokenizerError, as_integer
 from streampack.lanes.pipeline import Pipeline
 from streampack.packing.options import as_packing
-from streampack.packing.policies import INT32, BoundaryPolicy, ReplaceBoundary, as_boundary
+from streampack.packing.policies import INT32, as_boundary
 from streampack.records import Tokenizer
 from streampack.storage.access import StorageReader
 from streampack.tokenizers.engines import choose_engine
@@ -23,29 +27,67 @@ from streampack.tokenizers.files import NO_FILE, obstacle_of_path
 from streampack.tokenizers.loading import check_tokenizer, load_tokenizer, special_ids
 
 
-def make_pipeline(arguments: DatasetArguments, storage: StorageReader) -> Pipeline:
-    """What is done with a shard's bytes.
+def make_pipelines(
+    arguments: DatasetArguments, storages: Mapping[str, StorageReader]
+) -> dict[str, tuple[Pipeline, ...]]:
+    """For each source what is done with a shard's bytes in each stage; one object for stages that are cut alike.
+
+    Args:
+        arguments: of the dataset.
+        storages: of each source, by name; that of the dataset is there as "".
 
     Raises:
         ConfigError: an argument that cannot work.
+        NotBuiltError: a stage that would cut the documents of a packing window in another way.
         TokenizerError: not a tokenizer, or one without the BOS, EOS or control token that is needed.
     """
-    field = parse_field(arguments.field)
-    tokenizer = _tokenizer(arguments, storage)
-    chat = _chat_encoder(arguments, tokenizer, storage) if field.is_chat else None
+    tokenizer = _tokenizer(arguments, storages[""])
+    readings = {name: arguments.reading(source) for name, source in arguments.sources.items()}
+    holds_chats = any(parse_field(reading.field).is_chat for reading in readings.values())
+    if not holds_chats and as_chat(arguments.chat) != Chat():
+        fields = " and ".join(sorted({f"field={reading.field!r}" for reading in readings.values()}))
+        raise ConfigError(f"chat is for conversations, and {fields} holds none; leave chat out")
+    pipelines = {}
+    for name, reading in readings.items():
+        with errors_of(name):
+            pipelines[name] = _pipelines_of(name, arguments, reading, tokenizer, storages[name])
+    return pipelines
+
+
+def _pipelines_of(
+    name: str, arguments: DatasetArguments, reading: SourceReading, tokenizer: Tokenizer | None, storage: StorageReader
+) -> tuple[Pipeline, ...]:
+    """Those of one source, one for each stage."""
+    cut = Cut(arguments.seq_len, as_boundary(arguments.boundary), arguments.packing).changed(arguments.stages[0])
+    found = [_first_pipeline(name, arguments, reading, tokenizer, storage, cut)]
+    for index, stage in enumerate(arguments.stages[1:], 1):
+        cut = cut.changed(stage)
+        is_read = any(weights[name] for weights in arguments.weights[:index])
+        try:
+            found.append(cut.pipeline(found[-1], is_read=is_read))
+        except ConfigError as error:
+            raise type(error)(f"stages[{index}]: {error.message}") from error
+    return tuple(found)
+
+
+def _first_pipeline(
+    name: str,
+    arguments: DatasetArguments,
+    reading: SourceReading,
+    tokenizer: Tokenizer | None,
+    storage: StorageReader,
+    cut: Cut,
+) -> Pipeline:
+    field = parse_field(reading.field)
+    chat = _chat_encoder(arguments, reading, tokenizer, storage) if field.is_chat else None
     bos_id, eos_id = None, None
     if chat is None:
-        if as_chat(arguments.chat) != Chat():
-            raise ConfigError(f"chat is for conversations, and field={arguments.field!r} holds none; leave chat out")
+        if arguments.sources[name].chat is not None:
+            raise ConfigError(f"chat is for conversations, and field={reading.field!r} holds none; leave chat out")
         if tokenizer is not None:
             bos_id, eos_id = special_ids(tokenizer, add_bos=arguments.add_bos, add_eos=arguments.add_eos)
     vocab_size = 2**31 if tokenizer is None else min(2**31, tokenizer.vocab_size if chat is None else chat.vocab_size)
-    boundary = as_boundary(arguments.boundary)
-    if isinstance(boundary, ReplaceBoundary) and not 0 <= boundary.token_id < vocab_size:
-        raise ConfigError(
-            f"boundary: ReplaceBoundary({boundary.token_id}) would be a label that no model has; with this tokenizer "
-            f"token ids are from 0 to {vocab_size - 1}"
-        )
+    check_boundary(cut.boundary, vocab_size)
     pad_id = arguments.pad_id
     if pad_id is None and tokenizer is not None:
         pad_id = tokenizer.pad_id
@@ -59,10 +101,10 @@ def make_pipeline(arguments: DatasetArguments, storage: StorageReader) -> Pipeli
         storage=storage,
         documents=DocumentReader(
             field=field,
-            transform=arguments.transform,
-            transform_version=arguments.transform_version,
+            transform=reading.transform,
+            transform_version=reading.transform_version,
             hold_out=None if arguments.held_out_cells else arguments.hold_out,
-            seed=arguments.seed,
+            seed=source_seed(arguments.seed, name),
             max_document_bytes=arguments.limits.document_bytes,
             chat=chat,
             chat_may_draw=chat is not None and chat.may_draw,
@@ -72,28 +114,16 @@ def make_pipeline(arguments: DatasetArguments, storage: StorageReader) -> Pipeli
         vocab_size=vocab_size,
         bos_id=bos_id,
         eos_id=eos_id,
-        seq_len=arguments.seq_len,
-        boundary=boundary,
-        packing=as_packing(arguments.packing, conversations=field.is_chat),
+        seq_len=cut.seq_len,
+        boundary=cut.boundary,
+        packing=as_packing(cut.packing, conversations=field.is_chat),
         pad_id=pad_id,
-        token_ids=_ids_of_boundaries(arguments, tokenizer, boundary),
+        token_ids=ids_of_boundaries(field, tokenizer, cut.boundary, adds_bos=arguments.add_bos),
         on_error=arguments.on_error,
         max_bad=arguments.max_bad,
     )
     pipeline.packer()  # it checks whether the boundary has the token that it looks for
     return pipeline
-
-
-def _ids_of_boundaries(
-    arguments: DatasetArguments, tokenizer: Tokenizer | None, boundary: BoundaryPolicy | ReplaceBoundary
-) -> tuple[int | None, int | None]:
-    """The (BOS, EOS) that documents may hold, for the policies that look at values."""
-    if tokenizer is None:
-        return None, None
-    # A text becomes no BOS: without one in front, an EOS of the same id is at ends only.
-    only_ends = boundary is BoundaryPolicy.MASK_EOS_INPUT and not arguments.add_bos
-    is_text = not parse_field(arguments.field).is_chat and arguments.field != "npy"
-    return None if only_ends and is_text else tokenizer.bos_id, tokenizer.eos_id
 
 
 def _tokenizer(arguments: DatasetArguments, storage: StorageReader) -> Tokenizer | None:
@@ -117,7 +147,9 @@ def _model_file(path: str, storage: StorageReader) -> bytes:
         raise TokenizerError(f"the tokenizer cannot be read: {reason}", url=path) from error
 
 
-def _chat_encoder(arguments: DatasetArguments, tokenizer: Tokenizer | None, storage: StorageReader) -> ChatEncoder:
+def _chat_encoder(
+    arguments: DatasetArguments, reading: SourceReading, tokenizer: Tokenizer | None, storage: StorageReader
+) -> ChatEncoder:
     def read(path: str) -> bytes:
         try:
             return storage.read(path)
@@ -126,7 +158,7 @@ def _chat_encoder(arguments: DatasetArguments, tokenizer: Tokenizer | None, stor
             raise ConfigError(f"the chat template cannot be read: {reason}", url=path) from error
 
     return make_encoder(
-        as_chat(arguments.chat),
+        as_chat(reading.chat),
         tokenizer=tokenizer,
         add_bos=arguments.add_bos,
         add_eos=arguments.add_eos,
@@ -134,31 +166,33 @@ def _chat_encoder(arguments: DatasetArguments, tokenizer: Tokenizer | None, stor
     )
 
 
-def fingerprint(arguments: DatasetArguments, pipeline: Pipeline) -> dict[str, Any]:
+def fingerprint(arguments: DatasetArguments, pipelines: Mapping[str, tuple[Pipeline, ...]]) -> dict[str, Any]:
     """Those arguments that must be equal for two runs to have the same packs, as plain JSON values.
 
     The keys are those of saved states, so they stay when an argument gets another name.
     """
-    documents, boundary, packing = pipeline.documents, pipeline.boundary, pipeline.packing
-    hold_out, chat = arguments.hold_out, documents.chat
+    first, *_ = pipelines.values()
+    hold_out = arguments.hold_out
     return {
         "seed": arguments.seed,
-        "field": arguments.field,
         "split": "all" if hold_out is None else hold_out.part,
         "val_fraction": 0.0 if hold_out is None else hold_out.fraction,
         **({"hold_out_by": "block"} if arguments.held_out_cells else {}),
-        "max_document_bytes": documents.max_document_bytes,
-        "transform": "none" if documents.transform is None else f"version {documents.transform_version!r}",
-        "tokenizer": "none" if pipeline.tokenizer is None else pipeline.tokenizer.digest,
-        **({"chat_template": chat.digest, "train_on": str(chat.train_on)} if isinstance(chat, ChatEncoder) else {}),
+        "max_document_bytes": arguments.limits.document_bytes,
+        "tokenizer": "none" if first[0].tokenizer is None else first[0].tokenizer.digest,
         "add_bos": arguments.add_bos,
         "add_eos": arguments.add_eos,
-        "seq_len": pipeline.seq_len,
-        "boundary": f"replace:{boundary.token_id}" if isinstance(boundary, ReplaceBoundary) else str(boundary),
-        "packing": str(packing.kind),
-        "overflow": str(packing.overflow),
-        "tail": str(packing.tail),
-        **({"packing_window": packing.window} if packing.has_windows else {}),
-        "lookahead": packing.lookahead,
-        "pad_id": pipeline.pad_id,
+        **cut_as_json(first[0]),
+        "pad_id": first[0].pad_id,
+    }
+
+
+def fingerprint_of_source(arguments: DatasetArguments, name: str, pipeline: Pipeline) -> dict[str, Any]:
+    """The same of one source."""
+    documents = pipeline.documents
+    chat = documents.chat
+    return {
+        "field": arguments.reading(arguments.sources[name]).field,
+        "transform": "none" if documents.transform is None else f"version {documents.transform_version!r}",
+        **({"chat_template": chat.digest, "train_on": str(chat.train_on)} if isinstance(chat, ChatEncoder) else {}),
     }

@@ -1,15 +1,15 @@
 """PackedDataset: shards and a tokenizer in, packs out, as a PyTorch IterableDataset.
 
-In:    the arguments of a run. They are checked here, once; from then on a frozen `Pipeline` is trusted.
-Out:   packs of one rank and worker; to the loader the shards, their division into lanes, and a fingerprint of it all.
+In:    the arguments of a run, checked once.
+Out:   packs of one rank and worker; to the loader the shards, the run that they make, and a fingerprint of it all.
 Never: an open file, a client, or a tokenizer's handle that does not survive a pickle or a fork.
 """
 
-import dataclasses
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Literal, Self
 
 import torch
@@ -19,23 +19,27 @@ from streampack.chat.options import Chat
 from streampack.chat.templates import ChatFunction
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.options import Shuffle
-from streampack.corpus.partition import auto_num_lanes, check_ranks, rank_lanes, worker_lanes
+from streampack.corpus.partition import check_ranks, rank_lanes, worker_lanes
+from streampack.corpus.schedule import StageOfRun
 from streampack.corpus.table import ShardTable
-from streampack.dataset.arguments import Data, DatasetArguments, as_storage
-from streampack.dataset.assembly import fingerprint, make_pipeline
+from streampack.dataset.arguments import DatasetArguments
 from streampack.dataset.iteration import PackIterator, Reading, WorkerShare
-from streampack.dataset.shardlist import ShardList, check_corpus
+from streampack.dataset.rank import check_same, check_unchanged
+from streampack.dataset.runplan import RunPlan
+from streampack.dataset.sources import Data, Source
+from streampack.dataset.stages import Stage
 from streampack.dataset.wrappers import check_not_dealt_again
 from streampack.documents.split import HoldOut
 from streampack.documents.transform import Transform
 from streampack.errors import LoaderError, TopologyError, as_integer
-from streampack.lanes.budget import WindowBytes, check_budget, worker_bytes
+from streampack.lanes.budget import worker_bytes
+from streampack.lanes.pipeline import Pipeline
+from streampack.lanes.run import Run
 from streampack.packing.options import Packing, PackingKind
 from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary
 from streampack.ranks import topology
 from streampack.records import Limits, Tokenizer
-from streampack.storage.access import StorageReader
-from streampack.storage.options import Storage
+from streampack.storage.options import Storage, as_storage
 
 
 class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
@@ -49,7 +53,7 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
 
     Args:
         data: which shards: a URL, braces (`s3://b/{00000..01023}.tar`), a glob, a directory, `@manifest.jsonl`, or a
-            list of those.
+            list of those; or several sources with their shares: a mapping of names to these or to a `Source`.
         tokenizer: path or URL of a SentencePiece model or a tokenizer.json (known by content), or a `Tokenizer`;
             None only for pre-tokenized shards without `add_bos` and `add_eos`.
         seq_len: tokens of a pack, at least 2.
@@ -74,6 +78,13 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
             number of ranks that the run is to use. "auto" depends on the bytes of the corpus alone.
         epochs: passes over the corpus that one iteration makes; None: without end. The loader counts them from the
             epoch in which the pass began, also after a resume: docs/operations.md.
+        stages: what changes in mid-run: weights, sources, `seq_len`, ...; a list of `Stage`, the first of which begins
+            with the run.
+        num_tokens: the length of the run: it ends with the first pack at or after so many tokens (packs times
+            `seq_len`), on all ranks after the same step. A whole number; 2e12 is one. It may be raised at any resume.
+        num_packs: the same in packs.
+        exhausted: what becomes of a lane's packs of a source that has had its `max_epochs` there: "skip" gives them to
+            the other sources in proportion, "error" ends the run.
         epoch_end: a finite run on several ranks ends with its longest lane ("pad") or its shortest ("stop").
         hold_out: documents, or blocks of the shards, held out of training by a hash: `HoldOut("train", 0.001)` for all
             others, `HoldOut("val", 0.001)` for those, in one epoch as listed. None: all documents.
@@ -96,7 +107,7 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
 
     def __init__(
         self,
-        data: Data,
+        data: Data | Source | Mapping[str, Data | Source],
         tokenizer: str | os.PathLike[str] | Tokenizer | None,
         seq_len: int = 4096,
         *,
@@ -113,6 +124,10 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         seed: int = 0,
         num_lanes: int | Literal["auto"] = "auto",
         epochs: int | None = None,
+        stages: Sequence[Stage] = (),
+        num_tokens: float | None = None,
+        num_packs: float | None = None,
+        exhausted: Literal["skip", "error"] = "skip",
         epoch_end: Literal["pad", "stop"] = "pad",
         hold_out: HoldOut | None = None,
         on_error: Literal["raise", "skip"] = "raise",
@@ -139,6 +154,10 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
             seed=seed,
             num_lanes=num_lanes,
             epochs=epochs,
+            stages=stages,
+            num_tokens=num_tokens,
+            num_packs=num_packs,
+            exhausted=exhausted,
             epoch_end=epoch_end,
             hold_out=hold_out,
             on_error=on_error,
@@ -147,11 +166,7 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
             storage=as_storage(storage),
             engine=engine,
         )
-        reader = StorageReader.of(self._arguments.storage)
-        self.pipeline = make_pipeline(self._arguments, reader)
-        """What is done with a shard's bytes."""
-        self._shards = ShardList(self._arguments.names_of_shards, reader)
-        self._num_lanes = None if self._arguments.num_lanes == "auto" else self._arguments.num_lanes
+        self._plan = RunPlan(self._arguments)
         self._topology = topology.resolve()
         # In shared memory, so that persistent workers see a later `set_epoch`.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]  # torch's
@@ -168,8 +183,18 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         super().__setattr__(name, value)
 
     @property
+    def pipeline(self) -> Pipeline:
+        """What is done with the bytes of a shard of the first source, in the first stage."""
+        return next(iter(self._plan.pipelines.values()))[0]
+
+    @property
+    def sources(self) -> Mapping[str, Source]:
+        """The sources by name, in the order of "source_ids": those of `data`, then those that stages add."""
+        return MappingProxyType(self._arguments.sources)
+
+    @property
     def seq_len(self) -> int:
-        """Tokens of a pack."""
+        """Tokens of a pack, in the first stage."""
         return self.pipeline.seq_len
 
     @property
@@ -179,17 +204,14 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
 
     @property
     def epochs(self) -> int | None:
-        """Passes over the corpus that one iteration makes; None: without end."""
         return 1 if self._arguments.is_validation else self._arguments.epochs
 
     @property
     def epoch_end(self) -> Literal["pad", "stop"]:
-        """How a finite run on several ranks ends."""
         return self._arguments.epoch_end
 
     @property
     def limits(self) -> Limits:
-        """The memory of a document and of all lanes of a rank."""
         return self._arguments.limits
 
     @property
@@ -199,43 +221,47 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
 
     @property
     def num_lanes(self) -> int:
-        """Lanes of the run; "auto" is resolved from the shards' bytes."""
-        if self._num_lanes is None:
-            self._num_lanes = auto_num_lanes(self.list_shards().total_bytes)
-        return self._num_lanes
+        """Lanes of the run; "auto" is resolved from the bytes of the sources that it begins with."""
+        return self._plan.num_lanes
 
     def fingerprint(self, num_lanes: int | None = None) -> dict[str, Any]:
         """What must be equal for two runs to have the same packs; plain JSON values. None: lanes as asked for."""
-        corpus, shards = self.corpus(num_lanes), self._shards.fingerprint()
-        arguments = fingerprint(self._arguments, self.pipeline)
-        return {"num_lanes": corpus.num_lanes, "shuffle": corpus.order_as_json(), **arguments, "shards": shards}
+        return self._plan.fingerprint(num_lanes)
 
-    # -- the shards ------------------------------------------------------------------------------------------------
+    # -- the shards, and the run that they make --------------------------------------------------------------------
 
     def list_shards(self) -> ShardTable:
-        """The shard list, expanded and measured on the first call; later calls ask no storage."""
-        if not self._shards.is_listed:
-            self._shards.table()
-            check_corpus(self.corpus())
-        return self._shards.table()
+        """The shards of the first source; see `tables`."""
+        return self.tables()[0]
 
-    def adopt_shards(self, table: ShardTable) -> None:
-        """Take the shard list that another rank has made."""
-        self._shards.adopt(table)
+    def tables(self) -> tuple[ShardTable, ...]:
+        """The shards of each source, in order; the first call expands and measures them."""
+        return self._plan.list_shards()
+
+    def adopt_tables(self, tables: Sequence[ShardTable]) -> None:
+        """Take the shards of each source, in order, as another rank has listed them."""
+        self._plan.shards.adopt(tables)
 
     def data_digest(self) -> str:
         """A digest of `data` as it was given, before anything is listed."""
-        return self._shards.digest
+        return self._plan.shards.digest
 
     def corpus(self, num_lanes: int | None = None) -> Corpus:
-        """Which bytes come when, in `num_lanes` lanes (None: as asked for); lists the shards if that was not done."""
-        return Corpus(
-            table=self.list_shards(),
-            num_lanes=self.num_lanes if num_lanes is None else num_lanes,
-            seed=self._arguments.seed,
-            shuffle=self._arguments.order,
-            one_epoch=self._arguments.is_validation, hold_out=self._arguments.held_out_cells,
-        )
+        """The first source's of a run: which of its bytes come when."""
+        return self.run(num_lanes).sources[0].corpus
+
+    def run(self, num_lanes: int | None = None, *, begun: Sequence[StageOfRun] = (), first_epoch: int = 0) -> Run:
+        """The run of these arguments; lists the shards if that was not done.
+
+        Args:
+            num_lanes: None: as asked for.
+            begun: the stages that have begun, as a state has them: they stay where they are.
+            first_epoch: of the pass, for `epochs`.
+
+        Raises:
+            ConfigError: two stages would begin with the same round.
+        """
+        return self._plan.run(num_lanes, begun, first_epoch)
 
     # -- variants --------------------------------------------------------------------------------------------------
 
@@ -261,10 +287,7 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
 
         Packings of whole documents have each label in the pack of its row, except where `overflow` cut a document.
         """
-        packing = self.pipeline.packing
-        if not packing.lookahead or packing.keeps_documents_whole:
-            return self
-        return self._copy(pipeline=dataclasses.replace(self.pipeline, packing=packing.without_lookahead()))
+        return self._copy(_plan=self._plan.without_lookahead())
 
     def _copy(self, **changes: object) -> Self:
         other = object.__new__(type(self))  # `copy.copy` would call `__getstate__`, which lists the shards
@@ -273,22 +296,11 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
 
     def check_same_topology(self, other: topology.Topology) -> None:
         """Refuse a loader of another rank than the dataset was made for."""
-        mine = self._topology
-        if mine.by_hand and (other.rank, other.size) != (mine.rank, mine.size):
-            raise TopologyError(
-                f"the dataset was made by for_rank({mine.rank}, {mine.size}), the loader is rank {other.rank} of "
-                f"{other.size}: give the loader the dataset itself"
-            )
+        check_same(self._topology, other)
 
     def check_budget(self, *, num_ranks: int, num_workers: int) -> None:
         """Refuse workers with too little memory for their lanes, if the number of lanes is known by now."""
-        if self._num_lanes is not None or self._shards.is_listed:
-            lanes, asked = -(-self.num_lanes // num_ranks), self.limits.buffer_bytes
-            if self._shards.is_listed:
-                worker_bytes(asked, self.pipeline, self.corpus(), num_lanes=lanes, num_workers=num_workers)
-            elif asked is not None:  # the size of a block is not known
-                windows = WindowBytes(packing=self.pipeline.window_bytes)
-                check_budget(budget_bytes=asked, num_lanes=lanes, num_workers=num_workers, windows=windows)
+        self._plan.check_budget(num_ranks=num_ranks, num_workers=num_workers)
 
     # -- iteration without PackedDataLoader ------------------------------------------------------------------------
 
@@ -304,12 +316,12 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
 
     def _reading(self, worker: int, num_workers: int) -> Reading:
         """What an iterator of this process reads, once it begins."""
-        if get_worker_info() is not None and not self._shards.is_listed:
+        if get_worker_info() is not None and not self._plan.shards.is_listed:
             raise LoaderError(
                 "the shards were not listed before the workers were forked: give the DataLoader "
                 "dataset.for_rank(rank, size), call dataset.list_shards() in the main process, or use PackedDataLoader"
             )
-        self._check_topology()
+        check_unchanged(self._topology)
         rank, size = self._topology.rank, self._topology.size
         check_not_dealt_again(rank=rank, size=size)
         corpus = self.corpus()
@@ -327,21 +339,9 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
             fingerprint=self.fingerprint,
         )
 
-    def _check_topology(self) -> None:
-        """Refuse ranks that were resolved before torch.distributed knew them."""
-        if self._topology.by_hand or not topology.has_process_group():
-            return
-        now = topology.resolve()
-        if (now.rank, now.size) != (self._topology.rank, self._topology.size):
-            raise TopologyError(
-                f"the dataset was made as rank {self._topology.rank} of {self._topology.size}, and torch.distributed "
-                f"now says rank {now.rank} of {now.size}: make the dataset after init_process_group, or iterate over "
-                "dataset.for_rank(rank, size)"
-            )
-
     def __getstate__(self) -> dict[str, Any]:
         # Called in the parent when workers are spawned: the last chance to list once for all of them.
-        self._check_topology()
+        check_unchanged(self._topology)
         check_not_dealt_again(rank=self._topology.rank, size=self._topology.size)
         self.list_shards()
         return self.__dict__.copy()

@@ -7,15 +7,19 @@ Never: a second listing; what is listed travels with a pickle, so that workers a
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from streampack.corpus.epochs import Corpus
-from streampack.corpus.options import Shuffle
+from streampack.corpus.options import MIN_BLOCK_BYTES, Shuffle
 from streampack.corpus.resolve import resolve_shards
 from streampack.corpus.table import ShardTable
+from streampack.dataset.sources import DEFAULT, Source, errors_of, names_of
+from streampack.errors import ConfigError
 from streampack.storage.access import StorageReader
 from streampack.storage.digests import BLOCK_BYTES
+from streampack.storage.identity import identities
+from streampack.storage.redaction import named
 
 
 class ShardList:
@@ -73,6 +77,72 @@ class ShardList:
             if marked := table.marked_whole():
                 self._fingerprint["marked_whole"] = marked
         return self._fingerprint
+
+
+class ShardLists:
+    """The shards of the sources of a run."""
+
+    def __init__(self, sources: Mapping[str, Source], storages: Mapping[str, StorageReader]) -> None:
+        self._sources = sources
+        self._lists = {name: ShardList(names_of(source.data), storages[name]) for name, source in sources.items()}
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether all tables are known, so that no storage will be asked."""
+        return all(each.is_listed for each in self._lists.values())
+
+    @property
+    def digest(self) -> str:
+        """A digest of what was given, names of sources too, before anything is listed."""
+        if list(self._lists) == [DEFAULT]:
+            return self._lists[DEFAULT].digest
+        given = [(name, each.digest) for name, each in self._lists.items()]
+        return hashlib.blake2b(repr(given).encode(), digest_size=8).hexdigest()
+
+    def table(self, name: str) -> ShardTable:
+        """The shards of a source; the first call lists them."""
+        with errors_of(name):
+            return self._lists[name].table()
+
+    def tables(self) -> tuple[ShardTable, ...]:
+        """Those of each source, in order."""
+        return tuple(self.table(name) for name in self._lists)
+
+    def adopt(self, tables: Sequence[ShardTable]) -> None:
+        """Take the tables that another rank has made, in the order of the sources."""
+        for each, table in zip(self._lists.values(), tables, strict=True):
+            each.adopt(table)
+
+    def fingerprint(self, name: str) -> dict[str, Any]:
+        """Of the shards of a source."""
+        return self._lists[name].fingerprint()
+
+    def check_disjoint(self, together: Iterable[Collection[str]]) -> None:
+        """Refuse a shard that is in two sources of which one of `together` has both: its documents would come twice."""
+        groups = [set(group) for group in together if len(group) > 1]
+        if not groups:
+            return
+        owners: dict[str, list[tuple[str, int]]] = {}
+        for name in self._lists:
+            if not any(name in group for group in groups):
+                continue
+            table = self.table(name)
+            for index, shard in enumerate(identities(table.urls[index] for index in range(len(table)))):
+                for other, its_index in owners.setdefault(shard, []):
+                    if any({name, other} <= group for group in groups):
+                        first, second = self.table(other).urls[its_index], table.urls[index]
+                        also = "" if first == second else f", there as {named(second)}"
+                        raise ConfigError(
+                            f"{named(first)} is in two sources, {other!r} and {name!r}{also}, and both have a weight "
+                            "in one stage: its documents would come twice as often. Leave it out of one of them"
+                        )
+                owners[shard].append((name, index))
+
+
+def most_lanes(table: ShardTable) -> int:
+    """How many lanes these shards can feed: of their smallest blocks each lane has one."""
+    cut = int(table.sizes[~table.whole].sum())
+    return max(int(table.whole.sum()) + cut // MIN_BLOCK_BYTES, 1)
 
 
 _MOST_MORE = 4

@@ -220,19 +220,19 @@ def _share_shards(dataset: PackedDataset, ranks: Exchange, *, rank: int, size: i
         raise ConfigError(
             f"data differs between ranks: ranks {odd} were given other shards than rank 0; give all ranks the same data"
         )
-    table, error = b"", None
+    tables, error = [b""], None
     if rank == 0:
         try:
-            table = dataset.list_shards().to_bytes()
+            tables = [table.to_bytes() for table in dataset.tables()]
         except Exception as failure:  # noqa: BLE001 (raised below, once the others know)
             error = failure
     name: str
-    table, message, name = ranks.broadcast((table, None if error is None else str(error), secrets.token_hex(8)))
+    tables, message, name = ranks.broadcast((tables, None if error is None else str(error), secrets.token_hex(8)))
     if error is not None:
         raise error
     if message is not None:
         raise ConfigError(f"rank 0 could not list the shards: {message}")
-    dataset.adopt_shards(ShardTable.from_bytes(table))
+    dataset.adopt_tables([ShardTable.from_bytes(table) for table in tables])
     return name
 
 

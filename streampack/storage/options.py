@@ -7,11 +7,11 @@ Never: a client or a connection; the value of a storage option in a repr, as it 
 import os
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from types import MappingProxyType
 
-from streampack.errors import ConfigError, as_bool, as_integer, as_number
+from streampack.errors import ConfigError, as_bool, as_integer, as_number, record_hint
 from streampack.storage.cache.folder import MIN_CACHE_BYTES
 
 _system_random = random.SystemRandom()
@@ -111,6 +111,22 @@ class Storage:
     def __repr__(self) -> str:
         shown = f"options={hidden(self.options)}, retry={self.retry!r}"
         return f"Storage({shown}, cache_dir={self.cache_dir!r}, cache_bytes={self.cache_bytes})"
+
+
+def as_storage(value: Storage | Mapping[str, object]) -> Storage:
+    """The record that `value` is; a plain mapping stands for `Storage(options=value)`."""
+    if isinstance(value, Mapping):
+        if own := [field.name for field in fields(Storage) if field.name in value]:
+            given = ", ".join(f"{name}=..." for name in own)
+            raise ConfigError(
+                f"storage is a mapping with {', '.join(map(repr, own))}, and a plain mapping holds options of the "
+                f"filesystem: use storage=streampack.Storage({given}). An option of the filesystem that has such a "
+                "name goes into Storage(options=...)."
+            )
+        return Storage(options=value)
+    if not isinstance(value, Storage):
+        raise ConfigError(f"storage={value!r} must be a streampack.Storage{record_hint(Storage, value)}")
+    return value
 
 
 def hidden(options: Mapping[str, object]) -> str:

@@ -92,7 +92,7 @@ def test_no_error_prints_a_document() -> None:
         (lambda: dataset(b"a.tar"), ConfigError, "data: b'a.tar' must be"),
         (lambda: dataset(["a.tar", 3]), ConfigError, "data: 3 (in a list) must be"),
         (lambda: dataset({"a.tar", "b.tar"}), ConfigError, "data: a set must be a URL or a path, as text"),
-        (lambda: dataset({"text": ["a", "b"]}), ConfigError, "data: a dict must be"),
+        (lambda: dataset({"text": {"a", "b"}}), ConfigError, "source 'text': data: a set must be"),
         (lambda: dataset(Rows()), ConfigError, ".Rows) must be a URL or a path, as text or os.PathLike; or several"),
         (lambda: dataset([]), ConfigError, "data: no shards, as a list is empty; it must be"),
         (lambda: dataset(""), ConfigError, "'' is not a shard specification"),

@@ -1,0 +1,176 @@
+"""What the arguments of a dataset make of a run: its sources, its stages, its lanes, and the fingerprint of it all.
+
+In:    `DatasetArguments`; later the shards of each source, listed here or by another rank.
+Out:   a `Run`, for so many lanes and the stages that have begun.
+Never: a rank, a worker or a position.
+
+    arguments --assembly--> a pipeline of each source in each stage   |
+    sources ---shardlist--> a table of each source                    |  --resolution--> a `Run`
+    stages, budget                                                    |
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from streampack.corpus.epochs import Corpus
+from streampack.corpus.partition import AUTO_LANES, auto_num_lanes
+from streampack.corpus.schedule import StageOfRun
+from streampack.corpus.table import ShardTable
+from streampack.dataset.arguments import DatasetArguments
+from streampack.dataset.assembly import fingerprint, fingerprint_of_source, make_pipelines
+from streampack.dataset.cutting import cuts_as_json
+from streampack.dataset.resolution import PlannedStage, resolve
+from streampack.dataset.shardlist import ShardLists, check_corpus, most_lanes
+from streampack.dataset.sources import DEFAULT, errors_of, source_seed
+from streampack.lanes.budget import WindowBytes, check_budget, worker_bytes
+from streampack.lanes.run import Run, RunSource
+from streampack.storage.access import StorageReader
+
+
+class _Asked(NamedTuple):
+    num_lanes: int
+    begun: tuple[StageOfRun, ...]
+    first_epoch: int
+
+
+class RunPlan:
+    """The runs that a dataset stands for: one for each number of lanes."""
+
+    def __init__(self, arguments: DatasetArguments) -> None:
+        self.arguments = arguments
+        readers = {"": StorageReader.of(arguments.storage)}
+        for name, source in arguments.sources.items():
+            own = arguments.reading(source).storage
+            readers[name] = readers[""] if own == arguments.storage else StorageReader.of(own)
+        self.pipelines = make_pipelines(arguments, readers)
+        """Of each source, one for each stage."""
+        self.shards = ShardLists(arguments.sources, {name: readers[name] for name in arguments.sources})
+        self._run: tuple[_Asked, Run] | None = None
+        """The one that was asked for last."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_run": None}
+
+    def without_lookahead(self) -> "RunPlan":
+        """The same with `lookahead=False`, where documents are cut anywhere."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, _run=None)
+        changed = {}  # stages that share a pipeline go on doing so
+        for stages in self.pipelines.values():
+            for pipeline in stages:
+                packing = pipeline.packing
+                if packing.lookahead and not packing.keeps_documents_whole:
+                    packing = packing.without_lookahead()
+                    changed[id(pipeline)] = dataclasses.replace(pipeline, packing=packing)
+        other.pipelines = {
+            name: tuple(changed.get(id(pipeline), pipeline) for pipeline in stages)
+            for name, stages in self.pipelines.items()
+        }
+        return other
+
+    # -- the shards ------------------------------------------------------------------------------------------------
+
+    def list_shards(self) -> tuple[ShardTable, ...]:
+        """The shards of each source; the first call lists them."""
+        if not self.shards.is_listed:
+            self.shards.tables()
+            self.shards.check_disjoint([_active(weights) for weights in self.arguments.weights])
+            for name in self.arguments.sources:
+                with errors_of(name):
+                    check_corpus(self.corpus(name))
+        return self.shards.tables()
+
+    @property
+    def num_lanes(self) -> int:
+        """Lanes of the run; "auto" is decided by the bytes of the sources that it begins with."""
+        if not isinstance(self.arguments.num_lanes, str):
+            return self.arguments.num_lanes
+        tables = dict(zip(self.arguments.sources, self.list_shards(), strict=True))
+        weights = self.arguments.weights[0]
+        if len(self.arguments.first_sources) == 1:
+            return auto_num_lanes(sum(tables[name].total_bytes for name in self.arguments.first_sources))
+        first = [tables[name] for name in self.arguments.first_sources if weights[name]]
+        lanes = auto_num_lanes(sum(table.total_bytes for table in first))
+        most = min(lanes, *map(most_lanes, first))
+        return max((fitting for fitting in AUTO_LANES if fitting <= most), default=1)
+
+    def corpus(self, name: str, num_lanes: int | None = None) -> Corpus:
+        """Which bytes of a source come when, in `num_lanes` lanes (None: as asked for)."""
+        return Corpus(
+            table=self.shards.table(name),
+            num_lanes=self.num_lanes if num_lanes is None else num_lanes,
+            seed=source_seed(self.arguments.seed, name),
+            shuffle=self.arguments.order,
+            one_epoch=self.arguments.is_validation,
+            hold_out=self.arguments.held_out_cells,
+        )
+
+    def check_budget(self, *, num_ranks: int, num_workers: int) -> None:
+        """Refuse workers with too little memory for their lanes, if the number of lanes is known by now."""
+        is_listed, asked = self.shards.is_listed, self.arguments.limits.buffer_bytes
+        if not is_listed and isinstance(self.arguments.num_lanes, str):
+            return
+        lanes = -(-self.num_lanes // num_ranks)
+        (name, (pipeline, *_)), *_ = self.pipelines.items()
+        if is_listed:
+            worker_bytes(asked, pipeline, self.corpus(name), num_lanes=lanes, num_workers=num_workers)
+        elif asked is not None:  # the size of a block is not known
+            windows = WindowBytes(packing=pipeline.window_bytes)
+            check_budget(budget_bytes=asked, num_lanes=lanes, num_workers=num_workers, windows=windows)
+
+    # -- the run ---------------------------------------------------------------------------------------------------
+
+    def run(self, num_lanes: int | None, begun: Sequence[StageOfRun], first_epoch: int) -> Run:
+        """See `PackedDataset.run`."""
+        self.list_shards()
+        asked = _Asked(self.num_lanes if num_lanes is None else num_lanes, tuple(begun), first_epoch)
+        if self._run is None or self._run[0] != asked:
+            self._run = asked, self._make_run(asked)
+        return self._run[1]
+
+    def _make_run(self, asked: _Asked) -> Run:
+        arguments = self.arguments
+        epochs = 1 if arguments.is_validation else arguments.epochs
+        sources = []
+        for name, source in arguments.sources.items():
+            end_epoch = source.max_epochs if epochs is None else asked.first_epoch + epochs
+            corpus = self.corpus(name, asked.num_lanes)
+            sources.append(RunSource(name, corpus, self.pipelines[name], end_epoch))
+        schedule = resolve(
+            self.planned(),
+            num_lanes=asked.num_lanes,
+            begun=asked.begun,
+            num_tokens=arguments.num_tokens,
+            num_packs=arguments.num_packs,
+        )
+        return Run(tuple(sources), schedule)
+
+    def planned(self) -> list[PlannedStage]:
+        """The stages before it is known where they begin."""
+        found = []
+        for index, (stage, weights) in enumerate(zip(self.arguments.stages, self.arguments.weights, strict=True)):
+            pipelines = {name: stages[index] for name, stages in self.pipelines.items() if weights[name]}
+            cut = cuts_as_json(pipelines)
+            found.append(PlannedStage(stage.begin, weights, cut.pop("seq_len"), cut))
+        return found
+
+    def fingerprint(self, num_lanes: int | None) -> dict[str, Any]:
+        """See `PackedDataset.fingerprint`."""
+        self.list_shards()
+        sources = {}
+        for name, pipelines in self.pipelines.items():
+            order = self.corpus(name, num_lanes).order_as_json()
+            own = fingerprint_of_source(self.arguments, name, pipelines[0])
+            sources[name] = {"shuffle": order, **own, "shards": self.shards.fingerprint(name)}
+        lanes = self.num_lanes if num_lanes is None else num_lanes
+        return {"num_lanes": lanes, **fingerprint(self.arguments, self.pipelines), **_flat(sources)}
+
+
+def _active(weights: Mapping[str, float]) -> set[str]:
+    return {name for name, weight in weights.items() if weight}
+
+
+def _flat(sources: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The part of a fingerprint that is of the sources; of a dataset without names it has no level of its own."""
+    return dict(sources[DEFAULT]) if list(sources) == [DEFAULT] else {"sources": dict(sources)}
