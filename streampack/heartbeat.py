@@ -13,7 +13,7 @@ import os
 import time
 from typing import NamedTuple, TypeAlias
 
-NUM_FIELDS = 4
+NUM_FIELDS = 5
 """Integers of a row: signs of life so far, then a `SampleLocation`."""
 _NAP_S = 1.0
 
@@ -30,6 +30,8 @@ class SampleLocation(NamedTuple):
     shard: int = -1
     sample: int = -1
     """`Sample.position`."""
+    source: int = 0
+    """Whose shard it is: the index of the source in the run."""
 
 
 def rows(descriptor: int, num_workers: int | None = None) -> list[Row]:
@@ -41,7 +43,7 @@ def rows(descriptor: int, num_workers: int | None = None) -> list[Row]:
     found: list[Row] = [memory[start : start + item].cast("q") for start in range(0, len(memory), item)]
     if num_workers is not None:
         for row in found:
-            row[1], row[2], row[3] = SampleLocation()
+            row[1], row[2], row[3], row[4] = SampleLocation()
     return found
 
 
@@ -50,7 +52,7 @@ def report_to(row: Row | None) -> None:
     global _row  # noqa: PLW0603 (a worker is a process, so its row is the process's)
     _row = row
     if row is not None:
-        row[1], row[2], row[3] = SampleLocation()
+        row[1], row[2], row[3], row[4] = SampleLocation()
         beat()
 
 
@@ -67,6 +69,13 @@ def begin_sample(lane: int, shard: int, sample: int) -> None:
     if row is not None:
         row[1], row[2], row[3] = lane, shard, sample
         row[0] += 1
+
+
+def begin_source(source: int) -> None:
+    """Report of which source the samples are that are worked on from now on."""
+    row = _row
+    if row is not None:
+        row[4] = source
 
 
 def sleep(seconds: float) -> None:

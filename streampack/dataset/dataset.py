@@ -324,18 +324,17 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         check_unchanged(self._topology)
         rank, size = self._topology.rank, self._topology.size
         check_not_dealt_again(rank=rank, size=size)
-        corpus = self.corpus()
-        check_ranks(num_lanes=corpus.num_lanes, num_ranks=size)
-        lanes = rank_lanes(rank, size, corpus.num_lanes)
+        epoch = int(self._epoch.item())
+        run = self.run(first_epoch=epoch)
+        check_ranks(num_lanes=run.num_lanes, num_ranks=size)
+        lanes = rank_lanes(rank, size, run.num_lanes)
         asked = self.limits.buffer_bytes
         return Reading(
-            pipeline=self.pipeline,
-            corpus=corpus,
+            run=lambda first_epoch: self.run(first_epoch=first_epoch),
             lanes=worker_lanes(lanes, worker, num_workers),
             share=WorkerShare(rank, size, worker, num_workers),
-            epoch=int(self._epoch.item()),
-            epochs=self.epochs,
-            budget_bytes=worker_bytes(asked, self.pipeline, corpus, num_lanes=len(lanes), num_workers=num_workers),
+            epoch=epoch,
+            budget_bytes=worker_bytes(asked, run, num_lanes=len(lanes), num_workers=num_workers),
             fingerprint=self.fingerprint,
         )
 

@@ -16,19 +16,18 @@ from typing import Any, NamedTuple
 
 import torch
 
-from streampack.corpus.epochs import Corpus
 from streampack.documents.draws import own_draws
 from streampack.errors import StateError
-from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.pool import LanePool
-from streampack.lanes.position import LaneEnd, LanePack, LanePosition
+from streampack.lanes.position import LaneOver, LanePack, LanePosition
+from streampack.lanes.run import LaneStart, Run
 from streampack.packing.blocks import expand_block, stack
 from streampack.records import Cursor
 from streampack.state.checkpoint import ORDER_VERSION, check_cursor
 from streampack.state.fingerprint import check_fingerprint, fingerprint_of
 from streampack.state.forms import ranges_from_json, ranges_to_json
 
-VERSION = 3
+VERSION = 4
 """The layout of an iterator's state."""
 
 Item = dict[str, torch.Tensor]
@@ -49,76 +48,83 @@ class WorkerShare(NamedTuple):
 class Reading(NamedTuple):
     """What an iterator reads."""
 
-    pipeline: Pipeline
-    corpus: Corpus
+    run: Callable[[int], Run]
+    """What the lanes have in common in a pass that begins with this epoch."""
     lanes: Sequence[int]
     share: WorkerShare
     epoch: int
     """The first epoch, unless a state says otherwise."""
-    epochs: int | None
     budget_bytes: int
     fingerprint: Callable[[], Mapping[str, Any]]
 
 
 class PackIterator(Iterator[Item]):
-    """The packs of some lanes, a pack of each lane in turn, as long as the lane has any."""
+    """The packs of some lanes, a pack of each lane in turn, as long as any lane has some."""
 
     def __init__(self, begin: Callable[[], Reading]) -> None:
         self._begin = begin
         self._reading: Reading | None = None
+        self._run: Run | None = None
         self._pool: LanePool | None = None
-        self._positions: dict[int, LanePosition] = {}
+        self._starts: dict[int, LaneStart] = {}
         """Where each lane continues after the packs that were given."""
-        self._ended: set[int] = set()
+        self._over: set[int] = set()
+        """Turns since the last pack at which a lane had none."""
         self._has_raised = False
         self._epoch = 0
         self._turn = 0
-        self._given: tuple[int, LanePosition] | None = None
-        """The turn of the pack that was given last, and its lane's position after it, until both are written down."""
+        self._given: tuple[int, LaneStart] | None = None
+        """The turn of the pack that was given last, or at which there was none, and where its lane continues after it,
+        until both are written down."""
         self._is_taking = False
         """Whether the pool may have gone on without a pack being given: an exception of a signal handler came."""
 
     def __next__(self) -> Item:
         reading = self._read()
-        self._write_down(reading)
-        try:
-            return self._next(reading)
-        except BaseException:
-            if self._given is not None:  # the caller does not get that pack
-                self._is_taking = True
-                self._given = None
-            raise
-
-    def _next(self, reading: Reading) -> Item:
-        while not self._has_raised and len(self._ended) < len(reading.lanes):
-            lane = reading.lanes[self._turn]
-            if lane in self._ended:
-                self._turn = (self._turn + 1) % len(reading.lanes)
-                continue
-            if self._is_taking:
-                self._pool = None
-            self._is_taking = True
+        assert self._run is not None, "what is read belongs to a run"
+        while True:
+            self._write_down(reading)
             try:
-                pack = self._take(reading, lane)
-            except Exception:
-                self._has_raised = True  # an iterator that has raised is over; its state is that of before
+                item = self._next(reading, self._run)
+            except BaseException:
+                if self._given is not None:  # the caller does not get that pack
+                    self._is_taking = True
+                    self._given = None
                 raise
-            if isinstance(pack, LaneEnd):
-                self._ended.add(lane)
-                self._is_taking = False
-                continue
-            block = stack([pack.rows], seq_len=reading.pipeline.seq_len, pad_id=reading.pipeline.pad_id)
+            if item is not None:
+                return item
+
+    def _next(self, reading: Reading, run: Run) -> Item | None:
+        """The next pack; None where the lane whose turn it is has none."""
+        if self._has_raised or len(self._over) == len(reading.lanes):
+            raise StopIteration
+        lane = reading.lanes[self._turn]
+        if self._is_taking:
+            self._pool = None
+        self._is_taking = True
+        try:
+            pack = self._take(reading, run, lane)
+        except Exception:
+            self._has_raised = True  # an iterator that has raised is over; its state is that of before
+            raise
+        start = self._starts[lane]
+        item = None
+        if isinstance(pack, LanePack):
+            seq_len = run.schedule.stage_of(lane + start.packs * run.num_lanes).seq_len
+            block = stack([pack.rows], seq_len=seq_len, pad_id=run.pad_id)
             item = {name: torch.from_numpy(array[0]) for name, array in expand_block(block).items()}
-            self._given = self._turn, self._positions[lane].after(pack)
-            self._is_taking = False
-            return item
-        raise StopIteration
+            self._over.clear()
+        else:
+            self._over.add(self._turn)
+        self._given = self._turn, run.start_after(start, pack)
+        self._is_taking = False
+        return item
 
     def _write_down(self, reading: Reading) -> None:
         """Move on past the pack that was given last; done twice, it is the same as once."""
         if self._given is not None:
-            turn, position = self._given
-            self._positions[reading.lanes[turn]] = position
+            turn, start = self._given
+            self._starts[reading.lanes[turn]] = start
             self._turn = (turn + 1) % len(reading.lanes)
             self._given = None
 
@@ -126,20 +132,19 @@ class PackIterator(Iterator[Item]):
         if self._reading is None:
             self._reading = reading = self._begin()
             self._epoch = reading.epoch
-            self._positions = {lane: LanePosition(cursor=Cursor(epoch=reading.epoch)) for lane in reading.lanes}
+            self._run = reading.run(reading.epoch)
+            position = LanePosition(cursor=Cursor(epoch=reading.epoch))
+            self._starts = dict.fromkeys(reading.lanes, LaneStart(0, (position,) * len(self._run.sources)))
         return self._reading
 
-    def _take(self, reading: Reading, lane: int) -> LanePack | LaneEnd:
+    def _take(self, reading: Reading, run: Run, lane: int) -> LanePack | LaneOver:
+        end = run.schedule.end
+        if end is not None and lane + self._starts[lane].packs * run.num_lanes >= end:
+            return LaneOver()
         if self._pool is None:
-            self._pool = LanePool(
-                reading.pipeline,
-                reading.corpus,
-                {lane: position for lane, position in self._positions.items() if lane not in self._ended},
-                budget_bytes=reading.budget_bytes,
-                end_epoch=None if reading.epochs is None else self._epoch + reading.epochs,
-            )
+            self._pool = LanePool(run, self._starts, budget_bytes=reading.budget_bytes)
         # The trainer may be in this process.
-        with own_draws() if reading.pipeline.documents.may_draw else nullcontext():
+        with own_draws() if run.may_draw else nullcontext():
             return self._pool.take(lane)
 
     def state_dict(self) -> dict[str, Any]:
@@ -153,15 +158,20 @@ class PackIterator(Iterator[Item]):
             "share": list(reading.share),
             "epoch": self._epoch,
             "turn": self._turn,
-            "ended": sorted(self._ended),
-            # A key for each lane: torchdata sends those that have changed.
+            # A key for each lane, as torchdata sends those that have changed: its packs, then a row for each source.
             "lanes": {
-                f"{lane:06d}": [*position.cursor, position.packs, position.documents, position.num_skipped]
-                for lane, position in self._positions.items()
+                f"{lane:06d}": [
+                    [start.packs],
+                    *(
+                        [*position.cursor, position.packs, position.documents, position.num_skipped]
+                        for position in start.positions
+                    ),
+                ]
+                for lane, start in self._starts.items()
             },
             "skipped_ranges": {
-                f"{lane:06d}": ranges_to_json(sorted(position.skipped_ranges))
-                for lane, position in self._positions.items()
+                f"{lane:06d}": [ranges_to_json(sorted(position.skipped_ranges)) for position in start.positions]
+                for lane, start in self._starts.items()
             },
         }
 
@@ -186,16 +196,23 @@ class PackIterator(Iterator[Item]):
                 "StatefulDataLoader fit the same ranks and workers only. Those of streampack.PackedDataLoader "
                 "continue on any number of ranks and workers."
             )
-        positions, has_windows = {}, reading.pipeline.packing.has_windows
-        for lane in reading.lanes:
-            *row, packs, documents, num_skipped = state["lanes"][f"{lane:06d}"]
-            cursor = Cursor(*row)
-            check_cursor(cursor, reading.corpus, lane, has_packing_windows=has_windows)
-            skipped_ranges = frozenset(
-                ranges_from_json(state["skipped_ranges"][f"{lane:06d}"], f"skipped_ranges.{lane:06d}")
-            )
-            positions[lane] = LanePosition(cursor, packs, documents, num_skipped, skipped_ranges)
-        self._positions = positions
-        self._ended, self._has_raised, self._given = set(state["ended"]), False, None
+        run = reading.run(state["epoch"])
+        starts = {lane: _start_of(run, state, lane) for lane in reading.lanes}
+        self._run, self._starts = run, starts
+        self._over, self._has_raised, self._given = set(), False, None
         self._epoch, self._turn = state["epoch"], state["turn"]
         self._pool = None
+
+
+def _start_of(run: Run, state: Mapping[str, Any], lane: int) -> LaneStart:
+    """Where a lane continues by a state; raises a `StateError` where it cannot."""
+    key = f"{lane:06d}"
+    (packs,), *rows = state["lanes"][key]
+    positions = []
+    for source, row, skipped_ranges in zip(run.sources, rows, state["skipped_ranges"][key], strict=True):
+        *cursor, packs_of_source, documents, num_skipped = row
+        has_windows = any(pipeline.packing.has_windows for pipeline in source.pipelines)
+        check_cursor(Cursor(*cursor), source.corpus, lane, has_packing_windows=has_windows)
+        known = frozenset(ranges_from_json(skipped_ranges, f"skipped_ranges.{key}"))
+        positions.append(LanePosition(Cursor(*cursor), packs_of_source, documents, num_skipped, known))
+    return LaneStart(packs, tuple(positions))

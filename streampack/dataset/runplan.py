@@ -23,7 +23,7 @@ from streampack.dataset.cutting import cuts_as_json
 from streampack.dataset.resolution import PlannedStage, resolve
 from streampack.dataset.shardlist import ShardLists, check_corpus, most_lanes
 from streampack.dataset.sources import DEFAULT, errors_of, source_seed
-from streampack.lanes.budget import WindowBytes, check_budget, worker_bytes
+from streampack.lanes.budget import LaneNeeds, check_budget, worker_bytes
 from streampack.lanes.run import Run, RunSource
 from streampack.storage.access import StorageReader
 
@@ -112,12 +112,13 @@ class RunPlan:
         if not is_listed and isinstance(self.arguments.num_lanes, str):
             return
         lanes = -(-self.num_lanes // num_ranks)
-        (name, (pipeline, *_)), *_ = self.pipelines.items()
         if is_listed:
-            worker_bytes(asked, pipeline, self.corpus(name), num_lanes=lanes, num_workers=num_workers)
+            worker_bytes(asked, self.run(None, (), 0), num_lanes=lanes, num_workers=num_workers)
         elif asked is not None:  # the size of a block is not known
-            windows = WindowBytes(packing=pipeline.window_bytes)
-            check_budget(budget_bytes=asked, num_lanes=lanes, num_workers=num_workers, windows=windows)
+            for stage, weights in enumerate(self.arguments.weights):
+                read = [self.pipelines[name][stage].window_bytes for name in _active(weights)]
+                needs = LaneNeeds(packing=sum(read), sources=len(read))
+                check_budget(budget_bytes=asked, num_lanes=lanes, num_workers=num_workers, needs=needs)
 
     # -- the run ---------------------------------------------------------------------------------------------------
 
@@ -144,7 +145,8 @@ class RunPlan:
             num_tokens=arguments.num_tokens,
             num_packs=arguments.num_packs,
         )
-        return Run(tuple(sources), schedule)
+        fails_exhausted = epochs is None and arguments.exhausted == "error"
+        return Run(tuple(sources), schedule, fails_exhausted)
 
     def planned(self) -> list[PlannedStage]:
         """The stages before it is known where they begin."""

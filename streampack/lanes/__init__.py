@@ -13,6 +13,7 @@ pool -> stream -> reader -> pieces      samples of a piece of a shard; read agai
 `-> position                  where the lane continues after each pack
 
 run                       what the lanes of a run read: sources and stages
+digest                    of a pack: its global number and its content
 budget                    how much memory lanes need, known before the run
 arrival                   whether a lane that is left before its end would have arrived there
 """
@@ -21,6 +22,7 @@ __all__ = [
     "arrival",
     "batches",
     "budget",
+    "digest",
     "fetching",
     "liveness",
     "pieces",

@@ -56,28 +56,38 @@ class LanePack(NamedTuple):
     cursor: Cursor
     """Where the lane's next pack begins."""
     counts: Counts
-    digest: int
-    """64 bits, of the pack's global number and its content."""
     skipped_ranges: tuple[SkippedRange, ...]
     """What was skipped for the first time while this pack was made."""
     provenance: "tuple[Provenance, ...]"
     """One per segment; empty unless asked for."""
+    source: int = 0
+    """Whose documents it holds: the index of the source in the run."""
+    ends: "tuple[LaneEnd, ...]" = ()
+    """Sources that have no more packs in the lane, found as this pack was looked for."""
 
 
 class LaneEnd(NamedTuple):
-    """A lane of a finite run has no more packs; this is what came after its last one."""
+    """A source has no more packs in a lane; this is what came after its last one there."""
 
     counts: Counts
     skipped_ranges: tuple[SkippedRange, ...]
     """What was skipped for the first time."""
+    source: int = 0
+
+
+class LaneOver(NamedTuple):
+    """What a lane gives in the place of a pack when none of its sources has one."""
+
+    ends: tuple[LaneEnd, ...] = ()
+    """Of those sources that were found without a pack now. Each end is told once, here or with a pack."""
 
 
 class LanePosition(NamedTuple):
-    """Where a lane continues. A tuple, because a stream makes one for every pack."""
+    """Where a lane continues in one source. A tuple, because a stream makes one for every pack."""
 
     cursor: Cursor = Cursor()
     packs: int = 0
-    """How many packs the lane has given."""
+    """How many packs the lane has given, of the source that this is the position in; without fillers."""
     documents: int = 0
     """How many documents these packs have passed."""
     num_skipped: int = 0

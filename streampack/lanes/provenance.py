@@ -6,6 +6,8 @@ from typing import NamedTuple
 class Provenance(NamedTuple):
     """The document of a segment, and which of its rows the segment holds."""
 
+    source: str
+    """The name of the source."""
     url: str
     """Of the shard."""
     key: str

@@ -5,12 +5,20 @@ Out:   one record that travels to the workers.
 Never: a position; where a lane stands is in `LaneStart`.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple, TypeVar
 
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.schedule import Schedule
+from streampack.corpus.table import ShardTable
 from streampack.lanes.pipeline import Pipeline
-from streampack.lanes.position import LanePosition
+from streampack.lanes.position import LaneOver, LanePack, LanePosition
+from streampack.records import Cursor, StorageUse
+from streampack.storage.access import StorageReader
+
+DEFAULT_SOURCE = "default"
+"""The name of the only source of a run whose data are no mapping; errors do not mention it."""
+_T = TypeVar("_T")
 
 
 class RunSource(NamedTuple):
@@ -30,10 +38,60 @@ class Run(NamedTuple):
 
     sources: tuple[RunSource, ...]
     schedule: Schedule
+    fails_exhausted: bool = False
+    """Whether a source that has no more packs in a lane is an error; else the others take its place."""
 
     @property
     def num_lanes(self) -> int:
         return self.schedule.num_lanes
+
+    @property
+    def pipelines(self) -> list[Pipeline]:
+        """Each object once."""
+        return _once(pipeline for source in self.sources for pipeline in source.pipelines)
+
+    @property
+    def tables(self) -> list[ShardTable]:
+        """The sources' shards; each object once."""
+        return _once(source.corpus.table for source in self.sources)
+
+    @property
+    def storages(self) -> list[StorageReader]:
+        """Each object once."""
+        return _once(pipeline.storage for pipeline in self.pipelines)
+
+    @property
+    def pad_id(self) -> int:
+        return self.sources[0].pipelines[0].pad_id
+
+    @property
+    def may_draw(self) -> bool:
+        """Whether a transform or a chat template may draw from a global random generator."""
+        return any(pipeline.documents.may_draw for pipeline in self.pipelines)
+
+    def start_after(self, start: "LaneStart", pack: LanePack | LaneOver) -> "LaneStart":
+        """Where a lane continues after its next pack, or after what it gives in its place."""
+        positions = list(start.positions)
+        for end in pack.ends:
+            before = positions[end.source]
+            epoch = self.sources[end.source].end_epoch
+            assert epoch is not None, "an endless source does not end"
+            positions[end.source] = LanePosition(
+                Cursor(epoch=epoch),
+                before.packs,
+                before.documents + end.counts.documents,
+                before.num_skipped + len(end.skipped_ranges),
+            )
+        if isinstance(pack, LanePack):
+            positions[pack.source] = positions[pack.source].after(pack)
+        return LaneStart(start.packs + 1, tuple(positions))
+
+    def storage_use(self) -> StorageUse:
+        """What this process has asked of the storage."""
+        use = StorageUse()
+        for storage in self.storages:
+            use = use.plus(storage.use)
+        return use
 
 
 class LaneStart(NamedTuple):
@@ -43,3 +101,12 @@ class LaneStart(NamedTuple):
     """How many packs the lane has given, fillers and those of sources that this run does not name included."""
     positions: tuple[LanePosition, ...]
     """One for each source of the run, in its order."""
+
+
+def named(lane: int, source: str) -> str:
+    """A lane of a source, as errors and the log say it."""
+    return f"lane {lane}" if source == DEFAULT_SOURCE else f"lane {lane} of source {source!r}"
+
+
+def _once(objects: Iterable[_T]) -> list[_T]:
+    return list({id(each): each for each in objects}.values())

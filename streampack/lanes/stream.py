@@ -1,22 +1,16 @@
-"""One lane, from a position on: bytes -> samples -> documents -> tokens -> packs, each with the position after it.
+"""One source in one lane, from a position on: bytes -> samples -> documents -> tokens -> packs, each with its position.
 
-In:    a lane's position, and the pipeline and the corpus of the run.
-Out:   the lane's packs in order; in a finite run its end.
+In:    a lane's position in the source, and the source's pipeline and corpus.
+Out:   the lane's packs of this source in order; their end, where there is one.
 Never: state that the position does not hold. Dropping a stream and starting another one at the position after its last
        pack gives the same packs.
 
     pack k of a lane carries   rows      what labels, positions and segments are made of
                                cursor    where pack k + 1 begins, a `Cursor`
                                counts    of its rows; documents and bad records count once, when they are passed
-                               digest    of its global number and its content
 """
 
-import sys
 from collections import deque
-from struct import Struct
-
-import numpy as np
-import xxhash
 
 from streampack import heartbeat
 from streampack.corpus.epochs import Corpus
@@ -26,6 +20,7 @@ from streampack.lanes.liveness import Liveness
 from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.position import LaneEnd, LanePack, LanePosition
 from streampack.lanes.reader import EpochStart, LaneReader
+from streampack.lanes.run import DEFAULT_SOURCE
 from streampack.lanes.skipping import ReadError, SkipPolicy
 from streampack.lanes.tokenizing import TokenizedBatch, tokenized
 from streampack.lanes.unpassed import Unpassed
@@ -34,14 +29,12 @@ from streampack.records import Counts, Cursor
 
 _TOKENS_PER_BYTE = 1.0  # assumed until the first documents are tokenized; there are hardly ever more
 _MOST_BYTES_PER_TOKEN = 32  # assumed at most, or a few documents with hardly any tokens would have too much read
-_DIGEST_HEAD = Struct("<3q").pack
-_IS_LITTLE_ENDIAN = sys.byteorder == "little"  # as digests are on every machine
 _ROWS_AHEAD = 64 * 2**10  # read, tokenized and packed together at most: more gains nothing
 _PACKS_AHEAD = 64
 
 
 class LaneStream:
-    """The packs of one lane from a position on, in order."""
+    """The packs of one source in one lane from a position on, in order."""
 
     def __init__(
         self,
@@ -53,8 +46,10 @@ class LaneStream:
         end_epoch: int | None,
         max_range_bytes: int = 8 * 2**20,
         with_provenance: bool = False,
+        source: int = 0,
+        source_name: str = DEFAULT_SOURCE,
     ) -> None:
-        """`end_epoch`: the first epoch that is not read (None: endless)."""
+        """`end_epoch`: the first epoch that is not read (None: endless); `source`: its index in the run."""
         self.position = self._start = start
         """Where the lane continues after the last pack that was given."""
         self._num_documents = start.documents
@@ -62,6 +57,8 @@ class LaneStream:
         self._pipeline = pipeline
         self._corpus = corpus
         self._lane = lane
+        self._source = source
+        self._source_name = source_name
         self._end_epoch = end_epoch
         self._max_range_bytes = max_range_bytes
         self._with_provenance = with_provenance
@@ -70,7 +67,7 @@ class LaneStream:
         rows_ahead = min(_ROWS_AHEAD, max_range_bytes // 16)
         self._most_ahead = max(1, min(rows_ahead // pipeline.seq_len, _PACKS_AHEAD))
         self._packer = pipeline.packer(at_once=self._most_ahead, given=start.cursor.given)
-        self._unpassed = Unpassed()
+        self._unpassed = Unpassed(source_name)
         self._policy = SkipPolicy(lane, start, on_error=pipeline.on_error, max_bad=pipeline.max_bad)
         self._may_refuse = pipeline.packing.keeps_documents_whole and pipeline.packing.overflow == "error"
         repeats = not corpus.shuffle or corpus.one_epoch or corpus.num_lanes == 1
@@ -135,7 +132,7 @@ class LaneStream:
             if self._is_over:
                 if self._end is None:
                     counts = self._with_bad_records(self._packer.counts_after, self._unpassed.num_fed)
-                    self._end = LaneEnd(counts, self._policy.take_new())
+                    self._end = LaneEnd(counts, self._policy.take_new(), self._source)
                 return self._end
             if not self._ahead:
                 self._read_ahead()
@@ -225,7 +222,7 @@ class LaneStream:
             assert self._is_over, "only a pack that waits for nothing is made before what follows it is known"
             assert self._end_epoch is not None, "an endless lane does not end"
             cursor = Cursor(epoch=self._end_epoch)
-        pack = LanePack(rows, cursor, counts, self._digest(rows), self._policy.take_new(), provenance)
+        pack = LanePack(rows, cursor, counts, self._policy.take_new(), provenance, self._source)
         self.position = self.position.after(pack)
         return pack
 
@@ -233,15 +230,6 @@ class LaneStream:
         """The counts, with the bad records before `document`; what is before it is passed."""
         bad_records = self._unpassed.pass_to(document, is_over=self._is_over)
         return counts._replace(bad_records=bad_records) if bad_records else counts  # the packer counts none
-
-    def _digest(self, rows: PackRows) -> int:
-        number = self._lane + self._corpus.num_lanes * self.position.packs
-        digest = xxhash.xxh3_64(_DIGEST_HEAD(number, self._pipeline.seq_len, self._pipeline.pad_id))
-        for array in (rows.tokens, rows.seq_lens, rows.edge_labels):
-            digest.update((array if _IS_LITTLE_ENDIAN else array.byteswap()).data)
-        if rows.ignored is not None:
-            digest.update(np.packbits(rows.ignored).data)
-        return digest.intdigest()
 
     def _check_alive(self, start: EpochStart) -> None:
         """Raise where an endless run would loop for ever without a pack."""

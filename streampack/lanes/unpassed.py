@@ -28,7 +28,9 @@ class _Fed(NamedTuple):
 class Unpassed:
     """Documents by their number in the packer, from the first one that is not passed on."""
 
-    def __init__(self) -> None:
+    def __init__(self, source: str) -> None:
+        """`source`: the name of the documents' source."""
+        self._source = source
         self.num_fed = 0
         """How many documents the packer has got."""
         self._fed: deque[_Fed] = deque()
@@ -68,6 +70,7 @@ class Unpassed:
                 documents, first, stop, targets = next(all_fed)
             index = document - first
             yield Provenance(
+                self._source,
                 documents.shards[index].url,
                 documents.keys[index],
                 *documents.origins[index],

@@ -22,8 +22,9 @@ class Item(NamedTuple):
     lane_index: int
     """Which of the rank's lanes."""
     pack: "PackRef | None"
-    end: LaneEnd | None
-    """For an ended lane: what came after its last pack."""
+    """None: the lane has no pack in this round, or there is an error in its place."""
+    ends: tuple[LaneEnd, ...] = ()
+    """Sources of the lane that were found without a pack as this slot was made; each is told once."""
     error: Exception | None = None
     """What was raised in the pack's place; it is raised when the pack is needed. The item is the last one."""
 
@@ -35,6 +36,11 @@ class PackRef(NamedTuple):
     number: int
     segments: slice
     """Its part of the `seq_lens` and `edge_labels` of the message's block."""
+
+    @property
+    def source(self) -> int:
+        """The index of the pack's source in the run."""
+        return int(self.message.sources[self.number])
 
     @property
     def in_block(self) -> PackInBlock:
@@ -75,22 +81,24 @@ def deal(messages: Iterator[Message], *, num_lanes: int, num_workers: int, first
             step += 1
 
 
-_Opened: TypeAlias = tuple[PackRef | None, LaneEnd | None, Exception | None]  # an item without its round and lane
+_Opened: TypeAlias = tuple[PackRef | None, tuple[LaneEnd, ...], Exception | None]  # an item without its round and lane
 
 
 def _opened(message: Message) -> list[_Opened | None]:
     """What each slot of a message holds, then the message's error."""
     slots: list[_Opened | None] = []
-    ends = dict(message.ends)
+    ends: dict[int, tuple[LaneEnd, ...]] = {}
+    for index, end in message.ends:
+        ends[index] = (*ends.get(index, ()), end)
     num_segments = message.block.num_segments.tolist()
     number, first = 0, 0
     for index, kind in enumerate(message.slots.tolist()):
         if kind == _PACK:
             stop = first + num_segments[number]
-            slots.append((PackRef(message, number, slice(first, stop)), None, None))
+            slots.append((PackRef(message, number, slice(first, stop)), ends.get(index, ()) if ends else (), None))
             number, first = number + 1, stop
         else:
-            slots.append(None if kind == _NOTHING else (None, ends.get(index), None))
+            slots.append(None if kind == _NOTHING else (None, ends.get(index, ()), None))
     if message.error is not None:
-        slots.append((None, None, message.error))
+        slots.append((None, (), message.error))
     return slots

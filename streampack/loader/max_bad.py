@@ -48,24 +48,22 @@ class MaxBad:
         num_bad, num_documents = committed.num_skipped(), committed.counts().documents
         if num_bad != self._told:  # a pass that was left had made more packs than were handed out
             self.tell(num_bad)
-        ended: set[int] = set()
         for item in items:
             pack = item.pack
             skipped_ranges: Sequence[SkippedRange] = ()
             if pack is not None:
                 num_documents += int(pack.message.changes[pack.number, DOCUMENTS])
                 skipped_ranges = pack.skipped_ranges if pack.message.skipped_ranges else ()
-            elif item.end is not None and item.lane_index not in ended:
-                ended.add(item.lane_index)
-                num_documents += item.end.counts.documents
-                skipped_ranges = item.end.skipped_ranges
+            for end in item.ends:
+                num_documents += end.counts.documents
+                skipped_ranges = (*skipped_ranges, *end.skipped_ranges)
             try:
                 for skipped_range in skipped_ranges:
                     num_bad += 1
                     lane = committed.lanes[item.lane_index]
                     self.check(num_bad=num_bad, num_documents=num_documents, lane=lane, last=skipped_range)
             except ShardError as error:
-                yield item._replace(pack=None, end=None, error=error)
+                yield item._replace(pack=None, ends=(), error=error)
                 return
             yield item
 

@@ -20,18 +20,20 @@ in the rank's order, and all packs before it are handed out first.
 
 import enum
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streampack import heartbeat
-from streampack.corpus.epochs import Corpus
-from streampack.lanes.pipeline import Pipeline
+from streampack.corpus.schedule import Schedule
+from streampack.lanes.digest import pack_digest
 from streampack.lanes.pool import LanePool
-from streampack.lanes.position import NUM_CURSOR, LaneEnd, LanePack, LanePosition, SkippedRange
+from streampack.lanes.position import NUM_CURSOR, LaneEnd, LaneOver, LanePack, SkippedRange
 from streampack.lanes.provenance import Provenance
+from streampack.lanes.run import LaneStart, Run
 from streampack.packing.blocks import stack
 from streampack.packing.packs import PackBlock
 from streampack.records import Counts, Cursor, StorageUse
@@ -63,9 +65,11 @@ class Message:
     block: PackBlock
     """The packs, one for each slot that has one: B of them."""
     changes: NDArray[np.int64]
-    """int64 [B, len(COLUMNS)]: what each pack changes for its lane, as `advance_rows` takes it."""
+    """int64 [B, len(COLUMNS)]: what each pack changes for its lane and source, as `advance_rows` takes it."""
+    sources: NDArray[np.int16]
+    """int16 [B]: the index of each pack's source in the run."""
     ends: tuple[tuple[int, LaneEnd], ...]
-    """(index in `slots`, what came after the lane's last pack) for slots of ended lanes."""
+    """(index in `slots`, a source that was found without a pack in the slot's lane as the slot was made)."""
     skipped_ranges: tuple[tuple[int, SkippedRange], ...]
     """(index of the pack, what was skipped for the first time while it was made)."""
     provenance: tuple[tuple[Provenance, ...], ...] | None
@@ -85,22 +89,22 @@ class Message:
 class Assignment:
     """What the workers of one rank are to do; each finds its own part by its number."""
 
-    pipeline: Pipeline
-    corpus: Corpus
+    run: Run
     lanes: Sequence[int]
     """The rank's lanes, in order."""
-    positions: Sequence[LanePosition]
+    starts: Sequence[LaneStart]
     """Where each lane continues."""
     first_round: int
-    end_epoch: int | None
     first_slots: int
-    """Slots of a worker's first message; it doubles up to `max_slots`."""
+    """Slots of a worker's first message; the next ones have twice as many, and so on up to the bounds."""
     max_slots: int
+    max_rows: int
+    """Of the packs of a message; a message has one pack in any case."""
     budget_bytes: int
     """Of each worker."""
     with_provenance: bool
     sent: Sequence[int] = ()
-    """Messages that each worker has sent already; `positions` are those after them. Empty: none."""
+    """Messages that each worker has sent already; `starts` are those after them. Empty: none."""
 
 
 class WorkerStream:
@@ -112,97 +116,139 @@ class WorkerStream:
         self._num_workers = num_workers
 
     def __iter__(self) -> Iterator[Message]:
-        assignment, num_workers = self._assignment, self._num_workers
-        lanes = assignment.lanes[self._worker :: num_workers]
-        positions = assignment.positions[self._worker :: num_workers]
-        width = -(-len(assignment.lanes) // num_workers)
-        pipeline = assignment.pipeline
-        if num_workers > 1 or len(assignment.lanes) < assignment.corpus.num_lanes:  # this process is not the only one
-            pipeline.storage.spread_first_requests(assignment.corpus.num_lanes)
-        if any(assignment.sent):
-            pipeline.storage.expect_answers()
+        assignment, run = self._assignment, self._assignment.run
+        lanes = assignment.lanes[self._worker :: self._num_workers]
+        starts = dict(zip(lanes, assignment.starts[self._worker :: self._num_workers], strict=True))
+        width = -(-len(assignment.lanes) // self._num_workers)
+        for storage in run.storages:
+            if self._num_workers > 1 or len(assignment.lanes) < run.num_lanes:  # this process is not the only one
+                storage.spread_first_requests(run.num_lanes)
+            if any(assignment.sent):
+                storage.expect_answers()
         pool = LanePool(
-            pipeline,
-            assignment.corpus,
-            dict(zip(lanes, positions, strict=True)),
-            budget_bytes=assignment.budget_bytes,
-            end_epoch=assignment.end_epoch,
-            with_provenance=assignment.with_provenance,
+            run, starts, budget_bytes=assignment.budget_bytes, with_provenance=assignment.with_provenance
         )
-        done, size = 0, assignment.first_slots
+        sizes = _sizes(assignment, width)
+        done = 0
         for _ in range(assignment.sent[self._worker] if assignment.sent else 0):
-            done, size = done + size, min(2 * size, assignment.max_slots)
-        slots = _slots(pool, lanes, positions, first_round=assignment.first_round + done // width, width=width)
+            done += next(sizes).slots
+        slots = _slots(pool, starts, first_round=assignment.first_round + done // width, width=width)
         slots = itertools.islice(slots, done % width, None)
-        before = pipeline.storage.use
-        while True:
-            made: list[LanePack | LaneEnd | None] = []
+        before = run.storage_use()
+        for size in sizes:
+            made: list[_Made] = []
             error: Exception | None = None
             try:
-                for _ in range(size):
+                for _ in range(size.slots):
                     made.append(next(slots))  # noqa: PERF401 (what was made before an error is sent)
             except Exception as failure:  # noqa: BLE001 (it is raised in its place)
                 error = failure
-            use = pipeline.storage.use  # threads read ahead between two messages, too
+            use = run.storage_use()  # threads read ahead between two messages, too
             yield _message(
-                made, pipeline, with_provenance=assignment.with_provenance, storage=use.since(before), error=error
+                made,
+                run,
+                seq_len=size.seq_len,
+                with_provenance=assignment.with_provenance,
+                storage=use.since(before),
+                error=error,
             )
             if error is not None:
                 return
             before = use
-            size = min(2 * size, assignment.max_slots)
 
 
-def failed(error: Exception, pipeline: Pipeline) -> Message:
+def failed(error: Exception, run: Run) -> Message:
     """The message of a worker that sends no other: the error takes the place of its next slot."""
-    return _message([], pipeline, with_provenance=False, storage=StorageUse(), error=error)
+    seq_len = run.schedule.stages[0].seq_len
+    return _message([], run, seq_len=seq_len, with_provenance=False, storage=StorageUse(), error=error)
 
 
-def _slots(
-    pool: LanePool, lanes: Sequence[int], positions: Sequence[LanePosition], *, first_round: int, width: int
-) -> Iterator[LanePack | LaneEnd | None]:
+class _Size(NamedTuple):
+    """What the next message of each worker of a rank has."""
+
+    slots: int
+    seq_len: int
+
+
+def _sizes(assignment: Assignment, width: int) -> Iterator[_Size]:
+    """Of a worker's messages; the same for all workers, as a stage begins in the same slot of each."""
+    schedule, first_round = assignment.run.schedule, assignment.first_round
+    done, growing = 0, assignment.first_slots
+    while True:
+        here = (first_round + done // width) * schedule.num_lanes
+        seq_len = schedule.stage_of(here).seq_len
+        slots = max(1, min(growing, assignment.max_slots, assignment.max_rows // seq_len))
+        if (end := _next_seq_len(schedule, here)) is not None:
+            slots = min(slots, (end // schedule.num_lanes - first_round) * width - done)
+        yield _Size(slots, seq_len)
+        done, growing = done + slots, min(2 * growing, assignment.max_slots)
+
+
+def _next_seq_len(schedule: Schedule, global_pack: int) -> int | None:
+    """The global pack with which the packs get another length."""
+    here = schedule.index_of(global_pack)
+    seq_len = schedule.stages[here].seq_len
+    return next((stage.first_pack for stage in schedule.stages[here + 1 :] if stage.seq_len != seq_len), None)
+
+
+class _Made(NamedTuple):
+    """What a slot holds."""
+
+    global_pack: int
+    pack: LanePack | LaneOver | None
+
+
+def _slots(pool: LanePool, starts: Mapping[int, LaneStart], *, first_round: int, width: int) -> Iterator[_Made]:
+    num_lanes = pool.num_lanes
     number = first_round
     while True:
-        for index in range(width):
-            if index >= len(lanes) or positions[index].packs > number:
-                yield None
+        for lane, start in starts.items():
+            if start.packs > number:
+                yield _Made(0, None)
             else:
-                yield pool.take(lanes[index])
+                yield _Made(number * num_lanes + lane, pool.take(lane))
                 heartbeat.beat()
+        for _ in range(len(starts), width):
+            yield _Made(0, None)
         number += 1
 
 
 def _message(
-    slots: Sequence[LanePack | LaneEnd | None],
-    pipeline: Pipeline,
+    made: Sequence[_Made],
+    run: Run,
     *,
+    seq_len: int,
     with_provenance: bool,
     storage: StorageUse,
     error: Exception | None,
 ) -> Message:
+    pad_id = run.pad_id
     packs: list[LanePack] = []
     kinds: list[int] = []
     changes: list[int] = []
     ends: list[tuple[int, LaneEnd]] = []
     skipped_ranges: list[tuple[int, SkippedRange]] = []
-    for slot in slots:
-        if isinstance(slot, LanePack):
-            if slot.skipped_ranges:
-                skipped_ranges += [(len(packs), skipped_range) for skipped_range in slot.skipped_ranges]
-            packs.append(slot)
-            kinds.append(_PACK)
-            changes += slot.cursor
-            changes.append(slot.digest - (slot.digest >> 63 << 64))  # the same 64 bits, with a sign
-            changes += slot.counts
-        elif slot is None:
+    for global_pack, pack in made:
+        if pack is None:
             kinds.append(_NOTHING)
+            continue
+        if pack.ends:
+            ends += [(len(kinds), end) for end in pack.ends]
+        if isinstance(pack, LanePack):
+            if pack.skipped_ranges:
+                skipped_ranges += [(len(packs), skipped_range) for skipped_range in pack.skipped_ranges]
+            packs.append(pack)
+            kinds.append(_PACK)
+            changes += pack.cursor
+            changes.append(pack_digest(pack.rows, global_pack, seq_len=seq_len, pad_id=pad_id))
+            changes += pack.counts
         else:
-            ends.append((len(kinds), slot))
             kinds.append(_ENDED)
     return Message(
         slots=np.array(kinds, dtype=np.int8),
-        block=stack([pack.rows for pack in packs], seq_len=pipeline.seq_len, pad_id=pipeline.pad_id),
+        block=stack([pack.rows for pack in packs], seq_len=seq_len, pad_id=pad_id),
         changes=np.array(changes, dtype=np.int64).reshape(len(packs), len(COLUMNS)),
+        sources=np.array([pack.source for pack in packs], dtype=np.int16),
         ends=tuple(ends),
         skipped_ranges=tuple(skipped_ranges),
         provenance=tuple(pack.provenance for pack in packs) if with_provenance else None,

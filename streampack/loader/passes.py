@@ -82,8 +82,8 @@ class Tally:
 
     def watch_items(self, items: Iterator[Item]) -> Iterator[Item]:
         for item in items:
-            if item.end is not None:
-                self.ends.setdefault(item.lane_index, LastWords(item.round, item.end))
+            for end in item.ends:
+                self.ends.setdefault(item.lane_index, LastWords(item.round, end))
             yield item
 
     def watch_messages(self, messages: Iterator[Message]) -> Iterator[Message]:
@@ -108,24 +108,19 @@ class Pass:
         self.tally = Tally()
         num_lanes, first_round = committed.num_lanes, committed.global_pack // committed.num_lanes
         num_workers = _fitting_workers(settings.num_workers, len(committed.lanes))
-        corpus = dataset.corpus(num_lanes)
+        run = dataset.run(num_lanes, first_epoch=committed.first_epoch)
         budget_bytes = worker_bytes(
-            dataset.limits.buffer_bytes,
-            dataset.pipeline,
-            corpus,
-            num_lanes=len(committed.lanes),
-            num_workers=num_workers,
+            dataset.limits.buffer_bytes, run, num_lanes=len(committed.lanes), num_workers=num_workers
         )
-        max_slots = _max_slots(dataset.seq_len, num_workers, settings)
+        max_slots = _MAX_MESSAGE_PACKS if num_workers else min(settings.batch_size, _MAX_MESSAGE_PACKS)
         assignment = Assignment(
-            pipeline=dataset.pipeline,
-            corpus=corpus,
+            run=run,
             lanes=committed.lanes,
-            positions=[committed.position(lane_index) for lane_index in range(len(committed.lanes))],
+            starts=[committed.start(lane_index, len(run.sources)) for lane_index in range(len(committed.lanes))],
             first_round=first_round,
-            end_epoch=None if dataset.epochs is None else committed.first_epoch + dataset.epochs,
             first_slots=1 if num_workers else max_slots,  # without workers the first batch waits for all of it anyway
             max_slots=max_slots,
+            max_rows=_max_rows(num_workers, settings),
             budget_bytes=budget_bytes,
             with_provenance=settings.with_provenance,
         )
@@ -187,7 +182,7 @@ class Pass:
 
 def _in_this_process(assignment: Assignment) -> Iterator[Message]:
     messages = iter(WorkerStream(assignment))
-    return undisturbed(messages) if assignment.pipeline.documents.may_draw else messages
+    return undisturbed(messages) if assignment.run.may_draw else messages
 
 
 def _refuse_empty_lanes(items: Iterator[Item], committed: Committed) -> Iterator[Item]:
@@ -203,7 +198,7 @@ def _refuse_empty_lanes(items: Iterator[Item], committed: Committed) -> Iterator
                 f'epoch_end="stop" ends the pass with its shortest lane, and lane {committed.lanes[item.lane_index]} '
                 'gives no pack at all. Use epoch_end="pad", fewer lanes (num_lanes), or more or larger shards.'
             )
-            yield item._replace(end=None, error=error)  # in its place, so that all ranks learn of it
+            yield item._replace(ends=(), error=error)  # in its place, so that all ranks learn of it
             return
         untouched.discard(item.lane_index)
         yield item
@@ -220,10 +215,8 @@ def _fitting_workers(num_workers: int, num_lanes: int) -> int:
     return min(num_workers, num_lanes)
 
 
-def _max_slots(seq_len: int, num_workers: int, settings: PassSettings) -> int:
-    """Packs of one message: a message costs the main process about 1 ms whatever its size, so few and large ones."""
-    in_flight = num_workers * (AHEAD + 1)
+def _max_rows(num_workers: int, settings: PassSettings) -> int:
+    """Rows of one message: a message costs the main process about 1 ms whatever its size, so few and large ones."""
     if num_workers == 0:
-        return min(settings.batch_size, _MAX_MESSAGE_PACKS)
-    num_bytes = min(_MAX_MESSAGE_BYTES, settings.prefetch_bytes // in_flight)
-    return max(1, min(num_bytes // (4 * seq_len), _MAX_MESSAGE_PACKS))
+        return 2**63
+    return min(_MAX_MESSAGE_BYTES, settings.prefetch_bytes // (num_workers * (AHEAD + 1))) // 4

@@ -25,6 +25,7 @@ import numpy as np
 from streampack.errors import LoaderError
 from streampack.heartbeat import SampleLocation
 from streampack.lanes.position import NUM_CURSOR, LanePosition, advance_rows, known_after
+from streampack.lanes.run import LaneStart
 from streampack.loader import shortage
 from streampack.loader.messages import COLUMNS, DOCUMENTS, Assignment, Message, Slot, failed
 from streampack.loader.processes import Launcher
@@ -104,7 +105,7 @@ class RestartingMessages:
         except Exception as error:
             if self._is_interrupted:
                 raise
-            return failed(error, self._assignment.pipeline)
+            return failed(error, self._assignment.run)
         self._received[self._next].add(message)
         self._next = (self._next + 1) % self._num_workers
         return message
@@ -139,16 +140,16 @@ class RestartingMessages:
             self._restarts.number,
         )
         self._workers.end()
-        positions = list(self._assignment.positions)
+        starts = list(self._assignment.starts)
         for worker, received in enumerate(self._received):
-            positions[worker :: self._num_workers] = received.positions()
+            starts[worker :: self._num_workers] = received.starts()
         sent = tuple(received.messages for received in self._received)
-        self._workers = self._start(dataclasses.replace(self._assignment, positions=positions, sent=sent))
+        self._workers = self._start(dataclasses.replace(self._assignment, starts=starts, sent=sent))
 
     def _describe(self, location: SampleLocation) -> str:
         if location.shard < 0:
             return "before its first sample"
-        url = self._assignment.corpus.table[location.shard].url
+        url = self._assignment.run.sources[location.source].corpus.table[location.shard].url
         sample = f"sample {location.sample}" if is_compressed(url) else f"the sample at byte {location.sample}"
         return f"in lane {location.lane}, {redacted(url)}, {sample}"
 
@@ -172,28 +173,38 @@ class _Received:
 
     def __init__(self, assignment: Assignment, worker: int, num_workers: int) -> None:
         self.messages = 0
-        self._begin = assignment.positions[worker::num_workers]
+        self._sources = assignment.run.sources
+        self._begin = assignment.starts[worker::num_workers]
         self._width = -(-len(assignment.lanes) // num_workers)
         self._slots = 0
-        self._rows = np.zeros((len(self._begin), len(COLUMNS)), dtype=np.int64)
-        for row, begin in zip(self._rows, self._begin, strict=True):
-            row[:NUM_CURSOR], row[DOCUMENTS] = begin.cursor, begin.documents
         self._packs = np.array([begin.packs for begin in self._begin])
-        self._skipped_ranges: list[list[SkippedRange]] = [[] for _ in self._begin]
+        positions = self._positions = [position for begin in self._begin for position in begin.positions]
+        self._rows = np.zeros((len(positions), len(COLUMNS)), dtype=np.int64)
+        self._packs_of = np.array([position.packs for position in positions])
+        for row, position in zip(self._rows, positions, strict=True):
+            row[:NUM_CURSOR], row[DOCUMENTS] = position.cursor, position.documents
+        self._skipped_ranges: list[list[SkippedRange]] = [[] for _ in positions]
 
     def add(self, message: Message) -> None:
         """A message came whole."""
-        lanes = (self._slots + np.flatnonzero(message.slots == Slot.PACK)) % self._width
-        advance_rows(self._rows, lanes, message.changes)
-        self._packs += np.bincount(lanes, minlength=len(self._packs))
+        lanes = (self._slots + np.arange(len(message.slots))) % self._width
+        self._packs += np.bincount(lanes[message.slots != Slot.NOTHING], minlength=len(self._packs))
+        rows = lanes[message.slots == Slot.PACK] * len(self._sources) + message.sources
+        advance_rows(self._rows, rows, message.changes)
+        self._packs_of += np.bincount(rows, minlength=len(self._packs_of))
         for pack, skipped_range in message.skipped_ranges:
-            self._skipped_ranges[lanes[pack]].append(skipped_range)
+            self._skipped_ranges[rows[pack]].append(skipped_range)
+        for slot, end in message.ends:
+            row = lanes[slot] * len(self._sources) + end.source
+            self._rows[row, :NUM_CURSOR] = Cursor(epoch=self._sources[end.source].end_epoch or 0)
+            self._rows[row, DOCUMENTS] += end.counts.documents
+            self._skipped_ranges[row] += end.skipped_ranges
         self._slots += len(message.slots)
         self.messages += 1
 
-    def positions(self) -> list[LanePosition]:
+    def starts(self) -> list[LaneStart]:
         """Where each of the worker's lanes continues after all messages."""
-        return [
+        positions = [
             LanePosition(
                 cursor=Cursor(*row[:NUM_CURSOR]),
                 packs=packs,
@@ -202,6 +213,11 @@ class _Received:
                 skipped_ranges=known_after(begin.skipped_ranges, skipped_ranges, row),
             )
             for row, packs, begin, skipped_ranges in zip(
-                self._rows.tolist(), self._packs.tolist(), self._begin, self._skipped_ranges, strict=True
+                self._rows.tolist(), self._packs_of.tolist(), self._positions, self._skipped_ranges, strict=True
             )
+        ]
+        step = len(self._sources)
+        return [
+            LaneStart(packs, tuple(positions[lane * step : (lane + 1) * step]))
+            for lane, packs in enumerate(self._packs.tolist())
         ]

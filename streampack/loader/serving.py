@@ -24,9 +24,7 @@ from multiprocessing import spawn
 from pathlib import Path
 
 from streampack import heartbeat
-from streampack.corpus.table import ShardTable
 from streampack.errors import ConfigError
-from streampack.lanes.pipeline import Pipeline
 from streampack.loader import channels, recipes
 from streampack.loader.messages import Assignment
 from streampack.loader.processes import WorkerProcess, ending_of
@@ -54,7 +52,7 @@ class WorkerServer:
         rows: Sequence[heartbeat.Row],
     ) -> "list[ServedProcess]":
         """Start them; see `Launcher`."""
-        given = self._given_of(assignment.pipeline, assignment.corpus.table)
+        given = self._given_of(recipes.Parts.of(assignment.run))
         running = self._server_with(given)
         parcel = recipes.wrap_assignment(assignment)
         started = []
@@ -91,12 +89,12 @@ class WorkerServer:
             self._running.finalizer()
             self._running = None
 
-    def _given_of(self, pipeline: Pipeline, table: ShardTable) -> "_Given":
+    def _given_of(self, parts: recipes.Parts) -> "_Given":
         if self._running is not None and self._running.owner != os.getpid():
             self._running = None  # of the process that this one was forked from
-        if self._given is None or self._given.pipeline is not pipeline or self._given.table is not table:
+        if self._given is None or not self._given.parts.are(parts):
             self.close()
-            self._given = _Given(pipeline, table)
+            self._given = _Given(parts)
         return self._given
 
     def _server_with(self, given: "_Given") -> "_Running":
@@ -110,11 +108,10 @@ class WorkerServer:
 class _Given:
     """What a server is given: copied once, so that a server that is started after another one has the same."""
 
-    def __init__(self, pipeline: Pipeline, table: ShardTable) -> None:
-        self.pipeline = pipeline
-        self.table = table
+    def __init__(self, parts: recipes.Parts) -> None:
+        self.parts = parts
         self.surroundings = surroundings()
-        self.recipe = recipes.wrap_recipe(pipeline, table)
+        self.recipe = recipes.wrap_recipe(parts)
         self.was_loaded = False
         """Whether a server that has ended had loaded it."""
         self.finalizer = weakref.finalize(self, os.close, self.recipe)

@@ -80,7 +80,7 @@ def _as_exception(error: BaseException, assignment: Assignment, row: heartbeat.R
     _, location = heartbeat.read(row)
     where = ""
     if location.shard >= 0:
-        url = redacted(assignment.corpus.table[location.shard].url)
+        url = redacted(assignment.run.sources[location.source].corpus.table[location.shard].url)
         where = f" at lane {location.lane}, {url}, sample {location.sample}"
     exits = ", as sys.exit() does" if isinstance(error, SystemExit) else ""
     problem = LoaderError(

@@ -26,6 +26,7 @@ from streampack.corpus.epochs import Corpus
 from streampack.corpus.partition import packs_before
 from streampack.errors import StateError
 from streampack.lanes.position import NUM_CURSOR, LanePosition, SkippedRange, advance_rows
+from streampack.lanes.run import LaneStart
 from streampack.records import Counts, Cursor
 from streampack.state.fingerprint import PLACING
 from streampack.state.forms import read_lanes, to_tables
@@ -95,11 +96,16 @@ class Committed:
         row = self.rows[lane_index].tolist()
         return LanePosition(
             cursor=Cursor(*row[:NUM_CURSOR]),
-            packs=row[PACKS],
+            packs=row[PACKS] - row[_FILLERS],
             documents=row[_DOCUMENTS],
             num_skipped=row[NUM_SKIPPED],
             skipped_ranges=frozenset(self.skipped_ranges[lane_index]),
         )
+
+    def start(self, lane_index: int, num_sources: int) -> LaneStart:
+        """Where a lane continues in the sources of a run."""
+        assert num_sources == 1, "a lane has one row"
+        return LaneStart(self.packs(lane_index), (self.position(lane_index),))
 
     def add(self, lane_indexes: NDArray[np.intp], changes: NDArray[np.int64]) -> None:
         """Commit packs: [n], the lane of each, and int64 [n, len(FIELDS)], as `advance_rows` takes them."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.runs import begun
 from typer.testing import CliRunner, Result
 
 from streampack import PackedDataLoader, PackedDataset, StreampackError
@@ -13,7 +14,7 @@ from streampack.cli import app
 from streampack.config.file import load_config
 from streampack.corpus.partition import check_ranks
 from streampack.examples.make_data import DATA
-from streampack.lanes.budget import WindowBytes, check_budget
+from streampack.lanes.budget import LaneNeeds, check_budget
 from streampack.lanes.pool import LanePool
 from streampack.lanes.position import LaneEnd, LanePosition
 from streampack.lanes.stream import LaneStream
@@ -88,16 +89,10 @@ def test_the_range_and_the_share_are_those_of_the_pool(
     dataset = PackedDataset(**load_config(path).dataset_arguments()).for_rank(0, 2)
     lanes = range(0, 24, 2)[:: max(workers, 1)]
     pool = LanePool(
-        dataset.pipeline,
-        dataset.corpus(),
-        {lane: LanePosition() for lane in lanes},
-        budget_bytes=dataset.limits.buffer_bytes // max(workers, 1),
-        end_epoch=None,
+        dataset.run(), begun(lanes), budget_bytes=dataset.limits.buffer_bytes // max(workers, 1)
     )
-    pool.take(lanes[0])
-    stream = pool._lanes[lanes[0]].stream
-    assert stream is not None
-    assert (len(lanes), pool._budget_bytes, pool._share_bytes, stream._max_range_bytes, pool._window_bytes) == (
+    needs = LaneNeeds.of(dataset.run())
+    assert (len(lanes), pool._budget_bytes, pool._share_bytes, pool._range_bytes, needs.windows) == (
         rank["lanes_per_worker"],
         rank["buffer_bytes"],
         rank["share_bytes"],
@@ -213,7 +208,7 @@ def test_a_budget_that_is_too_small_is_the_error_of_the_pool(tmp_path: Path) -> 
     data = f"data: {str(DATA / 'devil-*.tar')!r}, num_lanes: 60, shuffle: shards"
     path = config(tmp_path, f"{data}, limits: {{buffer_bytes: 3MiB}}")
     with pytest.raises(StreampackError) as refused:
-        check_budget(budget_bytes=3 * 2**20, num_lanes=60, num_workers=2, windows=WindowBytes())
+        check_budget(budget_bytes=3 * 2**20, num_lanes=60, num_workers=2, needs=LaneNeeds())
     result = run(path, "--workers", "2")
     assert (result.exit_code, result.stderr) == (1, f"error: {refused.value}\n")
     enough = config(tmp_path, f"{data}, limits: {{buffer_bytes: 4MiB}}")

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from support.jobs import Job, dataset, documents_of, texts, write_corpus
+from support.runs import begun
 
 import streampack
 from streampack.errors import ConfigError
 from streampack.lanes.pool import LanePool
-from streampack.lanes.position import LanePosition
 from streampack.testing import ByteTokenizer
 
 LABELS, PER_SHARD, NUM_LANES, A_PACK, LETTERS, BLOCK, ROUNDS = 16, 1_400, 8, 8, 60, 2**16, 320
@@ -54,12 +54,7 @@ def test_batches_are_mixed_nearly_as_those_of_a_full_shuffle(tmp_path: Path, kin
     corpus = data.corpus()
     assert len(corpus.pieces(0, 0)) >= 40
     pool = LanePool(
-        data.pipeline,
-        corpus,
-        {lane: LanePosition() for lane in range(NUM_LANES)},
-        budget_bytes=2**29,
-        end_epoch=1,
-        with_provenance=True,
+        data.run(), begun(range(NUM_LANES)), budget_bytes=2**29, with_provenance=True
     )
     shares, same = np.zeros((NUM_LANES, ROUNDS, LABELS)), []
     for number in range(ROUNDS):

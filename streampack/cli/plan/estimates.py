@@ -16,8 +16,8 @@ from streampack.cli.plan.measured import Density, SamplePlan
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.partition import Piece, fitting_ranks
 from streampack.dataset.dataset import PackedDataset
-from streampack.lanes.budget import MIN_SHARE_BYTES, window_bytes, worker_bytes
-from streampack.lanes.pool import MAX_RANGE_BYTES
+from streampack.lanes.budget import LaneNeeds, worker_bytes
+from streampack.lanes.pool import range_bytes
 from streampack.state.checkpoint import Committed
 from streampack.storage.clients import local_path
 from streampack.storage.ranges import LOCAL_RANGE_BYTES
@@ -226,14 +226,13 @@ def rank_plan(
     workers = min(num_workers, lanes_per_rank)
     processes = max(workers, 1)
     lanes_per_worker = -(-lanes_per_rank // processes)
-    buffer_bytes = worker_bytes(
-        dataset.limits.buffer_bytes, dataset.pipeline, corpus, num_lanes=lanes_per_rank, num_workers=workers
-    )
+    run = dataset.run()
+    buffer_bytes = worker_bytes(dataset.limits.buffer_bytes, run, num_lanes=lanes_per_rank, num_workers=workers)
     share_bytes = buffer_bytes // lanes_per_worker
-    windows = window_bytes(dataset.pipeline, corpus)
-    range_bytes = max(min((share_bytes - sum(windows)) // 2, MAX_RANGE_BYTES), MIN_SHARE_BYTES // 2)
-    requests = epoch_requests(corpus, range_bytes)
-    spare_tokens = max(share_bytes - sum(windows) - range_bytes, 0) // 4
+    needs = LaneNeeds.of(run)
+    most_bytes = range_bytes(share_bytes, needs)
+    requests = epoch_requests(corpus, most_bytes)
+    spare_tokens = max(share_bytes - needs.windows - most_bytes, 0) // 4
     read_bytes = shards.cut_bytes + shards.whole_bytes
     rows = shards.estimated_tokens / density.tokens_per_pack * dataset.seq_len
     seconds = max(rows / (ranks * tokens_per_second), 1e-9)
@@ -246,11 +245,11 @@ def rank_plan(
         global_batch=ranks * batch_size,
         batches_per_epoch=math.ceil(lanes.packs_per_epoch * lanes_per_rank / batch_size),
         buffer_bytes=buffer_bytes,
-        needed_bytes=processes * lanes_per_worker * (MIN_SHARE_BYTES + sum(windows)),
-        shuffle_window_bytes=windows.shuffle,
-        packing_window_bytes=windows.packing,
+        needed_bytes=processes * lanes_per_worker * needs.bytes,
+        shuffle_window_bytes=needs.shuffle,
+        packing_window_bytes=needs.packing,
         share_bytes=share_bytes,
-        range_bytes=range_bytes,
+        range_bytes=most_bytes,
         spare_tokens=spare_tokens,
         parks_often=not corpus.window and spare_tokens < 2 * dataset.seq_len,
         prefetch_bytes=prefetch_bytes,
@@ -261,7 +260,7 @@ def rank_plan(
     )
 
 
-def epoch_requests(corpus: Corpus, range_bytes: int) -> int:
+def epoch_requests(corpus: Corpus, most_bytes: int) -> int:
     """Ranged reads in an epoch."""
     table = corpus.table
     requests = 0
@@ -273,21 +272,21 @@ def epoch_requests(corpus: Corpus, range_bytes: int) -> int:
         lanes = [list(corpus.pieces(0, lane)) for lane in range(corpus.num_lanes)]
     for piece in chain.from_iterable(lanes):
         is_local = local_path(table.urls[piece.shard]) is not None
-        largest = min(range_bytes, LOCAL_RANGE_BYTES) if is_local else range_bytes
+        largest = min(most_bytes, LOCAL_RANGE_BYTES) if is_local else most_bytes
         requests += num_requests(piece, int(table.sizes[piece.shard]), largest)
     return requests
 
 
-def num_requests(piece: Piece, shard_bytes: int, range_bytes: int) -> int:
+def num_requests(piece: Piece, shard_bytes: int, most_bytes: int) -> int:
     """Ranged reads for one piece: sizes double up to the lane's range.
 
     Each cut costs a read to find the sample there: at the piece's begin as many as show what follows it, and at its end
     another for that sample's last bytes.
     """
     looked_at = min(LOOK_BYTES, piece.end - piece.begin)
-    at_begin = -(-looked_at // range_bytes) if piece.begin > 0 else 0
+    at_begin = -(-looked_at // most_bytes) if piece.begin > 0 else 0
     cuts = 0 if piece.whole else at_begin + 2 * (piece.end < shard_bytes)
-    left, size, requests = piece.end - piece.begin, min(_FIRST_RANGE_BYTES, range_bytes), 0
-    while left > 0 and size < range_bytes:
-        left, size, requests = left - size, min(2 * size, range_bytes), requests + 1
-    return cuts + requests + -(-max(left, 0) // range_bytes)
+    left, size, requests = piece.end - piece.begin, min(_FIRST_RANGE_BYTES, most_bytes), 0
+    while left > 0 and size < most_bytes:
+        left, size, requests = left - size, min(2 * size, most_bytes), requests + 1
+    return cuts + requests + -(-max(left, 0) // most_bytes)

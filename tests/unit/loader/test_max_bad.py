@@ -106,7 +106,7 @@ def test_the_pack_that_is_too_much_is_an_error_in_its_place_and_what_was_not_han
         changes = np.zeros((6, len(COLUMNS)), np.int64)
         message: Any = SimpleNamespace(changes=changes, skipped_ranges=[(number, LAST) for number in bad])
         for number in range(6):
-            yield Item(number, 0, PackRef(message, number, slice(0)), None)
+            yield Item(number, 0, PackRef(message, number, slice(0)))
 
     given = list(one.watch(items([1, 3, 3, 5]), committed))
     assert [item.round for item in given] == [0, 1, 2, 3]
@@ -120,10 +120,10 @@ def test_the_pack_that_is_too_much_is_an_error_in_its_place_and_what_was_not_han
 
 def test_what_a_lane_skips_after_its_last_pack_counts_once() -> None:
     end = LaneEnd(Counts(documents=5, bad_records=2), (LAST, LAST))
-    items = [Item(number, 0, None, end) for number in range(3)]  # an ended lane says so in each round
+    items = [Item(0, 0, None, (end,)), Item(1, 0, None)]
     committed = Committed.fresh(range(1), 1)
     assert list(bound(2).watch(iter(items), committed)) == items
     first, *rest = bound(1).watch(iter(items), committed)
     assert not rest
     assert isinstance(first.error, ShardError)
-    assert (first.pack, first.end) == (None, None)
+    assert (first.pack, first.ends) == (None, ())

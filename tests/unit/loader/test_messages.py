@@ -38,6 +38,7 @@ def message_of(packs: list[PackRows]) -> Message:
         slots=np.ones(len(packs), np.int8),
         block=stack(packs, seq_len=SEQ_LEN, pad_id=PAD_ID),
         changes=np.zeros((len(packs), len(COLUMNS)), np.int64),
+        sources=np.zeros(len(packs), np.int16),
         ends=(),
         skipped_ranges=(),
         provenance=None,

@@ -46,7 +46,7 @@ class Run:
             for place, lane in enumerate(lanes):
                 if packs_before(begin, lane, self.num_lanes) <= number:
                     pack: Any = number * self.num_lanes + lane
-                    yield Item(number, place, pack if self.is_real(pack) else None, None)
+                    yield Item(number, place, pack if self.is_real(pack) else None)
 
 
 class Exchange:

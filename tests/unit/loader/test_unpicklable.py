@@ -95,7 +95,7 @@ def test_the_error_of_a_dataset_says_what_to_do(tmp_path: Path) -> None:
     write_shards(tmp_path, ["a text"])
     data = PackedDataset(str(tmp_path), ByteTokenizer(), transform=closing_over(LOCK), num_lanes=1)
     with pytest.raises(ConfigError) as caught:
-        recipes.wrap_recipe(data.pipeline, data.list_shards())
+        recipes.wrap_recipe(recipes.Parts.of(data.run()))
     for part in ("transform (function", "closure variable `value`", "Make it in the worker", "multiprocessing_context"):
         assert part in str(caught.value)
 
@@ -168,7 +168,7 @@ def test_what_a_handler_raises_meanwhile_is_not_taken_for_a_reason(tmp_path: Pat
     )
     error = None
     try:
-        os.close(recipes.wrap_recipe(data.pipeline, data.list_shards()))
+        os.close(recipes.wrap_recipe(recipes.Parts.of(data.run())))
     except (Preempted, ConfigError) as raised:
         error = raised
     wanted = Preempted if interrupted.count >= at else None if also == 0 else ConfigError
