@@ -122,7 +122,7 @@ class SharedRun:
         warn_of_libraries(state.get("libraries"), libraries_of(self._dataset.pipeline.tokenizer))
         committed = Committed.from_state(state, self.lanes(num_lanes), num_lanes)
         committed.check_cursors(
-            self._dataset.corpus(num_lanes),
+            [self._dataset.corpus(num_lanes)],
             has_packing_windows=bool({saved.get("packing"), now.get("packing")} & {"best_fit"}),
         )
         committed.check_windows(saved, now)

@@ -241,10 +241,11 @@ class Commits:
         """
         standing = after
         committed = _applied(standing.base, standing.changes)
+        next_epoch = committed.first_epoch + epochs
         for lane_index, (packs, end) in last_words.items():
             if committed.packs(lane_index) >= packs:  # else the lane was cut before its last pack
-                committed.count(lane_index, end.counts, num_skipped=len(end.skipped_ranges))
-        committed.end_pass(committed.first_epoch + epochs)
+                committed.end_source(lane_index, end, next_epoch)
+        committed.end_pass(next_epoch)
         left_out_packs += standing.left_out_packs
         self._move(standing, standing._replace(base=committed, changes=(), left_out_packs=left_out_packs))
 

@@ -1,21 +1,21 @@
 """The state of a loader: the committed positions of its lanes as plain values, and back.
 
-In:    what each pack that is handed out changes for its lane; a state of any number of ranks.
+In:    what each pack that is handed out changes for its lane and source; a state of any ranks and sources.
 Out:   the rows of a rank's lanes; a state, fresh at each call.
 Never: a state of another run that is accepted: `StateError` names what differs.
 
-    "rows"              int64 table: each lane's cursor, packs given, running digest and counts
-    "skipped_ranges"    int64 table: the bad records and broken shards that the lanes have skipped and may meet again
-    and, equal on all ranks: "version", "order_version", "fingerprint" (JSON), "libraries" (JSON), "global_pack",
-    "first_epoch"
+    "rows"              int64 table: for each lane and source the cursor, packs given, running digest and counts
+    "skipped_ranges"    int64 table: the bad records and broken shards that were skipped there and may be met again
+    and, equal on all ranks: "version", "order_version", "fingerprint" (JSON), "libraries" (JSON), "sources" (JSON: the
+    names, in the order of the tables), "stages" (JSON: those that have begun), "global_pack", "first_epoch"
 
 `forms.py` describes the tables; torch.distributed.checkpoint saves them from any ranks and loads them on any others.
 """
 
 import json
 import operator
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -24,14 +24,16 @@ from numpy.typing import NDArray
 
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.partition import packs_before
+from streampack.corpus.schedule import StageOfRun
 from streampack.errors import StateError
-from streampack.lanes.position import NUM_CURSOR, LanePosition, SkippedRange, advance_rows
+from streampack.lanes.position import NUM_CURSOR, LaneEnd, LanePosition, SkippedRange, advance_rows
 from streampack.lanes.run import LaneStart
 from streampack.records import Counts, Cursor
 from streampack.state.fingerprint import PLACING
-from streampack.state.forms import read_lanes, to_tables
+from streampack.state.forms import COMMON, read_lanes, sources_of, to_tables
+from streampack.state.stages import begun, stages_from_json, stages_to_json
 
-STATE_VERSION = 3
+STATE_VERSION = 4
 """The layout of the state: its keys, and the columns of a lane's row."""
 ORDER_VERSION = 2
 """The order of documents and packs for a seed; a release that changes the order raises this."""
@@ -43,17 +45,22 @@ FIELDS = (
     *("truncated_tokens", "dropped_documents", "dropped_tokens", "targetless_packs", "targetless_tokens"),
     *("tail_tokens", "fillers", "skipped_packs"),
 )
-"""The columns of a lane's row in a state; the first ones are those of a `Cursor`.
+"""The columns of a row in a state, of a lane and a source; the first ones are those of a `Cursor`.
 
 They are written out because they are saved: a new column is a new STATE_VERSION."""
 PACKS = FIELDS.index("packs")
 NUM_SKIPPED = FIELDS.index("num_skipped")
-"""What the lane has skipped since the start of the run; its skipped ranges are those of its present epoch."""
+"""What was skipped since the start of the run; the skipped ranges are those of the present epoch."""
 DIGEST = FIELDS.index("digest")
 COUNTS = [FIELDS.index(name) for name in Counts._fields]
+_SINCE_4 = ("sources", "stages")
+"""Keys that states of older releases do not have; what is wrong with those is their version."""
 _GIVEN = FIELDS.index("given")
 _FILLERS = FIELDS.index("fillers")
 _DOCUMENTS = FIELDS.index("documents")
+
+DEFAULT = "default"
+"""The name of the one source of a run whose data have no names."""
 
 State: TypeAlias = dict[str, torch.Tensor | str | int]
 
@@ -66,50 +73,91 @@ class Committed:
     num_lanes: int
     """Over all ranks."""
     rows: NDArray[np.int64]
-    """int64 [len(lanes), len(FIELDS)]."""
+    """int64 [len(lanes) * S, len(FIELDS)]: of each lane one row for each of the S sources. The fillers of a lane count
+    in the row of its first source."""
     skipped_ranges: list[tuple[SkippedRange, ...]]
-    """Of each lane."""
+    """Of each row."""
+    sources: tuple[str, ...] = (DEFAULT,)
+    """Names [S]: those of the run in its order, then those that only its state has, whose rows stay as they are."""
+    stages: tuple[StageOfRun, ...] = ()
+    """Of the run; a state has those of them that have begun."""
     global_pack: int = 0
     """All global packs below this one have been handed out, over all ranks."""
     first_epoch: int = 0
     """The epoch with which the current pass began."""
 
     @classmethod
-    def fresh(cls, lanes: range, num_lanes: int) -> "Committed":
+    def fresh(
+        cls,
+        lanes: range,
+        num_lanes: int,
+        sources: Sequence[str] = (DEFAULT,),
+        stages: Sequence[StageOfRun] = (),
+    ) -> "Committed":
         """The start of a run."""
-        rows = np.zeros((len(lanes), len(FIELDS)), dtype=np.int64)
+        num_rows = len(lanes) * len(sources)
+        rows = np.zeros((num_rows, len(FIELDS)), dtype=np.int64)
         rows[:, :NUM_CURSOR] = Cursor()
-        return cls(lanes=lanes, num_lanes=num_lanes, rows=rows, skipped_ranges=[() for _ in lanes])
-
-    def copy(self) -> "Committed":
-        return Committed(
-            lanes=self.lanes,
-            num_lanes=self.num_lanes,
-            rows=self.rows.copy(),
-            skipped_ranges=list(self.skipped_ranges),
-            global_pack=self.global_pack,
-            first_epoch=self.first_epoch,
+        return cls(
+            lanes=lanes,
+            num_lanes=num_lanes,
+            rows=rows,
+            skipped_ranges=[()] * num_rows,
+            sources=tuple(sources),
+            stages=tuple(stages),
         )
 
-    def position(self, lane_index: int) -> LanePosition:
-        """Where a lane continues; `lane_index`: its index in `lanes`, here and below."""
-        row = self.rows[lane_index].tolist()
+    def copy(self) -> "Committed":
+        return replace(self, rows=self.rows.copy(), skipped_ranges=list(self.skipped_ranges))
+
+    # -- one lane: `lane_index` is its index in `lanes` ----------------------------------------------------------------
+
+    def row(self, lane_index: int, source: int) -> int:
+        """The index of the row of a lane and a source."""
+        return lane_index * len(self.sources) + source
+
+    def position(self, lane_index: int, source: int = 0) -> LanePosition:
+        """Where a lane continues in a source."""
+        index = self.row(lane_index, source)
+        row = self.rows[index].tolist()
         return LanePosition(
             cursor=Cursor(*row[:NUM_CURSOR]),
             packs=row[PACKS] - row[_FILLERS],
             documents=row[_DOCUMENTS],
             num_skipped=row[NUM_SKIPPED],
-            skipped_ranges=frozenset(self.skipped_ranges[lane_index]),
+            skipped_ranges=frozenset(self.skipped_ranges[index]),
         )
 
-    def start(self, lane_index: int, num_sources: int) -> LaneStart:
-        """Where a lane continues in the sources of a run."""
-        assert num_sources == 1, "a lane has one row"
-        return LaneStart(self.packs(lane_index), (self.position(lane_index),))
+    def packs(self, lane_index: int) -> int:
+        """How many packs the lane has given, of all sources, fillers included."""
+        return int(self._by_lane()[lane_index, :, PACKS].sum())
 
-    def add(self, lane_indexes: NDArray[np.intp], changes: NDArray[np.int64]) -> None:
-        """Commit packs: [n], the lane of each, and int64 [n, len(FIELDS)], as `advance_rows` takes them."""
-        advance_rows(self.rows, lane_indexes, changes)
+    def start(self, lane_index: int, num_sources: int) -> LaneStart:
+        """Where a lane continues; `num_sources`: of the run, which are the first ones of `sources`."""
+        return LaneStart(
+            self.packs(lane_index), tuple(self.position(lane_index, source) for source in range(num_sources))
+        )
+
+    def end_source(self, lane_index: int, end: LaneEnd, end_epoch: int) -> None:
+        """A source has no more documents in a lane: count what came after its last pack, once.
+
+        It continues with `end_epoch`, if ever: where that is raised, or in the next pass.
+        """
+        index = self.row(lane_index, end.source)
+        self.rows[index, COUNTS] += np.array(end.counts, dtype=np.int64)
+        self.rows[index, NUM_SKIPPED] += len(end.skipped_ranges)
+        self.rows[index, :NUM_CURSOR] = Cursor(epoch=end_epoch)
+        self.skipped_ranges[index] = ()
+
+    # -- all lanes -----------------------------------------------------------------------------------------------------
+
+    def _by_lane(self) -> NDArray[np.int64]:
+        """The rows [len(lanes), S, len(FIELDS)], which share their memory with `rows`."""
+        return self.rows.reshape(len(self.lanes), len(self.sources), len(FIELDS))
+
+    def add(self, row_indexes: NDArray[np.intp], changes: NDArray[np.int64]) -> None:
+        """Commit packs: [n], the row of each, and int64 [n, len(FIELDS)], as `advance_rows` takes them."""
+        advance_rows(self.rows, row_indexes, changes)
 
     def prune(self) -> None:
         """Drop the skipped ranges that their lanes cannot meet again."""
@@ -119,31 +167,26 @@ class Committed:
                 self.skipped_ranges[lane_index] = tuple(each for each in skipped if each[:2] >= here)
 
     def add_fillers(self, lane_indexes: NDArray[np.intp]) -> None:
-        """Commit fillers, each in place of a pack of a lane that has ended; its cursor stays."""
-        numbers = np.bincount(lane_indexes, minlength=len(self.rows))
-        self.rows[:, PACKS] += numbers
-        self.rows[:, _FILLERS] += numbers
+        """Commit fillers, each in place of a pack of a lane that has ended; its cursors stay."""
+        numbers = np.bincount(lane_indexes, minlength=len(self.lanes))
+        first = self._by_lane()[:, 0]
+        first[:, PACKS] += numbers
+        first[:, _FILLERS] += numbers
 
-    def packs(self, lane_index: int) -> int:
-        """How many packs the lane has given, fillers included."""
-        return int(self.rows[lane_index, PACKS])
-
-    def count(self, lane_index: int, counts: Counts, *, num_skipped: int) -> None:
-        """Add what belongs to no pack: what came after a lane's last one."""
-        self.rows[lane_index, COUNTS] += np.array(counts, dtype=np.int64)
-        self.rows[lane_index, NUM_SKIPPED] += num_skipped
-
-    def end_pass(self, epoch: int) -> None:
-        """Put every lane at the start of `epoch`, at the same global pack."""
-        self.rows[:, :NUM_CURSOR] = Cursor(epoch=epoch)
-        self.rows[:, PACKS] = [packs_before(self.global_pack, lane, self.num_lanes) for lane in self.lanes]
-        self.first_epoch = epoch
+    def end_pass(self, epoch: int | None) -> None:
+        """Put every lane at the same global pack, and all sources at the start of `epoch`; None: they stay."""
+        if epoch is not None:
+            self.rows[:, :NUM_CURSOR] = Cursor(epoch=epoch)
+            self.first_epoch = epoch
+        by_lane = self._by_lane()
+        due = np.array([packs_before(self.global_pack, lane, self.num_lanes) for lane in self.lanes])
+        by_lane[:, 0, PACKS] += due - by_lane[:, :, PACKS].sum(axis=1)
 
     def check_end(self, epochs: int) -> None:
         """Raise `StateError` where a lane is past the end of a pass of so many epochs, which would come to it again."""
         end = self.first_epoch + epochs
         begins = np.array(Cursor(epoch=end))
-        cursors = self.rows[:, :NUM_CURSOR]
+        cursors = self._by_lane()[:, 0, :NUM_CURSOR]  # such a run has one source
         past = (cursors[:, 0] > end) | ((cursors[:, 0] == end) & (cursors != begins).any(axis=1))
         if not past.any():
             return
@@ -155,10 +198,11 @@ class Committed:
             "that epoch, epochs=None never."
         )
 
-    def check_cursors(self, corpus: Corpus, *, has_packing_windows: bool) -> None:
-        """Raise `StateError` where a lane cannot continue: the state is damaged."""
-        for lane, cursor in zip(self.lanes, self.rows[:, :NUM_CURSOR].tolist(), strict=True):
-            check_cursor(Cursor(*cursor), corpus, lane, has_packing_windows=has_packing_windows)
+    def check_cursors(self, corpora: Sequence[Corpus], *, has_packing_windows: bool) -> None:
+        """Raise `StateError` where a lane cannot continue: the state is damaged. `corpora`: of the run's sources."""
+        for lane, of_lane in zip(self.lanes, self._by_lane()[..., :NUM_CURSOR].tolist(), strict=True):
+            for corpus, cursor in zip(corpora, of_lane, strict=False):
+                check_cursor(Cursor(*cursor), corpus, lane, has_packing_windows=has_packing_windows)
 
     def check_windows(self, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         """Raise `StateError` where a lane is inside a packing window whose packs would hold other documents now.
@@ -171,9 +215,10 @@ class Committed:
         given = self.rows[:, _GIVEN]
         if not (changed and given.any()):
             return
-        lane_index = int(given.argmax())
+        row = int(given.argmax())
+        lane = self.lanes[row // len(self.sources)]
         raise StateError(
-            f"lane {self.lanes[lane_index]} is inside a packing window of best_fit, {given[lane_index]} packs of which "
+            f"lane {lane} is inside a packing window of best_fit, {given[row]} packs of which "
             f"are out, and {', '.join(changed)} of this run would place the window's documents in other packs: some "
             "would come twice and others never. Continue with the checkpoint's values, or with a state in which no "
             "lane is inside a window, such as that after a finite pass."
@@ -194,28 +239,45 @@ class Committed:
     def to_state(self, fingerprint: Mapping[str, Any], libraries: Mapping[str, str]) -> State:
         """The state as plain values and new tensors; it shares no memory with the running loader."""
         self.prune()
-        skipped = {lane: each for lane, each in zip(self.lanes, self.skipped_ranges, strict=True) if each}
+        num_sources = len(self.sources)
+        skipped = {
+            (self.lanes[row // num_sources], row % num_sources): each
+            for row, each in enumerate(self.skipped_ranges)
+            if each
+        }
         return {
             "version": STATE_VERSION,
             "order_version": ORDER_VERSION,
             "fingerprint": json.dumps(fingerprint, sort_keys=True),
             "libraries": json.dumps(libraries, sort_keys=True),
+            "sources": json.dumps(self.sources),
+            "stages": stages_to_json(begun(self.stages, self.global_pack)),
             "global_pack": self.global_pack,
             "first_epoch": self.first_epoch,
-            **to_tables(self.lanes, self.num_lanes, self.rows, skipped),
+            **to_tables(self.lanes, self.num_lanes, self._by_lane(), skipped),
         }
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any], lanes: range, num_lanes: int) -> "Committed":
-        """The rows of `lanes` out of a state that may hold more lanes.
+    def from_state(
+        cls, state: Mapping[str, Any], lanes: range, num_lanes: int, sources: Sequence[str] = (DEFAULT,)
+    ) -> "Committed":
+        """The rows of `lanes` out of a state that may hold more lanes; `stages` are those that have begun.
+
+        Args:
+            state: of any sources.
+            lanes: of this rank.
+            num_lanes: over all ranks.
+            sources: of the run. Those that the state does not have are at their start, and others that it has follow.
 
         Raises:
-            StateError: a lane is missing, its row or its skipped ranges are damaged, or it is at another step.
+            StateError: a lane is missing, its rows or its skipped ranges are damaged, or it is at another step.
         """
-        committed = cls.fresh(lanes, num_lanes)
+        saved = sources_of(state)
+        every = (*sources, *(name for name in saved if name not in sources))
+        committed = cls.fresh(lanes, num_lanes, every, stages_from_json(state["stages"], saved))
         committed.global_pack = int(state["global_pack"])
         committed.first_epoch = int(state["first_epoch"])
-        held = read_lanes(state, num_lanes, len(FIELDS))
+        held = read_lanes(state, num_lanes, len(saved), len(FIELDS))
         index_of = {lane: index for index, lane in enumerate(held.lanes)}
         missing = [lane for lane in lanes if lane not in index_of]
         if missing:
@@ -224,8 +286,12 @@ class Committed:
                 f"owns {len(lanes)} of them. A rank's own state fits as many ranks only: join the states of all with "
                 "streampack.merge_state_dicts, or save and load them with torch.distributed.checkpoint."
             )
-        committed.rows[:] = held.rows[[index_of[lane] for lane in lanes]]
-        committed.skipped_ranges = [held.skipped_ranges.get(lane, ()) for lane in lanes]
+        at = [every.index(name) for name in saved]
+        by_lane = committed.rows.reshape(len(lanes), len(every), len(FIELDS))
+        by_lane[:, at] = held.rows[[index_of[lane] for lane in lanes]]
+        for (lane, source), skipped in held.skipped_ranges.items():
+            if lane in lanes:
+                committed.skipped_ranges[committed.row(lanes.index(lane), at[source])] = skipped
         for lane_index, lane in enumerate(lanes):
             packs, due = committed.packs(lane_index), packs_before(committed.global_pack, lane, num_lanes)
             if packs != due:
@@ -247,9 +313,7 @@ def check_cursor(cursor: Cursor, corpus: Corpus, lane: int, *, has_packing_windo
 
 def check_versions(state: Mapping[str, Any]) -> None:
     """Raise `StateError` unless this release can read the state."""
-    missing = [
-        key for key in ("version", "order_version", "fingerprint", "global_pack", "first_epoch") if key not in state
-    ]
+    missing = [key for key in COMMON if key not in state and key not in ("libraries", *_SINCE_4)]
     if missing:
         raise StateError(f"not a state of a PackedDataLoader: no {', '.join(missing)} among its {len(state)} keys")
     for key, known in (("version", STATE_VERSION), ("order_version", ORDER_VERSION)):
@@ -259,3 +323,5 @@ def check_versions(state: Mapping[str, Any]) -> None:
                 f"{'layout' if key == 'version' else 'order of documents'}): "
                 "continue with the release that wrote it, or start a new run"
             )
+    if lacking := [key for key in _SINCE_4 if key not in state]:
+        raise StateError(f"the state has no {' and no '.join(lacking)}: the state is damaged")

@@ -4,13 +4,14 @@ In:    rows and skipped ranges of lanes; a state.
 Out:   keys of a state; the rows and skipped ranges again.
 Never: a lane that is taken for one that has skipped nothing because a part of the state is missing.
 
+    both    "sources"                     JSON: the names of the sources, in the order of the axis below
     tables  "rows"                        int64 [*box, sources, len(FIELDS)]
-            "skipped_ranges"              int64 [*box, sources, 1 + SLOTS * 7]: of each lane, how many there are and
-                                          the first SLOTS of them
+            "skipped_ranges"              int64 [*box, sources, 1 + SLOTS * 7]: of each lane and source, how many there
+                                          are and the first SLOTS of them
             "skipped_ranges.000003-0008"  JSON: of the lanes 3, 11, 19, ... those that do not fit into the table, as
-                                          {"11": [[...], ...]}; only where there are such
-    JSON    "lanes.000123"                the lane's row
-            "skipped_ranges.000123"       JSON: all of the lane's
+                                          {"11.0": [[...], ...]} (lane.source); only where there are such
+    JSON    "lanes.000123"                the lane's rows, one for each source
+            "skipped_ranges.000123"       JSON: all of the lane's, a list for each source
 """
 
 import json
@@ -18,7 +19,7 @@ import math
 import operator
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -28,10 +29,13 @@ from streampack.errors import StateError
 from streampack.lanes.position import SkippedRange
 from streampack.state.sharded import from_table, to_table
 
-COMMON = ("version", "order_version", "fingerprint", "libraries", "global_pack", "first_epoch")
+COMMON = (
+    *("version", "order_version", "fingerprint", "libraries"),
+    *("sources", "stages", "global_pack", "first_epoch"),
+)
 """Keys whose values are equal on all ranks."""
 SLOTS = 16
-"""Skipped ranges of a lane that have room in the table. It must not depend on the data, as all ranks have one table."""
+"""Skipped ranges of a lane and source that have room in the table, which must not depend on the data."""
 _WIDTH = len(SkippedRange._fields)
 _KEY_OF_MORE = re.compile(r"skipped_ranges\.(\d+)-(\d+)")
 
@@ -41,24 +45,39 @@ class LaneRows(NamedTuple):
 
     lanes: range | list[int]
     rows: NDArray[np.int64]
-    """int64 [len(lanes), columns]."""
-    skipped_ranges: Mapping[int, tuple[SkippedRange, ...]]
-    """Lane -> what it has skipped; lanes that have skipped nothing are left out."""
+    """int64 [len(lanes), sources, columns]."""
+    skipped_ranges: "SkippedRanges"
+
+
+SkippedRanges: TypeAlias = Mapping[tuple[int, int], tuple[SkippedRange, ...]]
+"""(lane, index of the source) -> what was skipped there; where nothing was skipped, there is no entry."""
+
+
+def sources_of(state: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the sources of a state, in the order in which its lanes have them."""
+    try:
+        names = json.loads(state["sources"])
+    except (TypeError, ValueError) as error:
+        raise StateError(f"sources is {state['sources']!r:.80}, not a JSON list: the state is damaged") from error
+    is_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not is_names or not names or len(set(names)) < len(names):
+        raise StateError(f"sources is {names!r:.80}, not a list of different names: the state is damaged")
+    return tuple(names)
 
 
 def to_tables(
-    lanes: range, num_lanes: int, rows: NDArray[np.int64], skipped_ranges: Mapping[int, tuple[SkippedRange, ...]]
+    lanes: range, num_lanes: int, rows: NDArray[np.int64], skipped_ranges: SkippedRanges
 ) -> dict[str, torch.Tensor | str]:
-    """The keys of a state for the lanes of one rank, or for all lanes."""
-    more: dict[int, list[SkippedRange]] = {}
-    table = np.full((len(lanes), 1 + SLOTS * _WIDTH), -1, dtype=np.int64)
-    table[:, 0] = 0
-    for lane, skipped in skipped_ranges.items():
-        row = table[lanes.index(lane)]
+    """The keys of a state for the lanes of one rank, or for all lanes; rows: int64 [len(lanes), sources, columns]."""
+    more: dict[str, list[SkippedRange]] = {}
+    table = np.full((len(lanes), rows.shape[1], 1 + SLOTS * _WIDTH), -1, dtype=np.int64)
+    table[..., 0] = 0
+    for (lane, source), skipped in skipped_ranges.items():
+        row = table[lanes.index(lane), source]
         row[0], first = len(skipped), np.array(skipped[:SLOTS], dtype=np.int64).ravel()
         row[1 : 1 + len(first)] = first
         if len(skipped) > SLOTS:
-            more[lane] = list(skipped[SLOTS:])
+            more[f"{lane}.{source}"] = list(skipped[SLOTS:])
     tables = {"rows": to_table(rows, lanes, num_lanes), "skipped_ranges": to_table(table, lanes, num_lanes)}
     return {**tables, key_of_more(lanes): json.dumps(more)} if more else {**tables}
 
@@ -77,20 +96,23 @@ def may_have_more(key: str, lanes: range) -> bool:
     return (first - lanes.start) % math.gcd(step, lanes.step) == 0
 
 
-def read_lanes(state: Mapping[str, Any], num_lanes: int, columns: int) -> LaneRows:
+def read_lanes(state: Mapping[str, Any], num_lanes: int, num_sources: int, columns: int) -> LaneRows:
     """The lanes that a state has.
 
     Raises:
         StateError: their rows or skipped ranges are missing or damaged.
     """
-    return _read_tables(state, num_lanes, columns) if "rows" in state else _read_json(state, columns)
+    if "rows" in state:
+        return _read_tables(state, num_lanes, num_sources, columns)
+    return _read_json(state, num_sources, columns)
 
 
-def _read_tables(state: Mapping[str, Any], num_lanes: int, columns: int) -> LaneRows:
-    lanes, rows = from_table(state["rows"], num_lanes, columns, "rows")
+def _read_tables(state: Mapping[str, Any], num_lanes: int, num_sources: int, columns: int) -> LaneRows:
+    lanes, rows = from_table(state["rows"], num_lanes, num_sources, columns, "rows")
     if "skipped_ranges" not in state:
         raise StateError("the state has rows and no skipped_ranges: the state is damaged")
-    others, table = from_table(state["skipped_ranges"], num_lanes, 1 + SLOTS * _WIDTH, "skipped_ranges")
+    width = 1 + SLOTS * _WIDTH
+    others, table = from_table(state["skipped_ranges"], num_lanes, num_sources, width, "skipped_ranges")
     if others != lanes:
         raise StateError("rows and skipped_ranges are of other lanes: parts of different states were mixed")
     more: dict[str, list[SkippedRange]] = {}
@@ -98,10 +120,10 @@ def _read_tables(state: Mapping[str, Any], num_lanes: int, columns: int) -> Lane
         if may_have_more(key, lanes):
             more |= _more_from_json(state[key], key)
     found = {}
-    for index in np.flatnonzero(table[:, 0]).tolist():
-        lane, (number, *slots) = lanes[index], table[index].tolist()
+    for index, source in np.argwhere(table[..., 0]).tolist():
+        lane, (number, *slots) = lanes[index], table[index, source].tolist()
         first = [SkippedRange(*slots[at : at + _WIDTH]) for at in range(0, min(number, SLOTS) * _WIDTH, _WIDTH)]
-        rest = more.get(str(lane), []) if number > SLOTS else []
+        rest = more.get(f"{lane}.{source}", []) if number > SLOTS else []
         if number > SLOTS and not rest:
             raise StateError(
                 f"lane {lane} has {number} skipped ranges, of which {SLOTS} have room in the table, and the state does "
@@ -112,7 +134,7 @@ def _read_tables(state: Mapping[str, Any], num_lanes: int, columns: int) -> Lane
             raise StateError(
                 f"lane {lane} has {number} skipped ranges, and the state {len(first) + len(rest)}: the state is damaged"
             )
-        found[lane] = (*first, *rest)
+        found[lane, source] = (*first, *rest)
     return LaneRows(lanes, rows, found)
 
 
@@ -123,10 +145,9 @@ def _more_from_json(value: Any, key: str) -> dict[str, list[SkippedRange]]:
         raise StateError(f"{key} is {value!r:.80}, not skipped ranges of lanes: the state is damaged") from error
 
 
-def _read_json(state: Mapping[str, Any], columns: int) -> LaneRows:
-    keys = sorted(key for key in state if key.startswith("lanes."))
+def _read_json(state: Mapping[str, Any], num_sources: int, columns: int) -> LaneRows:
     lanes, rows, found = [], [], {}
-    for key in keys:
+    for key in sorted(key for key in state if key.startswith("lanes.")):
         name = key.removeprefix("lanes.")
         if not name.isdecimal():
             raise StateError(f"the state has the key {key!r}, which is no lane's: the state is damaged")
@@ -134,29 +155,41 @@ def _read_json(state: Mapping[str, Any], columns: int) -> LaneRows:
         if skipped_key not in state:
             raise StateError(f"the state has no {skipped_key}: the state is damaged")
         lanes.append(int(name))
-        rows.append(_row_of(state[key], key, columns))
-        if skipped := ranges_from_json(state[skipped_key], skipped_key):
-            found[lanes[-1]] = tuple(skipped)
-    return LaneRows(lanes, np.array(rows, dtype=np.int64).reshape(len(rows), columns), found)
+        rows.append(_rows_of(state[key], key, (num_sources, columns)))
+        for source, skipped in enumerate(_ranges_of_sources(state[skipped_key], skipped_key, num_sources)):
+            if skipped:
+                found[lanes[-1], source] = tuple(skipped)
+    return LaneRows(lanes, np.array(rows, dtype=np.int64).reshape(len(rows), num_sources, columns), found)
 
 
-def _row_of(value: Any, key: str, columns: int) -> NDArray[np.int64]:
-    """A lane's row from a list, a tensor or an array."""
+def _rows_of(value: Any, key: str, shape: tuple[int, int]) -> NDArray[np.int64]:
+    """A lane's rows from lists, a tensor or an array."""
     try:
-        row = torch.as_tensor(value, dtype=torch.int64)
+        rows = torch.as_tensor(value, dtype=torch.int64)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise StateError(f"{key} is {value!r:.80}, not a row of integers: the state is damaged") from error
-    if row.shape != (columns,):
-        raise StateError(f"{key} has shape {tuple(row.shape)}, not ({columns},): the state is damaged")
-    return row.numpy()
+        raise StateError(f"{key} is {value!r:.80}, not rows of integers: the state is damaged") from error
+    if rows.shape != shape:
+        raise StateError(f"{key} has shape {tuple(rows.shape)}, not {shape}: the state is damaged")
+    return rows.numpy()
 
 
-def to_plain(held: LaneRows) -> dict[str, list[int] | str]:
+def _ranges_of_sources(value: Any, key: str, num_sources: int) -> list[list[SkippedRange]]:
+    try:
+        lists = [_to_ranges(rows) for rows in json.loads(value)]
+    except (TypeError, ValueError) as error:
+        raise StateError(f"{key} is {value!r:.80}, not JSON lists of skipped ranges: the state is damaged") from error
+    if len(lists) != num_sources:
+        raise StateError(f"{key} has {len(lists)} lists for {num_sources} sources: the state is damaged")
+    return lists
+
+
+def to_plain(held: LaneRows) -> dict[str, list[list[int]] | str]:
     """The keys of a state in plain JSON."""
-    plain: dict[str, list[int] | str] = {}
-    for lane, row in zip(held.lanes, held.rows.tolist(), strict=True):
-        plain[f"lanes.{lane:06d}"] = row
-        plain[f"skipped_ranges.{lane:06d}"] = ranges_to_json(held.skipped_ranges.get(lane, ()))
+    plain: dict[str, list[list[int]] | str] = {}
+    for lane, rows in zip(held.lanes, held.rows.tolist(), strict=True):
+        skipped = [_to_rows(held.skipped_ranges.get((lane, source), ())) for source in range(len(rows))]
+        plain[f"lanes.{lane:06d}"] = rows
+        plain[f"skipped_ranges.{lane:06d}"] = json.dumps(skipped)
     return plain
 
 
@@ -167,7 +200,11 @@ def is_of_lanes(key: str) -> bool:
 
 def ranges_to_json(skipped_ranges: Iterable[SkippedRange]) -> str:
     """A JSON list with a row of integers for each skipped range; `part` is left out where it is -1."""
-    return json.dumps([skipped if skipped.part >= 0 else skipped[:-1] for skipped in skipped_ranges])
+    return json.dumps(_to_rows(skipped_ranges))
+
+
+def _to_rows(skipped_ranges: Iterable[SkippedRange]) -> list[tuple[int, ...]]:
+    return [skipped if skipped.part >= 0 else skipped[:-1] for skipped in skipped_ranges]
 
 
 def ranges_from_json(value: Any, key: str) -> list[SkippedRange]:

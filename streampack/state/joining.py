@@ -14,7 +14,7 @@ import numpy as np
 from streampack.errors import StateError
 from streampack.state.checkpoint import FIELDS, State, check_versions
 from streampack.state.fingerprint import fingerprint_of
-from streampack.state.forms import LaneRows, is_of_lanes, read_lanes, to_plain, to_tables
+from streampack.state.forms import LaneRows, is_of_lanes, read_lanes, sources_of, to_plain, to_tables
 
 
 def merge_state_dicts(states: Iterable[Mapping[str, Any]]) -> State:
@@ -30,19 +30,20 @@ def merge_state_dicts(states: Iterable[Mapping[str, Any]]) -> State:
     common, num_lanes, _ = parts[0]
     for number, (other, _, _) in enumerate(parts):
         _check_same(common, other, number)
-    rows = np.zeros((num_lanes, len(FIELDS)), dtype=np.int64)
+    rows = np.zeros((num_lanes, len(sources_of(common)), len(FIELDS)), dtype=np.int64)
     is_there = np.zeros(num_lanes, dtype=np.bool_)
-    skipped: dict[int, Any] = {}
+    skipped: dict[tuple[int, int], Any] = {}
     for number, (_, _, held) in enumerate(parts):
         lanes = np.array(held.lanes, dtype=np.intp)
         known = is_there[lanes]
-        differs = known & (rows[lanes] != held.rows).any(axis=1)
+        differs = known & (rows[lanes] != held.rows).any(axis=(1, 2))
         if differs.any():
             lane = int(lanes[differs][0])
             raise StateError(f"lane {lane} differs between the ranks' states: state {number} has another row of it")
-        for lane in lanes[known].tolist():
-            if skipped.get(lane, ()) != held.skipped_ranges.get(lane, ()):
-                raise StateError(f"the skipped ranges of lane {lane} differ between the ranks' states, as of {number}")
+        again = set(lanes[known].tolist())
+        for at in (at for at in {*skipped, *held.skipped_ranges} if at[0] in again):
+            if skipped.get(at, ()) != held.skipped_ranges.get(at, ()):
+                raise StateError(f"the skipped ranges of lane {at[0]} differ between the ranks' states, as of {number}")
         rows[lanes], is_there[lanes] = held.rows, True
         skipped |= held.skipped_ranges
     if not is_there.all():
@@ -58,7 +59,7 @@ def _part(state: Mapping[str, Any]) -> tuple[State, int, LaneRows]:
     check_versions(state)
     common = {key: value for key, value in state.items() if not is_of_lanes(key)}
     num_lanes = int(fingerprint_of(state).get("num_lanes", 0))
-    held = read_lanes(state, num_lanes, len(FIELDS))
+    held = read_lanes(state, num_lanes, len(sources_of(state)), len(FIELDS))
     beyond = [lane for lane in held.lanes if not 0 <= lane < num_lanes]
     if beyond:
         raise StateError(f"the state has lane {beyond[0]}, and its run has num_lanes={num_lanes}: the state is damaged")

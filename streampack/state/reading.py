@@ -15,7 +15,7 @@ import numpy as np
 from streampack.errors import ConfigError, StateError
 from streampack.state.box import shape_of
 from streampack.state.forms import COMMON, may_have_more
-from streampack.state.sharded import NUM_SOURCES, to_table
+from streampack.state.sharded import to_table
 
 _MARK = "order_version"
 """The key by which a loader's state is found."""
@@ -38,7 +38,7 @@ def read_checkpoint(source: Any, lanes_of: Callable[[int], range], *, key: str |
     prefix = _prefix_of(entries, key, where)
     size = getattr(entries.get(f"{prefix}rows"), "size", ())
     num_lanes = int(np.prod(size[:-2], dtype=np.int64))
-    if len(size) < 2 or (*size[:-1],) != (*shape_of(num_lanes), NUM_SOURCES):
+    if len(size) < 2 or (*size[:-2],) != shape_of(num_lanes):
         raise StateError(f"{where} has no table of lanes under {prefix}rows: the state is damaged")
     lanes = lanes_of(num_lanes)
     template: dict[str, Any] = {}
@@ -49,8 +49,7 @@ def read_checkpoint(source: Any, lanes_of: Callable[[int], range], *, key: str |
         if short in COMMON or may_have_more(short, lanes):
             template[name] = ""
         elif short in ("rows", "skipped_ranges"):
-            columns = entry.size[-1]
-            template[name] = to_table(np.zeros((len(lanes), columns), dtype=np.int64), lanes, num_lanes)
+            template[name] = to_table(np.zeros((len(lanes), *entry.size[-2:]), dtype=np.int64), lanes, num_lanes)
     _read(reader, metadata, template)
     return {name.removeprefix(prefix): value for name, value in template.items()}
 

@@ -21,12 +21,13 @@ from streampack.errors import StateError
 from streampack.state.box import chunk_of, shape_of
 
 TRIED = ("2.6.0", "2.13.0")
-NUM_SOURCES = 1
-"""The axis after the box: a lane has a row for each source. Where it comes last, torch 2.6 compares chunks fastest."""
 
 
 class LaneTable(torch.Tensor):
-    """A table [*box, sources, columns] of all lanes, of which this process has the chunk of one rank's lanes."""
+    """A table [*box, sources, columns] of all lanes, of which this process has the chunk of one rank's lanes.
+
+    The sources come after the box: so torch 2.6 compares chunks fastest.
+    """
 
     local: torch.Tensor
     """int64 [*shape of the chunk, sources, columns]."""
@@ -107,19 +108,19 @@ torch.serialization.add_safe_globals([LaneTable])  # for torch.load(weights_only
 
 
 def to_table(values: NDArray[np.int64], lanes: range, num_lanes: int) -> torch.Tensor:
-    """Values [len(lanes), columns] as a table: a plain tensor where these are all lanes, else a `LaneTable`."""
+    """Values [len(lanes), sources, columns] as a table: plain where these are all lanes, else a `LaneTable`."""
     chunk, index = chunk_of(lanes, num_lanes)
     box = np.empty_like(values)
     box[index] = values
-    local = torch.from_numpy(box.reshape(*chunk.shape, NUM_SOURCES, values.shape[1]))
+    local = torch.from_numpy(box.reshape(*chunk.shape, *values.shape[1:]))
     return local if len(lanes) == num_lanes else LaneTable(local, lanes.start, lanes.step, num_lanes)
 
 
-def from_table(table: Any, num_lanes: int, columns: int, key: str) -> tuple[range, NDArray[np.int64]]:
-    """The lanes that a table holds and their values [len(lanes), columns], which are a copy.
+def from_table(table: Any, num_lanes: int, num_sources: int, columns: int, key: str) -> tuple[range, NDArray[np.int64]]:
+    """The lanes that a table holds and their values [len(lanes), num_sources, columns], which are a copy.
 
     Raises:
-        StateError: it is no table of so many lanes and columns; the error names its `key`.
+        StateError: it is no table of so many lanes, sources and columns; the error names its `key`.
     """
     if isinstance(table, LaneTable):
         lanes, local, held = table.lanes, table.local, table.num_lanes
@@ -130,12 +131,12 @@ def from_table(table: Any, num_lanes: int, columns: int, key: str) -> tuple[rang
         except (TypeError, ValueError, RuntimeError) as error:
             raise StateError(f"{key} is {table!r:.80}, not a table of lanes: the state is damaged") from error
     chunk, index = chunk_of(lanes, held)
-    wanted = (*chunk.shape, NUM_SOURCES, columns)
+    wanted = (*chunk.shape, num_sources, columns)
     if held != num_lanes or tuple(local.shape) != wanted or local.dtype != torch.int64:
         raise StateError(
             f"{key} is {local.dtype} of shape {tuple(local.shape)}, not int64 of {wanted}: the state is damaged"
         )
-    return lanes, local.numpy().reshape(len(lanes), columns)[index]
+    return lanes, local.numpy().reshape(len(lanes), num_sources, columns)[index]
 
 
 @cache
@@ -144,10 +145,10 @@ def check_torch() -> None:
     from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
     from torch.distributed.checkpoint.planner import WriteItemType
 
-    saved, loaded = (to_table(np.full((2, 1), value), range(1, 4, 2), 4) for value in (7, 0))
+    saved, loaded = (to_table(np.full((2, 1, 1), value), range(1, 4, 2), 4) for value in (7, 0))
     try:
         plans = []
-        for table in (saved, to_table(np.full((2, 1), 5), range(0, 4, 2), 4)):
+        for table in (saved, to_table(np.full((2, 1, 1), 5), range(0, 4, 2), 4)):
             save = DefaultSavePlanner()
             save.set_up_planner({"table": table}, None, True)
             plans.append(save.create_local_plan())

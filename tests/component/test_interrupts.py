@@ -88,9 +88,9 @@ def next_or_interrupt(batches: Any, instruction: int, files: Collection[Any]) ->
 
 def is_whole(state: Any, num_lanes: int = 12) -> bool:
     """Whether all lanes of a state stand at its global pack."""
-    held = read_lanes(state, num_lanes, len(FIELDS))
+    held = read_lanes(state, num_lanes, 1, len(FIELDS))
     assert sorted(held.lanes) == list(range(num_lanes))
-    return held.rows[:, PACKS].tolist() == [packs_before(state["global_pack"], lane, num_lanes) for lane in held.lanes]
+    return held.rows[:, 0, PACKS].tolist() == [packs_before(state["global_pack"], lane, num_lanes) for lane in held.lanes]
 
 
 @pytest.mark.parametrize("changes", [{}, FINITE], ids=["endless", "finite"])

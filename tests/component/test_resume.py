@@ -263,7 +263,7 @@ def test_documents_of_many_packs_are_resumed_in_the_middle(tmp_path: Path) -> No
         with Job(data, 1, 0, 5) as job:
             job.step(begin // 5)
             state = job.state()
-        rows.append(state["lanes.000000"][FIELDS.index("row")])
+        rows.append(state["lanes.000000"][0][FIELDS.index("row")])
         with Job(data, 2, 0, 3, state=state) as job:
             assert_equal(job.step(5), wanted, begin=begin)
     assert len(set(rows)) > 10 and max(rows) > 500
@@ -427,7 +427,7 @@ def test_the_skipped_ranges_in_the_state_are_the_same_on_every_topology(tmp_path
         found.append({name: value for name, value in state.items() if name.startswith("skipped_ranges.")})
     assert found[0] == found[1]
     assert sorted(found[0]) == [f"skipped_ranges.{lane:06d}" for lane in range(4)]
-    assert any(value != "[]" for value in found[0].values())
+    assert any(value != "[[]]" for value in found[0].values())
 
 
 def last_is_bad(folder: Path) -> Corpus:
@@ -499,7 +499,7 @@ def test_a_bad_record_after_the_last_pack_is_counted_once(tmp_path: Path) -> Non
 def test_a_known_skipped_range_raises_no_error_after_the_resume(tmp_path: Path) -> None:
     corpus = last_is_bad(tmp_path)
     state, _ = after_the_last_pack(dataset(corpus, num_lanes=1, seq_len=16, epochs=1, on_error="skip"))
-    assert state["lanes.000000"][FIELDS.index("num_skipped")] == 1
+    assert state["lanes.000000"][0][FIELDS.index("num_skipped")] == 1
     with Job(dataset(corpus, num_lanes=1, seq_len=16, epochs=1, on_error="raise"), state=state) as job:
         assert job.run_out()[1] == [0]
 
@@ -540,7 +540,7 @@ def test_a_skipped_range_ahead_of_a_lane_is_left_out(tmp_path: Path, field: str,
     data = dataset(corpus, field=field, num_lanes=2, seq_len=16, shuffle=False, epochs=1)
     with Job(data) as job:
         state = job.state()
-    state["skipped_ranges.000001"] = json.dumps([[0, 0, 1, offset, offset + 1, record]])
+    state["skipped_ranges.000001"] = json.dumps([[[0, 0, 1, offset, offset + 1, record]]])
     for ranks in (1, 2):
         with Job(data, ranks, state=state) as job:
             packs, _ = job.run_out()
@@ -589,7 +589,7 @@ def test_allowed_fields_recut_the_same_rows_from_the_cursor_on(
     with Job(dataset(corpus, **before), 2, 0, 3) as job:
         job.step(17)
         state = job.state()
-    packs_before = {lane: state[f"lanes.{lane:06d}"][FIELDS.index("packs")] for lane in range(LANES)}
+    packs_before = {lane: state[f"lanes.{lane:06d}"][0][FIELDS.index("packs")] for lane in range(LANES)}
     assert sum(packs_before.values()) == 102
     with Job(dataset(corpus, **after), 3, 0, 4, state=state, allow={"seq_len", "boundary"}) as job:
         assert job.global_pack == 102
@@ -603,7 +603,7 @@ def test_allowed_fields_recut_the_same_rows_from_the_cursor_on(
         rows = np.concatenate([pack[:2] for pack in itertools.islice(anew, 80)], axis=1)
         cut = np.concatenate([pack[:2] for pack in found[lane]], axis=1)
         # Each document that was passed has one row more where it is not trimmed.
-        documents = state[f"lanes.{lane:06d}"][FIELDS.index("documents")]
+        documents = state[f"lanes.{lane:06d}"][0][FIELDS.index("documents")]
         trimmed = (after.get("boundary") == "trim") - (before.get("boundary") == "trim")
         begin = 32 * packs_before[lane] - trimmed * documents
         np.testing.assert_array_equal(cut, rows[:, begin : begin + cut.shape[1]])

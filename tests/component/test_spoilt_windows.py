@@ -98,7 +98,7 @@ def test_a_shard_that_breaks_where_a_shuffle_window_begins_that_is_half_out(
         while sample < 0 or place < 1:
             job.step()
             state = job.state()
-            sample, place = (state["lanes.000000"][column] for column in (2, 4))
+            sample, place = (state["lanes.000000"][0][column] for column in (2, 4))
     break_header(corpus.shards[0], samples[sample])
     with Job(data, state=state) as job, pytest.raises(
         ShardError, match=f"lane 0 continues after {place} records of a shuffle window .* an earlier or a later"
@@ -129,7 +129,7 @@ def make_lines(folder: Path) -> tuple[Corpus, streampack.PackedDataset, dict[int
     corpus = write_corpus(folder, [(".tar", texts)], field="jsonl:text", per_sample=3)
     data = data_of(corpus, shuffle=SHUFFLE, field="jsonl:text")
     first, state = saved_inside(data, 2)
-    assert state["lanes.000000"][4] > 0
+    assert state["lanes.000000"][0][4] > 0
     return corpus, data, first, state
 
 

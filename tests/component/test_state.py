@@ -36,7 +36,7 @@ import streampack
 from streampack.errors import LoaderError, StateError, TopologyError
 from streampack.records import Counts
 from streampack.state.checkpoint import FIELDS, PACKS, STATE_VERSION
-from streampack.state.forms import SLOTS
+from streampack.state.forms import COMMON, SLOTS
 from streampack.state.joining import to_json
 from streampack.testing import ByteTokenizer
 
@@ -84,16 +84,15 @@ def test_a_state_has_two_tables_of_lanes_and_values_that_are_equal_on_all_ranks(
         job.step(2)
         states = [loader.state_dict() for loader in job.loaders]
     for rank, state in enumerate(states):
-        common = {"version", "order_version", "fingerprint", "libraries", "global_pack", "first_epoch"}
-        assert set(state) == {"rows", "skipped_ranges", *common}
-        assert all(state[key] == states[0][key] for key in common)
+        assert set(state) == {"rows", "skipped_ranges", *COMMON}
+        assert all(state[key] == states[0][key] for key in COMMON)
         plain = json.loads(to_json(state))
         lanes = range(rank, LANES, 3)
-        assert {key for key in plain if key not in common} == {
+        assert {key for key in plain if key not in COMMON} == {
             f"{kind}.{lane:06d}" for kind in ("skipped_ranges", "lanes") for lane in lanes
         }
-        assert all(len(plain[f"lanes.{lane:06d}"]) == len(FIELDS) for lane in lanes)
-        assert all(plain[f"skipped_ranges.{lane:06d}"] == "[]" for lane in lanes)
+        assert all([len(row) for row in plain[f"lanes.{lane:06d}"]] == [len(FIELDS)] for lane in lanes)
+        assert all(plain[f"skipped_ranges.{lane:06d}"] == "[[]]" for lane in lanes)
         for table in (state["rows"], state["skipped_ranges"]):
             assert isinstance(table, torch.Tensor)
             assert table.dtype == torch.int64 and table.shape[:3] == (4, 3, 1), "the box of 12 lanes"
@@ -102,7 +101,7 @@ def test_a_state_has_two_tables_of_lanes_and_values_that_are_equal_on_all_ranks(
 
 def test_the_layout_of_a_row_belongs_to_the_version() -> None:
     """Old states are read by position; a change here needs another `STATE_VERSION`."""
-    assert STATE_VERSION == 3
+    assert STATE_VERSION == 4
     assert FIELDS[:8] == ("epoch", "piece", "sample", "record", "place", "part", "row", "given")
     assert FIELDS[8:11] == ("packs", "num_skipped", "digest")
     assert FIELDS[11:] == Counts._fields
@@ -180,7 +179,7 @@ def test_a_state_shares_nothing_with_the_running_loader(data: streampack.PackedD
             if isinstance(value, torch.Tensor):
                 value.fill_(-7)  # nor does this show in the loader
         packs += take(iterator, 5)
-        assert json.loads(to_json(loader.state_dict()))["lanes.000000"][PACKS] == 5
+        assert json.loads(to_json(loader.state_dict()))["lanes.000000"][0][PACKS] == 5
         loader.load_state_dict(loader.state_dict())
         packs += take(iter(loader), 5)
     assert_equal(dict(enumerate(packs)), wanted)
@@ -507,7 +506,7 @@ def test_every_document_is_counted_once_when_its_last_row_is_out(corpus: Corpus)
             state = job.state()
             documents = tokens = 0
             for lane in range(LANES):
-                row = state[f"lanes.{lane:06d}"]
+                row = state[f"lanes.{lane:06d}"][0]
                 given = 32 * row[PACKS]
                 tokens += given
                 stream = (text for epoch in itertools.count() for text in lane_texts(corpus, lane, epoch))
@@ -562,7 +561,7 @@ def test_states_of_different_runs_are_not_merged(corpus: Corpus) -> None:
 def test_one_lane_at_two_positions_is_not_merged(data: streampack.PackedDataset) -> None:
     state = loader_of(data).state_dict()
     plain = json.loads(to_json(state))
-    other = {**plain, "lanes.000003": [number + 1 for number in plain["lanes.000003"]]}
+    other = {**plain, "lanes.000003": [[number + 1 for number in plain["lanes.000003"][0]]]}
     with pytest.raises(StateError, match="lane 3 differs between the ranks' states: state 1 has another row"):
         streampack.merge_state_dicts([state, other])
     assert same(streampack.merge_state_dicts([state, state]), state)  # peers with the same packs are no harm
@@ -729,18 +728,25 @@ def test_a_corpus_may_move_and_what_is_no_part_of_the_data_may_change(
 @pytest.mark.parametrize(
     ("spoil", "error", "text"),
     [
-        (lambda s: {**s, "version": 99}, StateError, "version 99, this release of streampack reads 3 (another layout)"),
+        (lambda s: {**s, "version": 99}, StateError, "version 99, this release of streampack reads 4 (another layout)"),
         (lambda s: {**s, "version": 2}, StateError, "continue with the release that wrote it, or start a new run"),
         (lambda s: {**s, "order_version": 0}, StateError, "the state has order_version 0, this release"),
         (lambda s: {}, StateError, "not a state of a PackedDataLoader: no version, order_version, fingerprint"),
         (lambda s: {"model": 1, "optimizer": 2}, StateError, "among its 2 keys"),
-        (lambda s: {k: v for k, v in s.items() if k != "global_pack"}, StateError, "no global_pack among its 29 keys"),
+        (lambda s: {k: v for k, v in s.items() if k != "global_pack"}, StateError, "no global_pack among its 31 keys"),
         (lambda s: {**s, "fingerprint": "x"}, StateError, "the state's fingerprint is not JSON"),
         (lambda s: {**s, "fingerprint": "[]"}, StateError, "the state's fingerprint is not an object"),
         (lambda s: {**s, "lanes.000004": torch.zeros(3)}, StateError, "lanes.000004 has shape (3,)"),
         (lambda s: {**s, "lanes.000004": "here"}, StateError, "lanes.000004"),
         (lambda s: {**s, "skipped_ranges.000004": "["}, StateError, "skipped_ranges.000004"),
-        (lambda s: {**s, "skipped_ranges.000004": "[[1, 2]]"}, StateError, "skipped_ranges.000004"),
+        (lambda s: {**s, "skipped_ranges.000004": "[[[1, 2]]]"}, StateError, "skipped_ranges.000004"),
+        (lambda s: {**s, "skipped_ranges.000004": "[]"}, StateError, "000004 has 0 lists for 1 sources"),
+        (lambda s: {**s, "sources": "here"}, StateError, "sources is 'here', not a JSON list"),
+        (lambda s: {**s, "sources": "[]"}, StateError, "sources is [], not a list of different names"),
+        (lambda s: {**s, "sources": '["a", "a"]'}, StateError, "not a list of different names"),
+        (lambda s: {**s, "stages": "here"}, StateError, "stages is 'here', not a JSON list of stages"),
+        (lambda s: {**s, "stages": '[{"first_pack": 0}]'}, StateError, "not a JSON list of stages"),
+        (lambda s: {k: v for k, v in s.items() if k != "stages"}, StateError, "the state has no stages"),
         (lambda s: {**s, "global_pack": 13}, StateError, "parts of different steps were mixed"),
         (lambda s: {k: v for k, v in s.items() if k != "lanes.000007"}, StateError, "the state has no lane 7: "),
         (lambda s: {k: v for k, v in s.items() if k != "skipped_ranges.000007"}, StateError, "skipped_ranges.000007"),

@@ -14,13 +14,18 @@ from streampack.state.forms import SLOTS, key_of_more, may_have_more, read_lanes
 from streampack.state.reading import read_checkpoint
 
 LANES = 12
-MANY = {lane: tuple(SkippedRange(0, 7, lane, at, at + 1, 0) for at in range(SLOTS + lane)) for lane in (0, 3, 5)}
+SOURCES = 3
+MANY = {
+    (lane, source): tuple(SkippedRange(0, 7, lane, at, at + 1, source) for at in range(SLOTS + lane))
+    for lane, source in ((0, 0), (3, 0), (3, 2), (5, 1))
+}
+"""(lane, source) -> what was skipped there."""
 
 
 def state(*, first: int = 0, step: int = 1) -> dict[str, Any]:
     lanes = range(first, LANES, step)
-    rows = np.stack([np.array(lanes)] * 2, axis=1)
-    tables = to_tables(lanes, LANES, rows, {lane: MANY[lane] for lane in MANY if lane in lanes})
+    rows = np.array([[[lane, source] for source in range(SOURCES)] for lane in lanes])
+    tables = to_tables(lanes, LANES, rows, {at: MANY[at] for at in MANY if at[0] in lanes})
     return {"order_version": 2, "global_pack": 7, **tables}
 
 
@@ -36,9 +41,9 @@ def test_all_skipped_ranges_are_read_on_any_ranks(tmp_path: Path, ranks: int) ->
     for rank in range(ranks):
         found = read_checkpoint(tmp_path, lambda lanes, rank=rank: range(rank, lanes, ranks), key=None)
         assert found.keys() <= {"order_version", "global_pack", "rows", "skipped_ranges", key_of_more(range(LANES))}
-        held = read_lanes(found, LANES, 2)
-        assert held.rows[:, 0].tolist() == list(range(rank, LANES, ranks))
-        assert held.skipped_ranges == {lane: MANY[lane] for lane in MANY if lane % ranks == rank}
+        held = read_lanes(found, LANES, SOURCES, 2)
+        assert held.rows.tolist() == [[[lane, each] for each in range(SOURCES)] for lane in range(rank, LANES, ranks)]
+        assert held.skipped_ranges == {at: MANY[at] for at in MANY if at[0] % ranks == rank}
 
 
 def test_a_key_for_each_rank_and_only_where_there_are_more() -> None:
@@ -60,7 +65,7 @@ def test_a_rank_looks_at_the_keys_that_may_hold_its_lanes(step: int, other: int)
 def test_what_plain_loading_leaves_out_is_refused() -> None:
     part = {key: value for key, value in state().items() if "-" not in key}
     with pytest.raises(StateError, match=r"lane 3 has .*loader.load_checkpoint\(path\) takes all"):
-        read_lanes(part, LANES, 2)
+        read_lanes(part, LANES, SOURCES, 2)
 
 
 @pytest.mark.parametrize(

@@ -13,15 +13,21 @@ from streampack.errors import StateError
 from streampack.state.box import chunk_of, places, prime_powers, shape_of
 from streampack.state.sharded import LaneTable, check_torch, from_table, to_table
 
+SOURCES = 3
+
 
 def divisors(number: int) -> list[int]:
     return [each for each in range(1, number + 1) if number % each == 0]
 
 
+def values_of(lanes: range) -> list[list[list[int]]]:
+    return [[[lane, -source] for source in range(SOURCES)] for lane in lanes]
+
+
 def table_of(rank: int, ranks: int, num_lanes: int, *, filled: bool = True) -> torch.Tensor:
-    """A lane's row is (lane, -lane)."""
-    lanes = np.arange(rank, num_lanes, ranks)
-    values = np.stack([lanes, -lanes], axis=1) if filled else np.full((len(lanes), 2), 77)
+    """The row of a lane and a source is (lane, -source)."""
+    lanes = range(rank, num_lanes, ranks)
+    values = np.array(values_of(lanes)) if filled else np.full((len(lanes), SOURCES, 2), 77)
     return to_table(values, range(rank, num_lanes, ranks), num_lanes)
 
 
@@ -62,8 +68,8 @@ def test_tables_saved_by_any_ranks_are_loaded_by_any_others(num_lanes: int) -> N
                     for axis, (start, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
                         source = source.narrow(axis, start, length)
                     load.resolve_tensor(item).copy_(source)
-                lanes, values = from_table(mine, num_lanes, 2, "rows")
-                assert values.tolist() == [[lane, -lane] for lane in lanes], (saved, loaded, rank)
+                lanes, values = from_table(mine, num_lanes, SOURCES, 2, "rows")
+                assert values.tolist() == values_of(lanes), (saved, loaded, rank)
 
 
 def test_a_part_is_copied_and_stored_with_what_it_is_a_part_of() -> None:
