@@ -25,6 +25,8 @@ from numpy.typing import NDArray
 STEP = 0xC13FA9A902A6328F
 SHIFT = 0x91E10DA5C79E7B1D
 _END = 2**64
+DEFAULT = "default"
+"""The name of the only source of a run whose data have no names; errors do not mention it."""
 
 
 class Shares(NamedTuple):

@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.partition import AUTO_LANES, auto_num_lanes
 from streampack.corpus.schedule import StageOfRun
+from streampack.corpus.shares import DEFAULT
 from streampack.corpus.table import ShardTable
 from streampack.dataset.arguments import DatasetArguments
 from streampack.dataset.assembly import fingerprint, fingerprint_of_source, make_pipelines
 from streampack.dataset.cutting import cuts_as_json
 from streampack.dataset.resolution import PlannedStage, resolve
 from streampack.dataset.shardlist import ShardLists, check_corpus, most_lanes
-from streampack.dataset.sources import DEFAULT, errors_of, source_seed
+from streampack.dataset.sources import errors_of, source_seed
 from streampack.lanes.budget import LaneNeeds, check_budget, worker_bytes
 from streampack.lanes.run import Run, RunSource
 from streampack.storage.access import StorageReader

@@ -13,8 +13,9 @@ from typing import Any
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.options import MIN_BLOCK_BYTES, Shuffle
 from streampack.corpus.resolve import resolve_shards
+from streampack.corpus.shares import DEFAULT
 from streampack.corpus.table import ShardTable
-from streampack.dataset.sources import DEFAULT, Source, errors_of, names_of
+from streampack.dataset.sources import Source, errors_of, names_of
 from streampack.errors import ConfigError
 from streampack.storage.access import StorageReader
 from streampack.storage.digests import BLOCK_BYTES

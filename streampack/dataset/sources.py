@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 from streampack.chat.options import Chat, as_chat
 from streampack.chat.templates import ChatFunction
+from streampack.corpus.shares import DEFAULT
 from streampack.documents.transform import Transform
 from streampack.errors import ConfigError, StreampackError, as_integer, as_number, record_hint
 from streampack.hashing import Purpose, hash_name, hash_words
@@ -23,8 +24,6 @@ from streampack.storage.options import Storage, as_storage
 Data: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """What names shards: a URL, braces, a glob, a directory, "@manifest.jsonl"; or several of them."""
 
-DEFAULT = "default"
-"""The name of the one source of a dataset that was given no names."""
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 

@@ -10,14 +10,13 @@ from typing import NamedTuple, TypeVar
 
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.schedule import Schedule
+from streampack.corpus.shares import DEFAULT
 from streampack.corpus.table import ShardTable
 from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.position import LaneOver, LanePack, LanePosition
 from streampack.records import Cursor, StorageUse
 from streampack.storage.access import StorageReader
 
-DEFAULT_SOURCE = "default"
-"""The name of the only source of a run whose data are no mapping; errors do not mention it."""
 _T = TypeVar("_T")
 
 
@@ -105,7 +104,7 @@ class LaneStart(NamedTuple):
 
 def named(lane: int, source: str) -> str:
     """A lane of a source, as errors and the log say it."""
-    return f"lane {lane}" if source == DEFAULT_SOURCE else f"lane {lane} of source {source!r}"
+    return f"lane {lane}" if source == DEFAULT else f"lane {lane} of source {source!r}"
 
 
 def _once(objects: Iterable[_T]) -> list[_T]:

@@ -14,13 +14,13 @@ from collections import deque
 
 from streampack import heartbeat
 from streampack.corpus.epochs import Corpus
+from streampack.corpus.shares import DEFAULT
 from streampack.errors import ConfigError, RecordError
 from streampack.lanes.batches import DocumentBatch
 from streampack.lanes.liveness import Liveness
 from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.position import LaneEnd, LanePack, LanePosition
 from streampack.lanes.reader import EpochStart, LaneReader
-from streampack.lanes.run import DEFAULT_SOURCE
 from streampack.lanes.skipping import ReadError, SkipPolicy
 from streampack.lanes.tokenizing import TokenizedBatch, tokenized
 from streampack.lanes.unpassed import Unpassed
@@ -47,7 +47,7 @@ class LaneStream:
         max_range_bytes: int = 8 * 2**20,
         with_provenance: bool = False,
         source: int = 0,
-        source_name: str = DEFAULT_SOURCE,
+        source_name: str = DEFAULT,
     ) -> None:
         """`end_epoch`: the first epoch that is not read (None: endless); `source`: its index in the run."""
         self.position = self._start = start

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.partition import packs_before
 from streampack.corpus.schedule import StageOfRun
+from streampack.corpus.shares import DEFAULT
 from streampack.errors import StateError
 from streampack.lanes.position import NUM_CURSOR, LaneEnd, LanePosition, SkippedRange, advance_rows
 from streampack.lanes.run import LaneStart
@@ -58,9 +59,6 @@ _SINCE_4 = ("sources", "stages")
 _GIVEN = FIELDS.index("given")
 _FILLERS = FIELDS.index("fillers")
 _DOCUMENTS = FIELDS.index("documents")
-
-DEFAULT = "default"
-"""The name of the one source of a run whose data have no names."""
 
 State: TypeAlias = dict[str, torch.Tensor | str | int]
 

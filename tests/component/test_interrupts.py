@@ -90,7 +90,8 @@ def is_whole(state: Any, num_lanes: int = 12) -> bool:
     """Whether all lanes of a state stand at its global pack."""
     held = read_lanes(state, num_lanes, 1, len(FIELDS))
     assert sorted(held.lanes) == list(range(num_lanes))
-    return held.rows[:, 0, PACKS].tolist() == [packs_before(state["global_pack"], lane, num_lanes) for lane in held.lanes]
+    due = [packs_before(state["global_pack"], lane, num_lanes) for lane in held.lanes]
+    return held.rows[:, 0, PACKS].tolist() == due
 
 
 @pytest.mark.parametrize("changes", [{}, FINITE], ids=["endless", "finite"])

@@ -6,10 +6,10 @@ from typing import Any
 
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.schedule import Schedule, StageOfRun
-from streampack.corpus.shares import Shares
+from streampack.corpus.shares import DEFAULT, Shares
 from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.position import LanePosition
-from streampack.lanes.run import DEFAULT_SOURCE, LaneStart, Run, RunSource
+from streampack.lanes.run import LaneStart, Run, RunSource
 
 
 def stage(first_pack: int, weights: Sequence[float], *, seq_len: int = 0, first_tokens: int = 0) -> StageOfRun:
@@ -19,7 +19,7 @@ def stage(first_pack: int, weights: Sequence[float], *, seq_len: int = 0, first_
 def one_source(pipeline: Pipeline, corpus: Corpus, *, end_epoch: int | None = None) -> Run:
     """A run of one source that never changes."""
     schedule = Schedule(num_lanes=corpus.num_lanes, stages=(stage(0, [1], seq_len=getattr(pipeline, "seq_len", 8)),))
-    return Run((RunSource(DEFAULT_SOURCE, corpus, (pipeline,), end_epoch),), schedule)
+    return Run((RunSource(DEFAULT, corpus, (pipeline,), end_epoch),), schedule)
 
 
 def begun(lanes: Iterable[int], num_sources: int = 1) -> Mapping[int, LaneStart]:
