@@ -52,6 +52,7 @@ __all__ = [
     "serving",
     "shortage",
     "stats",
+    "stretches",
     "surroundings",
     "unpicklable",
     "workers",

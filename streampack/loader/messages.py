@@ -22,7 +22,7 @@ import enum
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,9 +85,20 @@ class Message:
         return self.changes[:, DIGEST]
 
 
+class Work(Protocol):
+    """What the workers of one rank are to do; each finds its own part by its number."""
+
+    @property
+    def run(self) -> Run:
+        """What is read."""
+
+    def messages(self, worker: int = 0, num_workers: int = 1) -> "Iterator[Message]":
+        """The messages of one worker, after those that it has sent already."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """What the workers of one rank are to do; each finds its own part by its number."""
+    """The lanes of a rank, to be read on and on: `Work`."""
 
     run: Run
     lanes: Sequence[int]
@@ -105,6 +116,10 @@ class Assignment:
     with_provenance: bool
     sent: Sequence[int] = ()
     """Messages that each worker has sent already; `starts` are those after them. Empty: none."""
+
+    def messages(self, worker: int = 0, num_workers: int = 1) -> "Iterator[Message]":
+        """The messages of one worker, without end."""
+        return iter(WorkerStream(self, worker=worker, num_workers=num_workers))
 
 
 class WorkerStream:
@@ -136,7 +151,7 @@ class WorkerStream:
         slots = itertools.islice(slots, done % width, None)
         before = run.storage_use()
         for size in sizes:
-            made: list[_Made] = []
+            made: list[Made] = []
             error: Exception | None = None
             try:
                 for _ in range(size.slots):
@@ -144,7 +159,7 @@ class WorkerStream:
             except Exception as failure:  # noqa: BLE001 (it is raised in its place)
                 error = failure
             use = run.storage_use()  # threads read ahead between two messages, too
-            yield _message(
+            yield message_of(
                 made,
                 run,
                 seq_len=size.seq_len,
@@ -160,7 +175,7 @@ class WorkerStream:
 def failed(error: Exception, run: Run) -> Message:
     """The message of a worker that sends no other: the error takes the place of its next slot."""
     seq_len = run.schedule.stages[0].seq_len
-    return _message([], run, seq_len=seq_len, with_provenance=False, storage=StorageUse(), error=error)
+    return message_of([], run, seq_len=seq_len, with_provenance=False, storage=StorageUse(), error=error)
 
 
 class _Size(NamedTuple):
@@ -191,37 +206,38 @@ def _next_seq_len(schedule: Schedule, global_pack: int) -> int | None:
     return next((stage.first_pack for stage in schedule.stages[here + 1 :] if stage.seq_len != seq_len), None)
 
 
-class _Made(NamedTuple):
+class Made(NamedTuple):
     """What a slot holds."""
 
     global_pack: int
     pack: LanePack | LaneOver | None
 
 
-def _slots(pool: LanePool, starts: Mapping[int, LaneStart], *, first_round: int, width: int) -> Iterator[_Made]:
+def _slots(pool: LanePool, starts: Mapping[int, LaneStart], *, first_round: int, width: int) -> Iterator[Made]:
     num_lanes = pool.num_lanes
     number = first_round
     while True:
         for lane, start in starts.items():
             if start.packs > number:
-                yield _Made(0, None)
+                yield Made(0, None)
             else:
-                yield _Made(number * num_lanes + lane, pool.take(lane))
+                yield Made(number * num_lanes + lane, pool.take(lane))
                 heartbeat.beat()
         for _ in range(len(starts), width):
-            yield _Made(0, None)
+            yield Made(0, None)
         number += 1
 
 
-def _message(
-    made: Sequence[_Made],
+def message_of(
+    made: Sequence[Made],
     run: Run,
     *,
     seq_len: int,
     with_provenance: bool,
     storage: StorageUse,
-    error: Exception | None,
+    error: Exception | None = None,
 ) -> Message:
+    """What was made, as a message; packs of one length."""
     pad_id = run.pad_id
     packs: list[LanePack] = []
     kinds: list[int] = []

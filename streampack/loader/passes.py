@@ -16,9 +16,9 @@ from streampack.lanes.budget import worker_bytes
 from streampack.lanes.position import LaneEnd
 from streampack.loader.dealing import Item, deal
 from streampack.loader.max_bad import MaxBad
-from streampack.loader.messages import Assignment, Message, WorkerStream
+from streampack.loader.messages import Assignment, Message, Work
 from streampack.loader.processes import Forks, Launcher
-from streampack.loader.restarts import RestartingMessages, WorkerRestarts
+from streampack.loader.restarts import LaneProgress, RestartingMessages, WorkerRestarts
 from streampack.loader.rounds import Agree, LeftOut, PackBatch, endless, finite
 from streampack.loader.serving import WorkerServer, check_can_start
 from streampack.loader.workers import AHEAD
@@ -128,6 +128,7 @@ class Pass:
             RestartingMessages(
                 assignment,
                 num_workers,
+                LaneProgress(assignment, num_workers),
                 timeout_s=settings.worker_timeout_s,
                 restarts=restarts,
             )
@@ -135,7 +136,7 @@ class Pass:
             else None
         )
         items = deal(
-            self.tally.watch_messages(self._restarting or _in_this_process(assignment)),
+            self.tally.watch_messages(self._restarting or in_this_process(assignment)),
             num_lanes=len(committed.lanes),
             num_workers=max(num_workers, 1),
             first_round=first_round,
@@ -180,9 +181,9 @@ class Pass:
             self._restarting.interrupt()
 
 
-def _in_this_process(assignment: Assignment) -> Iterator[Message]:
-    messages = iter(WorkerStream(assignment))
-    return undisturbed(messages) if assignment.run.may_draw else messages
+def in_this_process(work: Work) -> Iterator[Message]:
+    """The messages of one worker, made here."""
+    return undisturbed(work.messages()) if work.run.may_draw else work.messages()
 
 
 def _refuse_empty_lanes(items: Iterator[Item], committed: Committed) -> Iterator[Item]:

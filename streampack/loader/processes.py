@@ -16,7 +16,7 @@ from multiprocessing.process import BaseProcess
 from typing import Protocol
 
 from streampack import heartbeat
-from streampack.loader.messages import Assignment
+from streampack.loader.messages import Work
 from streampack.loader.working import work_in_fork
 
 _KILLED_S = 10.0
@@ -41,7 +41,7 @@ class Launcher(Protocol):
 
     def launch(
         self,
-        assignment: Assignment,
+        assignment: Work,
         sockets: Sequence[socket.socket],
         memory: int,
         rows: Sequence[heartbeat.Row],
@@ -71,7 +71,7 @@ class Forks:
 
     def launch(
         self,
-        assignment: Assignment,
+        assignment: Work,
         sockets: Sequence[socket.socket],
         memory: int,
         rows: Sequence[heartbeat.Row],

@@ -17,7 +17,7 @@ from streampack.errors import ConfigError
 from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.run import Run
 from streampack.loader import parcels, pickling, unpicklable
-from streampack.loader.messages import Assignment
+from streampack.loader.messages import Work
 from streampack.loader.surroundings import Source, check_sources, sources
 from streampack.storage.backends.choice import import_libraries
 from streampack.storage.libraries import fsspec
@@ -111,7 +111,7 @@ def load_recipe(descriptor: int) -> Recipe:
     return recipe
 
 
-def wrap_assignment(assignment: Assignment) -> int:
+def wrap_assignment(assignment: Work) -> int:
     """What the workers are to do, without what their server has."""
     parts = Parts.of(assignment.run)
     numbers = {id(part): number for number, part in enumerate([*parts.pipelines, *parts.tables])}
@@ -123,7 +123,7 @@ def wrap_assignment(assignment: Assignment) -> int:
     return parcels.wrap(assignment, Pickler)
 
 
-def load_assignment(descriptor: int, recipe: Recipe) -> Assignment:
+def load_assignment(descriptor: int, recipe: Recipe) -> Work:
     """What `wrap_assignment` has wrapped."""
     parts = [*recipe.parts.pipelines, *recipe.parts.tables]
 
@@ -131,5 +131,5 @@ def load_assignment(descriptor: int, recipe: Recipe) -> Assignment:
         def persistent_load(self, number: int) -> object:
             return parts[number]
 
-    assignment: Assignment = parcels.unwrap(descriptor, Unpickler)
+    assignment: Work = parcels.unwrap(descriptor, Unpickler)
     return assignment

@@ -18,7 +18,7 @@ import logging
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from streampack.heartbeat import SampleLocation
 from streampack.lanes.position import NUM_CURSOR, LanePosition, advance_rows, known_after
 from streampack.lanes.run import LaneStart
 from streampack.loader import shortage
-from streampack.loader.messages import COLUMNS, DOCUMENTS, Assignment, Message, Slot, failed
+from streampack.loader.messages import COLUMNS, DOCUMENTS, Assignment, Message, Slot, Work, failed
 from streampack.loader.processes import Launcher
 from streampack.loader.workers import LostError, Workers
 from streampack.records import Cursor
@@ -69,24 +69,26 @@ class RestartingMessages:
 
     def __init__(
         self,
-        assignment: Assignment,
+        work: Work,
         num_workers: int,
+        progress: "Progress",
         *,
         timeout_s: float,
         restarts: WorkerRestarts,
     ) -> None:
-        self._assignment = assignment
+        """`progress`: told what comes, and asked what is left of `work` when the workers are restarted."""
+        self._run = work.run
         self._num_workers = num_workers
+        self._progress = progress
         self._timeout_s = timeout_s
         self._restarts = restarts
-        self._received = [_Received(assignment, worker, num_workers) for worker in range(num_workers)]
         self._next = 0
         self._is_interrupted = False
-        self._workers = self._start(assignment)
+        self._workers = self._start(work)
 
-    def _start(self, assignment: Assignment) -> Workers:
+    def _start(self, work: Work) -> Workers:
         def start() -> Workers:
-            return Workers(assignment, self._num_workers, self._restarts.launcher, timeout_s=self._timeout_s)
+            return Workers(work, self._num_workers, self._restarts.launcher, timeout_s=self._timeout_s)
 
         return shortage.persist(start, "starting the workers")
 
@@ -105,8 +107,8 @@ class RestartingMessages:
         except Exception as error:
             if self._is_interrupted:
                 raise
-            return failed(error, self._assignment.run)
-        self._received[self._next].add(message)
+            return failed(error, self._run)
+        self._progress.add(self._next, message)
         self._next = (self._next + 1) % self._num_workers
         return message
 
@@ -140,16 +142,12 @@ class RestartingMessages:
             self._restarts.number,
         )
         self._workers.end()
-        starts = list(self._assignment.starts)
-        for worker, received in enumerate(self._received):
-            starts[worker :: self._num_workers] = received.starts()
-        sent = tuple(received.messages for received in self._received)
-        self._workers = self._start(dataclasses.replace(self._assignment, starts=starts, sent=sent))
+        self._workers = self._start(self._progress.rest())
 
     def _describe(self, location: SampleLocation) -> str:
         if location.shard < 0:
             return "before its first sample"
-        url = self._assignment.run.sources[location.source].corpus.table[location.shard].url
+        url = self._run.sources[location.source].corpus.table[location.shard].url
         sample = f"sample {location.sample}" if is_compressed(url) else f"the sample at byte {location.sample}"
         return f"in lane {location.lane}, {redacted(url)}, {sample}"
 
@@ -166,6 +164,36 @@ _ADVICE = (
     "(num_workers), a smaller limits.buffer_bytes or prefetch_bytes need less memory, and a larger worker_timeout_s "
     "waits longer for a slow transform or storage."
 )
+
+
+class Progress(Protocol):
+    """What has come from the workers."""
+
+    def add(self, worker: int, message: Message) -> None:
+        """A message of a worker came whole."""
+
+    def rest(self) -> Work:
+        """What is left to do."""
+
+
+class LaneProgress:
+    """What has come of the lanes of a rank: `Progress`."""
+
+    def __init__(self, assignment: Assignment, num_workers: int) -> None:
+        self._assignment = assignment
+        self._received = [_Received(assignment, worker, num_workers) for worker in range(num_workers)]
+
+    def add(self, worker: int, message: Message) -> None:
+        """A message of a worker came whole."""
+        self._received[worker].add(message)
+
+    def rest(self) -> Assignment:
+        """The lanes after all messages."""
+        starts = list(self._assignment.starts)
+        for worker, received in enumerate(self._received):
+            starts[worker :: len(self._received)] = received.starts()
+        sent = tuple(received.messages for received in self._received)
+        return dataclasses.replace(self._assignment, starts=starts, sent=sent)
 
 
 class _Received:

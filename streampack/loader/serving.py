@@ -26,7 +26,7 @@ from pathlib import Path
 from streampack import heartbeat
 from streampack.errors import ConfigError
 from streampack.loader import channels, recipes
-from streampack.loader.messages import Assignment
+from streampack.loader.messages import Work
 from streampack.loader.processes import WorkerProcess, ending_of
 from streampack.loader.server import BOOT, NAME, NOT_STARTED, REPLY, REQUEST, Reply, Request
 from streampack.loader.surroundings import surroundings
@@ -46,7 +46,7 @@ class WorkerServer:
 
     def launch(
         self,
-        assignment: Assignment,
+        assignment: Work,
         sockets: Sequence[socket.socket],
         memory: int,
         rows: Sequence[heartbeat.Row],

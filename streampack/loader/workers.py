@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from streampack import heartbeat
 from streampack.errors import LoaderError
 from streampack.loader import channels, parcels, shortage
-from streampack.loader.messages import Assignment, Message
+from streampack.loader.messages import Message, Work
 from streampack.loader.processes import Launcher, WorkerProcess
 from streampack.loader.working import FRAME
 
@@ -63,7 +63,7 @@ class _Worker(NamedTuple):
 class Workers:
     """Processes that make the messages of a rank, from their start until `end`."""
 
-    def __init__(self, assignment: Assignment, num_workers: int, launcher: Launcher, *, timeout_s: float) -> None:
+    def __init__(self, assignment: Work, num_workers: int, launcher: Launcher, *, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._launcher = launcher
         self._owner = os.getpid()
@@ -158,7 +158,7 @@ class Workers:
                 each.socket.shutdown(socket.SHUT_RDWR)
 
 
-def _started(assignment: Assignment, num_workers: int, launcher: Launcher) -> list[_Worker]:
+def _started(assignment: Work, num_workers: int, launcher: Launcher) -> list[_Worker]:
     pairs: list[tuple[socket.socket, socket.socket]] = []
     processes: Sequence[WorkerProcess] = ()
     memory = channels.memory()

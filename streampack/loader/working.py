@@ -23,7 +23,7 @@ from streampack import heartbeat
 from streampack.errors import LoaderError
 from streampack.loader import channels, parcels, shortage
 from streampack.loader.failures import Failure, failure_of
-from streampack.loader.messages import Assignment, WorkerStream
+from streampack.loader.messages import Work
 from streampack.storage.redaction import redacted
 
 FRAME = struct.Struct("<q")
@@ -33,7 +33,7 @@ _SERVER_S = 2.0
 
 
 def work(
-    assignment: Assignment,
+    assignment: Work,
     worker: int,
     num_workers: int,
     theirs: socket.socket,
@@ -45,7 +45,7 @@ def work(
     heartbeat.report_to(row)
     gc.freeze()  # the collector writes to what it looks at, and what a fork shares would be copied after some minutes
     _end_with_trainer(theirs, server)
-    messages, has_failed = iter(WorkerStream(assignment, worker=worker, num_workers=num_workers)), False
+    messages, has_failed = assignment.messages(worker, num_workers), False
     with theirs, contextlib.suppress(ConnectionError):
         for number in itertools.count():
             if not theirs.recv(1):
@@ -73,7 +73,7 @@ def send(theirs: socket.socket, number: int, message: object, failure: Failure |
         os.close(parcel)
 
 
-def _as_exception(error: BaseException, assignment: Assignment, row: heartbeat.Row) -> Exception:
+def _as_exception(error: BaseException, assignment: Work, row: heartbeat.Row) -> Exception:
     """The error; for one that ends a process, such as `SystemExit`, one that says who raised it."""
     if isinstance(error, Exception):
         return error
@@ -113,7 +113,7 @@ def _end_with_trainer(theirs: socket.socket, server: int | None) -> None:
 
 
 def work_in_fork(
-    assignment: Assignment,
+    assignment: Work,
     worker: int,
     num_workers: int,
     theirs: socket.socket,
