@@ -1,11 +1,11 @@
-"""Options that several commands have, and the dataset that they make.
+"""Options that several commands have, and the dataset or the sources that they make.
 
 In:  what was given on the command line. Out: a `PackedDataset` on one rank, or what is needed to reach the shards.
 """
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,11 +14,13 @@ import typer
 from streampack.chat.options import as_chat
 from streampack.config.file import load_config
 from streampack.dataset.dataset import PackedDataset
+from streampack.dataset.sources import as_sources, names_of
 from streampack.errors import ConfigError, StreampackError
+from streampack.lanes.run import RunSource
 from streampack.packing.options import Packing
 from streampack.packing.policies import ReplaceBoundary
 from streampack.storage.access import StorageReader
-from streampack.storage.options import Storage
+from streampack.storage.options import Storage, as_storage
 from streampack.tokenizers.bytes import ByteTokenizer
 
 Shards = Annotated[
@@ -59,6 +61,10 @@ AddBos = Annotated[
     bool | None, typer.Option("--bos/--no-bos", help="Begin each document with BOS.", show_default="bos")
 ]
 AddEos = Annotated[bool | None, typer.Option("--eos/--no-eos", help="End each document with EOS.", show_default="eos")]
+OneSource = Annotated[
+    str | None,
+    typer.Option("--source", metavar="NAME", help="Of a config with several sources, this one.", show_default="all"),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
@@ -111,16 +117,46 @@ def make_measured_dataset(shards: Sequence[str], tokenizer: str | None, **given:
     return make_dataset(shards, tokenizer=tokenizer, **given), True
 
 
-def make_storage(shards: Sequence[str]) -> tuple[list[str], StorageReader]:
-    """The shards and how to reach them, for commands that need no tokenizer; from a config file its dataset's.
+def chosen_sources(dataset: PackedDataset, name: str | None) -> list[RunSource]:
+    """The sources of a run, or the one of this name.
 
-    Nothing is kept in a cache: what these commands read, they read once.
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    sources = list(dataset.run().sources)
+    if name is None:
+        return sources
+    check_source(name, dataset.sources)
+    return [source for source in sources if source.name == name]
+
+
+def check_source(name: str, sources: Collection[str]) -> None:
+    """Refuse a name that no source has."""
+    if name not in sources:
+        raise ConfigError(f"--source {name}: there is no such source; there are {', '.join(sources)}")
+
+
+def make_storages(shards: Sequence[str], source: str | None) -> dict[str, tuple[Sequence[str], StorageReader]]:
+    """The shards of each source and how to reach them, for commands that need no tokenizer.
+
+    Those of a config file are its dataset's, with the sources that stages add. Nothing is kept in a cache: what these
+    commands read, they read once.
     """
     if not is_config(shards):
-        return list(shards), StorageReader()
-    given = load_config(shards[0]).dataset_arguments()
-    data, storage = given["data"], given.get("storage", Storage())
-    return [data] if isinstance(data, str) else data, StorageReader(storage.options, storage.retry)
+        found, storage = as_sources(list(shards)), Storage()
+    else:
+        given = load_config(shards[0]).dataset_arguments()
+        found, storage = dict(as_sources(given["data"])), as_storage(given.get("storage", Storage()))
+        for stage in given.get("stages", ()):
+            found |= stage.sources or {}
+    if source is not None:
+        check_source(source, found)
+        found = {source: found[source]}
+    readers: dict[str, tuple[Sequence[str], StorageReader]] = {}
+    for name, each in found.items():
+        own = storage if each.storage is None else as_storage(each.storage)
+        readers[name] = (names_of(each.data), StorageReader(own.options, own.retry))
+    return readers
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """`streampack manifest`: the shards with their sizes, listed once, into a file that later runs read instead.
 
-In:  shards as anywhere else. Out: a file of JSON lines, one for each shard.
+In:  shards as anywhere else. Out: a file of JSON lines, one for each shard; of a config with several sources a file for
+each source.
 Invariants: the lines have the order in which the shards would be read without the manifest (globs and directories
 sorted), so a run over `@FILE` is the same run. The file appears whole or not at all.
 """
@@ -9,24 +10,30 @@ import contextlib
 import os
 import posixpath
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from streampack.cli.arguments import Json, file_errors, make_storage
+from streampack.cli.arguments import Json, OneSource, file_errors, make_storages
 from streampack.cli.console import format_bytes, messages, output, plural, print_json, printable, to_json
 from streampack.cli.progress import ShardProgress
 from streampack.corpus.resolve import resolve_shards
+from streampack.corpus.shares import DEFAULT
 from streampack.corpus.table import ShardTable
+from streampack.dataset.sources import errors_of
+from streampack.errors import ConfigError
 from streampack.records import Shard
 from streampack.storage.access import StorageReader
 from streampack.storage.clients import local_path
 from streampack.storage.digests import BLOCK_BYTES, MAX_BLOCK_BYTES, BlockDigester
 from streampack.storage.threads import check, side_by_side
 from streampack.tar.codecs import is_compressed
+
+_PLACE = "{source}"
+"""What stands for the name of a source in the name of a file."""
 
 
 def manifest(
@@ -40,10 +47,15 @@ def manifest(
         ),
     ],
     *,
+    source: OneSource = None,
     output_file: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="The file to write; give it as @FILE where shards are asked for."
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The file to write; give it as @FILE where shards are asked for. A config with several sources has a "
+            "file for each: {source} stands for the name.",
         ),
     ],
     digests: Annotated[
@@ -61,7 +73,33 @@ def manifest(
     json: Json = False,
 ) -> None:
     """List shards and their sizes once, into a file that later runs read instead."""
-    specs, storage = make_storage(shards)
+    storages = make_storages(shards, source)
+    files = {name: Path(str(output_file).replace(_PLACE, name)) for name in storages}
+    if len(set(files.values())) < len(files):
+        raise ConfigError(
+            f"--output {output_file}: the config has {plural(len(files), 'source')}, and each has a manifest of its "
+            f"own. Put {_PLACE} into the name of the file, or choose a source with --source"
+        )
+    written = []
+    for name, (specs, storage) in storages.items():
+        with errors_of(name):
+            about = _write(specs, storage, files[name], digests=digests, block_bytes=block_bytes, workers=workers)
+        written.append(({} if name == DEFAULT else {"source": name}) | about)
+    if json:
+        print_json(written[0] if len(written) == 1 else {"manifests": written})
+        return
+    for about in written:
+        unknown = f", {about['unknown']:,} of unknown size" if "unknown" in about else ""
+        file = printable(about["file"])
+        whose = f"source {about['source']}: " if len(written) > 1 else ""
+        what = f"{plural(about['num_shards'], 'shard')}, {format_bytes(about['bytes'])}{unknown}"
+        output().print(f"{whose}{file}: {what}; use it as @{file}")
+
+
+def _write(
+    specs: Sequence[str], storage: StorageReader, output_file: Path, *, digests: bool, block_bytes: int, workers: int
+) -> dict[str, Any]:
+    """Write the manifest of some shards, and tell what is in it."""
     console = messages()
     with console.status("listing") as status:
 
@@ -93,15 +131,9 @@ def manifest(
         except BaseException:
             Path(file.name).unlink()
             raise
-    if json:
-        print_json({"file": str(output_file), "num_shards": len(table), "bytes": num_bytes, "digests": digests})
-        return
     unknown = int((~table.size_known).sum()) if not digests else 0
-    note = f", {unknown:,} of unknown size" if unknown else ""
-    name = printable(str(output_file))
-    output().print(
-        f"{name}: {plural(len(table), 'shard')}, {format_bytes(num_bytes)}{note}; use it as @{name}"
-    )
+    about = {"file": str(output_file), "num_shards": len(table), "bytes": num_bytes, "digests": digests}
+    return about | ({"unknown": unknown} if unknown else {})
 
 
 def _line(shard: Shard, *, size: int | None, digest: str | None, folder: Path) -> str:

@@ -27,9 +27,10 @@ class _SpeedColumn(ProgressColumn):
 class ShardProgress:
     """A bar on stderr over the bytes of the shards; nothing where stderr is not a terminal."""
 
-    def __init__(self, doing: str, table: ShardTable) -> None:
+    def __init__(self, doing: str, *tables: ShardTable) -> None:
         console = messages()
-        self._num_shards = len(table)
+        self._num_shards = sum(map(len, tables))
+        self._before = (0, 0)
         self._progress = Progress(
             TextColumn(doing),
             BarColumn(bar_width=None),
@@ -42,7 +43,8 @@ class ShardProgress:
             transient=True,
             expand=True,
         )
-        self._task = self._progress.add_task("", total=table.total_bytes, shards=f"0/{self._num_shards:,}")
+        total = sum(table.total_bytes for table in tables)
+        self._task = self._progress.add_task("", total=total, shards=f"0/{self._num_shards:,}")
 
     def __enter__(self) -> Self:
         return self
@@ -51,7 +53,14 @@ class ShardProgress:
         self._progress.stop()
 
     def advance(self, bytes_done: int, shards_done: int) -> None:
+        """So many of the present table are done."""
         # Started as late as here: it has a thread, and the processes are forked before.
         self._progress.start()
-        shards = f"{shards_done:,}/{self._num_shards:,}"
-        self._progress.update(self._task, completed=bytes_done, shards=shards)
+        bytes_before, shards_before = self._before
+        shards = f"{shards_before + shards_done:,}/{self._num_shards:,}"
+        self._progress.update(self._task, completed=bytes_before + bytes_done, shards=shards)
+
+    def next_table(self, table: ShardTable) -> None:
+        """A table is done: what `advance` tells from now on is of the one after it."""
+        bytes_before, shards_before = self._before
+        self._before = bytes_before + table.total_bytes, shards_before + len(table)

@@ -15,7 +15,7 @@ template, transform, part of the corpus) is read again.
 import contextlib
 import hashlib
 import json as json_module
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import IO, Annotated, Any
@@ -31,8 +31,10 @@ from streampack.cli.arguments import (
     Field,
     Json,
     NumWorkers,
+    OneSource,
     Shards,
     Tokenizer,
+    chosen_sources,
     file_errors,
     make_measured_dataset,
 )
@@ -40,8 +42,10 @@ from streampack.cli.console import format_bytes, output, plural, print_json, pri
 from streampack.cli.per_shard import each_shard, num_processes
 from streampack.cli.progress import ShardProgress
 from streampack.cli.whole_shard import read_whole_shard
+from streampack.corpus.shares import DEFAULT
 from streampack.errors import StreampackError
 from streampack.lanes.pipeline import Pipeline
+from streampack.lanes.run import RunSource
 from streampack.records import BadRecord, Shard
 from streampack.storage.clients import local_path
 from streampack.storage.identity import identity
@@ -58,6 +62,7 @@ _SHOWN = 40
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """What was found in one shard; also a line of the journal."""
 
+    source: str = DEFAULT
     name: str
     url: str
     """The whole path or URL, without secrets."""
@@ -89,6 +94,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 def verify(
     shards: Shards,
     *,
+    source: OneSource = None,
     field: Field = None,
     tokenizer: Tokenizer = None,
     chat: Chat = None,
@@ -103,30 +109,53 @@ def verify(
 ) -> None:
     """Read whole shards and report what is wrong in them, and where; the exit code is 1 if there is a problem."""
     dataset, _ = make_measured_dataset(shards, tokenizer, field=field, chat=chat)
-    table, pipeline = dataset.list_shards(), dataset.pipeline
+    sources = chosen_sources(dataset, source)
     known = {} if journal is None else _known(journal)
-    verdicts: dict[int, Verdict] = {}
-    for index, shard in enumerate(table) if known else ():
-        if (verdict := known.get(_blank(pipeline, shard).subject)) is not None:
-            verdicts[index] = verdict
-    left = [index for index in range(len(table)) if index not in verdicts]
-    work = partial(verify_shard, pipeline)
-    with ShardProgress("verifying", table) as progress, _opened(journal) as notes:
-        workers = max(1, min(num_processes(workers, table), len(left)))
-        for index, verdict in each_shard(work, table, left, workers=workers, advance=progress.advance):
-            verdicts[index] = verdict
+    verdicts: list[Verdict] = []
+    num_read = 0
+    with ShardProgress("verifying", *(each.corpus.table for each in sources)) as progress, _opened(journal) as notes:
+
+        def note(verdict: Verdict) -> None:
             if journal is not None and notes is not None:
                 with file_errors("--journal", journal):
                     notes.write(to_json(msgspec.to_builtins(verdict)).encode() + b"\n")
                     notes.flush()
-    _report([verdicts[index] for index in sorted(verdicts)], num_read=len(left), as_json=json)
-    if any(verdict.num_problems for verdict in verdicts.values()):
+
+        for each in sources:
+            found, of_source = _verify_source(each, known, workers, progress, note)
+            verdicts += found
+            num_read += of_source
+            progress.next_table(each.corpus.table)
+    _report(verdicts, num_read=num_read, as_json=json)
+    if any(verdict.num_problems for verdict in verdicts):
         raise typer.Exit(1)
 
 
-def verify_shard(pipeline: Pipeline, index: int, shard: Shard, *, tell: Callable[[int], None]) -> Verdict:
-    """Read one shard to its end, or to where it is broken."""
-    blank = _blank(pipeline, shard)  # before it is read: what is changed meanwhile is read again
+def _verify_source(
+    source: RunSource,
+    known: Mapping[tuple[object, ...], Verdict],
+    workers: int | None,
+    progress: ShardProgress,
+    note: Callable[[Verdict], None],
+) -> tuple[list[Verdict], int]:
+    """The verdicts on a source's shards, in order, and how many of them were read now."""
+    table, pipeline = source.corpus.table, source.pipelines[0]
+    verdicts: dict[int, Verdict] = {}
+    for index, shard in enumerate(table) if known else ():
+        if (verdict := known.get(_blank(source.name, pipeline, shard).subject)) is not None:
+            verdicts[index] = structs.replace(verdict, source=source.name)
+    left = [index for index in range(len(table)) if index not in verdicts]
+    work = partial(verify_shard, source.name, pipeline)
+    workers = max(1, min(num_processes(workers, table), len(left)))
+    for index, verdict in each_shard(work, table, left, workers=workers, advance=progress.advance):
+        verdicts[index] = verdict
+        note(verdict)
+    return [verdicts[index] for index in sorted(verdicts)], len(left)
+
+
+def verify_shard(source: str, pipeline: Pipeline, index: int, shard: Shard, *, tell: Callable[[int], None]) -> Verdict:
+    """Read one shard of a source to its end, or to where it is broken."""
+    blank = _blank(source, pipeline, shard)  # before it is read: what is changed meanwhile is read again
     samples = documents = num_problems = 0
     problems: list[str] = []
     passed_over = _Names()
@@ -168,7 +197,7 @@ class _Names:
         self.first = self.first or printable(name)[:_SHOWN_NAME]
 
 
-def _blank(pipeline: Pipeline, shard: Shard) -> Verdict:
+def _blank(source: str, pipeline: Pipeline, shard: Shard) -> Verdict:
     """What is known of a shard before it is read."""
     path = local_path(shard.url)
     version = shard.etag or ""
@@ -177,6 +206,7 @@ def _blank(pipeline: Pipeline, shard: Shard) -> Verdict:
             status = Path(path).stat()
             version = f"changed {status.st_mtime_ns} ns, {status.st_ctime_ns} ns, inode {status.st_ino}"
     return Verdict(
+        source=source,
         name=shard.name,
         url=redacted(shard.url),
         key=_hashed(identity(shard.url)),
@@ -268,7 +298,8 @@ def _report(verdicts: list[Verdict], *, num_read: int, as_json: bool) -> None:
     if bad:
         table = Table("shard", "problems", "what is wrong", title=None, show_lines=True)
         for verdict, problem in _shown(bad):
-            table.add_row(printable(verdict.name), f"{verdict.num_problems:,}", printable(problem), style="red")
+            whose = "" if verdict.source == DEFAULT else f"{verdict.source}: "
+            table.add_row(whose + printable(verdict.name), f"{verdict.num_problems:,}", printable(problem), style="red")
         console.print(table)
     read = "" if num_read == len(verdicts) else f" ({num_read:,} read now, the others are in the journal)"
     console.print(

@@ -40,7 +40,7 @@ def box(x: float, y: float, width: float, height: float, kind: str) -> str:
 def intervals() -> list[str]:
     """The line that points fall on, and where the first packs of lane 0 fall."""
     y = 66
-    drawn = [text(8, 22, "1. A pack's lane and round give a point; the point falls into the interval of a source", "title")]
+    drawn = [text(8, 22, "1. A pack's lane and round give a point; it falls into the interval of a source", "title")]
     begin = 0.0
     for index, name in enumerate(NAMES):
         share = STAGES[0].share(index)
@@ -50,14 +50,15 @@ def intervals() -> list[str]:
         begin += share
     drawn.append(text(BAR_LEFT + BAR + 6, y + 17, "books 5%"))
     drawn.append(text(8, y + 17, "shares"))
-    for lane, low, words in ((0, y - 6, "lane 0"), (1, y + 52, "lane 1")):
+    for lane, low, words in ((0, y - 6, "lane 0"), (1, y + 44, "lane 1")):
         drawn.append(text(8, low - 1 if lane == 0 else low, words))
         for pack in range(6):
             x = BAR_LEFT + point(lane, pack) / 2**64 * BAR
             tick = f"M{x:.1f} {y - 4}v8" if lane == 0 else f"M{x:.1f} {y + 22}v10"
             drawn.append(f'<path class="line" d="{tick}"/>')
             drawn.append(text(x, y - 8 if lane == 0 else y + 44, str(pack), "", "middle"))
-    drawn.append(text(8, y + 72, "Numbers: rounds 0 to 5. From round to round a lane's point moves on by the same step, and round the end.", "note"))
+    words = "Numbers: rounds 0 to 5. From round to round a lane's point moves on by the same step, and round the end."
+    drawn.append(text(8, y + 72, words, "note"))
     return drawn
 
 
@@ -65,8 +66,7 @@ def grid() -> list[str]:
     """Lanes by rounds, coloured by source; a second stage from the middle on."""
     drawn = [text(8, TOP - 32, "2. So each lane, each round and each batch has its share of every source", "title")]
     given = [0, 0, 0]
-    for lane in range(LANES):
-        drawn.append(text(LEFT + (lane + 0.5) * CELL, TOP - 8, str(lane), "note", "middle"))
+    drawn += [text(LEFT + (lane + 0.5) * CELL, TOP - 8, str(lane), "note", "middle") for lane in range(LANES)]
     drawn.append(text(8, TOP - 8, "lane", "note"))
     for at in range(ROUNDS):
         stage, first = (0, 0) if at < ROUNDS // 2 else (1, ROUNDS // 2)
@@ -92,8 +92,10 @@ def grid() -> list[str]:
     middle = TOP + ROUNDS // 2 * CELL - 1.5
     drawn.append(f'<path class="cut" d="M{LEFT - 8} {middle}H{WIDTH - 20}"/>')
     bottom = TOP + ROUNDS * CELL + 22
-    drawn.append(text(8, bottom, "Numbers: global packs, row by row. With a global batch of 6 packs, batch 0 is packs 0 to 5, batch 1 packs 6 to 11, ...", "note"))
-    drawn.append(text(8, bottom + 18, "A stage begins with a round. Each lane continues each source where it left it.", "note"))
+    words = "Numbers: global packs, row by row. With a global batch of 6 packs, batch 0 is packs 0 to 5, batch 1 packs"
+    drawn.append(text(8, bottom, f"{words} 6 to 11, ...", "note"))
+    words = "A stage begins with a round. Each lane continues each source where it left it."
+    drawn.append(text(8, bottom + 18, words, "note"))
     return drawn
 
 
@@ -102,8 +104,8 @@ def main() -> None:
     path = Path(__file__).parents[2] / "docs" / "mixing.svg"
     size = f'viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
     label = "Packs of three sources over lanes and rounds"
-    lines = [f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{label}">', f"<style>{STYLE}</style>"]
-    path.write_text("\n".join([*lines, *intervals(), *grid(), "</svg>\n"]), "utf-8")
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{label}">'
+    path.write_text("\n".join([head, f"<style>{STYLE}</style>", *intervals(), *grid(), "</svg>\n"]), "utf-8")
 
 
 if __name__ == "__main__":

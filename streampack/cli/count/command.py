@@ -1,6 +1,6 @@
 """`streampack count`: what is in the shards, and how well it packs; no batch is made.
 
-In:  the command line. Out: tables on stdout, or JSON.
+In:  the command line. Out: tables on stdout, or JSON; of several sources a line for each.
 Invariants: what comes back for a shard is a tally of fixed size, so memory does not grow with the corpus, and the
 result does not depend on the number of processes.
 """
@@ -18,13 +18,15 @@ from streampack.cli.arguments import (
     Field,
     Json,
     NumWorkers,
+    OneSource,
     Shards,
     Tokenizer,
+    chosen_sources,
     make_measured_dataset,
 )
 from streampack.cli.console import output, print_json
 from streampack.cli.count.counted import Counted
-from streampack.cli.count.drawing import draw
+from streampack.cli.count.drawing import draw, draw_sources
 from streampack.cli.count.tally import Tally, tally_shard
 from streampack.cli.per_shard import each_shard, num_processes
 from streampack.cli.progress import ShardProgress
@@ -33,6 +35,7 @@ from streampack.cli.progress import ShardProgress
 def count(
     shards: Shards,
     *,
+    source: OneSource = None,
     tokenizer: Tokenizer = None,
     seq_len: Annotated[int | None, typer.Option(help="Tokens of a pack.", show_default="4096")] = None,
     field: Field = None,
@@ -61,22 +64,29 @@ def count(
         add_eos=eos,
         on_error=on_error,
     )
-    table, pipeline = dataset.list_shards(), dataset.pipeline
-    workers = num_processes(workers, table)
-    tally = Tally()
-    with ShardProgress("counting", table) as progress:
-        work = partial(tally_shard, pipeline, has_tokens=has_tokens)
-        for _, part in each_shard(work, table, range(len(table)), workers=workers, advance=progress.advance):
-            tally.merge(part)
-    counted = Counted(
-        table=table,
-        pipeline=pipeline,
-        tally=tally,
-        has_tokens=has_tokens,
-        seconds=perf_counter() - begin,
-        num_processes=workers,
-    )
+    sources = chosen_sources(dataset, source)
+    counted: dict[str, Counted] = {}
+    with ShardProgress("counting", *(each.corpus.table for each in sources)) as progress:
+        for each in sources:
+            table, pipeline = each.corpus.table, each.pipelines[0]
+            processes, tally = num_processes(workers, table), Tally()
+            work = partial(tally_shard, pipeline, has_tokens=has_tokens)
+            for _, part in each_shard(work, table, range(len(table)), workers=processes, advance=progress.advance):
+                tally.merge(part)
+            progress.next_table(table)
+            counted[each.name] = Counted(
+                table=table,
+                pipeline=pipeline,
+                tally=tally,
+                has_tokens=has_tokens,
+                seconds=perf_counter() - begin,
+                num_processes=processes,
+            )
+            begin = perf_counter()
+    only = next(iter(counted.values()))
     if json:
-        print_json(counted.as_json())
+        print_json(only.as_json() if len(counted) == 1 else {"sources": {k: v.as_json() for k, v in counted.items()}})
+    elif len(counted) == 1:
+        draw(output(), only)
     else:
-        draw(output(), counted)
+        draw_sources(output(), counted)

@@ -1,6 +1,7 @@
 """What was counted, on the terminal: totals, lengths as bars, how well documents pack, the longest, bad records."""
 
 import math
+from collections.abc import Mapping
 
 from rich import box
 from rich.console import Console
@@ -26,6 +27,28 @@ def draw(console: Console, counted: Counted) -> None:
         _draw_longest(console, tally, counted.unit)
     if tally.bad_records:
         _draw_bad(console, tally)
+
+
+def draw_sources(console: Console, counted: Mapping[str, Counted]) -> None:
+    """A line for each source, and one for all of them."""
+    table = _table("Sources")
+    table.add_column("source", style="bold", overflow="fold")
+    for name in ("shards", "bytes", "documents", "tokens", "mean", "bad records"):
+        table.add_column(name, justify="right", no_wrap=True)
+    total = Tally()
+    for name, each in counted.items():
+        total.merge(each.tally)
+        table.add_row(name, *_of_source(len(each.table), each.table.total_bytes, each.tally))
+    tables = [each.table for each in counted.values()]
+    table.add_section()
+    table.add_row("all", *_of_source(sum(map(len, tables)), sum(each.total_bytes for each in tables), total))
+    _print_table(console, table, "mean: tokens of a document; --source NAME shows how the documents of one source pack")
+
+
+def _of_source(shards: int, size: int, tally: Tally) -> list[str | Text]:
+    bad = Text(f"{tally.bad_records:,}", style="bold red" if tally.bad_records else "")
+    documents, mean = f"{tally.documents:,}", f"{tally.tokens / max(tally.documents, 1):,.0f}"
+    return [f"{shards:,}", format_bytes(size), documents, f"{tally.tokens:,}", mean, bad]
 
 
 def _draw_totals(console: Console, counted: Counted) -> None:

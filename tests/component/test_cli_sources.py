@@ -1,0 +1,97 @@
+"""The commands over a config with several sources: each source is counted, verified, listed and planned."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from streampack.cli import app
+from streampack.examples.make_data import DATA
+from streampack.testing import write_shards
+
+SIZES = {"web": 40, "code": 20, "books": 10}
+
+
+def run(*args: str) -> Result:
+    return CliRunner(env={"COLUMNS": "110"}).invoke(app, [*args])
+
+
+def told(*args: str) -> dict[str, Any]:
+    result = run(*args, "--json")
+    assert (result.exit_code, result.stderr) == (0, ""), result.output
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+@pytest.fixture
+def mix(tmp_path: Path) -> str:
+    """A config of three sources, the last one added by the second stage."""
+    for name, count in SIZES.items():
+        write_shards(tmp_path / name, [f"{name} {n} " * (20 + n) for n in range(count)], documents_per_shard=10)
+    path = tmp_path / "mix.yaml"
+    path.write_text(
+        f"""
+dataset:
+  sources:
+    web: {tmp_path}/web/
+    code: {{data: {tmp_path}/code/, max_epochs: 2}}
+  stages:
+    - weights: {{web: 3, code: 1}}
+    - at_packs: 40
+      sources: {{books: {{data: {tmp_path}/books/}}}}
+      weights: {{web: 1, books: 1}}
+      seq_len: 256
+  tokenizer: {DATA}/devil.model
+  seq_len: 128
+  num_lanes: 12
+  num_packs: 100
+""",
+        "utf-8",
+    )
+    return str(path)
+
+
+def test_count_tells_what_each_source_holds(mix: str, tmp_path: Path) -> None:
+    sources = told("count", mix, "-w", "1")["sources"]
+    assert {name: each["documents"] for name, each in sources.items()} == SIZES
+    assert sources["books"] == told("count", mix, "-w", "1", "--source", "books")
+    alone = told("count", f"{tmp_path}/books/", "-t", f"{DATA}/devil.model", "--seq-len", "128", "-w", "1")
+    assert sources["books"]["tokens"] == alone["tokens"]
+    lines = run("count", mix, "-w", "1").stdout.splitlines()
+    totals = next(line for line in lines if line.startswith("all")).split()
+    assert totals[1] == "7"
+    assert "70" in totals
+
+
+@pytest.mark.parametrize("command", [["count"], ["verify"], ["manifest", "-o", "m"]])
+def test_a_source_that_is_not_there_is_an_error(command: list[str], mix: str) -> None:
+    result = run(*command, mix, "--source", "wbe")
+    assert result.exit_code == 1
+    assert "--source wbe: there is no such source; there are web, code, books" in " ".join(result.stderr.split())
+
+
+def test_verify_reads_the_shards_of_every_source(mix: str, tmp_path: Path) -> None:
+    journal = str(tmp_path / "journal")
+    found = told("verify", mix, "--journal", journal, "-w", "1")
+    assert (found["num_shards"], found["documents"], found["num_read"]) == (7, 70, 7)
+    bad = next((tmp_path / "books").glob("*.tar"))
+    bad.write_bytes(bad.read_bytes()[:5000])
+    result = run("verify", mix, "--journal", journal, "-w", "1", "--json")
+    found = json.loads(result.stdout)
+    assert (result.exit_code, found["num_shards"], found["num_read"]) == (1, 7, 1)
+    assert [each["source"] for each in found["bad_shards"]] == ["books"]
+    assert f"books: {bad.name}" in run("verify", mix, "-w", "1").stdout
+
+
+def test_manifest_writes_a_file_for_each_source(mix: str, tmp_path: Path) -> None:
+    found = told("manifest", mix, "-o", f"{tmp_path}/{{source}}.jsonl")["manifests"]
+    assert [(each["source"], each["num_shards"]) for each in found] == [("web", 4), ("code", 2), ("books", 1)]
+    assert len((tmp_path / "web.jsonl").read_text().splitlines()) == 4
+    one = told("manifest", mix, "-o", f"{tmp_path}/one.jsonl", "--source", "code")
+    assert (one["source"], one["file"]) == ("code", f"{tmp_path}/one.jsonl")
+    result = run("manifest", mix, "-o", f"{tmp_path}/all.jsonl")
+    assert result.exit_code == 1
+    assert "Put {source} into the name of the file" in " ".join(result.stderr.split())
+    assert not (tmp_path / "all.jsonl").exists()
