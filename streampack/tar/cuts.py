@@ -93,9 +93,9 @@ def boundary_in(data: bytes, *, start: int, begin: int, size: int) -> Boundary |
         if at + _MAGIC_AT != hit + start:
             at, hit = at + BLOCK, -1
     at -= start
-    if not looks_like_header(data[at : at + BLOCK]):
-        return None
     last = len(data) - 3 * BLOCK
+    if at > last or not looks_like_header(data[at : at + BLOCK]):
+        return None
     first_key = None
     for number in range(_FEW_FILES):
         if at > last:
