@@ -128,6 +128,10 @@ class Opened:
             return self._stretch.chunks(start, stop)
         return self._read(start, stop) if first_bytes is None else self._read(start, stop, first_bytes=first_bytes)
 
+    def at_hand(self) -> tuple[bytes, int]:
+        """The bytes of the shard that are in memory, and the offset of the first of them."""
+        return self._stretch.held(), self._stretch.start
+
     def done(self) -> None:
         """The piece is read to its end."""
         if self._last > self._piece.end:

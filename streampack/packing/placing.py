@@ -23,63 +23,48 @@ def place(sizes: NDArray[np.int64], seq_len: int) -> tuple[NDArray[np.int64], in
     """
     order = np.argsort(-sizes, kind="stable")
     packs: list[int] = []
-    room = _Room(seq_len)
     with_room: dict[int, list[int]] = {}  # free rows -> the packs that have so many
+    # The numbers of free rows that some pack has, as bits in words, with a bit in `used` for each word that has any. So
+    # a search looks at two words whatever there is; each has as many bits as the root of seq_len. It is spelled out
+    # here because this loop is most of what best fit costs.
+    shift = (seq_len.bit_length() + 1) // 2
+    low = (1 << shift) - 1
+    words = [0] * ((seq_len >> shift) + 1)
+    used = 0
     num_packs = 0
     for size in sizes[order].tolist():
-        free = room.smallest(size)
+        high = size >> shift
+        word = words[high] >> (size & low)
+        if word:
+            free = size + (word & -word).bit_length() - 1
+        else:
+            later = used >> high >> 1
+            if later:
+                high += (later & -later).bit_length()
+                word = words[high]
+                free = (high << shift) + (word & -word).bit_length() - 1
+            else:
+                free = 0
         if free:
             there = with_room[free]
             pack = there.pop()
             if not there:
-                room.remove(free)
+                words[high] ^= 1 << (free & low)
+                if not words[high]:
+                    used ^= 1 << high
         else:
             free, pack = seq_len, num_packs
             num_packs += 1
         packs.append(pack)
         left = free - size
         if left:
-            there = with_room.setdefault(left, [])
-            if not there:
-                room.add(left)
-            there.append(pack)
+            if left in with_room:
+                with_room[left].append(pack)
+            else:
+                with_room[left] = [pack]
+            high = left >> shift
+            words[high] |= 1 << (left & low)
+            used |= 1 << high
     found = np.empty(len(sizes), np.int64)
     found[order] = packs
     return found, num_packs
-
-
-class _Room:
-    """A set of numbers from 1 to a largest one, as bits in words, with a bit for each word that has any.
-
-    A search looks at two words whatever the set holds; each has as many bits as the root of the largest number.
-    """
-
-    def __init__(self, largest: int) -> None:
-        self._shift = (largest.bit_length() + 1) // 2
-        self._low = (1 << self._shift) - 1
-        self._words = [0] * ((largest >> self._shift) + 1)
-        self._used = 0
-
-    def add(self, number: int) -> None:
-        high = number >> self._shift
-        self._words[high] |= 1 << (number & self._low)
-        self._used |= 1 << high
-
-    def remove(self, number: int) -> None:
-        high = number >> self._shift
-        self._words[high] ^= 1 << (number & self._low)
-        if not self._words[high]:
-            self._used ^= 1 << high
-
-    def smallest(self, least: int) -> int:
-        """The smallest number that is not below `least`; 0: none."""
-        high = least >> self._shift
-        low = least & self._low
-        word = self._words[high] >> low
-        if not word:
-            used = self._used >> (high + 1)
-            if not used:
-                return 0
-            high += (used & -used).bit_length()
-            low, word = 0, self._words[high]
-        return (high << self._shift) + low + (word & -word).bit_length() - 1

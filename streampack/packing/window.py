@@ -66,6 +66,9 @@ class PackingWindow:
         """
         self._ids = ids
         self._masks = masks
+        self._has_masks = any(mask is not None for mask in masks)
+        self._dtype = None if all(each.dtype == np.int32 for each in ids) else np.int32
+        """Of a pack's tokens; None: that of `ids`, which saves time."""
         num_rows, num_tokens = np.array(rows, np.int64), np.array(lengths, np.int64)
         num_pieces = -(-num_rows // seq_len)
         documents = np.arange(len(num_rows)).repeat(num_pieces)
@@ -106,11 +109,12 @@ class PackingWindow:
     def arrays(self, pack: PlacedPack) -> PackArrays:
         """The arrays of one pack."""
         own = pack.pieces
-        where = list(zip(self._arrays[own], self._starts[own], self._stops[own], strict=True))
-        tokens = np.concatenate([self._ids[number][start:stop] for number, start, stop in where], dtype=np.int32)
+        ids, where = self._ids, zip(self._arrays[own], self._starts[own], self._stops[own], strict=True)
+        tokens = np.concatenate([ids[number][start:stop] for number, start, stop in where], dtype=self._dtype)
         seq_lens, ignored = self._seq_lens[own], None
-        if any(self._masks[number] is not None for number, _, _ in where):
-            ignored = np.concatenate([self._ignored(*piece) for piece in where])
+        if self._has_masks:
+            pieces = zip(self._arrays[own], self._starts[own], self._stops[own], strict=True)
+            ignored = np.concatenate([self._ignored(*piece) for piece in pieces])
         return PackArrays(
             tokens,
             seq_lens,
@@ -131,7 +135,7 @@ class PackingWindow:
     def _placed(self, counts: NDArray[np.int64]) -> list[PlacedPack]:
         """The packs, of which each has the next `counts` pieces."""
         targets = self._seq_lens - (self._edge_labels == IGNORE_INDEX)
-        if any(mask is not None for mask in self._masks):
+        if self._has_masks:
             for piece, where in enumerate(zip(self._arrays, self._starts, self._stops, strict=True)):
                 targets[piece] -= np.count_nonzero(self._ignored(*where))
         stops = counts.cumsum()

@@ -208,7 +208,7 @@ def local_path(url: str) -> str | None:
             "and what it needs in Storage(options=...)",
             url=named(url),
         )
-    if re.match(r"\w+::", url):  # a chain, as simplecache::s3://...
+    if "::" in url and re.match(r"\w+::", url):  # a chain, as simplecache::s3://...
         return None
     protocol, separator, path = url.partition("://")
     if not separator:
@@ -230,7 +230,7 @@ def _chain(url: str) -> list[str]:
 
 def _last(url: str) -> str:
     """The URL itself; of a chain the last one, which is that of the storage."""
-    return url.rpartition("::")[2] if re.match(r"\w+::", url) else url
+    return url.rpartition("::")[2] if "::" in url and re.match(r"\w+::", url) else url
 
 
 def _place(url: str) -> str:

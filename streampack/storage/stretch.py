@@ -63,6 +63,11 @@ class Stretch:
         if at < end:
             yield from self._more(at, end)
 
+    def held(self) -> bytes:
+        """The bytes from `start` on that are held; the first request is waited for, and has failed where some lack."""
+        self._load()
+        return self._data
+
     def close(self) -> None:
         """Let the bytes go."""
         first, self._first = self._first, None

@@ -20,6 +20,7 @@ from typing import NamedTuple
 from streampack.errors import CorruptShardError, TruncatedShardError
 from streampack.tar.format import BadEntryError, Kind, padded, read_entry, split_name
 from streampack.tar.headers import BLOCK, looks_like_header
+from streampack.tar.scan import scanner
 
 _JUMP_BYTES = 1 << 20
 """Bytes: a larger gap is skipped with a new request; a smaller one is cheaper to read."""
@@ -30,6 +31,9 @@ Data that is not made to hinder it needs one for each header."""
 _MAX_FAR_GUESSES = 64
 """Jumps that may lead nowhere; each costs two requests. More than a few do not happen by accident, and an error is
 better than a search of hours."""
+_MAGIC, _MAGIC_AT = b"ustar", 257
+_FEW_FILES = 16
+"""Files after a cut among which a search in memory looks for the end of a sample."""
 LOOK_BYTES = 1 << 19
 """How far the right lane looks for the end of an archive before it gives its first sample: about its first request."""
 CUT_REMEDY = (
@@ -71,6 +75,43 @@ def first_boundary(
     if begin >= size:
         return None
     return _search(_Window(open_at, begin, size, url), begin, end)
+
+
+def boundary_in(data: bytes, *, start: int, begin: int, size: int) -> Boundary | None:
+    """`find_sample(begin)` where files of the commonest shape follow the cut, in the shard's bytes from `start` on.
+
+    None: these bytes do not tell; the search has to be made.
+    """
+    if not max(start, 1) <= begin < size:
+        return None
+    at, hit = padded(begin), -1
+    while hit < 0:
+        hit = data.find(_MAGIC, at + _MAGIC_AT - start)
+        if hit < 0:
+            return None
+        at = (hit + start - _MAGIC_AT) // BLOCK * BLOCK
+        if at + _MAGIC_AT != hit + start:
+            at, hit = at + BLOCK, -1
+    at -= start
+    last = len(data) - 3 * BLOCK
+    if at > last or not looks_like_header(data[at : at + BLOCK]):
+        return None
+    first_key = None
+    for number in range(_FEW_FILES):
+        if at > last:
+            return None
+        files, at, payload = scanner.find(data, at, at, start)
+        if not files:
+            return None
+        names = split_name(files[0][0]) if number else None  # the first one is passed over
+        if names is not None:
+            if first_key is None:
+                first_key = names[0]
+            elif names[0] != first_key:
+                return Boundary(files[0][1], names[0])
+        if payload >= 0:
+            return None
+    return None
 
 
 def range_start(

@@ -111,6 +111,12 @@ class Chunks:
         """The current chunk, and the index of the next byte in it."""
         return self._chunk, self._position
 
+    def refill(self) -> tuple[bytes, int]:
+        """`at_hand`, of the next chunk where the current one is used up."""
+        if self._position == len(self._chunk) and (chunk := next(self._chunks, None)) is not None:
+            self._chunk, self._position = chunk, 0
+        return self._chunk, self._position
+
     def take(self, size: int) -> bytes:
         """The next `size` bytes, fewer only where the chunks end."""
         begin = self._position

@@ -24,7 +24,7 @@ from streampack.tar.codecs import other_format_of
 from streampack.tar.cuts import CUT_REMEDY, Boundary
 from streampack.tar.format import BadEntryError, Chunks, Entry, Kind, read_entry, split_name
 from streampack.tar.links import HardLinks
-from streampack.tar.scan import ELSEWHERE, Scanner
+from streampack.tar.scan import ELSEWHERE, scanner
 from streampack.tar.seams import AfterEndError, pass_seam
 
 MAX_MEMBERS = 1024
@@ -32,8 +32,6 @@ MAX_MEMBERS = 1024
 
 _MAX_EXTENSIONS = 64
 """Extensions for which it is remembered whether they are wanted."""
-_scanner = Scanner()
-"""Of the process: blocks are too short to begin without what others have learned."""
 _new_tuple = tuple.__new__  # half the time of a NamedTuple's own
 _REMEDY = "the shard is cut short or damaged; copy or write it again"
 _TWICE = "the sample has two members with this extension, of which one would be lost; rename one"
@@ -80,7 +78,7 @@ def samples_of(
     try:
         while True:
             flaw = ""
-            files, end = _scanner.files(source)
+            files, end = scanner.files(source)
             if files:
                 chunk, _ = source.at_hand()
             else:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from streampack.records import Sample
 from streampack.tar.codecs import decompress, is_compressed
-from streampack.tar.cuts import LOOK_BYTES, Boundary, find_sample, range_start
+from streampack.tar.cuts import LOOK_BYTES, Boundary, boundary_in, find_sample, range_start
 from streampack.tar.format import Chunks
 from streampack.tar.grouping import (
     PassOver,
@@ -111,7 +111,7 @@ def read_range(
     max_member_bytes: int,
     resume: int | None = None,
     open_begin: Callable[[int], Iterator[bytes]] | None = None,
-    in_memory: bool = False,
+    at_hand: Callable[[], tuple[bytes, int]] | None = None,
     pass_over: PassOver = pass_over_silently,
 ) -> Iterator[Sample]:
     """The samples of the range [begin, end) of a plain tar of `size` bytes; `read_samples` has the other arguments.
@@ -120,7 +120,9 @@ def read_range(
     once. `open_range(first, last)` gives the bytes in between, `open_at(offset)` those from there on, of which only the
     first few are read. `resume`: the `Sample.position` in this range to continue from. `open_begin`: as `open_at`, for
     the place where the range begins, from which `cuts.LOOK_BYTES` of the range are looked at for the end of an archive.
-    `in_memory`: all bytes are at hand, and no sample is used before the whole range is read; so nothing is looked at.
+    `at_hand` gives bytes of the shard that are in memory, and the offset of the first of them: those of the range, as
+    far as they could be read, and some after it. No sample is used then before the whole range is read; so nothing is
+    looked at. None: nothing is in memory.
 
     Raises:
         TruncatedShardError: the shard ends before the archive does.
@@ -131,9 +133,18 @@ def read_range(
     if size == 0:
         raise shard_error(empty_shard(), url, 0, lambda: None, is_cut=False)
 
+    def known(cut: int) -> Boundary | None:
+        """The boundary after a cut, if what is in memory tells it."""
+        if at_hand is None:
+            return None
+        data, start = at_hand()
+        return boundary_in(data, start=start, begin=cut, size=size)
+
     is_doubtful = False
-    if resume is None:
-        look_bytes = 0 if in_memory else min(LOOK_BYTES, end - begin)
+    if resume is None and (known_left := known(begin)) is not None and known_left.offset < end:
+        first = known_left.offset
+    elif resume is None:
+        look_bytes = min(LOOK_BYTES, end - begin) if at_hand is None else 0
         left = range_start(open_begin or open_at, begin=begin, end=end, size=size, url=url, look_bytes=look_bytes)
         if left is None:
             return
@@ -143,7 +154,7 @@ def read_range(
 
     @functools.cache
     def right() -> Boundary:
-        return find_sample(open_at, cut=end, size=size, url=url)
+        return known(end) or find_sample(open_at, cut=end, size=size, url=url)
 
     if first >= end and first >= right().offset:
         if first > right().offset:
@@ -152,7 +163,7 @@ def read_range(
         return
 
     def chunks() -> Iterator[bytes]:
-        middle = right().offset if in_memory else end
+        middle = end if at_hand is None else right().offset
         if first < middle:  # the search for the right boundary waits until this range has arrived at its cut
             yield from open_range(first, middle)
         if right().offset > middle:

@@ -50,13 +50,23 @@ class Scanner:
 
         The source is then at that offset; or, where the last file's payload is not all in the chunk, at that payload.
         """
-        chunk, at = source.at_hand()
+        chunk, at = source.refill()
         base = source.offset - at
+        found, at, payload = self.find(chunk, at, min(len(chunk) - 3 * BLOCK, at + _WINDOW), base)
+        source.skip_to(base + (at if payload < 0 else payload))
+        return found, base + at
+
+    def find(self, chunk: bytes, at: int, last: int, base: int) -> tuple[list[File], int, int]:
+        """The files with the next headers in a chunk that begins at offset `base`, from index `at` on.
+
+        Each has its first block at index `last` or before it; no index above that of three blocks before the end may
+        be given. With them come the index where they end, and that of the last one's payload where not all of it is in
+        the chunk, else -1.
+        """
         found: list[File] = []
         known_front, known_rest = b"", b""
         record_end = rest_sum = 0
         checksum_of = self._checksums.get
-        last = min(len(chunk) - 3 * BLOCK, at + _WINDOW)
         while at <= last:
             header = at
             if chunk[at + 156] == _PAX_KIND:
@@ -86,12 +96,10 @@ class Scanner:
             text = name.partition(b"\0")[0].decode("utf-8", "surrogateescape")
             if end > len(chunk):
                 found.append((text, base + at, size, ELSEWHERE))
-                source.skip_to(base + start)
-                return found, base + end
+                return found, end, start
             found.append((text, base + at, size, start))
             at = end
-        source.skip_to(base + at)
-        return found, base + at
+        return found, at, -1
 
     def _record_end(self, front: bytes) -> int:
         """Where a PAX header's only record ends, from the first block's begin; 0 if it is anything but a time."""
@@ -128,3 +136,7 @@ class Scanner:
                 self._checksums.clear()
             self._checksums[checksum] = actual
         return is_right
+
+
+scanner = Scanner()
+"""Of the process: blocks are too short to begin without what others have learned."""

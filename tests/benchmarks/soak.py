@@ -30,7 +30,7 @@ from streampack.testing import write_shards
 RANKS = 2
 MORE_MB, MORE_PART, MORE_FILES = 12.0, 0.10, 8
 NUM_SHARDS, DOCUMENTS = 24, 250
-DATASET = {"seq_len": 2048, "num_lanes": 24, "buffer_bytes": 2**22, "document_bytes": 2**18}
+DATASET = {"seq_len": 2048, "num_lanes": 24, "buffer_bytes": 3 * 2**22, "document_bytes": 2**18}
 """Small shares of memory, so that there are many small requests."""
 LOADER = {"batch_size": 4, "num_workers": 2}
 RETRY = {"timeout_s": 1.5, "first_wait_s": 0.02, "max_wait_s": 0.5}

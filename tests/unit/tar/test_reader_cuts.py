@@ -30,7 +30,7 @@ from support.tars import (
 
 from streampack.errors import CorruptShardError, ShardError, TruncatedShardError, WrongCutError
 from streampack.records import WHOLE_SAMPLE, Sample
-from streampack.tar.cuts import Boundary, find_sample, first_boundary
+from streampack.tar.cuts import Boundary, boundary_in, find_sample, first_boundary
 from streampack.tar.reader import read_range
 
 
@@ -96,6 +96,22 @@ def test_a_cut_at_any_byte_parts_a_tar_between_two_samples(seed: int) -> None:
         offset = boundary(data, cut).offset
         assert offset >= before, "boundaries are in the order of their cuts"
         before = offset
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_the_boundary_in_bytes_at_hand_is_the_one_that_a_search_finds(seed: int) -> None:
+    data = tar_of(seed)
+    data += write_tar([("in.bin", data + b"ustar" * 300)], "ustar")  # a tar inside the tar, magics without a header
+    random = Random(seed)
+    found = 0
+    for cut in [*range(0, len(data), 353), len(data)]:
+        start = max(cut - random.choice([0, 1, 700]), 0)
+        held = data[start : cut + random.choice([0, 600, 3000, 5000, len(data)])]
+        known = boundary_in(held, start=start, begin=cut, size=len(data))
+        if known is not None:
+            found += 1
+            assert known == boundary(data, cut), cut
+    assert found or seed % 8 < 6
 
 
 @given(st.integers(0, 10**6), st.lists(st.floats(0, 1), max_size=12))
