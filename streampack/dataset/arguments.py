@@ -6,6 +6,7 @@ Never: a request to a storage. What only the tokenizer or a template can tell is
 """
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -112,6 +113,15 @@ class DatasetArguments:
         given = {name: getattr(self, name) for name in budgets if getattr(self, name) is not None}
         if len(given) > 1:
             raise ConfigError(f"num_tokens={self.num_tokens} and num_packs={self.num_packs}: give one of the two")
+        for index, stage in enumerate(self.stages):
+            for kind in ("tokens", "packs"):
+                begin, end = getattr(stage, f"at_{kind}"), given.get(f"num_{kind}")
+                if begin is not None and end is not None and begin >= end:
+                    warnings.warn(
+                        f"stages[{index}] (at_{kind}={begin}) does not begin: the run ends at num_{kind}={end}",
+                        UserWarning,
+                        stacklevel=5,  # the constructor of the dataset
+                    )
         if self.is_validation and self.stages != (Stage(),):
             raise ConfigError('hold_out: part="val" is one epoch of the sources in data; leave stages out')
         if self.epochs is None or self.is_validation:

@@ -12,7 +12,7 @@ from typing import Any
 from streampack.chat.encoder import ChatEncoder, make_encoder
 from streampack.chat.options import Chat, as_chat
 from streampack.dataset.arguments import DatasetArguments, SourceReading
-from streampack.dataset.cutting import Cut, check_boundary, cut_as_json, ids_of_boundaries
+from streampack.dataset.cutting import Cut, check_boundary, ids_of_boundaries
 from streampack.dataset.sources import errors_of, source_seed
 from streampack.documents.fields import parse_field
 from streampack.documents.reader import DocumentReader
@@ -43,7 +43,10 @@ def make_pipelines(
     """
     tokenizer = _tokenizer(arguments, storages[""])
     readings = {name: arguments.reading(source) for name, source in arguments.sources.items()}
-    holds_chats = any(parse_field(reading.field).is_chat for reading in readings.values())
+    holds_chats = False
+    for name, reading in readings.items():
+        with errors_of(name):
+            holds_chats = parse_field(reading.field).is_chat or holds_chats
     if not holds_chats and as_chat(arguments.chat) != Chat():
         fields = " and ".join(sorted({f"field={reading.field!r}" for reading in readings.values()}))
         raise ConfigError(f"chat is for conversations, and {fields} holds none; leave chat out")
@@ -166,12 +169,11 @@ def _chat_encoder(
     )
 
 
-def fingerprint(arguments: DatasetArguments, pipelines: Mapping[str, tuple[Pipeline, ...]]) -> dict[str, Any]:
-    """Those arguments that must be equal for two runs to have the same packs, as plain JSON values.
+def fingerprint(arguments: DatasetArguments, pipeline: Pipeline) -> dict[str, Any]:
+    """What the sources of a run have in common and must be equal for two runs to have the same packs; JSON values.
 
     The keys are those of saved states, so they stay when an argument gets another name.
     """
-    first, *_ = pipelines.values()
     hold_out = arguments.hold_out
     return {
         "seed": arguments.seed,
@@ -179,16 +181,15 @@ def fingerprint(arguments: DatasetArguments, pipelines: Mapping[str, tuple[Pipel
         "val_fraction": 0.0 if hold_out is None else hold_out.fraction,
         **({"hold_out_by": "block"} if arguments.held_out_cells else {}),
         "max_document_bytes": arguments.limits.document_bytes,
-        "tokenizer": "none" if first[0].tokenizer is None else first[0].tokenizer.digest,
+        "tokenizer": "none" if pipeline.tokenizer is None else pipeline.tokenizer.digest,
         "add_bos": arguments.add_bos,
         "add_eos": arguments.add_eos,
-        **cut_as_json(first[0]),
-        "pad_id": first[0].pad_id,
+        "pad_id": pipeline.pad_id,
     }
 
 
 def fingerprint_of_source(arguments: DatasetArguments, name: str, pipeline: Pipeline) -> dict[str, Any]:
-    """The same of one source."""
+    """The same of one source, besides its shards, their order, and how its rows are cut."""
     documents = pipeline.documents
     chat = documents.chat
     return {

@@ -161,13 +161,17 @@ class RunPlan:
     def fingerprint(self, num_lanes: int | None) -> dict[str, Any]:
         """See `PackedDataset.fingerprint`."""
         self.list_shards()
+        cut = cuts_as_json({name: pipelines[0] for name, pipelines in self.pipelines.items()})
+        cut_otherwise = cut.pop("sources", {})
         sources = {}
         for name, pipelines in self.pipelines.items():
-            order = self.corpus(name, num_lanes).order_as_json()
+            order = {"shuffle": self.corpus(name, num_lanes).order_as_json()}
             own = fingerprint_of_source(self.arguments, name, pipelines[0])
-            sources[name] = {"shuffle": order, **own, "shards": self.shards.fingerprint(name)}
+            shards = {"shards": self.shards.fingerprint(name)}
+            sources[name] = {**order, **own, **cut_otherwise.get(name, {}), **shards}
         lanes = self.num_lanes if num_lanes is None else num_lanes
-        return {"num_lanes": lanes, **fingerprint(self.arguments, self.pipelines), **_flat(sources)}
+        first = next(iter(self.pipelines.values()))[0]
+        return {"num_lanes": lanes, **fingerprint(self.arguments, first), **cut, **_flat(sources)}
 
 
 def _active(weights: Mapping[str, float]) -> set[str]:

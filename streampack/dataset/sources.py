@@ -160,6 +160,8 @@ def names_of(data: object) -> tuple[str, ...]:
     for name in names:
         text = os.fspath(name) if isinstance(name, os.PathLike) else name
         if not isinstance(text, str):
+            if isinstance(name, Source):
+                raise ConfigError("data: several sources need names: {'web': streampack.Source(shards, 0.7), ...}")
             holder = f" (in {_shown(data)})" if several else ""
             raise ConfigError(
                 f"data: {_shown(name)}{holder} {wanted}. Documents are read from tar shards: docs/data.md shows how to "
