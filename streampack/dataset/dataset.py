@@ -240,7 +240,7 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
 
     def adopt_tables(self, tables: Sequence[ShardTable]) -> None:
         """Take the shards of each source, in order, as another rank has listed them."""
-        self._plan.shards.adopt(tables)
+        self._plan.adopt(tables)
 
     def data_digest(self) -> str:
         """A digest of `data` as it was given, before anything is listed."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.partition import AUTO_LANES, auto_num_lanes
-from streampack.corpus.schedule import StageOfRun
+from streampack.corpus.schedule import Schedule, StageOfRun
 from streampack.corpus.shares import DEFAULT
 from streampack.corpus.table import ShardTable
 from streampack.dataset.arguments import DatasetArguments
@@ -47,6 +47,8 @@ class RunPlan:
         self.pipelines = make_pipelines(arguments, readers)
         """Of each source, one for each stage."""
         self.shards = ShardLists(arguments.sources, {name: readers[name] for name in arguments.sources})
+        self._is_checked = False
+        """Whether the shards fit together, and the stages into the lanes."""
         self._run: tuple[_Asked, Run] | None = None
         """The one that was asked for last."""
 
@@ -74,20 +76,26 @@ class RunPlan:
 
     def list_shards(self) -> tuple[ShardTable, ...]:
         """The shards of each source; the first call lists them."""
-        if not self.shards.is_listed:
-            self.shards.tables()
+        if not self._is_checked:
             self.shards.check_disjoint([_active(weights) for weights in self.arguments.weights])
             for name in self.arguments.sources:
                 with errors_of(name):
                     check_corpus(self.corpus(name))
+            self._schedule(self.num_lanes)  # refuses stages that begin with one round
+            self._is_checked = True
         return self.shards.tables()
+
+    def adopt(self, tables: Sequence[ShardTable]) -> None:
+        """Take the shards of each source as another rank has listed them."""
+        self.shards.adopt(tables)
+        self._is_checked, self._run = True, None
 
     @property
     def num_lanes(self) -> int:
         """Lanes of the run; "auto" is decided by the bytes of the sources that it begins with."""
         if not isinstance(self.arguments.num_lanes, str):
             return self.arguments.num_lanes
-        tables = dict(zip(self.arguments.sources, self.list_shards(), strict=True))
+        tables = dict(zip(self.arguments.sources, self.shards.tables(), strict=True))
         weights = self.arguments.weights[0]
         if len(self.arguments.first_sources) == 1:
             return auto_num_lanes(sum(tables[name].total_bytes for name in self.arguments.first_sources))
@@ -139,15 +147,13 @@ class RunPlan:
             end_epoch = source.max_epochs if epochs is None else asked.first_epoch + epochs
             corpus = self.corpus(name, asked.num_lanes)
             sources.append(RunSource(name, corpus, self.pipelines[name], end_epoch))
-        schedule = resolve(
-            self.planned(),
-            num_lanes=asked.num_lanes,
-            begun=asked.begun,
-            num_tokens=arguments.num_tokens,
-            num_packs=arguments.num_packs,
-        )
+        schedule = self._schedule(asked.num_lanes, asked.begun)
         fails_exhausted = epochs is None and arguments.exhausted == "error"
         return Run(tuple(sources), schedule, fails_exhausted)
+
+    def _schedule(self, num_lanes: int, begun: Sequence[StageOfRun] = ()) -> Schedule:
+        end = {"num_tokens": self.arguments.num_tokens, "num_packs": self.arguments.num_packs}
+        return resolve(self.planned(), num_lanes=num_lanes, begun=begun, **end)
 
     def planned(self) -> list[PlannedStage]:
         """The stages before it is known where they begin."""

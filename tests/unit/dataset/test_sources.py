@@ -188,6 +188,14 @@ def test_a_shard_under_another_name_is_the_same_shard(tmp_path: Path) -> None:
         dataset({"web": WEB, "copy": str(link)})
 
 
+def test_shards_that_were_refused_are_refused_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streampack.ranks.topology.may_be_distributed", lambda: True)  # nothing is listed at first
+    made = dataset({"web": WEB, "copy": WEB})
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="is in two sources"):
+            made.run()
+
+
 def test_sources_that_are_never_read_together_may_have_the_same_shards() -> None:
     later = streampack.Stage(at_packs=8, sources={"again": Source([WEB, CODE])}, weights={"again": 1})
     assert len(dataset({"web": WEB}, stages=[streampack.Stage(), later]).tables()) == 2
