@@ -7,8 +7,8 @@ Never: more memory than the budget because there are many lanes or sources; it m
        but the lane, its number of packs and which of its sources are exhausted.
 
     lane 3     packs    0    1    2    3    4    5    6         the stage's shares say which source has pack k of a lane
-               web      a0   a1        a2        a3             each source goes on where it was in the lane
-               code               b0        b1   .              the end of its last epoch: exhausted, so web has pack 5
+               web      a0   a1        a2        a3   a4          each source goes on where it was in the lane
+               code               b0        b1                  its last epoch ends: from here on all packs are web's
 
 Streams take turns, so the one that has just given a pack is the one that is needed last: when the streams together hold
 more than the budget, that one is **parked**. It makes as many packs as its share of the budget holds, then drops its
@@ -100,7 +100,7 @@ class _Lane:
     positions: list[LanePosition]
     """Where it continues in each source that is not in `open`."""
     exhausted: set[int]
-    """Sources that have no more packs."""
+    """Sources that have no more packs: the lane is at their end, or nothing came after where it was."""
     open: dict[int, _Source] = field(default_factory=dict)
     first: int = 0
     """The number of packs with which the stage begins."""
@@ -127,6 +127,7 @@ class LanePool:
         self._range_bytes = range_bytes(lane_bytes, needs)
         self._may_park = not any(source.corpus.window for source in run.sources)
         self._with_provenance = with_provenance
+        self._end_epochs = [None if run.fails_exhausted else source.end_epoch for source in run.sources]
         self._lanes = {lane: self._begun(start) for lane, start in starts.items()}
         self._held_bytes = 0
         self._served: dict[_Source, None] = {}
@@ -150,10 +151,18 @@ class LanePool:
             pack = self._take(state.open.get(index) or self._opened(lane, state, index))
             if isinstance(pack, LanePack):
                 state.packs += 1
+                end_epoch = self._end_epochs[index]
+                if end_epoch is not None and pack.cursor.epoch >= end_epoch:
+                    self._exhaust(lane, state, index)
                 if state.untold:
                     pack, state.untold = pack._replace(ends=state.untold), ()
                 return pack
-            self._exhaust(lane, state, pack)
+            if self._run.fails_exhausted:
+                raise self._exhausted_error(lane, index)
+            at_end = state.open[index].position.cursor.epoch == self._end_epochs[index]
+            if pack.adds or not at_end:
+                state.untold += (pack,)
+            self._exhaust(lane, state, index)
         state.packs += 1
         ends, state.untold = state.untold, ()
         return LaneOver(ends)
@@ -174,10 +183,10 @@ class LanePool:
     def _begun(self, start: LaneStart) -> _Lane:
         exhausted = {
             index
-            for index, (source, position) in enumerate(zip(self._run.sources, start.positions, strict=True))
-            if source.end_epoch is not None and position.cursor.epoch >= source.end_epoch
+            for index, (end_epoch, position) in enumerate(zip(self._end_epochs, start.positions, strict=True))
+            if end_epoch is not None and position.cursor.epoch >= end_epoch
         }
-        return _Lane(start.packs, list(start.positions), set() if self._run.fails_exhausted else exhausted)
+        return _Lane(start.packs, list(start.positions), exhausted)
 
     def _begin_stage(self, lane: int, state: _Lane) -> None:
         """Go to the stage of the lane's next pack; close what it does not read, or cuts in another way."""
@@ -192,25 +201,27 @@ class LanePool:
             if index not in active or each.pipeline is not self._run.sources[index].pipelines[number]:
                 self._close(state, each)
 
-    def _exhaust(self, lane: int, state: _Lane, end: LaneEnd) -> None:
+    def _exhaust(self, lane: int, state: _Lane, index: int) -> None:
         """Go on without a source that has no more packs."""
-        source = self._run.sources[end.source]
-        if self._run.fails_exhausted:
-            raise ConfigError(
-                f'source {source.name!r} has no more packs in lane {lane} after epoch {source.end_epoch}: its '
-                'max_epochs is used up, and exhausted="error" ends the run there. A larger max_epochs may be given '
-                'when the run is resumed; with exhausted="skip" the other sources take its place.'
-            )
-        if end.source not in self._was_told and len(self._run.sources) > 1:
-            self._was_told.add(end.source)
+        if index not in self._was_told and len(self._run.sources) > 1:
+            self._was_told.add(index)
             _log.warning(
                 "source %r is exhausted in lane %d, and will soon be in the others: the lane's other sources share its "
-                "part in proportion. A larger max_epochs may be given when the run is resumed.", source.name, lane
+                "part in proportion. A larger max_epochs may be given when the run is resumed.",
+                self._run.sources[index].name,
+                lane,
             )
-        state.exhausted.add(end.source)
-        self._close(state, state.open[end.source])
+        state.exhausted.add(index)
+        self._close(state, state.open[index])
         state.shares = None if state.shares is None else state.shares.without(state.exhausted)
-        state.untold += (end,)
+
+    def _exhausted_error(self, lane: int, index: int) -> ConfigError:
+        source = self._run.sources[index]
+        return ConfigError(
+            f"source {source.name!r} has no more packs in lane {lane}: its max_epochs={source.end_epoch} is used up "
+            'there, and exhausted="error" ends the run. A larger max_epochs may be given when the run is resumed; with '
+            'exhausted="skip" the other sources share its part.'
+        )
 
     # -- packs of one source in one lane ---------------------------------------------------------------------------
 

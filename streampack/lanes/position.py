@@ -63,7 +63,8 @@ class LanePack(NamedTuple):
     source: int = 0
     """Whose documents it holds: the index of the source in the run."""
     ends: "tuple[LaneEnd, ...]" = ()
-    """Sources that have no more packs in the lane, found as this pack was looked for."""
+    """Sources that were found without another pack in the lane as this pack was looked for; not those with whose last
+    pack the lane was at the source's end already."""
 
 
 class LaneEnd(NamedTuple):
@@ -74,12 +75,17 @@ class LaneEnd(NamedTuple):
     """What was skipped for the first time."""
     source: int = 0
 
+    @property
+    def adds(self) -> bool:
+        """Whether anything came after the last pack."""
+        return any(self.counts) or bool(self.skipped_ranges)
+
 
 class LaneOver(NamedTuple):
     """What a lane gives in the place of a pack when none of its sources has one."""
 
     ends: tuple[LaneEnd, ...] = ()
-    """Of those sources that were found without a pack now. Each end is told once, here or with a pack."""
+    """As those of a pack; each end is told once, here or with a pack."""
 
 
 class LanePosition(NamedTuple):

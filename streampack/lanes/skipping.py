@@ -31,10 +31,10 @@ class ReadError(NamedTuple):
     """None: the lane skipped it before, so it was not read again."""
 
 
-def cannot_skip(lane: int, what: str, error: StreampackError) -> ShardError:
+def cannot_skip(lane: str, what: str, error: StreampackError) -> ShardError:
     """The error for what cannot be read, though it could be when the lane gave `what`, a part of its window."""
     return ShardError(
-        f"lane {lane} continues after {what} of which something cannot be read now that could be when the state was "
+        f"{lane} continues after {what} of which something cannot be read now that could be when the state was "
         f"saved. Earlier packs hold a part of this window, and without it the rest would be another one, with some "
         'documents twice and others never: on_error="skip" cannot skip it now. Restore the shard, or resume from an '
         f"earlier or a later state. What is wrong: {error}"
@@ -44,8 +44,8 @@ def cannot_skip(lane: int, what: str, error: StreampackError) -> ShardError:
 class SkipPolicy:
     """The policy `on_error` with its bound `max_bad`, and what one lane has skipped so far."""
 
-    def __init__(self, lane: int, start: LanePosition, *, on_error: str, max_bad: float) -> None:
-        """`start`: where the lane continues; `max_bad`: a number, or a fraction of documents."""
+    def __init__(self, lane: str, start: LanePosition, *, on_error: str, max_bad: float) -> None:
+        """`lane`: its name in errors; `start`: where it continues; `max_bad`: a number, or a fraction of documents."""
         self._lane = lane
         self._known = set(start.skipped_ranges)
         self._num_skipped = start.num_skipped
@@ -77,14 +77,14 @@ class SkipPolicy:
         if self._num_skipped >= allowed_bad(most, num_documents):
             of = f" of {num_documents} documents" if isinstance(most, float) else ""
             raise ShardError(
-                f"lane {self._lane} has skipped max_bad={most} bad records or shards{of}; the next one "
+                f"{self._lane} has skipped max_bad={most} bad records or shards{of}; the next one "
                 f"is: {error}. Repair the data or raise max_bad."
             ) from error
         self._known.add(skipped_range)
         self._num_skipped += 1
         self._new.append(skipped_range)
         what = "the rest of a broken shard" if skipped_range.record == REST_OF_PIECE else "a bad record"
-        _log.warning("lane %d skips %s: %s", self._lane, what, error)
+        _log.warning("%s skips %s: %s", self._lane, what, error)
 
     def take_new(self) -> tuple[SkippedRange, ...]:
         """What was skipped for the first time since the last call."""

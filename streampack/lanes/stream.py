@@ -21,6 +21,7 @@ from streampack.lanes.liveness import Liveness
 from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.position import LaneEnd, LanePack, LanePosition
 from streampack.lanes.reader import EpochStart, LaneReader
+from streampack.lanes.run import named
 from streampack.lanes.skipping import ReadError, SkipPolicy
 from streampack.lanes.tokenizing import TokenizedBatch, tokenized
 from streampack.lanes.unpassed import Unpassed
@@ -68,7 +69,7 @@ class LaneStream:
         self._most_ahead = max(1, min(rows_ahead // pipeline.seq_len, _PACKS_AHEAD))
         self._packer = pipeline.packer(at_once=self._most_ahead, given=start.cursor.given)
         self._unpassed = Unpassed(source_name)
-        self._policy = SkipPolicy(lane, start, on_error=pipeline.on_error, max_bad=pipeline.max_bad)
+        self._policy = SkipPolicy(named(lane, source_name), start, on_error=pipeline.on_error, max_bad=pipeline.max_bad)
         self._may_refuse = pipeline.packing.keeps_documents_whole and pipeline.packing.overflow == "error"
         repeats = not corpus.shuffle or corpus.one_epoch or corpus.num_lanes == 1
         repeats = repeats or (len(corpus.table) == 1 and not corpus.window)
@@ -239,8 +240,11 @@ class LaneStream:
         packs, rows = self.position.packs, self._packer.buffered_rows
         why = self._liveness.why_dead(packs=packs, rows=rows, num_pieces=start.num_pieces)
         if why is not None:
+            which, finite = "", "a finite run (epochs=1)"
+            if self._source_name != DEFAULT:
+                which, finite = f", source {self._source_name!r},", "leave the source out (weight 0)"
             raise ConfigError(
-                f"lane {self._lane} of {self._corpus.num_lanes} gives no pack ({why}), and an endless run would wait "
-                f"for it for ever. Use fewer lanes (num_lanes), more or larger shards, or a finite run (epochs=1). The "
-                f"log names shards that hold no sample."
+                f"lane {self._lane} of {self._corpus.num_lanes}{which} gives no pack ({why}), and an endless run would "
+                f"wait for it for ever. Use fewer lanes (num_lanes), more or larger shards, or {finite}. The log names "
+                "shards that hold no sample."
             )

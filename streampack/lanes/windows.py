@@ -91,6 +91,7 @@ def windows(
             of its window: without it, the order would be another one.
         Exception: what a piece raises, after the window's other errors.
     """
+    named = f"lane {lane}"
     next_begin: Cursor | None = begin
     is_over = False
     while not is_over:
@@ -117,13 +118,13 @@ def windows(
             elif resumed is None or (item.error is not None and not any(resumed[4:])):
                 errors.append(item)
             elif item.error is not None:
-                raise cannot_skip(lane, f"{resumed.place} records of a shuffle window", item.error) from item.error
+                raise cannot_skip(named, f"{resumed.place} records of a shuffle window", item.error) from item.error
         if (
             resumed is not None
             and isinstance(failure, CorruptShardError | TruncatedShardError)
             and not isinstance(failure, WrongCutError)
         ):
-            cause, failure = failure, cannot_skip(lane, f"{resumed.place} records of a shuffle window", failure)
+            cause, failure = failure, cannot_skip(named, f"{resumed.place} records of a shuffle window", failure)
             failure.__cause__ = cause
         if failure is not None:
             if resumed is not None and any(resumed[4:]):

@@ -24,7 +24,7 @@ class Item(NamedTuple):
     pack: "PackRef | None"
     """None: the lane has no pack in this round, or there is an error in its place."""
     ends: tuple[LaneEnd, ...] = ()
-    """Sources of the lane that were found without a pack as this slot was made; each is told once."""
+    """What came after the last pack of sources of the lane, as `Message.ends` has it."""
     error: Exception | None = None
     """What was raised in the pack's place; it is raised when the pack is needed. The item is the last one."""
 

@@ -69,7 +69,8 @@ class Message:
     sources: NDArray[np.int16]
     """int16 [B]: the index of each pack's source in the run."""
     ends: tuple[tuple[int, LaneEnd], ...]
-    """(index in `slots`, a source that was found without a pack in the slot's lane as the slot was made)."""
+    """(index in `slots`, what came after the last pack of a source in the slot's lane); each is told once, where the
+    lane's next pack was looked for in it. What had nothing after its last pack has no entry."""
     skipped_ranges: tuple[tuple[int, SkippedRange], ...]
     """(index of the pack, what was skipped for the first time while it was made)."""
     provenance: tuple[tuple[Provenance, ...], ...] | None
