@@ -188,11 +188,9 @@ def _plain(value: object, keys: Keys, name: str, hint: object, lines: Lines) -> 
         return _plain_mapping(value, keys, section, lines)
     if isinstance(value, list):
         each = [(str(index), item) for index, item in enumerate(value)]
-        return [_plain(item, (*keys, index), name, inner_hint(hint, index), lines) for index, item in each]
-    if isinstance(value, dict) and inner_hint(hint, "") is not None:
-        return {
-            key: _plain(item, (*keys, str(key)), name, inner_hint(hint, str(key)), lines) for key, item in value.items()
-        }
+        return [_plain(item, (*keys, index), name, inner_hint(hint, index, value), lines) for index, item in each]
+    if isinstance(value, dict) and (inner := inner_hint(hint, "", value)) is not None:
+        return {key: _plain(item, (*keys, str(key)), name, inner, lines) for key, item in value.items()}
     if not isinstance(value, str):
         return value
     try:
@@ -236,8 +234,8 @@ def _type_error(message: str, keys: Keys, value: Any, kind: type[Section], lines
     inside: Keys = ()
     for step in re.findall(r"\.\.\.|[^.\[\]]+", path):
         key = _wrong_name(value, hint) if step == "..." else step
+        hint, inside = inner_hint(hint, key, value), (*inside, key)
         value = value[int(key)] if isinstance(value, list) else value.get(key, value)
-        hint, inside = inner_hint(hint, key), (*inside, key)
     if missing := re.fullmatch("Object missing required field `(.*)`", problem):
         problem = f"`{'.'.join((*keys, *inside, missing[1]))}` must be given"
         return ConfigError(problem, url=lines.where((*keys, *inside)))
@@ -254,7 +252,7 @@ def _wrong_name(values: Mapping[str, Any], hint: object) -> str:
     """The first name whose value is not what it may be."""
     for name, value in values.items():
         try:
-            msgspec.convert(value, inner_hint(hint, name))
+            msgspec.convert(value, inner_hint(hint, name, values))
         except msgspec.ValidationError:
             return name
     raise AssertionError("msgspec has found a wrong value under some name")

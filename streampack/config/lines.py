@@ -31,6 +31,7 @@ class Lines:
     def _collect(self, node: yaml.Node, keys: Keys) -> None:
         if isinstance(node, yaml.SequenceNode):
             for index, item in enumerate(node.value):
+                self._lines[(*keys, str(index))] = item.start_mark.line + 1
                 self._collect(item, (*keys, str(index)))
         for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
             inner = (*keys, str(key.value))

@@ -92,15 +92,19 @@ def section_in(hint: object) -> type[Section] | None:
     return next((option for option in _options(hint) if isinstance(option, type) and issubclass(option, Section)), None)
 
 
-def inner_hint(hint: object, key: str) -> Any:
-    """What may be under a key, a name or an index of what may be here; None: nothing is known of it."""
+def inner_hint(hint: object, key: str, value: object) -> Any:
+    """What may be under a key, a name or an index of `value`, of which `hint` says what it may be; None: nothing is known.
+
+    An empty `key`: under any name.
+    """
     for option in _options(hint):
-        if isinstance(option, type) and issubclass(option, Section) and key in option.__struct_fields__:
+        if isinstance(value, list):
+            if get_origin(option) is list:
+                return get_args(option)[0]
+        elif isinstance(option, type) and issubclass(option, Section) and key in option.__struct_fields__:
             return hint_of(option, key)
-        if get_origin(option) is dict and (value := get_args(option)[1]) is not object:
-            return value
-        if get_origin(option) is list:
-            return get_args(option)[0]
+        elif get_origin(option) is dict and (inner := get_args(option)[1]) is not object:
+            return inner
     return None
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import os
 import time
 from dataclasses import FrozenInstanceError
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import streampack
-from streampack import Shuffle
+from streampack import Packing, Shuffle, Source, Stage
 from streampack.config.file import SECTIONS, Config, load_config
 from streampack.errors import ConfigError
 from streampack.packing.options import PackingKind
@@ -360,3 +361,87 @@ def test_a_value_that_yaml_cannot_make_is_refused_with_its_line(tmp_path: Path, 
 def test_anchors_and_merge_keys_work(tmp_path: Path) -> None:
     config = loaded(tmp_path, MINIMAL + "  storage: {options: {a: &x {k: 1}, b: {<<: *x, l: 2}}}\n")
     assert config.dataset["storage"].options == {"a": {"k": 1}, "b": {"k": 1, "l": 2}}
+
+
+SOURCES = """\
+dataset:
+  tokenizer: t.model
+  {key}:
+    web: {{data: ./web/*.tar, weight: 0.7, storage: {{cache_bytes: 2GiB}}}}
+    code: {{data: [./a.tar, b.tar], weight: 1, field: "json:content", transform: "os.path:basename", max_epochs: 4}}
+    books: ../books.tar
+  num_tokens: 2.0e+12
+  stages:
+    - {{}}
+    - at_tokens: 1.0e+9
+      sources: {{more: {{data: ./more.tar, transform: "os.path:dirname"}}}}
+      weights: {{web: 1, more: 0.5}}
+      packing: {{kind: next_fit, overflow: drop}}
+      boundary: {{replace: 7}}
+"""
+
+
+@pytest.mark.parametrize("key", ["data", "sources"])
+def test_sources_and_stages_are_mappings_of_their_fields(tmp_path: Path, key: str) -> None:
+    config = loaded(tmp_path, SOURCES.format(key=key))
+    arguments = config.dataset_arguments()
+    assert arguments["data"] == {
+        "web": Source(f"{tmp_path}/web/*.tar", 0.7, storage=Storage(cache_bytes=2**31)),
+        "code": Source([f"{tmp_path}/a.tar", "b.tar"], field="json:content", transform=os.path.basename, max_epochs=4),
+        "books": f"{tmp_path.parent}/books.tar",
+    }
+    assert arguments["stages"] == [
+        Stage(),
+        Stage(
+            at_tokens=10**9,
+            sources={"more": Source(f"{tmp_path}/more.tar", transform=os.path.dirname)},
+            weights={"web": 1, "more": 0.5},
+            packing=Packing("next_fit", overflow="drop"),
+            boundary=ReplaceBoundary(7),
+        ),
+    ]
+    assert arguments["num_tokens"] == 2e12
+    assert set(arguments) == {"data", "tokenizer", "num_tokens", "stages"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("weight: 0.7", "weight: much", r"run.yaml:4: `dataset.sources.web.weight`: expected a number, found 'much'"),
+        ("weight: 0.7", "weight: -1", r"run.yaml:4: `dataset.sources.web`: weight=-1 must be a number of at least 0"),
+        ("weight: 0.7", "wait: 1", r"run.yaml:4: unknown key `wait` in `dataset.sources.web`: did you mean `weight`"),
+        ("../books.tar", "0.5", r"run.yaml:6: `dataset.sources.books`: expected text or a list of texts or a mapping"),
+        ("data: ./web/*.tar, ", "", r"run.yaml:4: `dataset.sources.web.data` must be given"),
+        ("max_epochs: 4", "max_epochs: 0", r"run.yaml:5: `dataset.sources.code`: max_epochs=0 must be"),
+        (
+            "1.0e+9",
+            "1e9",
+            r"run.yaml:10: `dataset.stages\[1\].at_tokens`: expected a number or null, found '1e9'.*point",
+        ),
+        (
+            "{web: 1, more: 0.5}",
+            "[1, 2]",
+            r"run.yaml:12: `dataset.stages\[1\].weights`: expected a mapping of names to",
+        ),
+        ("web: 1,", "web: x,", r"run.yaml:12: `dataset.stages\[1\].weights.web`: expected a number, found 'x'"),
+        ("web: 1,", "web: -1,", r"run.yaml:10: `dataset.stages.1`: weights\['web'\]=-1 must be"),
+        (
+            "  num_tokens",
+            "  data: a.tar\n  num_tokens",
+            "`dataset.data` is given twice: leave one of `dataset.sources`",
+        ),
+        ("os.path:dirname", "os:no", r"`dataset.stages.1.sources.more.transform`: 'os:no' cannot be imported"),
+    ],
+)
+def test_a_mistake_in_sources_or_stages_is_found_by_its_line(tmp_path: Path, old: str, new: str, problem: str) -> None:
+    text = SOURCES.format(key="sources")
+    assert old in text
+    with pytest.raises(ConfigError, match=f"(?s){problem}"):
+        loaded(tmp_path, text.replace(old, new)).dataset_arguments()
+
+
+def test_stages_that_are_a_mapping_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"run.yaml:4: `dataset.stages`: expected a list, each item a mapping of Stage's fie"
+    ):
+        loaded(tmp_path, MINIMAL + "  stages: {at_packs: 3}\n")
