@@ -93,7 +93,7 @@ def section_in(hint: object) -> type[Section] | None:
 
 
 def inner_hint(hint: object, key: str, value: object) -> Any:
-    """What may be under a key, a name or an index of `value`, of which `hint` says what it may be; None: nothing is known.
+    """What may be under a key, a name or an index of `value`, which may be what `hint` says; None: it is not known.
 
     An empty `key`: under any name.
     """
