@@ -49,7 +49,7 @@ def resolve(
     Args:
         stages: all of them, in order.
         num_lanes: of the run.
-        begun: of the first of these stages, where they began.
+        begun: the first of these stages, as they have begun.
         num_tokens: the budget of the whole run.
         num_packs: the same in packs.
 
@@ -59,8 +59,9 @@ def resolve(
     resolved: list[StageOfRun] = []
     for index, stage in enumerate(stages):
         if index < len(begun):
-            first_pack, first_tokens = begun[index].first_pack, begun[index].first_tokens
-        elif stage.begin is None:
+            resolved.append(begun[index])
+            continue
+        if stage.begin is None:
             first_pack, first_tokens = 0, 0
         else:
             before = resolved[-1]

@@ -89,11 +89,13 @@ class SharedRun:
         elif has_process_group():
             ranks = self._exchanges.data_parallel()
             self.name = _share_shards(dataset, ranks, rank=topology.rank, size=topology.size)
-            _check_same(ranks.all_gather({**dataset.fingerprint(), **self._in_step}))
+            _check_same(ranks.all_gather(self.arguments(dataset.num_lanes)))
             self.ranks = ranks
-        elif dataset.epochs is None:
-            dataset.list_shards()
         else:
+            dataset.list_shards()
+            self._refuse_finite()
+
+    def _refuse_finite(self)
             raise TopologyError(
                 f"a finite run (epochs={dataset.epochs}) on {topology.size} ranks must agree on its end: call "
                 "torch.distributed.init_process_group first, or give dp_rank and dp_size by hand (then ranks may end "

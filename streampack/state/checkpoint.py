@@ -30,7 +30,7 @@ from streampack.errors import StateError
 from streampack.lanes.position import NUM_CURSOR, LaneEnd, LanePosition, SkippedRange, advance_rows
 from streampack.lanes.run import LaneStart
 from streampack.records import Counts, Cursor
-from streampack.state.fingerprint import PLACING
+from streampack.state.fingerprint import PLACING, carrying, fingerprint_of
 from streampack.state.forms import COMMON, read_lanes, sources_of, to_tables
 from streampack.state.stages import begun, stages_from_json, stages_to_json
 
@@ -79,6 +79,8 @@ class Committed:
     """Names [S]: those of the run in its order, then those that only its state has, whose rows stay as they are."""
     stages: tuple[StageOfRun, ...] = ()
     """Of the run; a state has those of them that have begun."""
+    saved_fingerprint: Mapping[str, Any] | None = None
+    """Of the state that was loaded: it describes the sources that the run does not name."""
     global_pack: int = 0
     """All global packs below this one have been handed out, over all ranks."""
     first_epoch: int = 0
@@ -104,6 +106,11 @@ class Committed:
             sources=tuple(sources),
             stages=tuple(stages),
         )
+
+    @property
+    def begun(self) -> tuple[StageOfRun, ...]:
+        """The stages of which packs have been handed out."""
+        return begun(self.stages, self.global_pack)
 
     def copy(self) -> "Committed":
         return replace(self, rows=self.rows.copy(), skipped_ranges=list(self.skipped_ranges))
@@ -206,8 +213,8 @@ class Committed:
         """Raise `StateError` where a lane is inside a packing window whose packs would hold other documents now.
 
         Args:
-            saved: the fingerprint of the state.
-            now: that of this run, which may differ in what `load_state_dict` was told to allow.
+            saved: how the stage under way cuts rows in the state, as `StageOfRun.described` has it.
+            now: the same in this run, which may differ in what `load_state_dict` was told to allow.
         """
         changed = [name for name in PLACING if saved.get(name) != now.get(name)]
         given = self.rows[:, _GIVEN]
@@ -238,6 +245,7 @@ class Committed:
         """The state as plain values and new tensors; it shares no memory with the running loader."""
         self.prune()
         num_sources = len(self.sources)
+        described = fingerprint if self.saved_fingerprint is None else carrying(fingerprint, self.saved_fingerprint)
         skipped = {
             (self.lanes[row // num_sources], row % num_sources): each
             for row, each in enumerate(self.skipped_ranges)
@@ -246,10 +254,10 @@ class Committed:
         return {
             "version": STATE_VERSION,
             "order_version": ORDER_VERSION,
-            "fingerprint": json.dumps(fingerprint, sort_keys=True),
+            "fingerprint": json.dumps(described, sort_keys=True),
             "libraries": json.dumps(libraries, sort_keys=True),
             "sources": json.dumps(self.sources),
-            "stages": stages_to_json(begun(self.stages, self.global_pack)),
+            "stages": stages_to_json(self.begun),
             "global_pack": self.global_pack,
             "first_epoch": self.first_epoch,
             **to_tables(self.lanes, self.num_lanes, self._by_lane(), skipped),
@@ -275,6 +283,7 @@ class Committed:
         committed = cls.fresh(lanes, num_lanes, every, stages_from_json(state["stages"], saved))
         committed.global_pack = int(state["global_pack"])
         committed.first_epoch = int(state["first_epoch"])
+        committed.saved_fingerprint = fingerprint_of(state)
         held = read_lanes(state, num_lanes, len(saved), len(FIELDS))
         index_of = {lane: index for index, lane in enumerate(held.lanes)}
         missing = [lane for lane in lanes if lane not in index_of]

@@ -1,7 +1,10 @@
 """Whether a state belongs to this run: the fingerprints of both, compared field by field.
 
-In:    two fingerprints, plain JSON objects such as {"seq_len": 4096, "seed": 0, "shards": {...}}.
+In:    two fingerprints, plain JSON objects such as {"seq_len": 4096, "seed": 0, "field": "txt", "shards": {...}}.
 Out:   nothing, or a line for each field that differs: its name, both values, and what to do.
+Never: a source that only one of two runs has as a difference: the state carries it, or it begins.
+
+With named sources, what is of one source is in {"sources": {"web": {"field": "txt", "shards": {...}}, "code": {...}}}.
 """
 
 import json
@@ -10,6 +13,7 @@ from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from streampack.corpus.shares import DEFAULT
 from streampack.corpus.table import differing_block
 from streampack.errors import StateError
 
@@ -19,6 +23,9 @@ RECUTTABLE = frozenset({"seq_len", "boundary", "packing", "overflow", "packing_w
 """Fields that only decide how rows are cut into packs: a run can continue with other values, from the same row."""
 PLACING = ("packing", "packing_window", "seq_len", "boundary", "overflow")
 """Those of them that decide which documents are in which pack of a packing window."""
+
+OF_SOURCE = frozenset({"shuffle", "field", "transform", "chat_template", "train_on", "shards"})
+"""Fields that each source has for itself; of a run whose data have no names they stand beside the others."""
 
 _ARGUMENTS = {
     "chat_template": "Chat(template=...)",
@@ -47,7 +54,8 @@ def fingerprint_of(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_fingerprint(saved: Mapping[str, Any], now: Mapping[str, Any], *, allow: Collection[str] = ()) -> None:
     """Raise `StateError` that names every field that differs, both values, and what would work."""
-    for name in sorted(set(allow) - {*saved, *now} - RECUTTABLE):
+    known = {name for fields in (*by_source(saved).values(), *by_source(now).values()) for name in fields}
+    for name in sorted(set(allow) - known - RECUTTABLE):
         near = [field for field in sorted(RECUTTABLE) if name in field] or get_close_matches(name, RECUTTABLE, n=1)
         hint = f'did you mean "{near[0]}"? Choose' if near else "choose"
         raise StateError(f'allow: "{name}" is unknown; {hint} from {", ".join(sorted(RECUTTABLE))}.')
@@ -57,11 +65,45 @@ def check_fingerprint(saved: Mapping[str, Any], now: Mapping[str, Any], *, allow
             f"allow={sorted(unknown)} cannot be allowed: it changes which rows there are. Only fields that cut the "
             f"same rows in another way can be: {', '.join(sorted(RECUTTABLE))}."
         )
-    if "packing" in allow and saved.get("packing") != now.get("packing"):
-        allow = {*allow, "packing_window"}  # which another kind of packing does not have
-    differences = describe_differences(saved, now, skip=allow)
+    differences = describe_differences(saved, now, skip=widened(allow, saved, now))
     if differences:
         raise StateError("the state is of another run:\n  " + "\n  ".join(differences))
+
+
+def widened(allow: Collection[str], saved: Mapping[str, Any], now: Mapping[str, Any]) -> frozenset[str]:
+    """`allow`, with what goes with it: another kind of packing does not have a "packing_window"."""
+    of_both = [by_source(fingerprint) for fingerprint in (saved, now)]
+    kinds = [{name: fields.get("packing") for name, fields in each.items()} for each in of_both]
+    return frozenset({*allow, "packing_window"} if "packing" in allow and kinds[0] != kinds[1] else allow)
+
+
+def by_source(fingerprint: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """All fields that hold for each source, by its name."""
+    common = _common(fingerprint)
+    return {name: {**common, **fields} for name, fields in _own(fingerprint).items()}
+
+
+def carrying(fingerprint: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A fingerprint with those sources besides its own that `saved` has."""
+    own, then = _own(fingerprint), _own(saved)
+    if then.keys() <= own.keys():
+        return dict(fingerprint)
+    return {**_common(fingerprint), "sources": {**then, **own}}
+
+
+def _common(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields that no source has for itself."""
+    return {name: value for name, value in fingerprint.items() if name not in OF_SOURCE and name != "sources"}
+
+
+def _own(fingerprint: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """Of each source the fields that it has for itself."""
+    if "sources" not in fingerprint:
+        return {DEFAULT: {name: value for name, value in fingerprint.items() if name in OF_SOURCE}}
+    own = fingerprint["sources"]
+    if not isinstance(own, Mapping) or not all(isinstance(fields, Mapping) for fields in own.values()):
+        raise StateError(f"sources in the state's fingerprint is {own!r:.80}: the state is damaged")
+    return own
 
 
 def describe_differences(
@@ -73,7 +115,35 @@ def describe_differences(
     now_where: str = "now",
     advise: bool = True,
 ) -> list[str]:
-    """A line for each field of two fingerprints that differs: its name, both values, and what would work."""
+    """A line for each field of two fingerprints that differs: its name, both values, and what would work.
+
+    Sources that only one of them has are left out. What differs in the same way for all others is said once.
+    """
+    befores, afters = by_source(saved), by_source(now)
+    lines: dict[str, list[str]] = {}
+    both = [name for name in befores if name in afters]
+    if not both:  # what all sources have in common may differ
+        both, befores, afters = [""], {"": _common(saved)}, {"": _common(now)}
+    for name in both:
+        for line in _describe(befores[name], afters[name], set(skip), saved_where, now_where, advise=advise):
+            lines.setdefault(line, []).append(name)
+    return [
+        line if names == both else f"source {name!r}, {line}"
+        for line, names in lines.items()
+        for name in (names[:1] if names == both else names)
+    ]
+
+
+def _describe(
+    saved: Mapping[str, Any],
+    now: Mapping[str, Any],
+    skip: Collection[str],
+    saved_where: str,
+    now_where: str,
+    *,
+    advise: bool,
+) -> list[str]:
+    """The lines of one source."""
     lines = []
     is_derived = any(saved.get(name) != now.get(name) for name in ("num_lanes", "shards"))
     for name in sorted({*saved, *now} - set(skip)):

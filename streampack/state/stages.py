@@ -2,21 +2,124 @@
 
 In:    the stages that a state has; those of the run that loads it.
 Out:   the begun stages as the run goes on with them.
-Never: a pack that was handed out and has another place or length now: `StateError` names the stage and the field.
+Never: a pack that was handed out and has another source or length now: `StateError` names the stage and the field.
+
+    in the state    |--- 0 ---|------ 1 -----:                 the state is at global pack g: 0 and 1 have begun
+    now             |--- 0 ---|------ 1 -----:--|-- 2 --|      0 and 1 must be equal, what comes after g is free
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from streampack.corpus.schedule import StageOfRun
-from streampack.corpus.shares import Shares
+from streampack.corpus.schedule import Schedule, StageOfRun
+from streampack.corpus.shares import DEFAULT, Shares
 from streampack.errors import StateError
 
 
 def begun(stages: Sequence[StageOfRun], global_pack: int) -> tuple[StageOfRun, ...]:
     """Those stages of which packs have been handed out, where the packs below `global_pack` have been."""
     return tuple(stage for stage in stages if stage.first_pack < global_pack)
+
+
+def continued(
+    saved: Sequence[StageOfRun],
+    now: Sequence[StageOfRun],
+    *,
+    sources: Collection[str],
+    global_pack: int,
+    allow: Collection[str] = (),
+) -> tuple[StageOfRun, ...]:
+    """The stages that have begun, as the run goes on with them: where they began, with the shares of this run.
+
+    Args:
+        saved: the stages of a state, which have begun.
+        now: all stages of this run; where they begin does not count.
+        sources: the names of this run's sources. One that is missing here may have been in a stage that is over.
+        global_pack: where the state is.
+        allow: fields of the cut that may differ. The stage under way goes on with this run's, and with as many tokens
+            at `global_pack` as the state has.
+
+    Raises:
+        StateError: a stage that has begun is missing, or is another one now.
+    """
+    where = f"the run is at global pack {global_pack:,}"
+    if len(saved) > len(now):
+        raise StateError(
+            f"stages[{len(now)}] ({_shown(saved[len(now)])}) has begun in the state, and this run has {len(now)} stages: "
+            f"{where}. A stage that has begun stays; give it back, and put changes into one that begins later"
+        )
+    found, differences = [], []
+    for index, (before, after) in enumerate(zip(saved, now, strict=False)):
+        is_over = index + 1 < len(saved)
+        then = _without(before.described, allow)
+        if is_over:
+            then = _of_sources(then, sources)
+        differences += [
+            f"stages[{index}].{name}: {then.get(name)!r} in the checkpoint, {value!r} now"
+            for name, value in _differing(then, _without(after.described, allow))
+        ]
+        stage = after._replace(first_pack=before.first_pack, first_tokens=before.first_tokens)
+        if is_over:
+            weights = {name: before.described[name] for name in ("weights", "order") if name in before.described}
+            stage = stage._replace(seq_len=before.seq_len, described={**after.described, **weights})
+        elif after.seq_len != before.seq_len:
+            tokens = before.tokens_at(global_pack)
+            stage = stage._replace(first_tokens=tokens - (global_pack - before.first_pack) * after.seq_len)
+        found.append(stage)
+    if differences:
+        raise StateError(
+            f"a stage that has begun was edited ({where}):\n  "
+            + "\n  ".join(differences)
+            + "\nWhat has begun stays as it was: set it back, and put the change into a stage that begins later"
+            + _hint(saved, now)
+        )
+    return tuple(found)
+
+
+def check_future(schedule: Schedule, num_begun: int, global_pack: int) -> None:
+    """Raise `StateError` where a stage would begin before the packs that are still to be handed out."""
+    for index, stage in enumerate(schedule.stages[num_begun:], num_begun):
+        if stage.first_pack < global_pack:
+            raise StateError(
+                f"stages[{index}] ({_shown(stage)}) would begin with global pack {stage.first_pack:,}, and the run is at "
+                f"global pack {global_pack:,} ({schedule.tokens_at(global_pack):,} tokens): packs that were handed out "
+                "cannot be of another stage. Let it begin later"
+            )
+
+
+def _shown(stage: StageOfRun) -> str:
+    begin = next((name for name in ("at_tokens", "at_packs") if name in stage.described), None)
+    return "the first stage" if begin is None else f"{begin}={stage.described[begin]}"
+
+
+def _without(described: Mapping[str, Any], allow: Collection[str]) -> dict[str, Any]:
+    """What was described, without fields; a source that is cut otherwise has fields of its own."""
+    left = {name: value for name, value in described.items() if name not in allow}
+    if "sources" in left:
+        own = {name: _without(fields, allow) for name, fields in left.pop("sources").items()}
+        left |= {f"sources[{name!r}]": fields for name, fields in own.items() if fields}
+    return left
+
+
+def _of_sources(described: Mapping[str, Any], sources: Collection[str]) -> dict[str, Any]:
+    """What was described, without sources that the run does not name any more."""
+    left = {**described, "weights": {name: weight for name, weight in described["weights"].items() if name in sources}}
+    order = [name for name in left.pop("order", ()) if name in sources]
+    return {**left, "order": order} if len(order) > 1 else left
+
+
+def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """(name, value after) of the fields that differ; where the weights do, their order says nothing."""
+    names = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
+    return [(name, after.get(name)) for name in names if name != "order" or "weights" not in names]
+
+
+def _hint(saved: Sequence[StageOfRun], now: Sequence[StageOfRun]) -> str:
+    names = [{name for stage in stages for name in stage.described["weights"]} for stages in (saved, now)]
+    if (DEFAULT in names[0]) == (DEFAULT in names[1]):
+        return ""
+    return f'. The data of a run without names are a source "{DEFAULT}": with that name it goes on beside others'
 
 
 def stages_to_json(stages: Sequence[StageOfRun]) -> str:
@@ -33,7 +136,7 @@ def stages_from_json(value: Any, sources: Sequence[str]) -> tuple[StageOfRun, ..
     """
     try:
         return tuple(_from_plain(plain, sources) for plain in json.loads(value))
-    except (TypeError, ValueError, KeyError, IndexError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise StateError(f"stages is {value!r:.80}, not a JSON list of stages: the state is damaged") from error
 
 
