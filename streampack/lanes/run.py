@@ -45,6 +45,17 @@ class Run(NamedTuple):
         return self.schedule.num_lanes
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Of the sources."""
+        return tuple(source.name for source in self.sources)
+
+    def is_finite(self, global_pack: int) -> bool:
+        """Whether from `global_pack` on there is a stage in which all sources end, so that lanes may be over."""
+        ends = {index for index, source in enumerate(self.sources) if source.end_epoch is not None}
+        stages = self.schedule.stages[self.schedule.index_of(global_pack) :]
+        return not self.fails_exhausted and any(ends.issuperset(dict(stage.shares.weights)) for stage in stages)
+
+    @property
     def pipelines(self) -> list[Pipeline]:
         """Each object once."""
         return _once(pipeline for source in self.sources for pipeline in source.pipelines)

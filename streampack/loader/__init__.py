@@ -23,7 +23,8 @@ in the trainer   serving    starts a server, and workers through it
                  calls      which of them are under way, and so what may be done now
                  formatting a batch as the trainer takes it
                  loader     PackedDataLoader
-between ranks    agreement  one listing of the shards, the same arguments, one state of all
+between ranks    agreement  the run that all have in common: how it begins, continues and ends; one state of all
+                 sharing    one listing of the shards, the same arguments
                  claims, consistency    what `verify_every` compares
 """
 
@@ -50,6 +51,7 @@ __all__ = [
     "rounds",
     "server",
     "serving",
+    "sharing",
     "shortage",
     "stats",
     "stretches",

@@ -7,28 +7,34 @@ Never: a number of ranks that are not in the same pass at the same round.
 """
 
 import logging
-import secrets
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
 from streampack.corpus.partition import check_ranks, rank_lanes
-from streampack.corpus.table import ShardTable
 from streampack.dataset.dataset import PackedDataset
-from streampack.errors import ConfigError, LoaderError, TopologyError
+from streampack.errors import ConfigError, LoaderError, StateError, TopologyError
 from streampack.hashing import hash_name
+from streampack.lanes.run import Run
 from streampack.loader.max_bad import MaxBad
 from streampack.loader.rounds import Waiter
+from streampack.loader.sharing import check_same, share_shards
 from streampack.ranks.exchange import Exchange, NotSame, RankExchanges
 from streampack.ranks.topology import has_process_group
 from streampack.ranks.torch_private import add_to_store
 from streampack.state.checkpoint import Committed, State, check_versions
-from streampack.state.fingerprint import check_fingerprint, describe_differences, fingerprint_of, warn_of_libraries
+from streampack.state.fingerprint import (
+    check_fingerprint,
+    fingerprint_of,
+    warn_of_libraries,
+    widened,
+)
 from streampack.state.forms import SLOTS, key_of_more
 from streampack.state.joining import from_json, merge_state_dicts, to_json
 from streampack.state.reading import read_checkpoint
 from streampack.state.sharded import check_torch
+from streampack.state.stages import check_future, continued
 from streampack.tokenizers.libraries import libraries_of
 
 _log = logging.getLogger(__name__)
@@ -88,25 +94,25 @@ class SharedRun:
             dataset.list_shards()
         elif has_process_group():
             ranks = self._exchanges.data_parallel()
-            self.name = _share_shards(dataset, ranks, rank=topology.rank, size=topology.size)
-            _check_same(ranks.all_gather(self.arguments(dataset.num_lanes)))
+            self.name = share_shards(dataset, ranks, rank=topology.rank, size=topology.size)
+            check_same(ranks.all_gather(self.arguments(dataset.num_lanes)))
             self.ranks = ranks
         else:
-            dataset.list_shards()
-            self._refuse_finite()
-
-    def _refuse_finite(self)
-            raise TopologyError(
-                f"a finite run (epochs={dataset.epochs}) on {topology.size} ranks must agree on its end: call "
-                "torch.distributed.init_process_group first, or give dp_rank and dp_size by hand (then ranks may end "
-                "at different batches)"
-            )
+            if dataset.epochs is None:
+                dataset.list_shards()
+            if dataset.epochs is not None or dataset.run().is_finite(0):
+                what = "max_epochs of all its sources" if dataset.epochs is None else f"epochs={dataset.epochs}"
+                raise TopologyError(
+                    f"a finite run ({what}) on {topology.size} ranks must agree on its end: call "
+                    "torch.distributed.init_process_group first, or give dp_rank and dp_size by hand (then ranks may "
+                    "end at different batches)"
+                )
 
     def begin(self) -> Committed:
         """The rows with which the run begins; a collective, see `join`."""
         self.join()
-        num_lanes = self._dataset.num_lanes
-        return Committed.fresh(self.lanes(num_lanes), num_lanes)
+        run = self._dataset.run()
+        return Committed.fresh(self.lanes(run.num_lanes), run.num_lanes, run.names, run.schedule.stages)
 
     def load(self, state: Mapping[str, Any], *, allow: Collection[str]) -> Committed:
         """The rows with which the run continues from a state; a collective, see `join`.
@@ -117,20 +123,42 @@ class SharedRun:
         check_versions(state)
         saved = fingerprint_of(state)
         self.join()
-        num_lanes = int(saved.get("num_lanes", 0))
+        dataset, num_lanes = self._dataset, int(saved.get("num_lanes", 0))
         # A run keeps its lanes for life, whatever the data say now.
-        now = self._dataset.fingerprint(num_lanes if self._dataset.auto_lanes and num_lanes > 0 else None)
+        now = dataset.fingerprint(num_lanes if dataset.auto_lanes and num_lanes > 0 else None)
         check_fingerprint(saved, now, allow=allow)
-        warn_of_libraries(state.get("libraries"), libraries_of(self._dataset.pipeline.tokenizer))
-        committed = Committed.from_state(state, self.lanes(num_lanes), num_lanes)
-        committed.check_cursors(
-            [self._dataset.corpus(num_lanes)],
-            has_packing_windows=bool({saved.get("packing"), now.get("packing")} & {"best_fit"}),
+        warn_of_libraries(state.get("libraries"), libraries_of(dataset.pipeline.tokenizer))
+        as_now = dataset.run(num_lanes)
+        committed = Committed.from_state(state, self.lanes(num_lanes), num_lanes, as_now.names)
+        before = committed.stages
+        committed.stages = continued(
+            before,
+            as_now.schedule.stages,
+            sources=as_now.names,
+            global_pack=committed.global_pack,
+            allow=widened(allow, saved, now),
         )
-        committed.check_windows(saved, now)
-        if self._dataset.epochs is not None:
-            committed.check_end(self._dataset.epochs)
+        run = self.run_of(committed)
+        check_future(run.schedule, len(before), committed.global_pack)
+        if before:
+            committed.check_windows(before[-1].described, committed.stages[-1].described)
+        committed.stages = run.schedule.stages
+        kinds = {stage.described.get("packing") for stage in (*before, *as_now.schedule.stages)}
+        committed.check_cursors([source.corpus for source in run.sources], has_packing_windows="best_fit" in kinds)
+        if dataset.epochs is not None:
+            committed.check_end(dataset.epochs)
         return committed
+
+    def run_of(self, committed: Committed) -> Run:
+        """The run as it continues from `committed`.
+
+        Raises:
+            StateError: a stage would begin before those that have begun.
+        """
+        try:
+            return self._dataset.run(committed.num_lanes, begun=committed.begun, first_epoch=committed.first_epoch)
+        except ConfigError as error:
+            raise StateError(f"{error.message}; the run is at global pack {committed.global_pack:,}") from error
 
     def read(self, source: Any, *, key: str | None) -> State:
         """The state in a checkpoint of torch.distributed.checkpoint, with this rank's lanes; a collective, see `join`.
@@ -169,7 +197,7 @@ class SharedRun:
 
     def agreement(self, committed: Committed, batch_size: int) -> "PassAgreement | None":
         """How the ranks agree on the end of the pass that continues from `committed`; None where this rank need not."""
-        if self.ranks is None or self._dataset.epochs is None:
+        if self.ranks is None or not self.run_of(committed).is_finite(committed.global_pack):
             return None
         if self.ranks.is_out_of_step:
             self.ranks = self._exchanges.data_parallel()
@@ -201,50 +229,22 @@ class SharedRun:
 
     def arguments(self, num_lanes: int) -> dict[str, object]:
         """All arguments that must be equal on all ranks, by name; plain JSON values."""
-        return {**self._dataset.fingerprint(num_lanes), **self._in_step}
-
-
-def _share_shards(dataset: PackedDataset, ranks: Exchange, *, rank: int, size: int) -> str:
-    """Give every rank the shard list of rank 0, and a name of their run. If rank 0 fails, all ranks do."""
-    asked = ranks.all_gather((dataset.data_digest(), rank, size))
-    wrong = [
-        f"rank {other} of the group was given dp_rank={its_rank}, dp_size={its_size}"
-        for other, (_, its_rank, its_size) in enumerate(asked)
-        if (its_rank, its_size) != (other, len(asked))
-    ]
-    if wrong:
-        raise TopologyError(
-            f"dp_rank must be the rank in the group of the {len(asked)} data-parallel ranks, and dp_size its size: "
-            f"{'; '.join(wrong[:8])}. Leave dp_rank and dp_size out, or give the ranks of the group in its order."
-        )
-    odd = [other for other, (digest, *_) in enumerate(asked) if digest != asked[0][0]]
-    if odd:
-        raise ConfigError(
-            f"data differs between ranks: ranks {odd} were given other shards than rank 0; give all ranks the same data"
-        )
-    tables, error = [b""], None
-    if rank == 0:
-        try:
-            tables = [table.to_bytes() for table in dataset.tables()]
-        except Exception as failure:  # noqa: BLE001 (raised below, once the others know)
-            error = failure
-    name: str
-    tables, message, name = ranks.broadcast((tables, None if error is None else str(error), secrets.token_hex(8)))
-    if error is not None:
-        raise error
-    if message is not None:
-        raise ConfigError(f"rank 0 could not list the shards: {message}")
-    dataset.adopt_tables([ShardTable.from_bytes(table) for table in tables])
-    return name
-
-
-def _check_same(fingerprints: Sequence[Mapping[str, object]]) -> None:
-    for other, fingerprint in enumerate(fingerprints):
-        differences = describe_differences(
-            fingerprints[0], fingerprint, saved_where="on rank 0", now_where=f"on rank {other}", advise=False
-        )
-        if differences:
-            raise ConfigError("the ranks were given different arguments: " + "; ".join(differences))
+        run = self._dataset.run(num_lanes)
+        stages = {
+            f"stages[{index}].{name}": value
+            for index, stage in enumerate(run.schedule.stages)
+            for name, value in stage.described.items()
+        }
+        own = {f"max_epochs of source {source.name!r}": source.end_epoch for source in run.sources}
+        return {
+            **self._dataset.fingerprint(num_lanes),
+            "names of sources": list(run.names),
+            **stages,
+            **(own if self._dataset.epochs is None else {}),
+            "num_packs (of the budget)": run.schedule.end,
+            "exhausted": "error" if run.fails_exhausted else "skip",
+            **self._in_step,
+        }
 
 
 class PassAgreement:

@@ -46,8 +46,8 @@ def continued(
     where = f"the run is at global pack {global_pack:,}"
     if len(saved) > len(now):
         raise StateError(
-            f"stages[{len(now)}] ({_shown(saved[len(now)])}) has begun in the state, and this run has {len(now)} stages: "
-            f"{where}. A stage that has begun stays; give it back, and put changes into one that begins later"
+            f"stages[{len(now)}] ({_shown(saved[len(now)])}) has begun in the state, and this run has {len(now)} "
+            f"stages: {where}. A stage that has begun stays; give it back, and put changes into one that begins later"
         )
     found, differences = [], []
     for index, (before, after) in enumerate(zip(saved, now, strict=False)):
@@ -82,8 +82,8 @@ def check_future(schedule: Schedule, num_begun: int, global_pack: int) -> None:
     for index, stage in enumerate(schedule.stages[num_begun:], num_begun):
         if stage.first_pack < global_pack:
             raise StateError(
-                f"stages[{index}] ({_shown(stage)}) would begin with global pack {stage.first_pack:,}, and the run is at "
-                f"global pack {global_pack:,} ({schedule.tokens_at(global_pack):,} tokens): packs that were handed out "
+                f"stages[{index}] ({_shown(stage)}) would begin with global pack {stage.first_pack:,}, and the run "
+                f"is at global pack {global_pack:,} ({schedule.tokens_at(global_pack):,} tokens): packs that were handed out "
                 "cannot be of another stage. Let it begin later"
             )
 
