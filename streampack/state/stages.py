@@ -83,7 +83,7 @@ def check_future(schedule: Schedule, num_begun: int, global_pack: int) -> None:
         if stage.first_pack < global_pack:
             raise StateError(
                 f"stages[{index}] ({_shown(stage)}) would begin with global pack {stage.first_pack:,}, and the run "
-                f"is at global pack {global_pack:,} ({schedule.tokens_at(global_pack):,} tokens): packs that were handed out "
+                f"is at global pack {global_pack:,} ({schedule.tokens_at(global_pack):,} tokens): packs handed out "
                 "cannot be of another stage. Let it begin later"
             )
 

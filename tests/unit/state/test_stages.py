@@ -47,7 +47,7 @@ def test_what_has_begun_goes_on_and_the_rest_is_free(at: int, number: int) -> No
         ((FIRST, stage(110, {"web": 0.5, "code": 0.5})), ["stages[1].at_packs: 100 in the checkpoint, 110 now"]),
         ((FIRST, stage(100, {"web": 0.5, "code": 0.5}, seq_len=8)), ["stages[1].seq_len: 16 in the checkpoint, 8 now"]),
         ((FIRST, stage(50, {"web": 1}), SECOND), ["stages[1].at_packs: 100", "stages[1].weights: "]),
-        ((FIRST,), ["stages[1] (at_packs=100) has begun in the state, and this run has 1 stages: the run is at global"]),
+        ((FIRST,), ["stages[1] (at_packs=100) has begun in the state, and this run has 1 stages: the run is at"]),
         ((stage(0, {"default": 1}), SECOND), ['data of a run without names are a source "default"']),
         ((FIRST, stage(100, {"web": 0.5})), ["stages[1].weights: {'web': 0.5, 'code': 0.5} in the checkpoint"]),
     ],
