@@ -5,68 +5,21 @@
 In:  nothing. For each number of lanes some mixes that are hard by their form, then random ones of 2 to 50 sources with
      weights from 0.01 % on.
 Out: for each number of lanes the largest deviations, in packs, of any source in any prefix of the global order, in any
-     round, and in any prefix of a lane; and the mix that each is of.
-
-Each deviation is the largest over every prefix, not over some of them: the count of a source is ahead most after one of
-its packs, and lags most before one.
+     round, and in any prefix of a lane; and the mix of the largest one in prefixes.
 """
 
 import argparse
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from streampack.cli.plan.deviations import deviations
 from streampack.corpus.shares import SHIFT, Shares
 
 LANES = (24, 60, 120, 480, 1_920, 7_680, 15_360, 61_440)
 LEAST = 1e-4
 BOUNDS = {"prefix": 24, "round": 6, "lane": 8}
-LANE_ROUNDS = 1 << 16
-"""Lanes are followed for so many rounds, some of them where all would be more than the packs of the simulation."""
-
-
-class Deviations(NamedTuple):
-    """In packs, of the source with the largest one."""
-
-    prefix: float
-    round: float
-    lane: float
-
-
-def deviations(shares: Shares, num_lanes: int, packs: int) -> Deviations:
-    """Of the first `packs` global packs, as far as they are full rounds; of lanes, some over more rounds than these."""
-    rounds = max(packs // num_lanes, 1)
-    some = np.unique(np.linspace(0, num_lanes - 1, min(num_lanes, max(packs // LANE_ROUNDS, 1))).astype(np.int64))
-    order = shares.sources(np.arange(num_lanes)[None, :], np.arange(rounds)[:, None])
-    in_lanes = shares.sources(some[:, None], np.arange(max(packs // len(some), 1))[None, :])
-    wanted = np.array([shares.share(source) for source in range(max(index for index, _ in shares.weights) + 1)])
-    return Deviations(
-        _of_prefixes(order.reshape(1, -1), wanted), _of_rounds(order, wanted), _of_prefixes(in_lanes, wanted)
-    )
-
-
-def _of_rounds(order: NDArray[np.int64], wanted: NDArray[np.float64]) -> float:
-    rounds, num_lanes = order.shape
-    of_both = order + np.arange(rounds)[:, None] * len(wanted)
-    counts = np.bincount(of_both.ravel(), minlength=rounds * len(wanted)).reshape(rounds, len(wanted))
-    return float(np.abs(counts - num_lanes * wanted).max())
-
-
-def _of_prefixes(lines: NDArray[np.int64], wanted: NDArray[np.float64]) -> float:
-    """The largest deviation of any prefix of any line [n, packs]."""
-    num_lines, packs = lines.shape
-    by_source = np.argsort(lines.ravel().astype(np.uint8), kind="stable")  # within a source: by line, by pack
-    line, pack = np.divmod(by_source, packs)
-    source = lines.ravel()[by_source]
-    counts = np.bincount(source * num_lines + line, minlength=num_lines * len(wanted))
-    before = np.arange(len(source)) - np.repeat(np.cumsum(counts) - counts, counts)  # of that source in that line
-    ahead = before + 1 - (pack + 1) * wanted[source]
-    behind = pack * wanted[source] - before
-    at_end = packs * wanted[:, None] - counts.reshape(len(wanted), num_lines)
-    return float(max(ahead.max(), behind.max(), at_end.max()))
 
 
 def worst_of_any_weights(num_lanes: int) -> float:
@@ -105,14 +58,14 @@ def main() -> None:
             name: deviations(Shares.of(weights), num_lanes, arguments.packs)
             for name, weights in mixes(arguments.mixes, rng)
         }
-        row = Deviations(*(max(values) for values in zip(*found.values(), strict=True)))
+        row = {each: max(getattr(of_mix, each) for of_mix in found.values()) for each in BOUNDS}
         name = max(found, key=lambda each: found[each].prefix)
         print(
-            f"{num_lanes:>7,} {row.prefix:>7.1f} {row.round:>7.1f} {row.lane:>7.1f}   "
+            f"{num_lanes:>7,} {row['prefix']:>7.1f} {row['round']:>7.1f} {row['lane']:>7.1f}   "
             f"{worst_of_any_weights(num_lanes):.1f}; {name}",
             flush=True,
         )
-        largest = {each: max(largest[each], getattr(row, each)) for each in BOUNDS}
+        largest = {each: max(largest[each], row[each]) for each in BOUNDS}
     for each, bound in BOUNDS.items():
         print(f"{each}: at most {largest[each]:.1f}, {'within' if largest[each] <= bound else 'NOT WITHIN'} {bound}")
     print(f"{time.monotonic() - begin:.0f} s")

@@ -95,3 +95,29 @@ def test_manifest_writes_a_file_for_each_source(mix: str, tmp_path: Path) -> Non
     assert result.exit_code == 1
     assert "Put {source} into the name of the file" in " ".join(result.stderr.split())
     assert not (tmp_path / "all.jsonl").exists()
+
+
+def test_plan_tells_what_each_stage_gives_of_each_source(mix: str) -> None:
+    made = told("plan", mix, "--ranks", "2", "--batch-size", "3")
+    first, second = made["stages"]
+    assert (first["first_pack"], first["first_step"], first["packs"], first["tokens"]) == (0, 0, 48, 48 * 128)
+    assert (second["first_pack"], second["first_step"], second["packs"], second["seq_len"]) == (48, 8, 52, 256)
+    assert (made["budget_packs"], made["rank"]["batches"]) == (100, 8 + 9)
+    assert {name: each["share"] for name, each in first["sources"].items()} == {"web": 0.75, "code": 0.25}
+    assert {name: each["packs"] for name, each in second["sources"].items()} == {"web": 26, "books": 26}
+    web = made["sources"]["web"]["corpus"]["estimated_tokens"]
+    of_web = [stage["sources"]["web"] for stage in made["stages"]]
+    assert of_web[0]["epochs"] == pytest.approx(of_web[0]["tokens"] / web)
+    assert of_web[1]["epochs_by_end"] == pytest.approx(of_web[0]["epochs"] + of_web[1]["epochs"])
+    assert first["deviations"]["packs"] == 48
+    assert 0 < first["deviations"]["prefix"] < 24
+    assert made["rank"]["sources_at_once"] == 2
+
+
+def test_plan_warns_of_a_source_that_will_be_exhausted(mix: str) -> None:
+    text = Path(mix).read_text("utf-8").replace("max_epochs: 2", "max_epochs: 1").replace("at_packs: 40", "at_packs: 400")
+    Path(mix).write_text(text.replace("num_packs: 100", "num_packs: 4000"), "utf-8")
+    result = run("plan", mix)
+    assert "source code is exhausted in stage 0" in " ".join(result.stderr.split())
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert ["web", "75.00%", "306"] in [line[:3] for line in lines]

@@ -27,7 +27,6 @@ SLEEPS = {
 
 ELSEWHERE = {
     # Package without a folder in `unit/` -> where and why it is tested.
-    "cli": "component/test_cli_*.py, component/test_bench.py: commands run whole",
     "examples": "integrations/test_examples.py, component/test_demo_data.py: they need the trainers' libraries",
     "integrations": "integrations/: each needs its trainer's library",
 }

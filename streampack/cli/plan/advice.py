@@ -4,14 +4,17 @@ In:  what was estimated. Out: warnings and errors, a sentence or two each.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 
 from streampack.cli.console import format_bytes, plural
-from streampack.cli.plan.estimates import CorpusPlan, LanePlan, RankPlan
+from streampack.cli.plan.estimates import CorpusPlan, LanePlan, RankPlan, SourcePlan
 from streampack.cli.plan.measured import SamplePlan
 from streampack.cli.plan.sampling import Sampled
+from streampack.cli.plan.stages import StagePlan
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.options import BLOCKS_PER_LANE, Shuffle
 from streampack.dataset.dataset import PackedDataset
+from streampack.lanes.pipeline import Pipeline
 from streampack.packing.options import Overflow
 
 _DRIFT = 1.1
@@ -118,25 +121,40 @@ def warn_of_ranks(warnings: list[str], rank: RankPlan, workers: int, num_lanes: 
         )
 
 
-def warn_of_sample(warnings: list[str], dataset: PackedDataset, sampled: Sampled) -> None:
+def warn_of_sample(warnings: list[str], pipeline: Pipeline, sampled: Sampled) -> None:
     """Bad records in the sample, or nothing but those."""
     if sampled.bad:
-        then = "stop at" if dataset.pipeline.on_error == "raise" else "skip"
+        then = "stop at" if pipeline.on_error == "raise" else "skip"
         warnings.append(
             f"{plural(sampled.bad, 'bad record')} in the sample, which a run would {then}; the first one: "
             f"{sampled.first_bad} `streampack verify` finds all of them."
         )
     share = sampled.cut_tokens / max(sampled.tokens, 1)
     if share > _CUT or (sampled.cut_tokens and not sampled.kept_tokens):
-        packing = dataset.pipeline.packing
+        packing = pipeline.packing
         does = "drops" if packing.overflow is Overflow.DROP else "truncates"
         warnings.append(
             f'overflow="{packing.overflow}" {does} {plural(sampled.cut_documents, "document")} of '
-            f"{len(sampled.document_tokens):,} in the sample, which have more rows than a pack of {dataset.seq_len:,}, "
-            f'and so takes away {share:.1%} of the tokens. A larger seq_len or overflow="split" keeps them.'
+            f"{len(sampled.document_tokens):,} in the sample, which have more rows than a pack of "
+            f"{pipeline.seq_len:,}, and so takes away {share:.1%} of the tokens. A larger seq_len or "
+            'overflow="split" keeps them.'
         )
     if not sampled.tokens:
         warnings.append(
             "the sample holds no document, so tokens are only assumed: is `field` right, and what does the transform "
             "leave out?"
         )
+
+
+def warn_of_epochs(warnings: list[str], stages: Sequence[StagePlan], sources: Mapping[str, SourcePlan]) -> None:
+    """Sources that will be exhausted before the run ends."""
+    for name, source in sources.items():
+        for number, stage in enumerate(stages):
+            epochs = stage.sources[name].epochs_by_end if name in stage.sources else None
+            if source.max_epochs is not None and epochs is not None and epochs > source.max_epochs:
+                warnings.append(
+                    f"source {name} is exhausted in stage {number}: its share makes about {epochs:.2f} epochs by the "
+                    f"end of it, and max_epochs is {source.max_epochs}. The other sources share the rest, or with "
+                    "exhausted: error the run ends. A smaller weight or a larger max_epochs avoids that."
+                )
+                break

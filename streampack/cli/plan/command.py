@@ -13,15 +13,18 @@ import typer
 
 from streampack.cli.arguments import Json, make_dataset
 from streampack.cli.console import output, print_error, print_json, print_warning
-from streampack.cli.plan.advice import warn_of_blocks, warn_of_lanes, warn_of_ranks, warn_of_sample
+from streampack.cli.plan.advice import warn_of_blocks, warn_of_epochs, warn_of_lanes, warn_of_ranks, warn_of_sample
 from streampack.cli.plan.drawing import draw
-from streampack.cli.plan.estimates import Plan, corpus_plan, lane_plan, rank_plan
+from streampack.cli.plan.estimates import Estimated, Plan, SourcePlan, corpus_plan, lane_plan, rank_plan
 from streampack.cli.plan.measured import assumed, density_of, sample_plan
 from streampack.cli.plan.sampling import block_bytes_of, take_sample
+from streampack.cli.plan.stages import stage_plans
 from streampack.config.file import load_config
 from streampack.corpus.partition import check_ranks
+from streampack.corpus.shares import DEFAULT
 from streampack.dataset.dataset import PackedDataset
 from streampack.errors import ConfigError, ShardError
+from streampack.lanes.run import RunSource
 from streampack.loader.loader import PackedDataLoader
 
 _ASSUMED_BYTES_PER_TOKEN = 4.0
@@ -81,36 +84,44 @@ def make_plan(
     bytes_per_token: float | None,
 ) -> Plan:
     """The plan for a dataset and the arguments of its loader."""
-    corpus = dataset.corpus()
     defaults = {name: value.default for name, value in inspect.signature(PackedDataLoader).parameters.items()}
     settings = defaults | arguments
     warnings: list[str] = []
     errors: list[str] = []
-    density, sample = assumed(bytes_per_token or _ASSUMED_BYTES_PER_TOKEN, dataset.seq_len), None
-    if bytes_per_token is None:
-        try:
-            sampled = take_sample(dataset, block_bytes_of(corpus))
-            warn_of_sample(warnings, dataset, sampled)
-            if sampled.kept_tokens:
-                density = density_of(sampled, dataset.seq_len)
-                sample = sample_plan(sampled, density, dataset.seq_len)
-        except ShardError as error:
-            errors.append(str(error))
-    shards = corpus_plan(corpus, density)
-    lanes = lane_plan(dataset, corpus, density)
-    warn_of_lanes(warnings, errors, dataset, corpus, shards, lanes)
-    if sample is not None:
-        warn_of_blocks(warnings, corpus, shards, lanes, sample)
-    rank = None
+    run = dataset.run()
+    estimated = [_estimate(source, dataset.seq_len, bytes_per_token, warnings, errors) for source in run.sources]
+    sources = {}
+    for each in estimated:
+        lanes = lane_plan(dataset, each.corpus, each.density)
+        about, wrong = list[str](), list[str]()
+        warn_of_lanes(about, wrong, dataset, each.corpus, each.shards, lanes)
+        if each.sample is not None:
+            warn_of_blocks(about, each.corpus, each.shards, lanes, each.sample)
+        warnings += [_about(each.name, text) for text in about]
+        errors += [_about(each.name, text) for text in wrong]
+        sources[each.name] = SourcePlan(
+            corpus=each.shards,
+            sample=each.sample,
+            bytes_per_token=each.shards.total_bytes / max(each.shards.estimated_tokens, 1),
+            lanes=lanes,
+            max_epochs=dataset.sources[each.name].max_epochs,
+        )
+    first = sources[run.sources[0].name]
+    stages = stage_plans(
+        run,
+        {each.name: each.density for each in estimated},
+        {each.name: each.shards.estimated_tokens for each in estimated},
+        global_batch=ranks * settings["batch_size"],
+    )
+    warn_of_epochs(warnings, stages, sources)
+    rank, lanes = None, first.lanes
     try:
         check_ranks(num_lanes=lanes.num_lanes, num_ranks=ranks)
         PackedDataLoader(dataset, **arguments)  # it checks the other arguments
         rank = rank_plan(
             dataset,
-            corpus,
-            shards,
+            estimated,
             lanes,
-            density,
             ranks=ranks,
             num_workers=settings["num_workers"],
             batch_size=settings["batch_size"],
@@ -125,11 +136,37 @@ def make_plan(
         epochs=dataset.epochs,
         seq_len=dataset.seq_len,
         tokens_per_second=tokens_per_second,
-        bytes_per_token=shards.total_bytes / max(shards.estimated_tokens, 1),
-        sample=sample,
-        corpus=shards,
+        bytes_per_token=first.bytes_per_token,
+        sample=first.sample,
+        corpus=first.corpus,
         lanes=lanes,
+        sources=sources,
+        stages=stages,
+        budget_packs=run.schedule.end,
         rank=rank,
         warnings=warnings,
         errors=errors,
     )
+
+
+def _estimate(
+    source: RunSource, seq_len: int, bytes_per_token: float | None, warnings: list[str], errors: list[str]
+) -> Estimated:
+    """What a source's shards are, by a sample of them if no number is assumed."""
+    density, sample = assumed(bytes_per_token or _ASSUMED_BYTES_PER_TOKEN, seq_len), None
+    pipeline, corpus, about = source.pipelines[0], source.corpus, list[str]()
+    if bytes_per_token is None:
+        try:
+            sampled = take_sample(pipeline, corpus.table, block_bytes_of(corpus))
+            warn_of_sample(about, pipeline, sampled)
+            if sampled.kept_tokens:
+                density = density_of(sampled, seq_len)
+                sample = sample_plan(sampled, density, seq_len)
+        except ShardError as error:
+            errors.append(_about(source.name, str(error)))
+    warnings += [_about(source.name, text) for text in about]
+    return Estimated(source.name, corpus, density, corpus_plan(corpus, density), sample)
+
+
+def _about(source: str, text: str) -> str:
+    return text if source == DEFAULT else f"source {source}: {text}"

@@ -15,10 +15,15 @@ Line = tuple[str, str | Text, str]
 def draw(console: Console, plan: Plan) -> None:
     """All of it; warnings and errors are printed by the caller."""
     rank = plan.rank
-    _draw_block(console, f"Corpus of {plan.config}", _corpus(plan, plan.corpus))
-    if plan.sample is not None:
-        _draw_block(console, "Sample", _sample(plan, plan.sample))
-    _draw_block(console, "Lanes", _lanes(plan.lanes, None if rank is None else rank.ranks))
+    if len(plan.sources) == 1:
+        _draw_block(console, f"Corpus of {plan.config}", _corpus(plan, plan.corpus))
+        if plan.sample is not None:
+            _draw_block(console, "Sample", _sample(plan, plan.sample))
+    else:
+        _draw_sources(console, plan)
+    if len(plan.sources) > 1 or len(plan.stages) > 1 or plan.budget_packs is not None:
+        _draw_stages(console, plan)
+    _draw_block(console, "Lanes", _lanes(plan, None if rank is None else rank.ranks))
     if rank is not None:
         workers = f"{rank.workers} workers" if rank.workers != 1 else "1 worker"
         _draw_block(console, f"On {plural(rank.ranks, 'rank')} with {workers}", _rank(plan, rank))
@@ -74,7 +79,20 @@ def _sample(plan: Plan, sample: SamplePlan) -> list[Line]:
     return lines
 
 
-def _lanes(lanes: LanePlan, ranks: int | None) -> list[Line]:
+def _lanes(plan: Plan, ranks: int | None) -> list[Line]:
+    lanes = plan.lanes
+    auto = "from the bytes of the data (auto)" if lanes.auto else "as configured"
+    fits = Text()
+    for number in lanes.fitting_ranks:
+        fits.append(f"{number:,}", style="bold green" if number == ranks else "")
+        fits.append(" ")
+    first: Line = ("lanes", f"{lanes.num_lanes:,}", auto)
+    last: list[Line] = [("state", format_bytes(lanes.state_bytes), "in a checkpoint, for all lanes")]
+    of_source = _lanes_of_source(lanes) if len(plan.sources) == 1 else []
+    return [first, *of_source, *last, *_ends(lanes), ("ranks that fit", fits, "")]
+
+
+def _lanes_of_source(lanes: LanePlan) -> list[Line]:
     least, mean, most = (format_bytes(size) for size in (lanes.min_bytes, lanes.mean_bytes, lanes.max_bytes))
     note = "in epoch 0, the same for all" if least == most else f"mean in epoch 0; lowest {least}, highest {most}"
     if lanes.num_empty:
@@ -85,12 +103,7 @@ def _lanes(lanes: LanePlan, ranks: int | None) -> list[Line]:
         each = f"{lanes.mean_bytes / lanes.block_bytes:,.0f}"
         windows = f"of which {lanes.window} at a time are mixed"
         blocks.append(("blocks per lane", each, f"of {format_bytes(lanes.block_bytes)}, {windows}"))
-    fits = Text()
-    for number in lanes.fitting_ranks:
-        fits.append(f"{number:,}", style="bold green" if number == ranks else "")
-        fits.append(" ")
-    lines: list[Line] = [
-        ("lanes", f"{lanes.num_lanes:,}", "from the corpus's bytes (auto)" if lanes.auto else "as configured"),
+    return [
         ("bytes per lane", mean, note),
         *blocks,
         (
@@ -98,13 +111,16 @@ def _lanes(lanes: LanePlan, ranks: int | None) -> list[Line]:
             f"~{_short(lanes.mean_tokens)}",
             f"mean in epoch 0; lowest {lanes.min_tokens / most_of:.1%}, highest {lanes.max_tokens / most_of:.1%} of it",
         ),
-        ("state", format_bytes(lanes.state_bytes), "in a checkpoint, for all lanes"),
     ]
+
+
+def _ends(lanes: LanePlan) -> list[Line]:
+    lines: list[Line] = []
     if lanes.filler_share is not None:
         lines.append(("fillers", f"{lanes.filler_share:.1%}", "of all packs, estimated from the lanes' tokens"))
     if lanes.unread_share is not None:
         lines.append(("not read", f"{lanes.unread_share:.1%}", "of all packs, as the run ends with its shortest lane"))
-    return [*lines, ("ranks that fit", fits, "")]
+    return lines
 
 
 def _rank(plan: Plan, rank: RankPlan) -> list[Line]:
@@ -112,6 +128,13 @@ def _rank(plan: Plan, rank: RankPlan) -> list[Line]:
     tokens = rank.global_batch * plan.seq_len
     end = "; with fillers" if plan.lanes.filler_share else ""
     end = "; up to the end of the shortest lane" if plan.lanes.unread_share else end
+    batches: list[Line] = []
+    if rank.batches_per_epoch is not None:
+        batches.append(("batches", f"~{rank.batches_per_epoch:,}", f"in an epoch, on each rank{end}"))
+    if rank.batches is not None:
+        batches.append(("batches" if not batches else "", f"{rank.batches:,}", "in the run, on each rank"))
+    each = rank.requests_per_epoch
+    in_epoch = "" if each is None else "in an epoch; "
     return [
         ("lanes per rank", f"{rank.lanes_per_rank:,}", most),
         (
@@ -119,19 +142,20 @@ def _rank(plan: Plan, rank: RankPlan) -> list[Line]:
             f"{rank.global_batch:,}",
             f"packs of {plan.seq_len:,}: {_short(tokens)} tokens; {plural(rank.batch_size, 'pack')} per rank",
         ),
-        ("batches", f"~{rank.batches_per_epoch:,}", f"in an epoch, on each rank{end}"),
+        *batches,
         (
             "requests",
             f"~{rank.requests_per_s:.2g}/s",
             f"of {format_bytes(rank.request_bytes)}, over all ranks, at {plan.tokens_per_second:,.0f} tokens/s a rank",
         ),
-        ("", _short(rank.requests_per_epoch), f"in an epoch; {rank.requests_at_start:,} before the first batches"),
+        ("", "" if each is None else _short(each), f"{in_epoch}{rank.requests_at_start:,} before the first batches"),
     ]
 
 
 def _memory(rank: RankPlan) -> list[Line]:
     tokens = _short(rank.spare_tokens)
-    needed = f"for {plural(rank.lanes_per_worker, 'lane')}; limits.buffer_bytes of at least {rank.needed_bytes:,}"
+    of_sources = f" of {rank.sources_at_once} sources" if rank.sources_at_once > 1 else ""
+    needed = f"for {plural(rank.lanes_per_worker, 'lane')}{of_sources}; limits.buffer_bytes of at least {rank.needed_bytes:,}"
     lines: list[Line] = [
         ("buffer", format_bytes(rank.buffer_bytes), needed),
         ("share of a lane", format_bytes(rank.share_bytes), ""),
@@ -147,6 +171,63 @@ def _memory(rank: RankPlan) -> list[Line]:
     else:
         lines.append(("parked", "rarely", f"over {tokens} tokens per lane"))
     return [*lines, ("prefetched", format_bytes(rank.prefetch_bytes), "of packs, over all workers of a rank")]
+
+
+def _draw_sources(console: Console, plan: Plan) -> None:
+    """A line for each source."""
+    names = ("source", "shards", "bytes", "tokens", "bytes/token", "document", "fill")
+    table = _table(f"Sources of {plan.config}", *names)
+    for name, source in plan.sources.items():
+        sample, corpus = source.sample, source.corpus
+        table.add_row(
+            name,
+            f"{corpus.num_shards:,}",
+            format_bytes(corpus.total_bytes),
+            f"~{_short(corpus.estimated_tokens)}",
+            f"{source.bytes_per_token:.3g}",
+            "" if sample is None else f"{sample.mean_tokens:,.0f}",
+            "" if sample is None else f"{sample.pack_fill:.1%}",
+        )
+    console.print("", table, sep="\n")
+    words = "tokens: of an epoch; document: mean tokens; fill: rows of a pack that hold a token"
+    console.print(Text(f"{words}{' (assumed)' if plan.sample is None else ''}", style="dim", overflow="fold"))
+
+
+def _draw_stages(console: Console, plan: Plan) -> None:
+    """A line for each stage, and for each of its sources."""
+    end = "no end" if plan.budget_packs is None else f"{plan.budget_packs:,} packs"
+    names = ("stage", "pack", "step", "share", "packs", "tokens", "epochs", "by its end")
+    table = _table(f"Stages of a run with {end}", *names)
+    for number, stage in enumerate(plan.stages):
+        step = f"{stage.first_step:,}" if plan.rank is not None else ""
+        total = "" if stage.packs is None else f"{stage.packs:,}"
+        tokens = "" if stage.tokens is None else _short(stage.tokens)
+        table.add_row(f"{number}: {stage.seq_len:,}", f"{stage.first_pack:,}", step, "", total, tokens, "", "")
+        for name, given in stage.sources.items() if len(plan.sources) > 1 else ():
+            of_stage = ["", "", "", ""]
+            if given.packs is not None and given.tokens is not None and given.epochs is not None:
+                of_stage = [f"{given.packs:,}", f"~{_short(given.tokens)}", f"{given.epochs:.2f}"]
+                of_stage.append(f"{given.epochs_by_end:.2f}")
+            table.add_row(f"  {name}", "", "", f"{given.share:.2%}", *of_stage)
+    console.print("", table, sep="\n")
+    console.print(Text("pack, step: the first ones; epochs: estimated, of each source", style="dim", overflow="fold"))
+    found = [stage.deviations for stage in plan.stages if stage.deviations is not None]
+    if found:
+        prefix, of_round, lane = (max(getattr(each, name) for each in found) for name in ("prefix", "round", "lane"))
+        console.print(
+            f"A source is at most {prefix:.1f} packs from its share at any pack of a stage, {of_round:.1f} in a round, "
+            f"{lane:.1f} in a lane (counted in the first {max(each.packs for each in found):,} packs)."
+        )
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    table = Table(
+        title=title, title_style="bold", title_justify="left", box=None, header_style="dim", pad_edge=False
+    )
+    table.add_column(first, no_wrap=True)
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
 
 
 def _draw_block(console: Console, title: str, lines: list[Line]) -> None:

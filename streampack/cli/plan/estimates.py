@@ -6,13 +6,16 @@ sample says.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 
 from streampack.cli.plan.evenness import filler_share_of, lane_sizes, packs_of, unread_share_of
 from streampack.cli.plan.measured import Density, SamplePlan
+from streampack.cli.plan.stages import StagePlan, step_of
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.partition import Piece, fitting_ranks
 from streampack.dataset.dataset import PackedDataset
@@ -82,6 +85,19 @@ class LanePlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SourcePlan:
+    """One source of a run."""
+
+    corpus: CorpusPlan
+    sample: SamplePlan | None
+    """None where no sample was taken, or it holds no document."""
+    bytes_per_token: float
+    """Bytes of shards for each token: measured, or where `sample` is None an assumption."""
+    lanes: LanePlan
+    max_epochs: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RankPlan:
     """What one rank does."""
 
@@ -94,16 +110,21 @@ class RankPlan:
     batch_size: int
     global_batch: int
     """Packs of all ranks' batches."""
-    batches_per_epoch: int
-    """Of each rank, estimated; in a finite run with its fillers, or up to the end of the shortest lane."""
+    batches_per_epoch: int | None
+    """Of each rank, estimated; in a finite run with its fillers, or up to the end of the shortest lane. None, here and
+    in `requests_per_epoch`, with several sources, each of which has its own epochs."""
+    batches: int | None
+    """Of each rank in the whole run, with a budget; in no run with `epochs`."""
     buffer_bytes: int
     """Of each worker."""
     needed_bytes: int
     """The smallest `limits.buffer_bytes` with which the lanes of a rank can be read by these workers."""
+    sources_at_once: int
+    """Sources that a lane reads in the stage that needs most memory."""
     shuffle_window_bytes: int
-    """What a lane holds of its shuffle window; 0 without."""
+    """What a lane holds of its shuffle windows, over these sources; 0 without."""
     packing_window_bytes: int
-    """What a lane holds of its packing window; 0 without."""
+    """What a lane holds of its packing windows, over these sources; 0 without."""
     share_bytes: int
     """Of each lane."""
     range_bytes: int
@@ -115,10 +136,11 @@ class RankPlan:
     they never are."""
     prefetch_bytes: int
     request_bytes: float
-    """Mean bytes of a request, over an epoch."""
-    requests_per_epoch: int
+    """Mean bytes of a request."""
+    requests_per_epoch: int | None
     """Over all ranks, as those that follow."""
     requests_per_s: float
+    """In the first stage."""
     requests_at_start: int
     """Before the first batches, also of a resume."""
 
@@ -133,15 +155,28 @@ class Plan:
     tokens_per_second: float
     """Of each rank: an assumption."""
     bytes_per_token: float
-    """Bytes of shards for each token: measured, or where `sample` is None an assumption."""
+    """Of the first source, as `sample`, `corpus` and `lanes`."""
     sample: SamplePlan | None
-    """None where no sample was taken, or it holds no document."""
     corpus: CorpusPlan
     lanes: LanePlan
+    sources: dict[str, SourcePlan]
+    stages: list[StagePlan]
+    budget_packs: int | None
+    """All packs of the run; None: it has no budget."""
     rank: RankPlan | None
     """None where the ranks do not fit the lanes."""
     warnings: list[str]
     errors: list[str]
+
+
+class Estimated(NamedTuple):
+    """What is known of a source before lanes are planned."""
+
+    name: str
+    corpus: Corpus
+    density: Density
+    shards: CorpusPlan
+    sample: SamplePlan | None
 
 
 def corpus_plan(corpus: Corpus, density: Density) -> CorpusPlan:
@@ -183,7 +218,8 @@ def lane_plan(dataset: PackedDataset, corpus: Corpus, density: Density) -> LaneP
             unread_share = unread_share_of(tokens, density.tokens_per_pack)
             packs_per_epoch = float(packs.min()) / dataset.epochs
     libraries = libraries_of(dataset.pipeline.tokenizer)
-    state = Committed.fresh(range(corpus.num_lanes), corpus.num_lanes).to_state(dataset.fingerprint(), libraries)
+    fresh = Committed.fresh(range(corpus.num_lanes), corpus.num_lanes, tuple(dataset.sources))
+    state = fresh.to_state(dataset.fingerprint(), libraries)
     return LanePlan(
         num_lanes=corpus.num_lanes,
         auto=dataset.auto_lanes,
@@ -210,10 +246,8 @@ def _size(value: object) -> int:
 
 def rank_plan(
     dataset: PackedDataset,
-    corpus: Corpus,
-    shards: CorpusPlan,
+    sources: Sequence[Estimated],
     lanes: LanePlan,
-    density: Density,
     *,
     ranks: int,
     num_workers: int,
@@ -231,32 +265,41 @@ def rank_plan(
     share_bytes = buffer_bytes // lanes_per_worker
     needs = LaneNeeds.of(run)
     most_bytes = range_bytes(share_bytes, needs)
-    requests = epoch_requests(corpus, most_bytes)
     spare_tokens = max(share_bytes - needs.windows - most_bytes, 0) // 4
-    read_bytes = shards.cut_bytes + shards.whole_bytes
-    rows = shards.estimated_tokens / density.tokens_per_pack * dataset.seq_len
-    seconds = max(rows / (ranks * tokens_per_second), 1e-9)
+    windows = [each.corpus.window for each in sources]
+    only = epoch_requests(sources[0].corpus, most_bytes) if len(sources) == 1 else None
+    requests_per_s = bytes_per_s = 0.0
+    shares, rows_per_s = run.schedule.stages[0].shares, ranks * tokens_per_second
+    for index, _ in shares.weights:
+        each = sources[index]
+        rows = max(each.shards.estimated_tokens / each.density.tokens_per_pack * dataset.seq_len, 1e-9)  # of an epoch
+        epochs_per_s = shares.share(index) * rows_per_s / rows
+        requests_per_s += epochs_per_s * epoch_requests(each.corpus, most_bytes)
+        bytes_per_s += epochs_per_s * (each.shards.cut_bytes + each.shards.whole_bytes)
+    end, global_batch = run.schedule.end, ranks * batch_size
     return RankPlan(
         ranks=ranks,
         lanes_per_rank=lanes_per_rank,
         workers=workers,
         lanes_per_worker=lanes_per_worker,
         batch_size=batch_size,
-        global_batch=ranks * batch_size,
-        batches_per_epoch=math.ceil(lanes.packs_per_epoch * lanes_per_rank / batch_size),
+        global_batch=global_batch,
+        batches_per_epoch=None if only is None else math.ceil(lanes.packs_per_epoch * lanes_per_rank / batch_size),
+        batches=None if end is None else step_of(run.schedule, end, global_batch=global_batch),
         buffer_bytes=buffer_bytes,
         needed_bytes=processes * lanes_per_worker * needs.bytes,
+        sources_at_once=needs.sources,
         shuffle_window_bytes=needs.shuffle,
         packing_window_bytes=needs.packing,
         share_bytes=share_bytes,
         range_bytes=most_bytes,
         spare_tokens=spare_tokens,
-        parks_often=not corpus.window and spare_tokens < 2 * dataset.seq_len,
+        parks_often=not any(windows) and spare_tokens < 2 * dataset.seq_len,
         prefetch_bytes=prefetch_bytes,
-        request_bytes=read_bytes / max(requests, 1),
-        requests_per_epoch=requests,
-        requests_per_s=requests / seconds,
-        requests_at_start=dataset.num_lanes * max(corpus.window, 1),
+        request_bytes=bytes_per_s / max(requests_per_s, 1e-9),
+        requests_per_epoch=only,
+        requests_per_s=requests_per_s,
+        requests_at_start=dataset.num_lanes * sum(max(windows[index], 1) for index, _ in shares.weights),
     )
 
 

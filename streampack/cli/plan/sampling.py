@@ -1,6 +1,7 @@
 """A seeded sample of the corpus: some blocks of the shards, read and tokenized by the run's own pipeline.
 
-In:  a dataset and the size of a block. Out: for each sampled block its samples' bytes and tokens; how they pack.
+In:  a source's pipeline and shards, and the size of a block. Out: for each sampled block its samples' bytes
+and tokens; how they pack.
 Invariants: at most about 8 MiB of shards, and no block begins after 15 s; the same places for the same shards. What
 cannot be read of a block is counted, and the rest of that block is left out.
 """
@@ -16,7 +17,6 @@ from numpy.typing import NDArray
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.partition import Piece
 from streampack.corpus.table import ShardTable
-from streampack.dataset.dataset import PackedDataset
 from streampack.errors import CorruptShardError, RecordError, TruncatedShardError
 from streampack.hashing import hash_range, permutation
 from streampack.lanes.fetching import Fetched
@@ -100,7 +100,7 @@ def block_bytes_of(corpus: Corpus) -> int:
     return corpus.block_bytes or _BLOCK_BYTES
 
 
-def take_sample(dataset: PackedDataset, block_bytes: int) -> Sampled:
+def take_sample(pipeline: Pipeline, table: ShardTable, block_bytes: int) -> Sampled:
     """Read and tokenize a sample.
 
     Raises:
@@ -108,7 +108,6 @@ def take_sample(dataset: PackedDataset, block_bytes: int) -> Sampled:
         StorageError: the storage fails.
     """
     begin = monotonic()
-    table, pipeline = dataset.list_shards(), dataset.pipeline
     found = Sampled(block_bytes)
     packer = pipeline.packer()
     labels_only = int(pipeline.boundary is BoundaryPolicy.TRIM)

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streampack.corpus.shares import SHIFT, STEP, Shares, point
-from tests.benchmarks.shares import deviations
 
 WEIGHTS = st.lists(st.one_of(st.just(0.0), st.floats(1e-4, 1e6)), min_size=1, max_size=20).filter(any)
 
@@ -93,26 +92,3 @@ def test_others_of_an_exhausted_source_share_in_proportion() -> None:
     orders = [shares.without({0, 3}), left.without({3}), left.without({0, 3})]
     assert [live and live.weights for live in orders] == [((2, 3), (4, 1))] * 3
     assert shares.without({0, 2, 3, 4}) is None
-
-
-@pytest.mark.parametrize("num_lanes", [24, 60, 480])
-@pytest.mark.parametrize(
-    "weights", [[0.7, 0.25, 0.05], [0.9999, 0.0001], [1] * 50, [0.0001] * 10 + [0.499, 0.5]], ids=str
-)
-def test_prefixes_rounds_and_lanes_have_their_shares(weights: list[float], num_lanes: int) -> None:
-    found = deviations(Shares.of(weights), num_lanes, 40_000)
-    assert found.prefix <= 24
-    assert found.round <= 6
-    assert found.lane <= 8
-
-
-def test_a_deviation_is_seen_where_there_is_one() -> None:
-    """The measure, of an order that is wrong: each lane gives one source alone."""
-
-    class Lanes(Shares):
-        def sources(self, lanes: np.ndarray, packs: np.ndarray) -> np.ndarray:
-            return (lanes + 0 * packs) % 2
-
-    found = deviations(Lanes(*Shares.of([1, 1])), 24, 240)
-    assert (found.prefix, found.round, found.lane) == (0.5, 0, 120)
-    assert deviations(Shares.of([1]), 24, 240) == (0, 0, 0)
