@@ -8,10 +8,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from streampack.cli import app
+from streampack.corpus.shares import Shares
 from streampack.examples.make_data import DATA
 from streampack.testing import write_shards
 
-SIZES = {"web": 40, "code": 20, "books": 10}
+SIZES = {"web": 40, "code": 30, "books": 30}
 
 
 def run(*args: str) -> Result:
@@ -29,14 +30,14 @@ def told(*args: str) -> dict[str, Any]:
 def mix(tmp_path: Path) -> str:
     """A config of three sources, the last one added by the second stage."""
     for name, count in SIZES.items():
-        write_shards(tmp_path / name, [f"{name} {n} " * (20 + n) for n in range(count)], documents_per_shard=10)
+        write_shards(tmp_path / name, [f"{name} {n} " * (100 + n) for n in range(count)], documents_per_shard=10)
     path = tmp_path / "mix.yaml"
     path.write_text(
         f"""
 dataset:
   sources:
     web: {tmp_path}/web/
-    code: {{data: {tmp_path}/code/, max_epochs: 2}}
+    code: {{data: {tmp_path}/code/, max_epochs: 50}}
   stages:
     - weights: {{web: 3, code: 1}}
     - at_packs: 40
@@ -61,8 +62,8 @@ def test_count_tells_what_each_source_holds(mix: str, tmp_path: Path) -> None:
     assert sources["books"]["tokens"] == alone["tokens"]
     lines = run("count", mix, "-w", "1").stdout.splitlines()
     totals = next(line for line in lines if line.startswith("all")).split()
-    assert totals[1] == "7"
-    assert "70" in totals
+    assert totals[1] == "10"
+    assert "100" in totals
 
 
 @pytest.mark.parametrize("command", [["count"], ["verify"], ["manifest", "-o", "m"]])
@@ -75,19 +76,19 @@ def test_a_source_that_is_not_there_is_an_error(command: list[str], mix: str) ->
 def test_verify_reads_the_shards_of_every_source(mix: str, tmp_path: Path) -> None:
     journal = str(tmp_path / "journal")
     found = told("verify", mix, "--journal", journal, "-w", "1")
-    assert (found["num_shards"], found["documents"], found["num_read"]) == (7, 70, 7)
+    assert (found["num_shards"], found["documents"], found["num_read"]) == (10, 100, 10)
     bad = next((tmp_path / "books").glob("*.tar"))
     bad.write_bytes(bad.read_bytes()[:5000])
     result = run("verify", mix, "--journal", journal, "-w", "1", "--json")
     found = json.loads(result.stdout)
-    assert (result.exit_code, found["num_shards"], found["num_read"]) == (1, 7, 1)
+    assert (result.exit_code, found["num_shards"], found["num_read"]) == (1, 10, 1)
     assert [each["source"] for each in found["bad_shards"]] == ["books"]
     assert f"books: {bad.name}" in run("verify", mix, "-w", "1").stdout
 
 
 def test_manifest_writes_a_file_for_each_source(mix: str, tmp_path: Path) -> None:
     found = told("manifest", mix, "-o", f"{tmp_path}/{{source}}.jsonl")["manifests"]
-    assert [(each["source"], each["num_shards"]) for each in found] == [("web", 4), ("code", 2), ("books", 1)]
+    assert [(each["source"], each["num_shards"]) for each in found] == [("web", 4), ("code", 3), ("books", 3)]
     assert len((tmp_path / "web.jsonl").read_text().splitlines()) == 4
     one = told("manifest", mix, "-o", f"{tmp_path}/one.jsonl", "--source", "code")
     assert (one["source"], one["file"]) == ("code", f"{tmp_path}/one.jsonl")
@@ -115,9 +116,22 @@ def test_plan_tells_what_each_stage_gives_of_each_source(mix: str) -> None:
 
 
 def test_plan_warns_of_a_source_that_will_be_exhausted(mix: str) -> None:
-    text = Path(mix).read_text("utf-8").replace("max_epochs: 2", "max_epochs: 1").replace("at_packs: 40", "at_packs: 400")
-    Path(mix).write_text(text.replace("num_packs: 100", "num_packs: 4000"), "utf-8")
+    text = Path(mix).read_text("utf-8").replace("max_epochs: 50", "max_epochs: 1")
+    Path(mix).write_text(text.replace("at_packs: 40", "at_packs: 1600").replace("num_packs: 100", "num_packs: 4000"))
     result = run("plan", mix)
     assert "source code is exhausted in stage 0" in " ".join(result.stderr.split())
     lines = [line.split() for line in result.stdout.splitlines()]
-    assert ["web", "75.00%", "306"] in [line[:3] for line in lines]
+    assert ["web", "75.00%", "1,206"] in [line[:3] for line in lines]
+
+
+def test_peek_shows_the_packs_of_the_run_in_its_order(mix: str, tmp_path: Path) -> None:
+    packs = told("peek", mix, "--num", "100")["packs"]
+    assert [pack["global_pack"] for pack in packs] == list(range(100))
+    shares = [Shares.of([3, 1, 0]), Shares.of([1, 0, 1])]
+    expected = [shares[n >= 48].source(n % 12, n // 12 - 4 * (n >= 48)) for n in range(100)]
+    assert [list(SIZES).index(pack["source"]) for pack in packs] == expected
+    assert {len(pack["tokens"]) for pack in packs[48:]} == {256}
+    assert all(f"/{pack['source']}/" in segment["url"] for pack in packs for segment in pack["segments"])
+    code = told("peek", mix, "--source", "code", "--num", "3")["packs"]
+    assert code == [pack for pack in packs if pack["source"] == "code"][:3]
+    assert "of lane 5, source code" in run("peek", mix, "--source", "code", "--num", "1").stdout

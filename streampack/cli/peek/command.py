@@ -1,12 +1,12 @@
 """`streampack peek`: what is in the packs of a run, row by row.
 
 In:  the command line. Out: packs on stdout, or JSON.
-Invariants: the packs are those of the run's first epoch, made by the run's own lanes; with L lanes, global pack i is
-pack i // L of lane i % L.
+Invariants: the packs are those of the run, made by its own lanes, without sources or stages those of its first epoch;
+with L lanes, global pack i is pack i // L of lane i % L.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated
 
 import msgspec
@@ -18,20 +18,24 @@ from streampack.cli.arguments import (
     Chat,
     Field,
     Json,
+    OneSource,
     Shards,
     Tokenizer,
     TrainOn,
+    check_source,
     is_config,
     make_dataset,
 )
 from streampack.cli.console import output, plural, print_json
 from streampack.cli.peek.drawing import draw, draw_legend
 from streampack.cli.peek.pieces import Pieces
-from streampack.cli.peek.view import make_view
-from streampack.dataset.dataset import PackedDataset
+from streampack.cli.peek.view import View, make_view
+from streampack.config.file import load_config
 from streampack.errors import ConfigError
-from streampack.lanes.position import LaneEnd, LanePack, LanePosition
-from streampack.lanes.stream import LaneStream
+from streampack.lanes.budget import LaneNeeds
+from streampack.lanes.pool import LanePool
+from streampack.lanes.position import LaneOver, LanePack, LanePosition
+from streampack.lanes.run import LaneStart, Run
 from streampack.packing.policies import BoundaryPolicy
 
 _RANGE_BYTES = 2**20
@@ -41,6 +45,7 @@ _RANGE_BYTES = 2**20
 def peek(
     shards: Shards,
     *,
+    source: OneSource = None,
     tokenizer: Tokenizer = None,
     seq_len: Annotated[int | None, typer.Option(help="Tokens of a pack.", show_default="256")] = None,
     num: Annotated[int, typer.Option("--num", "-n", min=1, help="How many packs to show.")] = 2,
@@ -89,14 +94,13 @@ def peek(
         num_lanes=num_lanes,
         seed=seed,
         shuffle=shuffle,
-        epochs=1,
+        epochs=None if _has_own_course(shards) else 1,
     )
-    pipeline = dataset.pipeline
+    run, pipeline = dataset.run(), dataset.pipeline
+    if source is not None:
+        check_source(source, dataset.sources)
     pieces = Pieces(pipeline.tokenizer)
-    views = (
-        make_view(pipeline, pieces, number, dataset.num_lanes, pack)
-        for number, pack in _packs(dataset, lane=lane, skip=skip, num=num)
-    )
+    views = (_view(run, pieces, *found) for found in _packs(run, source=source, lane=lane, skip=skip, num=num))
     if json:
         heading = {
             "num_lanes": dataset.num_lanes,
@@ -112,36 +116,57 @@ def peek(
     draw_legend(console, pieces)
 
 
-def _packs(dataset: PackedDataset, *, lane: int | None, skip: int, num: int) -> Iterator[tuple[int, LanePack]]:
+def _view(run: Run, pieces: Pieces, number: int, pack: LanePack) -> View:
+    source, stage = run.sources[pack.source], run.schedule.index_of(number)
+    return make_view(source.pipelines[stage], pieces, number, run.num_lanes, pack, source=source.name)
+
+
+def _packs(
+    run: Run, *, source: str | None, lane: int | None, skip: int, num: int
+) -> Iterator[tuple[int, LanePack]]:
     """`num` packs with their global numbers; only the lanes that these belong to are read."""
-    num_lanes = dataset.num_lanes
+    num_lanes, end = run.num_lanes, run.schedule.end
     if lane is not None and lane >= num_lanes:
         raise ConfigError(f"--lane {lane}: there are {num_lanes} lanes, 0 to {num_lanes - 1}")
-    pipeline, corpus = dataset.pipeline, dataset.corpus()
-    streams: dict[int, LaneStream] = {}
+    fresh = LaneStart(0, (LanePosition(),) * len(run.sources))
+    needs = LaneNeeds.of(run)
+    budget_bytes = needs.bytes + 2 * needs.sources * _RANGE_BYTES
+    pools: dict[int, LanePool] = {}
     made: dict[int, int] = {}
     ended: set[int] = set()
     shown = 0
     for number in itertools.count(skip) if lane is None else itertools.count(lane + skip * num_lanes, num_lanes):
+        if end is not None and number >= end:
+            break
         at = number % num_lanes
-        if at not in streams:
-            streams[at] = LaneStream(
-                pipeline, corpus, at, LanePosition(), end_epoch=1, max_range_bytes=_RANGE_BYTES, with_provenance=True
-            )
+        if at not in pools:
+            pools[at] = LanePool(run, {at: fresh}, budget_bytes=budget_bytes, with_provenance=True)
             made[at] = 0
-        pack: LanePack | LaneEnd | None = None
+        pack: LanePack | LaneOver | None = None
         while at not in ended and made[at] <= number // num_lanes:
-            pack = streams[at].next()
-            if isinstance(pack, LaneEnd):
+            pack = pools[at].take(at)
+            if isinstance(pack, LaneOver):
                 ended.add(at)
             else:
                 made[at] += 1
-        if isinstance(pack, LanePack):
+        if isinstance(pack, LanePack) and source in (None, run.sources[pack.source].name):
             yield number, pack
             shown += 1
         if shown == num or len(ended) == (num_lanes if lane is None else 1):
             break
     if not shown:
         which = plural(num_lanes, "lane") if lane is None else f"lane {lane}"
-        packs = plural(sum(made.values()), "pack")
-        raise ConfigError(f"no pack to show: an epoch has {packs} on {which}, and --skip is {skip:,}")
+        if source is not None:
+            raise ConfigError(f"no pack of source {source} to show on {which}, and --skip is {skip:,}")
+        has = "an epoch has" if end is None else f"the run has {end:,} packs, and there are"
+        raise ConfigError(
+            f"no pack to show: {has} {plural(sum(made.values()), 'pack')} on {which}, and --skip is {skip:,}"
+        )
+
+
+def _has_own_course(shards: Sequence[str]) -> bool:
+    """Whether a config has sources, stages or a budget, with which there is no `epochs`."""
+    if not is_config(shards):
+        return False
+    given = load_config(shards[0]).dataset_arguments()
+    return isinstance(given["data"], Mapping) or not given.keys().isdisjoint({"stages", "num_tokens", "num_packs"})

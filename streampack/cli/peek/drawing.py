@@ -13,6 +13,7 @@ from rich.text import Text
 from streampack.cli.console import common_folder, plural, printable
 from streampack.cli.peek.pieces import Pieces
 from streampack.cli.peek.view import Segment, View
+from streampack.corpus.shares import DEFAULT
 from streampack.records import IGNORE_INDEX
 
 _COLOURS = ("cyan", "yellow")
@@ -24,7 +25,9 @@ _BAR = "┃ "
 def draw(console: Console, view: View, pieces: Pieces) -> None:
     """One pack, with all of its documents."""
     title = f"pack {view.global_pack:,}"
-    console.print(Rule(Text.assemble((title, "bold"), f" = pack {view.lane_pack:,} of lane {view.lane}"), align="left"))
+    of_source = "" if view.source == DEFAULT else f", source {view.source}"
+    where = f" = pack {view.lane_pack:,} of lane {view.lane}{of_source}"
+    console.print(Rule(Text.assemble((title, "bold"), where), align="left"))
     console.print(
         f"{plural(len(view.tokens), 'row')}: {plural(view.num_targets, 'target')}, {view.num_masked:,} masked, "
         f"{view.num_padding:,} padding; {plural(len(view.segments), 'document')}",

@@ -57,6 +57,8 @@ class View:
     global_pack: int
     lane: int
     lane_pack: int
+    source: str
+    """Its name."""
     num_tokens: int
     num_targets: int
     num_masked: int
@@ -71,16 +73,18 @@ class View:
     segments: list[Segment]
 
 
-def make_view(pipeline: Pipeline, pieces: Pieces, number: int, num_lanes: int, pack: LanePack) -> View:
-    """A pack of a lane, spelled out."""
+def make_view(
+    pipeline: Pipeline, pieces: Pieces, number: int, num_lanes: int, pack: LanePack, *, source: str
+) -> View:
+    """A pack of a lane, spelled out; `pipeline` is its source's, in the stage that it is in."""
     arrays = spell_out(pack.rows, seq_len=pipeline.seq_len, pad_id=pipeline.pad_id)
     tokens, labels = arrays.tokens.tolist(), arrays.labels.tolist()
     segments: list[Segment] = []
     first_row = 0
-    for index, source in enumerate(pack.provenance):
+    for index, origin in enumerate(pack.provenance):
         is_last = index == len(pack.provenance) - 1
-        goes_on = is_last and _goes_on(pipeline, pack, source)
-        row = first_row + source.length - 1
+        goes_on = is_last and _goes_on(pipeline, pack, origin)
+        row = first_row + origin.length - 1
         following = None if is_last else tokens[row + 1]
         label = labels[row]
         edge = Edge(
@@ -92,12 +96,13 @@ def make_view(pipeline: Pipeline, pieces: Pieces, number: int, num_lanes: int, p
             masked=label == IGNORE_INDEX,
             reason=_reason(pipeline, label, following, goes_on=goes_on),
         )
-        segments.append(_segment(index + 1, source, first_row, goes_on, edge))
+        segments.append(_segment(index + 1, origin, first_row, goes_on, edge))
         first_row = row + 1
     return View(
         global_pack=number,
         lane=number % num_lanes,
         lane_pack=number // num_lanes,
+        source=source,
         num_tokens=arrays.num_tokens,
         num_targets=arrays.num_targets,
         num_masked=arrays.num_tokens - arrays.num_targets,

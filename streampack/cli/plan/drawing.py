@@ -155,7 +155,8 @@ def _rank(plan: Plan, rank: RankPlan) -> list[Line]:
 def _memory(rank: RankPlan) -> list[Line]:
     tokens = _short(rank.spare_tokens)
     of_sources = f" of {rank.sources_at_once} sources" if rank.sources_at_once > 1 else ""
-    needed = f"for {plural(rank.lanes_per_worker, 'lane')}{of_sources}; limits.buffer_bytes of at least {rank.needed_bytes:,}"
+    lanes = plural(rank.lanes_per_worker, "lane")
+    needed = f"for {lanes}{of_sources}; limits.buffer_bytes of at least {rank.needed_bytes:,}"
     lines: list[Line] = [
         ("buffer", format_bytes(rank.buffer_bytes), needed),
         ("share of a lane", format_bytes(rank.share_bytes), ""),
