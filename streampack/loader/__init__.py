@@ -35,6 +35,7 @@ __all__ = [
     "claims",
     "commits",
     "consistency",
+    "counting",
     "dealing",
     "delivery",
     "failures",
@@ -57,6 +58,7 @@ __all__ = [
     "stretches",
     "surroundings",
     "unpicklable",
+    "validation",
     "workers",
     "working",
 ]

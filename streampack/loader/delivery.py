@@ -63,7 +63,7 @@ class BatchIterator(Iterator[Batch]):
 
 
 @dataclasses.dataclass(slots=True)
-class _Running:
+class Running:
     """A pass, and where it stands."""
 
     each: Pass
@@ -97,7 +97,7 @@ class Delivery:
         self._restarts = WorkerRestarts(launcher)
         self._is_closing = False
         self._max_bad = run.bound_on_bad(committed)
-        self._running: _Running | None = None
+        self._running: Running | None = None
         self._retired: deque[Pass] = deque()
         """Passes whose workers are to be ended as soon as no other call is in one of them."""
         self._turn: object = None
@@ -195,7 +195,7 @@ class Delivery:
         finally:
             self._leave()
 
-    def _take(self, turn: object, running: _Running) -> PackBatch | None:
+    def _take(self, turn: object, running: Running) -> PackBatch | None:
         running.taken_from, running.at = self.commits.standing, None
         begin = perf_counter()
         try:
@@ -209,13 +209,13 @@ class Delivery:
             running.at = running.taken_from.global_pack
         return batch
 
-    def _commit(self, turn: object, running: _Running, change: Change, *, skipped: bool = False) -> None:
+    def _commit(self, turn: object, running: Running, change: Change, *, skipped: bool = False) -> None:
         with self._lock:
             self._check(turn)
             running.at = change.global_pack
             self.commits.commit(change, after=running.taken_from, skipped=skipped)
 
-    def _end_pass(self, turn: Turn, running: _Running) -> None:
+    def _end_pass(self, turn: Turn, running: Running) -> None:
         tally, epochs = running.each.tally, self._dataset.epochs
         assert epochs is not None, "an endless run has no end"
         if self.commits.num_batches == turn.begun_at:
@@ -238,7 +238,7 @@ class Delivery:
                 self._dataset.pipeline, corpus, lane, committed.position(lane_index), end_epoch=end_epoch
             )
 
-    def _in_step(self, turn: object, settings: PassSettings) -> _Running:
+    def _in_step(self, turn: object, settings: PassSettings) -> Running:
         """The pass that stands where the commits stand; it is made if there is none."""
         running = self._running
         if running is not None:
@@ -256,11 +256,11 @@ class Delivery:
         self._check(turn)
         return running
 
-    def _make(self, settings: PassSettings) -> _Running:
+    def _make(self, settings: PassSettings) -> Running:
         committed = self.commits.latest()
         agree = self._run.agreement(committed, settings.batch_size)
         each = Pass(self._dataset, committed, settings, agree, self._restarts, self._max_bad)
-        return _Running(each, settings, committed.global_pack, self.commits.standing)
+        return Running(each, settings, committed.global_pack, self.commits.standing)
 
     def _check(self, turn: object) -> None:
         if self._turn is not turn:
@@ -275,7 +275,7 @@ class Delivery:
         self._calls.leave()
         self._end_retired()
 
-    def _drop(self, running: _Running) -> None:
+    def _drop(self, running: Running) -> None:
         with self._lock:
             if self._running is running:
                 self._running = None

@@ -120,7 +120,7 @@ class Pass:
             first_round=first_round,
             first_slots=1 if num_workers else max_slots,  # without workers the first batch waits for all of it anyway
             max_slots=max_slots,
-            max_rows=_max_rows(num_workers, settings),
+            max_rows=max_rows(num_workers, settings),
             budget_bytes=budget_bytes,
             with_provenance=settings.with_provenance,
         )
@@ -216,7 +216,7 @@ def _fitting_workers(num_workers: int, num_lanes: int) -> int:
     return min(num_workers, num_lanes)
 
 
-def _max_rows(num_workers: int, settings: PassSettings) -> int:
+def max_rows(num_workers: int, settings: PassSettings) -> int:
     """Rows of one message: a message costs the main process about 1 ms whatever its size, so few and large ones."""
     if num_workers == 0:
         return 2**63

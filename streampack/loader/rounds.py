@@ -57,7 +57,7 @@ def endless(
     while True:
         global_pack += batch_size * num_ranks
         batch = list(islice(items, batch_size))
-        _whole(batch[-1])  # an error is the last of all items
+        whole(batch[-1])  # an error is the last of all items
         yield PackBatch(batch, global_pack)
 
 
@@ -115,14 +115,14 @@ def finite(
         if final and batches >= num_batches(
             agreed_packs - start, num_ranks=num_ranks, batch_size=batch_size, drop_last=drop_last
         ):
-            left_out.packs += sum(_whole(item).pack is not None for item in pending)
+            left_out.packs += sum(whole(item).pack is not None for item in pending)
             return
         global_pack = min(target, agreed_packs)
         batches += 1
-        yield PackBatch([_whole(pending.popleft()) if pending else None for _ in range(batch_size)], global_pack)
+        yield PackBatch([whole(pending.popleft()) if pending else None for _ in range(batch_size)], global_pack)
 
 
-def _whole(item: Item) -> Item:
+def whole(item: Item) -> Item:
     """The item; raises the error that stands in its place, now that it is needed."""
     if item.error is not None:
         raise item.error

@@ -1,0 +1,216 @@
+"""How many packs a validation set has, which all ranks find out together, once.
+
+In:    the sources of a run; how a rank reads.
+Out:   the sources in lanes that the data fill; of each lane how many packs it has, and positions to read it from.
+Never: a rank that waits for one that has failed; a part that is empty and goes unnoticed.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from streampack.errors import ConfigError, LoaderError, ShardError
+from streampack.lanes.budget import worker_bytes
+from streampack.lanes.run import Run
+from streampack.lanes.skipping import allowed_bad
+from streampack.loader.messages import Message, Work
+from streampack.loader.passes import PassSettings, in_this_process
+from streampack.loader.restarts import RestartingMessages, WorkerRestarts
+from streampack.loader.stretches import CountedLane, Counting, Counts, Stretches, ValidationLane, only, step_of
+from streampack.ranks.exchange import Exchange
+
+_LANE_BYTES = 2**20
+"""Least bytes of documents that a lane has, where there are enough for more than one; and 64 packs of 4 bytes a row."""
+_MOST_LANES = 1024
+_COUNTED_TOGETHER = 16
+"""Lanes of each rank, where not all may be needed."""
+_NEAR = 10
+"""Documents that the fraction in an error would about hold out."""
+
+
+def validation_run(run: Run) -> Run:
+    """The sources, each in as many lanes as what is held out of it fills: the data alone decide."""
+    sources = []
+    for source in run.sources:
+        corpus, pipeline = source.corpus, source.pipelines[0]
+        by_document = pipeline.documents.hold_out
+        held_out = corpus.total_bytes if by_document is None else int(corpus.total_bytes * by_document.fraction)
+        num_lanes = held_out // max(_LANE_BYTES, 256 * pipeline.seq_len)
+        corpus = dataclasses.replace(corpus, num_lanes=max(min(num_lanes, _MOST_LANES), 1))
+        sources.append(source._replace(corpus=corpus))
+    return run._replace(sources=tuple(sources))
+
+
+def active_sources(run: Run) -> list[int]:
+    """The indexes of the sources that have a weight."""
+    return [index for index, _ in run.schedule.stages[0].shares.weights]
+
+
+def budget_bytes(run: Run, settings: PassSettings, asked: int | None) -> int:
+    """Bytes of each worker, which reads one lane at a time."""
+    workers = max(settings.num_workers, 1)
+    return min(
+        worker_bytes(asked, only(run, source), num_lanes=workers, num_workers=workers)
+        for source in active_sources(run)
+    )
+
+
+class Worked:
+    """The messages of some work, of which each is one task: from workers, or made here."""
+
+    def __init__(
+        self, work: Counting | Stretches, num_tasks: int, settings: PassSettings, restarts: WorkerRestarts
+    ) -> None:
+        num_workers = min(settings.num_workers, num_tasks)
+        self.restarting: RestartingMessages | None = None
+        """None: made here."""
+        if num_workers:
+            self.restarting = RestartingMessages(
+                work,
+                num_workers,
+                _Sent(work, num_workers),
+                timeout_s=settings.worker_timeout_s,
+                restarts=restarts,
+            )
+        self.messages: Iterator[Message] = self.restarting or in_this_process(work)
+
+
+class _Sent:
+    """How many messages have come: `Progress`."""
+
+    def __init__(self, work: Counting | Stretches, num_workers: int) -> None:
+        self._work = work
+        self._sent = [0] * num_workers
+
+    def add(self, worker: int, message: Message) -> None:
+        """A message of a worker came whole."""
+        self._sent[worker] += 1
+
+    def rest(self) -> Work:
+        """What is left to do."""
+        return dataclasses.replace(self._work, sent=tuple(self._sent))
+
+
+def count(
+    run: Run, ranks: Exchange | None, settings: PassSettings, restarts: WorkerRestarts, *, budget_bytes: int
+) -> list[CountedLane]:
+    """The lanes in their order: all, or as many as the run's budget of packs needs; a collective of the ranks.
+
+    Args:
+        run: of `validation_run`.
+        ranks: the others; None: this rank counts all by itself.
+        settings: how this rank reads, and which it is.
+        restarts: what starts workers.
+        budget_bytes: of each worker.
+
+    Raises:
+        ConfigError: a source has no pack.
+        ShardError: too much was skipped.
+        LoaderError: another rank has failed.
+    """
+    rank, num_ranks = (0, 1) if ranks is None else (settings.rank, settings.num_ranks)
+    lanes = [
+        ValidationLane(source, lane)
+        for source in active_sources(run)
+        for lane in range(run.sources[source].corpus.num_lanes)
+    ]
+    most = run.schedule.end
+    together = len(lanes) if most is None else _COUNTED_TOGETHER * num_ranks
+    counted: list[CountedLane] = []
+    while len(counted) < len(lanes) and (most is None or sum(each.packs for each in counted) < most):
+        mine = lanes[len(counted) : len(counted) + together][rank::num_ranks]
+        counting = Counting(run=run, lanes=mine, step=step_of(_seq_len(run)), budget_bytes=budget_bytes)
+        found = _shared(partial(_counted, counting, settings, restarts), ranks)
+        counted = sorted([*counted, *found], key=lambda each: each.lane)
+    _check_skipped(run, counted)
+    for source in active_sources(run):
+        of_source = [each for each in counted if each.lane.source == source]
+        if len(of_source) == run.sources[source].corpus.num_lanes and not any(each.packs for each in of_source):
+            raise ConfigError(_why_empty(run, source, sum(each.documents for each in of_source)))
+    return counted
+
+
+def _counted(work: Counting, settings: PassSettings, restarts: WorkerRestarts) -> list[CountedLane]:
+    worked = Worked(work, len(work.lanes), settings, restarts)
+    found = []
+    try:
+        for _ in work.lanes:
+            message = next(worked.messages)
+            if message.error is not None:
+                raise message.error
+            assert isinstance(message, Counts), "a worker that counts sends nothing else"
+            assert message.counted is not None, "without an error it has counted"
+            found.append(message.counted)
+    finally:
+        if worked.restarting is not None:
+            worked.restarting.close()
+    return found
+
+
+def _shared(count_mine: Callable[[], list[CountedLane]], ranks: Exchange | None) -> list[CountedLane]:
+    """What all ranks have counted; where one fails, all do."""
+    if ranks is None:
+        return count_mine()
+    mine: list[CountedLane] = []
+    error: Exception | None = None
+    try:
+        mine = count_mine()
+    except Exception as failure:  # noqa: BLE001 (raised below, once the others know)
+        error = failure
+    wire: list[Any] = [each.to_wire() for each in mine]
+    gathered = ranks.all_gather((wire, None if error is None else str(error)))
+    if error is not None:
+        raise error
+    for rank, (_, message) in enumerate(gathered):
+        if message is not None:
+            raise LoaderError(f"data-parallel rank {rank} could not count the packs of the validation set: {message}")
+    return [CountedLane.from_wire(each) for lanes, _ in gathered for each in lanes]
+
+
+def _check_skipped(run: Run, counted: Sequence[CountedLane]) -> None:
+    """Refuse a set of which more was skipped than `max_bad` allows."""
+    num_bad, documents = sum(each.num_skipped for each in counted), sum(each.documents for each in counted)
+    max_bad = run.sources[0].pipelines[0].max_bad
+    if num_bad > allowed_bad(max_bad, documents):
+        raise ShardError(
+            f"the validation set has {num_bad} bad records or broken shards, more than max_bad={max_bad} allows with "
+            f"{documents} documents; the log names each. Repair the data or raise max_bad."
+        )
+
+
+def _why_empty(run: Run, index: int, num_documents: int) -> str:
+    """Why a source has no pack, and what to do."""
+    source = run.sources[index]
+    hold_out = source.corpus.hold_out or source.pipelines[0].documents.hold_out
+    assert hold_out is not None, "only what is held out is counted"
+    name = "the shards" if source.name == DEFAULT else f"source {source.name!r}"
+    what = f"hold_out: fraction={hold_out.fraction!r} by {hold_out.by} holds out "
+    if num_documents:
+        return f"{what}{num_documents} documents of {name}, and they give no pack: none has a row with a target"
+    if source.corpus.hold_out is not None:
+        return f"{what}blocks of {name} in which no document begins; use a larger fraction"
+    available = _num_records(run, index)
+    what += f"none of the {available:,} documents of {name}"
+    if available <= _NEAR:
+        return f"{what}: more documents are needed"
+    fraction = f"{_NEAR / available:.1g}"
+    return f"{what}, so that there is nothing to validate on. fraction={fraction} holds out about {_NEAR} of them"
+
+
+def _num_records(run: Run, index: int) -> int:
+    """How many records a source has, held out or not."""
+    source = run.sources[index]
+    pipeline = source.pipelines[0]
+    documents = dataclasses.replace(pipeline.documents, hold_out=None)
+    corpus = dataclasses.replace(source.corpus, num_lanes=1)
+    found = 0
+    for piece in corpus.pieces(0, 0):
+        shard = corpus.table[piece.shard]
+        for sample in pipeline.samples(shard, piece, resume=-1, max_range_bytes=2**23):
+            found += sum(1 for _ in documents.records(sample, url=shard.url, shard_name=shard.name))
+    return found
+
+
+def _seq_len(run: Run) -> int:
+    return run.sources[0].pipelines[0].seq_len

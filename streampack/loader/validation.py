@@ -1,0 +1,162 @@
+"""A validation set: every iteration has all of it, and the same packs on any number of ranks and workers.
+
+In:    a dataset with `HoldOut("val", ...)`.
+Out:   batches of one rank; each iteration begins at the beginning.
+Never: an exchange between ranks but in the first iteration; a position that is kept. Training's loader knows nothing of
+       it, so its packs are the same with and without evaluations.
+
+    first iteration    each rank counts the packs of some lanes, and all ranks learn all numbers: `counting`
+    every iteration    13 packs on 3 ranks in batches of 3:     rank 0    0  1  2 |  3  -  -
+                                                                rank 1    4  5  6 |  7  -  -
+                       -: a filler, which has no number         rank 2    8  9 10 | 11 12  -
+
+Rank r of R has the packs r*P//R to (r+1)*P//R of P, so there are fewer fillers than packs of one global batch.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
+from itertools import islice
+from typing import Any
+
+from streampack.lanes.run import Run
+from streampack.loader.agreement import SharedRun
+from streampack.loader.counting import Worked, budget_bytes, count, validation_run
+from streampack.loader.dealing import Item, deal
+from streampack.loader.delivery import BatchIterator, Delivery, Running, Turn
+from streampack.loader.passes import Pass, PassSettings, Tally, max_rows
+from streampack.loader.restarts import WorkerRestarts
+from streampack.loader.rounds import PackBatch, num_batches, whole
+from streampack.loader.stretches import CountedLane, Stretches, step_of, stretches
+from streampack.state.checkpoint import STATE_VERSION, Committed, State
+
+_MOST_PACKS = 256
+"""Of one message."""
+
+
+class ValidationRun(SharedRun):
+    """What the ranks do together: they count, once. There is no position to save or to load."""
+
+    def begin(self) -> Committed:
+        """Nothing is handed out yet; a collective, see `join`."""
+        self.join()
+        return self.beginning_rows()
+
+    def beginning_rows(self) -> Committed:
+        """Rows that count what an iteration hands out: all packs of this rank are those of one lane."""
+        return Committed.fresh(range(1), 1, tuple(self._dataset.sources))
+
+    def load(self, state: Mapping[str, Any], *, allow: Collection[str]) -> Committed:
+        """The beginning: a state has no position. A collective, see `join`."""
+        return self.begin()
+
+    def read(self, source: Any, *, key: str | None) -> State:
+        """The state, which nothing is read for."""
+        return self._state()
+
+    def state_of(self, committed: Committed, *, whole: bool) -> State:
+        """A state that is the same on all ranks and says nothing."""
+        return self._state()
+
+    @staticmethod
+    def _state() -> State:
+        return {"version": STATE_VERSION, "validation": 1}
+
+
+class ValidationDelivery(Delivery):
+    """Hands out the batches of a validation set, each iteration from the beginning."""
+
+    _counted: tuple[Run, list[CountedLane]] | None = None
+    """Once the first iteration has begun."""
+
+    def begin(self, settings: PassSettings, taken_ahead: Callable[[], Sized]) -> BatchIterator:
+        """A new iterator, which begins at the beginning; stats and digest are its own."""
+        self._to_the_beginning()
+        return super().begin(settings, taken_ahead)
+
+    def load(self, committed: Committed) -> None:
+        """Every iterator is over."""
+        self._to_the_beginning()
+
+    def _to_the_beginning(self) -> None:
+        assert isinstance(self._run, ValidationRun), "the loader has made both"
+        with self._lock:
+            self._retire()
+            self.commits.load(self._run.beginning_rows())
+
+    def _make(self, settings: PassSettings) -> Running:
+        committed = self.commits.latest()
+        asked = self._dataset.limits.buffer_bytes
+        if self._counted is None:
+            run = validation_run(self._dataset.run())
+            budget = budget_bytes(run, settings, asked)
+            lanes = count(run, self._run.ranks, settings, self._restarts, budget_bytes=budget)
+            self._counted = run, lanes
+        run, lanes = self._counted
+        budget = budget_bytes(run, settings, asked)
+        each = ValidationPass(run, lanes, committed.global_pack, settings, self._restarts, budget_bytes=budget)
+        return Running(each, settings, committed.global_pack, self.commits.standing)
+
+    def _end_pass(self, turn: Turn, running: Running) -> None:
+        with self._lock:
+            self._check(turn)
+            left_out = running.each.tally.left_out.packs
+            self.commits.end_pass({}, after=running.taken_from, epochs=1, left_out_packs=left_out)
+        self._drop(running)
+
+
+class ValidationPass(Pass):
+    """The batches of one iteration from a global pack on."""
+
+    def __init__(
+        self,
+        run: Run,
+        lanes: Sequence[CountedLane],
+        global_pack: int,
+        settings: PassSettings,
+        restarts: WorkerRestarts,
+        *,
+        budget_bytes: int,
+    ) -> None:
+        """`global_pack`: so many packs, fillers among them, were handed out on all ranks."""
+        self.tally = Tally()
+        self._restarting = None
+        rank, num_ranks, batch_size = settings.rank, settings.num_ranks, settings.batch_size
+        available = sum(each.packs for each in lanes)
+        total = available if run.schedule.end is None else min(available, run.schedule.end)
+        num = num_batches(total, num_ranks=num_ranks, batch_size=batch_size, drop_last=settings.drop_last)
+        if settings.drop_last:
+            self.tally.left_out.packs = (total - num * batch_size * num_ranks) * (rank == 0)
+            total = num * batch_size * num_ranks
+        done = -(-global_pack // (batch_size * num_ranks))
+        first, stop = rank * total // num_ranks + done * batch_size, (rank + 1) * total // num_ranks
+        seq_len = run.sources[0].pipelines[0].seq_len
+        step = step_of(seq_len)
+        size = _stretch_packs(max(stop - first, 0), step, seq_len, settings)
+        tasks = stretches(run, lanes, first, stop, step=step, size=size)
+        items: Iterator[Item] = iter(())
+        if tasks:
+            work = Stretches(
+                run=run, stretches=tasks, budget_bytes=budget_bytes, with_provenance=settings.with_provenance
+            )
+            worked = Worked(work, len(tasks), settings, restarts)
+            self._restarting = worked.restarting
+            messages = self.tally.watch_messages(worked.messages)
+            items = islice(deal(messages, num_lanes=1, num_workers=1, first_round=first), stop - first)
+        ends = [min(number * batch_size * num_ranks, total) for number in range(done + 1, num + 1)]
+        self.batches = _batches(items, batch_size, ends)
+
+
+def _batches(items: Iterator[Item], batch_size: int, ends: Sequence[int]) -> Iterator[PackBatch]:
+    """`ends`: of each batch, the global pack after it."""
+    for global_pack in ends:
+        packs = [whole(item) for item in islice(items, batch_size)]
+        yield PackBatch([*packs, *[None] * (batch_size - len(packs))], global_pack)
+
+
+def _stretch_packs(num_packs: int, step: int, seq_len: int, settings: PassSettings) -> int:
+    """How many packs a stretch has: a message of workers holds no more, and each has some to do."""
+    num_workers = settings.num_workers
+    if not num_workers:
+        return min(settings.batch_size, _MOST_PACKS)
+    most = max(1, min(max_rows(num_workers, settings) // seq_len, _MOST_PACKS))
+    fair = max(-(-num_packs // (2 * num_workers * step)), 1) * step
+    return min(fair, most) if most < step else min(fair, most // step * step)
