@@ -167,7 +167,7 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
             engine=engine,
         )
         self._plan = RunPlan(self._arguments)
-        self._topology = topology.resolve()
+        self._topology, self.is_validation = topology.resolve(), self._arguments.is_validation
         # In shared memory, so that persistent workers see a later `set_epoch`.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]  # torch's
         if not topology.may_be_distributed():

@@ -117,6 +117,8 @@ class RunPlan:
 
     def check_budget(self, *, num_ranks: int, num_workers: int) -> None:
         """Refuse workers with too little memory for their lanes, if the number of lanes is known by now."""
+        if self.arguments.is_validation:  # its loader has lanes of its own
+            return
         is_listed, asked = self.shards.is_listed, self.arguments.limits.buffer_bytes
         if not is_listed and isinstance(self.arguments.num_lanes, str):
             return

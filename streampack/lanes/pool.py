@@ -203,7 +203,10 @@ class LanePool:
 
     def _exhaust(self, lane: int, state: _Lane, index: int) -> None:
         """Go on without a source that has no more packs."""
-        if index not in self._was_told and len(self._run.sources) > 1:
+        state.exhausted.add(index)
+        self._close(state, state.open[index])
+        state.shares = None if state.shares is None else state.shares.without(state.exhausted)
+        if index not in self._was_told and state.shares is not None:
             self._was_told.add(index)
             _log.warning(
                 "source %r is exhausted in lane %d, and will soon be in the others: the lane's other sources share its "
@@ -211,9 +214,6 @@ class LanePool:
                 self._run.sources[index].name,
                 lane,
             )
-        state.exhausted.add(index)
-        self._close(state, state.open[index])
-        state.shares = None if state.shares is None else state.shares.without(state.exhausted)
 
     def _exhausted_error(self, lane: int, index: int) -> ConfigError:
         source = self._run.sources[index]

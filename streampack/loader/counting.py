@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from streampack.corpus.shares import DEFAULT
 from streampack.errors import ConfigError, LoaderError, ShardError
 from streampack.lanes.budget import worker_bytes
 from streampack.lanes.run import Run

@@ -24,12 +24,12 @@ from streampack.errors import ConfigError, LoaderError, as_bool, as_integer
 from streampack.formats.consumers import Batch, Format, Positions
 from streampack.formats.layout import LossWeights, as_layout
 from streampack.hashing import as_int64
-from streampack.loader.agreement import SharedRun
 from streampack.loader.consistency import Verifier
 from streampack.loader.delivery import Delivery
 from streampack.loader.formatting import BatchFormatter
 from streampack.loader.passes import PassSettings
 from streampack.loader.stats import STATS
+from streampack.loader.validation import delivery_of, shared_run
 from streampack.ranks import topology
 from streampack.ranks.exchange import RankExchanges
 from streampack.state.checkpoint import State
@@ -151,11 +151,11 @@ class PackedDataLoader:
             "drop_last": self._settings.drop_last,
             "verify_every": None if verifier is None else verifier.every,
         }
-        self._run = SharedRun(self._dataset, self._exchanges, self._in_step)
+        self._run = shared_run(self._dataset, self._exchanges, self._in_step)
         self._delivery: Delivery | None = None
         """None until the run begins."""
         self._deliver = partial(
-            Delivery,
+            delivery_of(self._run),
             dataset=self._dataset,
             run=self._run,
             formatter=formatter,

@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, S
 from itertools import islice
 from typing import Any
 
+from streampack.dataset.dataset import PackedDataset
 from streampack.lanes.run import Run
 from streampack.loader.agreement import SharedRun
 from streampack.loader.counting import Worked, budget_bytes, count, validation_run
@@ -26,10 +27,21 @@ from streampack.loader.passes import Pass, PassSettings, Tally, max_rows
 from streampack.loader.restarts import WorkerRestarts
 from streampack.loader.rounds import PackBatch, num_batches, whole
 from streampack.loader.stretches import CountedLane, Stretches, step_of, stretches
+from streampack.ranks.exchange import RankExchanges
 from streampack.state.checkpoint import STATE_VERSION, Committed, State
 
 _MOST_PACKS = 256
 """Of one message."""
+
+
+def shared_run(dataset: PackedDataset, exchanges: RankExchanges, in_step: Mapping[str, object]) -> SharedRun:
+    """What the ranks of a loader share, for training or validation."""
+    return (ValidationRun if dataset.is_validation else SharedRun)(dataset, exchanges, in_step)
+
+
+def delivery_of(run: SharedRun) -> type[Delivery]:
+    """What hands out the batches of such a run."""
+    return ValidationDelivery if isinstance(run, ValidationRun) else Delivery
 
 
 class ValidationRun(SharedRun):

@@ -1,0 +1,168 @@
+"""Validation sets: the same packs on any number of ranks and workers, counted once; training does not notice."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.tars import write_webdataset
+
+from streampack import HoldOut, PackedDataLoader, PackedDataset
+from streampack.errors import ConfigError
+from streampack.loader import counting
+from streampack.testing import ByteTokenizer
+
+SEQ_LEN = 32
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    for name, shards in (("web", 5), ("code", 2)):
+        for shard in range(shards):
+            samples = (
+                {"__key__": f"{index:04d}", "txt": f"{name}{shard}-{index}" + "x" * (index * 37 % 90)}
+                for index in range(60)
+            )
+            (folder / f"{name}-{shard}.tar").write_bytes(write_webdataset(samples))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many lanes, and a position every 3 packs."""
+    monkeypatch.setattr(counting, "_LANE_BYTES", 4000)
+    monkeypatch.setattr(counting, "step_of", lambda _: 3)
+    monkeypatch.setattr("streampack.loader.validation.step_of", lambda _: 3)
+
+
+def dataset(folder: Path, part: str = "val", **changes: Any) -> PackedDataset:
+    data = {"web": str(folder / "web-*.tar"), "code": str(folder / "code-*.tar")}
+    arguments = {"hold_out": HoldOut(part, 0.4), "num_lanes": 12, "data": data, **changes}
+    return PackedDataset(tokenizer=ByteTokenizer(), seq_len=SEQ_LEN, **arguments)
+
+
+def loader(data: PackedDataset, rank: int = 0, size: int = 1, **changes: Any) -> PackedDataLoader:
+    return PackedDataLoader(data, dp_rank=rank, dp_size=size, **{"num_workers": 0, "provenance": True, **changes})
+
+
+def packs_of(batches: Iterator[Any] | PackedDataLoader) -> dict[int, tuple[int, ...]]:
+    """By number."""
+    found = {}
+    for batch in batches:
+        for number, tokens in zip(batch["pack_numbers"].tolist(), batch["tokens"].tolist(), strict=True):
+            if number >= 0:
+                assert number not in found
+                found[number] = tuple(tokens)
+    return found
+
+
+def test_the_packs_are_the_same_on_any_number_of_ranks_and_workers(folder: Path) -> None:
+    data = dataset(folder)
+    alone = packs_of(loader(data))
+    assert sorted(alone) == list(range(len(alone)))
+    assert len(alone) > 100
+    for size, workers, batch_size in ((1, 2, 5), (3, 0, 4), (2, 1, 1), (7, 0, 64)):
+        found: dict[int, tuple[int, ...]] = {}
+        digest = fillers = num_batches = 0
+        for rank in range(size):
+            with loader(data, rank, size, num_workers=workers, batch_size=batch_size) as mine:
+                batches = list(mine)
+                assert num_batches in (0, len(batches)), "equally many on all ranks"
+                num_batches = len(batches)
+                packs = packs_of(batches)
+                assert not packs.keys() & found.keys()
+                assert len(alone) // size <= len(packs) <= -(-len(alone) // size)
+                found |= packs
+                fillers += len(batches) * batch_size - len(packs)
+                digest += mine.digest()
+        assert found == alone
+        assert fillers < size * batch_size
+        assert digest % 2**64 == loader_digest(data) % 2**64
+
+
+def loader_digest(data: PackedDataset) -> int:
+    with loader(data) as alone:
+        list(alone)
+        return alone.digest()
+
+
+def test_every_iteration_has_all_of_it_and_counts_no_more(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = loader(dataset(folder), batch_size=4)
+    first = packs_of(mine)
+    monkeypatch.setattr("streampack.loader.validation.count", None)  # it is not called again
+    for _ in range(2):
+        next(iter(mine))  # broken off
+        assert packs_of(mine) == first
+    assert mine.stats()["tokens"] == sum(int((batch["segment_ids"] > 0).sum()) for batch in mine)
+    iterator = iter(mine)
+    next(iterator)
+    mine.load_state_dict(mine.state_dict())
+    assert packs_of(mine) == first, "a state has no position"
+    mine.skip(2)
+    assert packs_of(mine) == first
+
+
+def test_sources_come_one_after_the_other(folder: Path) -> None:
+    batches = list(loader(dataset(folder)))
+    names = [pack[0].source for batch in batches for pack in batch["provenance"]]
+    assert names == sorted(names, reverse=True)
+    assert set(names) == {"web", "code"}
+
+
+def test_num_packs_takes_the_first_ones(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counting, "_COUNTED_TOGETHER", 1)
+    counted, count = [], counting._counted
+    monkeypatch.setattr(counting, "_counted", lambda *args: counted.append(1) or count(*args))
+    all_packs = packs_of(loader(dataset(folder)))
+    counted.clear()
+    bounded = dataset(folder, num_packs=20)
+    assert packs_of(loader(bounded, batch_size=3)) == {number: all_packs[number] for number in range(20)}
+    assert len(counted) < 10, "lanes after the last pack are not read"
+
+
+def test_drop_last_leaves_no_filler(folder: Path) -> None:
+    found: dict[int, tuple[int, ...]] = {}
+    for rank in range(3):
+        batches = list(loader(dataset(folder), rank, 3, batch_size=8, drop_last=True))
+        packs = packs_of(batches)
+        assert len(packs) == 8 * len(batches)
+        found |= packs
+    assert sorted(found) == list(range(len(found)))
+
+
+def test_an_error_comes_when_the_packs_are_counted(folder: Path) -> None:
+    mine = loader(dataset(folder, data=str(folder / "web-*.tar"), field="json:text"))
+    with pytest.raises(ValueError, match=r"web-0\.tar"):
+        iter(mine)
+
+
+@pytest.mark.parametrize(
+    ("hold_out", "text"),
+    [
+        (HoldOut("val", 1e-9), r"holds out none of the 120 documents of source 'code'.* fraction=0\.08 holds out"),
+        (HoldOut("val", 1e-9, by="block"), r"holds out none of the .* A fraction of at least"),
+    ],
+)
+def test_an_empty_part_is_an_error_that_says_what_would_do(folder: Path, hold_out: HoldOut, text: str) -> None:
+    data = {"code": str(folder / "code-*.tar")}
+    with pytest.raises(ConfigError, match=text):
+        iter(loader(dataset(folder, data=data, hold_out=hold_out)))
+
+
+def test_training_has_the_same_packs_with_and_without_evaluations(folder: Path) -> None:
+    """Also where an evaluation is broken off; and its state is the same."""
+
+    def train(evaluate: bool) -> tuple[list[Any], str]:
+        with loader(dataset(folder, "train", data=str(folder / "web-*.tar")), batch_size=2) as training:
+            held_out = loader(dataset(folder, data=str(folder / "web-*.tar")), batch_size=3)
+            seen = []
+            for step, batch in zip(range(12), training, strict=False):
+                seen.append(batch["tokens"].tolist())
+                if evaluate and step % 4 == 3:
+                    for number, _ in enumerate(held_out):
+                        if step == 7 and number == 1:
+                            break
+            return seen, repr(sorted(training.state_dict().items()))
+
+    assert train(evaluate=True) == train(evaluate=False)
