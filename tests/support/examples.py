@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 import streampack
-from support.processes import LAUNCH, PROGRAMS, Job, launcher
+from support.launching import LAUNCH
+from support.processes import PROGRAMS, Job, launcher
 
 EXAMPLES = Path(streampack.__file__).parent / "examples"
 
@@ -87,7 +88,7 @@ class Runs:
         elif self._by_torchrun:
             command = [*launcher(ranks), program]
         else:
-            command = [sys.executable, LAUNCH, str(ranks), program]
+            command = [LAUNCH, str(ranks), program]
         with Example([*command, *arguments], log=self.folder / f"log{self._count}") as example:
             found = example.steps(until=kill_after)
             if kill_after is None:

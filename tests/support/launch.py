@@ -1,12 +1,18 @@
 """Starts the ranks of a job as torchrun does, all out of one process that has imported what they need.
 
-    python launch.py RANKS PROGRAM ARGUMENTS...
+    python launch.py RANKS PROGRAM ARGUMENTS...    one job
+    python launch.py < SOCKET                      a job for each message of `launching.Forked`, until the socket ends
 
-An import of torch takes seconds, and torchrun makes one for itself and one for each rank; here it is made once. What a
-rank finds in its environment and who keeps the store is as under torchrun. A rank that fails ends all the others.
+An import of torch takes seconds, and torchrun makes one for itself and one for each rank; here it is made once, for all
+jobs of a socket. What a rank finds in its environment and who keeps the store is as under torchrun. A rank that fails
+ends all the others.
 """
 
+import contextlib
+import ctypes
 import gc
+import importlib
+import json
 import os
 import runpy
 import signal
@@ -14,14 +20,68 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
 GRACE_S = 10
+MOST_PROGRAMS_IMPORT = ("streampack", "torch.distributed.checkpoint", "torch.distributed.fsdp")
 
 
-def main() -> None:
-    num_ranks, sys.argv = int(sys.argv[1]), sys.argv[2:]
+def serve() -> None:
+    """Fork a job for each message on the standard input."""
+    for name in MOST_PROGRAMS_IMPORT:
+        importlib.import_module(name)
+    gc.freeze()
+    with socket.socket(fileno=os.dup(0)) as asked:
+        while True:
+            message, files, *_ = socket.recv_fds(asked, 2**20, 3)
+            if not message:
+                return
+            if os.fork() == 0:
+                keep(json.loads(message), *files)
+                return
+            for file in files:
+                os.close(file)
+            with contextlib.suppress(ChildProcessError):  # there is none
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+
+
+def keep(job: dict[str, Any], stdout: int, stderr: int, told: int) -> None:
+    """Tell the id of the job's process and how it ended. Returns in that process and in its ranks."""
+    if pid := os.fork():
+        os.write(told, f"{pid}\n".encode())
+        for file in (stdout, stderr):
+            os.close(file)
+        ended = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        os.write(told, f"{ended}\n".encode())
+        os._exit(0)
+    os.close(told)
+    os.setsid()
+    stdin = os.open(os.devnull, os.O_RDONLY)
+    for number, file in enumerate((stdin, stdout, stderr)):
+        os.dup2(file, number)
+        os.close(file)
+    os.chdir(job["folder"])
+    carry(*job["mark"])
+    os.environ.clear()
+    os.environ |= job["environment"]
+    main(job["arguments"])
+
+
+def carry(name: str, value: str) -> None:
+    """Make /proc/PID/environ of this process, and of those that it forks, have a value as long as the one in it.
+
+    It shows where the process's first environment lay in memory, which `os.environ` never changes.
+    """
+    library = ctypes.CDLL(None)
+    library.getenv.restype = ctypes.c_void_p
+    ctypes.memmove(library.getenv(name.encode()), value.encode(), len(value))
+
+
+def main(arguments: list[str]) -> None:
+    num_ranks, sys.argv = int(arguments[0]), arguments[1:]
     sys.path[0] = str(Path(sys.argv[0]).parent)
     runpy.run_path(sys.argv[0], run_name="imported")  # its imports; `main` is not called
     gc.freeze()  # no collection needs to look at the libraries, and ranks and workers share their pages
@@ -75,4 +135,4 @@ def wait(ranks: dict[int, int]) -> int | None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:]) if sys.argv[1:] else serve()

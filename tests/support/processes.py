@@ -18,7 +18,8 @@ from typing import Self
 
 import pytest
 
-LAUNCH = Path(__file__).parent / "launch.py"
+from support.launching import LAUNCH, Forked
+
 PROGRAMS = Path(__file__).parent / "programs"
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
@@ -36,8 +37,8 @@ def launcher(ranks: int, *options: str) -> list[str | Path]:
 class Job:
     """RANKS processes of `programs/PROGRAM ARGUMENTS`, running from the start of the `with`.
 
-    They are started by `support/launch.py`; by torchrun itself where `options` for it are given, also empty ones.
-    `inside` is a command that runs another one, `environment` comes on top of this process's.
+    They are started by `support/launch.py`; by torchrun itself where `options` for it are given, also empty ones, which
+    may be `inside` a command that runs another one. `environment` comes on top of this process's.
     """
 
     def __init__(
@@ -50,8 +51,8 @@ class Job:
         inside: Sequence[str] = (),
         environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        started_by = [sys.executable, LAUNCH, str(ranks)] if options is None else launcher(ranks, *options)
-        command = [*inside, *started_by, PROGRAMS / program, *arguments]
+        started_by = [LAUNCH, str(ranks)] if options is None else [*inside, *launcher(ranks, *options)]
+        command = [*started_by, PROGRAMS / program, *arguments]
         self._start(command, log=log, environment=environment)
 
     def _start(
@@ -62,26 +63,37 @@ class Job:
         stdout: int | None = None,
         environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Run any command as a job; what it writes goes into the log, or its standard output elsewhere."""
+        """Run a command as a job; what it writes goes into the log, or its standard output elsewhere.
+
+        `LAUNCH` is a command whose process is a fork of one that has imported what ranks need.
+        """
         self._log = log
         self._mark = f"STREAMPACK_TEST_JOB={uuid.uuid4().hex}"
         name, value = self._mark.split("=")
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(PROGRAMS.parents[1]), os.environ.get("PYTHONPATH", "")]),
+            **environment,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONFAULTHANDLER": "1",
+            name: value,
+        }
+        self._process: Forked | subprocess.Popen[bytes]
         with log.open("wb") as file:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=file if stdout is None else stdout,
-                stderr=file,
-                env={
-                    **os.environ,
-                    "PYTHONPATH": os.pathsep.join([str(PROGRAMS.parents[1]), os.environ.get("PYTHONPATH", "")]),
-                    **environment,
-                    "OMP_NUM_THREADS": "1",
-                    "PYTHONFAULTHANDLER": "1",
-                    name: value,
-                },
-                start_new_session=True,
-            )
+            output = file.fileno() if stdout is None else stdout
+            if command[0] == LAUNCH:
+                self._process = Forked(
+                    command[1:], stdout=output, stderr=file.fileno(), environment=environment, mark=name
+                )
+            else:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=file,
+                    env=environment,
+                    start_new_session=True,
+                )
 
     def __enter__(self) -> Self:
         return self
