@@ -62,6 +62,14 @@ def test_a_rank_looks_at_the_keys_that_may_hold_its_lanes(step: int, other: int)
             assert may_have_more(key_of_more(theirs), lanes) == bool(set(lanes) & set(theirs))
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_plain_loading_into_a_state_of_other_sources_fails_and_names_the_table(tmp_path: Path) -> None:
+    save(tmp_path, state())
+    other = to_tables(range(LANES), LANES, np.zeros((LANES, SOURCES + 1, 2), dtype=np.int64), {})
+    with pytest.raises(Exception, match=r"(?i)size mismatch.*rows|rows.*size"):
+        dcp.load(dict(other), checkpoint_id=tmp_path, no_dist=True)  # type: ignore[attr-defined]
+
+
 def test_what_plain_loading_leaves_out_is_refused() -> None:
     part = {key: value for key, value in state().items() if "-" not in key}
     with pytest.raises(StateError, match=r"lane 3 has .*loader.load_checkpoint\(path\) takes all"):
