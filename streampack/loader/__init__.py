@@ -21,6 +21,7 @@ in the trainer   serving    starts a server, and workers through it
                  commits    positions of lanes, moved on when a batch is handed out: the state
                  delivery   passes, commits and formatting in step, whatever interrupts them
                  calls      which of them are under way, and so what may be done now
+                 validation, counting, stretches    a validation set: counted once, then the same packs each time
                  formatting a batch as the trainer takes it
                  loader     PackedDataLoader
 between ranks    agreement  the run that all have in common: how it begins, continues and ends; one state of all
