@@ -335,29 +335,6 @@ def test_a_run_resumed_at_the_end_of_a_pass_reads_the_next_epoch(corpus: Corpus)
     assert_equal(dict(enumerate(resumed.values())), list(second.values()))
 
 
-def test_the_second_pass_of_a_validation_run_can_be_resumed_anywhere(corpus: Corpus) -> None:
-    data = dataset(corpus, part="val", fraction=0.2, num_lanes=3, seq_len=24)
-    states: list[dict[str, Any]] = []
-    passes = []
-    with Job(data) as job:
-        for _ in range(2):
-            packs: dict[int, Array] = {}
-            while more := job.step():
-                packs |= more
-                states.append(job.state())
-            job.run_out()
-            passes.append(packs)
-        end = job.digest(), job.stats(), job.state()
-    np.testing.assert_array_equal(list(passes[1].values()), list(passes[0].values()))
-    for state in states[len(passes[0]) :: 5]:
-        begin = state["global_pack"]
-        with Job(data, 1, 0, 1, state=state) as job:
-            rest, _ = job.run_out()
-            assert sorted(rest) == list(range(begin, 2 * len(passes[0])))
-            assert all(np.array_equal(pack, passes[1][number]) for number, pack in rest.items())
-            assert (job.digest(), job.stats(), job.state()) == end
-
-
 def test_plain_shards_that_a_manifest_wants_read_whole_are_resumed_inside(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path, [(".tar", texts(count, seed=count)) for count in (14, 5, 30, 9)])
     whole = (0, 2)

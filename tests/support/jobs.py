@@ -379,7 +379,7 @@ class Job:
 
     @property
     def global_pack(self) -> int:
-        return int(self.loaders[0].state_dict()["global_pack"])
+        return int(self.loaders[0].state_dict().get("global_pack", 0))  # of a validation set it has none
 
     def step(self, batches: int = 1) -> dict[int, Array]:
         """So many batches of every rank (fewer at a pass's end), as global number -> pack."""
