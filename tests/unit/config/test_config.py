@@ -39,7 +39,7 @@ def test_each_config_that_ships_loads_and_fits_the_constructors(path: Path) -> N
 
 
 def test_three_configs_ship() -> None:
-    assert [path.stem for path in CONFIGS] == ["demo", "finetune-jsonl", "pretrain-s3"]
+    assert [path.stem for path in CONFIGS] == ["demo", "finetune-jsonl", "pretrain-mix", "pretrain-s3"]
 
 
 def test_fields_are_the_keyword_arguments_of_the_constructors() -> None:
