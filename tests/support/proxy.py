@@ -17,6 +17,7 @@ A fault is one of
 """
 
 import contextlib
+import functools
 import hashlib
 import http.client
 import socket
@@ -104,6 +105,11 @@ class Proxy(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         pass  # clients that hang up are what this is about
+
+
+@functools.lru_cache(maxsize=8)
+def _etag(data: bytes) -> str:
+    return f'"{hashlib.md5(data).hexdigest()}"'
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -202,7 +208,7 @@ class _Handler(BaseHTTPRequestHandler):
         data = self.server.objects.get(urllib.parse.unquote(self.path.partition("?")[0]))
         if data is None:
             return 404, {"Content-Length": "0"}, b""
-        headers = {"ETag": f'"{hashlib.md5(data).hexdigest()}"', "Accept-Ranges": "bytes"}
+        headers = {"ETag": _etag(data), "Accept-Ranges": "bytes"}
         asked = self.headers.get("Range")
         if not asked:
             return 200, {**headers, "Content-Length": str(len(data))}, data
