@@ -1,7 +1,7 @@
 """The stages of a run on its line of global packs: where each begins, and where the run ends.
 
 In:    stages in order, each with its first pack; the run's budget.
-Out:   the stage of a pack; how many tokens the packs before it have; where a batch must end.
+Out:   the stage of a pack; how many tokens the packs before it have; where packs get another length.
 Never: a stage that begins inside a round: each lane gives as many packs in it as any other.
 
     global packs   0 ........ a*L ............ b*L .......... N
@@ -59,13 +59,8 @@ class Schedule:
         """Tokens of the global packs below this one."""
         return self.stage_of(global_pack).tokens_at(global_pack)
 
-    def batch_end(self, global_pack: int) -> int | None:
-        """The global pack at which a batch that begins here must end at the latest; None: nowhere.
-
-        The packs there have another seq_len, or the run ends.
-        """
+    def next_length(self, global_pack: int) -> int | None:
+        """The global pack with which packs get another length than this one has; None: there is none."""
         here = self.index_of(global_pack)
         seq_len = self.stages[here].seq_len
-        cuts = (stage.first_pack for stage in self.stages[here + 1 :] if stage.seq_len != seq_len)
-        cut = next(cuts, None)
-        return cut if self.end is None else self.end if cut is None else min(cut, self.end)
+        return next((stage.first_pack for stage in self.stages[here + 1 :] if stage.seq_len != seq_len), None)

@@ -5,7 +5,6 @@ Out:   packs of one rank and worker; to the loader the shards, the run that they
 Never: an open file, a client, or a tokenizer's handle that does not survive a pickle or a fork.
 """
 
-import inspect
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -20,9 +19,10 @@ from streampack.chat.templates import ChatFunction
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.options import Shuffle
 from streampack.corpus.partition import check_ranks, rank_lanes, worker_lanes
-from streampack.corpus.schedule import StageOfRun
+from streampack.corpus.schedule import Schedule, StageOfRun
 from streampack.corpus.table import ShardTable
 from streampack.dataset.arguments import DatasetArguments
+from streampack.dataset.fixed import FixedArguments
 from streampack.dataset.iteration import PackIterator, Reading, WorkerShare
 from streampack.dataset.rank import check_same, check_unchanged
 from streampack.dataset.runplan import RunPlan
@@ -42,7 +42,7 @@ from streampack.records import Limits, Tokenizer
 from streampack.storage.options import Storage, as_storage
 
 
-class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
+class PackedDataset(FixedArguments, IterableDataset[dict[str, torch.Tensor]], instead="dataset and loader"):
     """Packs of `seq_len` tokens with labels, from tar shards, tokenized and packed on the fly.
 
     Iterating gives dicts of int64 tensors of shape [seq_len]: "tokens", "labels" (already shifted, -100 where there is
@@ -176,12 +176,6 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
 
     # -- what the arguments say ------------------------------------------------------------------------------------
 
-    def __setattr__(self, name: str, value: object) -> None:
-        """Refuse what would be ignored: an argument of the constructor."""
-        if name in _FIXED:
-            raise AttributeError(f"{name} cannot be set on a {type(self).__name__}: make another dataset and loader")
-        super().__setattr__(name, value)
-
     @property
     def pipeline(self) -> Pipeline:
         """What is done with the bytes of a shard of the first source, in the first stage."""
@@ -249,6 +243,14 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
     def corpus(self, num_lanes: int | None = None) -> Corpus:
         """The first source's of a run: which of its bytes come when."""
         return self.run(num_lanes).sources[0].corpus
+
+    def schedule(self) -> Schedule | None:
+        """The stages and the end of the run; None: they depend on shards that have not been listed yet."""
+        return self._plan.known_schedule()
+
+    def in_step(self) -> dict[str, Any]:
+        """What must be equal on all ranks besides the fingerprint: where the run, or a pass, ends."""
+        return self._plan.in_step()
 
     def run(self, num_lanes: int | None = None, *, begun: Sequence[StageOfRun] = (), first_epoch: int = 0) -> Run:
         """The run of these arguments; lists the shards if that was not done.
@@ -344,6 +346,3 @@ class PackedDataset(IterableDataset[dict[str, torch.Tensor]]):
         check_not_dealt_again(rank=self._topology.rank, size=self._topology.size)
         self.list_shards()
         return self.__dict__.copy()
-
-
-_FIXED = frozenset(inspect.signature(PackedDataset).parameters)

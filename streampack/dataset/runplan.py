@@ -157,6 +157,28 @@ class RunPlan:
         end = {"num_tokens": self.arguments.num_tokens, "num_packs": self.arguments.num_packs}
         return resolve(self.planned(), num_lanes=num_lanes, begun=begun, **end)
 
+    def known_schedule(self) -> Schedule | None:
+        """See `PackedDataset.schedule`."""
+        num_lanes = self.arguments.num_lanes
+        if not isinstance(num_lanes, str):
+            return self._schedule(num_lanes)
+        if self.shards.is_listed:
+            return self._schedule(self.num_lanes)
+        lengths = {stage.seq_len for stage in self.planned()}
+        return self._schedule(1) if len(lengths) == 1 else None  # its end is the same for every number of lanes
+
+    def in_step(self) -> dict[str, Any]:
+        """See `PackedDataset.in_step`."""
+        arguments = self.arguments
+        return {
+            "epochs": 1 if arguments.is_validation else arguments.epochs,
+            "epoch_end": arguments.epoch_end,
+            "num_tokens": arguments.num_tokens,
+            "num_packs": arguments.num_packs,
+            "exhausted": arguments.exhausted,
+            "max_epochs": {name: source.max_epochs for name, source in arguments.sources.items()},
+        }
+
     def planned(self) -> list[PlannedStage]:
         """The stages before it is known where they begin."""
         found = []

@@ -17,8 +17,9 @@ shifted twice. `labels[i]` is the target of `tokens[i]`, except where the table 
     maxtext     inputs, targets, inputs_position, inputs_segmentation,          already shifted; targets 0 and
                 targets_position, targets_segmentation: int32 [B, S]            ..._segmentation 0 where there is none
 
-Each dict has "num_targets" too, int64 [B], except torchtune's with a mask, which goes to the model as it is. A pack's
-padding is one more sequence in `seq_lens`, `cu_seqlens` and masks, so that they add up to S and every row sees one.
+Each dict has "num_targets" too, int64 [B], and "source_ids", int32 [B], the source of each pack (-1: a filler), except
+torchtune's with a mask, which goes to the model as it is. A pack's padding is one more sequence in `seq_lens`,
+`cu_seqlens` and masks, so that they add up to S and every row sees one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -62,10 +63,15 @@ class Layout:
         """What is known of the format."""
         return FORMAT_SPECS[self.format]
 
-    def batch(self, block: PackBlock, document_targets: Sequence[int] = ()) -> Batch:
+    def batch(
+        self, block: PackBlock, document_targets: Sequence[int] = (), source_ids: Sequence[int] | None = None
+    ) -> Batch:
         """The block's packs in this layout; see the table at the top of the module.
 
-        `document_targets`, for weights by document: the targets of each segment's whole document, pack by pack.
+        Args:
+            block: B packs.
+            document_targets: for weights by document, the targets of each segment's whole document, pack by pack.
+            source_ids: [B], the index of each pack's source, -1 for a filler; None: the batch does not tell it.
         """
         rows = {name: torch.from_numpy(array) for name, array in expand_block(block).items()}
         segment_ids = rows["segment_ids"]
@@ -86,6 +92,8 @@ class Layout:
             del batch["seq_lens"]
         elif not spec.is_pair:
             batch["num_targets"] = num_targets
+            if source_ids is not None:
+                batch["source_ids"] = torch.tensor(source_ids, dtype=torch.int32)
         if weights is not None:
             batch["loss_weights"] = weights.reshape(batch[spec.labels].shape)
         return batch

@@ -16,10 +16,13 @@ in the trainer   serving    starts a server, and workers through it
                  restarts   starts them again from the positions after the last messages
                  dealing    messages back into the global order
                  max_bad    how much the run may skip: the pack that is too much becomes an error
+                 steps      where each batch begins and ends
                  rounds     batches; ranks of a finite run end together
                  passes     all of these from committed positions on, until the pass ends
                  commits    positions of lanes, moved on when a batch is handed out: the state
                  delivery   passes, commits and formatting in step, whatever interrupts them
+                 progress, stats    how far the run has come; what was counted
+                 turns      whose turn it is, and which pass is under way
                  calls      which of them are under way, and so what may be done now
                  validation, counting, stretches    a validation set: counted once, then the same packs each time
                  formatting a batch as the trainer takes it
@@ -48,6 +51,7 @@ __all__ = [
     "passes",
     "pickling",
     "processes",
+    "progress",
     "recipes",
     "restarts",
     "rounds",
@@ -56,8 +60,10 @@ __all__ = [
     "sharing",
     "shortage",
     "stats",
+    "steps",
     "stretches",
     "surroundings",
+    "turns",
     "unpicklable",
     "validation",
     "workers",

@@ -195,6 +195,15 @@ class SharedRun:
         check_ranks(num_lanes=num_lanes, num_ranks=topology.size)
         return rank_lanes(topology.rank, topology.size, num_lanes)
 
+    def num_lanes(self) -> int:
+        """Lanes of a run that has not begun, if they are known; else a `LoaderError`."""
+        if self._dataset.auto_lanes and self._exchanges.topology.size > 1 and not self._exchanges.are_unknown:
+            raise LoaderError(
+                'num_lanes="auto" is known once the ranks have listed the shards together: ask for it after '
+                "iter(loader), state_dict or load_state_dict, which all ranks call"
+            )
+        return self._dataset.num_lanes
+
     def agreement(self, committed: Committed, batch_size: int) -> "PassAgreement | None":
         """How the ranks agree on the end of the pass that continues from `committed`; None where this rank need not."""
         if self.ranks is None or not self.run_of(committed).is_finite(committed.global_pack):

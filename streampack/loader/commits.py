@@ -13,19 +13,19 @@ state meanwhile. The oldest batches are added to a copy of the base some at a ti
 rows.
 """
 
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Sequence, Sized
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streampack.errors import LoaderError, StateError
-from streampack.lanes.position import NUM_CURSOR, SkippedRange
+from streampack.lanes.position import NUM_CURSOR, LaneEnd, SkippedRange
 from streampack.loader.messages import COLUMNS
 from streampack.loader.passes import LastWords
 from streampack.loader.rounds import PackBatch
-from streampack.records import Counts
-from streampack.state.checkpoint import COUNTS, DIGEST, FIELDS, NUM_SKIPPED, PACKS, Committed
+from streampack.records import Cursor
+from streampack.state.checkpoint import DIGEST, FIELDS, NUM_SKIPPED, PACKS, Committed
 
 BATCHES_BACK = 8
 """How many batches back a state can be asked for."""
@@ -42,55 +42,73 @@ _SKIPPED_PACKS = FIELDS.index("skipped_packs")
 class Change(NamedTuple):
     """What one batch changes in the rows of its rank's lanes, once it is committed."""
 
-    lanes: NDArray[np.intp]
-    """[n]: the index of the lane of each pack."""
+    row_indexes: NDArray[np.intp]
+    """[n]: the row of each pack, and of each source that was found without one in a lane."""
     rows: NDArray[np.int64]
-    """int64 [n, len(FIELDS)]: what each pack changes, as `advance_rows` takes it."""
+    """int64 [n, len(FIELDS)]: what each of them changes, as `advance_rows` takes it."""
     fillers: NDArray[np.intp]
     """The index of the lane of each filler that has a global number."""
     skipped_ranges: Sequence[tuple[int, SkippedRange]]
-    """(index of the pack, what was skipped for the first time while it was made)."""
+    """(row, what was skipped for the first time there while a pack was made)."""
     global_pack: int
 
     @classmethod
-    def of(cls, batch: PackBatch, *, skipped: bool = False) -> "Change":
+    def of(
+        cls, batch: PackBatch, end_epochs: Sequence[int | None], *, num_sources: int, skipped: bool = False
+    ) -> "Change":
         """Of a batch that is handed out, or `skipped`: then it is in no digest and counts as skipped packs only.
 
         Its documents count in any case: a fraction `max_bad` is of all documents that were met.
+
+        Args:
+            batch: some of whose packs may come with sources that have ended in their lanes.
+            end_epochs: of each source of the run, where it goes on when it has ended.
+            num_sources: for each lane there are so many rows.
+            skipped: whether the trainer does not get the batch.
         """
-        lanes: list[int] = []
-        changes: list[NDArray[np.int64]] = []
+        row_indexes: list[int] = []
+        changes: list[NDArray[np.int64] | list[int]] = []
         fillers: list[int] = []
         skipped_ranges: list[tuple[int, SkippedRange]] = []
+        ended: list[tuple[int, LaneEnd]] = []
         for item in batch.items:
             if item is None:
                 continue
-            _, lane_index, pack, *_ = item
-            if pack is None:
+            _, lane_index, pack, ends, _ = item
+            if pack is None:  # what came after the lane's last pack is counted at the end of the pass
                 fillers.append(lane_index)
                 continue
-            lanes.append(lane_index)
-            changes.append(pack.message.changes[pack.number])
-            if pack.message.skipped_ranges:
-                skipped_ranges += [(len(lanes) - 1, skipped_range) for skipped_range in pack.skipped_ranges]
+            for end in ends:
+                ended.append((len(changes), end))
+                row_indexes.append(lane_index * num_sources + end.source)
+                changes.append([*Cursor(epoch=end_epochs[end.source] or 0), 0, *end.counts])
+            message, number, _ = pack
+            row_indexes.append(lane_index if num_sources == 1 else lane_index * num_sources + pack.source)
+            changes.append(message.changes[number])
+            if message.skipped_ranges:
+                skipped_ranges += [(len(changes) - 1, skipped_range) for skipped_range in pack.skipped_ranges]
         rows = to_checkpoint(np.array(changes, dtype=np.int64).reshape(len(changes), len(COLUMNS)))
         for index, _ in skipped_ranges:
             rows[index, NUM_SKIPPED] += 1
+        left = _only_skipped(rows) if skipped else rows
+        for index, end in ended:
+            left[index] = rows[index]
+            left[index, PACKS], left[index, NUM_SKIPPED] = 0, len(end.skipped_ranges)
         return cls(
-            lanes=np.array(lanes, dtype=np.intp),
-            rows=_only_skipped(rows) if skipped else rows,
+            row_indexes=np.array(row_indexes, dtype=np.intp),
+            rows=left,
             fillers=np.array(fillers, dtype=np.intp),
-            skipped_ranges=skipped_ranges,
+            skipped_ranges=[(row_indexes[index], skipped_range) for index, skipped_range in skipped_ranges],
             global_pack=batch.global_pack,
         )
 
     def apply(self, committed: Committed) -> None:
-        if len(self.lanes):
-            committed.add(self.lanes, self.rows)
+        if len(self.row_indexes):
+            committed.add(self.row_indexes, self.rows)
         if len(self.fillers):
             committed.add_fillers(self.fillers)
-        for pack, skipped_range in self.skipped_ranges:
-            committed.skipped_ranges[self.lanes[pack]] += (skipped_range,)
+        for row, skipped_range in self.skipped_ranges:
+            committed.skipped_ranges[row] += (skipped_range,)
         committed.global_pack = self.global_pack
 
 
@@ -135,6 +153,11 @@ class Commits:
         return self._standing.base.num_lanes
 
     @property
+    def num_sources(self) -> int:
+        """For each lane there are so many rows."""
+        return len(self._standing.base.sources)
+
+    @property
     def first_epoch(self) -> int:
         """The epoch with which the current pass began."""
         return self._standing.base.first_epoch
@@ -158,15 +181,6 @@ class Commits:
     def num_ahead(self) -> int:
         """Batches that a trainer has taken and not used yet."""
         return len(self._standing.ahead)
-
-    def counts(self) -> Counts:
-        """The lanes' counts added up."""
-        standing = self._standing
-        counts = standing.base.counts()
-        if standing.changes:
-            rows = np.concatenate([change.rows for change in standing.changes])
-            counts = counts.plus(Counts(*rows[:, COUNTS].sum(axis=0).tolist()))
-        return counts._replace(fillers=counts.fillers + sum(len(change.fillers) for change in standing.changes))
 
     def digest(self) -> int:
         """The lanes' digests added up modulo 2**64, as an int64."""
@@ -233,18 +247,29 @@ class Commits:
                 self._standing = before
 
     def end_pass(
-        self, last_words: Mapping[int, LastWords], *, after: Standing, epochs: int, left_out_packs: int
+        self,
+        last_words: Sequence[LastWords],
+        end_epochs: Sequence[int | None],
+        *,
+        after: Standing,
+        next_epoch: int | None,
+        left_out_packs: int,
     ) -> None:
         """All ranks have ended the pass: count what came after the lanes' last packs, and begin the next epoch.
 
-        `after`: as for `commit`.
+        Args:
+            last_words: of lanes that were found without a pack; those count whose last pack was handed out.
+            end_epochs: of each source of the run.
+            after: as for `commit`.
+            next_epoch: that of the next pass; None: each source stays where it is.
+            left_out_packs: packs that the pass has made and not handed out.
         """
         standing = after
         committed = _applied(standing.base, standing.changes)
-        next_epoch = committed.first_epoch + epochs
-        for lane_index, (packs, end) in last_words.items():
-            if committed.packs(lane_index) >= packs:  # else the lane was cut before its last pack
-                committed.end_source(lane_index, end, next_epoch)
+        for words in last_words:
+            if committed.packs(words.lane_index) >= words.packs:  # else the lane was cut before its last pack
+                for end in words.ends:
+                    committed.end_source(words.lane_index, end, end_epochs[end.source] or 0)
         committed.end_pass(next_epoch)
         left_out_packs += standing.left_out_packs
         self._move(standing, standing._replace(base=committed, changes=(), left_out_packs=left_out_packs))

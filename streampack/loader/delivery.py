@@ -12,12 +12,12 @@ comes back with a `LoaderError` and ends the workers.
 """
 
 import dataclasses
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sized
 from contextlib import suppress
 from time import perf_counter
+from typing import Any
 
 from streampack.dataset.dataset import PackedDataset
 from streampack.errors import LoaderError
@@ -25,30 +25,17 @@ from streampack.formats.consumers import Batch
 from streampack.lanes.arrival import check_arrival
 from streampack.loader.agreement import SharedRun
 from streampack.loader.calls import Calls
-from streampack.loader.commits import Change, Commits, Standing
+from streampack.loader.commits import Change, Commits
 from streampack.loader.consistency import Verifier
 from streampack.loader.formatting import BatchFormatter
 from streampack.loader.passes import Pass, PassSettings
 from streampack.loader.processes import Launcher
+from streampack.loader.progress import progress_of
 from streampack.loader.restarts import WorkerRestarts
 from streampack.loader.rounds import PackBatch
-from streampack.loader.stats import LoaderCounts, stats_of
+from streampack.loader.stats import LoaderCounts, stats_of, stats_of_sources
+from streampack.loader.turns import Running, Turn, tell_of_end
 from streampack.state.checkpoint import Committed
-
-_log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(slots=True)
-class Turn:
-    """What makes an iterator the one that may take batches."""
-
-    settings: PassSettings
-    first_epoch: int
-    """Of its pass: once the commits have another one, the pass has ended."""
-    begun_at: int
-    """Batches that were handed out before."""
-    taken_ahead: Callable[[], Sized] | None
-    """Called when the first batch is asked for; None afterwards."""
 
 
 class BatchIterator(Iterator[Batch]):
@@ -60,18 +47,6 @@ class BatchIterator(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         return self._delivery.next(self._turn)
-
-
-@dataclasses.dataclass(slots=True)
-class Running:
-    """A pass, and where it stands."""
-
-    each: Pass
-    settings: PassSettings
-    at: int | None
-    """The global pack after the last batch that it gave; None while it makes one, and for ever if that fails."""
-    taken_from: Standing
-    """What was committed when its last batch was asked for."""
 
 
 class Delivery:
@@ -89,6 +64,7 @@ class Delivery:
     ) -> None:
         """`committed`: the rows to begin with, which belong to this object from now on."""
         self.commits = Commits(committed)
+        self.schedule = run.run_of(committed).schedule
         self._dataset = dataset
         self._run = run
         self._formatter = formatter
@@ -119,13 +95,24 @@ class Delivery:
         running = self._running
         return None if running is None else running.each
 
-    def stats(self) -> dict[str, float]:
+    @property
+    def stage(self) -> int:
+        """The index of the stage of the next batch."""
+        return self.schedule.index_of(self.commits.global_pack)
+
+    def progress(self) -> dict[str, Any]:
+        """What `loader.progress()` gives."""
+        committed = self.commits.latest()
+        return progress_of(committed, self._run.run_of(committed))
+
+    def stats(self) -> dict[str, Any]:
         """What `loader.stats()` gives."""
-        commits = self.commits
+        commits, committed = self.commits, self.commits.latest()
         loader = dataclasses.replace(
             self._counts, batches=commits.num_batches, left_out_packs=commits.left_out_packs
         )
-        return stats_of(commits.counts(), loader, self.current_pass, self._restarts)
+        flat = stats_of(committed.counts(), loader, self.current_pass, self._restarts)
+        return {**flat, "sources": stats_of_sources(committed, self._run.run_of(committed))}
 
     # -- the thread that takes batches ---------------------------------------------------------------------------------
 
@@ -150,7 +137,7 @@ class Delivery:
         """`committed`: told what is committed, right before it is."""
         commits = self.commits
         self._check(turn)
-        if commits.first_epoch != turn.first_epoch:
+        if turn.is_over or commits.first_epoch != turn.first_epoch:
             raise StopIteration
         if turn.taken_ahead is not None:
             with self._lock:
@@ -166,7 +153,7 @@ class Delivery:
         if self._verifier is not None and self._verifier.is_due(commits.num_batches):
             arguments = self._run.arguments(commits.num_lanes)
             self._verifier.check(batch, commits.latest(), commits.num_batches, arguments)
-        change = Change.of(batch)
+        change = self._change(running, batch)
         committed.append(change)
         self._commit(turn, running, change)
         return handed_out
@@ -190,7 +177,7 @@ class Delivery:
                 batch = self._take(turn, running)
                 if batch is None:
                     return done
-                self._commit(turn, running, Change.of(batch, skipped=True), skipped=True)
+                self._commit(turn, running, self._change(running, batch, skipped=True), skipped=True)
             return num_batches
         finally:
             self._leave()
@@ -209,6 +196,9 @@ class Delivery:
             running.at = running.taken_from.global_pack
         return batch
 
+    def _change(self, running: Running, batch: PackBatch, *, skipped: bool = False) -> Change:
+        return Change.of(batch, running.each.end_epochs, num_sources=self.commits.num_sources, skipped=skipped)
+
     def _commit(self, turn: object, running: Running, change: Change, *, skipped: bool = False) -> None:
         with self._lock:
             self._check(turn)
@@ -216,17 +206,28 @@ class Delivery:
             self.commits.commit(change, after=running.taken_from, skipped=skipped)
 
     def _end_pass(self, turn: Turn, running: Running) -> None:
-        tally, epochs = running.each.tally, self._dataset.epochs
-        assert epochs is not None, "an endless run has no end"
+        each, epochs = running.each, self._dataset.epochs
+        next_epoch = None if epochs is None else turn.first_epoch + epochs
+        end = running.taken_from.global_pack
+        is_spent, last_words = each.steps.at(end) is None, each.tally.last_words
+        if is_spent:  # how far lanes were looked at after the end of the budget depends on the topology
+            num_lanes, lanes = self.commits.num_lanes, self.commits.lanes
+            last_words = [words for words in last_words if words.packs * num_lanes + lanes[words.lane_index] < end]
         if self.commits.num_batches == turn.begun_at:
-            what = "no batch is left of the pass that began with epoch %d; the next iteration begins with epoch %d"
-            _log.warning(what, turn.first_epoch, turn.first_epoch + epochs)
-        if self._dataset.epoch_end == "stop":
-            self._check_cuts(turn.first_epoch + epochs)
+            tell_of_end(turn, next_epoch, at=end, is_spent=is_spent)
+        if next_epoch is not None and self._dataset.epoch_end == "stop":
+            self._check_cuts(next_epoch)
         with self._lock:
             self._check(turn)
-            left_out = tally.left_out.packs
-            self.commits.end_pass(tally.ends, after=running.taken_from, epochs=epochs, left_out_packs=left_out)
+            if last_words or not is_spent:
+                self.commits.end_pass(
+                    last_words,
+                    each.end_epochs,
+                    after=running.taken_from,
+                    next_epoch=next_epoch,
+                    left_out_packs=each.tally.left_out.packs,
+                )
+            turn.is_over = True
         self._drop(running)
 
     def _check_cuts(self, end_epoch: int) -> None:
@@ -234,9 +235,8 @@ class Delivery:
         committed = self.commits.latest()
         corpus = self._dataset.corpus(committed.num_lanes)
         for lane_index, lane in enumerate(committed.lanes):
-            check_arrival(
-                self._dataset.pipeline, corpus, lane, committed.position(lane_index), end_epoch=end_epoch
-            )
+            position = committed.position(lane_index)
+            check_arrival(self._dataset.pipeline, corpus, lane, position, end_epoch=end_epoch)
 
     def _in_step(self, turn: object, settings: PassSettings) -> Running:
         """The pass that stands where the commits stand; it is made if there is none."""
@@ -259,7 +259,8 @@ class Delivery:
     def _make(self, settings: PassSettings) -> Running:
         committed = self.commits.latest()
         agree = self._run.agreement(committed, settings.batch_size)
-        each = Pass(self._dataset, committed, settings, agree, self._restarts, self._max_bad)
+        run = self._run.run_of(committed)
+        each = Pass(self._dataset, run, committed, settings, agree, self._restarts, self._max_bad)
         return Running(each, settings, committed.global_pack, self.commits.standing)
 
     def _check(self, turn: object) -> None:
@@ -298,9 +299,10 @@ class Delivery:
 
     def load(self, committed: Committed) -> None:
         """Go on from other rows; every iterator is over."""
-        max_bad = self._run.bound_on_bad(committed)
+        max_bad, schedule = self._run.bound_on_bad(committed), self._run.run_of(committed).schedule
         with self._lock:
             self._retire()
+            self.schedule = schedule
             self._max_bad = max_bad
             self.commits.load(committed)
 

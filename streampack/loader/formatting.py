@@ -20,7 +20,6 @@ class BatchFormatter:
     """How a loader makes a batch of packs."""
 
     layout: Layout
-    seq_len: int
     pad_id: int
     pin_memory: bool
     provenance: bool
@@ -36,9 +35,13 @@ class BatchFormatter:
         """The batch for the trainer; `lanes`: those of this rank, of so many."""
         packs = [None if item is None else item.pack for item in batch.items]
         in_blocks = [None if pack is None else pack.in_block for pack in packs]
-        block = gather(in_blocks, seq_len=self.seq_len, pad_id=self.pad_id)
+        block = gather(in_blocks, seq_len=batch.seq_len, pad_id=self.pad_id)
         provenance = [() if pack is None else pack.provenance for pack in packs]
-        result = self.layout.batch(block, [segment.targets for of_pack in provenance for segment in of_pack])
+        result = self.layout.batch(
+            block,
+            [segment.targets for of_pack in provenance for segment in of_pack],
+            [-1 if pack is None else pack.source for pack in packs],
+        )
         if self.pin_memory:
             result = pinned(result)
         if self.provenance:

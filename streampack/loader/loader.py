@@ -9,7 +9,6 @@ Never: a state that counts what workers have made and the trainer was not given.
 """
 
 import dataclasses
-import inspect
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sized
 from functools import partial
@@ -20,7 +19,8 @@ import torch
 from streampack.config.file import load_config
 from streampack.dataset import wrappers
 from streampack.dataset.dataset import PackedDataset
-from streampack.errors import ConfigError, LoaderError, as_bool, as_integer
+from streampack.dataset.fixed import FixedArguments
+from streampack.errors import ConfigError, as_bool, as_integer
 from streampack.formats.consumers import Batch, Format, Positions
 from streampack.formats.layout import LossWeights, as_layout
 from streampack.hashing import as_int64
@@ -28,7 +28,8 @@ from streampack.loader.consistency import Verifier
 from streampack.loader.delivery import Delivery
 from streampack.loader.formatting import BatchFormatter
 from streampack.loader.passes import PassSettings
-from streampack.loader.stats import STATS
+from streampack.loader.progress import length, no_progress
+from streampack.loader.stats import added_up, no_stats
 from streampack.loader.validation import delivery_of, shared_run
 from streampack.ranks import topology
 from streampack.ranks.exchange import RankExchanges
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
-class PackedDataLoader:
+class PackedDataLoader(FixedArguments, instead="loader"):
     """Batches of packs for one data-parallel rank; the same global batches on every number of ranks and workers.
 
     Iterating gives dicts of int64 tensors of shape [batch_size, seq_len]: "tokens", "labels", "position_ids",
@@ -138,15 +139,13 @@ class PackedDataLoader:
         dataset.check_budget(num_ranks=here.size, num_workers=self._settings.num_workers)
         formatter = BatchFormatter(
             layout=layout,
-            seq_len=dataset.seq_len,
             pad_id=dataset.pipeline.pad_id,
             pin_memory=torch.cuda.is_available() if pin_memory == "auto" else pin_memory,
             provenance=provenance,
         )
         verifier = None if verify_every is None else Verifier(verify_every, self._exchanges)
         self._in_step = {
-            "epochs": dataset.epochs,
-            "epoch_end": dataset.epoch_end,
+            **dataset.in_step(),
             "batch_size": self._settings.batch_size,
             "drop_last": self._settings.drop_last,
             "verify_every": None if verifier is None else verifier.every,
@@ -207,12 +206,6 @@ class PackedDataLoader:
     def drop_last(self) -> bool:
         """No such attribute: only what would rebuild a torch DataLoader asks for it, as skip_first_batches does."""
         raise wrappers.RebuiltLoaderError
-
-    def __setattr__(self, name: str, value: object) -> None:
-        """Refuse what would be ignored: an argument of the constructor that cannot be set."""
-        if name in _FIXED and not hasattr(type(self), name):
-            raise AttributeError(f"{name} cannot be set on a {type(self).__name__}: make another loader")
-        super().__setattr__(name, value)
 
     # -- what a trainer does ---------------------------------------------------------------------------------------
 
@@ -297,14 +290,7 @@ class PackedDataLoader:
         Raises:
             LoaderError: the dataset leaves them to the data, and the ranks have not listed the shards together yet.
         """
-        if self._delivery is not None:
-            return self._delivery.commits.num_lanes
-        if self.dataset.auto_lanes and self.dp_size > 1 and not self._exchanges.are_unknown:
-            raise LoaderError(
-                'num_lanes="auto" is known once the ranks have listed the shards together: ask for it after '
-                "iter(loader), state_dict or load_state_dict, which all ranks call"
-            )
-        return self.dataset.num_lanes
+        return self._run.num_lanes() if self._delivery is None else self._delivery.commits.num_lanes
 
     def digest(self, *, all_ranks: bool = False) -> int:
         """A digest of (global number, content) of every pack handed out on this rank's lanes since the start; an int64.
@@ -315,16 +301,33 @@ class PackedDataLoader:
         digest = 0 if self._delivery is None else self._delivery.commits.digest()
         return as_int64(*self._exchanges.sums([digest], "digest(all_ranks=True)")) if all_ranks else digest
 
-    def stats(self, *, all_ranks: bool = False) -> dict[str, float]:
+    def stats(self, *, all_ranks: bool = False) -> dict[str, Any]:
         """Counts of this rank's lanes since the start of the run, and of this loader; docs/stats.md has the keys.
 
-        `all_ranks`: give their sums over the data-parallel ranks; a collective, which all of them must call.
+        "sources" has those of each source. `all_ranks`: of all data-parallel ranks, which must all call it.
         """
-        delivery = self._delivery
-        stats = dict.fromkeys((stat.key for stat in STATS), 0.0) if delivery is None else delivery.stats()
-        if all_ranks:
-            stats = dict(zip(stats, self._exchanges.sums(list(stats.values()), "stats(all_ranks=True)"), strict=True))
-        return stats
+        stats = no_stats(self.dataset.sources) if self._delivery is None else self._delivery.stats()
+        return added_up(stats, self._exchanges, "stats(all_ranks=True)") if all_ranks else stats
+
+    def progress(self) -> dict[str, Any]:
+        """How far the run has come: "packs" and "tokens" over all ranks, and the "stage" of the next batch.
+
+        Also "epochs", a float by source, of this rank's lanes; and "share", of the budget (None without one).
+        """
+        return no_progress(self._dataset) if self._delivery is None else self._delivery.progress()
+
+    @property
+    def stage(self) -> int:
+        """The index of the stage of the next batch."""
+        return 0 if self._delivery is None else self._delivery.stage
+
+    def __len__(self) -> int:
+        """Batches of the whole run from its start, of this size; a `TypeError` unless its budget decides its end."""
+        return length(self._dataset, None if self._delivery is None else self._delivery.schedule, self._settings)
+
+    def __bool__(self) -> bool:
+        """A loader without a length is not empty."""
+        return True
 
     def close(self) -> None:
         """End the workers; from any thread. The state stays readable; iterating again starts new workers."""
@@ -345,6 +348,3 @@ class PackedDataLoader:
             if self._delivery is None:
                 self._delivery = self._deliver(self._run.begin())
             return self._delivery
-
-
-_FIXED = frozenset(inspect.signature(PackedDataLoader).parameters)

@@ -28,7 +28,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streampack import heartbeat
-from streampack.corpus.schedule import Schedule
 from streampack.lanes.digest import pack_digest
 from streampack.lanes.pool import LanePool
 from streampack.lanes.position import NUM_CURSOR, LaneEnd, LaneOver, LanePack, SkippedRange
@@ -194,17 +193,10 @@ def _sizes(assignment: Assignment, width: int) -> Iterator[_Size]:
         here = (first_round + done // width) * schedule.num_lanes
         seq_len = schedule.stage_of(here).seq_len
         slots = max(1, min(growing, assignment.max_slots, assignment.max_rows // seq_len))
-        if (end := _next_seq_len(schedule, here)) is not None:
+        if (end := schedule.next_length(here)) is not None:
             slots = min(slots, (end // schedule.num_lanes - first_round) * width - done)
         yield _Size(slots, seq_len)
         done, growing = done + slots, min(2 * growing, assignment.max_slots)
-
-
-def _next_seq_len(schedule: Schedule, global_pack: int) -> int | None:
-    """The global pack with which the packs get another length."""
-    here = schedule.index_of(global_pack)
-    seq_len = schedule.stages[here].seq_len
-    return next((stage.first_pack for stage in schedule.stages[here + 1 :] if stage.seq_len != seq_len), None)
 
 
 class Made(NamedTuple):

@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from streampack.corpus.schedule import Schedule
 from streampack.dataset.dataset import PackedDataset
 from streampack.documents.draws import undisturbed
 from streampack.errors import ConfigError, as_bool, as_number
 from streampack.lanes.budget import worker_bytes
 from streampack.lanes.position import LaneEnd
+from streampack.lanes.run import Run
 from streampack.loader.dealing import Item, deal
 from streampack.loader.max_bad import MaxBad
 from streampack.loader.messages import Assignment, Message, Work
@@ -21,6 +23,7 @@ from streampack.loader.processes import Forks, Launcher
 from streampack.loader.restarts import LaneProgress, RestartingMessages, WorkerRestarts
 from streampack.loader.rounds import Agree, LeftOut, PackBatch, endless, finite
 from streampack.loader.serving import WorkerServer, check_can_start
+from streampack.loader.steps import Steps
 from streampack.loader.workers import AHEAD
 from streampack.records import Cursor, StorageUse
 from streampack.state.checkpoint import Committed
@@ -55,6 +58,11 @@ class PassSettings:
         if not as_number(self.worker_timeout_s, "worker_timeout_s") > 0:
             raise ConfigError(f"worker_timeout_s={self.worker_timeout_s!r} must be a number of seconds above 0")
 
+    def steps(self, schedule: Schedule) -> Steps:
+        """How the rank cuts a run into batches."""
+        return Steps(
+            schedule=schedule, batch_size=self.batch_size, num_ranks=self.num_ranks, drop_last=self.drop_last
+        )
 
     def launcher(self) -> Launcher:
         """What starts the workers of a loader, for all of its passes."""
@@ -62,28 +70,29 @@ class PassSettings:
 
 
 class LastWords(NamedTuple):
-    """What a lane reports when it has ended."""
+    """What a lane reports when it has no more packs."""
 
+    lane_index: int
+    """Among the rank's lanes."""
     packs: int
     """How many it has given since the start of the run."""
-    end: LaneEnd
-    """What came after the last of them."""
+    ends: tuple[LaneEnd, ...]
+    """Of the sources that were found without one then."""
 
 
 @dataclass(slots=True)
 class Tally:
     """What is counted during a pass, by generators that must hold no reference to the pass itself."""
 
-    ends: dict[int, LastWords] = field(default_factory=dict)
-    """By index of the lane among the rank's."""
+    last_words: list[LastWords] = field(default_factory=list)
     left_out: LeftOut = field(default_factory=LeftOut)
     storage: StorageUse = field(default_factory=StorageUse)
     """Of this pass's workers, up to the messages that have come."""
 
     def watch_items(self, items: Iterator[Item]) -> Iterator[Item]:
         for item in items:
-            for end in item.ends:
-                self.ends.setdefault(item.lane_index, LastWords(item.round, end))
+            if item.ends and item.pack is None:
+                self.last_words.append(LastWords(item.lane_index, item.round, item.ends))
             yield item
 
     def watch_messages(self, messages: Iterator[Message]) -> Iterator[Message]:
@@ -98,17 +107,29 @@ class Pass:
     def __init__(
         self,
         dataset: PackedDataset,
+        run: Run,
         committed: Committed,
         settings: PassSettings,
         agree: Agree | None,
         restarts: WorkerRestarts,
         max_bad: MaxBad,
     ) -> None:
-        """`agree`: how the ranks of a finite pass agree on its end; None where this rank ends by itself."""
+        """See `loader/passes.py`.
+
+        Args:
+            dataset: what is read.
+            run: the same, as it continues from `committed`.
+            committed: where the lanes continue.
+            settings: of the loader.
+            agree: how the ranks of a finite pass agree on its end; None where this rank ends by itself.
+            restarts: of the loader's workers.
+            max_bad: the bound on what may be skipped.
+        """
         self.tally = Tally()
-        num_lanes, first_round = committed.num_lanes, committed.global_pack // committed.num_lanes
+        self.steps = settings.steps(run.schedule)
+        self.end_epochs = [source.end_epoch for source in run.sources]
+        first_round = committed.global_pack // committed.num_lanes
         num_workers = _fitting_workers(settings.num_workers, len(committed.lanes))
-        run = dataset.run(num_lanes, first_epoch=committed.first_epoch)
         budget_bytes = worker_bytes(
             dataset.limits.buffer_bytes, run, num_lanes=len(committed.lanes), num_workers=num_workers
         )
@@ -143,31 +164,16 @@ class Pass:
         )
         if dataset.pipeline.on_error == "skip":
             items = max_bad.watch(items, committed)
-        if dataset.epochs is not None:
+        is_finite, pad = run.is_finite(committed.global_pack), dataset.epoch_end == "pad"
+        if is_finite:
             items = self.tally.watch_items(items)
-        pad = dataset.epoch_end == "pad"
-        if dataset.epochs is not None and not pad:
+        if is_finite and not pad:
             items = _refuse_empty_lanes(items, committed)
+        at = {"rank": settings.rank, "global_pack": committed.global_pack}
         self.batches: Iterator[PackBatch] = (
-            endless(
-                items,
-                batch_size=settings.batch_size,
-                num_ranks=settings.num_ranks,
-                global_pack=committed.global_pack,
-            )
-            if dataset.epochs is None
-            else finite(
-                items,
-                batch_size=settings.batch_size,
-                rank=settings.rank,
-                num_ranks=settings.num_ranks,
-                global_pack=committed.global_pack,
-                num_lanes=num_lanes,
-                pad=pad,
-                drop_last=settings.drop_last,
-                agree=agree,
-                left_out=self.tally.left_out,
-            )
+            finite(items, self.steps, **at, pad=pad, agree=agree, left_out=self.tally.left_out)
+            if is_finite
+            else endless(items, self.steps, **at)
         )
 
     def close(self) -> None:
@@ -191,7 +197,10 @@ def _refuse_empty_lanes(items: Iterator[Item], committed: Committed) -> Iterator
     untouched = {
         lane_index
         for lane_index in range(len(committed.lanes))
-        if committed.position(lane_index).cursor == Cursor(epoch=committed.first_epoch)
+        if all(
+            committed.position(lane_index, source).cursor == Cursor(epoch=committed.first_epoch)
+            for source in range(len(committed.sources))
+        )
     }
     for item in items:
         if item.pack is None and item.error is None and item.lane_index in untouched:

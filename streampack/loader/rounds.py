@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 from streampack.errors import LoaderError
 from streampack.loader.dealing import Item
+from streampack.loader.steps import Step, Steps
 
 Waiter = Callable[[], int]
 Agree = Callable[[int, int], Waiter]
@@ -41,6 +42,8 @@ class PackBatch(NamedTuple):
     """None: a filler without a global number, where a batch would have too few packs."""
     global_pack: int
     """All global packs below this one have been handed out with this batch, over all ranks."""
+    seq_len: int
+    """Of each of its packs."""
 
 
 @dataclass(slots=True)
@@ -50,45 +53,46 @@ class LeftOut:
     packs: int = 0
 
 
-def endless(
-    items: Iterator[Item], *, batch_size: int, num_ranks: int, global_pack: int
-) -> Iterator[PackBatch]:
-    """Batch after batch, for ever."""
-    while True:
-        global_pack += batch_size * num_ranks
-        batch = list(islice(items, batch_size))
-        whole(batch[-1])  # an error is the last of all items
-        yield PackBatch(batch, global_pack)
+def endless(items: Iterator[Item], steps: Steps, *, rank: int, global_pack: int) -> Iterator[PackBatch]:
+    """Batch after batch, to the end of the schedule if it has one.
+
+    Args:
+        items: the rank's items from `global_pack` on, never ending.
+        steps: how the run is cut into batches.
+        rank: data-parallel rank.
+        global_pack: where the run continues.
+    """
+    while (step := steps.at(global_pack)) is not None:
+        batch: list[Item | None] = list(islice(items, steps.own(step, rank)))
+        if batch and batch[-1] is not None:
+            whole(batch[-1])  # an error is the last of all items
+        yield _batch(batch, step)
+        global_pack = step.end
 
 
 def finite(
     items: Iterator[Item],
+    steps: Steps,
     *,
-    batch_size: int,
     rank: int,
-    num_ranks: int,
-    num_lanes: int,
     global_pack: int,
     pad: bool,
-    drop_last: bool,
     agree: Agree | None,
     left_out: LeftOut,
 ) -> Iterator[PackBatch]:
-    """The batches of one finite pass.
+    """The batches of one finite pass, or of a run whose sources may end before it does.
 
     Args:
         items: the rank's items from `global_pack` on, never ending (a lane that has ended says so in each round).
+        steps: how the run is cut into batches.
         rank: data-parallel rank.
-        batch_size: packs of a batch.
-        num_ranks: data-parallel ranks.
-        num_lanes: lanes over all ranks.
         global_pack: where the pass continues.
         pad: whether the pass lasts as long as the longest lane, not as the shortest.
-        drop_last: leave out what does not fill a batch on every rank.
         agree: starts to find the ranks' highest (pad) or lowest number and gives a function that waits for it; None
             where there are no other ranks to ask.
         left_out: told what was made and not handed out.
     """
+    num_ranks, num_lanes = steps.num_ranks, steps.schedule.num_lanes
     first_round, begun = divmod(global_pack, num_lanes)
     end = _End(
         pad=pad,
@@ -101,10 +105,9 @@ def finite(
     windows = _windows(items, end, agree, first_round=first_round)
     pending: deque[Item] = deque()
     agreed_packs, final = 0, False
-    start, batches = global_pack, 0
     while True:
-        target = start + (batches + 1) * batch_size * num_ranks
-        while not final and agreed_packs < target:
+        step = steps.at(global_pack)
+        while step is not None and not final and agreed_packs < step.end:
             window = next(windows)
             for item in window.items:
                 if item.round < window.end_round:
@@ -112,14 +115,17 @@ def finite(
                 else:
                     left_out.packs += item.pack is not None
             agreed_packs, final = window.end_round * num_lanes, window.final
-        if final and batches >= num_batches(
-            agreed_packs - start, num_ranks=num_ranks, batch_size=batch_size, drop_last=drop_last
-        ):
+        if step is not None and final:
+            step = steps.at(global_pack, agreed_packs)
+        if step is None:
             left_out.packs += sum(whole(item).pack is not None for item in pending)
             return
-        global_pack = min(target, agreed_packs)
-        batches += 1
-        yield PackBatch([whole(pending.popleft()) if pending else None for _ in range(batch_size)], global_pack)
+        yield _batch([whole(pending.popleft()) for _ in range(steps.own(step, rank))], step)
+        global_pack = step.end
+
+
+def _batch(items: list[Item | None] | list[Item], step: Step) -> PackBatch:
+    return PackBatch([*items, *[None] * (step.size - len(items))], step.end, step.seq_len)
 
 
 def whole(item: Item) -> Item:
@@ -127,14 +133,6 @@ def whole(item: Item) -> Item:
     if item.error is not None:
         raise item.error
     return item
-
-
-def num_batches(packs: int, *, num_ranks: int, batch_size: int, drop_last: bool) -> int:
-    """Batches that every rank gives for so many global packs that are left."""
-    if drop_last:
-        return packs // num_ranks // batch_size
-    of_one_rank = (packs + num_ranks - 1) // num_ranks
-    return (of_one_rank + batch_size - 1) // batch_size
 
 
 class _Window(NamedTuple):

@@ -1,15 +1,21 @@
 """What `loader.stats()` tells: each key, whether it is of the run or of this loader, its unit and its meaning.
 
 In:    the counts of this rank's lanes; what this loader and its workers counted.
-Out:   one flat dict of numbers. docs/stats.md has the same table, and a test compares the two.
+Out:   a dict of numbers, and in "sources" one for each source. docs/stats.md has the same tables, and a test compares
+       them.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from streampack.lanes.run import Run
 from streampack.loader.passes import Pass
+from streampack.loader.progress import epochs_of
 from streampack.loader.restarts import WorkerRestarts
+from streampack.ranks.exchange import RankExchanges
 from streampack.records import Counts, StorageUse
+from streampack.state.checkpoint import FIELDS, PACKS, Committed
 
 
 class Stat(NamedTuple):
@@ -64,6 +70,22 @@ STATS = (
 """The keys, in the order of `stats()`. What workers count is known up to the last message that came from them."""
 
 
+SOURCE_STATS = (
+    Stat("packs", "run", "packs", "packs of the source"),
+    Stat("tokens", "run", "rows", "input rows that are not padding"),
+    Stat("targets", "run", "rows", "rows with a label"),
+    Stat("documents", "run", "documents", "documents whose last row was handed out or skipped, or without rows"),
+    Stat("bad_records", "run", "records", 'bad records and broken shards that `on_error="skip"` skipped'),
+    Stat("epochs", "run", "epochs", "how often the source was read, as a mean of the lanes"),
+    Stat("share", "run", "of 1", "share of the packs that the present stage asks for"),
+    Stat("share_so_far", "run", "of 1", "share of all packs so far"),
+)
+"""The keys for each source, in the order of `stats()["sources"][name]`."""
+_COUNTED = [stat.key for stat in SOURCE_STATS[:5]]
+_FILLERS = FIELDS.index("fillers")
+_COLUMNS = [FIELDS.index(key) for key in _COUNTED]
+
+
 @dataclass(slots=True)
 class LoaderCounts:
     """What a loader counts itself, over all its passes."""
@@ -84,3 +106,43 @@ def stats_of(counts: Counts, loader: LoaderCounts, current: Pass | None, restart
     storage = loader.storage if current is None else loader.storage.plus(current.tally.storage)
     records = {"run": counts, "loader": loader, "restarts": restarts, "storage": storage}
     return {stat.key: getattr(records[stat.source], stat.field or stat.key) for stat in STATS}
+
+
+def stats_of_sources(committed: Committed, run: Run) -> dict[str, dict[str, float]]:
+    """Of each source of the run what this rank's lanes have had of it."""
+    by_source = committed.rows.reshape(len(committed.lanes), len(committed.sources), -1).sum(axis=0)
+    by_source[0, PACKS] -= by_source[0, _FILLERS]  # the fillers of a lane count in the row of its first source
+    shares = run.schedule.stage_of(committed.global_pack).shares
+    found = {}
+    for index, source in enumerate(run.sources):
+        counts = dict(zip(_COUNTED, by_source[index, _COLUMNS].tolist(), strict=True))
+        epochs = epochs_of(committed, index, source.corpus)
+        found[source.name] = {**counts, "epochs": epochs, "share": shares.share(index)}
+    return _with_shares(found)
+
+
+def no_stats(sources: Iterable[str]) -> dict[str, Any]:
+    """The keys of `stats()` before the run has begun."""
+    of_source = [stat.key for stat in SOURCE_STATS]
+    flat = dict.fromkeys((stat.key for stat in STATS), 0.0)
+    return {**flat, "sources": {name: dict.fromkeys(of_source, 0.0) for name in sources}}
+
+
+def added_up(stats: Mapping[str, Any], exchanges: RankExchanges, what: str) -> dict[str, Any]:
+    """The stats of all ranks: counts added up, epochs as a mean; a collective. `what`: is named where it cannot be."""
+    sources: Mapping[str, Mapping[str, float]] = stats["sources"]
+    keys, of_source = [key for key in stats if key != "sources"], [*_COUNTED, "epochs"]
+    mine = [*(stats[key] for key in keys), *(each[key] for each in sources.values() for key in of_source)]
+    totals = iter(exchanges.sums(mine, what))
+    flat = {key: next(totals) for key in keys}
+    found = {name: {key: next(totals) for key in of_source} for name in sources}
+    for name, each in found.items():
+        each["epochs"] /= exchanges.topology.size
+        each["share"] = sources[name]["share"]
+    return {**flat, "sources": _with_shares(found)}
+
+
+def _with_shares(sources: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """The same with what each source has had of all packs."""
+    packs = sum(each["packs"] for each in sources.values())
+    return {name: {**each, "share_so_far": each["packs"] / packs if packs else 0.0} for name, each in sources.items()}

@@ -22,11 +22,13 @@ from streampack.lanes.run import Run
 from streampack.loader.agreement import SharedRun
 from streampack.loader.counting import Worked, budget_bytes, count, validation_run
 from streampack.loader.dealing import Item, deal
-from streampack.loader.delivery import BatchIterator, Delivery, Running, Turn
+from streampack.loader.delivery import BatchIterator, Delivery
 from streampack.loader.passes import Pass, PassSettings, Tally, max_rows
 from streampack.loader.restarts import WorkerRestarts
-from streampack.loader.rounds import PackBatch, num_batches, whole
+from streampack.loader.rounds import PackBatch, whole
+from streampack.loader.steps import num_batches
 from streampack.loader.stretches import CountedLane, Stretches, step_of, stretches
+from streampack.loader.turns import Running, Turn
 from streampack.ranks.exchange import RankExchanges
 from streampack.state.checkpoint import STATE_VERSION, Committed, State
 
@@ -110,8 +112,9 @@ class ValidationDelivery(Delivery):
     def _end_pass(self, turn: Turn, running: Running) -> None:
         with self._lock:
             self._check(turn)
-            left_out = running.each.tally.left_out.packs
-            self.commits.end_pass({}, after=running.taken_from, epochs=1, left_out_packs=left_out)
+            each = running.each
+            left_out = each.tally.left_out.packs
+            self.commits.end_pass((), each.end_epochs, after=running.taken_from, next_epoch=1, left_out_packs=left_out)
         self._drop(running)
 
 
@@ -130,6 +133,7 @@ class ValidationPass(Pass):
     ) -> None:
         """`global_pack`: so many packs, fillers among them, were handed out on all ranks."""
         self.tally = Tally()
+        self.end_epochs = [source.end_epoch for source in run.sources]
         self._restarting = None
         rank, num_ranks, batch_size = settings.rank, settings.num_ranks, settings.batch_size
         available = sum(each.packs for each in lanes)
@@ -154,14 +158,14 @@ class ValidationPass(Pass):
             messages = self.tally.watch_messages(worked.messages)
             items = islice(deal(messages, num_lanes=1, num_workers=1, first_round=first), stop - first)
         ends = [min(number * batch_size * num_ranks, total) for number in range(done + 1, num + 1)]
-        self.batches = _batches(items, batch_size, ends)
+        self.batches = _batches(items, batch_size, ends, seq_len)
 
 
-def _batches(items: Iterator[Item], batch_size: int, ends: Sequence[int]) -> Iterator[PackBatch]:
+def _batches(items: Iterator[Item], batch_size: int, ends: Sequence[int], seq_len: int) -> Iterator[PackBatch]:
     """`ends`: of each batch, the global pack after it."""
     for global_pack in ends:
         packs = [whole(item) for item in islice(items, batch_size)]
-        yield PackBatch([*packs, *[None] * (batch_size - len(packs))], global_pack)
+        yield PackBatch([*packs, *[None] * (batch_size - len(packs))], global_pack, seq_len)
 
 
 def _stretch_packs(num_packs: int, step: int, seq_len: int, settings: PassSettings) -> int:

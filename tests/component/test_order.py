@@ -238,6 +238,7 @@ def test_a_batch_is_int64_tensors_with_the_number_of_targets(corpus: Corpus) -> 
     assert {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in batch.items()} == {
         **dict.fromkeys(("tokens", "labels", "position_ids", "segment_ids"), (torch.int64, (3, 32))),
         "num_targets": (torch.int64, (3,)),
+            "source_ids": (torch.int32, (3,)),
     }
     assert batch["num_targets"].tolist() == (batch["labels"] != -100).sum(dim=1).tolist()
 

@@ -42,21 +42,15 @@ def test_the_pack_at_some_tokens_is_the_first_one_at_or_after_them(tokens: int, 
 
 
 @pytest.mark.parametrize(
-    ("pack", "end", "expected"),
+    ("pack", "expected"),
     [
-        (0, None, 120),  # the stage from round 2 on is cut as the first one
-        (119, None, 120),
-        (120, None, 192),
-        (192, None, None),
-        (0, 96, 96),
-        (0, 130, 120),
-        (119, 120, 120),
-        (150, 10**9, 192),
-        (200, 10**9, 10**9),
+        (0, 120),  # the stage from round 2 on is cut as the first one
+        (119, 120),
+        (120, 192),
+        (192, None),
+        (10**9, None),
     ],
 )
-def test_a_batch_ends_where_packs_have_another_length_and_where_the_run_ends(
-    pack: int, end: int | None, expected: int | None
-) -> None:
-    run = schedule((0, 100), (2, 100), (5, 400), (8, 100), end=end)
-    assert run.batch_end(pack) == expected
+def test_where_packs_get_another_length(pack: int, expected: int | None) -> None:
+    run = schedule((0, 100), (2, 100), (5, 400), (8, 100))
+    assert run.next_length(pack) == expected

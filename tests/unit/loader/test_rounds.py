@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from streampack.corpus.partition import fitting_ranks, packs_before, rank_lanes
+from streampack.corpus.schedule import Schedule, StageOfRun
+from streampack.corpus.shares import Shares
 from streampack.errors import LoaderError
 from streampack.loader.dealing import Item
-from streampack.loader.rounds import Agree, LeftOut, PackBatch, Waiter, endless, finite, num_batches
+from streampack.loader.rounds import Agree, LeftOut, PackBatch, Waiter, endless, finite
+from streampack.loader.steps import Steps
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,13 @@ class Run:
                 if packs_before(begin, lane, self.num_lanes) <= number:
                     pack: Any = number * self.num_lanes + lane
                     yield Item(number, place, pack if self.is_real(pack) else None)
+
+
+def steps_of(num_lanes: int, batch_size: int, num_ranks: int, *, drop_last: bool = False) -> Steps:
+    """Of a run with one stage and without a budget."""
+    stage = StageOfRun(0, 0, 100, Shares.of([1]), {})
+    schedule = Schedule(num_lanes=num_lanes, stages=(stage,))
+    return Steps(schedule=schedule, batch_size=batch_size, num_ranks=num_ranks, drop_last=drop_last)
 
 
 class Exchange:
@@ -91,13 +100,10 @@ def play(run: Run, *, ranks: int, batch_size: int, begin: int, steps: int | None
         left_out = LeftOut()
         batches = finite(
             run.items(rank, ranks, begin),
-            batch_size=batch_size,
+            steps_of(run.num_lanes, batch_size, ranks, drop_last=drop_last),
             rank=rank,
-            num_ranks=ranks,
-            num_lanes=run.num_lanes,
             global_pack=begin,
             pad=run.pad,
-            drop_last=drop_last,
             agree=exchange.agree(rank),
             left_out=left_out,
         )
@@ -166,7 +172,7 @@ def test_a_pass_resumed_on_other_ranks_gives_the_rest(run: Run, data: st.DataObj
         begin = reached.pop()
     ranks = data.draw(st.sampled_from(fitting_ranks(run.num_lanes)))
     part = play(run, ranks=ranks, batch_size=3, begin=begin, steps=None)
-    assert len(part.batches[0]) == num_batches(run.end - begin, num_ranks=ranks, batch_size=3, drop_last=False)
+    assert len(part.batches[0]) == ceil(ceil((run.end - begin) / ranks) / 3)
     assert sorted(given_out + numbers(run, part, ranks)) == list(range(run.begin, run.end))
 
 
@@ -178,13 +184,10 @@ def test_a_rank_on_its_own_ends_with_its_own_lanes(run: Run, batch_size: int, da
         rounds = max(max(own) if run.pad else min(own), -(-run.begin // run.num_lanes))
         batches = finite(
             run.items(rank, ranks, run.begin),
-            batch_size=batch_size,
+            steps_of(run.num_lanes, batch_size, ranks),
             rank=rank,
-            num_ranks=ranks,
-            num_lanes=run.num_lanes,
             global_pack=run.begin,
             pad=run.pad,
-            drop_last=False,
             agree=None,
             left_out=LeftOut(),
         )
@@ -214,11 +217,10 @@ def outcome(run: Run, place: int, *, ranks: int, batch_size: int) -> list[tuple[
         items = failing(run.items(rank, ranks, run.begin), place, **shape)
         batches = finite(
             items,
-            **shape,
-            batch_size=batch_size,
+            steps_of(run.num_lanes, batch_size, ranks),
+            rank=rank,
             global_pack=run.begin,
             pad=run.pad,
-            drop_last=False,
             agree=exchange.agree(rank),
             left_out=LeftOut(),
         )
@@ -275,13 +277,10 @@ def test_making_packs_never_waits_for_another_rank() -> None:
     other(0, 2)  # of the other rank's windows, only the first is made so far
     batches = finite(
         run.items(0, 2, 0),
-        batch_size=16,
+        steps_of(16, 16, 2),
         rank=0,
-        num_ranks=2,
-        num_lanes=16,
         global_pack=0,
         pad=True,
-        drop_last=False,
         agree=watched(exchange.agree(0)),
         left_out=LeftOut(),
     )
@@ -308,25 +307,8 @@ def test_an_endless_run_has_full_batches_for_ever() -> None:
     run = Run(5, (10**9,) * 4, pad=True)
     for ranks in (1, 2, 4):
         for rank in range(ranks):
-            batches = endless(run.items(rank, ranks, 5), batch_size=3, num_ranks=ranks, global_pack=5)
+            batches = endless(run.items(rank, ranks, 5), steps_of(4, 3, ranks), rank=rank, global_pack=5)
             first = list(itertools.islice(batches, 50))
             assert [batch.global_pack for batch in first] == [5 + 3 * ranks * (step + 1) for step in range(50)]
             own: list[Any] = [item.pack for batch in first for item in batch.items if item is not None]
             assert own == [number for number in range(5, 5 + 150 * ranks) if number % ranks == rank]
-
-
-@pytest.mark.parametrize(
-    ("packs", "ranks", "batch_size", "padded", "dropped"),
-    [
-        (0, 1, 4, 0, 0),
-        (12, 1, 4, 3, 3),
-        (13, 1, 4, 4, 3),
-        (13, 4, 4, 1, 0),  # 4 packs on the first rank, 3 on the others
-        (17, 4, 4, 2, 1),
-        (24, 2, 5, 3, 2),
-    ],
-)
-def test_the_number_of_batches(packs: int, ranks: int, batch_size: int, padded: int, dropped: int) -> None:
-    count = {"num_ranks": ranks, "batch_size": batch_size}
-    assert num_batches(packs, drop_last=False, **count) == padded
-    assert num_batches(packs, drop_last=True, **count) == dropped

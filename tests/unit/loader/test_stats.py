@@ -4,7 +4,7 @@ from pathlib import Path
 
 from streampack.loader.processes import Forks
 from streampack.loader.restarts import WorkerRestarts
-from streampack.loader.stats import STATS, LoaderCounts, stats_of
+from streampack.loader.stats import SOURCE_STATS, STATS, LoaderCounts, no_stats, stats_of
 from streampack.records import Counts, StorageUse
 
 DOCS = Path(__file__).parents[3] / "docs" / "stats.md"
@@ -31,5 +31,12 @@ def test_what_is_in_the_state_is_of_the_run_and_nothing_else_is() -> None:
 def test_the_docs_have_the_same_table() -> None:
     rows = [line.strip("|").split(" | ") for line in DOCS.read_text("utf-8").splitlines() if line.startswith("| `")]
     found = [tuple(cell.strip().strip("`") for cell in row[:1]) + tuple(map(str.strip, row[1:])) for row in rows]
-    of = ["run" if stat.source == "run" else "loader" for stat in STATS]
-    assert found == [(stat.key, whose, stat.unit, stat.meaning) for stat, whose in zip(STATS, of, strict=True)]
+    every = [*STATS, *SOURCE_STATS]
+    of = ["run" if stat.source == "run" else "loader" for stat in every]
+    assert found == [(stat.key, whose, stat.unit, stat.meaning) for stat, whose in zip(every, of, strict=True)]
+
+
+def test_before_the_run_begins_there_are_the_same_keys() -> None:
+    *flat, sources = no_stats(["a", "b"])
+    assert (flat, sources) == ([stat.key for stat in STATS], "sources")
+    assert list(no_stats(["a", "b"])["sources"]["b"]) == [stat.key for stat in SOURCE_STATS]

@@ -1,0 +1,106 @@
+"""How far a run has come, and each of its sources: arithmetic on what is committed.
+
+In:    the committed rows of a rank's lanes, and the run.
+Out:   the numbers of `loader.progress()`; the epochs of a source; the length of a run that has a budget.
+Never: a wait for other ranks or for the storage. What is said of epochs is of this rank's lanes.
+"""
+
+from typing import Any
+
+from streampack.corpus.epochs import Corpus
+from streampack.corpus.schedule import Schedule
+from streampack.dataset.dataset import PackedDataset
+from streampack.lanes.position import NUM_CURSOR
+from streampack.lanes.run import Run
+from streampack.loader.passes import PassSettings
+from streampack.records import Cursor
+from streampack.state.checkpoint import Committed
+
+
+def progress_of(committed: Committed, run: Run) -> dict[str, Any]:
+    """See `PackedDataLoader.progress`."""
+    schedule, packs = run.schedule, committed.global_pack
+    return {
+        "tokens": schedule.tokens_at(packs),
+        "packs": packs,
+        "stage": schedule.index_of(packs),
+        "epochs": {source.name: epochs_of(committed, index, source.corpus) for index, source in enumerate(run.sources)},
+        "share": _share(schedule, packs),
+    }
+
+
+def no_progress(dataset: PackedDataset) -> dict[str, Any]:
+    """The same before the run has begun."""
+    epochs, has_budget = dict.fromkeys(dataset.sources, 0.0), _has_budget(dataset)
+    return {"tokens": 0, "packs": 0, "stage": 0, "epochs": epochs, "share": 0.0 if has_budget else None}
+
+
+def length(dataset: PackedDataset, schedule: Schedule | None, settings: PassSettings) -> int:
+    """How many batches each rank has in the whole run; a `TypeError` says why that is not known.
+
+    `schedule`: of a run that has begun.
+    """
+    if not _has_budget(dataset):
+        why = "its end is found as it is read" if dataset.epochs is not None else "it has no end"
+        raise TypeError(
+            f"a loader has a length where the run has a budget, and this one has none ({why}): give the dataset "
+            "num_tokens or num_packs, or the trainer a number of steps"
+        )
+    schedule = dataset.schedule() if schedule is None else schedule
+    if schedule is None:
+        raise TypeError(
+            'the length depends on num_lanes="auto", as stages have several seq_len, and is known once the ranks have '
+            "listed the shards together: ask for it after iter(loader), which all ranks call, or give num_lanes"
+        )
+    assert schedule.end is not None, "a budget has an end"
+    if (stage := _ends_before(dataset, schedule)) is not None:
+        raise TypeError(
+            f"the run may end before its budget, as all sources of stage {stage} have max_epochs: leave it out for one "
+            'of them, or give exhausted="error", under which the run ends at its budget or with an error'
+        )
+    return settings.steps(schedule).count(schedule.end)
+
+
+def _has_budget(dataset: PackedDataset) -> bool:
+    arguments = dataset.in_step()
+    return arguments["num_tokens"] is not None or arguments["num_packs"] is not None
+
+
+def _ends_before(dataset: PackedDataset, schedule: Schedule) -> int | None:
+    """The first stage before the end in which all sources may be exhausted."""
+    if dataset.in_step()["exhausted"] == "error":
+        return None
+    ends = {index for index, source in enumerate(dataset.sources.values()) if source.max_epochs is not None}
+    for number, stage in enumerate(schedule.stages):
+        is_reached = schedule.end is None or stage.first_pack < schedule.end
+        if is_reached and ends.issuperset(dict(stage.shares.weights)):
+            return number
+    return None
+
+
+def _share(schedule: Schedule, packs: int) -> float | None:
+    """Of the budget, in tokens."""
+    if schedule.end is None:
+        return None
+    return min(schedule.tokens_at(packs) / max(schedule.tokens_at(schedule.end), 1), 1.0)
+
+
+def epochs_of(committed: Committed, source: int, corpus: Corpus) -> float:
+    """How many epochs of a source the lanes have read, as a mean."""
+    cursors = committed.rows[source :: len(committed.sources), :NUM_CURSOR].tolist()
+    lanes = zip(committed.lanes, cursors, strict=True)
+    return sum(_read(Cursor(*cursor), corpus, lane) for lane, cursor in lanes) / max(len(cursors), 1)
+
+
+def _read(cursor: Cursor, corpus: Corpus, lane: int) -> float:
+    """How many epochs one lane has read: whole ones, and of the present one the blocks, or the bytes, that are done."""
+    if cursor == Cursor(epoch=cursor.epoch):
+        return cursor.epoch
+    pieces = corpus.pieces(cursor.epoch, lane)
+    if corpus.window:
+        return cursor.epoch + min(cursor.piece / max(len(pieces), 1), 1)
+    sizes = [piece.end - piece.begin for piece in pieces]
+    done = sum(sizes[: cursor.piece])
+    if cursor.piece < len(pieces) and not pieces[cursor.piece].whole:
+        done += min(max(cursor.sample - pieces[cursor.piece].begin, 0), sizes[cursor.piece])
+    return cursor.epoch + done / max(sum(sizes), 1)
