@@ -111,6 +111,7 @@ def stage_plans(
 def step_of(schedule: Schedule, pack: int, *, global_batch: int) -> int:
     """The batch of each rank that a pack comes in; of the end of the run the number of batches."""
     steps = begin = 0
-    while (cut := schedule.batch_end(begin)) is not None and begin < cut <= pack:
+    while (cut := schedule.next_length(begin)) is not None and cut <= pack:
         steps, begin = steps - (begin - cut) // global_batch, cut  # the last one may be short
-    return steps + (pack - begin) // global_batch
+    left = pack - begin
+    return steps + (-(-left // global_batch) if pack == schedule.end else left // global_batch)
