@@ -7,13 +7,14 @@ emulator, a web server), a proxy before them does the harm.
 
 import dataclasses
 import email.utils
+import functools
 import io
 import json
 import re
 import tarfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,24 +154,34 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module", params=PLACES)
-def place(request: pytest.FixtureRequest, shard: bytes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    if request.param == "http":
-        proxy = Proxy(objects={"/faults/a.tar": shard})
-        found = Place(proxy, f"{proxy.url}/faults/a.tar", {}, shard, proxy.objects.__setitem__)
-    elif request.param == "s3":
-        proxy = Proxy(upstream=servers.s3().url)
-        found = Place(proxy, servers.put_s3("faults/a.tar", shard), servers.s3().at(proxy.url), shard, servers.put_s3)
-    else:
-        proxy = Proxy(upstream=servers.gcs().url)
-        found = Place(
-            proxy, servers.put_gcs("faults/a.tar", shard), servers.gcs().at(proxy.url), shard, servers.put_gcs
-        )
-    proxy.objects["/faults/a.tar" if request.param == "http" else "faults/a.tar"] = shard
-    found.digest = found.run(tmp_path_factory.mktemp("run"), RetryPolicy.immediate())
-    assert len(proxy.gets) == FAULT_FREE
-    yield found
-    proxy.close()
+@pytest.fixture(scope="module")
+def places(shard: bytes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Place]]:
+    """Each place, made once. (A parametrized fixture of the module would be made again for each case.)"""
+
+    @functools.cache
+    def make(name: str) -> Place:
+        if name == "http":
+            proxy = Proxy(objects={"/faults/a.tar": shard})
+            found = Place(proxy, f"{proxy.url}/faults/a.tar", {}, shard, proxy.objects.__setitem__)
+        else:
+            server, put = (servers.s3(), servers.put_s3) if name == "s3" else (servers.gcs(), servers.put_gcs)
+            proxy = Proxy(upstream=server.url)
+            found = Place(proxy, put("faults/a.tar", shard), server.at(proxy.url), shard, put)
+        proxy.objects["/faults/a.tar" if name == "http" else "faults/a.tar"] = shard
+        found.digest = found.run(tmp_path_factory.mktemp("run"), RetryPolicy.immediate())
+        assert len(proxy.gets) == FAULT_FREE
+        made.append(found)
+        return found
+
+    made: list[Place] = []
+    yield make
+    for place in made:
+        place.proxy.close()
+
+
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest, places: Callable[[str], Place]) -> Place:
+    return places(request.param)
 
 
 @pytest.mark.parametrize(("place", "name", "frequency"), CASES, indirect=["place"])
