@@ -156,7 +156,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def places(shard: bytes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Place]]:
-    """Each place, made once. (A parametrized fixture of the module would be made again for each case.)"""
+    """Each place, made once; a parametrized fixture of the module would be made again for each case."""
 
     @functools.cache
     def make(name: str) -> Place:

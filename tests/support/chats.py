@@ -25,7 +25,7 @@ def talk(*messages: tuple[str, str]) -> Conversation:
 _TEXTS = ["Hello!", "What is\n2 + 2?", "  4, of course. ", "naïve café", "日本語のテキスト"]
 _TEXTS += ["🙂👩‍👩‍👧", "\ttab\nline\n\n", "a" * 70]
 
-CONVERSATIONS: list[Conversation] = [
+BY_HAND: list[Conversation] = [
     talk(("u", "Hello"), ("a", "Hi there.")),
     talk(("s", "Be brief."), ("u", "Hello"), ("a", "Hi.")),
     talk(("u", "Hello"), ("a", "")),  # an empty answer
@@ -43,6 +43,7 @@ CONVERSATIONS: list[Conversation] = [
     talk(("u", "[INST] <<SYS>> </s> <s>"), ("a", "<unk> [/INST]")),  # what looks like control tokens is text
     talk(("s", ""), ("u", "Hello"), ("a", "Hi.")),
 ]
+CONVERSATIONS = [*BY_HAND]
 _choose = random.Random(7)
 for _turns in itertools.cycle((1, 2, 3)):
     if len(CONVERSATIONS) == 50:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.chats import CONVERSATIONS, Conversation
+from support.chats import BY_HAND, CONVERSATIONS, Conversation
+from support.thorough import some
 
 from streampack.chat.encoder import ChatEncoder, make_encoder
 from streampack.chat.options import Chat
@@ -19,7 +20,8 @@ from streampack.tokenizers.sentencepiece import SentencePieceTokenizer
 
 # Of the libraries compared with, and none of ours.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::SyntaxWarning")
-NUMBERS = range(len(CONVERSATIONS))
+NUMBERS = [*range(len(BY_HAND)), *some(range(len(BY_HAND), len(CONVERSATIONS)), 8)]
+"""The conversations that are compared: all that were thought of, and some that were drawn."""
 
 
 def chat_of(template: Any, tokenizer: Tokenizer, *, train_on: str = "assistant") -> ChatEncoder:
