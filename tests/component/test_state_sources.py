@@ -61,6 +61,7 @@ def two(shards: dict[str, list[str]]) -> dict[str, Source]:
     return {"web": Source(shards["web"]), "code": Source(shards["code"])}
 
 
+@pytest.mark.filterwarnings("ignore")  # torch says that it saves in one process
 def test_an_edited_future_is_as_if_it_had_been_there_from_the_start(
     shards: dict[str, list[str]], tmp_path: Path
 ) -> None:
