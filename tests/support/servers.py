@@ -202,9 +202,15 @@ def _s3_server(url: str) -> Server:
 
 def s3_client(server: Server) -> Any:
     """An ordinary client, to put what the tests read."""
+    return _client_of(server.url)
+
+
+@functools.cache
+def _client_of(url: str) -> Any:
+    """Making one reads megabytes of JSON."""
     return botocore.session.Session().create_client(
         "s3",
-        endpoint_url=server.url,
+        endpoint_url=url,
         aws_access_key_id=KEY,
         aws_secret_access_key=SECRET,
         region_name="us-east-1",
