@@ -1,4 +1,4 @@
-"""States beside FSDP2, saved by `async_save`: 2 processes, then 4, nightly then 1; plain load and load_checkpoint.
+"""States beside FSDP2, one of two sources, saved by `async_save`: 2 processes, then 4, nightly then 1; plain load and load_checkpoint.
 
 A state that 4 processes saved is loaded by one in test_mesh.py.
 """
@@ -62,7 +62,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     (folder / "whole.jsonl").write_text("".join(json.dumps({"url": url, "whole": True}) + "\n" for url in uneven))
     datasets = {
         "endless": {"data": good, "seq_len": 32, "num_lanes": 12},
-        "skipping": {"data": bad, "seq_len": 48, "num_lanes": 8, "on_error": "skip"},
+        "skipping": {"data": {"good": good, "bad": bad}, "seq_len": 48, "num_lanes": 8, "on_error": "skip"},
         "finite": {"data": f"@{folder / 'whole.jsonl'}", "seq_len": 32, "num_lanes": 12, "epochs": 1},
     }
     lanes = {key: lane_packs(dataset, limit=40) for key, dataset in datasets.items() if key != "finite"}
