@@ -6,10 +6,10 @@ Never: a lane that is taken for one that has skipped nothing because a part of t
 
     both    "sources"                     JSON: the names of the sources, in the order of the axis below
     tables  "rows"                        int64 [*box, sources, len(FIELDS)]
-            "skipped_ranges"              int64 [*box, sources, 1 + SLOTS * 7]: of each lane and source, how many there
-                                          are and the first SLOTS of them
+            "skipped_ranges"              int64 [*box, 1, 1 + SLOTS * 8]: of each lane, how many there are and the
+                                          first SLOTS of them, each with its source; as large for any sources
             "skipped_ranges.000003-0008"  JSON: of the lanes 3, 11, 19, ... those that do not fit into the table, as
-                                          {"11.0": [[...], ...]} (lane.source); only where there are such
+                                          {"11": [[source, ...], ...]}; only where there are such
     JSON    "lanes.000123"                the lane's rows, one for each source
             "skipped_ranges.000123"       JSON: all of the lane's, a list for each source
 """
@@ -35,8 +35,8 @@ COMMON = (
 )
 """Keys whose values are equal on all ranks."""
 SLOTS = 16
-"""Skipped ranges of a lane and source that have room in the table, which must not depend on the data."""
-_WIDTH = len(SkippedRange._fields)
+"""Skipped ranges of a lane that have room in the table. It must not depend on the data, as all ranks have one table."""
+_WIDTH = 1 + len(SkippedRange._fields)
 _KEY_OF_MORE = re.compile(r"skipped_ranges\.(\d+)-(\d+)")
 
 
@@ -49,6 +49,7 @@ class LaneRows(NamedTuple):
     skipped_ranges: "SkippedRanges"
 
 
+_OfSource: TypeAlias = tuple[int, SkippedRange]
 SkippedRanges: TypeAlias = Mapping[tuple[int, int], tuple[SkippedRange, ...]]
 """(lane, index of the source) -> what was skipped there; where nothing was skipped, there is no entry."""
 
@@ -69,15 +70,16 @@ def to_tables(
     lanes: range, num_lanes: int, rows: NDArray[np.int64], skipped_ranges: SkippedRanges
 ) -> dict[str, torch.Tensor | str]:
     """The keys of a state for the lanes of one rank, or for all lanes; rows: int64 [len(lanes), sources, columns]."""
-    more: dict[str, list[SkippedRange]] = {}
-    table = np.full((len(lanes), rows.shape[1], 1 + SLOTS * _WIDTH), -1, dtype=np.int64)
+    of_lanes: dict[int, list[tuple[int, ...]]] = {}
+    for lane, source in sorted(skipped_ranges):
+        of_lanes.setdefault(lane, []).extend((source, *skipped) for skipped in skipped_ranges[lane, source])
+    table = np.full((len(lanes), 1, 1 + SLOTS * _WIDTH), -1, dtype=np.int64)
     table[..., 0] = 0
-    for (lane, source), skipped in skipped_ranges.items():
-        row = table[lanes.index(lane), source]
-        row[0], first = len(skipped), np.array(skipped[:SLOTS], dtype=np.int64).ravel()
+    for lane, skipped in of_lanes.items():
+        row, first = table[lanes.index(lane), 0], np.array(skipped[:SLOTS], dtype=np.int64).ravel()
+        row[0] = len(skipped)
         row[1 : 1 + len(first)] = first
-        if len(skipped) > SLOTS:
-            more[f"{lane}.{source}"] = list(skipped[SLOTS:])
+    more = {lane: skipped[SLOTS:] for lane, skipped in of_lanes.items() if len(skipped) > SLOTS}
     tables = {"rows": to_table(rows, lanes, num_lanes), "skipped_ranges": to_table(table, lanes, num_lanes)}
     return {**tables, key_of_more(lanes): json.dumps(more)} if more else {**tables}
 
@@ -111,19 +113,18 @@ def _read_tables(state: Mapping[str, Any], num_lanes: int, num_sources: int, col
     lanes, rows = from_table(state["rows"], num_lanes, num_sources, columns, "rows")
     if "skipped_ranges" not in state:
         raise StateError("the state has rows and no skipped_ranges: the state is damaged")
-    width = 1 + SLOTS * _WIDTH
-    others, table = from_table(state["skipped_ranges"], num_lanes, num_sources, width, "skipped_ranges")
+    others, table = from_table(state["skipped_ranges"], num_lanes, 1, 1 + SLOTS * _WIDTH, "skipped_ranges")
     if others != lanes:
         raise StateError("rows and skipped_ranges are of other lanes: parts of different states were mixed")
-    more: dict[str, list[SkippedRange]] = {}
+    more: dict[str, list[_OfSource]] = {}
     for key in state:
         if may_have_more(key, lanes):
             more |= _more_from_json(state[key], key)
-    found = {}
-    for index, source in np.argwhere(table[..., 0]).tolist():
-        lane, (number, *slots) = lanes[index], table[index, source].tolist()
-        first = [SkippedRange(*slots[at : at + _WIDTH]) for at in range(0, min(number, SLOTS) * _WIDTH, _WIDTH)]
-        rest = more.get(f"{lane}.{source}", []) if number > SLOTS else []
+    found: dict[tuple[int, int], list[SkippedRange]] = {}
+    for index in np.flatnonzero(table[:, 0, 0]).tolist():
+        lane, (number, *slots) = lanes[index], table[index, 0].tolist()
+        first = [_of_source(slots[at : at + _WIDTH]) for at in range(0, min(number, SLOTS) * _WIDTH, _WIDTH)]
+        rest = more.get(str(lane), []) if number > SLOTS else []
         if number > SLOTS and not rest:
             raise StateError(
                 f"lane {lane} has {number} skipped ranges, of which {SLOTS} have room in the table, and the state does "
@@ -134,13 +135,21 @@ def _read_tables(state: Mapping[str, Any], num_lanes: int, num_sources: int, col
             raise StateError(
                 f"lane {lane} has {number} skipped ranges, and the state {len(first) + len(rest)}: the state is damaged"
             )
-        found[lane, source] = (*first, *rest)
-    return LaneRows(lanes, rows, found)
+        for source, skipped in (*first, *rest):
+            if not 0 <= source < num_sources:
+                raise StateError(f"lane {lane} has skipped a range of source {source}: the state is damaged")
+            found.setdefault((lane, source), []).append(skipped)
+    return LaneRows(lanes, rows, {at: tuple(skipped) for at, skipped in found.items()})
 
 
-def _more_from_json(value: Any, key: str) -> dict[str, list[SkippedRange]]:
+def _of_source(row: Iterable[int]) -> "_OfSource":
+    source, *skipped = map(operator.index, row)
+    return source, SkippedRange(*skipped)
+
+
+def _more_from_json(value: Any, key: str) -> "dict[str, list[_OfSource]]":
     try:
-        return {lane: _to_ranges(rows) for lane, rows in json.loads(value).items()}
+        return {lane: [_of_source(row) for row in rows] for lane, rows in json.loads(value).items()}
     except (TypeError, ValueError, AttributeError) as error:
         raise StateError(f"{key} is {value!r:.80}, not skipped ranges of lanes: the state is damaged") from error
 

@@ -1,6 +1,6 @@
-"""States beside FSDP2, one of two sources, saved by `async_save`: 2 processes, then 4, nightly then 1; plain load and load_checkpoint.
+"""States beside FSDP2, saved by `async_save`: 2 processes, then 4, nightly then 1; plain load and load_checkpoint.
 
-A state that 4 processes saved is loaded by one in test_mesh.py.
+One run has two sources. A state that 4 processes saved is loaded by one in test_mesh.py.
 """
 
 import json

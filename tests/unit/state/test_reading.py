@@ -71,6 +71,15 @@ def test_plain_loading_into_a_state_of_other_sources_fails_and_names_the_table(t
         dcp.load(dict(other), checkpoint_id=tmp_path, no_dist=True)  # type: ignore[attr-defined]
 
 
+def test_the_table_of_skipped_ranges_is_as_large_for_any_sources() -> None:
+    rows = np.zeros((LANES, 50, 2), dtype=np.int64)
+    tables = to_tables(range(LANES), LANES, rows, {(3, 49): MANY[3, 0][:1]})
+    assert isinstance(tables["skipped_ranges"], torch.Tensor)
+    assert tables["skipped_ranges"].shape == state()["skipped_ranges"].shape
+    with pytest.raises(StateError, match="lane 3 has skipped a range of source 49: the state is damaged"):
+        read_lanes({**tables, "rows": state()["rows"]}, LANES, SOURCES, 2)
+
+
 def test_what_plain_loading_leaves_out_is_refused() -> None:
     part = {key: value for key, value in state().items() if "-" not in key}
     with pytest.raises(StateError, match=r"lane 3 has .*loader.load_checkpoint\(path\) takes all"):
