@@ -19,7 +19,6 @@ import streampack
 from streampack.corpus.partition import packs_before
 from streampack.dataset import iteration
 from streampack.errors import LoaderError
-from streampack.lanes.position import NUM_CURSOR
 from streampack.loader import commits, dealing, delivery, passes, rounds, workers
 from streampack.state.checkpoint import FIELDS, PACKS
 from streampack.state.forms import read_lanes
@@ -284,7 +283,7 @@ def test_an_exception_at_any_instruction_loses_no_pack_of_a_dataset(corpus: Corp
         item, is_return = next_or_interrupt(packs, instruction, files)
         is_over = item is not None
         if item is None:
-            given = sum(lane[NUM_CURSOR] for lane in packs.state_dict()["lanes"].values())
+            given = sum(row[NUM_CURSOR] for _, row in packs.state_dict()["lanes"].values())
             assert given - number in {0, int(is_return)}  # 1: it was given, to nobody
             number, item = given, next(packs)
         np.testing.assert_array_equal(item["tokens"], expected[number])
