@@ -86,13 +86,13 @@ class PackIterator(Iterator[Item]):
             self._write_down(reading)
             try:
                 item = self._next(reading, self._run)
+                if item is not None:
+                    return item
             except BaseException:
                 if self._given is not None:  # the caller does not get that pack
                     self._is_taking = True
                     self._given = None
                 raise
-            if item is not None:
-                return item
 
     def _next(self, reading: Reading, run: Run) -> Item | None:
         """The next pack; None where the lane whose turn it is has none."""

@@ -63,6 +63,17 @@ class LightningLoader:
         self._load_unread()
         yield from self.loader.iterate(taken_ahead=self._loops.batches_taken_ahead)
 
+    def __len__(self) -> int:
+        """Batches of the whole run, where the dataset has a budget: then `max_epochs=1` is the run; else a TypeError.
+
+        Lightning shows it in its progress bar, and takes no batch ahead.
+        """
+        return len(self.loader)
+
+    def __bool__(self) -> bool:
+        """A loader without a length is not empty."""
+        return True
+
     def state_dict(self) -> State:
         """The loader's state after the last batch that was trained on."""
         self._load_unread()

@@ -19,6 +19,7 @@ import streampack
 from streampack.corpus.partition import packs_before
 from streampack.dataset import iteration
 from streampack.errors import LoaderError
+from streampack.lanes.position import NUM_CURSOR
 from streampack.loader import commits, dealing, delivery, passes, rounds, workers
 from streampack.state.checkpoint import FIELDS, PACKS
 from streampack.state.forms import read_lanes

@@ -34,8 +34,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return write_shards(tmp_path_factory.mktemp("shards"), texts, documents_per_shard=10)
 
 
-def loader_of(shards: list[str], **options: Any) -> streampack.PackedDataLoader:
-    dataset = streampack.PackedDataset(shards, ByteTokenizer(), 32, num_lanes=4)
+def loader_of(shards: list[str], *, num_packs: int | None = None, **options: Any) -> streampack.PackedDataLoader:
+    dataset = streampack.PackedDataset(shards, ByteTokenizer(), 32, num_lanes=4, num_packs=num_packs)
     return streampack.PackedDataLoader(dataset, 2, **{"num_workers": 0, "provenance": True, **options})
 
 
@@ -203,6 +203,26 @@ def test_transformers_trainer_goes_on_exactly_from_each_checkpoint(
             trainer = trainer_of(loader, tmp_path / "later", max_steps=6, **options)
             trainer.train(resume_from_checkpoint=str(checkpoint))
             assert trainer.model.seen == batches[step * accumulated : 6 * accumulated], f"from step {step}"
+
+
+@pytest.mark.parametrize("accumulated", [1, *nightly([2])])
+def test_one_epoch_of_transformers_trainer_is_the_run_where_it_has_a_budget(
+    shards: list[str], tmp_path: Path, accumulated: int
+) -> None:
+    options = {"num_train_epochs": 1, "gradient_accumulation_steps": accumulated, "ignore_data_skip": True}
+    with loader_of(shards, num_packs=11, **HF) as loader:
+        batches = [batch["input_ids"].tolist() for batch in loader]
+        assert len(batches) == len(loader)
+    with loader_of(shards, num_packs=11, **HF) as loader:
+        trainer = trainer_of(loader, tmp_path, **options)
+        trainer.train()
+        assert trainer.model.seen == batches
+        assert trainer.state.max_steps == -(-len(batches) // accumulated)
+        assert trainer.state.epoch == 1
+    with loader_of(shards, num_packs=11, **HF) as loader:
+        trainer = trainer_of(loader, tmp_path / "later", **options)
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+        assert trainer.model.seen == batches[2 * accumulated :]
 
 
 def test_transformers_trainer_takes_the_newest_checkpoint_that_was_written_to_its_end(

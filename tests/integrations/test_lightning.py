@@ -111,6 +111,19 @@ def test_a_finite_run_goes_on_from_any_step_and_from_the_end_of_an_epoch(
         assert rest == whole[step * accumulated :], f"from step {step}"
 
 
+def test_one_epoch_is_the_run_where_it_has_a_budget(shards: list[str], tmp_path: Path) -> None:
+    """11 packs of 32 tokens in batches of 2: 6 steps, which Lightning knows before it begins."""
+    with loader_of(shards, num_tokens=350) as loader:
+        assert len(LightningLoader(loader, fit(loader, max_steps=0)[0])) == 6
+        trainer, seen = fit(loader, place=tmp_path, max_epochs=1)
+        assert (trainer.num_training_batches, trainer.estimated_stepping_batches) == (6, 6)
+    assert seen == [*batches(0, 5), [10, -1]]
+    for step, checkpoint in saved(tmp_path).items():
+        with loader_of(shards, num_tokens=350) as loader:
+            _, rest = fit(loader, checkpoint=checkpoint, max_epochs=1)
+        assert rest == seen[step:], f"from step {step}"
+
+
 def test_epochs_of_so_many_batches_lose_none_and_go_on(shards: list[str], tmp_path: Path) -> None:
     with loader_of(shards) as loader:
         _, seen = fit(loader, place=tmp_path, limit_train_batches=4, max_epochs=2)
