@@ -30,7 +30,7 @@ from streampack.loader.consistency import Verifier
 from streampack.loader.formatting import BatchFormatter
 from streampack.loader.passes import Pass, PassSettings
 from streampack.loader.processes import Launcher
-from streampack.loader.progress import progress_of
+from streampack.loader.progress import length, progress_of
 from streampack.loader.restarts import WorkerRestarts
 from streampack.loader.rounds import PackBatch
 from streampack.loader.stats import LoaderCounts, stats_of, stats_of_sources
@@ -99,6 +99,10 @@ class Delivery:
     def stage(self) -> int:
         """The index of the stage of the next batch."""
         return self.schedule.index_of(self.commits.global_pack)
+
+    def length(self, settings: PassSettings) -> int:
+        """Batches of the whole run; a `TypeError` where that is not known."""
+        return length(self._dataset, settings, self.schedule)
 
     def progress(self) -> dict[str, Any]:
         """What `loader.progress()` gives."""

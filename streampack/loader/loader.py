@@ -323,7 +323,7 @@ class PackedDataLoader(FixedArguments, instead="loader"):
 
     def __len__(self) -> int:
         """Batches of the whole run from its start, of this size; a `TypeError` unless its budget decides its end."""
-        return length(self._dataset, None if self._delivery is None else self._delivery.schedule, self._settings)
+        return (partial(length, self._dataset) if self._delivery is None else self._delivery.length)(self._settings)
 
     def __bool__(self) -> bool:
         """A loader without a length is not empty."""

@@ -35,11 +35,13 @@ def no_progress(dataset: PackedDataset) -> dict[str, Any]:
     return {"tokens": 0, "packs": 0, "stage": 0, "epochs": epochs, "share": 0.0 if has_budget else None}
 
 
-def length(dataset: PackedDataset, schedule: Schedule | None, settings: PassSettings) -> int:
+def length(dataset: PackedDataset, settings: PassSettings, schedule: Schedule | None = None) -> int:
     """How many batches each rank has in the whole run; a `TypeError` says why that is not known.
 
     `schedule`: of a run that has begun.
     """
+    if dataset.is_validation:
+        raise TypeError("the length of a validation set is known once its first iteration has begun")
     if not _has_budget(dataset):
         why = "its end is found as it is read" if dataset.epochs is not None else "it has no end"
         raise TypeError(

@@ -109,6 +109,12 @@ class ValidationDelivery(Delivery):
         each = ValidationPass(run, lanes, committed.global_pack, settings, self._restarts, budget_bytes=budget)
         return Running(each, settings, committed.global_pack, self.commits.standing)
 
+    def length(self, settings: PassSettings) -> int:
+        """Batches of an iteration; a `TypeError` before the packs are counted."""
+        if self._counted is None:
+            return super().length(settings)
+        return _num_batches(_num_packs(*self._counted), settings)
+
     def _end_pass(self, turn: Turn, running: Running) -> None:
         with self._lock:
             self._check(turn)
@@ -136,9 +142,8 @@ class ValidationPass(Pass):
         self.end_epochs = [source.end_epoch for source in run.sources]
         self._restarting = None
         rank, num_ranks, batch_size = settings.rank, settings.num_ranks, settings.batch_size
-        available = sum(each.packs for each in lanes)
-        total = available if run.schedule.end is None else min(available, run.schedule.end)
-        num = num_batches(total, num_ranks=num_ranks, batch_size=batch_size, drop_last=settings.drop_last)
+        total = _num_packs(run, lanes)
+        num = _num_batches(total, settings)
         if settings.drop_last:
             self.tally.left_out.packs = (total - num * batch_size * num_ranks) * (rank == 0)
             total = num * batch_size * num_ranks
@@ -159,6 +164,19 @@ class ValidationPass(Pass):
             items = islice(deal(messages, num_lanes=1, num_workers=1, first_round=first), stop - first)
         ends = [min(number * batch_size * num_ranks, total) for number in range(done + 1, num + 1)]
         self.batches = _batches(items, batch_size, ends, seq_len)
+
+
+def _num_packs(run: Run, lanes: Sequence[CountedLane]) -> int:
+    """Of an iteration, over all ranks."""
+    available = sum(each.packs for each in lanes)
+    return available if run.schedule.end is None else min(available, run.schedule.end)
+
+
+def _num_batches(packs: int, settings: PassSettings) -> int:
+    """Of each rank."""
+    return num_batches(
+        packs, num_ranks=settings.num_ranks, batch_size=settings.batch_size, drop_last=settings.drop_last
+    )
 
 
 def _batches(items: Iterator[Item], batch_size: int, ends: Sequence[int], seq_len: int) -> Iterator[PackBatch]:

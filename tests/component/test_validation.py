@@ -67,7 +67,10 @@ def test_the_packs_are_the_same_on_any_number_of_ranks_and_workers(folder: Path)
         digest = fillers = num_batches = 0
         for rank in range(size):
             with loader(data, rank, size, num_workers=workers, batch_size=batch_size) as mine:
+                with pytest.raises(TypeError, match="known once its first iteration has begun"):
+                    len(mine)
                 batches = list(mine)
+                assert len(mine) == len(batches)
                 assert num_batches in (0, len(batches)), "equally many on all ranks"
                 num_batches = len(batches)
                 packs = packs_of(batches)

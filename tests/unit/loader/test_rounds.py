@@ -51,10 +51,19 @@ class Run:
                     yield Item(number, place, pack if self.is_real(pack) else None)
 
 
-def steps_of(num_lanes: int, batch_size: int, num_ranks: int, *, drop_last: bool = False) -> Steps:
-    """Of a run with one stage and without a budget."""
-    stage = StageOfRun(0, 0, 100, Shares.of([1]), {})
-    schedule = Schedule(num_lanes=num_lanes, stages=(stage,))
+def steps_of(
+    num_lanes: int,
+    batch_size: int,
+    num_ranks: int,
+    *,
+    drop_last: bool = False,
+    longer_from: int | None = None,
+    end: int | None = None,
+) -> Steps:
+    """Of a run in which packs are longer from a round on, and which has a budget of packs."""
+    firsts = [0] if longer_from is None else [0, longer_from]
+    stages = [StageOfRun(first * num_lanes, 0, 100 * (1 + bool(first)), Shares.of([1]), {}) for first in firsts]
+    schedule = Schedule(num_lanes=num_lanes, stages=tuple(stages), end=end)
     return Steps(schedule=schedule, batch_size=batch_size, num_ranks=num_ranks, drop_last=drop_last)
 
 
@@ -92,7 +101,9 @@ class Part:
     left_out: list[int]
 
 
-def play(run: Run, *, ranks: int, batch_size: int, begin: int, steps: int | None, drop_last: bool = False) -> Part:
+def play(
+    run: Run, *, ranks: int, batch_size: int, begin: int, steps: int | None, drop_last: bool = False, **schedule: Any
+) -> Part:
     """`steps` batches of each rank from `begin` on; None: to the pass's end."""
     exchange = Exchange(ranks, highest=run.pad)
 
@@ -100,7 +111,7 @@ def play(run: Run, *, ranks: int, batch_size: int, begin: int, steps: int | None
         left_out = LeftOut()
         batches = finite(
             run.items(rank, ranks, begin),
-            steps_of(run.num_lanes, batch_size, ranks, drop_last=drop_last),
+            steps_of(run.num_lanes, batch_size, ranks, drop_last=drop_last, **schedule),
             rank=rank,
             global_pack=begin,
             pad=run.pad,
@@ -156,6 +167,32 @@ def test_every_rank_gives_the_same_number_of_batches_and_none_is_lost(
         ]
     if run.pad:  # the pass has made all that there is
         assert sum(part.left_out) == sum(map(run.is_real, range(reached, run.end)))
+
+
+@given(runs(), st.integers(1, 5), st.data())
+def test_a_finite_run_ends_at_its_budget_or_before_and_is_cut_where_packs_get_longer(
+    run: Run, batch_size: int, data: st.DataObject
+) -> None:
+    ranks = data.draw(st.sampled_from(fitting_ranks(run.num_lanes)))
+    longer_from, end = data.draw(st.integers(1, 20)), data.draw(st.integers(1, 30 * run.num_lanes))
+    schedule = {"longer_from": longer_from, "end": end}
+    part = play(run, ranks=ranks, batch_size=batch_size, begin=run.begin, steps=None, **schedule)
+    steps, expected = steps_of(run.num_lanes, batch_size, ranks, **schedule), []
+    begin = run.begin
+    while (step := steps.at(begin, run.end)) is not None:
+        expected.append((step.size, step.end, step.seq_len))
+        begin = step.end
+    assert begin == max(min(run.end, end), run.begin)
+    found = [[(len(batch.items), batch.global_pack, batch.seq_len) for batch in batches] for batches in part.batches]
+    assert found == [expected] * ranks
+    given_out = [
+        item.round * run.num_lanes + rank + item.lane_index * ranks
+        for rank, batches in enumerate(part.batches)
+        for batch in batches
+        for item in batch.items
+        if item is not None
+    ]
+    assert sorted(given_out) == list(range(run.begin, begin))
 
 
 @given(runs(), st.data())
