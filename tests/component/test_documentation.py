@@ -107,6 +107,10 @@ def test_every_file_that_a_page_links_to_is_there(page: str) -> None:
     assert [link for link in links if not (FOLDERS[page] / link).exists()] == []
 
 
+def test_the_readme_leads_to_every_page() -> None:
+    assert [name for name in DOCS if f"](docs/{name})" not in README] == []
+
+
 @pytest.mark.parametrize("page", ["guarantees.md", "formats.md"])
 def test_every_test_that_a_page_names_is_there(page: str) -> None:
     named = [
