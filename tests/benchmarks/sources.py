@@ -1,0 +1,109 @@
+"""What a mix of sources costs: CPU against one source over the same bytes, resumes, and memory of many streams.
+
+    python tests/benchmarks/sources.py [--text english.jsonl.zst] [--pairs 5] [--megabytes 40] [--memory]
+
+The same shards are read as one source and as five, in turn, in this process and without workers, with a SentencePiece
+tokenizer, in one lane: blocks of 45 MB are then as large for the five as for the one, as they are at real scale. A
+resume is of a state in the middle of the run: requests and bytes up to the first batch. With --memory, 20 sources on 60
+lanes of one rank: what the lanes need, as the constructor reckons, against what the process grows by.
+"""
+
+import argparse
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import texts
+
+from streampack import Limits, PackedDataLoader, PackedDataset, Source
+from streampack.lanes.budget import MIN_SHARE_BYTES, LaneNeeds
+from streampack.testing import write_shards
+
+MODEL = Path(__file__).parents[2] / "streampack" / "examples" / "data" / "devil.model"
+SOURCES = 5
+
+
+def main() -> None:
+    """Print the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--text", default="", help="JSON lines, compressed with zstd; without it, made-up text")
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--megabytes", type=float, default=45)
+    parser.add_argument("--memory", action="store_true", help="only the memory of 20 sources on 60 lanes")
+    arguments = parser.parse_args()
+    (text,) = texts.load([arguments.text] if arguments.text else [], num_slices=1, megabytes=arguments.megabytes)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for index, documents in enumerate(text.slices[0][start::SOURCES] for start in range(SOURCES)):
+            write_shards(folder / str(index), documents, documents_per_shard=max(len(documents) // 4, 1))
+        if arguments.memory:
+            memory(folder)
+        else:
+            pairs(folder, arguments.pairs)
+
+
+def pairs(folder: Path, count: int) -> None:
+    one = sorted(map(str, folder.glob("*/*.tar")))
+    five = {f"s{index}": Source(str(folder / str(index)), 1.0) for index in range(SOURCES)}
+    ratios, resumes = [], []
+    for number in range(count):
+        order = (one, five) if number % 2 == 0 else (five, one)
+        found = {id(data): speed(data) for data in order}
+        ratios.append(found[id(five)][0] / found[id(one)][0])
+        resumes.append((found[id(one)][1], found[id(five)][1]))
+        print(f"pair {number}: {found[id(one)][0]:,.0f} and {found[id(five)][0]:,.0f} tokens a CPU second")
+    print(f"{SOURCES} sources / one source: {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+    print(f"first batch of a resume, (requests, bytes) of one source and of {SOURCES}: {resumes[-1]}")
+
+
+def speed(data: object) -> tuple[float, tuple[float, float]]:
+    """Tokens a CPU second; requests and bytes of the first batch of a resume."""
+
+    def loader(state: object = None) -> PackedDataLoader:
+        dataset = PackedDataset(data, str(MODEL), seq_len=2048, num_lanes=1, num_packs=2400, engine="sentencepiece")  # type: ignore[arg-type]  # both kinds
+        made = PackedDataLoader(dataset, batch_size=12, num_workers=0)
+        if state is not None:
+            made.load_state_dict(state)  # type: ignore[arg-type]  # a state
+        return made
+
+    with loader() as running:
+        begin = time.process_time()
+        for number, _ in enumerate(running):
+            if number == 100:
+                state = running.state_dict()
+        seconds = time.process_time() - begin
+        tokens = running.stats()["tokens"]
+    with loader(state) as resumed:
+        next(iter(resumed))
+        stats = resumed.stats()
+    return tokens / seconds, (stats["requests"], stats["bytes_read"])
+
+
+def memory(folder: Path) -> None:
+    mixes = {f"s{index}": Source(str(folder / str(index % SOURCES) / "*.tar"), 1.0) for index in range(SOURCES)}
+    copies = Path(tempfile.mkdtemp(dir=folder))
+    for index in range(SOURCES, 20):
+        (copies / str(index)).mkdir()
+        for shard in (folder / str(index % SOURCES)).glob("*.tar"):
+            (copies / str(index) / shard.name).write_bytes(shard.read_bytes())
+        mixes[f"s{index}"] = Source(str(copies / str(index)), 1.0)
+    needed = 0
+    for budget in (None, "least"):
+        limits = Limits() if budget is None else Limits(buffer_bytes=needed)
+        dataset = PackedDataset(mixes, str(MODEL), seq_len=4096, num_lanes=60, limits=limits, engine="sentencepiece")
+        needs = LaneNeeds.of(dataset.run())
+        needed = 60 * (needs.sources * MIN_SHARE_BYTES + needs.windows)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with PackedDataLoader(dataset, batch_size=60, num_workers=0) as running:
+            for number, _ in enumerate(running):
+                if number == 60:
+                    break
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        what = f"20 sources, 60 lanes, budget {budget or 'default'}"
+        print(f"{what}: {needed / 2**20:,.0f} MiB needed, {grown:,.0f} MB grown")
+
+
+if __name__ == "__main__":
+    main()
