@@ -99,6 +99,8 @@ def test_the_purposes_are_what_they_were() -> None:
         "BLOCK_ORDER": 5,
         "WINDOW_ORDER": 6,
         "PACK_ORDER": 7,
+        "CELLS": 8,
+        "SOURCE": 9,
     }
 
 
