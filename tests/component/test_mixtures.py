@@ -1,4 +1,4 @@
-"""Runs of several sources and stages against a second implementation, which is slow and shares no code with the first."""
+"""Runs of several sources and stages against a second, slow implementation, which shares no code with the first."""
 
 import itertools
 import random
@@ -27,7 +27,9 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Corpus]:
     return {
         "web": uneven(folder / "web"),
         "code": write_corpus(folder / "code", [(".tar", texts(90, seed=11)), (".tar", texts(50, seed=12, first=90))]),
-        "books": write_corpus(folder / "books", [(".tar", texts(40, seed=13)), (".tar.gz", texts(9, seed=14, first=40))]),
+        "books": write_corpus(
+            folder / "books", [(".tar", texts(40, seed=13)), (".tar.gz", texts(9, seed=14, first=40))]
+        ),
         "notes": write_corpus(folder / "notes", [(".tar", texts(70, seed=15))]),
     }
 

@@ -1,7 +1,7 @@
-"""What a run of several sources must hand out, worked out slowly from the rules, and its ranks, by hand in this process.
+"""What a run of several sources must hand out, worked out slowly from the rules, and its ranks, by hand.
 
 `Mixture` shares no code with the product but the hash: documents of a lane come from `jobs.lane_texts`, which reads
-shards with tarfile; which source a pack is of, where a stage begins and how rows are cut is counted out in plain Python.
+shards with tarfile; the source of a pack, where a stage begins and how rows are cut is counted out in plain Python.
 """
 
 import itertools
