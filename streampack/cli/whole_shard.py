@@ -8,8 +8,11 @@ Out: for each sample where it is and what it holds: documents and bad records.
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+import numpy as np
+
 from streampack.corpus.options import MIN_BLOCK_BYTES, Shuffle
 from streampack.corpus.partition import Piece
+from streampack.corpus.spans import Spans
 from streampack.errors import CorruptShardError, ShardError, TruncatedShardError, WrongCutError
 from streampack.lanes.pipeline import Pipeline
 from streampack.records import BadRecord, Document, Sample, Shard
@@ -43,11 +46,13 @@ def read_whole_shard(
     tell: Callable[[int], None],
     pass_over: PassOver = pass_over_silently,
     in_blocks: bool = False,
+    spans: Spans | None = None,
 ) -> Iterator[ShardSample]:
-    """The samples of a shard from its first byte to its last.
+    """The samples of a shard, in order.
 
     `pass_over` is told the names of files that belong to no sample. `in_blocks`: a shard that can be cut is read
-    in blocks, as in a run, so that a tar inside the tar is found. Their size depends on the shard alone.
+    in blocks, as in a run, so that a tar inside the tar is found. Their size depends on the shard alone. `spans`: of a
+    shard that can be cut only what these have of it.
 
     Raises:
         ShardError: the shard cannot be read, from here on.
@@ -55,7 +60,11 @@ def read_whole_shard(
     told = since = 0
     compressed = is_compressed(shard.url)
     try:
-        for sample in _samples(pipeline, index, shard, pass_over, in_blocks=in_blocks and not shard.whole):
+        if spans is None:
+            samples = _samples(pipeline, index, shard, pass_over, in_blocks=in_blocks and not shard.whole)
+        else:
+            samples = _of_spans(pipeline, index, shard, pass_over, spans)
+        for sample in samples:
             since += sum(sample.sizes.values())
             if since >= _STEP_BYTES:
                 # How far a compressed shard is read is not known; the call still may stop the work.
@@ -95,6 +104,16 @@ def _samples(
             yield sample
     if failure is not None:  # the shard is good, but cannot be cut
         raise failure
+
+
+def _of_spans(
+    pipeline: Pipeline, index: int, shard: Shard, pass_over: PassOver, spans: Spans
+) -> Iterator[Sample]:
+    """The samples that begin in these parts of the shard."""
+    mine = np.flatnonzero(spans.shards == index)
+    for span, size, whole in zip(mine.tolist(), spans.sizes[mine].tolist(), spans.whole[mine].tolist(), strict=True):
+        [piece] = spans.placed([Piece(span, 0, size, whole=whole)])
+        yield from pipeline.samples(shard, piece, resume=-1, max_range_bytes=_RANGE_BYTES, pass_over=pass_over)
 
 
 def _check_whole_digest(pipeline: Pipeline, shard: Shard) -> None:

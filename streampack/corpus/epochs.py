@@ -60,6 +60,11 @@ class Corpus:
         """The parts of the shards that are read; None: all shards. A `ConfigError` where there are none."""
         return None if self.hold_out is None else Spans.of(self.table, self.hold_out)
 
+    @property
+    def parts(self) -> Spans:
+        """What is read of the shards, in listed order: parts of them where cells are held out, else all of each."""
+        return self.spans or Spans.all(self.table)
+
     def check_not_empty(self) -> None:
         """Raise a `ConfigError` where all that could be read is held out."""
         _ = self.spans

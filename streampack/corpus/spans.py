@@ -70,6 +70,11 @@ class Spans(NamedTuple):
         begins = np.where(whole, 0, ranges[:, 0])
         return cls(indexes, begins, np.where(whole, ends, np.minimum(ranges[:, 1], ends)) - begins, whole)
 
+    @classmethod
+    def all(cls, table: ShardTable) -> "Spans":
+        """All of each shard."""
+        return cls(np.arange(len(table)), np.zeros(len(table), np.int64), table.sizes, table.whole)
+
     @property
     def total_bytes(self) -> int:
         """The sizes added up."""

@@ -211,7 +211,7 @@ def test_blocks_without_number_are_estimated_as_those_that_are_listed(
     mixed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = dataset_of(mixed, num_lanes=6, shuffle=True)
-    density = density_of(take_sample(dataset.pipeline, dataset.list_shards(), 4096), 256)
+    density = density_of(take_sample(dataset.pipeline, dataset.corpus(), 4096), 256)
     listed = lane_sizes(dataset.corpus(), density, 0)
     monkeypatch.setattr(evenness, "_MOST_PIECES", 0)
     drawn = lane_sizes(dataset.corpus(), density, 0)
@@ -242,10 +242,10 @@ def test_where_all_blocks_are_read_each_lane_has_its_own_tokens(tmp_path: Path) 
 def test_places_are_spread_over_the_corpus_and_always_the_same(
     mixed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = dataset_of(mixed).list_shards()
+    parts = dataset_of(mixed).corpus().parts
     monkeypatch.setattr(sampling, "SAMPLE_BYTES", 2**21)
-    places = choose_places(table, 8192)
-    assert places == choose_places(table, 8192)
+    places = choose_places(parts, 8192)
+    assert places == choose_places(parts, 8192)
     assert len(set(places)) == sampling.MOST_PLACES
     assert {place.shard for place in places} == set(range(24))
     assert len({place.shard for place in places[:24]}) > 12  # a sample that is cut short is spread, too
@@ -254,11 +254,11 @@ def test_places_are_spread_over_the_corpus_and_always_the_same(
 def test_a_sample_is_bounded_in_bytes_and_time(mixed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = dataset_of(mixed)
     monkeypatch.setattr(sampling, "SAMPLE_BYTES", 64 * 1024)
-    sampled = take_sample(dataset.pipeline, dataset.list_shards(), 8192)
+    sampled = take_sample(dataset.pipeline, dataset.corpus(), 8192)
     assert not sampled.is_complete
     assert 32 * 1024 < sampled.bytes < 96 * 1024
     monkeypatch.setattr(sampling, "MOST_SECONDS", -1)
-    assert take_sample(dataset.pipeline, dataset.list_shards(), 8192).places == []
+    assert take_sample(dataset.pipeline, dataset.corpus(), 8192).places == []
 
 
 def test_with_assumed_bytes_for_each_token_no_shard_is_read(mixed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from streampack.cli import app
+from streampack.corpus import spans
 from streampack.corpus.shares import Shares
 from streampack.examples.make_data import DATA
 from streampack.testing import write_shards
@@ -135,3 +136,35 @@ def test_peek_shows_the_packs_of_the_run_in_its_order(mix: str, tmp_path: Path) 
     code = told("peek", mix, "--source", "code", "--num", "3")["packs"]
     assert code == [pack for pack in packs if pack["source"] == "code"][:3]
     assert "of lane 5, source code" in run("peek", mix, "--source", "code", "--num", "1").stdout
+
+
+# -- cells that are held out -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """A config for each part of a corpus, "document" that of all of it; cells of an odd size, which blocks straddle."""
+    monkeypatch.setattr(spans, "CELL_BYTES", 5000)
+    write_shards(tmp_path / "text", [f"{n} " + "some words " * (n % 90) for n in range(300)], documents_per_shard=100)
+    parts = {part: f"hold_out: {{part: {part}, fraction: 0.4, by: block}}" for part in ("train", "val")}
+    for name, hold_out in [*parts.items(), ("all", "")]:
+        text = f"data: {tmp_path}/text/\n  tokenizer: {DATA}/devil.model\n  seq_len: 128\n  {hold_out}\n"
+        lanes = "" if name == "val" else "  num_lanes: 2\n"
+        (tmp_path / f"{name}.yaml").write_text(f"dataset:\n  {text}{lanes}", "utf-8")
+    return {name: f"{tmp_path}/{name}.yaml" for name in ("train", "val", "all")}
+
+
+def test_count_tells_what_a_part_has_of_the_shards(held_out: dict[str, str]) -> None:
+    train, val, every = (told("count", held_out[part], "-w", "1") for part in ("train", "val", "all"))
+    for key in ("documents", "tokens", "shard_bytes"):
+        assert 0 < val[key] < train[key] < every[key] == train[key] + val[key]
+
+
+def test_plan_tells_what_a_part_has_of_the_shards(held_out: dict[str, str]) -> None:
+    for part in ("train", "val"):
+        counted, made = told("count", held_out[part], "-w", "1"), told("plan", held_out[part])
+        assert made["corpus"]["total_bytes"] == counted["shard_bytes"]
+        assert made["corpus"]["cut_bytes"] == counted["shard_bytes"]
+        assert made["sample"]["is_complete"]
+        assert made["sample"]["documents"] == counted["documents"]
+        assert made["corpus"]["estimated_tokens"] == pytest.approx(counted["tokens"], rel=0.01)

@@ -9,6 +9,7 @@ from functools import partial
 from time import perf_counter
 from typing import Annotated
 
+import numpy as np
 import typer
 
 from streampack.cli.arguments import (
@@ -70,11 +71,14 @@ def count(
         for each in sources:
             table, pipeline = each.corpus.table, each.pipelines[0]
             processes, tally = num_processes(workers, table), Tally()
-            work = partial(tally_shard, pipeline, has_tokens=has_tokens)
-            for _, part in each_shard(work, table, range(len(table)), workers=processes, advance=progress.advance):
+            work = partial(tally_shard, pipeline, has_tokens=has_tokens, spans=each.corpus.spans)
+            read = np.unique(each.corpus.parts.shards).tolist()
+            for _, part in each_shard(work, table, read, workers=processes, advance=progress.advance):
                 tally.merge(part)
             progress.next_table(table)
             counted[each.name] = Counted(
+                num_shards=len(read),
+                shard_bytes=each.corpus.total_bytes,
                 table=table,
                 pipeline=pipeline,
                 tally=tally,

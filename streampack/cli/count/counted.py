@@ -12,6 +12,9 @@ from streampack.lanes.pipeline import Pipeline
 class Counted:
     """A tally, and the shards and arguments that it is of."""
 
+    num_shards: int
+    shard_bytes: int
+    """Of these shards, what was read."""
     table: ShardTable
     pipeline: Pipeline
     tally: Tally
@@ -30,8 +33,8 @@ class Counted:
         tally, seq_len = self.tally, self.pipeline.seq_len
         lengths = tally.lengths
         return {
-            "num_shards": len(self.table),
-            "shard_bytes": self.table.total_bytes,
+            "num_shards": self.num_shards,
+            "shard_bytes": self.shard_bytes,
             "field": str(self.pipeline.documents.field),
             "samples": tally.samples,
             "documents": tally.documents,

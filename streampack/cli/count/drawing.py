@@ -38,10 +38,10 @@ def draw_sources(console: Console, counted: Mapping[str, Counted]) -> None:
     total = Tally()
     for name, each in counted.items():
         total.merge(each.tally)
-        table.add_row(name, *_of_source(len(each.table), each.table.total_bytes, each.tally))
-    tables = [each.table for each in counted.values()]
+        table.add_row(name, *_of_source(each.num_shards, each.shard_bytes, each.tally))
+    every = counted.values()
     table.add_section()
-    table.add_row("all", *_of_source(sum(map(len, tables)), sum(each.total_bytes for each in tables), total))
+    table.add_row("all", *_of_source(sum(each.num_shards for each in every), sum(each.shard_bytes for each in every), total))
     _print_table(console, table, "mean: tokens of a document; --source NAME shows how the documents of one source pack")
 
 
@@ -59,7 +59,7 @@ def _draw_totals(console: Console, counted: Counted) -> None:
     grid.add_column(style="dim")
     estimated = int((~table.size_known).sum())
     note = f", {estimated:,} of them estimated" if estimated else ""
-    grid.add_row("shards", f"{len(table):,}", format_bytes(table.total_bytes) + note)
+    grid.add_row("shards", f"{counted.num_shards:,}", format_bytes(counted.shard_bytes) + note)
     grid.add_row(
         "documents", f"{tally.documents:,}", f"{pipeline.documents.field} of {plural(tally.samples, 'sample')}"
     )
@@ -74,7 +74,7 @@ def _draw_totals(console: Console, counted: Counted) -> None:
         grid.add_row("tokens", f"{tally.tokens:,}", note)
     style = "bold red" if tally.bad_records else ""
     grid.add_row("bad records", Text(f"{tally.bad_records:,}", style=style), "left out" if tally.bad_records else "")
-    speed = format_bytes(table.total_bytes / max(counted.seconds, 1e-9))
+    speed = format_bytes(counted.shard_bytes / max(counted.seconds, 1e-9))
     processes = "1 process" if counted.num_processes == 1 else f"{counted.num_processes} processes"
     grid.add_row("time", f"{counted.seconds:,.1f} s", f"{speed}/s, {processes}")
     console.print(grid)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from streampack.cli.count.lengths import Lengths
 from streampack.cli.whole_shard import read_whole_shard
+from streampack.corpus.spans import Spans
 from streampack.errors import RecordError
 from streampack.lanes.pipeline import Pipeline
 from streampack.packing.making import AnyPacker, make_packer
@@ -100,7 +101,7 @@ class Tally:
 
 
 def tally_shard(
-    pipeline: Pipeline, index: int, shard: Shard, *, has_tokens: bool, tell: Callable[[int], None]
+    pipeline: Pipeline, index: int, shard: Shard, *, has_tokens: bool, tell: Callable[[int], None], spans: Spans | None = None
 ) -> Tally:
     """What one shard holds.
 
@@ -110,6 +111,7 @@ def tally_shard(
         shard: the shard.
         has_tokens: whether documents are tokenized (or token ids already), measured in tokens and packed.
         tell: called now and then with how many more of the shard's bytes are done; it may raise to stop.
+        spans: what is read of the shards, where cells of them are held out.
 
     Raises:
         RecordError: a bad record, with on_error="raise".
@@ -119,7 +121,7 @@ def tally_shard(
     kinds = [kind for kind in PackingKind if kind is not PackingKind.BEST_FIT or has_best_fit(pipeline.boundary)]
     packers = {kind: _packer(pipeline, kind) for kind in kinds} if has_tokens else {}
     full = dict.fromkeys(packers, 0)
-    for sample in read_whole_shard(pipeline, index, shard, tell=tell):
+    for sample in read_whole_shard(pipeline, index, shard, tell=tell, spans=spans):
         tally.samples += 1
         for item in sample.documents:
             part = 0 if isinstance(item, BadRecord) else item.part

@@ -157,7 +157,7 @@ def _estimate(
     pipeline, corpus, about = source.pipelines[0], source.corpus, list[str]()
     if bytes_per_token is None:
         try:
-            sampled = take_sample(pipeline, corpus.table, block_bytes_of(corpus))
+            sampled = take_sample(pipeline, corpus, block_bytes_of(corpus))
             warn_of_sample(about, pipeline, sampled)
             if sampled.kept_tokens:
                 density = density_of(sampled, seq_len)

@@ -36,7 +36,7 @@ _MEASURED_LANES = 100_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CorpusPlan:
-    """What the shards are."""
+    """What is read of the shards, where cells of them are held out; else all of them."""
 
     num_shards: int
     total_bytes: int
@@ -181,16 +181,18 @@ class Estimated(NamedTuple):
 
 def corpus_plan(corpus: Corpus, density: Density) -> CorpusPlan:
     """What the shards are."""
-    table = corpus.table
-    compressed = [shard.size for shard in table if is_compressed(shard.url)]
-    cut_bytes, whole_bytes = (int(table.sizes[table.whole == whole].sum()) for whole in (False, True))
+    table, parts = corpus.table, corpus.parts
+    shards = np.unique(parts.shards)
+    compressed = [int(table.sizes[shard]) for shard in shards.tolist() if is_compressed(table.urls[shard])]
+    cut_bytes, whole_bytes = (int(parts.sizes[parts.whole == whole].sum()) for whole in (False, True))
+    num_whole = int(table.whole[shards].sum())
     return CorpusPlan(
-        num_shards=len(table),
-        total_bytes=table.total_bytes,
-        num_estimated=int((~table.size_known).sum()),
-        num_cut=int((~table.whole).sum()),
+        num_shards=len(shards),
+        total_bytes=parts.total_bytes,
+        num_estimated=int((~table.size_known[shards]).sum()),
+        num_cut=len(shards) - num_whole,
         cut_bytes=cut_bytes,
-        num_whole=int(table.whole.sum()),
+        num_whole=num_whole,
         whole_bytes=whole_bytes,
         num_compressed=len(compressed),
         largest_compressed_bytes=max(compressed, default=0),
@@ -305,11 +307,11 @@ def rank_plan(
 
 def epoch_requests(corpus: Corpus, most_bytes: int) -> int:
     """Ranged reads in an epoch."""
-    table = corpus.table
+    table, parts = corpus.table, corpus.parts
     requests = 0
     if corpus.block_bytes:
-        requests = int((-(-table.sizes[~table.whole] // corpus.block_bytes)).sum())
-        uncut = np.flatnonzero(table.whole).tolist()
+        requests = int((-(-parts.sizes[~parts.whole] // corpus.block_bytes)).sum())
+        uncut = parts.shards[parts.whole].tolist()
         lanes = [[Piece(shard, 0, int(table.sizes[shard]), whole=True) for shard in uncut]]
     else:
         lanes = [list(corpus.pieces(0, lane)) for lane in range(corpus.num_lanes)]

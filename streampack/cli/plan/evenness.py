@@ -35,8 +35,8 @@ def lane_sizes(corpus: Corpus, density: Density, epoch: int) -> LaneSizes:
     """Bytes and tokens of each lane in an epoch."""
     table = corpus.table
     tokens_per_byte = np.where(table.whole, density.whole, density.cut) * shard_ratios(density, len(table))
-    sizes, scores = table.sizes.astype(np.float64), _scores(corpus.num_lanes, epoch)
-    if corpus.block_bytes and (sizes / corpus.block_bytes).sum() > _MOST_PIECES:
+    scores = _scores(corpus.num_lanes, epoch)
+    if corpus.block_bytes and (corpus.parts.sizes / corpus.block_bytes).sum() > _MOST_PIECES:
         return _drawn(corpus, tokens_per_byte, density, scores)
     by_lane = [corpus.pieces(epoch, lane)[:] for lane in range(corpus.num_lanes)]
     lanes = np.repeat(np.arange(corpus.num_lanes), [len(pieces) for pieces in by_lane])
@@ -58,8 +58,9 @@ def _drawn(
     corpus: Corpus, tokens_per_byte: NDArray[np.float64], density: Density, scores: NDArray[np.float64]
 ) -> LaneSizes:
     """The same for blocks that are too many to be listed: each lane has as many of them, from anywhere."""
-    sizes, block_bytes = corpus.table.sizes.astype(np.float64), corpus.block_bytes
-    full = np.where(corpus.table.whole, 0, sizes // block_bytes)  # blocks of each shard, and what is left of it
+    parts, block_bytes = corpus.parts, corpus.block_bytes
+    sizes, tokens_per_byte = parts.sizes.astype(np.float64), tokens_per_byte[parts.shards]
+    full = np.where(parts.whole, 0, sizes // block_bytes)  # blocks of each part, and what is left of it
     rest = sizes - full * block_bytes
     num_blocks = float(full.sum() + np.count_nonzero(rest))
     share, of_lane = 1 / corpus.num_lanes, num_blocks / corpus.num_lanes

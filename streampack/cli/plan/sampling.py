@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.partition import Piece
+from streampack.corpus.spans import Spans
 from streampack.corpus.table import ShardTable
 from streampack.errors import CorruptShardError, RecordError, TruncatedShardError
 from streampack.hashing import hash_range, permutation
@@ -100,7 +101,7 @@ def block_bytes_of(corpus: Corpus) -> int:
     return corpus.block_bytes or _BLOCK_BYTES
 
 
-def take_sample(pipeline: Pipeline, table: ShardTable, block_bytes: int) -> Sampled:
+def take_sample(pipeline: Pipeline, corpus: Corpus, block_bytes: int) -> Sampled:
     """Read and tokenize a sample.
 
     Raises:
@@ -108,11 +109,11 @@ def take_sample(pipeline: Pipeline, table: ShardTable, block_bytes: int) -> Samp
         StorageError: the storage fails.
     """
     begin = monotonic()
-    found = Sampled(block_bytes)
+    found, table = Sampled(block_bytes), corpus.table
     packer = pipeline.packer()
     labels_only = int(pipeline.boundary is BoundaryPolicy.TRIM)
     taken = 0.0
-    for piece, fetched in _fetched(pipeline, table, choose_places(table, block_bytes)):
+    for piece, fetched in _fetched(pipeline, table, choose_places(corpus.parts, block_bytes)):
         if taken >= SAMPLE_BYTES or monotonic() - begin > MOST_SECONDS:
             break
         shard = table[piece.shard]
@@ -154,36 +155,37 @@ def take_sample(pipeline: Pipeline, table: ShardTable, block_bytes: int) -> Samp
     found.rows = found.rows_in_full_packs + sum(rest)
     if not found.full_packs and len(rest) > 1:  # one packing window holds all of it
         found.full_packs, found.rows_in_full_packs = len(rest) - 1, sum(rest[:-1])
-    found.is_complete = sum(place.size for place in found.places) == table.total_bytes and all(
+    found.is_complete = sum(place.size for place in found.places) == corpus.total_bytes and all(
         place.size <= _WHOLE_BYTES for place in found.places if place.whole
     )
     return found
 
 
-def choose_places(table: ShardTable, block_bytes: int) -> list[Piece]:
+def choose_places(parts: Spans, block_bytes: int) -> list[Piece]:
     """The places to read, in an order of which each beginning is spread over the corpus, too.
 
     Blocks of `block_bytes` of the shards that can be cut, one in each of as many equal parts of their line; shards that
-    are read whole have as many places as their share of the bytes.
+    are read whole have as many places as their share of the bytes. Where cells are held out, only of what is read.
     """
-    blocks = np.where(table.whole, 0, -(-table.sizes // block_bytes))
+    blocks = np.where(parts.whole, 0, -(-parts.sizes // block_bytes))
     starts = np.concatenate([[0], np.cumsum(blocks)])
-    total, num_blocks, num_whole = max(table.total_bytes, 1), int(starts[-1]), int(table.whole.sum())
+    total, num_blocks, num_whole = max(parts.total_bytes, 1), int(starts[-1]), int(parts.whole.sum())
     most = min(max(SAMPLE_BYTES // block_bytes, 1), MOST_PLACES)
     if total <= SAMPLE_BYTES:
         most = num_blocks + num_whole
-    whole_bytes = int(table.sizes[table.whole].sum())
+    whole_bytes = int(parts.sizes[parts.whole].sum())
     of_whole = min(max(round(most * whole_bytes / total), 1), num_whole)
     of_cut = min(max(most - of_whole, 1), num_blocks)
     pieces = []
     for number in _one_in_each(num_blocks, of_cut):
-        shard = int(np.searchsorted(starts, number, side="right")) - 1
-        first = (number - int(starts[shard])) * block_bytes
-        pieces.append(Piece(shard, first, min(first + block_bytes, int(table.sizes[shard])), whole=False))
-    uncut = np.flatnonzero(table.whole)
+        part = int(np.searchsorted(starts, number, side="right")) - 1
+        first = (number - int(starts[part])) * block_bytes
+        pieces.append(Piece(part, first, min(first + block_bytes, int(parts.sizes[part])), whole=False))
+    uncut = np.flatnonzero(parts.whole)
     for number in _one_in_each(num_whole, of_whole):
-        shard = int(uncut[number])
-        pieces.append(Piece(shard, 0, int(table.sizes[shard]), whole=True))
+        part = int(uncut[number])
+        pieces.append(Piece(part, 0, int(parts.sizes[part]), whole=True))
+    pieces = parts.placed(pieces)
     return [pieces[index] for index in permutation(_SEED, len(pieces), count=len(pieces)).tolist()]
 
 
