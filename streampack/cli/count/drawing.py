@@ -41,7 +41,8 @@ def draw_sources(console: Console, counted: Mapping[str, Counted]) -> None:
         table.add_row(name, *_of_source(each.num_shards, each.shard_bytes, each.tally))
     every = counted.values()
     table.add_section()
-    table.add_row("all", *_of_source(sum(each.num_shards for each in every), sum(each.shard_bytes for each in every), total))
+    num_shards, num_bytes = sum(each.num_shards for each in every), sum(each.shard_bytes for each in every)
+    table.add_row("all", *_of_source(num_shards, num_bytes, total))
     _print_table(console, table, "mean: tokens of a document; --source NAME shows how the documents of one source pack")
 
 

@@ -101,7 +101,13 @@ class Tally:
 
 
 def tally_shard(
-    pipeline: Pipeline, index: int, shard: Shard, *, has_tokens: bool, tell: Callable[[int], None], spans: Spans | None = None
+    pipeline: Pipeline,
+    index: int,
+    shard: Shard,
+    *,
+    has_tokens: bool,
+    tell: Callable[[int], None],
+    spans: Spans | None = None,
 ) -> Tally:
     """What one shard holds.
 
