@@ -1,6 +1,6 @@
 """How far the packs of a run are from the shares asked for: by simulation of the function that a run uses.
 
-    python tests/benchmarks/shares.py [--mixes 6] [--packs 4000000]      about a minute, 0.5 GB of memory
+    python tests/benchmarks/shares.py [--mixes 6] [--packs 4000000]      a minute or two, 0.5 GB of memory
 
 In:  nothing. For each number of lanes some mixes that are hard by their form, then random ones of 2 to 50 sources with
      weights from 0.01 % on.
