@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from streampack import PackedDataLoader, PackedDataset
 from streampack.cli import app
+from streampack.config.file import load_config
 from streampack.corpus import spans
 from streampack.corpus.shares import Shares
 from streampack.examples.make_data import DATA
@@ -168,3 +170,33 @@ def test_plan_tells_what_a_part_has_of_the_shards(held_out: dict[str, str]) -> N
         assert made["sample"]["is_complete"]
         assert made["sample"]["documents"] == counted["documents"]
         assert made["corpus"]["estimated_tokens"] == pytest.approx(counted["tokens"], rel=0.01)
+
+
+@pytest.mark.parametrize("by", ["block", "document"])
+def test_a_validation_set_fits_any_ranks_and_its_packs_are_those_that_come(held_out: dict[str, str], by: str) -> None:
+    path = Path(held_out["val"])
+    path.write_text(path.read_text("utf-8").replace("by: block", f"by: {by}"), "utf-8")
+    made = told("plan", str(path), "--ranks", "3", "--batch-size", "2")
+    assert (made["stages"], made["lanes"], made["rank"]) == ([], None, None)
+    dataset = PackedDataset(**load_config(str(path)).dataset_arguments())
+    with PackedDataLoader(dataset, 2, num_workers=0, dp_rank=2, dp_size=3) as loader:
+        batches = sum(1 for _ in loader)
+    assert made["validation"]["batches"] == pytest.approx(batches, abs=1)
+    text = run("plan", str(path), "--ranks", "3").stdout
+    assert "Validation on 3 ranks" in text
+    assert "ranks that fit" not in text
+
+
+def test_plan_tells_of_one_source_alone_only_where_there_is_one(mix: str, tmp_path: Path) -> None:
+    of_one = ("corpus", "sample", "bytes_per_token", "lanes")
+    made = told("plan", mix)
+    assert [made[name] for name in of_one] == [None] * 4
+    path = tmp_path / "one.yaml"
+    path.write_text(
+        f"dataset: {{data: {tmp_path}/web/, tokenizer: {DATA}/devil.model, seq_len: 128, num_lanes: 4, num_packs: 40}}"
+    )
+    made = told("plan", str(path))
+    assert None not in [made[name] for name in of_one]
+    epochs = made["stages"][0]["sources"]["default"]["epochs"]
+    row = next(line.split() for line in run("plan", str(path)).stdout.splitlines() if line.startswith("0: 128"))
+    assert row[-2:] == [f"{epochs:.2f}"] * 2

@@ -18,7 +18,8 @@ from streampack.cli.plan.drawing import draw
 from streampack.cli.plan.estimates import Estimated, Plan, SourcePlan, corpus_plan, lane_plan, rank_plan
 from streampack.cli.plan.measured import assumed, density_of, sample_plan
 from streampack.cli.plan.sampling import block_bytes_of, take_sample
-from streampack.cli.plan.stages import stage_plans
+from streampack.cli.plan.stages import StagePlan, stage_plans
+from streampack.cli.plan.validation import validation_plan
 from streampack.config.file import load_config
 from streampack.corpus.partition import check_ranks
 from streampack.corpus.shares import DEFAULT
@@ -63,7 +64,7 @@ def plan(
         config, dataset, arguments, ranks=ranks, tokens_per_second=tokens_per_second, bytes_per_token=bytes_per_token
     )
     if json:
-        print_json(msgspec.to_builtins(made))
+        print_json(as_json(made))
     else:
         draw(output(), made)
         for warning in made.warnings:
@@ -72,6 +73,18 @@ def plan(
         print_error(error)
     if made.errors:
         raise typer.Exit(1)
+
+
+def as_json(made: Plan) -> dict[str, Any]:  # Any: JSON
+    """The plan as plain values. What each source has of its own is null for the run if there are several."""
+    found: dict[str, Any] = msgspec.to_builtins(made)
+    if made.validation is not None:
+        found["lanes"] = None
+        for source in found["sources"].values():
+            source["lanes"] = None
+    if len(made.sources) > 1:
+        found |= dict.fromkeys(("bytes_per_token", "sample", "corpus", "lanes"))
+    return found
 
 
 def make_plan(
@@ -94,8 +107,9 @@ def make_plan(
     for each in estimated:
         lanes = lane_plan(dataset, each.corpus, each.density)
         about, wrong = list[str](), list[str]()
-        warn_of_lanes(about, wrong, dataset, each.corpus, each.shards, lanes)
-        if each.sample is not None:
+        if not dataset.is_validation:
+            warn_of_lanes(about, wrong, dataset, each.corpus, each.shards, lanes)
+        if each.sample is not None and not dataset.is_validation:
             warn_of_blocks(about, each.corpus, each.shards, lanes, each.sample)
         warnings += [_about(each.name, text) for text in about]
         errors += [_about(each.name, text) for text in wrong]
@@ -107,28 +121,30 @@ def make_plan(
             max_epochs=dataset.sources[each.name].max_epochs,
         )
     first = sources[run.sources[0].name]
-    stages = stage_plans(
-        run,
-        {each.name: each.density for each in estimated},
-        {each.name: each.shards.estimated_tokens for each in estimated},
-        global_batch=ranks * settings["batch_size"],
-    )
+    densities = {each.name: each.density for each in estimated}
+    tokens = {each.name: each.shards.estimated_tokens for each in estimated}
+    stages: list[StagePlan] = []
+    if not dataset.is_validation:
+        stages = stage_plans(run, densities, tokens, global_batch=ranks * settings["batch_size"])
     warn_of_epochs(warnings, stages, sources)
-    rank, lanes = None, first.lanes
+    rank, validation, lanes = None, None, first.lanes
+    topology = {"ranks": ranks, "batch_size": settings["batch_size"]}
     try:
-        check_ranks(num_lanes=lanes.num_lanes, num_ranks=ranks)
         PackedDataLoader(dataset, **arguments)  # it checks the other arguments
-        rank = rank_plan(
-            dataset,
-            estimated,
-            lanes,
-            ranks=ranks,
-            num_workers=settings["num_workers"],
-            batch_size=settings["batch_size"],
-            prefetch_bytes=settings["prefetch_bytes"],
-            tokens_per_second=tokens_per_second,
-        )
-        warn_of_ranks(warnings, rank, settings["num_workers"], lanes.num_lanes)
+        if dataset.is_validation:
+            validation = validation_plan(run, densities, tokens, **topology, drop_last=settings["drop_last"])
+        else:
+            check_ranks(num_lanes=lanes.num_lanes, num_ranks=ranks)
+            rank = rank_plan(
+                dataset,
+                estimated,
+                lanes,
+                **topology,
+                num_workers=settings["num_workers"],
+                prefetch_bytes=settings["prefetch_bytes"],
+                tokens_per_second=tokens_per_second,
+            )
+            warn_of_ranks(warnings, rank, settings["num_workers"], lanes.num_lanes)
     except ConfigError as error:
         errors.append(str(error))
     return Plan(
@@ -144,6 +160,7 @@ def make_plan(
         stages=stages,
         budget_packs=run.schedule.end,
         rank=rank,
+        validation=validation,
         warnings=warnings,
         errors=errors,
     )

@@ -7,6 +7,7 @@ from rich.text import Text
 from streampack.cli.console import format_bytes, plural
 from streampack.cli.plan.estimates import CorpusPlan, LanePlan, Plan, RankPlan
 from streampack.cli.plan.measured import SamplePlan
+from streampack.cli.plan.validation import ValidationPlan
 
 Line = tuple[str, str | Text, str]
 """Name, value, and a note."""
@@ -21,6 +22,11 @@ def draw(console: Console, plan: Plan) -> None:
             _draw_block(console, "Sample", _sample(plan, plan.sample))
     else:
         _draw_sources(console, plan)
+    if plan.validation is not None:
+        _draw_block(console, f"Validation on {plural(plan.validation.ranks, 'rank')}", _validation(plan.validation))
+    if not plan.stages:
+        console.print()
+        return
     if len(plan.sources) > 1 or len(plan.stages) > 1 or plan.budget_packs is not None:
         _draw_stages(console, plan)
     _draw_block(console, "Lanes", _lanes(plan, None if rank is None else rank.ranks))
@@ -77,6 +83,15 @@ def _sample(plan: Plan, sample: SamplePlan) -> list[Line]:
     if sample.pack_fill < 1:
         lines.append(("pack fill", f"{sample.pack_fill:.1%}", f"of the rows of a pack of {plan.seq_len:,}"))
     return lines
+
+
+def _validation(validation: ValidationPlan) -> list[Line]:
+    bounded = f", of ~{validation.packs_of_set:,} in the set" if validation.packs < validation.packs_of_set else ""
+    each = plural(validation.batch_size, "pack")
+    return [
+        ("packs", f"~{validation.packs:,}", f"in each iteration{bounded}; the same ones on any number of ranks"),
+        ("batches", f"~{validation.batches:,}", f"in each iteration, on each rank; {each} each"),
+    ]
 
 
 def _lanes(plan: Plan, ranks: int | None) -> list[Line]:
@@ -203,7 +218,11 @@ def _draw_stages(console: Console, plan: Plan) -> None:
         step = f"{stage.first_step:,}" if plan.rank is not None else ""
         total = "" if stage.packs is None else f"{stage.packs:,}"
         tokens = "" if stage.tokens is None else _short(stage.tokens)
-        table.add_row(f"{number}: {stage.seq_len:,}", f"{stage.first_pack:,}", step, "", total, tokens, "", "")
+        epochs = ["", ""]  # with several sources in the row of each
+        if len(plan.sources) == 1 and stage.packs is not None:
+            [only] = stage.sources.values()
+            epochs, tokens = [f"{only.epochs:.2f}", f"{only.epochs_by_end:.2f}"], f"~{_short(only.tokens or 0)}"
+        table.add_row(f"{number}: {stage.seq_len:,}", f"{stage.first_pack:,}", step, "", total, tokens, *epochs)
         for name, given in stage.sources.items() if len(plan.sources) > 1 else ():
             of_stage = ["", "", "", ""]
             if given.packs is not None and given.tokens is not None and given.epochs is not None:

@@ -16,6 +16,7 @@ import numpy as np
 from streampack.cli.plan.evenness import filler_share_of, lane_sizes, packs_of, unread_share_of
 from streampack.cli.plan.measured import Density, SamplePlan
 from streampack.cli.plan.stages import StagePlan, step_of
+from streampack.cli.plan.validation import ValidationPlan
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.partition import Piece, fitting_ranks
 from streampack.dataset.dataset import PackedDataset
@@ -164,7 +165,9 @@ class Plan:
     budget_packs: int | None
     """All packs of the run; None: it has no budget."""
     rank: RankPlan | None
-    """None where the ranks do not fit the lanes."""
+    """None where the ranks do not fit the lanes, and of a validation set."""
+    validation: ValidationPlan | None
+    """None: it is no validation set. It has no stages, and lanes that say nothing."""
     warnings: list[str]
     errors: list[str]
 
