@@ -139,9 +139,13 @@ def load_config(path: str | os.PathLike[str]) -> Config:
         found[name] = _with_records(section, (name,), lines)
     dataset = found["dataset"]
     if ("data" in dataset) == ("sources" in dataset):
-        what = "is given twice: leave one of" if "data" in dataset else "must be given, or"
-        raise ConfigError(f"`dataset.data` {what} `dataset.sources`", url=lines.where(("dataset",)))
-    dataset["data"] = dataset.pop("sources", None) or dataset["data"]
+        what = "are both given: leave one of them out" if "data" in dataset else "are both missing: give one of them"
+        raise ConfigError(f"`dataset.data` and `dataset.sources` {what}", url=lines.where(("dataset",)))
+    if "sources" in dataset:
+        dataset["data"] = dataset.pop("sources")
+        if not dataset["data"]:
+            problem = "`dataset.sources` is empty: name at least one source, as in `sources: {web: shards/}`"
+            raise ConfigError(problem, url=lines.where(("dataset", "sources")))
     return Config(**found)
 
 
@@ -190,7 +194,14 @@ def _plain(value: object, keys: Keys, name: str, hint: object, lines: Lines) -> 
         each = [(str(index), item) for index, item in enumerate(value)]
         return [_plain(item, (*keys, index), name, inner_hint(hint, index, value), lines) for index, item in each]
     if isinstance(value, dict) and (inner := inner_hint(hint, "", value)) is not None:
-        return {key: _plain(item, (*keys, str(key)), name, inner, lines) for key, item in value.items()}
+        for key in value:
+            if not isinstance(key, str):
+                raise ConfigError(
+                    f"`{'.'.join(keys)}`: the name {key!r} is of type {type(key).__name__}, as YAML reads it; a name "
+                    "is a text: put it in quotes as it is written there",
+                    url=lines.where(keys),
+                )
+        return {key: _plain(item, (*keys, key), name, inner, lines) for key, item in value.items()}
     if not isinstance(value, str):
         return value
     try:

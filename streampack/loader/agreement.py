@@ -120,6 +120,11 @@ class SharedRun:
         Raises:
             StateError: the state cannot be loaded here.
         """
+        if "validation" in state:
+            raise StateError(
+                "this is the state of a validation set (HoldOut with part='val'), which has no position, and this "
+                "loader trains: load the state of the training loader"
+            )
         check_versions(state)
         saved = fingerprint_of(state)
         self.join()

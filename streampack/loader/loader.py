@@ -235,7 +235,7 @@ class PackedDataLoader(FixedArguments, instead="loader"):
         they are in no digest. Returns how many there were before the pass ended. May wait for other ranks.
 
         Raises:
-            LoaderError: a trainer holds batches that it has taken ahead (`iterate`).
+            LoaderError: a trainer holds batches that it has taken ahead (`iterate`); or it is a validation set.
         """
         return self._begun().skip(as_integer(num_batches, "num_batches", low=0), self._settings)
 

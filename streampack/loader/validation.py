@@ -18,6 +18,7 @@ from itertools import islice
 from typing import Any
 
 from streampack.dataset.dataset import PackedDataset
+from streampack.errors import LoaderError, StateError
 from streampack.lanes.run import Run
 from streampack.loader.agreement import SharedRun
 from streampack.loader.counting import Worked, budget_bytes, count, validation_run
@@ -59,7 +60,18 @@ class ValidationRun(SharedRun):
         return Committed.fresh(range(1), 1, tuple(self._dataset.sources))
 
     def load(self, state: Mapping[str, Any], *, allow: Collection[str]) -> Committed:
-        """The beginning: a state has no position. A collective, see `join`."""
+        """The beginning: a state has no position. A collective, see `join`.
+
+        Raises:
+            StateError: it is not the state of a validation set.
+        """
+        if not isinstance(state, Mapping) or set(state) != {"version", "validation"}:
+            what = "that of a training run" if isinstance(state, Mapping) and "rows" in state else "something else"
+            raise StateError(
+                f"this loader reads a validation set, whose state has the keys version and validation; this is {what}. "
+                "Load the state of a training run into the training loader; a validation set needs no state, as each "
+                "iteration begins at the beginning"
+            )
         return self.begin()
 
     def read(self, source: Any, *, key: str | None) -> State:
@@ -108,6 +120,20 @@ class ValidationDelivery(Delivery):
         budget = budget_bytes(run, settings, asked)
         each = ValidationPass(run, lanes, committed.global_pack, settings, self._restarts, budget_bytes=budget)
         return Running(each, settings, committed.global_pack, self.commits.standing)
+
+    def skip(self, num_batches: int, settings: PassSettings) -> int:
+        """Nothing can be skipped: the next iteration would begin at the beginning all the same."""
+        raise LoaderError(
+            f"skip({num_batches}): each iteration of a validation set begins at the beginning, so nothing can be "
+            "skipped. Leave the call out, or take the first batches of an iteration and leave them unused"
+        )
+
+    def progress(self) -> dict[str, Any]:
+        """As of a training run; "share" is of the packs of an iteration, once they are counted."""
+        progress = super().progress()
+        if self._counted is not None:
+            progress["share"] = min(progress["packs"] / max(_num_packs(*self._counted), 1), 1.0)
+        return progress
 
     def length(self, settings: PassSettings) -> int:
         """Batches of an iteration; a `TypeError` before the packs are counted."""

@@ -8,7 +8,7 @@ import pytest
 from support.tars import write_webdataset
 
 from streampack import HoldOut, PackedDataLoader, PackedDataset
-from streampack.errors import ConfigError
+from streampack.errors import ConfigError, LoaderError, StateError
 from streampack.loader import counting
 from streampack.testing import ByteTokenizer
 
@@ -102,7 +102,8 @@ def test_every_iteration_has_all_of_it_and_counts_no_more(folder: Path, monkeypa
     next(iterator)
     mine.load_state_dict(mine.state_dict())
     assert packs_of(mine) == first, "a state has no position"
-    mine.skip(2)
+    with pytest.raises(LoaderError, match=r"skip\(2\): each iteration of a validation set begins"):
+        mine.skip(2)
     assert packs_of(mine) == first
 
 
@@ -169,3 +170,20 @@ def test_training_has_the_same_packs_with_and_without_evaluations(folder: Path) 
             return seen, repr(sorted(training.state_dict().items()))
 
     assert train(evaluate=True) == train(evaluate=False)
+
+
+def test_states_of_training_and_validation_are_not_confused(folder: Path) -> None:
+    val, train = loader(dataset(folder)), loader(dataset(folder, "train"))
+    with pytest.raises(StateError, match="this is that of a training run"):
+        val.load_state_dict(train.state_dict())
+    for junk in ({}, {"junk": 1}, {**val.state_dict(), "more": 1}):
+        with pytest.raises(StateError, match="this is something else"):
+            val.load_state_dict(junk)
+    with pytest.raises(StateError, match="state of a validation set"):
+        train.load_state_dict(val.state_dict())
+
+
+def test_length_and_share_are_of_the_packs_that_there_are(folder: Path) -> None:
+    mine = loader(dataset(folder, num_packs=10**6), batch_size=4)
+    assert len(list(mine)) == len(mine)
+    assert mine.progress()["share"] == 1.0
