@@ -141,7 +141,11 @@ def as_number(value: object, argument: str) -> float:
     """Return `value` as an int or a float, or raise a ConfigError unless it is a real number (not a bool)."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise ConfigError(f"{argument}={value!r} must be a number.")
-    return value if isinstance(value, int) else float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ConfigError(f"{argument} is larger than any float, and must be a number of at most 1.8e308") from None
+    return value if isinstance(value, int) else number
 
 
 def as_bool(value: object, argument: str, *, other: str | None = None) -> bool:

@@ -210,7 +210,7 @@ def _plain(value: object, keys: Keys, name: str, hint: object, lines: Lines) -> 
         if name.endswith("_bytes"):
             return as_bytes(value)
     except ConfigError as error:
-        raise type(error)(f"`{'.'.join(keys)}`: {error.message}", url=lines.where(keys)) from error
+        raise type(error)(f"`{_place(keys)}`: {error.message}", url=lines.where(keys)) from error
     return value
 
 
@@ -225,7 +225,7 @@ def _with_record(value: Any, keys: Keys, lines: Lines) -> Any:
     if isinstance(value, dict):
         return {key: _with_record(item, (*keys, str(key)), lines) for key, item in value.items()}
     if keys[-1] == "transform" and isinstance(value, str):
-        return NamedFunction(value, ".".join(keys))
+        return NamedFunction(value, _place(keys))
     if not isinstance(value, Section):
         return value
     try:
@@ -233,7 +233,12 @@ def _with_record(value: Any, keys: Keys, lines: Lines) -> Any:
     except ConfigError as error:
         if error.url is not None:  # of a section inside
             raise
-        raise type(error)(f"`{'.'.join(keys)}`: {error.message}", url=lines.where(keys)) from error
+        raise type(error)(f"`{_place(keys)}`: {error.message}", url=lines.where(keys)) from error
+
+
+def _place(keys: Keys) -> str:
+    """Where a value is, as errors write it: dataset.stages[0].weights."""
+    return re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", ".".join(keys))
 
 
 def _type_error(message: str, keys: Keys, value: Any, kind: type[Section], lines: Lines) -> ConfigError:
@@ -255,8 +260,7 @@ def _type_error(message: str, keys: Keys, value: Any, kind: type[Section], lines
     advice = ""
     if isinstance(value, str) and re.fullmatch(r"\d+(\.\d*)?[eE][+-]?\d+", value):
         advice = " (in YAML a number with an exponent needs a point and a sign: 1.0e-3)"
-    place = re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", ".".join((*keys, *inside)))
-    return ConfigError(f"`{place}`: {problem}, found {shown(value)}{advice}", url=lines.where((*keys, *inside)))
+    return ConfigError(f"`{_place((*keys, *inside))}`: {problem}, found {shown(value)}{advice}", url=lines.where((*keys, *inside)))
 
 
 def _wrong_name(values: Mapping[str, Any], hint: object) -> str:

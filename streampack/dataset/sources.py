@@ -140,7 +140,7 @@ def errors_of(name: str) -> Iterator[None]:
     try:
         yield
     except StreampackError as error:
-        if name == DEFAULT:
+        if name == DEFAULT or error.message.startswith(f"source {name!r}: "):
             raise
         named = type(error)(f"source {name!r}: {error.message}")
         named.url, named.member, named.offset = error.url, error.member, error.offset

@@ -424,13 +424,13 @@ def test_sources_and_stages_are_mappings_of_their_fields(tmp_path: Path, key: st
             r"run.yaml:12: `dataset.stages\[1\].weights`: expected a mapping of names to",
         ),
         ("web: 1,", "web: x,", r"run.yaml:12: `dataset.stages\[1\].weights.web`: expected a number, found 'x'"),
-        ("web: 1,", "web: -1,", r"run.yaml:10: `dataset.stages.1`: weights\['web'\]=-1 must be"),
+        ("web: 1,", "web: -1,", r"run.yaml:10: `dataset.stages\[1\]`: weights\['web'\]=-1 must be"),
         (
             "  num_tokens",
             "  data: a.tar\n  num_tokens",
-            "`dataset.data` is given twice: leave one of `dataset.sources`",
+            "`dataset.data` and `dataset.sources` are both given: leave one of them out",
         ),
-        ("os.path:dirname", "os:no", r"`dataset.stages.1.sources.more.transform`: 'os:no' cannot be imported"),
+        ("os.path:dirname", "os:no", r"`dataset.stages\[1\].sources.more.transform`: 'os:no' cannot be imported"),
     ],
 )
 def test_a_mistake_in_sources_or_stages_is_found_by_its_line(tmp_path: Path, old: str, new: str, problem: str) -> None:
@@ -445,3 +445,16 @@ def test_stages_that_are_a_mapping_are_refused(tmp_path: Path) -> None:
         ConfigError, match=r"run.yaml:4: `dataset.stages`: expected a list, each item a mapping of Stage's fie"
     ):
         loaded(tmp_path, MINIMAL + "  stages: {at_packs: 3}\n")
+
+
+@pytest.mark.parametrize(
+    ("sources", "problem"),
+    [
+        ("{}", "`dataset.sources` is empty: name at least one source"),
+        ("{no: a.tar}", "`dataset.sources`: the name False is of type bool, as YAML reads it"),
+        ("{1: a.tar}", "`dataset.sources`: the name 1 is of type int, as YAML reads it"),
+    ],
+)
+def test_sources_need_names(tmp_path: Path, sources: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        loaded(tmp_path, f"dataset:\n  tokenizer: streampack.testing:ByteTokenizer\n  sources: {sources}\n")

@@ -163,6 +163,7 @@ def test_what_is_no_mixture_is_refused(data: Any, text: str) -> None:
         ({"weight": -1}, "weight=-1 must be a number of at least 0, and finite"),
         ({"weight": float("nan")}, "weight=nan must be a number of at least 0, and finite"),
         ({"weight": float("inf")}, "weight=inf must be"),
+        ({"weight": 10**400}, "weight is larger than any float"),
         ({"weight": "0.7"}, "weight='0.7' must be a number."),
         ({"weight": True}, "weight=True must be a number."),
         ({"field": 3}, "field=3 must be a string or None"),
