@@ -260,7 +260,9 @@ def _type_error(message: str, keys: Keys, value: Any, kind: type[Section], lines
     advice = ""
     if isinstance(value, str) and re.fullmatch(r"\d+(\.\d*)?[eE][+-]?\d+", value):
         advice = " (in YAML a number with an exponent needs a point and a sign: 1.0e-3)"
-    return ConfigError(f"`{_place((*keys, *inside))}`: {problem}, found {shown(value)}{advice}", url=lines.where((*keys, *inside)))
+    return ConfigError(
+        f"`{_place((*keys, *inside))}`: {problem}, found {shown(value)}{advice}", url=lines.where((*keys, *inside))
+    )
 
 
 def _wrong_name(values: Mapping[str, Any], hint: object) -> str:
