@@ -72,7 +72,7 @@ def test_an_edited_future_is_as_if_it_had_been_there_from_the_start(
     before = Job(two(shards), [FIRST, SECOND], ranks=3, batch_size=4)
     assert before.take(72) == wanted[:72]
     state = before.state()
-    dcp.save({"loader": state}, checkpoint_id=tmp_path, no_dist=True)  # type: ignore[attr-defined]
+    dcp.save({"loader": state}, checkpoint_id=tmp_path)
     for ranks, batch_size in ((1, 4), (2, 6), (12, 1)):
         job = Job(two(shards), [FIRST, SECOND, third], ranks, batch_size)
         if ranks == 12:

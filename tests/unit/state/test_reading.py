@@ -31,7 +31,7 @@ def state(*, first: int = 0, step: int = 1) -> dict[str, Any]:
 
 
 def save(path: Path, saved: dict[str, Any]) -> None:
-    dcp.save(saved, checkpoint_id=path, no_dist=True)  # type: ignore[attr-defined]  # torch's types leave it out
+    dcp.save(saved, checkpoint_id=path)
 
 
 @pytest.mark.parametrize("ranks", [1, 3, 4])
@@ -68,7 +68,7 @@ def test_plain_loading_into_a_state_of_other_sources_fails_and_names_the_table(t
     save(tmp_path, state())
     other = to_tables(range(LANES), LANES, np.zeros((LANES, SOURCES + 1, 2), dtype=np.int64), {})
     with pytest.raises(CheckpointException, match="(?s)Size mismatch between saved.* for rows"):
-        dcp.load(dict(other), checkpoint_id=tmp_path, no_dist=True)  # type: ignore[attr-defined]
+        dcp.load(dict(other), checkpoint_id=tmp_path)
 
 
 def test_the_table_of_skipped_ranges_is_as_large_for_any_sources() -> None:
