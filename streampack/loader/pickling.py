@@ -68,6 +68,9 @@ def reduced_by_value(value: Any) -> _Reduced | None:
     if type(value) is functools.cached_property:  # up to Python 3.11 it holds a lock
         state = {name: each for name, each in vars(value).items() if name not in ("func", "lock")}
         return functools.cached_property, (value.func,), state
+    if type(value) is functools.singledispatchmethod:  # from Python 3.13 on it holds a cache that cannot be pickled
+        state = {name: each for name, each in vars(value).items() if name not in ("func", "_method_cache")}
+        return functools.singledispatchmethod, (value.func,), state
     if isinstance(value, contextvars.ContextVar):
         try:
             return _context_variable, (value.name, value.get())
