@@ -2,16 +2,18 @@
 
 import itertools
 import random
+from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.jobs import LANES, Corpus, texts, uneven, write_corpus
-from support.mixtures import JOURNEYS, Mixture, Packs, Ranks, assert_packs, source_at
+from support.jobs import EOS, LANES, Corpus, texts, uneven, write_corpus
+from support.mixtures import JOURNEYS, Cut, Mixture, Packs, Ranks, assert_packs, source_at
 from support.thorough import nightly
 
 from streampack import Shuffle, Source, Stage
+from streampack.corpus.partition import fitting_ranks
 
 END = 420
 WINDOWS = Shuffle(block_bytes=4096, window=3)
@@ -109,3 +111,158 @@ def test_resumes_by_every_journey_go_on_with_them(
             state = JOURNEYS[given[turn % 3]](job.state(), tmp_path / f"{turn}")
     assert turn > 6
     assert_packs(found, wanted)
+
+
+def random_mixture(folder: Path, choose: random.Random) -> Mixture:
+    seq_len, num_lanes = choose.choice((8, 16, 32)), choose.choice((4, 6, 12))
+    corpora = {}
+    for name in "abcd"[: choose.randint(2, 4)]:
+        shards = []
+        for number in range(choose.randint(1, 3)):
+            count = choose.randint(40, 100)
+            group = texts(count, seed=choose.randrange(99), first=100 * number, longest=choose.choice((20, 150)))
+            if choose.random() < 0.4:  # each document fills a pack
+                group = [f"{index:04d}" + "x" * (seq_len - 6) for index in range(count)]
+            shards.append((choose.choice((".tar", ".tar", ".tar.gz")), group))
+        corpora[name] = write_corpus(folder / name, [(".tar", shards[0][1]), *shards[1:]])
+    stages, at = [], 0
+    for number in range(choose.randint(1, 4)):
+        weights = {name: choose.choice((0, 1, 2, 0.01, 5)) for name in corpora} | {"a": choose.choice((1, 0.3))}
+        at += choose.randint(2, 8) * num_lanes
+        changes = {
+            "seq_len": choose.choice((None, 8, 16, 32)),
+            "boundary": choose.choice((None, None, "mask", "keep", "trim")),
+            "packing": choose.choice((None, None, "wrap", "next_fit")),
+        }
+        stages.append(Stage(weights=weights, **({"at_packs": at, **changes} if number else {})))
+    return Mixture(
+        corpora=corpora,
+        stages=stages,
+        max_epochs={name: choose.randint(1, 3) for name in corpora if choose.random() < 0.6},
+        cut=Cut(seq_len, choose.choice(("mask", "keep", "trim")), choose.choice(("wrap", "next_fit"))),
+        shuffle=choose.choice(("shards", WINDOWS)),
+        seed=choose.randrange(9),
+        num_lanes=num_lanes,
+    )
+
+
+@pytest.mark.parametrize("seed", [0, 1, *nightly(range(2, 80))])
+def test_random_mixtures_have_the_packs_that_the_rules_give(tmp_path: Path, seed: int) -> None:
+    choose = random.Random(seed)
+    mixed = random_mixture(tmp_path, choose)
+    end = mixed.begins()[-1] + choose.randint(5, 15) * mixed.num_lanes
+    data = mixed.dataset(num_packs=end)
+    ends = set(mixed.max_epochs) >= set(mixed.corpora)  # the ranks of a finite run wait for each other
+    ranks = 1 if ends else choose.choice(fitting_ranks(mixed.num_lanes))
+    with Ranks(data, ranks, 0, choose.randint(1, 6)) as job:
+        assert_packs(job.run(), mixed.packs(end))
+
+
+# --- what a source keeps
+
+
+def texts_of(packs: list[Any]) -> list[str]:
+    """The documents of consecutive packs of a source in a lane, under "mask"."""
+    rows = [row for pack in packs for row in zip(*pack, strict=True)]
+    tokens = [token for token, _, _, segment in rows if segment]
+    found = []
+    while tokens:
+        end = tokens.index(EOS) if EOS in tokens else len(tokens)  # of a last pack that would hold an EOS alone
+        found.append(bytes(token - 3 for token in tokens[1:end]).decode())
+        tokens = tokens[end + 1 :]
+    return found
+
+
+def each_lane(packs: Packs, source: int, num_lanes: int = LANES) -> list[list[Any]]:
+    """The packs of a source in each lane."""
+    mine = [(number, pack) for number, (of, pack) in sorted(packs.items()) if of == source]
+    return [[pack for number, pack in mine if number % num_lanes == lane] for lane in range(num_lanes)]
+
+
+def assert_begins(longer: list[list[Any]], shorter: list[list[Any]]) -> None:
+    assert any(shorter)
+    for long, short in zip(longer, shorter, strict=True):
+        assert long[: len(short)] == short
+
+
+def test_each_document_comes_once_an_epoch_of_its_source_through_three_edits_of_the_future(
+    corpora: dict[str, Corpus],
+) -> None:
+    """And the packs are those of a run that had all edits from its start."""
+    epochs = {"web": 1, "code": 2, "notes": 3}
+    three = {name: corpora[name] for name in epochs}
+    first = Stage(weights={"web": 0.7, "code": 0.2, "notes": 0.1})
+    dropped = Stage(at_packs=250, weights={"web": 1})
+    edits = [
+        [first, dropped],
+        [first, Stage(at_packs=96, weights={"web": 1, "notes": 2}, seq_len=48), dropped],
+        [
+            first,
+            Stage(at_packs=96, weights={"web": 1, "notes": 2}, seq_len=48),
+            Stage(at_packs=144, weights={"code": 1}),
+        ],
+    ]
+    edits.append([*edits[-1], Stage(at_packs=192, weights={"web": 5, "code": 2, "notes": 2}, seq_len=24)])
+    turns = [(4, 3, 4), (2, 5, 6), (3, 4, 4), (1, 1, 7)]
+    found, state = Packs(), None
+    for stages, (ranks, batches, batch_size) in zip(edits, turns, strict=True):
+        data = Mixture(corpora=three, stages=stages, max_epochs=epochs).dataset()
+        with Ranks(data, ranks, 0, batch_size, state) as job:
+            found |= job.run(batches if ranks > 1 else None)
+            state = job.state()
+            stats = job.loaders[0].stats()["sources"]
+    run = Mixture(corpora=three, stages=edits[-1], max_epochs=epochs)
+    assert_packs(found, run.packs(10**4))
+    for source, (name, times) in enumerate(epochs.items()):
+        of_epochs = [[run.texts(name, lane, epoch) for lane in range(LANES)] for epoch in range(times)]
+        for each in of_epochs:
+            assert Counter(itertools.chain(*each)) == Counter(corpora[name].texts)
+        assert [texts_of(lane) for lane in each_lane(found, source)] == [
+            list(itertools.chain(*lane)) for lane in zip(*of_epochs, strict=True)
+        ]
+        assert stats[name]["epochs"] == times
+
+
+def test_a_source_that_pauses_for_a_thousand_packs_goes_on_at_its_next_row(corpora: dict[str, Corpus]) -> None:
+    two = {name: corpora[name] for name in ("web", "code")}
+    both, only_code = {"web": 0.5, "code": 0.5}, {"code": 1}
+    stages = [Stage(weights=both), Stage(at_packs=96, weights=only_code), Stage(at_packs=96 + 1008, weights=both)]
+    with Ranks(Mixture(corpora=two, stages=stages).dataset(num_packs=1200), 1, 0, 24) as job:
+        found = job.run(30)
+        state = job.state()
+    assert all(found[number][0] == 1 for number in range(96, 720))
+    with Ranks(Mixture(corpora=two, stages=stages).dataset(num_packs=1200), 2, 0, 16, state) as job:
+        found |= job.run()
+    assert all(found[number][0] == 1 for number in range(96, 96 + 1008))
+    with Ranks(Mixture(corpora={"web": corpora["web"]}, stages=[Stage()]).dataset(num_packs=180), 1, 0, 12) as job:
+        assert_begins(each_lane(job.run(), 0), each_lane(found, 0))
+    before = each_lane({number: pack for number, pack in found.items() if number < 96}, 0)
+    assert all(len(all_of) > len(part) > 0 for all_of, part in zip(each_lane(found, 0), before, strict=True))
+
+
+def test_weights_and_other_sources_leave_the_order_inside_a_source_as_it_was(corpora: dict[str, Corpus]) -> None:
+    def run(names: str, weights: dict[str, float]) -> dict[str, list[list[Any]]]:
+        some = {name: corpora[name] for name in names.split()}
+        with Ranks(Mixture(corpora=some, stages=[Stage(weights=weights)]).dataset(num_packs=240), 1, 0, 24) as job:
+            packs = job.run()
+        return {name: each_lane(packs, source) for source, name in enumerate(some)} | {"": each_lane(packs, -1)}
+
+    two, same = run("web code", {"web": 1, "code": 3}), run("books web code", {"books": 0, "web": 1, "code": 3})
+    assert (same["web"], same["code"]) == (two["web"], two["code"]), "a source of weight 0 changes no pack"
+    more = run("code books web", {"web": 1, "code": 1, "books": 1})
+    for name in ("web", "code"):
+        lanes = [sorted(pair, key=len) for pair in zip(two[name], more[name], strict=True)]
+        assert_begins([long for _, long in lanes], [short for short, _ in lanes])
+
+
+def test_the_shares_of_exhausted_sources_go_to_the_rest_in_proportion(corpora: dict[str, Corpus]) -> None:
+    three = {name: corpora[name] for name in ("web", "code", "notes")}
+    mixed = Mixture(corpora=three, stages=[Stage(weights={"web": 3, "code": 2, "notes": 5})], max_epochs={"notes": 1})
+    wanted = mixed.packs(600)
+    last = max(number for number, (source, _) in wanted.items() if source == 2)
+    assert last < 450
+    web = sum(source == 0 for number, (source, _) in wanted.items() if number > last)
+    assert abs(web - 0.6 * (599 - last)) < 6, "3 to 2"
+    for ranks, batch_size in ((1, 10), (3, 4), (12, 5)):
+        with Ranks(mixed.dataset(num_packs=600), ranks, 0, batch_size) as job:
+            assert_packs(job.run(), wanted)

@@ -94,7 +94,8 @@ class LaneOfSource:
 
     def pack(self, cut: Cut) -> tuple[tuple[int, ...], ...] | None:
         """The next pack that trains something; None: the source has no more."""
-        rows, segments, positions, number = list[Row](), list[int](), list[int](), 0
+        rows, segments, positions = list[Row](), list[int](), list[int]()
+        number, is_whole = 0, False
         while len(rows) < cut.seq_len and (document := self._rows(cut)):
             free = cut.seq_len - len(rows)
             if cut.packing == "next_fit" and rows and len(document) > free:
@@ -104,9 +105,12 @@ class LaneOfSource:
             rows += part
             segments += [number] * len(part)
             positions += range(len(part))
-            self._rest = self._rest[len(part) :] if len(part) < len(document) else []
+            is_whole = len(part) == len(document)
+            self._rest = [] if is_whole else self._rest[len(part) :]
         if not rows:
             return None
+        if cut.packing == "next_fit" and cut.boundary == "keep" and is_whole:
+            rows[-1] = rows[-1][0], -100  # the next document is not in this pack
         if all(label == -100 for _, label in rows):
             return self.pack(cut)
         padding = cut.seq_len - len(rows)
@@ -156,13 +160,18 @@ class Mixture:
             cut = cut.changed(stage)
         return found
 
-    def _documents(self, name: str, lane: int) -> Iterator[list[int]]:
+    def texts(self, name: str, lane: int, epoch: int) -> list[str]:
+        """What a lane reads in an epoch of a source."""
         seed = hash_words(Purpose.SOURCE, self.seed, hash_name(name))
-        for epoch in itertools.islice(itertools.count(), self.max_epochs.get(name)):
-            order: dict[str, Any] = {"num_lanes": self.num_lanes, "seed": seed, "shuffle": self.shuffle}
-            yield from map(tokens_of, lane_texts(self.corpora[name], lane, epoch, **order))
+        order: dict[str, Any] = {"num_lanes": self.num_lanes, "seed": seed, "shuffle": self.shuffle}
+        return lane_texts(self.corpora[name], lane, epoch, **order)
 
-    def _lane(self, lane: int) -> Iterator[Pack]:
+    def _documents(self, name: str, lane: int) -> Iterator[list[int]]:
+        for epoch in range(self.max_epochs.get(name, 1000)):  # the end of 1000 says that a lane is empty
+            yield from map(tokens_of, self.texts(name, lane, epoch))
+
+    def _lane(self, lane: int) -> Iterator[Pack | None]:
+        """None: no source of the stage has a pack."""
         names, begins = self.names, [first // self.num_lanes for first in self.begins()]
         sources = [LaneOfSource(self._documents(name, lane)) for name in names]
         exhausted, cut, weights = set[int](), self.cut, dict[str, float]()
@@ -175,7 +184,7 @@ class Mixture:
                     live = {names.index(name): Fraction(weight) for name, weight in weights.items()}
                     live = {source: weight for source, weight in live.items() if source not in exhausted and weight}
                     if not live:
-                        return
+                        break
                     source = source_at(live, lane, k)
                     pack = sources[source].pack(cut)
                     if pack is not None:
