@@ -73,6 +73,7 @@ class LaneStream:
         self._may_refuse = pipeline.packing.keeps_documents_whole and pipeline.packing.overflow == "error"
         repeats = not corpus.shuffle or corpus.one_epoch or corpus.num_lanes == 1
         repeats = repeats or (len(corpus.table) == 1 and not corpus.window)
+        self._hold_out = pipeline.documents.hold_out
         self._liveness = Liveness(
             num_lanes=corpus.num_lanes,
             repeats_pieces=repeats or corpus.window > 0,  # of blocks, a lane has the same number in each epoch
@@ -243,8 +244,10 @@ class LaneStream:
             which, finite = "", "a finite run (epochs=1)"
             if self._source_name != DEFAULT:
                 which, finite = f", source {self._source_name!r},", "leave the source out (weight 0)"
+            held_out = self._hold_out
+            part = "" if held_out is None else f"; {held_out} decides which documents it has: see its fraction"
             raise ConfigError(
-                f"lane {self._lane} of {self._corpus.num_lanes}{which} gives no pack ({why}), and an endless run would "
+                f"lane {self._lane} of {self._corpus.num_lanes}{which} gives no pack ({why}{part}), and an endless run would "
                 f"wait for it for ever. Use fewer lanes (num_lanes), more or larger shards, or {finite}. The log names "
                 "shards that hold no sample."
             )

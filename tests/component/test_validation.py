@@ -187,3 +187,10 @@ def test_length_and_share_are_of_the_packs_that_there_are(folder: Path) -> None:
     mine = loader(dataset(folder, num_packs=10**6), batch_size=4)
     assert len(list(mine)) == len(mine)
     assert mine.progress()["share"] == 1.0
+
+
+def test_a_training_part_without_a_document_names_the_fraction(folder: Path) -> None:
+    hold_out = HoldOut("train", 0.999999, by="document")
+    data = dataset(folder, data=str(folder / "web-0.tar"), hold_out=hold_out, num_lanes=1)
+    with pytest.raises(ConfigError, match="gives no pack .*fraction=0.999999.*see its fraction"):
+        next(iter(loader(data)))
