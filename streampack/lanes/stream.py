@@ -248,6 +248,6 @@ class LaneStream:
             part = "" if held_out is None else f"; {held_out} decides which documents it has: see its fraction"
             raise ConfigError(
                 f"lane {self._lane} of {self._corpus.num_lanes}{which} gives no pack ({why}{part}), and an endless "
-                f"run would wait for it for ever. Use fewer lanes (num_lanes), more or larger shards, or {finite}. The log names "
-                "shards that hold no sample."
+                f"run would wait for it for ever. Use fewer lanes (num_lanes), more or larger shards, or {finite}. The "
+                "log names shards that hold no sample."
             )

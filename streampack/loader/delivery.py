@@ -217,7 +217,7 @@ class Delivery:
         if is_spent:  # how far lanes were looked at after the end of the budget depends on the topology
             num_lanes, lanes = self.commits.num_lanes, self.commits.lanes
             last_words = [words for words in last_words if words.packs * num_lanes + lanes[words.lane_index] < end]
-        if self.commits.num_batches == turn.begun_at:
+        if self.commits.num_batches == turn.begun_at or not (is_spent or next_epoch is not None):
             tell_of_end(turn, next_epoch, at=end, is_spent=is_spent)
         if next_epoch is not None and self._dataset.epoch_end == "stop":
             self._check_cuts(next_epoch)

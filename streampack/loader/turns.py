@@ -42,7 +42,14 @@ class Running:
 
 
 def tell_of_end(turn: Turn, next_epoch: int | None, *, at: int, is_spent: bool) -> None:
-    """Log that an iterator has no batch at all; `next_epoch`: in a run of passes; `is_spent`: because of the budget."""
+    """Log that an iterator has no batch at all, or that the run has ended though no budget says so.
+
+    Args:
+        turn: the iterator's.
+        next_epoch: in a run of passes, the epoch with which the next one begins.
+        at: the global pack that is reached.
+        is_spent: whether that is the end of the budget.
+    """
     if next_epoch is not None:
         what = "no batch is left of the pass that began with epoch %d; the next iteration begins with epoch %d"
         _log.warning(what, turn.first_epoch, next_epoch)
@@ -50,6 +57,6 @@ def tell_of_end(turn: Turn, next_epoch: int | None, *, at: int, is_spent: bool) 
     why = (
         "its budget is used up. A larger num_tokens or num_packs"
         if is_spent
-        else "its sources have been read as often as they may. A larger max_epochs"
+        else "its sources have been read as often as they may (later stages are not reached). A larger max_epochs"
     )
     _log.warning("no batch is left of the run, at global pack %d: %s may be given when it is resumed", at, why)

@@ -78,7 +78,12 @@ def continued(
 
 
 def check_future(schedule: Schedule, num_begun: int, global_pack: int) -> None:
-    """Raise `StateError` where a stage would begin before the packs that are still to be handed out."""
+    """Raise `StateError` where a stage would begin, or the run end, before the packs still to be handed out."""
+    if schedule.end is not None and schedule.end < global_pack:
+        raise StateError(
+            f"the budget of this run ends it at global pack {schedule.end:,}, and the state is at global pack "
+            f"{global_pack:,}: raise num_packs or num_tokens; a budget may be raised at any resume"
+        )
     for index, stage in enumerate(schedule.stages[num_begun:], num_begun):
         if stage.first_pack < global_pack:
             raise StateError(

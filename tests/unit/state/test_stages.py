@@ -95,3 +95,9 @@ def test_a_stage_does_not_begin_before_what_is_to_come() -> None:
         check_future(Schedule(num_lanes=LANES, stages=ALL), 2, at)
     with pytest.raises(StateError, match=r"stages\[2\] \(at_packs=500\) would begin with global pack 500, .* 501 \("):
         check_future(Schedule(num_lanes=LANES, stages=ALL), 2, 501)
+
+
+def test_a_budget_that_ends_before_the_state_is_refused_and_one_that_ends_there_is_not() -> None:
+    check_future(Schedule(num_lanes=LANES, stages=ALL, end=40), 2, 40)
+    with pytest.raises(StateError, match=r"ends it at global pack 40, and the state is at global pack 41: raise"):
+        check_future(Schedule(num_lanes=LANES, stages=ALL, end=40), 2, 41)
