@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from support.arguments import packed_dataset
+from support.jobs import texts, write_corpus
+from support.mixtures import Mixture, Packs, assert_packs, packs_of
 from support.processes import Job, needs_proc, run_program
 from support.ranks import check_sum
 from support.reference import assert_batches, endless_batches, lane_packs, prose
 from support.thorough import THOROUGH, long
-from support.training import await_checkpoint, complete, handed_out, write_job
+from support.training import await_checkpoint, complete, handed_out, write_job, written
 
 import streampack
 from streampack.testing import write_shards
@@ -83,6 +85,56 @@ def test_a_job_killed_at_a_random_moment_goes_on_exactly_on_other_ranks_and_work
         next(iter(loader))
         ran_last = list(folders)[-1]
         check_sum([wrote[ran_last, rank][2] for rank in range(folders[ran_last][0])], loader.digest())
+
+
+@needs_proc
+def test_a_job_of_several_sources_killed_before_a_stage_begins_goes_on_into_it_on_other_ranks(tmp_path: Path) -> None:
+    """Its workers had made packs of the next stage; the future has another stage more, with one more source."""
+    counts = {"web": 90, "code": 50, "notes": 30}
+    corpora = {
+        name: write_corpus(tmp_path / name, [(".tar", texts(count, seed=count)), (".tar", texts(count, first=count))])
+        for name, count in counts.items()
+    }
+    stages: list[dict[str, Any]] = [
+        {"weights": {"web": 0.6, "code": 0.4}},
+        {"at_packs": 40, "weights": {"web": 1, "code": 3}, "seq_len": 24},
+        {"at_packs": 72, "weights": {"web": 1, "notes": 2}, "boundary": "keep"},
+    ]
+
+    def job(name: str, stages: list[dict[str, Any]], load: Path | None = None, **given: Any) -> tuple[Path, Path]:
+        folder = tmp_path / name
+        folder.mkdir()
+        data = {name: corpora[name].urls for name in ("web", "code", "notes")}
+        dataset = {
+            "data": data,
+            "seq_len": 32,
+            "num_lanes": 12,
+            "shuffle": "shards",
+            "stages": stages,
+            "num_packs": 121,
+        }
+        write_job(folder, dataset=dataset, load=load and str(load), **given)
+        return folder / "job.json", folder
+
+    loader = {"provenance": True, "multiprocessing_context": "fork"}
+    killed = job("killed", stages[:2], pause_after=8, loader={**loader, "batch_size": 2, "num_workers": 2})
+    with Job("training.py", *killed, ranks=2, log=tmp_path / "killed.log") as running:
+        await_checkpoint(running, killed[1], 2)
+        running.kill_ranks()
+    resumed = job("resumed", stages, complete(killed[1])[1], loader={**loader, "batch_size": 3, "num_workers": 1})
+    run_program("training.py", *resumed, ranks=4, log=tmp_path / "resumed.log")
+
+    found = Packs()
+    for rank in range(4):
+        begin, batches, _ = written(resumed[1], rank)
+        assert begin == 24
+        for batch in batches:
+            found |= packs_of(batch)
+    wanted = Mixture(corpora=corpora, stages=[streampack.Stage(**stage) for stage in stages]).packs(121)
+    assert_packs(found, {number: pack for number, pack in wanted.items() if number >= 24})
+    for rank in range(2):
+        for batch in written(killed[1], rank)[1]:
+            assert_packs(given := packs_of(batch), {number: wanted[number] for number in given})
 
 
 def test_a_bad_shard_in_one_worker_ends_the_job_with_what_is_wrong_with_it(tmp_path: Path) -> None:

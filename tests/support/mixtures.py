@@ -200,6 +200,13 @@ class Mixture:
         return {number: pack for number, pack in found if pack is not None}
 
 
+def packs_of(batch: Mapping[str, Any]) -> Packs:
+    """The packs of a batch with "pack_numbers"; fillers left out."""
+    numbers, sources = batch["pack_numbers"].tolist(), batch["source_ids"].tolist()
+    packs = zip(*(map(tuple, batch[name].tolist()) for name in NAMES), strict=True)
+    return {number: (source, pack) for number, source, pack in zip(numbers, sources, packs, strict=True) if source >= 0}
+
+
 def assert_packs(found: Packs, wanted: Packs) -> None:
     """They are the same; else fail with the first one that differs."""
     for number in sorted(found.keys() | wanted.keys()):
@@ -249,13 +256,9 @@ class Ranks:
         for rank, loader in enumerate(self.loaders):
             for batch in itertools.islice(loader, batches):
                 self.counts[rank] += 1
-                numbers, sources = batch["pack_numbers"].tolist(), batch["source_ids"].tolist()
-                packs = zip(*(map(tuple, batch[name].tolist()) for name in NAMES), strict=True)
-                for number, source, pack in zip(numbers, sources, packs, strict=True):
-                    assert number >= 0 or source < 0
-                    assert number not in found
-                    if source >= 0:  # else a filler
-                        found[number] = source, pack
+                given = packs_of(batch)
+                assert not found.keys() & given.keys(), "a pack twice"
+                found |= given
         return found
 
     def state(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from support.processes import Job
 
 
-def handed_out(folder: Path, rank: int) -> tuple[int, dict[str, Any], int | None]:
+def written(folder: Path, rank: int) -> tuple[int, list[dict[str, Any]], int | None]:
     """What a rank wrote: the global pack that it began with, its batches, its digest if it came to its end."""
     with (folder / f"rank{rank}.packs").open("rb") as file:
         values = []
@@ -21,8 +21,13 @@ def handed_out(folder: Path, rank: int) -> tuple[int, dict[str, Any], int | None
             except (EOFError, pickle.UnpicklingError):  # the last one may be cut short by the kill
                 break
     batches = [value for value in values if isinstance(value, dict)]
-    stacked = {key: np.stack([batch[key] for batch in batches]) for key in batches[0]} if batches else {}
-    return values[0], stacked, None if isinstance(values[-1], dict) else values[-1]
+    return values[0], batches, None if isinstance(values[-1], dict) else values[-1]
+
+
+def handed_out(folder: Path, rank: int) -> tuple[int, dict[str, Any], int | None]:
+    """The same, the batches as one array [batches, ...] for each key."""
+    begin, batches, digest = written(folder, rank)
+    return begin, {key: np.stack([batch[key] for batch in batches]) for key in batches[0]} if batches else {}, digest
 
 
 def complete(folder: Path) -> list[Path]:
@@ -35,8 +40,9 @@ def write_job(folder: Path, **given: Any) -> None:
     (folder / "job.json").write_text(json.dumps(given))
 
 
-def await_checkpoint(running: Job, folder: Path) -> None:
+def await_checkpoint(running: Job, folder: Path, number: int = 1) -> None:
+    """Wait for so many."""
     deadline = time.monotonic() + 60
-    while not complete(folder):
+    while len(complete(folder)) < number:
         assert time.monotonic() < deadline, f"no checkpoint; the job said:\n{running.output}"
         time.sleep(0.02)
