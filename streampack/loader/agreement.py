@@ -152,6 +152,8 @@ class SharedRun:
         committed.check_cursors([source.corpus for source in run.sources], has_packing_windows="best_fit" in kinds)
         if dataset.epochs is not None:
             committed.check_end(dataset.epochs)
+        else:
+            committed.check_max_epochs({source.name: source.end_epoch for source in run.sources})
         return committed
 
     def run_of(self, committed: Committed) -> Run:

@@ -203,6 +203,21 @@ class Committed:
             "that epoch, epochs=None never."
         )
 
+    def check_max_epochs(self, limits: Mapping[str, int | None]) -> None:
+        """Raise `StateError` where a lane is past the last epoch of a source. `limits`: `max_epochs` by source."""
+        cursors = self._by_lane()[..., :NUM_CURSOR]
+        for index, (name, most) in enumerate(limits.items()):
+            own = cursors[:, index]
+            begun = own[:, 0] + (own[:, 1:] != Cursor()[1:]).any(axis=1)
+            if most is None or not (begun > most).any():
+                continue
+            lane, needed = self.lanes[int(begun.argmax())], int(begun.max())
+            raise StateError(
+                f"max_epochs={most} of source {name!r} ends it before epoch {most}, counted from 0, and in the state "
+                f"lane {lane} is in epoch {needed - 1} already. max_epochs={needed} ends it after that epoch, "
+                "None never; a stage without a weight for it pauses it where it is."
+            )
+
     def check_cursors(self, corpora: Sequence[Corpus], *, has_packing_windows: bool) -> None:
         """Raise `StateError` where a lane cannot continue: the state is damaged. `corpora`: of the run's sources."""
         for lane, of_lane in zip(self.lanes, self._by_lane()[..., :NUM_CURSOR].tolist(), strict=True):

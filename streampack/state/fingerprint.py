@@ -84,11 +84,21 @@ def by_source(fingerprint: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def carrying(fingerprint: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
-    """A fingerprint with those sources besides its own that `saved` has."""
+    """A fingerprint with those sources besides its own that `saved` has, cut as they were there."""
     own, then = _own(fingerprint), _own(saved)
     if then.keys() <= own.keys():
         return dict(fingerprint)
-    return {**_common(fingerprint), "sources": {**then, **own}}
+    common, whole = _common(fingerprint), by_source(saved)
+    # What sources differ in is written relative to what all have in common, which may be another value now.
+    differing = sorted(RECUTTABLE & {field for fields in then.values() for field in fields})
+    carried = {
+        name: {
+            **{field: value for field, value in fields.items() if field not in differing},
+            **{field: whole[name].get(field) for field in differing if whole[name].get(field) != common.get(field)},
+        }
+        for name, fields in then.items()
+    }
+    return {**common, "sources": {**carried, **own}}
 
 
 def _common(fingerprint: Mapping[str, Any]) -> dict[str, Any]:

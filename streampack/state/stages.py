@@ -10,11 +10,16 @@ Never: a pack that was handed out and has another source or length now: `StateEr
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 from streampack.corpus.schedule import Schedule, StageOfRun
 from streampack.corpus.shares import DEFAULT, Shares
 from streampack.errors import StateError
+
+_BEGINS = ("at_tokens", "at_packs")
+_NO_CUT = frozenset({*_BEGINS, "weights", "order", "sources"})
+"""Fields of a stage that do not say how its rows are cut."""
 
 
 def begun(stages: Sequence[StageOfRun], global_pack: int) -> tuple[StageOfRun, ...]:
@@ -51,18 +56,21 @@ def continued(
         )
     found, differences = [], []
     for index, (before, after) in enumerate(zip(saved, now, strict=False)):
-        is_over = index + 1 < len(saved)
-        then = _without(before.described, allow)
+        is_over = index + 1 < len(saved) or _begins_at(now[index + 1 : index + 2], before, global_pack)
+        then, as_now = before.described, after.described
         if is_over:
             then = _of_sources(then, sources)
+            if not then["weights"]:  # it read nothing that this run names: only its place is compared
+                then, as_now = ({name: each[name] for name in _BEGINS if name in each} for each in (then, as_now))
+        then, as_now = _without(then, allow), _without(as_now, allow)
         differences += [
             f"stages[{index}].{name}: {then.get(name)!r} in the checkpoint, {value!r} now"
-            for name, value in _differing(then, _without(after.described, allow))
+            for name, value in _differing(then, as_now)
         ]
         stage = after._replace(first_pack=before.first_pack, first_tokens=before.first_tokens)
         if is_over:
-            weights = {name: before.described[name] for name in ("weights", "order") if name in before.described}
-            stage = stage._replace(seq_len=before.seq_len, described={**after.described, **weights})
+            described = before.described if before.described["weights"].keys() - sources else _mixed_as(before, after)
+            stage = stage._replace(seq_len=before.seq_len, described=described)
         elif after.seq_len != before.seq_len:
             tokens = before.tokens_at(global_pack)
             stage = stage._replace(first_tokens=tokens - (global_pack - before.first_pack) * after.seq_len)
@@ -72,7 +80,7 @@ def continued(
             f"a stage that has begun was edited ({where}):\n  "
             + "\n  ".join(differences)
             + "\nWhat has begun stays as it was: set it back, and put the change into a stage that begins later"
-            + _hint(saved, now)
+            + _hint(saved, now, sources)
         )
     return tuple(found)
 
@@ -98,6 +106,20 @@ def _shown(stage: StageOfRun) -> str:
     return "the first stage" if begin is None else f"{begin}={stage.described[begin]}"
 
 
+def _begins_at(following: Sequence[StageOfRun], before: StageOfRun, global_pack: int) -> bool:
+    """Whether the stage that follows `before`, if there is one, begins exactly here."""
+    if not following or following[0].first_pack != global_pack:
+        return False
+    tokens = following[0].described.get("at_tokens")
+    return tokens is None or before.pack_at(tokens) <= global_pack  # by the tokens that the state has counted
+
+
+def _mixed_as(before: StageOfRun, after: StageOfRun) -> dict[str, Any]:
+    """How `after` is cut, with the weights of `before`."""
+    mixed = {name: before.described[name] for name in ("weights", "order") if name in before.described}
+    return {**after.described, **mixed}
+
+
 def _without(described: Mapping[str, Any], allow: Collection[str]) -> dict[str, Any]:
     """What was described, without fields; a source that is cut otherwise has fields of its own."""
     left = {name: value for name, value in described.items() if name not in allow}
@@ -108,23 +130,57 @@ def _without(described: Mapping[str, Any], allow: Collection[str]) -> dict[str, 
 
 
 def _of_sources(described: Mapping[str, Any], sources: Collection[str]) -> dict[str, Any]:
-    """What was described, without sources that the run does not name any more."""
-    left = {**described, "weights": {name: weight for name, weight in described["weights"].items() if name in sources}}
-    order = [name for name in left.pop("order", ()) if name in sources]
-    return {**left, "order": order} if len(order) > 1 else left
+    """What was described, as a run without the sources that are not named any more describes it.
+
+    The fields of a stage are those of its first source, and each other source has what is different there. So without
+    the first one all of them are written in another way.
+    """
+    weights = {name: weight for name, weight in described["weights"].items() if name in sources}
+    if len(weights) == len(described["weights"]):
+        return dict(described)
+    order = [name for name in described.get("order", weights) if name in weights]
+    common = {name: value for name, value in described.items() if name not in _NO_CUT}
+    cuts = {name: {**common, **described.get("sources", {}).get(name, {})} for name in order}
+    first = cuts[order[0]] if order else {}
+    own = {
+        name: {field: cut.get(field) for field in {*cut, *first} if cut.get(field) != first.get(field)}
+        for name, cut in cuts.items()
+    }
+    own = {name: fields for name, fields in own.items() if fields}
+    return {
+        **{name: described[name] for name in _BEGINS if name in described},
+        "weights": weights,
+        **({"order": order} if len(order) > 1 else {}),
+        **{name: value for name, value in first.items() if value is not None},
+        **({"sources": own} if own else {}),
+    }
 
 
 def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """(name, value after) of the fields that differ; where the weights do, their order says nothing."""
     names = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
+    if "weights" in names and _parts(before["weights"]) == _parts(after["weights"]):
+        names.remove("weights")
     return [(name, after.get(name)) for name in names if name != "order" or "weights" not in names]
 
 
-def _hint(saved: Sequence[StageOfRun], now: Sequence[StageOfRun]) -> str:
+def _parts(weights: Mapping[str, float]) -> dict[str, Fraction]:
+    """The exact part of each source of the whole: weights are proportions."""
+    exact = {name: Fraction(weight) for name, weight in weights.items()}
+    return {name: weight / sum(exact.values()) for name, weight in exact.items()}
+
+
+def _hint(saved: Sequence[StageOfRun], now: Sequence[StageOfRun], sources: Collection[str]) -> str:
     names = [{name for stage in stages for name in stage.described["weights"]} for stages in (saved, now)]
-    if (DEFAULT in names[0]) == (DEFAULT in names[1]):
-        return ""
-    return f'. The data of a run without names are a source "{DEFAULT}": with that name it goes on beside others'
+    if (DEFAULT in names[0]) != (DEFAULT in names[1]):
+        return f'. The data of a run without names are a source "{DEFAULT}": with that name it goes on beside others'
+    gone = sorted(saved[-1].described["weights"].keys() - sources)
+    if gone:
+        return (
+            f". {', '.join(map(repr, gone))} has a weight in stages[{len(saved) - 1}], which is under way: name it "
+            "until another stage has begun; from there on it may be left out"
+        )
+    return ""
 
 
 def stages_to_json(stages: Sequence[StageOfRun]) -> str:

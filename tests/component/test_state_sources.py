@@ -110,3 +110,36 @@ def test_a_source_that_a_resume_does_not_name_goes_on_at_its_next_row(shards: di
     other = two(shards) | {"code": Source(shards["books"])}
     with pytest.raises(streampack.StreampackError, match="source 'code', shards: "):
         Job(other, [FIRST, only_web, again]).load(state)
+
+
+@pytest.mark.parametrize("at", [48, 60])
+def test_a_past_source_is_left_out_and_comes_back_where_it_was(shards: dict[str, list[str]], at: int) -> None:
+    """Where its stage is over, also exactly there; and where it was the only source of its stage."""
+    alone, web, later = Stage(weights={"code": 2}), Stage(at_packs=48, weights={"web": 1}), Stage(at_packs=96)
+    for first in (FIRST, alone):
+        back = Stage(at_packs=96, weights={"web": 1, "code": 1})
+        wanted = Job(two(shards), [first, web, back]).take(120)
+        job = Job(two(shards), [first, web])
+        job.take(at)
+        less = {"web": Source(shards["web"])}
+        without = Job(less, [Stage(), web, later]).load(job.state())
+        assert [tokens for _, tokens in without.take(96 - at)] == [tokens for _, tokens in wanted[at:96]]
+        again = Job(two(shards), [first, web, back]).load(without.state())
+        assert again.take(24) == wanted[96:]
+
+
+def test_a_lower_max_epochs_does_not_end_a_source_in_mid_epoch(shards: dict[str, list[str]]) -> None:
+    def books(most: int | None) -> dict[str, Source]:
+        return {"web": Source(shards["web"]), "books": Source(shards["books"], max_epochs=most)}
+
+    job = Job(books(None), [Stage(weights={"web": 1, "books": 3})])
+    while job.loaders[0].progress()["epochs"]["books"] < 1.5:
+        job.take(24)
+    message = r"max_epochs=1 of source 'books' .*lane \d+ .*max_epochs=\d+ ends"
+    with pytest.raises(streampack.StateError, match=message) as error:
+        Job(books(1), [Stage(weights={"web": 1, "books": 3})]).load(job.state())
+    enough = int(str(error.value).split("max_epochs=")[2].split()[0])
+    for most in (enough, None):
+        Job(books(most), [Stage(weights={"web": 1, "books": 3})]).load(job.state()).take(12)
+    with pytest.raises(streampack.StateError, match=f"max_epochs={enough - 1} of source 'books'"):
+        Job(books(enough - 1), [Stage(weights={"web": 1, "books": 3})]).load(job.state())

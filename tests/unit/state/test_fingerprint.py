@@ -68,3 +68,12 @@ def test_a_field_of_a_source_is_known_and_cannot_be_allowed() -> None:
         check_fingerprint(named(web=WEB), named(web=CODE), allow={"field"})
     with pytest.raises(StateError, match="state is damaged"):
         check_fingerprint({**COMMON, "sources": 5}, named(web=CODE))
+
+
+def test_a_carried_source_is_cut_as_it_was_though_another_one_comes_first_now() -> None:
+    chat = {**CODE, "field": "json:messages"}
+    own = {"web": {**WEB, "packing": "wrap", "tail": "pad"}, "chat": chat}
+    saved = {**COMMON, "packing": "next_fit", "sources": own}
+    carried = carrying({**COMMON, "packing": "wrap", "tail": "pad", "sources": {"web": WEB}}, saved)
+    assert carried["sources"]["chat"] == {**chat, "packing": "next_fit", "tail": None}
+    check_fingerprint(carried, saved)

@@ -64,8 +64,8 @@ def test_a_source_that_is_not_named_any_more_was_in_stages_that_are_over() -> No
     saved = FIRST, stage(100, {"web": 1})
     [first, _] = go_on(saved, now, 230, sources=("web",))
     assert first.described == FIRST.described, "the state goes on telling what was there"
-    with pytest.raises(StateError, match=r"stages\[0\].weights"):
-        go_on(saved, now, 100, sources=("web",))
+    with pytest.raises(StateError, match=r"stages\[0\].weights(.|\n)*'code' has a weight in stages\[0\], whi"):
+        go_on(saved, now, 90, sources=("web",))
     with pytest.raises(StateError, match=r"stages\[0\].weights"):
         go_on(saved, now, 230)
 
@@ -101,3 +101,52 @@ def test_a_budget_that_ends_before_the_state_is_refused_and_one_that_ends_there_
     check_future(Schedule(num_lanes=LANES, stages=ALL, end=40), 2, 40)
     with pytest.raises(StateError, match=r"ends it at global pack 40, and the state is at global pack 41: raise"):
         check_future(Schedule(num_lanes=LANES, stages=ALL, end=40), 2, 41)
+
+
+def test_a_stage_is_over_where_the_next_one_begins_exactly_here() -> None:
+    saved, next_one = (FIRST, stage(100, {"web": 1})), stage(100, {"web": 1})
+    for then in (next_one, stage(100, {"web": 1}, seq_len=8)):
+        [first] = go_on(saved, (stage(0, {"web": 0.7}), then), 100, sources=("web",))
+        assert first.described == FIRST.described
+    late = stage(0, {"web": 1})._replace(first_pack=100, described={**FIRST.described, "at_tokens": 1601})
+    web = stage(0, {"web": 0.7})
+    for now in ((web,), (web, stage(110, {"web": 1})), (web, late)):
+        with pytest.raises(StateError, match=r"stages\[0\].weights"):
+            go_on(saved, now, 100, sources=("web",))
+
+
+def test_of_a_stage_that_read_nothing_that_is_named_only_the_place_is_compared() -> None:
+    saved = stage(0, {"code": 1}, packing="next_fit"), stage(100, {"code": 2}), stage(200, {"web": 1})
+    now = stage(0, {"web": 3}), stage(100, {"web": 1}), stage(200, {"web": 1})
+    assert [each.described for each in go_on(saved, now, 230, sources=("web",))] == [each.described for each in saved]
+    with pytest.raises(StateError, match=r"stages\[1\].at_packs: 100 in the checkpoint, 110 now"):
+        go_on(saved, (now[0], stage(110, {"web": 1}), now[2]), 230, sources=("web",))
+
+
+@pytest.mark.parametrize("first", ["chat", "web"])
+def test_a_source_of_another_kind_is_left_out(first: str) -> None:
+    wrap = {"packing": "wrap", "tail": "pad"}  # of text; conversations have no tail here, and others are cut as text
+    chat = {"packing": "next_fit", "tail": None}
+    cuts = {"chat": chat, "web": wrap, "code": {**wrap, "tail": "drop"}}
+    order = sorted(cuts, key=lambda name: name != first)
+    common = {name: value for name, value in cuts[first].items() if value is not None}
+    own = {
+        name: {field: value for field, value in cuts[name].items() if value != common.get(field)} for name in order
+    }
+    own = {name: fields for name, fields in own.items() if fields}
+    mixed = stage(0, dict.fromkeys(order, 1.0), **common, sources=own)
+    over = stage(100, {"web": 1}, **wrap)
+    left = {name: 1.0 for name in order if name != "chat"}
+    base, other = (cuts[name] for name in left)
+    now = stage(0, left, **base, sources={[*left][1]: {"tail": other["tail"]}})
+    [past, _] = go_on((mixed, over), (now, over), 230, sources=("web", "code"))
+    assert past.described == mixed.described
+    with pytest.raises(StateError, match=r"stages\[0\].*tail"):
+        go_on((mixed, over), (stage(0, left, **base), over), 230, sources=("web", "code"))
+
+
+def test_weights_are_proportions() -> None:
+    for now in ((stage(0, {"web": 1.4, "code": 0.6}), SECOND), (FIRST, stage(100, {"web": 3, "code": 3}))):
+        assert len(go_on(ALL, now, 230)) == 2
+    with pytest.raises(StateError, match=r"stages\[1\].order: \['web', 'code'\] in the checkpoint"):
+        go_on(ALL, (FIRST, stage(100, {"code": 2, "web": 2})), 230)
