@@ -124,6 +124,13 @@ class DatasetArguments:
                     )
         if self.is_validation and self.stages != (Stage(),):
             raise ConfigError('hold_out: part="val" is one epoch of the sources in data; leave stages out')
+        if self.is_validation and given:
+            (name, budget), read = next(iter(given.items())), sum(map(bool, self.weights[0].values()))
+            if (packs := -(-budget // self.seq_len) if name == "num_tokens" else budget) < read:
+                raise ConfigError(
+                    f"{name}={budget} of a validation set is {packs} packs, fewer than its {read} sources, and each "
+                    "gives at least one: raise it, or leave sources out"
+                )
         if self.epochs is None or self.is_validation:
             return
         others = [f"{name}={value}" for name, value in given.items()]

@@ -24,7 +24,7 @@ in the trainer   serving    starts a server, and workers through it
                  progress, stats    how far the run has come; what was counted
                  turns      whose turn it is, and which pass is under way
                  calls      which of them are under way, and so what may be done now
-                 validation, counting, stretches    a validation set: counted once, then the same packs each time
+                 validation, counting, parts, stretches    a validation set: counted once, then the same packs each time
                  formatting a batch as the trainer takes it
                  loader     PackedDataLoader
 between ranks    agreement  the run that all have in common: how it begins, continues and ends; one state of all
@@ -48,6 +48,7 @@ __all__ = [
     "max_bad",
     "messages",
     "parcels",
+    "parts",
     "passes",
     "pickling",
     "processes",

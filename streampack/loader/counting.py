@@ -6,8 +6,9 @@ Never: a rank that waits for one that has failed; a part that is empty and goes 
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from streampack.corpus.shares import DEFAULT
@@ -16,6 +17,7 @@ from streampack.lanes.budget import worker_bytes
 from streampack.lanes.run import Run
 from streampack.lanes.skipping import allowed_bad
 from streampack.loader.messages import Message, Work
+from streampack.loader.parts import held_out_bytes, parts
 from streampack.loader.passes import PassSettings, in_this_process
 from streampack.loader.restarts import RestartingMessages, WorkerRestarts
 from streampack.loader.stretches import CountedLane, Counting, Counts, Stretches, ValidationLane, only, step_of
@@ -26,6 +28,7 @@ _LANE_BYTES = 2**20
 _MOST_LANES = 1024
 _COUNTED_TOGETHER = 16
 """Lanes of each rank, where not all may be needed."""
+_ALL = 2**63
 _NEAR = 10
 """Documents that the fraction in an error would about hold out."""
 
@@ -34,11 +37,8 @@ def validation_run(run: Run) -> Run:
     """The sources, each in as many lanes as what is held out of it fills: the data alone decide."""
     sources = []
     for source in run.sources:
-        corpus, pipeline = source.corpus, source.pipelines[0]
-        by_document = pipeline.documents.hold_out
-        held_out = corpus.total_bytes if by_document is None else int(corpus.total_bytes * by_document.fraction)
-        num_lanes = held_out // max(_LANE_BYTES, 256 * pipeline.seq_len)
-        corpus = dataclasses.replace(corpus, num_lanes=max(min(num_lanes, _MOST_LANES), 1))
+        num_lanes = held_out_bytes(source) // max(_LANE_BYTES, 256 * source.pipelines[0].seq_len)
+        corpus = dataclasses.replace(source.corpus, num_lanes=max(min(num_lanes, _MOST_LANES), 1))
         sources.append(source._replace(corpus=corpus))
     return run._replace(sources=tuple(sources))
 
@@ -96,7 +96,9 @@ class _Sent:
 def count(
     run: Run, ranks: Exchange | None, settings: PassSettings, restarts: WorkerRestarts, *, budget_bytes: int
 ) -> list[CountedLane]:
-    """The lanes in their order: all, or as many as the run's budget of packs needs; a collective of the ranks.
+    """The lanes in their order, with the packs that an iteration has of each; a collective of the ranks.
+
+    A budget of packs is divided among the sources, see `parts`; lanes after the last pack of a source are left out.
 
     Args:
         run: of `validation_run`.
@@ -111,25 +113,56 @@ def count(
         LoaderError: another rank has failed.
     """
     rank, num_ranks = (0, 1) if ranks is None else (settings.rank, settings.num_ranks)
-    lanes = [
-        ValidationLane(source, lane)
-        for source in active_sources(run)
-        for lane in range(run.sources[source].corpus.num_lanes)
-    ]
-    most = run.schedule.end
-    together = len(lanes) if most is None else _COUNTED_TOGETHER * num_ranks
-    counted: list[CountedLane] = []
-    while len(counted) < len(lanes) and (most is None or sum(each.packs for each in counted) < most):
-        mine = lanes[len(counted) : len(counted) + together][rank::num_ranks]
+    counted: dict[int, list[CountedLane]] = {source: [] for source in active_sources(run)}
+    while lanes := _to_count(run, counted, together=_COUNTED_TOGETHER * num_ranks):
+        mine = lanes[rank::num_ranks]
         counting = Counting(run=run, lanes=mine, step=step_of(_seq_len(run)), budget_bytes=budget_bytes)
-        found = _shared(partial(_counted, counting, settings, restarts), ranks)
-        counted = sorted([*counted, *found], key=lambda each: each.lane)
-    _check_skipped(run, counted)
-    for source in active_sources(run):
-        of_source = [each for each in counted if each.lane.source == source]
-        if len(of_source) == run.sources[source].corpus.num_lanes and not any(each.packs for each in of_source):
+        for each in sorted(_shared(partial(_counted, counting, settings, restarts), ranks), key=lambda each: each.lane):
+            counted[each.lane.source].append(each)
+    found = list(chain(*counted.values()))
+    if run.schedule.end is not None:
+        wanted = zip(counted.values(), _wanted(run, counted), strict=True)
+        found = [each for lanes_of_source, packs in wanted for each in _first(lanes_of_source, packs)]
+    _check_skipped(run, found)
+    for source, of_source in counted.items():
+        if not any(each.packs for each in of_source):
             raise ConfigError(_why_empty(run, source, sum(each.documents for each in of_source)))
-    return counted
+    return found
+
+
+def _to_count(run: Run, counted: Mapping[int, Sequence[CountedLane]], *, together: int) -> list[ValidationLane]:
+    """The next lanes of the sources of which too few packs are known; with a budget about `together`."""
+    lacking = []
+    for (source, lanes), packs in zip(counted.items(), _wanted(run, counted), strict=True):
+        if sum(each.packs for each in lanes) < packs and len(lanes) < run.sources[source].corpus.num_lanes:
+            lacking.append(source)
+    found = []
+    for source in lacking:
+        done, stop = len(counted[source]), run.sources[source].corpus.num_lanes
+        if run.schedule.end is not None:
+            stop = min(stop, done + max(together // len(lacking), 1))
+        found += [ValidationLane(source, lane) for lane in range(done, stop)]
+    return found
+
+
+def _wanted(run: Run, counted: Mapping[int, Sequence[CountedLane]]) -> list[int]:
+    """How many packs an iteration has of each source, as far as is known by now."""
+    num_packs = _ALL if run.schedule.end is None else run.schedule.end
+    available = []
+    for source, lanes in counted.items():
+        is_whole = len(lanes) == run.sources[source].corpus.num_lanes
+        available.append(sum(each.packs for each in lanes) if is_whole else num_packs)
+    return parts(num_packs, [held_out_bytes(run.sources[source]) for source in counted], available)
+
+
+def _first(lanes: Sequence[CountedLane], packs: int) -> Iterator[CountedLane]:
+    """The lanes that have the first `packs`, each with how many of them it has."""
+    before = 0
+    for each in lanes:
+        yield each._replace(packs=min(each.packs, packs - before))
+        before += each.packs
+        if before >= max(packs, 1):  # of a source without a pack, all lanes
+            return
 
 
 def _counted(work: Counting, settings: PassSettings, restarts: WorkerRestarts) -> list[CountedLane]:

@@ -132,14 +132,14 @@ class ValidationDelivery(Delivery):
         """As of a training run; "share" is of the packs of an iteration, once they are counted."""
         progress = super().progress()
         if self._counted is not None:
-            progress["share"] = min(progress["packs"] / max(_num_packs(*self._counted), 1), 1.0)
+            progress["share"] = min(progress["packs"] / max(_num_packs(self._counted[1]), 1), 1.0)
         return progress
 
     def length(self, settings: PassSettings) -> int:
         """Batches of an iteration; a `TypeError` before the packs are counted."""
         if self._counted is None:
             return super().length(settings)
-        return _num_batches(_num_packs(*self._counted), settings)
+        return _num_batches(_num_packs(self._counted[1]), settings)
 
     def _end_pass(self, turn: Turn, running: Running) -> None:
         with self._lock:
@@ -168,7 +168,7 @@ class ValidationPass(Pass):
         self.end_epochs = [source.end_epoch for source in run.sources]
         self._restarting = None
         rank, num_ranks, batch_size = settings.rank, settings.num_ranks, settings.batch_size
-        total = _num_packs(run, lanes)
+        total = _num_packs(lanes)
         num = _num_batches(total, settings)
         if settings.drop_last:
             self.tally.left_out.packs = (total - num * batch_size * num_ranks) * (rank == 0)
@@ -192,10 +192,9 @@ class ValidationPass(Pass):
         self.batches = _batches(items, batch_size, ends, seq_len)
 
 
-def _num_packs(run: Run, lanes: Sequence[CountedLane]) -> int:
+def _num_packs(lanes: Sequence[CountedLane]) -> int:
     """Of an iteration, over all ranks."""
-    available = sum(each.packs for each in lanes)
-    return available if run.schedule.end is None else min(available, run.schedule.end)
+    return sum(each.packs for each in lanes)
 
 
 def _num_batches(packs: int, settings: PassSettings) -> int:

@@ -187,6 +187,22 @@ def test_a_validation_set_fits_any_ranks_and_its_packs_are_those_that_come(held_
     assert "ranks that fit" not in text
 
 
+def test_plan_tells_what_each_source_of_a_bounded_validation_set_gives(tmp_path: Path) -> None:
+    for name, number in (("web", 300), ("code", 100)):
+        write_shards(tmp_path / name, ["some words " * 9] * number, documents_per_shard=100)
+    path = tmp_path / "val.yaml"
+    path.write_text(
+        f"dataset: {{sources: {{web: {tmp_path}/web/, code: {tmp_path}/code/}}, tokenizer: {DATA}/devil.model, "
+        "seq_len: 128, num_packs: 22, hold_out: {part: val, fraction: 0.4}}",
+        "utf-8",
+    )
+    assert told("plan", str(path))["validation"]["packs_of_sources"] == {"web": 16, "code": 6}
+    lines = [line.split()[:3] for line in run("plan", str(path)).stdout.splitlines()]
+    assert ["of", "web", "~16"] in lines
+    with PackedDataLoader(PackedDataset(**load_config(str(path)).dataset_arguments()), num_workers=0) as loader:
+        assert sum(batch["source_ids"].tolist() == [0] for batch in loader) == 16
+
+
 def test_plan_tells_of_one_source_alone_only_where_there_is_one(mix: str, tmp_path: Path) -> None:
     of_one = ("corpus", "sample", "bytes_per_token", "lanes")
     made = told("plan", mix)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from support.tars import write_webdataset
 
-from streampack import HoldOut, PackedDataLoader, PackedDataset
+from streampack import HoldOut, PackedDataLoader, PackedDataset, Source
 from streampack.errors import ConfigError, LoaderError, StateError
 from streampack.loader import counting
 from streampack.testing import ByteTokenizer
@@ -118,11 +118,35 @@ def test_num_packs_takes_the_first_ones(folder: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(counting, "_COUNTED_TOGETHER", 1)
     counted, count = [], counting._counted
     monkeypatch.setattr(counting, "_counted", lambda *args: counted.append(1) or count(*args))
-    all_packs = packs_of(loader(dataset(folder)))
+    web = str(folder / "web-*.tar")
+    all_packs = packs_of(loader(dataset(folder, data=web)))
     counted.clear()
-    bounded = dataset(folder, num_packs=20)
+    bounded = dataset(folder, data=web, num_packs=20)
     assert packs_of(loader(bounded, batch_size=3)) == {number: all_packs[number] for number in range(20)}
     assert len(counted) < 10, "lanes after the last pack are not read"
+
+
+def test_num_packs_takes_the_first_ones_of_each_source_in_proportion(folder: Path) -> None:
+    data: dict[str, str | Source] = {name: str(folder / f"{name}-*.tar") for name in ("web", "code")}
+    all_packs = packs_of(loader(dataset(folder)))
+    num_web = len(packs_of(loader(dataset(folder, data=data["web"]))))
+    bounded = dataset(folder, num_packs=21)
+    tables = [source.corpus.table.total_bytes for source in bounded.run().sources]
+    of_web = 1 + 19 * tables[0] // sum(tables)
+    wanted = [*range(of_web), *range(num_web, num_web + 21 - of_web)]
+    for workers, batch_size in ((0, 3), (2, 5)):
+        found = {}
+        for rank in range(3):
+            with loader(bounded, rank, 3, num_workers=workers, batch_size=batch_size) as mine:
+                found |= packs_of(mine)
+        assert [found[number] for number in range(21)] == [all_packs[number] for number in wanted]
+    assert len(packs_of(loader(dataset(folder, num_packs=10**6)))) == len(all_packs)
+    assert len(packs_of(loader(dataset(folder, num_tokens=2 * SEQ_LEN)))) == 2
+    for budget in ({"num_packs": 1}, {"num_tokens": SEQ_LEN}):
+        with pytest.raises(ConfigError, match="is 1 packs, fewer than its 2 sources"):
+            dataset(folder, **budget)
+    data["code"] = Source(data["code"], weight=0)
+    assert len(packs_of(loader(dataset(folder, num_packs=1, data=data)))) == 1
 
 
 def test_drop_last_leaves_no_filler(folder: Path) -> None:
@@ -139,6 +163,15 @@ def test_an_error_comes_when_the_packs_are_counted(folder: Path) -> None:
     mine = loader(dataset(folder, data=str(folder / "web-*.tar"), field="json:text"))
     with pytest.raises(ValueError, match=r"web-0\.tar"):
         iter(mine)
+
+
+def test_num_packs_does_not_hide_an_empty_part_of_a_source(folder: Path, tmp_path: Path) -> None:
+    few = tmp_path / "few.tar"
+    few.write_bytes(write_webdataset([{"__key__": "0", "txt": "one"}]))
+    data = {"web": str(folder / "web-*.tar"), "few": str(few)}
+    assert not HoldOut("val", 0.4).has("few.tar", "0", 0)
+    with pytest.raises(ConfigError, match="none of the 1 documents of source 'few': more documents are needed"):
+        iter(loader(dataset(folder, data=data, num_packs=2)))
 
 
 @pytest.mark.parametrize(

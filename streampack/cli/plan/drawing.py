@@ -88,8 +88,11 @@ def _sample(plan: Plan, sample: SamplePlan) -> list[Line]:
 def _validation(validation: ValidationPlan) -> list[Line]:
     bounded = f", of ~{validation.packs_of_set:,} in the set" if validation.packs < validation.packs_of_set else ""
     each = plural(validation.batch_size, "pack")
+    of_sources = validation.packs_of_sources
+    sources: list[Line] = [(f"  of {name}", f"~{packs:,}", "") for name, packs in of_sources.items()]
     return [
         ("packs", f"~{validation.packs:,}", f"in each iteration{bounded}; the same ones on any number of ranks"),
+        *(sources if len(sources) > 1 else []),
         ("batches", f"~{validation.batches:,}", f"in each iteration, on each rank; {each} each"),
     ]
 

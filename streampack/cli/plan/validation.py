@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from streampack.cli.plan.measured import Density
 from streampack.lanes.run import Run
+from streampack.loader.counting import active_sources
+from streampack.loader.parts import held_out_bytes, parts
 from streampack.loader.steps import num_batches
 
 
@@ -23,6 +25,8 @@ class ValidationPlan:
     packs_of_set: int
     packs: int
     """At most those of a budget."""
+    packs_of_sources: dict[str, int]
+    """What each source gives of them."""
     batches: int
     """Of each rank."""
 
@@ -37,7 +41,15 @@ def validation_plan(
     drop_last: bool,
 ) -> ValidationPlan:
     """What each iteration gives on so many ranks; densities and tokens of an epoch are by source, as for stages."""
-    found = sum(math.ceil(epoch_tokens[name] / density.tokens_per_pack) for name, density in densities.items())
-    packs = found if run.schedule.end is None else min(found, run.schedule.end)
-    batches = num_batches(packs, num_ranks=ranks, batch_size=batch_size, drop_last=drop_last)
-    return ValidationPlan(ranks=ranks, batch_size=batch_size, packs_of_set=found, packs=packs, batches=batches)
+    sources = [run.sources[index] for index in active_sources(run)]
+    found = [math.ceil(epoch_tokens[each.name] / densities[each.name].tokens_per_pack) for each in sources]
+    most = sum(found) if run.schedule.end is None else run.schedule.end
+    given = parts(most, [held_out_bytes(each) for each in sources], found)
+    return ValidationPlan(
+        ranks=ranks,
+        batch_size=batch_size,
+        packs_of_set=sum(found),
+        packs=sum(given),
+        packs_of_sources={each.name: packs for each, packs in zip(sources, given, strict=True)},
+        batches=num_batches(sum(given), num_ranks=ranks, batch_size=batch_size, drop_last=drop_last),
+    )
