@@ -12,7 +12,7 @@ Never: a lane whose content depends on ranks or workers; they only divide the la
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,8 +67,11 @@ class EpochLine:
         return pieces
 
 
-def lane_share(lane: int, num_lanes: int, total: int) -> tuple[int, int]:
-    """The lane's range of so many bytes or blocks, as (the first, the one after the last)."""
+_Lane = TypeVar("_Lane", int, "NDArray[np.int64]")
+
+
+def lane_share(lane: _Lane, num_lanes: int, total: int) -> tuple[_Lane, _Lane]:
+    """The range of so many bytes or blocks that a lane has, or each of many, as (the first, the one after the last)."""
     return lane * total // num_lanes, (lane + 1) * total // num_lanes
 
 

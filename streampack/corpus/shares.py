@@ -54,6 +54,8 @@ class Shares(NamedTuple):
 
     def source(self, lane: int, pack: int) -> int:
         """The source of a lane's pack; `pack` counts from the stage's first round."""
+        if len(self.ends) == 1:
+            return self.weights[0][0]
         return self.weights[bisect_right(self.ends, point(lane, pack))][0]
 
     def sources(self, lanes: NDArray[np.integer], packs: NDArray[np.integer]) -> NDArray[np.int64]:

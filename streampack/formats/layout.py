@@ -93,7 +93,7 @@ class Layout:
         elif not spec.is_pair:
             batch["num_targets"] = num_targets
             if source_ids is not None:
-                batch["source_ids"] = torch.tensor(source_ids, dtype=torch.int32)
+                batch["source_ids"] = torch.from_numpy(np.array(source_ids, dtype=np.int32))
         if weights is not None:
             batch["loss_weights"] = weights.reshape(batch[spec.labels].shape)
         return batch

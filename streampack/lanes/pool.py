@@ -241,10 +241,10 @@ class LanePool:
 
     def _take(self, each: _Source) -> LanePack | LaneEnd:
         if not each.made:
-            heartbeat.begin_source(each.index)
             stream = self._awake(each)
             if stream.has_pack:  # the stream holds no more memory after giving it
                 return stream.next()
+            heartbeat.begin_source(each.index)
             each.make()
             self._weigh(each)
             if self._held_bytes > self._budget_bytes and self._may_park:

@@ -40,7 +40,7 @@ _SKIPPED_PACKS = FIELDS.index("skipped_packs")
 
 
 class Change(NamedTuple):
-    """What one batch changes in the rows of its rank's lanes, once it is committed."""
+    """What one batch, or some, change in the rows of its rank's lanes, once it is committed."""
 
     row_indexes: NDArray[np.intp]
     """[n]: the row of each pack, and of each source that was found without one in a lane."""
@@ -100,6 +100,18 @@ class Change(NamedTuple):
             fillers=np.array(fillers, dtype=np.intp),
             skipped_ranges=[(row_indexes[index], skipped_range) for index, skipped_range in skipped_ranges],
             global_pack=batch.global_pack,
+        )
+
+    @classmethod
+    def joined(cls, changes: "Sequence[Change]") -> "Change":
+        """What some batches change, one after the other."""
+        row_indexes, rows, fillers, skipped_ranges, global_packs = zip(*changes, strict=True)
+        return cls(
+            np.concatenate(row_indexes),
+            np.concatenate(rows),
+            np.concatenate(fillers),
+            [each for of_batch in skipped_ranges for each in of_batch],
+            global_packs[-1],
         )
 
     def apply(self, committed: Committed) -> None:
@@ -292,8 +304,8 @@ class Commits:
 
 def _applied(base: Committed, changes: Sequence[Change]) -> Committed:
     committed = base.copy()
-    for change in changes:
-        change.apply(committed)
+    if changes:
+        Change.joined(changes).apply(committed)
     committed.prune()
     return committed
 

@@ -7,7 +7,10 @@ Never: a wait for other ranks or for the storage. What is said of epochs is of t
 
 from typing import Any
 
+import numpy as np
+
 from streampack.corpus.epochs import Corpus
+from streampack.corpus.partition import lane_share
 from streampack.corpus.schedule import Schedule
 from streampack.dataset.dataset import PackedDataset
 from streampack.lanes.position import NUM_CURSOR
@@ -89,18 +92,19 @@ def _share(schedule: Schedule, packs: int) -> float | None:
 
 def epochs_of(committed: Committed, source: int, corpus: Corpus) -> float:
     """How many epochs of a source the lanes have read, as a mean."""
-    cursors = committed.rows[source :: len(committed.sources), :NUM_CURSOR].tolist()
-    lanes = zip(committed.lanes, cursors, strict=True)
-    return sum(_read(Cursor(*cursor), corpus, lane) for lane, cursor in lanes) / max(len(cursors), 1)
+    cursors = committed.rows[source :: len(committed.sources), :NUM_CURSOR]
+    if corpus.num_blocks is not None:
+        begins, ends = lane_share(np.array(committed.lanes), corpus.num_lanes, corpus.num_blocks)
+        return float((cursors[:, 0] + np.minimum(cursors[:, 1] / np.maximum(ends - begins, 1), 1)).mean())
+    lanes = zip(committed.lanes, cursors.tolist(), strict=True)
+    return sum(_read(Cursor(*cursor), corpus, lane) for lane, cursor in lanes) / len(committed.lanes)
 
 
 def _read(cursor: Cursor, corpus: Corpus, lane: int) -> float:
-    """How many epochs one lane has read: whole ones, and of the present one the blocks, or the bytes, that are done."""
+    """How many epochs one lane has read: whole ones, and of the present one the bytes that are done."""
     if cursor == Cursor(epoch=cursor.epoch):
         return cursor.epoch
     pieces = corpus.pieces(cursor.epoch, lane)
-    if corpus.window:
-        return cursor.epoch + min(cursor.piece / max(len(pieces), 1), 1)
     sizes = [piece.end - piece.begin for piece in pieces]
     done = sum(sizes[: cursor.piece])
     if cursor.piece < len(pieces) and not pieces[cursor.piece].whole:
