@@ -18,6 +18,7 @@ import torch
 
 from streampack.documents.draws import own_draws
 from streampack.errors import StateError
+from streampack.lanes.held_out import check_parts
 from streampack.lanes.pool import LanePool
 from streampack.lanes.position import LaneOver, LanePack, LanePosition
 from streampack.lanes.run import LaneStart, Run
@@ -96,7 +97,11 @@ class PackIterator(Iterator[Item]):
 
     def _next(self, reading: Reading, run: Run) -> Item | None:
         """The next pack; None where the lane whose turn it is has none."""
-        if self._has_raised or len(self._over) == len(reading.lanes):
+        if self._has_raised:
+            raise StopIteration
+        if len(self._over) == len(reading.lanes):
+            if not any(position.packs for start in self._starts.values() for position in start.positions):
+                check_parts(run)
             raise StopIteration
         lane = reading.lanes[self._turn]
         if self._is_taking:

@@ -24,6 +24,7 @@ __all__ = [
     "budget",
     "digest",
     "fetching",
+    "held_out",
     "liveness",
     "pieces",
     "pipeline",

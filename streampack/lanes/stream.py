@@ -73,7 +73,7 @@ class LaneStream:
         self._may_refuse = pipeline.packing.keeps_documents_whole and pipeline.packing.overflow == "error"
         repeats = not corpus.shuffle or corpus.one_epoch or corpus.num_lanes == 1
         repeats = repeats or (len(corpus.table) == 1 and not corpus.window)
-        self._hold_out = pipeline.documents.hold_out
+        self._hold_out = corpus.hold_out or pipeline.documents.hold_out
         self._liveness = Liveness(
             num_lanes=corpus.num_lanes,
             repeats_pieces=repeats or corpus.window > 0,  # of blocks, a lane has the same number in each epoch
@@ -241,13 +241,14 @@ class LaneStream:
         packs, rows = self.position.packs, self._packer.buffered_rows
         why = self._liveness.why_dead(packs=packs, rows=rows, num_pieces=start.num_pieces)
         if why is not None:
-            which, finite = "", "a finite run (epochs=1)"
+            which, remedy = "", "a finite run (epochs=1)"
             if self._source_name != DEFAULT:
-                which, finite = f", source {self._source_name!r},", "leave the source out (weight 0)"
-            held_out = self._hold_out
-            part = "" if held_out is None else f"; {held_out} decides which documents it has: see its fraction"
+                which, remedy = f", source {self._source_name!r},", "leave the source out (weight 0)"
+            if self._hold_out is not None:
+                why += f"; {self._hold_out} decides which documents it has"
+                remedy = f"a smaller fraction, or {remedy}" if which else "a smaller fraction"
             raise ConfigError(
-                f"lane {self._lane} of {self._corpus.num_lanes}{which} gives no pack ({why}{part}), and an endless "
-                f"run would wait for it for ever. Use fewer lanes (num_lanes), more or larger shards, or {finite}. The "
-                "log names shards that hold no sample."
+                f"lane {self._lane} of {self._corpus.num_lanes}{which} gives no pack ({why}), and an endless run would "
+                f"wait for it for ever. Use fewer lanes (num_lanes), more or larger shards, or {remedy}. The log names "
+                "shards that hold no sample."
             )

@@ -14,7 +14,8 @@ from typing import Any
 from streampack.corpus.shares import DEFAULT
 from streampack.errors import ConfigError, LoaderError, ShardError
 from streampack.lanes.budget import worker_bytes
-from streampack.lanes.run import Run
+from streampack.lanes.held_out import hold_out_of, why_empty
+from streampack.lanes.run import Run, RunSource
 from streampack.lanes.skipping import allowed_bad
 from streampack.loader.messages import Message, Work
 from streampack.loader.parts import held_out_bytes, parts
@@ -29,8 +30,6 @@ _MOST_LANES = 1024
 _COUNTED_TOGETHER = 16
 """Lanes of each rank, where not all may be needed."""
 _ALL = 2**63
-_NEAR = 10
-"""Documents that the fraction in an error would about hold out."""
 
 
 def validation_run(run: Run) -> Run:
@@ -126,7 +125,7 @@ def count(
     _check_skipped(run, found)
     for source, of_source in counted.items():
         if not any(each.packs for each in of_source):
-            raise ConfigError(_why_empty(run, source, sum(each.documents for each in of_source)))
+            raise ConfigError(_why_without_packs(run.sources[source]))
     return found
 
 
@@ -213,37 +212,13 @@ def _check_skipped(run: Run, counted: Sequence[CountedLane]) -> None:
         )
 
 
-def _why_empty(run: Run, index: int, num_documents: int) -> str:
+def _why_without_packs(source: RunSource) -> str:
     """Why a source has no pack, and what to do."""
-    source = run.sources[index]
-    hold_out = source.corpus.hold_out or source.pipelines[0].documents.hold_out
-    assert hold_out is not None, "only what is held out is counted"
     name = "the shards" if source.name == DEFAULT else f"source {source.name!r}"
-    what = f"hold_out: fraction={hold_out.fraction!r} by {hold_out.by} holds out "
-    if num_documents:
-        return f"{what}{num_documents} documents of {name}, and they give no pack: none has a row with a target"
-    if source.corpus.hold_out is not None:
-        return f"{what}blocks of {name} in which no document begins; use a larger fraction"
-    available = _num_records(run, index)
-    what += f"none of the {available:,} documents of {name}"
-    if available <= _NEAR:
-        return f"{what}: more documents are needed"
-    fraction = f"{_NEAR / available:.1g}"
-    return f"{what}, so that there is nothing to validate on. fraction={fraction} holds out about {_NEAR} of them"
-
-
-def _num_records(run: Run, index: int) -> int:
-    """How many records a source has, held out or not."""
-    source = run.sources[index]
-    pipeline = source.pipelines[0]
-    documents = dataclasses.replace(pipeline.documents, hold_out=None)
-    corpus = dataclasses.replace(source.corpus, num_lanes=1)
-    found = 0
-    for piece in corpus.pieces(0, 0):
-        shard = corpus.table[piece.shard]
-        for sample in pipeline.samples(shard, piece, resume=-1, max_range_bytes=2**23):
-            found += sum(1 for _ in documents.records(sample, url=shard.url, shard_name=shard.name))
-    return found
+    return why_empty(source) or (
+        f"{hold_out_of(source)} gives no pack of {name}: there is no document, or none that is held out has a row "
+        "with a target"
+    )
 
 
 def _seq_len(run: Run) -> int:

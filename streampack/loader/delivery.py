@@ -23,6 +23,7 @@ from streampack.dataset.dataset import PackedDataset
 from streampack.errors import LoaderError
 from streampack.formats.consumers import Batch
 from streampack.lanes.arrival import check_arrival
+from streampack.lanes.held_out import check_parts
 from streampack.loader.agreement import SharedRun
 from streampack.loader.calls import Calls
 from streampack.loader.commits import Change, Commits
@@ -213,6 +214,8 @@ class Delivery:
         each, epochs = running.each, self._dataset.epochs
         next_epoch = None if epochs is None else turn.first_epoch + epochs
         end = running.taken_from.global_pack
+        if not end:  # on all ranks
+            check_parts(self._run.run_of(self.commits.latest()))
         is_spent, last_words = each.steps.at(end) is None, each.tally.last_words
         if is_spent:  # how far lanes were looked at after the end of the budget depends on the topology
             num_lanes, lanes = self.commits.num_lanes, self.commits.lanes

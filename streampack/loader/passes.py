@@ -12,8 +12,10 @@ from typing import NamedTuple
 from streampack.corpus.schedule import Schedule
 from streampack.dataset.dataset import PackedDataset
 from streampack.documents.draws import undisturbed
+from streampack.documents.split import HoldOut
 from streampack.errors import ConfigError, as_bool, as_number
 from streampack.lanes.budget import worker_bytes
+from streampack.lanes.held_out import hold_out_of
 from streampack.lanes.position import LaneEnd
 from streampack.lanes.run import Run
 from streampack.loader.dealing import Item, deal
@@ -168,7 +170,7 @@ class Pass:
         if is_finite:
             items = self.tally.watch_items(items)
         if is_finite and not pad:
-            items = _refuse_empty_lanes(items, committed)
+            items = _refuse_empty_lanes(items, committed, hold_out_of(run.sources[0]))
         at = {"rank": settings.rank, "global_pack": committed.global_pack}
         self.batches: Iterator[PackBatch] = (
             finite(items, self.steps, **at, pad=pad, agree=agree, left_out=self.tally.left_out)
@@ -192,8 +194,11 @@ def in_this_process(work: Work) -> Iterator[Message]:
     return undisturbed(work.messages()) if work.run.may_draw else work.messages()
 
 
-def _refuse_empty_lanes(items: Iterator[Item], committed: Committed) -> Iterator[Item]:
-    """The items, unless a lane ends without a pack in this pass: a pass that stops with it would be empty."""
+def _refuse_empty_lanes(items: Iterator[Item], committed: Committed, hold_out: HoldOut | None) -> Iterator[Item]:
+    """The items, unless a lane ends without a pack in this pass: a pass that stops with it would be empty.
+
+    `hold_out`: which part of the corpus is read.
+    """
     untouched = {
         lane_index
         for lane_index in range(len(committed.lanes))
@@ -202,11 +207,13 @@ def _refuse_empty_lanes(items: Iterator[Item], committed: Committed) -> Iterator
             for source in range(len(committed.sources))
         )
     }
+    smaller = "" if hold_out is None else f", or a smaller fraction than that of {hold_out}"
     for item in items:
         if item.pack is None and item.error is None and item.lane_index in untouched:
             error = ConfigError(
                 f'epoch_end="stop" ends the pass with its shortest lane, and lane {committed.lanes[item.lane_index]} '
-                'gives no pack at all. Use epoch_end="pad", fewer lanes (num_lanes), or more or larger shards.'
+                'gives no pack at all. Use epoch_end="pad", fewer lanes (num_lanes), or more or larger shards'
+                f"{smaller}."
             )
             yield item._replace(ends=(), error=error)  # in its place, so that all ranks learn of it
             return

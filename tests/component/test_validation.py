@@ -134,10 +134,10 @@ def test_num_packs_takes_the_first_ones_of_each_source_in_proportion(folder: Pat
     tables = [source.corpus.table.total_bytes for source in bounded.run().sources]
     of_web = 1 + 19 * tables[0] // sum(tables)
     wanted = [*range(of_web), *range(num_web, num_web + 21 - of_web)]
-    for workers, batch_size in ((0, 3), (2, 5)):
+    for workers, size, batch_size in ((0, 3, 3), (1, 1, 5)):
         found = {}
-        for rank in range(3):
-            with loader(bounded, rank, 3, num_workers=workers, batch_size=batch_size) as mine:
+        for rank in range(size):
+            with loader(bounded, rank, size, num_workers=workers, batch_size=batch_size) as mine:
                 found |= packs_of(mine)
         assert [found[number] for number in range(21)] == [all_packs[number] for number in wanted]
     assert len(packs_of(loader(dataset(folder, num_packs=10**6)))) == len(all_packs)
@@ -170,7 +170,7 @@ def test_num_packs_does_not_hide_an_empty_part_of_a_source(folder: Path, tmp_pat
     few.write_bytes(write_webdataset([{"__key__": "0", "txt": "one"}]))
     data = {"web": str(folder / "web-*.tar"), "few": str(few)}
     assert not HoldOut("val", 0.4).has("few.tar", "0", 0)
-    with pytest.raises(ConfigError, match="none of the 1 documents of source 'few': more documents are needed"):
+    with pytest.raises(ConfigError, match="none of the 1 documents of source 'few'.* Use more documents"):
         iter(loader(dataset(folder, data=data, num_packs=2)))
 
 
@@ -225,5 +225,39 @@ def test_length_and_share_are_of_the_packs_that_there_are(folder: Path) -> None:
 def test_a_training_part_without_a_document_names_the_fraction(folder: Path) -> None:
     hold_out = HoldOut("train", 0.999999, by="document")
     data = dataset(folder, data=str(folder / "web-0.tar"), hold_out=hold_out, num_lanes=1)
-    with pytest.raises(ConfigError, match="gives no pack .*fraction=0.999999.*see its fraction"):
+    with pytest.raises(ConfigError, match=r"gives no pack .*fraction=0.999999.*or a smaller fraction\. The"):
         next(iter(loader(data)))
+
+
+@pytest.mark.parametrize(
+    ("hold_out", "changes", "text"),
+    [
+        (HoldOut("train", 1 - 1e-9), {}, r"all of the 300 documents of the shards.* on\. fraction=0\.97 leaves about"),
+        (HoldOut("train", 1 - 1e-9), {"epoch_end": "stop"}, "or a smaller fraction than that of HoldOut"),
+        (HoldOut("train", 0.9, by="block"), {}, "leaves only blocks of .* no document begins.* use a smaller fraction"),
+    ],
+)
+def test_a_finite_training_part_without_a_document_is_an_error_on_all_ranks(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, hold_out: HoldOut, changes: dict[str, Any], text: str
+) -> None:
+    names, size = str(folder / "web-*.tar"), 2
+    if hold_out.by == "block":
+        names, size = str(folder.parent / "long.tar"), 1
+        Path(names).write_bytes(write_webdataset([{"__key__": "0", "txt": "x" * 20_000}]))
+        monkeypatch.setattr("streampack.corpus.spans.CELL_BYTES", 2048)
+    data = dataset(folder, data=names, hold_out=hold_out, num_lanes=2, epochs=1, **changes)
+    for rank in range(size):
+        with loader(data, rank, size) as mine:
+            for _ in range(2):  # it stays so
+                with pytest.raises(ConfigError, match=text):
+                    list(mine)
+    if not changes:
+        with pytest.raises(ConfigError, match=text):
+            list(data)
+
+
+def test_a_finite_run_without_a_pack_for_another_reason_is_none_of_hold_out(folder: Path) -> None:
+    few = dataset(folder, "train", data=str(folder / "web-*.tar"), epochs=1, num_lanes=1)
+    assert list(loader(few, batch_size=10**4, drop_last=True)) == []
+    (folder.parent / "empty.tar").write_bytes(write_webdataset([]))
+    assert list(loader(dataset(folder, "train", data=str(folder.parent / "empty.tar"), epochs=1, num_lanes=1))) == []
