@@ -85,6 +85,12 @@ class BlockFile:
             count += 1
         return count
 
+    def extend(self) -> None:
+        """Give the file the size that it has once it is whole, as holes; the lock is held."""
+        size = self._head_bytes + self._length
+        if os.fstat(self.descriptor).st_size < size:
+            os.ftruncate(self.descriptor, size)
+
     def write(self, chunk: int, data: bytes) -> None:
         """Add a whole chunk; the lock is held."""
         assert len(data) == self._size(chunk)
@@ -122,6 +128,18 @@ def try_lock(descriptor: int) -> bool:
             return False
         raise
     return True
+
+
+def is_locked(path: str) -> bool:
+    """Whether a process, this one too, has the lock of a file."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)  # NFS locks what may be written
+    except FileNotFoundError:
+        return False
+    try:
+        return not try_lock(descriptor)
+    finally:
+        close(descriptor)
 
 
 def close(descriptor: int) -> None:

@@ -7,7 +7,8 @@ In: names of blocks. Out: open files, where the disk gives them. All processes o
 is kept in memory, and it may be deleted at any time.
 Never: an error. Where a disk is full or cannot be written there is one warning, and the cache gives what it has. Never
 a file outside of the folder, or one that does not match this pattern; never more bytes than the budget, of which a part
-is reserved before a byte is written. A process that has a removed file open can still read it.
+is reserved before a byte is written. What is reserved and not yet written is known by the locks: a file that a process
+is filling counts with the bytes that it may get. A process that has a removed file open can still read it.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from streampack import heartbeat
@@ -44,7 +45,7 @@ _TOUCH_S = 60.0
 """Seconds by which the kept time of a block's last reading may be too old."""
 _SKEW_S = 3600.0
 """Seconds by which the clocks of this machine and of its disks may differ."""
-_FILE_BYTES = 4096
+FILE_BYTES = 4096
 """What a file takes on the disk besides its chunks: its head, and the rest of its last page."""
 _COUNT_S = 3600.0
 """How often the files are counted though nothing is to be removed: a killed process leaves the sum a little wrong."""
@@ -103,7 +104,9 @@ class CacheFolder:
                     return None
                 if _is_there(descriptor, path):
                     os.utime(descriptor)  # it is the last one to be removed now
-                    return BlockFile(descriptor, name, length)
+                    file = BlockFile(descriptor, name, length)
+                    file.extend()
+                    return file
             except BaseException:  # an interrupt too: the lock would last as long as the process
                 blockfile.close(descriptor)
                 raise
@@ -173,12 +176,12 @@ class CacheFolder:
 
     # -- the budget ------------------------------------------------------------------------------------------------
 
-    def reserve(self, num_bytes: int, *, num_files: int = 0) -> bool:
-        """Reserve so many bytes in so many new files, if need be by removing the blocks that were not read for longest.
+    def reserve(self, num_bytes: int, files: Sequence[BlockFile] = ()) -> bool:
+        """Reserve so many bytes for files that were claimed, if need be by removing the blocks not read for longest.
 
         Returns whether they were reserved.
         """
-        num_bytes += num_files * _FILE_BYTES
+        num_bytes += len(files) * FILE_BYTES
         try:
             descriptor = self._lock_usage()
             if descriptor is None:
@@ -186,7 +189,8 @@ class CacheFolder:
             try:
                 held, counted = _sum_in(descriptor)
                 if held + num_bytes > self.max_bytes or not 0 <= time.time() - counted < _COUNT_S:
-                    held, counted = self._count(most=self.max_bytes - num_bytes), int(time.time())
+                    own = {os.fstat(file.descriptor).st_ino for file in files}
+                    held, counted = self._count(most=self.max_bytes - num_bytes, own=own), int(time.time())
                 fits = held + num_bytes <= self.max_bytes
                 _write_sum(descriptor, held + num_bytes if fits else held, counted)
             finally:
@@ -219,9 +223,12 @@ class CacheFolder:
             blockfile.close(descriptor)
         return held < before
 
-    def _count(self, *, most: int) -> int:
-        """The bytes held, after an eviction if they are more than `most`."""
-        files = sorted(self._files())
+    def _count(self, *, most: int, own: Collection[int] = ()) -> int:
+        """The bytes held, after an eviction if they are more than `most`.
+
+        `own`: the inodes of files whose lock this thread has, and for which nothing is reserved yet.
+        """
+        files = sorted(self._files(own))
         held = sum(size for _, size, _ in files)
         if held > most:
             goal = min(most, int(self.max_bytes * _KEPT))
@@ -254,10 +261,11 @@ class CacheFolder:
             raise
         return descriptor
 
-    def _files(self) -> Iterator[tuple[float, int, str]]:
+    def _files(self, own: Collection[int]) -> Iterator[tuple[float, int, str]]:
         """Of each block: when it was last read or written, its bytes on the disk, its path.
 
-        A time in the future counts as 0: a clock that was wrong once must not keep a block for ever.
+        A time in the future counts as 0: a clock that was wrong once must not keep a block for ever. The bytes of a
+        file with holes that a process is filling are those of the whole file, as the process may have reserved them.
         """
         latest = time.time() + _SKEW_S
         with os.scandir(self._root) as folders:
@@ -270,7 +278,10 @@ class CacheFolder:
                         with contextlib.suppress(FileNotFoundError):
                             found = entry.stat(follow_symlinks=False)
                             when = found.st_mtime if found.st_mtime <= latest else 0.0
-                            yield when, found.st_blocks * 512, entry.path
+                            size = found.st_blocks * 512
+                            if size < found.st_size and found.st_ino not in own and blockfile.is_locked(entry.path):
+                                size = found.st_size + FILE_BYTES
+                            yield when, size, entry.path
 
 
 def _is_there(descriptor: int, path: Path) -> bool:

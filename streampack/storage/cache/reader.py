@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from streampack.errors import ShardError
 from streampack.storage.cache.blockfile import BLOCK_BYTES, BlockFile
 from streampack.storage.cache.blocknames import block_names, object_key
-from streampack.storage.cache.folder import CacheFolder
+from streampack.storage.cache.folder import FILE_BYTES, CacheFolder
 from streampack.storage.cache.relay import EnoughError, Patience, Relay, chunks_around, next_chunk
 from streampack.storage.clients import Clients
 from streampack.storage.objects import Keep, RangeReader
@@ -207,7 +207,8 @@ class CachedObject(RangeReader):
                 if end < min(stop, begin + length):
                     break
             first, last = chunks_around(start, end, self._size)
-            if files and self._folder.reserve(last - first, num_files=len(files)):
+            in_middle = FILE_BYTES if first % BLOCK_BYTES else 0  # the head has a page of its own there
+            if files and self._folder.reserve(last - first + in_middle, files):
                 return files, end
         except OSError as error:
             _close(files)

@@ -399,7 +399,7 @@ class TestTogether:
     def test_an_interrupt_between_lock_and_request_leaves_no_lock(
         self, proxy: Proxy, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def interrupted(folder: CacheFolder, num_bytes: int, *, num_files: int) -> bool:
+        def interrupted(*_: object) -> bool:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
