@@ -82,7 +82,7 @@ def sleep(seconds: float) -> None:
     """Wait, and give signs of life meanwhile."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
-        time.sleep(min(left, _NAP_S))
+        time.sleep(min(left, _NAP_S))  # the pause itself
         beat()
 
 

@@ -134,7 +134,7 @@ class FunctionTemplate:
         taken = {} if context is None else self._taken(context)
         try:
             result = [tuple(part) for part in self.function([dict(message) for message in messages], **taken)]
-        except Exception as error:
+        except Exception as error:  # a function of the user may raise anything
             with contextlib.suppress(Exception):  # an exception that refuses it is raised as it is
                 error.add_note(f"raised by the chat template ({self.digest})")
             raise

@@ -128,7 +128,7 @@ def _write(
             os.fsync(file.fileno())
             Path(file.name).chmod(0o644)
             Path(file.name).replace(output_file)
-        except BaseException:
+        except BaseException:  # an interrupt too: no half manifest is left
             Path(file.name).unlink()
             raise
     unknown = int((~table.size_known).sum()) if not digests else 0

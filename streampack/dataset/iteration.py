@@ -89,7 +89,7 @@ class PackIterator(Iterator[Item]):
                 item = self._next(reading, self._run)
                 if item is not None:
                     return item
-            except BaseException:
+            except BaseException:  # a signal handler's, maybe
                 if self._given is not None:  # the caller does not get that pack
                     self._is_taking = True
                     self._given = None
@@ -109,7 +109,7 @@ class PackIterator(Iterator[Item]):
         self._is_taking = True
         try:
             pack = self._take(reading, run, lane)
-        except Exception:
+        except Exception:  # of whatever it reads with; raised again
             self._has_raised = True  # an iterator that has raised is over; its state is that of before
             raise
         start = self._starts[lane]

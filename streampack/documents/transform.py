@@ -35,7 +35,7 @@ def transformed(
     seed_generators(place)
     try:
         result = transform(document, rng)
-    except Exception as error:
+    except Exception as error:  # a function of the user may raise anything
         with suppress(Exception):  # an exception that refuses it is raised as it is
             error.add_note(f"raised by {where}")
         raise

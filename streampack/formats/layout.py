@@ -113,7 +113,7 @@ class Layout:
 
 
 def as_layout(
-    format: object,  # noqa: A002
+    format: object,  # noqa: A002  # the name of the public contract
     *,
     positions: object,
     mask: bool,

@@ -259,7 +259,7 @@ class Pipeline:
             return np.asarray(self.tokenizer.encode(text))
         except TokenizerError as error:
             raise TokenizerError(error.message, url=url, member=key) from error
-        except Exception as error:
+        except Exception as error:  # a tokenizer of the user may raise anything
             error.add_note(f"while tokenizing {url}, sample {key!r}, record {record}")
             raise
 

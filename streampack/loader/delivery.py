@@ -192,7 +192,7 @@ class Delivery:
         begin = perf_counter()
         try:
             batch = next(running.each.batches, None)
-        except Exception:
+        except Exception:  # what a worker's code raised, too
             self._check(turn)  # a pass that was retired meanwhile fails in ways of its own
             raise
         finally:

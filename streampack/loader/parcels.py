@@ -34,7 +34,7 @@ def wrap(value: Any, pickler: Callable[..., pickle.Pickler] = pickle.Pickler) ->
             for part in (sizes.data.cast("B"), *parts):
                 file.write(part)
                 file.write(bytes(-part.nbytes % _ALIGNED))
-    except BaseException:
+    except BaseException:  # an interrupt too: the memory would stay
         os.close(descriptor)
         raise
     return descriptor

@@ -94,7 +94,7 @@ class Forks:
                 process.start()
                 self._living.append(process)
                 started.append(ForkedProcess(process))
-        except BaseException:
+        except BaseException:  # an interrupt too: those that were started are ended
             self.end(started)
             raise
         return started

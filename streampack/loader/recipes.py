@@ -66,7 +66,7 @@ def wrap_recipe(parts: Parts) -> int:
         return parcels.wrap(recipe, pickling.RecipePickler)
     except (OSError, MemoryError):
         raise
-    except Exception as error:
+    except Exception as error:  # an object's own code is pickled with it and may raise anything
         if type(unpicklable.failure(recipe)) is not type(error):
             raise  # a signal's handler has raised it, perhaps
         candidates = [*map(_by_name, parts.pipelines)]

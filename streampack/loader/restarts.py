@@ -104,7 +104,7 @@ class RestartingMessages:
         self._workers.check_owner()
         try:
             message = self._receive()
-        except Exception as error:
+        except Exception as error:  # it is raised in its place
             if self._is_interrupted:
                 raise
             return failed(error, self._run)

@@ -61,7 +61,7 @@ class WorkerServer:
                 key = next(self._keys)
                 running.start(key, worker, len(sockets), [given.recipe, parcel, memory, theirs.fileno()])
                 started.append(ServedProcess(running, key))
-        except BaseException:
+        except BaseException:  # an interrupt too: those that were started are ended
             self.end(started)
             raise
         finally:
@@ -257,7 +257,7 @@ def _start(given: _Given) -> _Running:
                 cwd=folder,
                 start_new_session=True,  # what a terminal sends is for the trainer to decide on
             )
-        except BaseException:
+        except BaseException:  # an interrupt too: the socket would stay open
             ours.close()
             raise
     return _Running(process, ours)
@@ -313,4 +313,4 @@ def _await(orphans: list[int]) -> None:
                 with suppress(ChildProcessError):
                     os.waitpid(pid, os.WNOHANG)  # where the trainer takes in orphans, as process 1 does
                 os.kill(pid, 0)  # only asks whether there is one
-                time.sleep(0.002)
+                time.sleep(0.002)  # the kernel tells of the end of a child only

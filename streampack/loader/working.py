@@ -103,7 +103,7 @@ def _end_with_trainer(theirs: socket.socket, server: int | None) -> None:
     def watch() -> None:
         closed.poll()
         if server is not None:
-            time.sleep(_SERVER_S)
+            time.sleep(_SERVER_S)  # a server that is not stopped ends its workers meanwhile
             if os.getppid() == server:
                 os.kill(server, signal.SIGKILL)
             os.killpg(0, signal.SIGKILL)  # this process, and what it has started

@@ -37,7 +37,7 @@ class LaneTable(torch.Tensor):
     @staticmethod
     def __new__(cls: type[Self], local: torch.Tensor, first: int, step: int, num_lanes: int) -> Self:
         size = (*shape_of(num_lanes), *local.shape[-2:])
-        table = torch.Tensor._make_wrapper_subclass(cls, size, dtype=torch.int64)  # noqa: SLF001
+        table = torch.Tensor._make_wrapper_subclass(cls, size, dtype=torch.int64)  # noqa: SLF001  # no public way
         table.local, table.key = local, (first, step, num_lanes)
         assert isinstance(table, cls)
         return table
@@ -81,10 +81,10 @@ class LaneTable(torch.Tensor):
     def __deepcopy__(self, memo: Mapping[int, object]) -> "LaneTable":
         return self.copied()
 
-    def __repr__(self) -> str:  # type: ignore[override]
+    def __repr__(self) -> str:  # type: ignore[override]  # torch.Tensor takes a keyword there
         return f"LaneTable(lanes={self.lanes}, local={self.local})"
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # noqa: SLF001
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # noqa: SLF001  # as above
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]  # torch types it as an instance method

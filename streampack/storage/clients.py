@@ -266,7 +266,7 @@ def _made(make: Callable[[], _T]) -> _T:
         return make()
     except StreampackError:
         raise
-    except Exception as error:
+    except Exception as error:  # each library raises its own
         raise UnmadeError("its client could not be made") from error
 
 

@@ -49,7 +49,7 @@ def side_by_side(
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="streampack-ask")
     try:
         yield from pool.map(run, items)
-    except BaseException:
+    except BaseException:  # an interrupt too: threads are not waited for
         stop.set()
         pool.shutdown(wait=False, cancel_futures=True)
         raise

@@ -98,7 +98,7 @@ class FaultyFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has 
         """The bytes from `start` to `end` of a file: one read, which may meet a fault."""
         path = self._strip_protocol(path)
         fault = self._next(path) or Fault()
-        time.sleep(fault.stall_s)
+        time.sleep(fault.stall_s)  # the fault itself
         if fault.error is not None:
             raise copy.copy(fault.error)
         data: bytes = self.target.cat_file(path, start=start, end=end)

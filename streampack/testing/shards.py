@@ -106,7 +106,7 @@ def _groups(documents: Iterable[Source], per_shard: int, sizes: Sequence[int] | 
 
 
 @contextlib.contextmanager
-def _tar_writer(file: IO[bytes], compression: str | None, format: str) -> Iterator[Any]:  # noqa: A002
+def _tar_writer(file: IO[bytes], compression: str | None, format: str) -> Iterator[Any]:  # noqa: A002 - as above
     """The `write` of a TarWriter, into a file compressed here, since its own compression stores the time."""
     import webdataset  # imports torch
 

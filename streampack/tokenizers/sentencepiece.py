@@ -51,7 +51,7 @@ class SentencePieceTokenizer:
                 ids: Tokens = self._processor.encode(text, out_type="numpy")
                 return ids
             return np.array(self._processor.encode(text), dtype=np.int32)
-        except Exception as error:
+        except Exception as error:  # whatever the library raises
             raise not_encoded(text, error) from error
 
     def control_tokens(self) -> dict[str, ControlToken]:

@@ -89,7 +89,7 @@ class Training:
                 what = f"ended with exit code {code}" if code else f"has made no step for {_STALLED_S:.0f} seconds"
                 said = self._output.read_text(errors="replace").strip()
                 raise StreampackError(f"the training on {plural(self._ranks, 'rank')} {what}; it said:\n{said[-4000:]}")
-            time.sleep(_POLL_S)
+            time.sleep(_POLL_S)  # another process, of which only its file tells
 
     def kill(self) -> None:
         """Send SIGKILL to the launcher, the ranks and their workers, as if the machine had failed."""

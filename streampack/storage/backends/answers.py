@@ -55,7 +55,7 @@ def receive(answer: Answer, pin: Pin, start: int, stop: int, keep: Keep) -> None
             raise OSError(f"the answer ended after {received} of {missing} bytes")
         if answer.status != 206:
             pin.check(size=received, version=None, offset=start)
-    except BaseException:
+    except BaseException:  # an interrupt too, in the middle of the body
         response.close()  # what is left of the body is not waited for
         raise
     if response.length_remaining == 0:

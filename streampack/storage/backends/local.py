@@ -46,7 +46,7 @@ class LocalFile(RangeReader):
                 os.set_blocking(self._descriptor, True)
             data = os.pread(self._descriptor, stop - start, start)
             self._compare(self._descriptor, start)
-        except BaseException:
+        except BaseException:  # an interrupt too: it would stay open
             self.let_go()  # a stale NFS handle is only good again after another open
             raise
         descriptors.keep(self)

@@ -41,7 +41,7 @@ class S3Object(RangeReader):
         pinned = {} if self.pin.version is None else {"IfMatch": self.pin.version}
         try:
             found = client.get_object(**self._object, **more, **pinned, Range=f"bytes={start}-{stop - 1}")
-        except Exception as error:
+        except Exception as error:  # of any class: its status is what counts
             if pinned and 412 in statuses(error):
                 raise self.pin.replaced(f"ETag {self.pin.version} is no longer there", start) from error
             raise
@@ -70,7 +70,7 @@ def import_library() -> None:
     """Import what a client is made of, so that processes that are forked from this one share it."""
     with suppress(ImportError):  # without it s3fs says what to install
         import botocore.config
-        import botocore.session  # noqa: F401
+        import botocore.session  # noqa: F401 - only to be there
 
 
 def _make_client(clients: Clients) -> tuple[Any, dict[str, Any]]:

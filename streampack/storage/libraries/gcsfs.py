@@ -16,14 +16,14 @@ def before_import() -> None:
 
 def switch_off_retries(filesystem: Any) -> None:
     """Have each request made once; gcsfs tries it six times, in a decorator, and has no option for that."""
-    once = getattr(type(filesystem)._request, "__wrapped__", None)  # noqa: SLF001
+    once = getattr(type(filesystem)._request, "__wrapped__", None)  # noqa: SLF001 - as the docstring says
     if once is not None:
-        filesystem._request = once.__get__(filesystem)  # noqa: SLF001
+        filesystem._request = once.__get__(filesystem)  # noqa: SLF001 - as the docstring says
 
 
 def query_parameters(filesystem: Any) -> dict[str, str]:
     """The parameters of every request's query: the project that pays."""
-    return {name: str(value) for name, value in filesystem._get_params({}).items()}  # noqa: SLF001
+    return {name: str(value) for name, value in filesystem._get_params({}).items()}  # noqa: SLF001 - only there
 
 
 def uses_client_certificate(filesystem: Any) -> bool:
