@@ -151,7 +151,7 @@ def load_config(path: str | os.PathLike[str]) -> Config:
 
 def _checked_mapping(value: object, keys: Keys, known: tuple[str, ...], lines: Lines) -> dict[str, Any]:
     """`value`, if it is a mapping of known keys."""
-    section = ".".join(keys)
+    section = _place(keys)
     if not isinstance(value, dict):
         raise ConfigError(
             f"{f'`{section}`' if keys else 'the file'} must be a mapping with keys of {', '.join(known)}; "
@@ -197,7 +197,7 @@ def _plain(value: object, keys: Keys, name: str, hint: object, lines: Lines) -> 
         for key in value:
             if not isinstance(key, str):
                 raise ConfigError(
-                    f"`{'.'.join(keys)}`: the name {key!r} is of type {type(key).__name__}, as YAML reads it; a name "
+                    f"`{_place(keys)}`: the name {key!r} is of type {type(key).__name__}, as YAML reads it; a name "
                     "is a text: put it in quotes as it is written there",
                     url=lines.where(keys),
                 )
@@ -253,13 +253,15 @@ def _type_error(message: str, keys: Keys, value: Any, kind: type[Section], lines
         hint, inside = inner_hint(hint, key, value), (*inside, key)
         value = value[int(key)] if isinstance(value, list) else value.get(key, value)
     if missing := re.fullmatch("Object missing required field `(.*)`", problem):
-        problem = f"`{'.'.join((*keys, *inside, missing[1]))}` must be given"
+        problem = f"`{_place((*keys, *inside, missing[1]))}` must be given"
         return ConfigError(problem, url=lines.where((*keys, *inside)))
     if hint is not None and problem.startswith(("Expected", "Inv")):
         problem = f"expected {described(hint)}"
     advice = ""
     if isinstance(value, str) and re.fullmatch(r"\d+(\.\d*)?[eE][+-]?\d+", value):
         advice = " (in YAML a number with an exponent needs a point and a sign: 1.0e-3)"
+    elif type(value) in (int, float) and re.fullmatch(r"(data|sources)\.[\w-]+", _place(inside)):
+        advice = f"; a weight goes into the source: {inside[-1]}: {{data: shards/, weight: {value}}}"
     return ConfigError(
         f"`{_place((*keys, *inside))}`: {problem}, found {shown(value)}{advice}", url=lines.where((*keys, *inside))
     )

@@ -208,7 +208,7 @@ def _refuse_other_names(rows: list[ShardRow], storage: Listing) -> None:
 def _given_twice(num_twice: int, num_shards: int, first: str) -> ConfigError:
     return ConfigError(
         f"{num_twice} of {num_shards} shards are given more than once, the first is {first}; list each shard once (to "
-        "repeat data use epochs)"
+        "repeat data use epochs, or weight and max_epochs of one of several sources)"
     )
 
 

@@ -241,14 +241,14 @@ class LaneStream:
         packs, rows = self.position.packs, self._packer.buffered_rows
         why = self._liveness.why_dead(packs=packs, rows=rows, num_pieces=start.num_pieces)
         if why is not None:
-            which, remedy = "", "a finite run (epochs=1)"
+            which, remedy = "", "or a finite run (epochs=1)"
             if self._source_name != DEFAULT:
-                which, remedy = f", source {self._source_name!r},", "leave the source out (weight 0)"
+                which, remedy = f", source {self._source_name!r},", "max_epochs, or leave the source out (weight 0)"
             if self._hold_out is not None:
                 why += f"; {self._hold_out} decides which documents it has"
-                remedy = f"a smaller fraction, or {remedy}" if which else "a smaller fraction"
+                remedy = f"a smaller fraction, {remedy}" if which else "or a smaller fraction"
             raise ConfigError(
                 f"lane {self._lane} of {self._corpus.num_lanes}{which} gives no pack ({why}), and an endless run would "
-                f"wait for it for ever. Use fewer lanes (num_lanes), more or larger shards, or {remedy}. The log names "
+                f"wait for it for ever. Use fewer lanes (num_lanes), more or larger shards, {remedy}. The log names "
                 "shards that hold no sample."
             )

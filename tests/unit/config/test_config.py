@@ -410,7 +410,15 @@ def test_sources_and_stages_are_mappings_of_their_fields(tmp_path: Path, key: st
         ("weight: 0.7", "weight: much", r"run.yaml:4: `dataset.sources.web.weight`: expected a number, found 'much'"),
         ("weight: 0.7", "weight: -1", r"run.yaml:4: `dataset.sources.web`: weight=-1 must be a number of at least 0"),
         ("weight: 0.7", "wait: 1", r"run.yaml:4: unknown key `wait` in `dataset.sources.web`: did you mean `weight`"),
-        ("../books.tar", "0.5", r"run.yaml:6: `dataset.sources.books`: expected text or a list of texts or a mapping"),
+        (
+            "../books.tar",
+            "0.5",
+            r"run.yaml:6: `dataset.sources.books`: expected text.*; a weight goes into the source: books: \{data: sh",
+        ),
+        ("- {}", "- {wait: 1}", r"run.yaml:9: unknown key `wait` in `dataset.stages\[0\]`"),
+        ("- {}", "- 1", r"run.yaml:9: `dataset.stages\[0\]`"),
+        ("{data: ./more.tar, ", "{", r"run.yaml:11: `dataset.stages\[1\].sources.more.data` must be given"),
+        ("{more: {", "{1: {", r"run.yaml:11: `dataset.stages\[1\].sources`: the name 1 is of type int"),
         ("data: ./web/*.tar, ", "", r"run.yaml:4: `dataset.sources.web.data` must be given"),
         ("max_epochs: 4", "max_epochs: 0", r"run.yaml:5: `dataset.sources.code`: max_epochs=0 must be"),
         (

@@ -208,6 +208,11 @@ def test_an_error_of_the_shards_names_their_source() -> None:
         dataset({"web": WEB, "code": "/none.tar"})
 
 
+def test_an_error_names_the_source_once_and_says_what_may_be_given_to_one() -> None:
+    with pytest.raises(ConfigError, match="^source 'code': (?!source).* or weight and max_epochs of one of several"):
+        dataset({"web": Source(WEB, 0), "code": [CODE, CODE]}).list_shards()
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
