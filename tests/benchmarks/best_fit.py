@@ -7,7 +7,6 @@ up, and token ids are random. Documents come in random order. A resume in the mi
 of it again, on average half a window, besides what it would tokenize anyway.
 """
 
-import argparse
 import random
 import time
 
@@ -25,13 +24,11 @@ BULK = 256
 
 def main() -> None:
     """Print a table for the text, and one for chats."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--text", default="", help="JSON lines, compressed with zstd; without it, made-up text")
+    parser = texts.parser_of(__doc__, megabytes=100)
     parser.add_argument("--bytes-per-token", type=float, default=4.4)
-    parser.add_argument("--megabytes", type=float, default=100)
     parser.add_argument("--lanes", type=int, default=1)
     arguments = parser.parse_args()
-    (text,) = texts.load([arguments.text] if arguments.text else [], num_slices=1, megabytes=arguments.megabytes)
+    text = texts.chosen(arguments)
     sizes = [max(int(len(each.encode()) / arguments.bytes_per_token), 1) + 2 for part in text.slices for each in part]
     show(text.name, sizes, seq_lens=SEQ_LENS, num_lanes=arguments.lanes)
     choose = random.Random(0)

@@ -1,6 +1,6 @@
 """What a mix of sources costs: CPU against one source over the same bytes, resumes, and memory of many streams.
 
-    python tests/benchmarks/sources.py [--text english.jsonl.zst] [--pairs 5] [--megabytes 40] [--memory]
+    python tests/benchmarks/sources.py [--text english.jsonl.zst] [--pairs 5] [--megabytes 45] [--memory]
 
 The same shards are read as one source and as five, in turn, in this process and without workers, with a SentencePiece
 tokenizer, in one lane: blocks of 45 MB are then as large for the five as for the one, as they are at real scale. A
@@ -8,7 +8,6 @@ resume is of a state in the middle of the run: requests and bytes up to the firs
 lanes of one rank: what the lanes need, as the constructor reckons, against what the process grows by.
 """
 
-import argparse
 import resource
 import statistics
 import tempfile
@@ -27,17 +26,16 @@ SOURCES = 5
 
 def main() -> None:
     """Print the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--text", default="", help="JSON lines, compressed with zstd; without it, made-up text")
+    parser = texts.parser_of(__doc__, megabytes=45)
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--megabytes", type=float, default=45)
     parser.add_argument("--memory", action="store_true", help="only the memory of 20 sources on 60 lanes")
     arguments = parser.parse_args()
-    (text,) = texts.load([arguments.text] if arguments.text else [], num_slices=1, megabytes=arguments.megabytes)
+    documents = texts.chosen(arguments).slices[0]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for index, documents in enumerate(text.slices[0][start::SOURCES] for start in range(SOURCES)):
-            write_shards(folder / str(index), documents, documents_per_shard=max(len(documents) // 4, 1))
+        for index in range(SOURCES):
+            part = documents[index::SOURCES]
+            write_shards(folder / str(index), part, documents_per_shard=max(len(part) // 4, 1))
         if arguments.memory:
             memory(folder)
         else:

@@ -4,6 +4,7 @@ In:  files of JSON lines, compressed with zstd, with a document under "text" in 
 Out: `Text`s: documents in slices of equal size, and shards of a slice in any format.
 """
 
+import argparse
 import io
 import json
 import statistics
@@ -33,6 +34,20 @@ class Text:
     @property
     def mean_bytes(self) -> float:
         return statistics.mean(len(text.encode()) for part in self.slices for text in part)
+
+
+def parser_of(description: str | None, *, megabytes: float) -> argparse.ArgumentParser:
+    """One with the options of `chosen`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--text", default="", help="JSON lines, compressed with zstd; without it, made-up text")
+    parser.add_argument("--megabytes", type=float, default=megabytes)
+    return parser
+
+
+def chosen(arguments: argparse.Namespace) -> Text:
+    """What the options name, in one slice."""
+    (text,) = load([arguments.text] if arguments.text else [], num_slices=1, megabytes=arguments.megabytes)
+    return text
 
 
 def load(paths: Sequence[str], *, num_slices: int, megabytes: float) -> list[Text]:

@@ -8,7 +8,7 @@ from random import Random
 import pytest
 from support import servers
 from support.proxy import Fault, Proxy
-from support.tars import FORMATS, random_members, read, write_tar, write_webdataset
+from support.tars import read, some_tars, write_tar
 
 from streampack import PackedDataset, RetryPolicy, Shuffle, Storage
 from streampack.corpus.partition import Piece
@@ -56,20 +56,9 @@ def write(folder: Path, tars: list[bytes]) -> list[str]:
     return [str(path) for path in paths]
 
 
-def some_tars(seed: int) -> list[bytes]:
-    """Long names, prefix headers, several members a sample; some documents of many blocks."""
-    random = Random(seed)
-    tars = []
-    for form in FORMATS:
-        members = random_members(random, 30, form, max_bytes=random.choice([300, 3000, 12_000]))
-        tars.append(write_tar(members, form, always_prefixed=form == "pax"))
-    samples = [{"__key__": f"{index:06d}", "txt": "x" * random.randrange(9000), "json": {}} for index in range(20)]
-    return [*tars, write_webdataset(samples, form="pax")]
-
-
 @pytest.mark.parametrize("seed", range(6))
 def test_every_sample_is_in_one_block_and_comes_as_it_is(tmp_path: Path, seed: int) -> None:
-    tars = some_tars(seed)
+    tars = some_tars(Random(seed))
     wanted = [(shard, sample) for shard, data in enumerate(tars) for sample in read(data)]
     for changes in ({}, {"num_lanes": 1, "shuffle": Shuffle(block_bytes=8192, window=7)}, {"seed": seed + 1}):
         data = dataset(write(tmp_path, tars), **changes)
@@ -82,7 +71,7 @@ def test_every_sample_is_in_one_block_and_comes_as_it_is(tmp_path: Path, seed: i
 
 
 def test_a_group_goes_on_from_any_sample_of_its_first_piece(tmp_path: Path) -> None:
-    data = dataset(write(tmp_path, some_tars(1)))
+    data = dataset(write(tmp_path, some_tars(Random(1))))
     for lane in range(3):
         group = list(data.corpus().pieces(0, lane)[:3])
         for order in (group, sorted(group), sorted(group, reverse=True)):

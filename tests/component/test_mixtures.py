@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.jobs import EOS, LANES, Corpus, texts, uneven, write_corpus
+from support.jobs import EOS, LANES, NAMES, Corpus, texts, uneven, write_corpus
 from support.mixtures import JOURNEYS, Cut, Mixture, Packs, Ranks, assert_packs, source_at
 from support.thorough import nightly
 
-from streampack import Shuffle, Source, Stage
+from streampack import Shuffle, Source, Stage, StreampackError
 from streampack.corpus.partition import fitting_ranks
 
 END = 420
 WINDOWS = Shuffle(block_bytes=4096, window=3)
 TOPOLOGIES = list(itertools.product((1, 2, 4, 12), range(4), (1, 2, 5, 8)))
 """Ranks, workers, batch size."""
-FEW = [("shards", 1, 0, 8), ("shards", 2, 1, 5), ("windows", 4, 0, 3), ("windows", 12, 0, 2)]
+FEW = [("shards", 1, 2, 8), ("shards", 2, 1, 5), ("windows", 4, 0, 3), ("windows", 12, 0, 2)]
 REST = [(order, *topology) for order in ("shards", "windows") for topology in TOPOLOGIES]
 
 
@@ -75,8 +75,18 @@ def case(request: pytest.FixtureRequest) -> tuple[Mixture, Packs, tuple[int, int
 def test_every_topology_has_the_packs_that_the_rules_give(case: tuple[Mixture, Packs, tuple[int, int, int]]) -> None:
     mixed, wanted, topology = case
     with Ranks(mixed.dataset(num_packs=END), *topology) as job:
+        length = len(job.loaders[0])
         assert_packs(job.run(), wanted)
-        assert len(set(job.counts)) == 1
+        assert job.counts == [length] * topology[0]
+        assert len(job.loaders[0]) == length
+        assert not job.run()
+
+
+@pytest.mark.parametrize("order", ["shards", "windows"])
+def test_iteration_without_a_loader_has_them(order: str, request: pytest.FixtureRequest) -> None:
+    mixed, wanted = request.getfixturevalue(order)
+    found = [tuple(tuple(item[name].tolist()) for name in NAMES) for item in mixed.dataset(num_packs=END)]
+    assert found == [pack for _, pack in wanted.values()]
 
 
 def test_the_run_has_all_that_it_is_to_show(shards: tuple[Mixture, Packs]) -> None:
@@ -106,11 +116,18 @@ def test_resumes_by_every_journey_go_on_with_them(
             part = job.run(max(choose.randint(20, 60) // (ranks * batch_size), 1))
             assert not part.keys() & found.keys(), "a pack twice"
             found |= part
+            state = job.state()
             if len(found) >= END:
                 break
-            state = JOURNEYS[given[turn % 3]](job.state(), tmp_path / f"{turn}")
+            assert job.loaders[0].progress()["packs"] == state["global_pack"]
+            state = JOURNEYS[given[turn % 3]](state, tmp_path / f"{turn}")
     assert turn > 6
     assert_packs(found, wanted)
+    with Ranks(data, 1, 0, 1, state) as job, Ranks(data, 1, 0, 7) as other:
+        other.run()
+        [resumed], [whole] = job.loaders, other.loaders
+        assert resumed.digest() == whole.digest()
+        assert resumed.stats()["sources"] == whole.stats()["sources"]
 
 
 def random_mixture(folder: Path, choose: random.Random) -> Mixture:
@@ -221,6 +238,13 @@ def test_each_document_comes_once_an_epoch_of_its_source_through_three_edits_of_
             list(itertools.chain(*lane)) for lane in zip(*of_epochs, strict=True)
         ]
         assert stats[name]["epochs"] == times
+
+
+def test_a_source_that_may_not_end_is_an_error(corpora: dict[str, Corpus]) -> None:
+    two = {name: corpora[name] for name in ("web", "books")}
+    data = Mixture(corpora=two, stages=[Stage()], max_epochs={"books": 1}).dataset(exhausted="error")
+    with pytest.raises(StreampackError, match="books.*max_epochs"):
+        list(itertools.islice(data, 1000))
 
 
 def test_a_source_that_pauses_for_a_thousand_packs_goes_on_at_its_next_row(corpora: dict[str, Corpus]) -> None:

@@ -138,3 +138,13 @@ def random_members(random: Random, num_samples: int, form: str, *, max_bytes: in
             size = random.choice([0, 1, 511, 512, 513, random.randrange(max_bytes)])
             members.append((f"{key}.{extension}", random.randbytes(size)))
     return members
+
+
+def some_tars(random: Random) -> list[bytes]:
+    """Long names, prefix headers, several members a sample; some documents of many blocks."""
+    tars = []
+    for form in FORMATS:
+        members = random_members(random, 30, form, max_bytes=random.choice([300, 3000, 12_000]))
+        tars.append(write_tar(members, form, always_prefixed=form == "pax"))
+    samples = [{"__key__": f"{index:06d}", "txt": "x" * random.randrange(9000), "json": {}} for index in range(20)]
+    return [*tars, write_webdataset(samples, form="pax")]
