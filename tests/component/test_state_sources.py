@@ -24,7 +24,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     folder = tmp_path_factory.mktemp("sources")
     return {
         name: write_shards(folder / name, prose(seed, documents), documents_per_shard=17)
-        for seed, (name, documents) in enumerate({"web": 200, "code": 120, "books": 60}.items())
+        for seed, (name, documents) in enumerate({"web": 120, "code": 80, "books": 24}.items())
     }
 
 

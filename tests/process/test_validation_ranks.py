@@ -16,7 +16,7 @@ def test_three_ranks_have_the_packs_of_one_process(tmp_path: Path) -> None:
     val = PackedDataset(shards, ByteTokenizer(), 64, hold_out=HoldOut("val", 0.3))
     with PackedDataLoader(val, num_workers=0) as alone:
         wanted = [batch["tokens"][0].tolist() for batch in alone]
-    with Job("validating.py", shards, tmp_path, "1", ranks=3, log=tmp_path / "log") as job:
+    with Job("validating.py", shards, tmp_path, "0", ranks=3, log=tmp_path / "log") as job:
         assert job.wait(60) == 0, job.output()
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(3)]
     for first, second in ranks:
