@@ -52,6 +52,11 @@ class Schedule:
         """The index of the stage that a global pack is in."""
         return bisect_right(self.stages, global_pack, key=lambda stage: stage.first_pack) - 1
 
+    def reached(self, global_pack: int = 0) -> tuple[StageOfRun, ...]:
+        """The stage that a global pack is in, and those after it that begin before the end."""
+        here, *later = self.stages[self.index_of(global_pack) :]
+        return (here, *(stage for stage in later if self.end is None or stage.first_pack < self.end))
+
     def stage_of(self, global_pack: int) -> StageOfRun:
         return self.stages[self.index_of(global_pack)]
 

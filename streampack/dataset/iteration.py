@@ -20,7 +20,7 @@ from streampack.documents.draws import own_draws
 from streampack.errors import StateError
 from streampack.lanes.held_out import check_parts
 from streampack.lanes.pool import LanePool
-from streampack.lanes.position import LaneOver, LanePack, LanePosition
+from streampack.lanes.position import LaneFiller, LanePack, LanePosition
 from streampack.lanes.run import LaneStart, Run
 from streampack.packing.blocks import expand_block, stack
 from streampack.records import Cursor
@@ -119,7 +119,7 @@ class PackIterator(Iterator[Item]):
             block = stack([pack.rows], seq_len=seq_len, pad_id=run.pad_id)
             item = {name: torch.from_numpy(array[0]) for name, array in expand_block(block).items()}
             self._over.clear()
-        else:
+        elif not pack.waits:
             self._over.add(self._turn)
         self._given = self._turn, run.start_after(start, pack)
         self._is_taking = False
@@ -142,10 +142,10 @@ class PackIterator(Iterator[Item]):
             self._starts = dict.fromkeys(reading.lanes, LaneStart(0, (position,) * len(self._run.sources)))
         return self._reading
 
-    def _take(self, reading: Reading, run: Run, lane: int) -> LanePack | LaneOver:
+    def _take(self, reading: Reading, run: Run, lane: int) -> LanePack | LaneFiller:
         end = run.schedule.end
         if end is not None and lane + self._starts[lane].packs * run.num_lanes >= end:
-            return LaneOver()
+            return LaneFiller()
         if self._pool is None:
             self._pool = LanePool(run, self._starts, budget_bytes=reading.budget_bytes)
         # The trainer may be in this process.

@@ -19,7 +19,6 @@ packing, which would have to read or tokenize its window again: what they take i
 it. A source without weight in the present stage holds nothing.
 """
 
-import logging
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,11 +28,9 @@ from streampack.corpus.shares import Shares
 from streampack.errors import ConfigError
 from streampack.lanes.budget import MIN_SHARE_BYTES, LaneNeeds, check_budget
 from streampack.lanes.pipeline import Pipeline
-from streampack.lanes.position import LaneEnd, LaneOver, LanePack, LanePosition
+from streampack.lanes.position import LaneEnd, LaneFiller, LanePack, LanePosition
 from streampack.lanes.run import LaneStart, Run
 from streampack.lanes.stream import LaneStream
-
-_log = logging.getLogger(__name__)
 
 MAX_RANGE_BYTES = 8 * 2**20
 _PACK_OBJECTS_BYTES = 1024
@@ -132,11 +129,11 @@ class LanePool:
         self._held_bytes = 0
         self._served: dict[_Source, None] = {}
         """Those that are awake; the one served last is at the end."""
-        self._was_told: set[int] = set()
-        """Sources of whose exhaustion the log says something."""
 
-    def take(self, lane: int) -> LanePack | LaneOver:
-        """The lane's next pack; `LaneOver` in its place where no source has one, which counts as a pack of the lane.
+    def take(self, lane: int) -> LanePack | LaneFiller:
+        """The lane's next pack; `LaneFiller` in its place where no source has one, which counts as a pack of the lane.
+
+        A lane is over where no stage that begins later in the run has a source for it; until then it waits.
 
         What another lane raises while it is being parked is raised when that lane is taken.
 
@@ -163,9 +160,11 @@ class LanePool:
             if pack.adds or not at_end:
                 state.untold += (pack,)
             self._exhaust(lane, state, index)
+        later = self._run.schedule.reached(lane + state.packs * self.num_lanes)[1:]
+        waits = any(stage.shares.without(state.exhausted) for stage in later)
         state.packs += 1
         ends, state.untold = state.untold, ()
-        return LaneOver(ends)
+        return LaneFiller(ends, waits)
 
     @property
     def num_lanes(self) -> int:
@@ -206,14 +205,6 @@ class LanePool:
         state.exhausted.add(index)
         self._close(state, state.open[index])
         state.shares = None if state.shares is None else state.shares.without(state.exhausted)
-        if index not in self._was_told and state.shares is not None:
-            self._was_told.add(index)
-            _log.warning(
-                "source %r is exhausted in lane %d, and will soon be in the others: the lane's other sources share its "
-                "part in proportion. A larger max_epochs may be given when the run is resumed.",
-                self._run.sources[index].name,
-                lane,
-            )
 
     def _exhausted_error(self, lane: int, index: int) -> ConfigError:
         source = self._run.sources[index]

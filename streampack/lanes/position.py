@@ -81,11 +81,13 @@ class LaneEnd(NamedTuple):
         return any(self.counts) or bool(self.skipped_ranges)
 
 
-class LaneOver(NamedTuple):
+class LaneFiller(NamedTuple):
     """What a lane gives in the place of a pack when none of its sources has one."""
 
     ends: tuple[LaneEnd, ...] = ()
     """As those of a pack; each end is told once, here or with a pack."""
+    waits: bool = False
+    """Whether the lane has packs again in a later stage of the run; else it is over."""
 
 
 class LanePosition(NamedTuple):

@@ -13,7 +13,7 @@ from streampack.corpus.schedule import Schedule
 from streampack.corpus.shares import DEFAULT
 from streampack.corpus.table import ShardTable
 from streampack.lanes.pipeline import Pipeline
-from streampack.lanes.position import LaneOver, LanePack, LanePosition
+from streampack.lanes.position import LaneFiller, LanePack, LanePosition
 from streampack.records import Cursor, StorageUse
 from streampack.storage.access import StorageReader
 
@@ -49,11 +49,11 @@ class Run(NamedTuple):
         """Of the sources."""
         return tuple(source.name for source in self.sources)
 
-    def is_finite(self, global_pack: int) -> bool:
-        """Whether from `global_pack` on there is a stage in which all sources end, so that lanes may be over."""
+    @property
+    def is_finite(self) -> bool:
+        """Whether lanes may be over: all sources of the last stage end. Before that lanes only wait for a stage."""
         ends = {index for index, source in enumerate(self.sources) if source.end_epoch is not None}
-        stages = self.schedule.stages[self.schedule.index_of(global_pack) :]
-        return not self.fails_exhausted and any(ends.issuperset(dict(stage.shares.weights)) for stage in stages)
+        return not self.fails_exhausted and ends.issuperset(dict(self.schedule.reached()[-1].shares.weights))
 
     @property
     def pipelines(self) -> list[Pipeline]:
@@ -79,7 +79,7 @@ class Run(NamedTuple):
         """Whether a transform or a chat template may draw from a global random generator."""
         return any(pipeline.documents.may_draw for pipeline in self.pipelines)
 
-    def start_after(self, start: "LaneStart", pack: LanePack | LaneOver) -> "LaneStart":
+    def start_after(self, start: "LaneStart", pack: LanePack | LaneFiller) -> "LaneStart":
         """Where a lane continues after its next pack, or after what it gives in its place."""
         positions = list(start.positions)
         for end in pack.ends:

@@ -100,7 +100,7 @@ class SharedRun:
         else:
             if dataset.epochs is None:
                 dataset.list_shards()
-            if dataset.epochs is not None or dataset.run().is_finite(0):
+            if dataset.epochs is not None or dataset.run().is_finite:
                 what = "max_epochs of all its sources" if dataset.epochs is None else f"epochs={dataset.epochs}"
                 raise TopologyError(
                     f"a finite run ({what}) on {topology.size} ranks must agree on its end: call "
@@ -213,7 +213,7 @@ class SharedRun:
 
     def agreement(self, committed: Committed, batch_size: int) -> "PassAgreement | None":
         """How the ranks agree on the end of the pass that continues from `committed`; None where this rank need not."""
-        if self.ranks is None or not self.run_of(committed).is_finite(committed.global_pack):
+        if self.ranks is None or not self.run_of(committed).is_finite:
             return None
         if self.ranks.is_out_of_step:
             self.ranks = self._exchanges.data_parallel()

@@ -51,6 +51,8 @@ class Change(NamedTuple):
     skipped_ranges: Sequence[tuple[int, SkippedRange]]
     """(row, what was skipped for the first time there while a pack was made)."""
     global_pack: int
+    waiting_round: int | None = None
+    """The round of the first filler of a lane that waits for a later stage, if there is one."""
 
     @classmethod
     def of(
@@ -61,7 +63,7 @@ class Change(NamedTuple):
         Its documents count in any case: a fraction `max_bad` is of all documents that were met.
 
         Args:
-            batch: some of whose packs may come with sources that have ended in their lanes.
+            batch: some of whose packs and fillers may come with sources that have ended in their lanes.
             end_epochs: of each source of the run, where it goes on when it has ended.
             num_sources: for each lane there are so many rows.
             skipped: whether the trainer does not get the batch.
@@ -71,17 +73,20 @@ class Change(NamedTuple):
         fillers: list[int] = []
         skipped_ranges: list[tuple[int, SkippedRange]] = []
         ended: list[tuple[int, LaneEnd]] = []
+        waiting_round: int | None = None
         for item in batch.items:
             if item is None:
                 continue
-            _, lane_index, pack, ends, _ = item
-            if pack is None:  # what came after the lane's last pack is counted at the end of the pass
-                fillers.append(lane_index)
-                continue
+            number_of_round, lane_index, pack, ends, _, waits = item
             for end in ends:
                 ended.append((len(changes), end))
                 row_indexes.append(lane_index * num_sources + end.source)
                 changes.append([*Cursor(epoch=end_epochs[end.source] or 0), 0, *end.counts])
+            if pack is None:
+                fillers.append(lane_index)
+                if waits and waiting_round is None:
+                    waiting_round = number_of_round
+                continue
             message, number, _ = pack
             row_indexes.append(lane_index if num_sources == 1 else lane_index * num_sources + pack.source)
             changes.append(message.changes[number])
@@ -100,6 +105,7 @@ class Change(NamedTuple):
             fillers=np.array(fillers, dtype=np.intp),
             skipped_ranges=[(row_indexes[index], skipped_range) for index, skipped_range in skipped_ranges],
             global_pack=batch.global_pack,
+            waiting_round=waiting_round,
         )
 
     @classmethod
@@ -270,7 +276,7 @@ class Commits:
         """All ranks have ended the pass: count what came after the lanes' last packs, and begin the next epoch.
 
         Args:
-            last_words: of lanes that were found without a pack; those count whose last pack was handed out.
+            last_words: of lanes that are over; those count whose last pack was handed out, and no filler after it.
             end_epochs: of each source of the run.
             after: as for `commit`.
             next_epoch: that of the next pass; None: each source stays where it is.
@@ -279,7 +285,8 @@ class Commits:
         standing = after
         committed = _applied(standing.base, standing.changes)
         for words in last_words:
-            if committed.packs(words.lane_index) >= words.packs:  # else the lane was cut before its last pack
+            # Else the lane was cut before its last pack, or the words were committed with the filler after it.
+            if committed.packs(words.lane_index) == words.packs:
                 for end in words.ends:
                     committed.end_source(words.lane_index, end, end_epochs[end.source] or 0)
         committed.end_pass(next_epoch)

@@ -12,11 +12,11 @@ from streampack.lanes.provenance import Provenance
 from streampack.loader.messages import Message, Slot
 from streampack.packing.blocks import PackInBlock
 
-_NOTHING, _PACK = int(Slot.NOTHING), int(Slot.PACK)  # looking up an enum's member costs as much as the rest of a slot
+_NOTHING, _PACK, _WAITS, _ = map(int, Slot)  # looking up an enum's member costs as much as the rest of a slot
 
 
 class Item(NamedTuple):
-    """One slot of the rank's order: a pack somewhere in a message, or that its lane has ended, or an error."""
+    """One slot of the rank's order: a pack somewhere in a message, or that its lane has none, or an error."""
 
     round: int
     lane_index: int
@@ -27,6 +27,8 @@ class Item(NamedTuple):
     """What came after the last pack of sources of the lane, as `Message.ends` has it."""
     error: Exception | None = None
     """What was raised in the pack's place; it is raised when the pack is needed. The item is the last one."""
+    waits: bool = False
+    """Whether the lane, which has no pack in this round, has some again in a later stage; else it is over."""
 
 
 class PackRef(NamedTuple):
@@ -81,7 +83,8 @@ def deal(messages: Iterator[Message], *, num_lanes: int, num_workers: int, first
             step += 1
 
 
-_Opened: TypeAlias = tuple[PackRef | None, tuple[LaneEnd, ...], Exception | None]  # an item without its round and lane
+_Opened: TypeAlias = tuple[PackRef | None, tuple[LaneEnd, ...], Exception | None, bool]
+"""An item without its round and lane."""
 
 
 def _opened(message: Message) -> list[_Opened | None]:
@@ -95,10 +98,11 @@ def _opened(message: Message) -> list[_Opened | None]:
     for index, kind in enumerate(message.slots.tolist()):
         if kind == _PACK:
             stop = first + num_segments[number]
-            slots.append((PackRef(message, number, slice(first, stop)), ends.get(index, ()) if ends else (), None))
+            pack = PackRef(message, number, slice(first, stop))
+            slots.append((pack, ends.get(index, ()) if ends else (), None, False))
             number, first = number + 1, stop
         else:
-            slots.append(None if kind == _NOTHING else (None, ends.get(index, ()), None))
+            slots.append(None if kind == _NOTHING else (None, ends.get(index, ()), None, kind == _WAITS))
     if message.error is not None:
-        slots.append((None, (), message.error))
+        slots.append((None, (), message.error, False))
     return slots

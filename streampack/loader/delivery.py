@@ -28,6 +28,7 @@ from streampack.loader.agreement import SharedRun
 from streampack.loader.calls import Calls
 from streampack.loader.commits import Change, Commits
 from streampack.loader.consistency import Verifier
+from streampack.loader.exhaustion import ExhaustionLog
 from streampack.loader.formatting import BatchFormatter
 from streampack.loader.passes import Pass, PassSettings
 from streampack.loader.processes import Launcher
@@ -65,7 +66,9 @@ class Delivery:
     ) -> None:
         """`committed`: the rows to begin with, which belong to this object from now on."""
         self.commits = Commits(committed)
-        self.schedule = run.run_of(committed).schedule
+        continued = run.run_of(committed)
+        self.schedule = continued.schedule
+        self._exhaustion = ExhaustionLog(continued, committed)
         self._dataset = dataset
         self._run = run
         self._formatter = formatter
@@ -117,7 +120,8 @@ class Delivery:
             self._counts, batches=commits.num_batches, left_out_packs=commits.left_out_packs
         )
         flat = stats_of(committed.counts(), loader, self.current_pass, self._restarts)
-        return {**flat, "sources": stats_of_sources(committed, self._run.run_of(committed))}
+        max_epochs = {name: source.max_epochs for name, source in self._dataset.sources.items()}
+        return {**flat, "sources": stats_of_sources(committed, self._run.run_of(committed), max_epochs)}
 
     # -- the thread that takes batches ---------------------------------------------------------------------------------
 
@@ -209,6 +213,7 @@ class Delivery:
             self._check(turn)
             running.at = change.global_pack
             self.commits.commit(change, after=running.taken_from, skipped=skipped)
+        self._exhaustion.tell(change)
 
     def _end_pass(self, turn: Turn, running: Running) -> None:
         each, epochs = running.each, self._dataset.epochs
@@ -216,19 +221,16 @@ class Delivery:
         end = running.taken_from.global_pack
         if not end:  # on all ranks
             check_parts(self._run.run_of(self.commits.latest()))
-        is_spent, last_words = each.steps.at(end) is None, each.tally.last_words
-        if is_spent:  # how far lanes were looked at after the end of the budget depends on the topology
-            num_lanes, lanes = self.commits.num_lanes, self.commits.lanes
-            last_words = [words for words in last_words if words.packs * num_lanes + lanes[words.lane_index] < end]
+        is_spent = each.steps.at(end) is None
         if self.commits.num_batches == turn.begun_at or not (is_spent or next_epoch is not None):
             tell_of_end(turn, next_epoch, at=end, is_spent=is_spent)
         if next_epoch is not None and self._dataset.epoch_end == "stop":
             self._check_cuts(next_epoch)
         with self._lock:
             self._check(turn)
-            if last_words or not is_spent:
+            if not is_spent:  # what comes after the end of the budget is of no pass
                 self.commits.end_pass(
-                    last_words,
+                    each.tally.last_words,
                     each.end_epochs,
                     after=running.taken_from,
                     next_epoch=next_epoch,
@@ -306,10 +308,10 @@ class Delivery:
 
     def load(self, committed: Committed) -> None:
         """Go on from other rows; every iterator is over."""
-        max_bad, schedule = self._run.bound_on_bad(committed), self._run.run_of(committed).schedule
+        max_bad, run = self._run.bound_on_bad(committed), self._run.run_of(committed)
         with self._lock:
             self._retire()
-            self.schedule = schedule
+            self.schedule, self._exhaustion = run.schedule, ExhaustionLog(run, committed)
             self._max_bad = max_bad
             self.commits.load(committed)
 

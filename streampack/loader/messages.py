@@ -2,8 +2,8 @@
 
 In:    the positions of a rank's lanes.
 Out:   one stream of messages for each worker; `dealing` puts their packs back into the global order.
-Never: a message that depends on what another worker does; an end of the stream, as an ended lane says so in each of its
-       slots.
+Never: a message that depends on what another worker does; an end of the stream, as a lane without a pack says so in
+       each of its slots.
 
 A rank takes its lanes in turn: slot s of round n is pack n of its s-th lane. Worker w of W makes the slots w, w + W,
 ... of each round, in order, and sends some at a time; where W does not divide the lanes, the last slots of a round are
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from streampack import heartbeat
 from streampack.lanes.digest import pack_digest
 from streampack.lanes.pool import LanePool
-from streampack.lanes.position import NUM_CURSOR, LaneEnd, LaneOver, LanePack, SkippedRange
+from streampack.lanes.position import NUM_CURSOR, LaneEnd, LaneFiller, LanePack, SkippedRange
 from streampack.lanes.provenance import Provenance
 from streampack.lanes.run import LaneStart, Run
 from streampack.packing.blocks import stack
@@ -49,10 +49,13 @@ class Slot(enum.IntEnum):
     NOTHING = 0
     """No lane, or a pack that was handed out before the resume."""
     PACK = 1
-    ENDED = 2
+    WAITS = 2
+    """No pack in this round; the lane has some again in a later stage."""
+    OVER = 3
+    """No pack in this round or a later one."""
 
 
-_NOTHING, _PACK, _ENDED = map(int, Slot)  # looking up an enum's member costs as much as the rest of a slot
+_NOTHING, _PACK, _WAITS, _OVER = map(int, Slot)  # looking up an enum's member costs as much as the rest of a slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +206,7 @@ class Made(NamedTuple):
     """What a slot holds."""
 
     global_pack: int
-    pack: LanePack | LaneOver | None
+    pack: LanePack | LaneFiller | None
 
 
 def _slots(pool: LanePool, starts: Mapping[int, LaneStart], *, first_round: int, width: int) -> Iterator[Made]:
@@ -252,7 +255,7 @@ def message_of(
             changes.append(pack_digest(pack.rows, global_pack, seq_len=seq_len, pad_id=pad_id))
             changes += pack.counts
         else:
-            kinds.append(_ENDED)
+            kinds.append(_WAITS if pack.waits else _OVER)
     return Message(
         slots=np.array(kinds, dtype=np.int8),
         block=stack([pack.rows for pack in packs], seq_len=seq_len, pad_id=pad_id),

@@ -72,7 +72,7 @@ class PassSettings:
 
 
 class LastWords(NamedTuple):
-    """What a lane reports when it has no more packs."""
+    """What came after a lane's last pack; of no meaning where the filler in whose place it came was handed out."""
 
     lane_index: int
     """Among the rank's lanes."""
@@ -166,7 +166,7 @@ class Pass:
         )
         if dataset.pipeline.on_error == "skip":
             items = max_bad.watch(items, committed)
-        is_finite, pad = run.is_finite(committed.global_pack), dataset.epoch_end == "pad"
+        is_finite, pad = run.is_finite, dataset.epoch_end == "pad"
         if is_finite:
             items = self.tally.watch_items(items)
         if is_finite and not pad:
@@ -209,7 +209,7 @@ def _refuse_empty_lanes(items: Iterator[Item], committed: Committed, hold_out: H
     }
     smaller = "" if hold_out is None else f", or a smaller fraction than that of {hold_out}"
     for item in items:
-        if item.pack is None and item.error is None and item.lane_index in untouched:
+        if item.pack is None and item.error is None and not item.waits and item.lane_index in untouched:
             error = ConfigError(
                 f'epoch_end="stop" ends the pass with its shortest lane, and lane {committed.lanes[item.lane_index]} '
                 'gives no pack at all. Use epoch_end="pad", fewer lanes (num_lanes), or more or larger shards'

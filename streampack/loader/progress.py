@@ -72,15 +72,12 @@ def _has_budget(dataset: PackedDataset) -> bool:
 
 
 def _ends_before(dataset: PackedDataset, schedule: Schedule) -> int | None:
-    """The first stage before the end in which all sources may be exhausted."""
+    """The last stage of the run, if all its sources may be exhausted before its end."""
     if dataset.in_step()["exhausted"] == "error":
         return None
     ends = {index for index, source in enumerate(dataset.sources.values()) if source.max_epochs is not None}
-    for number, stage in enumerate(schedule.stages):
-        is_reached = schedule.end is None or stage.first_pack < schedule.end
-        if is_reached and ends.issuperset(dict(stage.shares.weights)):
-            return number
-    return None
+    stages = schedule.reached()
+    return len(stages) - 1 if ends.issuperset(dict(stages[-1].shares.weights)) else None
 
 
 def _share(schedule: Schedule, packs: int) -> float | None:
@@ -98,6 +95,12 @@ def epochs_of(committed: Committed, source: int, corpus: Corpus) -> float:
         return float((cursors[:, 0] + np.minimum(cursors[:, 1] / np.maximum(ends - begins, 1), 1)).mean())
     lanes = zip(committed.lanes, cursors.tolist(), strict=True)
     return sum(_read(Cursor(*cursor), corpus, lane) for lane, cursor in lanes) / len(committed.lanes)
+
+
+def exhausted_lanes(committed: Committed, source: int, max_epochs: int | None) -> int:
+    """In how many lanes a source is exhausted."""
+    epochs = committed.rows[source :: len(committed.sources), 0]
+    return 0 if max_epochs is None else int((epochs >= max_epochs).sum())
 
 
 def _read(cursor: Cursor, corpus: Corpus, lane: int) -> float:

@@ -83,7 +83,8 @@ def finite(
     """The batches of one finite pass, or of a run whose sources may end before it does.
 
     Args:
-        items: the rank's items from `global_pack` on, never ending (a lane that has ended says so in each round).
+        items: the rank's items from `global_pack` on, never ending (a lane without a pack says in each round whether it
+            waits for a later stage or is over).
         steps: how the run is cut into batches.
         rank: data-parallel rank.
         global_pack: where the pass continues.
@@ -174,18 +175,19 @@ class _End:
     def number(self, window: Sequence[Item], start: int) -> int:
         """What this rank tells of a window: the global pack of the first event in it, and which kind that is.
 
-        With "pad" the round after its last pack counts instead of the first lane's end.
+        With "pad" the round after its last pack counts instead of the first lane's end. A lane that waits for a later
+        stage counts as one that has a pack.
         """
         stop = start + self.rounds
         for item in window:
             if item.error is not None:
                 place = self._place(item)
                 return _AN_ERROR - place if self.pad else 2 * place + 1
-            if item.pack is None and not self.pad and item.round >= self.whole_from:
+            if item.pack is None and not item.waits and not self.pad and item.round >= self.whole_from:
                 return 2 * self._place(item)
         if not self.pad:
             return 2 * stop * self.num_lanes
-        given = max((item.round + 1 for item in window if item.pack is not None), default=start)
+        given = max((item.round + 1 for item in window if item.pack is not None or item.waits), default=start)
         return max(given, min(self.whole_from, stop))
 
     def verdict(self, agreed: int, start: int) -> _Verdict:

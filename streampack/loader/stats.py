@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from streampack.lanes.run import Run
 from streampack.loader.passes import Pass
-from streampack.loader.progress import epochs_of
+from streampack.loader.progress import epochs_of, exhausted_lanes
 from streampack.loader.restarts import WorkerRestarts
 from streampack.ranks.exchange import RankExchanges
 from streampack.records import Counts, StorageUse
@@ -46,7 +46,7 @@ STATS = (
     Stat("targetless_packs", "run", "packs", "packs without a single target, which are never handed out"),
     Stat("targetless_tokens", "run", "rows", "rows of the targetless packs"),
     Stat("tail_tokens", "run", "rows", 'rows of unfinished packs that `tail="drop"` left out'),
-    Stat("fillers", "run", "packs", "packs of nothing but padding, which keep the ranks of a finite run in step"),
+    Stat("fillers", "run", "packs", "packs of nothing but padding, which keep the ranks in step"),
     Stat("skipped_packs", "run", "packs", "packs that `loader.skip` went past"),
     Stat("batches", "loader", "batches", "batches handed out"),
     Stat("left_out_packs", "loader", "packs", "packs that were made and left out at the ends of finite passes"),
@@ -76,6 +76,7 @@ SOURCE_STATS = (
     Stat("targets", "run", "rows", "rows with a label"),
     Stat("documents", "run", "documents", "documents whose last row was handed out or skipped, or without rows"),
     Stat("bad_records", "run", "records", 'bad records and broken shards that `on_error="skip"` skipped'),
+    Stat("exhausted_lanes", "run", "lanes", "lanes that have read the source `max_epochs` times, and read it no more"),
     Stat("epochs", "run", "epochs", "how often the source was read, as a mean of the lanes"),
     Stat("share", "run", "of 1", "share of the packs that the present stage asks for"),
     Stat("share_so_far", "run", "of 1", "share of all packs so far"),
@@ -108,16 +109,22 @@ def stats_of(counts: Counts, loader: LoaderCounts, current: Pass | None, restart
     return {stat.key: getattr(records[stat.source], stat.field or stat.key) for stat in STATS}
 
 
-def stats_of_sources(committed: Committed, run: Run) -> dict[str, dict[str, float]]:
-    """Of each source of the run what this rank's lanes have had of it."""
+def stats_of_sources(
+    committed: Committed, run: Run, max_epochs: Mapping[str, int | None]
+) -> dict[str, dict[str, float]]:
+    """Of each source of the run what this rank's lanes have had of it. `max_epochs`: by source."""
     by_source = committed.rows.reshape(len(committed.lanes), len(committed.sources), -1).sum(axis=0)
     by_source[0, PACKS] -= by_source[0, _FILLERS]  # the fillers of a lane count in the row of its first source
     shares = run.schedule.stage_of(committed.global_pack).shares
     found = {}
     for index, source in enumerate(run.sources):
         counts = dict(zip(_COUNTED, by_source[index, _COLUMNS].tolist(), strict=True))
-        epochs = epochs_of(committed, index, source.corpus)
-        found[source.name] = {**counts, "epochs": epochs, "share": shares.share(index)}
+        found[source.name] = {
+            **counts,
+            "exhausted_lanes": exhausted_lanes(committed, index, max_epochs[source.name]),
+            "epochs": epochs_of(committed, index, source.corpus),
+            "share": shares.share(index),
+        }
     return _with_shares(found)
 
 
@@ -131,7 +138,7 @@ def no_stats(sources: Iterable[str]) -> dict[str, Any]:
 def added_up(stats: Mapping[str, Any], exchanges: RankExchanges, what: str) -> dict[str, Any]:
     """The stats of all ranks: counts added up, epochs as a mean; a collective. `what`: is named where it cannot be."""
     sources: Mapping[str, Mapping[str, float]] = stats["sources"]
-    keys, of_source = [key for key in stats if key != "sources"], [*_COUNTED, "epochs"]
+    keys, of_source = [key for key in stats if key != "sources"], [*_COUNTED, "exhausted_lanes", "epochs"]
     mine = [*(stats[key] for key in keys), *(each[key] for each in sources.values() for key in of_source)]
     totals = iter(exchanges.sums(mine, what))
     flat = {key: next(totals) for key in keys}

@@ -19,7 +19,7 @@ from streampack.corpus.schedule import Schedule, StageOfRun
 from streampack.corpus.shares import Shares
 from streampack.errors import ShardError
 from streampack.lanes.pool import LanePool
-from streampack.lanes.position import LaneOver, LanePack, LanePosition, SkippedRange
+from streampack.lanes.position import LaneFiller, LanePack, LanePosition, SkippedRange
 from streampack.lanes.run import LaneStart, Run
 from streampack.loader.messages import Made, Message, message_of
 from streampack.records import Cursor, StorageUse
@@ -144,10 +144,10 @@ class Counting:
         while True:
             pack = pool.take(lane.lane)
             heartbeat.beat()
-            if not isinstance(pack, LaneOver) and start.packs % self.step == 0:
+            if not isinstance(pack, LaneFiller) and start.packs % self.step == 0:
                 starts.append(start.positions[lane.source])
             after = run.start_after(start, pack)
-            if isinstance(pack, LaneOver):
+            if isinstance(pack, LaneFiller):
                 last = after.positions[lane.source]
                 return CountedLane(lane, start.packs, last.documents, last.num_skipped, tuple(starts))
             start = after
@@ -212,7 +212,7 @@ class Stretches:
     def _take(pool: LanePool, lane: int) -> LanePack:
         pack = pool.take(lane)
         heartbeat.beat()
-        if isinstance(pack, LaneOver):
+        if isinstance(pack, LaneFiller):
             raise ShardError(
                 f"lane {lane} of the validation set has fewer packs than when they were counted: its shards have "
                 "changed since. Restore them, or make another loader, which counts again."

@@ -57,6 +57,6 @@ def tell_of_end(turn: Turn, next_epoch: int | None, *, at: int, is_spent: bool) 
     why = (
         "its budget is used up. A larger num_tokens or num_packs"
         if is_spent
-        else "its sources have been read as often as they may (later stages are not reached). A larger max_epochs"
+        else "its sources have been read as often as they may. A larger max_epochs"
     )
     _log.warning("no batch is left of the run, at global pack %d: %s may be given when it is resumed", at, why)

@@ -190,25 +190,26 @@ class Committed:
     def check_end(self, epochs: int) -> None:
         """Raise `StateError` where a lane is past the end of a pass of so many epochs, which would come to it again."""
         end = self.first_epoch + epochs
-        begins = np.array(Cursor(epoch=end))
-        cursors = self._by_lane()[:, 0, :NUM_CURSOR]  # such a run has one source
-        past = (cursors[:, 0] > end) | ((cursors[:, 0] == end) & (cursors != begins).any(axis=1))
-        if not past.any():
+        begun = self._epochs_begun(0)  # such a run has one source
+        lane, needed = self.lanes[int(begun.argmax())], int(begun.max())
+        if needed <= end:
             return
-        last = int(cursors[past, 0].max())
-        lane = self.lanes[int(np.flatnonzero(past & (cursors[:, 0] == last))[0])]
         raise StateError(
             f"epochs={epochs} ends the pass, which began with epoch {self.first_epoch}, after epoch {end - 1}, and in "
-            f"the state lane {lane} is in epoch {last} already. epochs={last + 1 - self.first_epoch} ends it after "
+            f"the state lane {lane} is in epoch {needed - 1} already. epochs={needed - self.first_epoch} ends it after "
             "that epoch, epochs=None never."
         )
 
+    def _epochs_begun(self, source: int) -> NDArray[np.int64]:
+        """[len(lanes)]: how many epochs of a source each lane has begun."""
+        cursors = self._by_lane()[:, source, :NUM_CURSOR]
+        begun: NDArray[np.int64] = cursors[:, 0] + (cursors[:, 1:] != Cursor()[1:]).any(axis=1)
+        return begun
+
     def check_max_epochs(self, limits: Mapping[str, int | None]) -> None:
         """Raise `StateError` where a lane is past the last epoch of a source. `limits`: `max_epochs` by source."""
-        cursors = self._by_lane()[..., :NUM_CURSOR]
         for index, (name, most) in enumerate(limits.items()):
-            own = cursors[:, index]
-            begun = own[:, 0] + (own[:, 1:] != Cursor()[1:]).any(axis=1)
+            begun = self._epochs_begun(index)
             if most is None or not (begun > most).any():
                 continue
             lane, needed = self.lanes[int(begun.argmax())], int(begun.max())

@@ -1,6 +1,7 @@
 """The commands over a config with several sources: each source is counted, verified, listed and planned."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,24 @@ def test_plan_warns_of_a_source_that_will_be_exhausted(mix: str) -> None:
     assert "source code is exhausted in stage 0" in " ".join(result.stderr.split())
     lines = [line.split() for line in result.stdout.splitlines()]
     assert ["web", "75.00%", "1,206"] in [line[:3] for line in lines]
+
+
+def test_plan_warns_of_a_stage_whose_sources_are_all_exhausted_and_peek_shows_what_comes_after(mix: str) -> None:
+    text = Path(mix).read_text("utf-8").replace("web: 3, code: 1", "code: 1").replace("max_epochs: 50", "max_epochs: 1")
+    text = text.replace("at_packs: 40", "at_packs: 2400").replace("num_packs: 100", "num_packs: 2500")
+    Path(mix).write_text(text)
+    told = " ".join(run("plan", mix).stderr.split())
+    given = re.search(r"all sources of stage 0 are exhausted before its end: .* give about (\d+)% of its packs", told)
+    assert given
+    assert "Then lanes give fillers until a later stage begins" in told
+    assert "source code is exhausted" not in told
+    packs = json.loads(run("peek", mix, "--num", "1000", "--json").stdout)["packs"]
+    books = [pack["global_pack"] for pack in packs if pack["source"] != "code"]
+    assert books == list(range(2400, 2500))
+    assert (len(packs) - len(books)) / 2400 == pytest.approx(int(given[1]) / 100, rel=0.3)
+    text = text.replace("/books/}", "/books/, max_epochs: 1}").replace("web: 1, books: 1", "books: 1")
+    Path(mix).write_text(text.replace("num_packs: 2500", "num_packs: 5000"))
+    assert "Then the run ends before its budget" in " ".join(run("plan", mix).stderr.split())
 
 
 def test_peek_shows_the_packs_of_the_run_in_its_order(mix: str, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from streampack.cli.bench.clocks import own_memory_mb
 from streampack.errors import ConfigError
 from streampack.lanes.digest import pack_digest
 from streampack.lanes.pool import LanePool
-from streampack.lanes.position import LaneOver, LanePack
+from streampack.lanes.position import LaneFiller, LanePack
 from streampack.records import Document
 from streampack.storage.access import StorageReader
 from streampack.testing import ByteTokenizer
@@ -199,9 +199,9 @@ def test_a_finite_run_ends_the_same_when_lanes_are_parked(corpus: Corpus) -> Non
         counts = []
         for lane in range(LANES):
             own = []
-            while not isinstance(pack := run.pool.take(lane), LaneOver):
+            while not isinstance(pack := run.pool.take(lane), LaneFiller):
                 own.append(pack_digest(pack.rows, len(own), seq_len=SEQ_LEN, pad_id=0))
-            assert run.pool.take(lane) == LaneOver()  # and so for ever
+            assert run.pool.take(lane) == LaneFiller()  # and so for ever
             counts.append((own, pack))
         ends.append(counts)
     assert ends[0] == ends[1]
@@ -216,7 +216,7 @@ def test_a_lane_in_a_compressed_shard_is_not_parked(tmp_path: Path) -> None:
     pool = LanePool(
         with_pipelines(data.run(), storage=storage), begun([0]), budget_bytes=2 * SHARE
     )
-    while not isinstance(pool.take(0), LaneOver):
+    while not isinstance(pool.take(0), LaneFiller):
         assert pool.parked == 0
     assert storage.readings == 2 * 3  # each shard once an epoch
 
@@ -267,7 +267,7 @@ def test_the_budget_must_have_the_packing_windows_of_best_fit(corpus: Corpus) ->
     run = Run(corpus, least, packing="best_fit", window=4, epochs=1, shuffle=False)
     going = set(range(LANES))
     while going:
-        going = {lane for lane in going if not isinstance(run.pool.take(lane), LaneOver)}
+        going = {lane for lane in going if not isinstance(run.pool.take(lane), LaneFiller)}
         assert run.pool.parked == 0
     assert len(run.tokenizer.texts) == len(corpus.texts)  # each once: no window is tokenized again
 

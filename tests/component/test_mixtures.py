@@ -290,3 +290,96 @@ def test_the_shares_of_exhausted_sources_go_to_the_rest_in_proportion(corpora: d
     for ranks, batch_size in ((1, 10), (3, 4), (12, 5)):
         with Ranks(mixed.dataset(num_packs=600), ranks, 0, batch_size) as job:
             assert_packs(job.run(), wanted)
+
+
+# --- a stage whose sources are all exhausted before the next one begins
+
+
+def with_gap(corpora: dict[str, Corpus], begin: int, **changes: Any) -> Mixture:
+    """Lanes come to the end of the books at different packs; web is from the next stage on."""
+    stages = [Stage(weights={"books": 1}), Stage(at_packs=begin, weights={"web": 1}, seq_len=48)]
+    some = {name: corpora[name] for name in ("books", "web")}
+    return Mixture(**{"corpora": some, "stages": stages, "max_epochs": {"books": 1}, **changes})
+
+
+@pytest.fixture(scope="module")
+def last_book(corpora: dict[str, Corpus]) -> int:
+    """The last global pack of the books."""
+    return max(number for number, (source, _) in with_gap(corpora, 600).packs(600).items() if source == 0)
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 3])
+@pytest.mark.parametrize(("ranks", "workers", "batch_size"), [(1, 0, 1), (2, 1, 5), (12, 0, 3)])
+def test_lanes_wait_for_the_next_stage(
+    corpora: dict[str, Corpus], last_book: int, rounds: int, ranks: int, workers: int, batch_size: int
+) -> None:
+    """Also where all lanes do, and so for whole rounds."""
+    begin = (last_book // LANES + rounds) * LANES
+    mixed, end = with_gap(corpora, begin), begin + 40
+    wanted = mixed.packs(end)
+    with Ranks(mixed.dataset(num_packs=end), ranks, workers, batch_size) as job:
+        length = len(job.loaders[0])
+        assert_packs(job.run(), wanted)
+        assert job.counts == [length] * ranks
+        stats = [loader.stats() for loader in job.loaders]
+        assert sum(each["fillers"] for each in stats) == end - len(wanted) > 0
+        assert sum(each["sources"]["books"]["exhausted_lanes"] for each in stats) == (LANES if rounds else LANES - 1)
+
+
+@pytest.mark.parametrize("web_ends", [False, True])
+def test_resumes_while_lanes_wait_go_on_with_the_next_stage(
+    corpora: dict[str, Corpus], last_book: int, web_ends: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Web may end, too: then ranks of a job must agree on the end, which by hand only one rank can."""
+    begin = (last_book // LANES + 3) * LANES
+    mixed = with_gap(corpora, begin, max_epochs={"books": 1, **({"web": 1} if web_ends else {})})
+    end = begin + (10**4 if web_ends else 60)
+    data, wanted = mixed.dataset(num_packs=end), mixed.packs(end)
+    found, state, topologies = Packs(), None, [(2, 3), (12, 1), (1, 4), (3, 2)]
+    for turn in itertools.count():
+        ranks, batch_size = (1, 7) if web_ends else topologies[turn % 4]
+        with Ranks(data, ranks, 0, batch_size, state) as job:
+            part = job.run(None if found and max(found) > begin else 2)
+            assert not part.keys() & found.keys(), "a pack twice"
+            found |= part
+            state = job.state()
+            fillers = sum(loader.stats()["fillers"] for loader in job.loaders)
+            books = sum(loader.stats()["sources"]["books"]["exhausted_lanes"] for loader in job.loaders)
+        if last_book < state["global_pack"] <= begin:
+            assert books == LANES
+            assert fillers == state["global_pack"] - len(found)
+        if found and max(found) > begin and not part:
+            break
+    assert turn > 20
+    assert_packs(found, wanted)
+    assert "all sources of stage 0 are exhausted in a lane at global pack" in caplog.text
+    assert "with which stage 1 begins. A larger max_epochs, or an earlier begin" in caplog.text
+
+
+def test_exhaustion_is_logged_once_and_again_at_a_resume(
+    corpora: dict[str, Corpus], caplog: pytest.LogCaptureFixture
+) -> None:
+    some = {name: corpora[name] for name in ("books", "web")}
+    mixed = Mixture(corpora=some, stages=[Stage(weights={"books": 1, "web": 1})], max_epochs={"books": 1})
+    told, state, lanes = [], None, []
+    for _ in range(2):
+        caplog.clear()
+        with Ranks(mixed.dataset(num_packs=480), 1, 2, 4, state) as job:
+            job.run(60)
+            state = job.state()
+            lanes.append(job.loaders[0].stats()["sources"]["books"]["exhausted_lanes"])
+        told.append([each.getMessage() for each in caplog.records if "is exhausted in" in each.getMessage()])
+    assert [len(each) for each in told] == [1, 1]
+    assert "source 'books' is exhausted in 1 of the 12 lanes of this rank, at global pack" in told[0][0]
+    assert 1 < lanes[0] < lanes[1]
+    assert f"is exhausted in {lanes[0]} of the 12 lanes of this rank, at global pack 240: max_ep" in told[1][0]
+    assert "max_epochs=1 is used up there" in told[1][0]
+
+
+def test_a_dataset_and_its_iterator_wait_too(corpora: dict[str, Corpus], last_book: int) -> None:
+    begin = (last_book // LANES + 3) * LANES
+    mixed, end = with_gap(corpora, begin), begin + 24
+    items = list(mixed.dataset(num_packs=end))
+    assert [tuple(item["tokens"].tolist()) for item in items] == [
+        pack[0] for _, (_, pack) in sorted(mixed.packs(end).items())
+    ]

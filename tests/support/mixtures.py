@@ -171,7 +171,7 @@ class Mixture:
             yield from map(tokens_of, self.texts(name, lane, epoch))
 
     def _lane(self, lane: int) -> Iterator[Pack | None]:
-        """None: no source of the stage has a pack."""
+        """None: no source of the stage has a pack; a later stage may have one for the lane."""
         names, begins = self.names, [first // self.num_lanes for first in self.begins()]
         sources = [LaneOfSource(self._documents(name, lane)) for name in names]
         exhausted, cut, weights = set[int](), self.cut, dict[str, float]()
@@ -194,7 +194,7 @@ class Mixture:
                 yield given
 
     def packs(self, count: int) -> Packs:
-        """The first global packs; a lane whose sources are exhausted gives no more."""
+        """The first global packs; in a stage whose sources are exhausted in a lane, it gives none."""
         lanes = [self._lane(lane) for lane in range(self.num_lanes)]
         found = ((number, next(lanes[number % self.num_lanes], None)) for number in range(count))
         return {number: pack for number, pack in found if pack is not None}

@@ -34,7 +34,7 @@ from streampack.config.file import load_config
 from streampack.errors import ConfigError
 from streampack.lanes.budget import LaneNeeds
 from streampack.lanes.pool import LanePool
-from streampack.lanes.position import LaneOver, LanePack, LanePosition
+from streampack.lanes.position import LaneFiller, LanePack, LanePosition
 from streampack.lanes.run import LaneStart, Run
 from streampack.packing.policies import BoundaryPolicy
 
@@ -142,10 +142,10 @@ def _packs(
         if at not in pools:
             pools[at] = LanePool(run, {at: fresh}, budget_bytes=budget_bytes, with_provenance=True)
             made[at] = 0
-        pack: LanePack | LaneOver | None = None
+        pack: LanePack | LaneFiller | None = None
         while at not in ended and made[at] <= number // num_lanes:
             pack = pools[at].take(at)
-            if isinstance(pack, LaneOver):
+            if isinstance(pack, LaneFiller) and not pack.waits:
                 ended.add(at)
             else:
                 made[at] += 1

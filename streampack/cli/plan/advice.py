@@ -147,14 +147,39 @@ def warn_of_sample(warnings: list[str], pipeline: Pipeline, sampled: Sampled) ->
 
 
 def warn_of_epochs(warnings: list[str], stages: Sequence[StagePlan], sources: Mapping[str, SourcePlan]) -> None:
-    """Sources that will be exhausted before the run ends."""
+    """Sources, and stages of which all sources, will be exhausted before the run ends."""
+    empty = {}
+    for number, stage in enumerate(stages):
+        if (given := _given_of(stage, sources)) < 1:
+            empty[number] = given
     for name, source in sources.items():
         for number, stage in enumerate(stages):
             epochs = stage.sources[name].epochs_by_end if name in stage.sources else None
             if source.max_epochs is not None and epochs is not None and epochs > source.max_epochs:
-                warnings.append(
-                    f"source {name} is exhausted in stage {number}: its share makes about {epochs:.2f} epochs by the "
-                    f"end of it, and max_epochs is {source.max_epochs}. The other sources share the rest, or with "
-                    "exhausted: error the run ends. A smaller weight or a larger max_epochs avoids that."
-                )
+                if number not in empty:
+                    warnings.append(
+                        f"source {name} is exhausted in stage {number}: its share makes about {epochs:.2f} epochs by "
+                        f"the end of it, and max_epochs is {source.max_epochs}. The other sources share the rest, or "
+                        "with exhausted: error the run ends. A smaller weight or a larger max_epochs avoids that."
+                    )
                 break
+    last = max((number for number, stage in enumerate(stages) if stage.packs != 0), default=0)
+    for number, given in empty.items():
+        then = "the run ends before its budget" if number == last else "lanes give fillers until a later stage begins"
+        warnings.append(
+            f"all sources of stage {number} are exhausted before its end: with their max_epochs they give about "
+            f"{given:.0%} of its packs. Then {then}; with exhausted: error it ends with an error. A larger max_epochs, "
+            "another source or a shorter stage avoids that."
+        )
+
+
+def _given_of(stage: StagePlan, sources: Mapping[str, SourcePlan]) -> float:
+    """The part of a stage's tokens that its sources have before they are exhausted; 1 or more: enough."""
+    left = wanted = 0.0
+    for name, each in stage.sources.items():
+        most = sources[name].max_epochs
+        if most is None or each.epochs is None or each.epochs_by_end is None or each.tokens is None:
+            return 1.0
+        left += max(most - (each.epochs_by_end - each.epochs), 0) * sources[name].corpus.estimated_tokens
+        wanted += each.tokens
+    return left / max(wanted, 1)

@@ -12,7 +12,7 @@ from streampack import PackedDataset, Packing, Source, Stage
 from streampack.errors import ConfigError
 from streampack.lanes.budget import LaneNeeds, worker_bytes
 from streampack.lanes.pool import LanePool
-from streampack.lanes.position import LaneOver, LanePack
+from streampack.lanes.position import LaneFiller, LanePack
 from streampack.lanes.run import LaneStart, Run
 from streampack.testing import ByteTokenizer
 
@@ -48,8 +48,8 @@ def mix(
     return PackedDataset(data, ByteTokenizer(), **asked).run()
 
 
-def plain(pack: LanePack | LaneOver) -> Any:
-    if isinstance(pack, LaneOver):
+def plain(pack: LanePack | LaneFiller) -> Any:
+    if isinstance(pack, LaneFiller):
         return pack
     rows = pack.rows
     return rows.tokens.tolist(), rows.seq_lens.tolist(), rows.edge_labels.tolist(), *pack[1:]
@@ -62,7 +62,7 @@ class Walk:
         self.run, self.starts = run, dict(starts or begun(range(LANES), len(run.sources)))
         self.pool = LanePool(run, self.starts, budget_bytes=budget, with_provenance=True)
 
-    def __iter__(self) -> Iterator[LanePack | LaneOver]:
+    def __iter__(self) -> Iterator[LanePack | LaneFiller]:
         while True:
             lane = min(self.starts, key=lambda lane: (self.starts[lane].packs, lane))
             pack = self.pool.take(lane)
@@ -105,7 +105,7 @@ def test_lanes_give_the_same_wherever_they_are_restarted(shards: Mapping[str, st
     for at in range(number):
         assert Walk(run, walk.starts).take(ahead) == whole[at : at + ahead], at
         assert walk.take(1) == whole[at : at + 1]
-    assert any(isinstance(each, LaneOver) for each in whole) == (name in OVER)
+    assert any(isinstance(each, LaneFiller) for each in whole) == (name in OVER)
 
 
 @pytest.mark.parametrize("name", ["endless", "one is exhausted", "stages", "stages and exhausted"])
@@ -119,7 +119,7 @@ def test_parked_streams_give_the_same(shards: Mapping[str, str], name: str, monk
 
 
 def indexes(packs: list[Any]) -> list[int]:
-    return [each[-2] for each in packs if not isinstance(each, LaneOver)]
+    return [each[-2] for each in packs if not isinstance(each, LaneFiller)]
 
 
 def of_source(packs: list[Any], index: int) -> list[Any]:
@@ -223,13 +223,29 @@ def test_an_exhausted_source_may_be_an_error(shards: Mapping[str, str]) -> None:
     assert Walk(mix(shards, {"web": 1, "books": 1}), walk.starts).take(10)
 
 
-def test_a_lane_that_is_over_says_so_in_each_round_and_may_go_on_in_a_later_stage(shards: Mapping[str, str]) -> None:
-    stages = [Stage(weights={"books": 1}), Stage(at_packs=300, weights={"web": 1})]
-    packs = Walk(mix(shards, stages=stages, max_epochs={"books": 1})).take(330)
-    over = [number for number, each in enumerate(packs) if isinstance(each, LaneOver)]
+def test_a_lane_waits_for_a_later_stage_that_has_a_source_for_it_and_is_over_after_the_last(
+    shards: Mapping[str, str],
+) -> None:
+    stages = [
+        Stage(weights={"books": 1}),
+        Stage(at_packs=300, weights={"code": 1}),
+        Stage(at_packs=600, weights={"books": 1}),
+    ]
+    run = mix(shards, stages=stages, max_epochs={"books": 1, "code": 1})
+    packs = Walk(run).take(660)
+    fillers = {number: each.waits for number, each in enumerate(packs) if isinstance(each, LaneFiller)}
+    assert len(fillers) > 400
+    assert all(waits == (number < 300) for number, waits in fillers.items())
+    assert set(indexes(packs[300:])) == {1}
+    assert run.is_finite
+    with pytest.warns(UserWarning, match="does not begin"):
+        shorter = mix(shards, stages=stages, max_epochs={"books": 1, "code": 1}, num_packs=300)
+    over = [each for each in Walk(shorter).take(300) if isinstance(each, LaneFiller)]
     assert over
-    assert max(over) < 300
-    assert indexes(packs[300:]) == [0 if next(iter(shards)) == "web" else 1] * 30
+    assert not any(each.waits for each in over), "its end is before the stage"
+    endless = mix(shards, stages=stages[:2], max_epochs={"books": 1})
+    assert not endless.is_finite
+    assert all(each.waits for each in Walk(endless).take(330) if isinstance(each, LaneFiller))
 
 
 def test_the_memory_of_sources_and_lanes_is_known_before(shards: Mapping[str, str]) -> None:

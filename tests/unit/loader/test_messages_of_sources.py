@@ -65,7 +65,7 @@ def in_turn(streams: list[Iterator[Message]]) -> Iterator[Message]:
 
 def plain(item: Item) -> tuple[Any, ...]:
     if item.pack is None:
-        return item.round, item.lane_index, item.ends
+        return item.round, item.lane_index, item.ends, item.waits
     message, number = item.pack.message, item.pack.number
     rows = message.block.tokens[number].tolist()
     return item.round, item.lane_index, item.ends, item.pack.source, rows, message.changes[number].tolist()
@@ -85,8 +85,9 @@ def wanted(run: Run) -> list[tuple[Any, ...]]:
             changes = [*pack.cursor, digest, *pack.counts]
             found.append((*place, pack.source, row + [0] * (seq_len - len(row)), changes))
         else:
-            found.append(place)
-    assert {len(each) for each in found} == {3, 6}, "there are lanes without a pack in some rounds"
+            found.append((*place, pack.waits))
+    assert {len(each) for each in found} == {4, 6}, "there are lanes without a pack in some rounds"
+    assert {each[3] for each in found if len(each) == 4} == {True}, "a later stage has one for them"
     return found
 
 

@@ -4,7 +4,7 @@ import itertools
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
@@ -22,11 +22,13 @@ from streampack.loader.steps import Steps
 
 @dataclass(frozen=True)
 class Run:
-    """A pass that begins at global pack `begin`; lane l has packs up to, and not in, round `ends[l]`."""
+    """A pass that begins at global pack `begin`; lane l is over from round `ends[l]` on."""
 
     begin: int
     ends: tuple[int, ...]
     pad: bool
+    waits: range = range(0)
+    """Rounds in which every second lane that is not over waits; in all others those have packs."""
 
     @property
     def num_lanes(self) -> int:
@@ -39,7 +41,11 @@ class Run:
         return max(rounds, -(-self.begin // self.num_lanes)) * self.num_lanes
 
     def is_real(self, number: int) -> bool:
-        return number // self.num_lanes < self.ends[number % self.num_lanes]
+        return number // self.num_lanes < self.ends[number % self.num_lanes] and not self.is_waiting(number)
+
+    def is_waiting(self, number: int) -> bool:
+        number, lane = divmod(number, self.num_lanes)
+        return number in self.waits and number < self.ends[lane] and lane % 2 == 0
 
     def items(self, rank: int, num_ranks: int, begin: int) -> Iterator[Item]:
         """What a rank's workers send from `begin` on; the global number stands for the pack."""
@@ -48,7 +54,7 @@ class Run:
             for place, lane in enumerate(lanes):
                 if packs_before(begin, lane, self.num_lanes) <= number:
                     pack: Any = number * self.num_lanes + lane
-                    yield Item(number, place, pack if self.is_real(pack) else None)
+                    yield Item(number, place, pack if self.is_real(pack) else None, waits=self.is_waiting(pack))
 
 
 def steps_of(
@@ -146,7 +152,8 @@ def runs(draw: st.DrawFn) -> Run:
     begin = draw(st.integers(0, 3 * num_lanes))
     lengths = draw(st.lists(st.integers(0, 40), min_size=num_lanes, max_size=num_lanes))
     ends = tuple(packs_before(begin, lane, num_lanes) + length for lane, length in enumerate(lengths))
-    return Run(begin, ends, draw(st.booleans()))
+    first = draw(st.integers(0, 20))
+    return Run(begin, ends, draw(st.booleans()), range(first, first + draw(st.integers(0, 20))))
 
 
 @given(runs(), st.integers(1, 9), st.booleans(), st.data())
@@ -333,6 +340,17 @@ def test_what_a_stopped_pass_made_and_left_is_counted() -> None:
     part = play(Run(0, (2, 5), pad=False), ranks=1, batch_size=2, begin=0, steps=None)
     assert len(part.batches[0]) == 2
     assert part.left_out == [3]
+
+
+def test_lanes_that_all_wait_for_a_stage_keep_the_pass_going() -> None:
+    """For longer than ranks agree ahead; at the beginning as at the end of a window."""
+    for waits in (range(2, 40), range(3, 41), range(30)):
+        for pad in (True, False):
+            run = Run(0, (45,), pad, waits)
+            for ranks in (1, 2, 4):
+                whole = replace(run, ends=run.ends * ranks)
+                part = play(whole, ranks=ranks, batch_size=2, begin=0, steps=None)
+                assert numbers(whole, part, ranks) == list(range(45 * ranks))
 
 
 def test_a_pass_in_which_no_lane_has_a_pack_has_no_batch() -> None:
