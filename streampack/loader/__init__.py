@@ -42,6 +42,7 @@ __all__ = [
     "counting",
     "dealing",
     "delivery",
+    "exhaustion",
     "failures",
     "formatting",
     "loader",

@@ -111,13 +111,14 @@ class Change(NamedTuple):
     @classmethod
     def joined(cls, changes: "Sequence[Change]") -> "Change":
         """What some batches change, one after the other."""
-        row_indexes, rows, fillers, skipped_ranges, global_packs = zip(*changes, strict=True)
+        row_indexes, rows, fillers, skipped_ranges, global_packs, waiting = zip(*changes, strict=True)
         return cls(
             np.concatenate(row_indexes),
             np.concatenate(rows),
             np.concatenate(fillers),
             [each for of_batch in skipped_ranges for each in of_batch],
             global_packs[-1],
+            next((number for number in waiting if number is not None), None),
         )
 
     def apply(self, committed: Committed) -> None:
