@@ -22,6 +22,7 @@ in the trainer   serving    starts a server, and workers through it
                  commits    positions of lanes, moved on when a batch is handed out: the state
                  delivery   passes, commits and formatting in step, whatever interrupts them
                  progress, stats    how far the run has come; what was counted
+                 exhaustion what the log says of sources that were read as often as they may
                  turns      whose turn it is, and which pass is under way
                  calls      which of them are under way, and so what may be done now
                  validation, counting, parts, stretches    a validation set: counted once, then the same packs each time

@@ -68,8 +68,11 @@ class Delivery:
         self.commits = Commits(committed)
         continued = run.run_of(committed)
         self.schedule = continued.schedule
-        self._exhaustion = ExhaustionLog(continued, committed)
         self._dataset = dataset
+        self._max_epochs = {
+            name: None if dataset.is_validation else source.max_epochs for name, source in dataset.sources.items()
+        }
+        self._exhaustion = ExhaustionLog(continued, committed, self._max_epochs)
         self._run = run
         self._formatter = formatter
         self._verifier = verifier
@@ -120,8 +123,7 @@ class Delivery:
             self._counts, batches=commits.num_batches, left_out_packs=commits.left_out_packs
         )
         flat = stats_of(committed.counts(), loader, self.current_pass, self._restarts)
-        max_epochs = {name: source.max_epochs for name, source in self._dataset.sources.items()}
-        return {**flat, "sources": stats_of_sources(committed, self._run.run_of(committed), max_epochs)}
+        return {**flat, "sources": stats_of_sources(committed, self._run.run_of(committed), self._max_epochs)}
 
     # -- the thread that takes batches ---------------------------------------------------------------------------------
 
@@ -311,7 +313,7 @@ class Delivery:
         max_bad, run = self._run.bound_on_bad(committed), self._run.run_of(committed)
         with self._lock:
             self._retire()
-            self.schedule, self._exhaustion = run.schedule, ExhaustionLog(run, committed)
+            self.schedule, self._exhaustion = run.schedule, ExhaustionLog(run, committed, self._max_epochs)
             self._max_bad = max_bad
             self.commits.load(committed)
 

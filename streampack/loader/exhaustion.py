@@ -5,8 +5,10 @@ Out:   one warning for each source, and one for each stage in which lanes wait: 
 """
 
 import logging
+from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from streampack.lanes.run import Run
 from streampack.loader.commits import Change
@@ -20,14 +22,16 @@ _NEVER = 2**62
 class ExhaustionLog:
     """Tells of a rank's lanes from `committed` on."""
 
-    def __init__(self, run: Run, committed: Committed) -> None:
+    def __init__(self, run: Run, committed: Committed, max_epochs: Mapping[str, int | None]) -> None:
+        """`max_epochs`: by source."""
         self._run = run
         self._num_lanes = len(committed.lanes)
         self._num_sources = len(committed.sources)
         self._end_epochs = np.full(self._num_sources, _NEVER)
         if len(run.sources) > 1 and not run.fails_exhausted:  # else the run ends, and says so itself
-            for index, source in enumerate(run.sources):
-                self._end_epochs[index] = _NEVER if source.end_epoch is None else source.end_epoch
+            for index, name in enumerate(run.names):
+                most = max_epochs[name]
+                self._end_epochs[index] = _NEVER if most is None else most
         self._has_told_of_stage: set[int] = set()
         self._tell_of_sources(np.arange(len(committed.rows)), committed.rows[:, 0], committed.global_pack)
 
@@ -38,7 +42,9 @@ class ExhaustionLog:
         if change.waiting_round is not None:
             self._tell_of_stage(change.waiting_round * self._run.num_lanes)
 
-    def _tell_of_sources(self, row_indexes: "np.ndarray", epochs: "np.ndarray", global_pack: int) -> None:
+    def _tell_of_sources(
+        self, row_indexes: NDArray[np.intp], epochs: NDArray[np.int64], global_pack: int
+    ) -> None:
         """`row_indexes` and `epochs`: [n], rows of lanes and sources, and where they continue."""
         exhausted = np.unique(row_indexes[epochs >= self._end_epochs[row_indexes % self._num_sources]])
         for source, lanes in zip(*np.unique(exhausted % self._num_sources, return_counts=True), strict=True):

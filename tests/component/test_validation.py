@@ -122,6 +122,15 @@ def test_sources_come_one_after_the_other(folder: Path) -> None:
     assert set(names) == {"web", "code"}
 
 
+def test_a_source_that_an_iteration_has_read_is_not_exhausted(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = {name: Source(str(folder / f"{name}-*.tar"), max_epochs=1) for name in ("web", "code")}
+    with loader(dataset(folder, data=data)) as mine:
+        for _ in range(2):
+            assert list(mine)
+            assert [each["exhausted_lanes"] for each in mine.stats()["sources"].values()] == [0, 0]
+    assert "exhausted" not in caplog.text
+
+
 def test_num_packs_takes_the_first_ones(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counting, "_COUNTED_TOGETHER", 1)
     counted, count = [], counting._counted

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support.arguments import packed_dataset
 from support.ranks import Finite, Ran, References, check_sum, run_job
@@ -174,6 +175,7 @@ def _out_of_step(references: References, folder: Path) -> Iterator[dict[str, Any
     yield from ({**uneven, "name": name, "per_rank": {"1": given}} for name, given in DIFFER_IN_THE_RUN.items())
     yield {**uneven, "name": "another break", "leave_after": [2], "per_rank": {"1": {"leave_after": [3]}}}
     yield {**uneven, "name": "sums", "passes": 2, "sums": True}  # on the same ranks, after they were out of step
+    yield {"name": "waits", "dataset": waiting(folder), "loader": {"batch_size": 5, "num_workers": 1}, "sums": True}
     yield {"name": "error and end", "dataset": error_beside_end(folder), "loader": {"num_workers": 0}, "passes": 2}
     yield {"name": "max_bad", "dataset": partly_bad(folder), "loader": {"num_workers": 0}, "batches": 150}
     even, small_messages = references.corpora["even"], {"num_workers": 1, "prefetch_bytes": 1}
@@ -409,6 +411,35 @@ def test_counts_and_digests_are_added_up_over_the_ranks_where_that_is_asked_for(
     assert stats["documents"] == first["stats"]["documents"] + second["stats"]["documents"] > 0
     check_sum([outcome["digests"][-1] for outcome in (first, second)], digest)
     assert -(2**63) <= digest < 2**63
+
+
+def waiting(folder: Path) -> dict[str, Any]:
+    """Lanes come to the end of books, some rounds apart, long before the stage that has web; then web ends, too."""
+    books, web = (
+        write_shards(folder / f"waiting{number}", ["x" * 9 * (at % 20) for at in range(count)], documents_per_shard=20)
+        for number, count in enumerate((60, 90))
+    )
+    data = {"books": {"data": books, "max_epochs": 1}, "web": {"data": web, "max_epochs": 1}}
+    stages = [{"weights": {"books": 1}}, {"at_packs": 400, "weights": {"web": 1}}]
+    return {"data": data, "stages": stages, "num_lanes": 4, "seq_len": 32, "num_packs": 5000}
+
+
+@on(2)
+def test_lanes_wait_for_a_stage_on_all_ranks_and_the_run_ends_on_all_when_they_are_over(
+    job: Ran, tmp_path: Path
+) -> None:
+    with streampack.PackedDataLoader(packed_dataset(**waiting(tmp_path)), 10, num_workers=0) as loader:
+        tokens = np.stack([batch["tokens"] for batch in loader])
+        stats, digest = loader.stats(), loader.digest()
+    assert 400 < tokens.shape[0] * 10 < 1000
+    for rank, outcome in enumerate(job["waits"]):
+        [found] = outcome["passes"]
+        np.testing.assert_array_equal(found["tokens"], tokens[:, rank::2])
+        sums, sum_of_digests = outcome["sums"]
+        assert sums["sources"] == stats["sources"]
+        assert sums["fillers"] == stats["fillers"] > 200
+        assert [each["exhausted_lanes"] for each in sums["sources"].values()] == [4, 4]
+        check_sum([digest], sum_of_digests)
 
 
 @on(2)

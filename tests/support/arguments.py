@@ -5,6 +5,7 @@ way: `packed_dataset(shards, packing="next_fit", overflow="drop", buffer_bytes=2
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import streampack
@@ -41,6 +42,13 @@ def grouped(**flat: Any) -> dict[str, Any]:
 def packed_dataset(
     data: Any, *, tokenizer: Any = BYTES, rank: int | None = None, size: int | None = None, **flat: Any
 ) -> streampack.PackedDataset:
-    """A dataset of flat arguments, with bytes as tokens; with `rank` and `size` that of a rank."""
+    """A dataset of flat arguments, with bytes as tokens; with `rank` and `size` that of a rank.
+
+    Sources and stages may be mappings, as a job in JSON has them.
+    """
+    if isinstance(data, Mapping):
+        data = {name: streampack.Source(**each) if isinstance(each, Mapping) else each for name, each in data.items()}
+    if "stages" in flat:
+        flat["stages"] = [streampack.Stage(**each) if isinstance(each, Mapping) else each for each in flat["stages"]]
     dataset = streampack.PackedDataset(data, tokenizer, **grouped(**flat))
     return dataset if rank is None or size is None else dataset.for_rank(rank, size)

@@ -27,8 +27,7 @@ def main() -> None:
     faulthandler.dump_traceback_later(60, repeat=True)
     dist.init_process_group("gloo")
     job, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
-    stages = [streampack.Stage(**stage) for stage in job["dataset"].pop("stages", ())]
-    dataset = packed_dataset(**job["dataset"], stages=stages)
+    dataset = packed_dataset(**job["dataset"])
     loader = streampack.PackedDataLoader(dataset, **job["loader"])
     if job["load"]:
         dcp.load({"loader": loader}, checkpoint_id=job["load"])

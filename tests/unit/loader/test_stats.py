@@ -1,10 +1,12 @@
 """The keys of `stats()`: one table, in the code and in the docs."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from streampack.loader.processes import Forks
 from streampack.loader.restarts import WorkerRestarts
-from streampack.loader.stats import SOURCE_STATS, STATS, LoaderCounts, no_stats, stats_of
+from streampack.loader.stats import SOURCE_STATS, STATS, LoaderCounts, added_up, no_stats, stats_of
 from streampack.records import Counts, StorageUse
 
 DOCS = Path(__file__).parents[3] / "docs" / "stats.md"
@@ -34,6 +36,20 @@ def test_the_docs_have_the_same_table() -> None:
     every = [*STATS, *SOURCE_STATS]
     of = ["run" if stat.source == "run" else "loader" for stat in every]
     assert found == [(stat.key, whose, stat.unit, stat.meaning) for stat, whose in zip(every, of, strict=True)]
+
+
+def test_over_all_ranks_counts_are_added_up_and_epochs_are_the_mean() -> None:
+    one = {"packs": 6, "exhausted_lanes": 2, "epochs": 1.5, "share": 0.75, "share_so_far": 0.6}
+    other = {"packs": 4, "exhausted_lanes": 0, "epochs": 0.5, "share": 0.25, "share_so_far": 0.4}
+    mine = no_stats(["a", "b"])
+    for name, given in (("a", one), ("b", other)):
+        mine["sources"][name] |= given
+    exchanges: Any = SimpleNamespace(
+        topology=SimpleNamespace(size=3), sums=lambda numbers, _: [3 * number for number in numbers]
+    )
+    found = added_up(mine, exchanges, "stats")["sources"]
+    assert found["a"] == {**mine["sources"]["a"], **one, "packs": 18, "exhausted_lanes": 6}
+    assert found["b"] == {**mine["sources"]["b"], **other, "packs": 12}
 
 
 def test_before_the_run_begins_there_are_the_same_keys() -> None:
