@@ -113,9 +113,10 @@ def count(
     """
     rank, num_ranks = (0, 1) if ranks is None else (settings.rank, settings.num_ranks)
     counted: dict[int, list[CountedLane]] = {source: [] for source in active_sources(run)}
+    step = step_of(run.schedule.stages[0].seq_len)
     while lanes := _to_count(run, counted, together=_COUNTED_TOGETHER * num_ranks):
         mine = lanes[rank::num_ranks]
-        counting = Counting(run=run, lanes=mine, step=step_of(_seq_len(run)), budget_bytes=budget_bytes)
+        counting = Counting(run=run, lanes=mine, step=step, budget_bytes=budget_bytes)
         for each in sorted(_shared(partial(_counted, counting, settings, restarts), ranks), key=lambda each: each.lane):
             counted[each.lane.source].append(each)
     found = list(chain(*counted.values()))
@@ -219,7 +220,3 @@ def _why_without_packs(source: RunSource) -> str:
         f"{hold_out_of(source)} gives no pack of {name}: there is no document, or none that is held out has a row "
         "with a target"
     )
-
-
-def _seq_len(run: Run) -> int:
-    return run.sources[0].pipelines[0].seq_len

@@ -312,7 +312,7 @@ class PackedDataLoader(FixedArguments, instead="loader"):
     def progress(self) -> dict[str, Any]:
         """How far the run has come: "packs" and "tokens" over all ranks, and the "stage" of the next batch.
 
-        Also "epochs", a float by source, of this rank's lanes; and "share", of the budget (None without one).
+        Also "epochs", by source, of this rank's lanes, and "share" of the budget, or None (docs/stats.md).
         """
         return no_progress(self._dataset) if self._delivery is None else self._delivery.progress()
 

@@ -20,7 +20,7 @@ in the rank's order, and all packs before it are handed out first.
 
 import enum
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -152,27 +152,8 @@ class WorkerStream:
             done += next(sizes).slots
         slots = _slots(pool, starts, first_round=assignment.first_round + done // width, width=width)
         slots = itertools.islice(slots, done % width, None)
-        before = run.storage_use()
-        for size in sizes:
-            made: list[Made] = []
-            error: Exception | None = None
-            try:
-                for _ in range(size.slots):
-                    made.append(next(slots))  # noqa: PERF401 (what was made before an error is sent)
-            except Exception as failure:  # noqa: BLE001 (it is raised in its place)
-                error = failure
-            use = run.storage_use()  # threads read ahead between two messages, too
-            yield message_of(
-                made,
-                run,
-                seq_len=size.seq_len,
-                with_provenance=assignment.with_provenance,
-                storage=use.since(before),
-                error=error,
-            )
-            if error is not None:
-                return
-            before = use
+        parts = (Part(size.seq_len, itertools.islice(slots, size.slots)) for size in sizes)
+        yield from messages_of(parts, run, with_provenance=assignment.with_provenance)
 
 
 def failed(error: Exception, run: Run) -> Message:
@@ -209,6 +190,14 @@ class Made(NamedTuple):
     pack: LanePack | LaneFiller | None
 
 
+class Part(NamedTuple):
+    """What one message has."""
+
+    seq_len: int
+    slots: Iterator[Made]
+    """May raise in the place of a slot."""
+
+
 def _slots(pool: LanePool, starts: Mapping[int, LaneStart], *, first_round: int, width: int) -> Iterator[Made]:
     num_lanes = pool.num_lanes
     number = first_round
@@ -222,6 +211,31 @@ def _slots(pool: LanePool, starts: Mapping[int, LaneStart], *, first_round: int,
         for _ in range(len(starts), width):
             yield Made(0, None)
         number += 1
+
+
+def messages_of(parts: Iterable[Part], run: Run, *, with_provenance: bool) -> Iterator[Message]:
+    """A message of each part, up to the first error."""
+    before = run.storage_use()
+    for part in parts:
+        made: list[Made] = []
+        error: Exception | None = None
+        try:
+            for each in part.slots:
+                made.append(each)  # noqa: PERF402 (what was made before an error is sent)
+        except Exception as failure:  # noqa: BLE001 (it is raised in its place)
+            error = failure
+        use = run.storage_use()  # threads read ahead between two messages, too
+        yield message_of(
+            made,
+            run,
+            seq_len=part.seq_len,
+            with_provenance=with_provenance,
+            storage=use.since(before),
+            error=error,
+        )
+        if error is not None:
+            return
+        before = use
 
 
 def message_of(

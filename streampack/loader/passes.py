@@ -31,7 +31,7 @@ from streampack.records import Cursor, StorageUse
 from streampack.state.checkpoint import Committed
 
 _MAX_MESSAGE_BYTES = 2 * 2**20
-_MAX_MESSAGE_PACKS = 256
+MAX_MESSAGE_PACKS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +135,7 @@ class Pass:
         budget_bytes = worker_bytes(
             dataset.limits.buffer_bytes, run, num_lanes=len(committed.lanes), num_workers=num_workers
         )
-        max_slots = _MAX_MESSAGE_PACKS if num_workers else min(settings.batch_size, _MAX_MESSAGE_PACKS)
+        max_slots = MAX_MESSAGE_PACKS if num_workers else min(settings.batch_size, MAX_MESSAGE_PACKS)
         assignment = Assignment(
             run=run,
             lanes=committed.lanes,

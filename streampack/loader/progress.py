@@ -44,7 +44,7 @@ def length(dataset: PackedDataset, settings: PassSettings, schedule: Schedule | 
     `schedule`: of a run that has begun.
     """
     if dataset.is_validation:
-        raise TypeError("the length of a validation set is known once its first iteration has begun")
+        raise TypeError("the length of a validation set is known once its first iteration has begun and counted")
     if not _has_budget(dataset):
         why = "its end is found as it is read" if dataset.epochs is not None else "it has no end"
         raise TypeError(

@@ -15,13 +15,13 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from streampack import heartbeat
-from streampack.corpus.schedule import Schedule, StageOfRun
+from streampack.corpus.schedule import Schedule
 from streampack.corpus.shares import Shares
 from streampack.errors import ShardError
 from streampack.lanes.pool import LanePool
 from streampack.lanes.position import LaneFiller, LanePack, LanePosition, SkippedRange
 from streampack.lanes.run import LaneStart, Run
-from streampack.loader.messages import Made, Message, message_of
+from streampack.loader.messages import Made, Message, Part, failed, message_of, messages_of
 from streampack.records import Cursor, StorageUse
 
 _STEP_ROWS = 2**16
@@ -106,6 +106,14 @@ class Counts(Message):
 
     counted: CountedLane | None = None
 
+    @classmethod
+    def of(cls, counted: CountedLane, run: Run) -> "Counts":
+        """Without a slot."""
+        seq_len = run.schedule.stages[0].seq_len
+        nothing = message_of([], run, seq_len=seq_len, with_provenance=False, storage=StorageUse())
+        values: dict[str, Any] = {each.name: getattr(nothing, each.name) for each in fields(nothing)}
+        return cls(**values, counted=counted)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counting:
@@ -122,18 +130,15 @@ class Counting:
 
     def messages(self, worker: int = 0, num_workers: int = 1) -> Iterator[Message]:
         """The messages of one worker, one for each of its lanes."""
-        mine = self.lanes[worker::num_workers][self.sent[worker] if self.sent else 0 :]
-        _prepare(self.run, num_workers, has_sent=any(self.sent))
-        nothing = message_of([], self.run, seq_len=_seq_len(self.run), with_provenance=False, storage=StorageUse())
-        fields_of_nothing: dict[str, Any] = {each.name: getattr(nothing, each.name) for each in fields(nothing)}
-        for lane in mine:
-            counted, error = None, None
+        _prepare(self.run, has_sent=any(self.sent))
+        for lane in self.lanes[worker::num_workers][self.sent[worker] if self.sent else 0 :]:
+            message: Message
             try:
-                counted = self._count(lane)
-            except Exception as failure:  # noqa: BLE001 (it is raised in the trainer)
-                error = failure
-            yield Counts(**{**fields_of_nothing, "error": error}, counted=counted)
-            if error is not None:
+                message = Counts.of(self._count(lane), self.run)
+            except Exception as error:  # noqa: BLE001 (it is raised in the trainer)
+                message = failed(error, self.run)
+            yield message
+            if message.error is not None:
                 return
 
     def _count(self, lane: ValidationLane) -> CountedLane:
@@ -168,45 +173,37 @@ class Stretches:
 
     def messages(self, worker: int = 0, num_workers: int = 1) -> Iterator[Message]:
         """The messages of one worker."""
-        run, seq_len = self.run, _seq_len(self.run)
+        _prepare(self.run, has_sent=any(self.sent))
+        reader, seq_len = _StretchReader(self), self.run.schedule.stages[0].seq_len
         mine = self.stretches[worker::num_workers][self.sent[worker] if self.sent else 0 :]
-        _prepare(run, num_workers, has_sent=any(self.sent))
-        pool: LanePool | None = None
-        following: tuple[ValidationLane, int] | None = None
+        parts = (Part(seq_len, reader.packs(stretch)) for stretch in mine)
+        return messages_of(parts, self.run, with_provenance=self.with_provenance)
+
+
+class _StretchReader:
+    """Reads stretches; where one follows the one before in its lane, it goes on."""
+
+    def __init__(self, work: Stretches) -> None:
+        self._work = work
+        self._pool: LanePool | None = None
+        self._next: tuple[ValidationLane, int] | None = None
         """Which lane the pool is of, and the number of its next pack."""
-        before = run.storage_use()
-        for stretch in mine:
-            source, lane = stretch.lane
-            made: list[Made] = []
-            error: Exception | None = None
-            try:
-                if pool is None or following != (stretch.lane, stretch.number):
-                    pool = LanePool(
-                        only(run, source),
-                        {lane: stretch.start},
-                        budget_bytes=self.budget_bytes,
-                        with_provenance=self.with_provenance,
-                    )
-                    for _ in range(stretch.passed_over):
-                        self._take(pool, lane)
-                for number in range(stretch.number, stretch.number + stretch.packs):
-                    pack = self._take(pool, lane)
-                    made.append(Made(number, pack))  # some are sent before an error
-            except Exception as failure:  # noqa: BLE001 (it is raised in its place)
-                error = failure
-            following = stretch.lane, stretch.number + stretch.packs
-            use = run.storage_use()  # threads read ahead between two messages, too
-            yield message_of(
-                made,
-                run,
-                seq_len=seq_len,
-                with_provenance=self.with_provenance,
-                storage=use.since(before),
-                error=error,
+
+    def packs(self, stretch: Stretch) -> Iterator[Made]:
+        """Those of a stretch."""
+        work, (source, lane) = self._work, stretch.lane
+        if self._pool is None or self._next != (stretch.lane, stretch.number):
+            self._pool = LanePool(
+                only(work.run, source),
+                {lane: stretch.start},
+                budget_bytes=work.budget_bytes,
+                with_provenance=work.with_provenance,
             )
-            if error is not None:
-                return
-            before = use
+            for _ in range(stretch.passed_over):
+                self._take(self._pool, lane)
+        for number in range(stretch.number, stretch.number + stretch.packs):
+            yield Made(number, self._take(self._pool, lane))
+        self._next = stretch.lane, stretch.number + stretch.packs
 
     @staticmethod
     def _take(pool: LanePool, lane: int) -> LanePack:
@@ -223,7 +220,7 @@ class Stretches:
 def only(run: Run, source: int) -> Run:
     """A run that reads one of the sources, in the lanes that this one has."""
     shares = Shares.of([index == source for index in range(len(run.sources))])
-    stage = StageOfRun(0, 0, _seq_len(run), shares, {})
+    stage = run.schedule.stages[0]._replace(shares=shares)
     return Run(run.sources, Schedule(num_lanes=run.sources[source].corpus.num_lanes, stages=(stage,)))
 
 
@@ -234,15 +231,10 @@ def _start(run: Run, source: int, position: LanePosition) -> LaneStart:
     return LaneStart(position.packs, tuple(positions))
 
 
-def _seq_len(run: Run) -> int:
-    return run.sources[0].pipelines[0].seq_len
-
-
-def _prepare(run: Run, num_workers: int, *, has_sent: bool) -> None:
-    """Tell the storages that other processes ask them too, or that they have answered before."""
+def _prepare(run: Run, *, has_sent: bool) -> None:
+    """Tell the storages that other processes ask them too, and whether they have answered before."""
     num_lanes = sum(source.corpus.num_lanes for source in run.sources)
     for storage in run.storages:
-        if num_workers > 1:
-            storage.spread_first_requests(num_lanes)
+        storage.spread_first_requests(num_lanes)
         if has_sent:
             storage.expect_answers()

@@ -13,9 +13,10 @@ Never: an exchange between ranks but in the first iteration; a position that is 
 Rank r of R has the packs r*P//R to (r+1)*P//R of P, so there are fewer fillers than packs of one global batch.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from streampack.dataset.dataset import PackedDataset
 from streampack.errors import LoaderError, StateError
@@ -24,7 +25,7 @@ from streampack.loader.agreement import SharedRun
 from streampack.loader.counting import Worked, budget_bytes, count, validation_run
 from streampack.loader.dealing import Item, deal
 from streampack.loader.delivery import BatchIterator, Delivery
-from streampack.loader.passes import Pass, PassSettings, Tally, max_rows
+from streampack.loader.passes import MAX_MESSAGE_PACKS, Pass, PassSettings, Tally, max_rows
 from streampack.loader.restarts import WorkerRestarts
 from streampack.loader.rounds import PackBatch, whole
 from streampack.loader.steps import num_batches
@@ -32,9 +33,6 @@ from streampack.loader.stretches import CountedLane, Stretches, step_of, stretch
 from streampack.loader.turns import Running, Turn
 from streampack.ranks.exchange import RankExchanges
 from streampack.state.checkpoint import STATE_VERSION, Committed, State
-
-_MOST_PACKS = 256
-"""Of one message."""
 
 
 def shared_run(dataset: PackedDataset, exchanges: RankExchanges, in_step: Mapping[str, object]) -> SharedRun:
@@ -90,11 +88,14 @@ class ValidationRun(SharedRun):
 class ValidationDelivery(Delivery):
     """Hands out the batches of a validation set, each iteration from the beginning."""
 
-    _counted: tuple[Run, list[CountedLane]] | None = None
+    _counted: list[CountedLane] | None = None
     """Once the first iteration has begun."""
+    _settings: PassSettings
+    """Of the latest iterator."""
 
     def begin(self, settings: PassSettings, taken_ahead: Callable[[], Sized]) -> BatchIterator:
         """A new iterator, which begins at the beginning; stats and digest are its own."""
+        self._settings = settings
         self._to_the_beginning()
         return super().begin(settings, taken_ahead)
 
@@ -110,15 +111,11 @@ class ValidationDelivery(Delivery):
 
     def _make(self, settings: PassSettings) -> Running:
         committed = self.commits.latest()
-        asked = self._dataset.limits.buffer_bytes
+        run = validation_run(self._dataset.run())
+        budget = budget_bytes(run, settings, self._dataset.limits.buffer_bytes)
         if self._counted is None:
-            run = validation_run(self._dataset.run())
-            budget = budget_bytes(run, settings, asked)
-            lanes = count(run, self._run.ranks, settings, self._restarts, budget_bytes=budget)
-            self._counted = run, lanes
-        run, lanes = self._counted
-        budget = budget_bytes(run, settings, asked)
-        each = ValidationPass(run, lanes, committed.global_pack, settings, self._restarts, budget_bytes=budget)
+            self._counted = count(run, self._run.ranks, settings, self._restarts, budget_bytes=budget)
+        each = ValidationPass(run, self._counted, committed.global_pack, settings, self._restarts, budget_bytes=budget)
         return Running(each, settings, committed.global_pack, self.commits.standing)
 
     def skip(self, num_batches: int, settings: PassSettings) -> int:
@@ -129,17 +126,35 @@ class ValidationDelivery(Delivery):
         )
 
     def progress(self) -> dict[str, Any]:
-        """As of a training run; "share" is of the packs of an iteration, once they are counted."""
-        progress = super().progress()
-        if self._counted is not None:
-            progress["share"] = min(progress["packs"] / max(_num_packs(self._counted[1]), 1), 1.0)
+        """As of a training run; "share" is of the packs of an iteration, "epochs" are over all ranks."""
+        progress, sources = super().progress(), self._sources()
+        if sources:
+            progress["share"] = progress["packs"] / sum(each.packs for each in sources.values())
+        for name, each in sources.items():
+            progress["epochs"][name] = each.handed_out / each.packs
         return progress
+
+    def stats(self) -> dict[str, Any]:
+        """As of a training run; "share" of a source is of the packs of an iteration, "epochs" as in `progress`."""
+        stats, sources = super().stats(), self._sources()
+        packs = sum(each.packs for each in sources.values())
+        for name, each in sources.items():
+            stats["sources"][name] |= {"epochs": each.handed_out / each.packs, "share": each.packs / packs}
+        return stats
+
+    def _sources(self) -> dict[str, "_SourcePacks"]:
+        """By name, those that are read; none before the packs are counted."""
+        if self._counted is None:
+            return {}
+        found = _packs_of_sources(self._counted, self.commits.global_pack, self._settings)
+        names = list(self._dataset.sources)
+        return {names[source]: each for source, each in found.items()}
 
     def length(self, settings: PassSettings) -> int:
         """Batches of an iteration; a `TypeError` before the packs are counted."""
         if self._counted is None:
             return super().length(settings)
-        return _num_batches(_num_packs(self._counted[1]), settings)
+        return _num_batches(_num_packs(self._counted), settings)
 
     def _end_pass(self, turn: Turn, running: Running) -> None:
         with self._lock:
@@ -167,15 +182,15 @@ class ValidationPass(Pass):
         self.tally = Tally()
         self.end_epochs = [source.end_epoch for source in run.sources]
         self._restarting = None
-        rank, num_ranks, batch_size = settings.rank, settings.num_ranks, settings.batch_size
-        total = _num_packs(lanes)
-        num = _num_batches(total, settings)
-        if settings.drop_last:
-            self.tally.left_out.packs = (total - num * batch_size * num_ranks) * (rank == 0)
-            total = num * batch_size * num_ranks
-        done = -(-global_pack // (batch_size * num_ranks))
-        first, stop = rank * total // num_ranks + done * batch_size, (rank + 1) * total // num_ranks
-        seq_len = run.sources[0].pipelines[0].seq_len
+        batch_size = settings.batch_size
+        global_batch = batch_size * settings.num_ranks
+        packs = _num_packs(lanes)
+        num, total = _num_batches(packs, settings), _handed_out(packs, settings)
+        self.tally.left_out.packs = (packs - total) * (settings.rank == 0)
+        done = -(-global_pack // global_batch)
+        first, stop = _own(total, settings.rank, settings.num_ranks)
+        first += done * batch_size
+        seq_len = run.schedule.stages[0].seq_len
         step = step_of(seq_len)
         size = _stretch_packs(max(stop - first, 0), step, seq_len, settings)
         tasks = stretches(run, lanes, first, stop, step=step, size=size)
@@ -188,7 +203,7 @@ class ValidationPass(Pass):
             self._restarting = worked.restarting
             messages = self.tally.watch_messages(worked.messages)
             items = islice(deal(messages, num_lanes=1, num_workers=1, first_round=first), stop - first)
-        ends = [min(number * batch_size * num_ranks, total) for number in range(done + 1, num + 1)]
+        ends = [min(number * global_batch, total) for number in range(done + 1, num + 1)]
         self.batches = _batches(items, batch_size, ends, seq_len)
 
 
@@ -204,6 +219,45 @@ def _num_batches(packs: int, settings: PassSettings) -> int:
     )
 
 
+def _handed_out(packs: int, settings: PassSettings) -> int:
+    """How many of the packs an iteration hands out: all, or with `drop_last` those of whole batches."""
+    whole_batches = _num_batches(packs, settings) * settings.batch_size * settings.num_ranks
+    return whole_batches if settings.drop_last else packs
+
+
+def _own(packs: int, rank: int, num_ranks: int) -> tuple[int, int]:
+    """The first of a rank's packs, and the one after its last."""
+    return rank * packs // num_ranks, (rank + 1) * packs // num_ranks
+
+
+class _SourcePacks(NamedTuple):
+    """Packs of one source, over all ranks."""
+
+    packs: int
+    """Of an iteration."""
+    handed_out: int
+
+
+def _packs_of_sources(
+    lanes: Sequence[CountedLane], global_pack: int, settings: PassSettings
+) -> dict[int, _SourcePacks]:
+    """Of each source that is read, by its index, once `global_pack` is reached."""
+    num_ranks, batch_size = settings.num_ranks, settings.batch_size
+    done = -(-global_pack // (batch_size * num_ranks)) * batch_size
+    total = _handed_out(_num_packs(lanes), settings)
+    owns = [_own(total, rank, num_ranks) for rank in range(num_ranks)]
+    packs: Counter[int] = Counter()
+    for each in lanes:
+        packs[each.lane.source] += each.packs
+    found, begin = {}, 0
+    for source, of_source in packs.items():
+        end = begin + of_source
+        handed_out = sum(len(range(max(first, begin), min(first + done, stop, end))) for first, stop in owns)
+        found[source] = _SourcePacks(of_source, handed_out)
+        begin = end
+    return found
+
+
 def _batches(items: Iterator[Item], batch_size: int, ends: Sequence[int], seq_len: int) -> Iterator[PackBatch]:
     """`ends`: of each batch, the global pack after it."""
     for global_pack in ends:
@@ -215,7 +269,7 @@ def _stretch_packs(num_packs: int, step: int, seq_len: int, settings: PassSettin
     """How many packs a stretch has: a message of workers holds no more, and each has some to do."""
     num_workers = settings.num_workers
     if not num_workers:
-        return min(settings.batch_size, _MOST_PACKS)
-    most = max(1, min(max_rows(num_workers, settings) // seq_len, _MOST_PACKS))
+        return min(settings.batch_size, MAX_MESSAGE_PACKS)
+    most = max(1, min(max_rows(num_workers, settings) // seq_len, MAX_MESSAGE_PACKS))
     fair = max(-(-num_packs // (2 * num_workers * step)), 1) * step
     return min(fair, most) if most < step else min(fair, most // step * step)

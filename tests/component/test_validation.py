@@ -1,12 +1,16 @@
 """Validation sets: the same packs on any number of ranks and workers, counted once; training does not notice."""
 
+import os
+import signal
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.tars import write_webdataset
 from support.thorough import nightly
+from support.workers import worker_pids
 
 from streampack import HoldOut, PackedDataLoader, PackedDataset, Source
 from streampack.errors import ConfigError, LoaderError, StateError
@@ -184,6 +188,18 @@ def test_an_error_comes_when_the_packs_are_counted(folder: Path) -> None:
         iter(mine)
 
 
+def test_a_worker_that_is_killed_in_mid_evaluation_costs_no_pack(folder: Path) -> None:
+    data = dataset(folder, num_packs=60)
+    wanted = packs_of(loader(data))
+    with loader(data, num_workers=2, prefetch_bytes=4000) as mine:  # messages of 3 packs
+        iterator = iter(mine)
+        found = packs_of(islice(iterator, 5))
+        os.kill(worker_pids(mine)[0], signal.SIGKILL)
+        found |= packs_of(iterator)
+        assert mine.stats()["worker_restarts"] == 1
+    assert found == wanted
+
+
 def test_num_packs_does_not_hide_an_empty_part_of_a_source(folder: Path, tmp_path: Path) -> None:
     few = tmp_path / "few.tar"
     few.write_bytes(write_webdataset([{"__key__": "0", "txt": "one"}]))
@@ -233,6 +249,23 @@ def test_states_of_training_and_validation_are_not_confused(folder: Path) -> Non
             val.load_state_dict(junk)
     with pytest.raises(StateError, match="state of a validation set"):
         train.load_state_dict(val.state_dict())
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_epochs_are_those_of_each_source_over_all_ranks(folder: Path, drop_last: bool) -> None:
+    data = dataset(folder, num_packs=31)
+    mine = [loader(data, rank, 3, batch_size=2, drop_last=drop_last) for rank in range(3)]
+    iterators, given = [iter(each) for each in mine], dict.fromkeys(data.sources, 0)
+    while batches := [batch for each in iterators if (batch := next(each, None)) is not None]:
+        for batch in batches:
+            for pack in filter(None, batch["provenance"]):  # a filler has none
+                given[pack[0].source] += 1
+        for each in mine:
+            of_sources = each.stats()["sources"]
+            wanted = {name: packs / (31 * of_sources[name]["share"]) for name, packs in given.items()}
+            assert each.progress()["epochs"] == pytest.approx(wanted)
+            assert {name: of_source["epochs"] for name, of_source in of_sources.items()} == pytest.approx(wanted)
+    assert sum(given.values()) == 31 - drop_last
 
 
 def test_length_and_share_are_of_the_packs_that_there_are(folder: Path) -> None:
