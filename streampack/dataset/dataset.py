@@ -84,7 +84,7 @@ class PackedDataset(FixedArguments, IterableDataset[dict[str, torch.Tensor]], in
             `seq_len`), on all ranks after the same step. A whole number; 2e12 is one. It may be raised at any resume.
         num_packs: the same in packs.
         exhausted: what becomes of a lane's packs of a source that has had its `max_epochs` there: "skip" gives them to
-            the other sources in proportion, "error" ends the run.
+            the other sources in proportion (a lane without any waits for a stage that has one), "error" ends the run.
         epoch_end: a finite run on several ranks ends with its longest lane ("pad") or its shortest ("stop").
         hold_out: documents, or blocks of the shards, held out of training by a hash: `HoldOut("train", 0.001)` for all
             others, `HoldOut("val", 0.001)` for those, in one epoch as listed. None: all documents.
