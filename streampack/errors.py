@@ -2,7 +2,7 @@
 
 StreampackError
 ├── ConfigError (ValueError)          an argument, a config file or a combination of them that cannot work
-│   ├── NotBuiltError (NotImplementedError)  named in the documentation, part of a later release
+│   ├── NotBuiltError (NotImplementedError)  is meant to work, and does not yet
 │   └── TopologyError                 ranks, workers and lanes that do not fit together
 ├── ShardError (OSError)              a shard as a whole
 │   ├── ShardNotFoundError (FileNotFoundError)  nothing matches, or a listed shard is not there
@@ -70,7 +70,7 @@ class ConfigError(StreampackError, ValueError):
 
 
 class NotBuiltError(ConfigError, NotImplementedError):
-    """Named in the documentation, part of a later release."""
+    """What the arguments ask for is meant to work, and does not yet; the documentation says so where it names it."""
 
 
 class TopologyError(ConfigError):
