@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.arguments import packed_dataset
+from support.arguments import of_job, packed_dataset
 from support.ranks import Finite, Ran, References, check_sum, run_job
 from support.reference import assert_batches, endless_batches
 from support.thorough import THOROUGH, some
@@ -428,7 +428,7 @@ def waiting(folder: Path) -> dict[str, Any]:
 def test_lanes_wait_for_a_stage_on_all_ranks_and_the_run_ends_on_all_when_they_are_over(
     job: Ran, tmp_path: Path
 ) -> None:
-    with streampack.PackedDataLoader(packed_dataset(**waiting(tmp_path)), 10, num_workers=0) as loader:
+    with streampack.PackedDataLoader(packed_dataset(**of_job(waiting(tmp_path))), 10, num_workers=0) as loader:
         tokens = np.stack([batch["tokens"] for batch in loader])
         stats, digest = loader.stats(), loader.digest()
     assert 400 < tokens.shape[0] * 10 < 1000

@@ -42,13 +42,16 @@ def grouped(**flat: Any) -> dict[str, Any]:
 def packed_dataset(
     data: Any, *, tokenizer: Any = BYTES, rank: int | None = None, size: int | None = None, **flat: Any
 ) -> streampack.PackedDataset:
-    """A dataset of flat arguments, with bytes as tokens; with `rank` and `size` that of a rank.
-
-    Sources and stages may be mappings, as a job in JSON has them.
-    """
-    if isinstance(data, Mapping):
-        data = {name: streampack.Source(**each) if isinstance(each, Mapping) else each for name, each in data.items()}
-    if "stages" in flat:
-        flat["stages"] = [streampack.Stage(**each) if isinstance(each, Mapping) else each for each in flat["stages"]]
+    """A dataset of flat arguments, with bytes as tokens; with `rank` and `size` that of a rank."""
     dataset = streampack.PackedDataset(data, tokenizer, **grouped(**flat))
     return dataset if rank is None or size is None else dataset.for_rank(rank, size)
+
+
+def of_job(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments as a job in JSON has them: its sources and stages are mappings."""
+    found = dict(arguments)
+    if isinstance(found["data"], Mapping):
+        found["data"] = {name: streampack.Source(**source) for name, source in found["data"].items()}
+    if "stages" in found:
+        found["stages"] = [streampack.Stage(**stage) for stage in found["stages"]]
+    return found

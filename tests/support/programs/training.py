@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from support.arguments import packed_dataset
+from support.arguments import of_job, packed_dataset
 
 import streampack
 
@@ -27,7 +27,7 @@ def main() -> None:
     faulthandler.dump_traceback_later(60, repeat=True)
     dist.init_process_group("gloo")
     job, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
-    dataset = packed_dataset(**job["dataset"])
+    dataset = packed_dataset(**of_job(job["dataset"]))
     loader = streampack.PackedDataLoader(dataset, **job["loader"])
     if job["load"]:
         dcp.load({"loader": loader}, checkpoint_id=job["load"])
