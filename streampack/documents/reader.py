@@ -14,7 +14,6 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from streampack import heartbeat
 from streampack.documents.compression import decompressed
 from streampack.documents.contents import BadContentError, check_pointer, utf8_text
 from streampack.documents.conversations import json_conversation
@@ -27,6 +26,7 @@ from streampack.documents.npy import MAX_HEADER_BYTES, joined_npy, npy_tokens
 from streampack.documents.split import HoldOut
 from streampack.documents.transform import Transform, transformed
 from streampack.errors import RecordError
+from streampack.metrics import heartbeat
 from streampack.records import FREE_BYTES, WHOLE_SAMPLE, BadRecord, Document, Joined, Mask, Message, Sample, Tokens
 
 ChatTemplate = Callable[[Sequence[Message], Mapping[str, Any] | None], tuple[Tokens, Mask]]

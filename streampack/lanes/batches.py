@@ -8,7 +8,6 @@ Never: an order or a number of documents that depends on what is batched togethe
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from streampack import heartbeat
 from streampack.corpus.epochs import Corpus
 from streampack.documents.lines import Line
 from streampack.documents.reader import Record
@@ -17,6 +16,7 @@ from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.position import SkippedRange
 from streampack.lanes.records import ListedShard, RecordBatch
 from streampack.lanes.skipping import ReadError
+from streampack.metrics import heartbeat
 from streampack.records import BadRecord, Cursor, Document, Joined, join
 
 

@@ -23,7 +23,6 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from streampack import heartbeat
 from streampack.corpus.shares import Shares
 from streampack.errors import ConfigError
 from streampack.lanes.budget import MIN_SHARE_BYTES, LaneNeeds, check_budget
@@ -31,6 +30,7 @@ from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.position import LaneEnd, LaneFiller, LanePack, LanePosition
 from streampack.lanes.run import LaneStart, Run
 from streampack.lanes.stream import LaneStream
+from streampack.metrics import heartbeat
 
 MAX_RANGE_BYTES = 8 * 2**20
 _PACK_OBJECTS_BYTES = 1024

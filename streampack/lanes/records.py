@@ -8,13 +8,13 @@ Never: a number of bytes that depends on how far records are read together, or o
 from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple, cast
 
-from streampack import heartbeat
 from streampack.documents.lines import Line
 from streampack.documents.reader import Record
 from streampack.lanes.pieces import Demand, PieceReader, SampleBatch, size_of
 from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.position import WHOLE_MEMBER, SkippedRange
 from streampack.lanes.skipping import ReadError
+from streampack.metrics import heartbeat
 from streampack.records import BadRecord, Cursor, Sample
 
 _MEMBERS_BYTES = 256 * 2**10

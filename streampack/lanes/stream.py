@@ -12,7 +12,6 @@ Never: state that the position does not hold. Dropping a stream and starting ano
 
 from collections import deque
 
-from streampack import heartbeat
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.shares import DEFAULT
 from streampack.errors import ConfigError, RecordError
@@ -25,6 +24,7 @@ from streampack.lanes.run import named
 from streampack.lanes.skipping import ReadError, SkipPolicy
 from streampack.lanes.tokenizing import TokenizedBatch, tokenized
 from streampack.lanes.unpassed import Unpassed
+from streampack.metrics import heartbeat
 from streampack.packing.packs import PackRows
 from streampack.records import Counts, Cursor
 

@@ -8,9 +8,9 @@ Never: a document that comes after one that failed.
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from streampack import heartbeat
 from streampack.lanes.batches import DocumentBatch
 from streampack.lanes.pipeline import Pipeline
+from streampack.metrics import heartbeat
 from streampack.records import Joined
 
 if TYPE_CHECKING:

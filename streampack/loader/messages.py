@@ -27,12 +27,12 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from streampack import heartbeat
 from streampack.lanes.digest import pack_digest
 from streampack.lanes.pool import LanePool
 from streampack.lanes.position import NUM_CURSOR, LaneEnd, LaneFiller, LanePack, SkippedRange
 from streampack.lanes.provenance import Provenance
 from streampack.lanes.run import LaneStart, Run
+from streampack.metrics import heartbeat
 from streampack.packing.blocks import stack
 from streampack.packing.packs import PackBlock
 from streampack.records import Counts, Cursor, StorageUse

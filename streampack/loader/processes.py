@@ -15,9 +15,9 @@ from multiprocessing import util
 from multiprocessing.process import BaseProcess
 from typing import Protocol
 
-from streampack import heartbeat
 from streampack.loader.messages import Work
 from streampack.loader.working import work_in_fork
+from streampack.metrics import heartbeat
 
 _KILLED_S = 10.0
 

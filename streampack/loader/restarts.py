@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from streampack.errors import LoaderError
-from streampack.heartbeat import SampleLocation
 from streampack.lanes.position import NUM_CURSOR, LanePosition, advance_rows, known_after
 from streampack.lanes.run import LaneStart
 from streampack.loader import shortage
 from streampack.loader.messages import COLUMNS, DOCUMENTS, Assignment, Message, Slot, Work, failed
 from streampack.loader.processes import Launcher
 from streampack.loader.workers import LostError, Workers
+from streampack.metrics.heartbeat import SampleLocation
 from streampack.records import Cursor
 from streampack.storage.redaction import redacted
 from streampack.tar.codecs import is_compressed

@@ -27,12 +27,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from streampack import heartbeat
 from streampack.errors import ConfigError
 from streampack.loader import channels, recipes, shortage
 from streampack.loader.failures import Failure, failure_of
 from streampack.loader.surroundings import take
 from streampack.loader.working import send, work
+from streampack.metrics import heartbeat
 
 _log = logging.getLogger(__name__)
 

@@ -23,13 +23,13 @@ from contextlib import suppress
 from multiprocessing import spawn
 from pathlib import Path
 
-from streampack import heartbeat
 from streampack.errors import ConfigError
 from streampack.loader import channels, recipes
 from streampack.loader.messages import Work
 from streampack.loader.processes import WorkerProcess, ending_of
 from streampack.loader.server import BOOT, NAME, NOT_STARTED, REPLY, REQUEST, Reply, Request
 from streampack.loader.surroundings import surroundings
+from streampack.metrics import heartbeat
 
 _PATIENCE_S = 2.0
 """Within which a server that is not stopped does what it is told."""

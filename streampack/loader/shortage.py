@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from streampack import heartbeat
 from streampack.errors import LoaderError
+from streampack.metrics import heartbeat
 
 PATIENCE_S = 30.0
 """Seconds after which a shortage is taken for one that does not pass."""

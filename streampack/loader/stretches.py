@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
-from streampack import heartbeat
 from streampack.corpus.schedule import Schedule
 from streampack.corpus.shares import Shares
 from streampack.errors import ShardError
@@ -22,6 +21,7 @@ from streampack.lanes.pool import LanePool
 from streampack.lanes.position import LaneFiller, LanePack, LanePosition, SkippedRange
 from streampack.lanes.run import LaneStart, Run
 from streampack.loader.messages import Made, Message, Part, failed, message_of, messages_of
+from streampack.metrics import heartbeat
 from streampack.records import Cursor, StorageUse
 
 _STEP_ROWS = 2**16

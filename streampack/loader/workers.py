@@ -22,12 +22,12 @@ import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from streampack import heartbeat
 from streampack.errors import LoaderError
 from streampack.loader import channels, parcels, shortage
 from streampack.loader.messages import Message, Work
 from streampack.loader.processes import Launcher, WorkerProcess
 from streampack.loader.working import FRAME
+from streampack.metrics import heartbeat
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

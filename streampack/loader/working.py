@@ -19,11 +19,11 @@ import threading
 import time
 from collections.abc import Sequence
 
-from streampack import heartbeat
 from streampack.errors import LoaderError
 from streampack.loader import channels, parcels, shortage
 from streampack.loader.failures import Failure, failure_of
 from streampack.loader.messages import Work
+from streampack.metrics import heartbeat
 from streampack.storage.redaction import redacted
 
 FRAME = struct.Struct("<q")

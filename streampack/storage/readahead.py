@@ -18,7 +18,7 @@ import threading
 import time
 from collections import deque
 
-from streampack import heartbeat
+from streampack.metrics import heartbeat
 from streampack.storage.objects import RangeReader
 
 MOST_THREADS = 8

@@ -14,8 +14,8 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from streampack import heartbeat
 from streampack.errors import StreampackError
+from streampack.metrics import heartbeat
 
 _Item = TypeVar("_Item")
 _Answer = TypeVar("_Answer")

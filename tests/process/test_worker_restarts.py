@@ -23,10 +23,11 @@ from support.workers import children, server_pid, worker_pids
 from torch.utils.data import DataLoader
 
 import streampack
-from streampack import RetryPolicy, heartbeat
+from streampack import RetryPolicy
 from streampack.errors import ConfigError, LoaderError
 from streampack.loader import restarts, workers
 from streampack.loader.processes import Forks
+from streampack.metrics import heartbeat
 from streampack.records import Counts
 from streampack.state.checkpoint import FIELDS
 from streampack.state.joining import to_json

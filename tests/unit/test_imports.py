@@ -24,7 +24,7 @@ MODULES = {
 }
 """Dotted name without `streampack.`: "packing.packer", "cli.plan"; the package itself is ""."""
 PACKAGES = sorted(name for name, path in MODULES.items() if path.name == "__init__.py" and name)
-PUBLIC = ("formats", "integrations", "testing", "tokenizers")
+PUBLIC = ("formats", "integrations", "metrics", "testing", "tokenizers")
 """Packages that users import from; `__all__` of every other one names its modules."""
 
 # Library -> the packages and modules that may import it, anywhere in their code.

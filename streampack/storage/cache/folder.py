@@ -21,7 +21,7 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from streampack import heartbeat
+from streampack.metrics import heartbeat
 from streampack.storage.cache import blockfile
 from streampack.storage.cache.blockfile import BLOCK_BYTES, BlockFile
 

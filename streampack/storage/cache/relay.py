@@ -12,7 +12,7 @@ Never: an error of the disk that reaches the reader; a chunk of another version 
 
 import time
 
-from streampack import heartbeat
+from streampack.metrics import heartbeat
 from streampack.storage.cache.blockfile import AT_ONCE, BLOCK_BYTES, CHUNK_BYTES, CHUNKS, BlockFile
 from streampack.storage.cache.folder import MOST_TRIES, CacheFolder
 from streampack.storage.objects import Keep, Pin

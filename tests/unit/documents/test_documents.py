@@ -15,11 +15,12 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streampack import hashing, heartbeat
+from streampack import hashing
 from streampack.documents.fields import Field, parse_field
 from streampack.documents.reader import DocumentReader, Record
 from streampack.documents.split import HoldOut
 from streampack.errors import ConfigError, DocumentTooLongError, MissingFieldError, RecordError
+from streampack.metrics import heartbeat
 from streampack.records import WHOLE_SAMPLE, BadRecord, Document, Sample
 
 URL = "s3://b/c/00001.tar"

@@ -9,12 +9,12 @@ from typing import Any, cast
 
 import pytest
 
-from streampack import heartbeat
 from streampack.errors import ConfigError, LoaderError
 from streampack.loader import serving, shortage, working
 from streampack.loader.failures import failure_of
 from streampack.loader.messages import Assignment
 from streampack.loader.workers import LostError, Workers
+from streampack.metrics import heartbeat
 
 
 class Puppet:
