@@ -51,7 +51,11 @@ def of_job(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments as a job in JSON has them: its sources and stages are mappings."""
     found = dict(arguments)
     if isinstance(found["data"], Mapping):
-        found["data"] = {name: streampack.Source(**source) for name, source in found["data"].items()}
+        found["data"] = {name: _record(streampack.Source, each) for name, each in found["data"].items()}
     if "stages" in found:
-        found["stages"] = [streampack.Stage(**stage) for stage in found["stages"]]
+        found["stages"] = [_record(streampack.Stage, each) for each in found["stages"]]
     return found
+
+
+def _record(kind: type, given: Any) -> Any:
+    return kind(**given) if isinstance(given, Mapping) else given

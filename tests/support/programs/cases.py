@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from fsspec.implementations.local import LocalFileSystem
-from support.arguments import packed_dataset
+from support.arguments import of_job, packed_dataset
 from support.workers import worker_pids
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -88,7 +88,7 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
         try:
             if loader is None:
                 dataset = packed_dataset(
-                    **case["dataset"] | mine.get("dataset", {}),
+                    **of_job(case["dataset"] | mine.get("dataset", {})),
                     transform=restless if case.get("restless") else None,
                 )
                 loader = streampack.PackedDataLoader(dataset, **arguments)
