@@ -28,8 +28,8 @@ def read_model_file(source: bytes | str | os.PathLike[str], name: str | None) ->
 
 
 NO_FILE = (
-    "give the path or URL of a SentencePiece model or of a tokenizer.json; names of the Hugging Face hub are not "
-    "looked up, so download the file first"
+    "give the path or URL of a SentencePiece model, a tokenizer.json or a tekken.json; names of the Hugging Face hub "
+    "are not looked up, so download the file first"
 )
 """What to do where nothing is at a path."""
 _MODEL_FILES = ("tokenizer.json", "tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "*.model")
@@ -83,19 +83,20 @@ def describe(data: bytes) -> str:
         return f"broken JSON ({error})"
     if "tokenizer_class" in config or "added_tokens_decoder" in config:
         return "a tokenizer_config.json: give the tokenizer.json or tokenizer.model beside it"
-    if "special_tokens" in config and "vocab" in config:
-        return f"Mistral's tekken.json: {_BRING_YOUR_OWN}"
     if config and all(isinstance(value, int) for value in config.values()):
         return "a vocab.json: give the tokenizer.json beside it"
     return f"a JSON object with the keys {', '.join(map(repr, list(config)[:8])) or '(none)'}"
 
 
-_BRING_YOUR_OWN = "not read here: give an object that has all of streampack.Tokenizer"
+_TIKTOKEN = (
+    "a tiktoken rank file, as the tokenizer.model of the original Llama 3 is: it lacks the pattern that cuts text into "
+    "words and the special tokens; give the tokenizer.json of the same model, which has both"
+)
 _LOOKS_LIKE = (
     (rb"\Z", "an empty file"),
     (rb"version https://git-lfs", "a Git LFS pointer and not the file it points to: fetch it with `git lfs pull`"),
     (rb"<(!doctype|html|\?xml|head|body)", "a web page: a download that gave an error or log-in page"),
-    (rb"[a-z0-9+/]+=* \d+\r?\n", f"a tiktoken vocabulary: {_BRING_YOUR_OWN}"),
+    (rb"[a-z0-9+/]+=* \d+\r?\n", _TIKTOKEN),
     (rb"#version", "a merges.txt: give the tokenizer.json beside it"),
     (rb"\x1f\x8b|\x28\xb5\x2f\xfd", "a compressed file: decompress it first"),
     (rb"PK\x03\x04", "a zip archive: unpack it first"),

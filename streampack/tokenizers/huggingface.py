@@ -1,4 +1,4 @@
-"""A `tokenizer.json` of Hugging Face as a tokenizer: its ids, and which of its tokens begin, end and pad.
+"""A `tokenizer.json` of Hugging Face or a `tekken.json` as a tokenizer: ids, and which tokens begin, end and pad.
 
 In:  the bytes of the file, then texts.
 Out: int32 ids of each text alone.
@@ -19,6 +19,7 @@ from streampack.errors import TokenizerError
 from streampack.records import ControlToken, Tokens
 from streampack.tokenizers.files import describe, not_encoded, read_model_file
 from streampack.tokenizers.guarding import Guarded, guard
+from streampack.tokenizers.tekken import as_tokenizer_json, is_tekken
 
 # Names that mean one thing in every published tokenizer.json. `<|endoftext|>` begins documents too in GPT-2, but not
 # in the files that came after it, so it is taken for an EOS only.
@@ -30,7 +31,7 @@ _KNOWN_NAMES = {
 
 
 class HuggingFaceTokenizer:
-    """A `tokenizer.json`, read by the Rust library `tokenizers` (`pip install streampack[hf]`).
+    """A `tokenizer.json` or Mistral's `tekken.json`, by the Rust library `tokenizers` (`pip install streampack[hf]`).
 
     The file does not say which tokens begin and end a document. They are taken from its post-processor, else from the
     added tokens by well-known names, where exactly one fits; a name given here wins. Truncation, padding and dropout
@@ -55,13 +56,18 @@ class HuggingFaceTokenizer:
     ) -> None:
         data, name = read_model_file(tokenizer_json, name)
         names = {"bos_token": bos_token, "eos_token": eos_token, "pad_token": pad_token}
-        self._source = functools.partial(type(self), **names), (data,)  # type: ignore[arg-type]  # names are its arguments
         try:
             config = msgspec.json.decode(data)
+            if isinstance(config, dict) and is_tekken(config):
+                config = as_tokenizer_json(config)
+                data = msgspec.json.encode(config)
             if not (isinstance(config, dict) and isinstance(config.get("model"), dict)):
                 raise ValueError("no object under the key 'model'")
+        except TokenizerError as error:
+            raise TokenizerError(error.message, url=name) from error
         except (ValueError, RecursionError) as error:
             raise TokenizerError(f"not a tokenizer.json: {describe(data)}", url=name) from error
+        self._source = functools.partial(type(self), **names), (data,)  # type: ignore[arg-type]  # names are its arguments
         try:
             import tokenizers
         except ImportError as error:

@@ -1,6 +1,6 @@
 """The bytes of a model in, a tokenizer out; and the check of a tokenizer that the user brings.
 
-In:  a SentencePiece `.model` or a Hugging Face `tokenizer.json`, known by content.
+In:  a SentencePiece `.model`, a Hugging Face `tokenizer.json` or a Mistral `tekken.json`, known by content.
 Out: a `Tokenizer`. BOS and EOS are put around its ids by the caller, with `special_ids`.
 Never: a text that is cut or padded; a thread pool (one text at a time: the loader's workers run in parallel).
 """
@@ -20,7 +20,7 @@ def load_tokenizer(data: bytes, *, name: str) -> Tokenizer:
     """The tokenizer in `data`, known by its content and never by a suffix; `name` is what an error calls the file.
 
     Raises:
-        TokenizerError: it is neither a SentencePiece model nor a tokenizer.json; the message says what it is.
+        TokenizerError: it is none of these; the message says what it is.
     """
     if data.removeprefix(BOM).lstrip()[:1] == b"{":
         # A SentencePiece model begins with a line feed and a length, which may be that of "{": then JSON fails first.
@@ -33,7 +33,7 @@ def load_tokenizer(data: bytes, *, name: str) -> Tokenizer:
         return SentencePieceTokenizer(data, name=name)
     except TokenizerError as error:
         found = describe(data)
-        raise TokenizerError(f"neither a SentencePiece model nor a tokenizer.json: {found}", url=name) from error
+        raise TokenizerError(f"not a SentencePiece model, tokenizer.json or tekken.json: {found}", url=name) from error
 
 
 def check_tokenizer(tokenizer: object) -> Tokenizer:

@@ -280,7 +280,7 @@ def test_the_program_fails_with_a_message_and_no_traceback() -> None:
     command = [sys.executable, "-m", "streampack.cli", "peek", SHARDS, "-t", __file__]
     bad = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (bad.returncode, bad.stdout) == (1, "")
-    assert bad.stderr.startswith(f"error: {__file__}: neither a SentencePiece model nor a tokenizer.json")
+    assert bad.stderr.startswith(f"error: {__file__}: not a SentencePiece model, tokenizer.json or tekken.json")
     assert bad.stderr.count("\n") == 1
 
 

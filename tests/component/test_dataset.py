@@ -303,7 +303,7 @@ def test_a_setting_without_effect_warns(corpus: Corpus) -> None:
         (b"", "an empty file"),
         (b"<!DOCTYPE html><html>", "a web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
-        (bytes(range(256)) * 9, "neither a SentencePiece model nor a tokenizer.json: 2,304 bytes that begin with"),
+        (bytes(range(256)) * 9, "tokenizer.json or tekken.json: 2,304 bytes that begin with"),
         (b'{"a": 1}', "not a tokenizer.json: "),
     ],
     ids=lambda value: "" if isinstance(value, bytes) else value,

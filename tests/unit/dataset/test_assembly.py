@@ -51,13 +51,13 @@ def test_a_text_that_is_no_path(text: str) -> None:
     ("content", "found"),
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", "Git LFS pointer.*git lfs pull"),
-        (b"IQ== 0\nIg== 1\n", "a tiktoken vocabulary: not read here: give an object"),
+        (b"IQ== 0\nIg== 1\n", "a tiktoken rank file.* lacks the pattern .* give the tokenizer.json"),
     ],
 )
 def test_a_file_of_another_kind_is_named_for_what_it_is(tmp_path: Path, content: bytes, found: str) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_bytes(content)
-    with pytest.raises(TokenizerError, match=f"{path}: neither a SentencePiece model nor a tokenizer.json: .*{found}"):
+    with pytest.raises(TokenizerError, match=f"{path}: not a SentencePiece model, .*tekken.json: .*{found}"):
         dataset(path)
 
 
