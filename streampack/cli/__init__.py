@@ -1,7 +1,7 @@
 """The command line: `streampack COMMAND`, with a module or a folder for each command.
 
-    peek/   plan/   count/   manifest   verify   bench/   demo/     one each; a folder has the command in command.py
-    arguments   console   progress   per_shard                      what several commands share
+    peek/   trace/   plan/   count/   manifest   verify   bench/   demo/    one each; of a folder command.py
+    arguments   console   progress   per_shard   replay                     what several commands share
 
 In:  the command's name and its arguments. Out: results on stdout, all else on stderr, and an exit code: 0, 1 after an
 error or where something is wrong, 2 for wrong arguments.
@@ -20,6 +20,7 @@ from streampack.errors import StreampackError
 
 _HELP = {
     "peek": "Show packs: their text, where documents meet, and which labels are masked.",
+    "trace": "Show which documents are in a pack or a batch of a run, and where they are stored.",
     "plan": "Show what a config needs on so many ranks and workers: lanes, batches, memory, requests.",
     "count": "Count documents, bytes and tokens of shards, and how well they pack.",
     "manifest": "List shards and their sizes once, into a file that later runs read instead.",
@@ -29,6 +30,7 @@ _HELP = {
 }
 _MODULES = {
     "peek": "streampack.cli.peek.command",
+    "trace": "streampack.cli.trace.command",
     "plan": "streampack.cli.plan.command",
     "count": "streampack.cli.count.command",
     "manifest": "streampack.cli.manifest",

@@ -15,7 +15,8 @@ from streampack.chat.options import as_chat
 from streampack.config.file import load_config
 from streampack.dataset.dataset import PackedDataset
 from streampack.dataset.sources import as_sources, names_of
-from streampack.errors import ConfigError, StreampackError
+from streampack.errors import ConfigError, StreampackError, as_choice
+from streampack.formats.consumers import FORMAT_SPECS, Format
 from streampack.lanes.run import RunSource
 from streampack.packing.options import Packing
 from streampack.packing.policies import ReplaceBoundary
@@ -84,11 +85,16 @@ def make_dataset(
 ) -> PackedDataset:
     """The dataset of the shards, or of one config file, on one rank; an argument that is None was not given.
 
-    An option changes what it names of a config file's record, and leaves the rest as it is.
+    An option changes what it names of a config file's record, and leaves the rest as it is. Labels are as the format of
+    the file's loader has them.
     """
     given: dict[str, Any] = {"data": list(shards), "tokenizer": None}
+    model_shifts = False
     if is_config(shards):
-        given = load_config(shards[0]).dataset_arguments()
+        config = load_config(shards[0])
+        given = config.dataset_arguments()
+        kind = as_choice(Format, config.loader_arguments().get("format", Format.STREAMPACK), "format")
+        model_shifts = FORMAT_SPECS[kind].model_shifts
     given |= {name: value for name, value in others.items() if value is not None}
     if chat is not None or train_on is not None:
         asked = {"template": chat, "train_on": train_on}
@@ -100,7 +106,8 @@ def make_dataset(
     if boundary is not None:
         token = boundary.removeprefix("replace:")
         given["boundary"] = ReplaceBoundary(int(token)) if token != boundary and token.isdecimal() else boundary
-    return PackedDataset(**given).for_rank(0, 1)
+    dataset = PackedDataset(**given)
+    return (dataset.without_lookahead() if model_shifts else dataset).for_rank(0, 1)
 
 
 def make_measured_dataset(shards: Sequence[str], tokenizer: str | None, **given: Any) -> tuple[PackedDataset, bool]:

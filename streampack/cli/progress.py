@@ -1,10 +1,11 @@
-"""How far a command has got through the shards: a bar on stderr."""
+"""How far a command has got, through shards or packs: a bar on stderr; nothing where stderr is not a terminal."""
 
 from typing import Self
 
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     ProgressColumn,
     Task,
@@ -25,7 +26,7 @@ class _SpeedColumn(ProgressColumn):
 
 
 class ShardProgress:
-    """A bar on stderr over the bytes of the shards; nothing where stderr is not a terminal."""
+    """A bar on stderr over the bytes of the shards."""
 
     def __init__(self, doing: str, *tables: ShardTable) -> None:
         console = messages()
@@ -64,3 +65,33 @@ class ShardProgress:
         """A table is done: what `advance` tells from now on is of the one after it."""
         bytes_before, shards_before = self._before
         self._before = bytes_before + table.total_bytes, shards_before + len(table)
+
+
+class PackProgress:
+    """A bar over packs that are made."""
+
+    def __init__(self, doing: str, num_packs: int) -> None:
+        console = messages()
+        self._progress = Progress(
+            TextColumn(doing),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("packs"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+            expand=True,
+        )
+        self._task = self._progress.add_task("", total=num_packs)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def advance(self) -> None:
+        """One more is made."""
+        self._progress.advance(self._task)

@@ -24,3 +24,7 @@ class Provenance(NamedTuple):
     """Input rows of the segment."""
     targets: int = 0
     """Of the whole document, over all its packs: its tokens that its own rows train."""
+    epoch: int = 0
+    """Of the source in the lane, counted from 0."""
+    shard: int = 0
+    """Index of the shard among those of the source, as listed."""

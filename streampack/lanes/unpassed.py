@@ -77,6 +77,8 @@ class Unpassed:
                 offset,
                 length,
                 targets[index],
+                documents.where.epoch,
+                documents.shards[index].number,
             )
 
     def pass_to(self, document: int, *, is_over: bool) -> int:

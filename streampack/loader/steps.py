@@ -52,6 +52,13 @@ class Steps:
             return Step(begin, whole_end, self.batch_size, seq_len)
         return None if begin >= run_end or self.drop_last else Step(begin, run_end, self.batch_size, seq_len)
 
+    def numbered(self, number: int) -> Step | None:
+        """The batch with this number, counted from 0 at the start of the run; None: the run is over before it."""
+        whole, begin, left = self.batch_size * self.num_ranks, 0, number
+        while (cut := self.schedule.next_length(begin)) is not None and left >= (here := -(-(cut - begin) // whole)):
+            begin, left = cut, left - here
+        return self.at(begin + left * whole)
+
     def own(self, step: Step, rank: int) -> int:
         """How many of its packs a rank has."""
         return packs_before(step.end, rank, self.num_ranks) - packs_before(step.begin, rank, self.num_ranks)

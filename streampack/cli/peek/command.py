@@ -30,16 +30,12 @@ from streampack.cli.console import output, plural, print_json
 from streampack.cli.peek.drawing import draw, draw_legend
 from streampack.cli.peek.pieces import Pieces
 from streampack.cli.peek.view import View, make_view
+from streampack.cli.replay import LaneReplay, Replay
 from streampack.config.file import load_config
 from streampack.errors import ConfigError
-from streampack.lanes.budget import LaneNeeds
-from streampack.lanes.pool import LanePool
-from streampack.lanes.position import LaneFiller, LanePack, LanePosition
-from streampack.lanes.run import LaneStart, Run
+from streampack.lanes.position import LanePack
+from streampack.lanes.run import Run
 from streampack.packing.policies import BoundaryPolicy
-
-_RANGE_BYTES = 2**20
-"""The largest request for a part of a shard: a few packs need no more at a time."""
 
 
 def peek(
@@ -96,11 +92,12 @@ def peek(
         shuffle=shuffle,
         epochs=None if _has_own_course(shards) else 1,
     )
-    run, pipeline = dataset.run(), dataset.pipeline
+    replay, pipeline = Replay.of(dataset), dataset.pipeline
     if source is not None:
         check_source(source, dataset.sources)
     pieces = Pieces(pipeline.tokenizer)
-    views = (_view(run, pieces, *found) for found in _packs(run, source=source, lane=lane, skip=skip, num=num))
+    found = _packs(replay, source=source, lane=lane, skip=skip, num=num)
+    views = (_view(replay.run, pieces, *each) for each in found)
     if json:
         heading = {
             "num_lanes": dataset.num_lanes,
@@ -122,46 +119,34 @@ def _view(run: Run, pieces: Pieces, number: int, pack: LanePack) -> View:
 
 
 def _packs(
-    run: Run, *, source: str | None, lane: int | None, skip: int, num: int
+    replay: Replay, *, source: str | None, lane: int | None, skip: int, num: int
 ) -> Iterator[tuple[int, LanePack]]:
     """`num` packs with their global numbers; only the lanes that these belong to are read."""
+    run = replay.run
     num_lanes, end = run.num_lanes, run.schedule.end
     if lane is not None and lane >= num_lanes:
         raise ConfigError(f"--lane {lane}: there are {num_lanes} lanes, 0 to {num_lanes - 1}")
-    fresh = LaneStart(0, (LanePosition(),) * len(run.sources))
-    needs = LaneNeeds.of(run)
-    budget_bytes = needs.bytes + 2 * needs.sources * _RANGE_BYTES
-    pools: dict[int, LanePool] = {}
-    made: dict[int, int] = {}
-    ended: set[int] = set()
+    lanes: dict[int, LaneReplay] = {}
     shown = 0
     for number in itertools.count(skip) if lane is None else itertools.count(lane + skip * num_lanes, num_lanes):
         if end is not None and number >= end:
             break
         at = number % num_lanes
-        if at not in pools:
-            pools[at] = LanePool(run, {at: fresh}, budget_bytes=budget_bytes, with_provenance=True)
-            made[at] = 0
-        pack: LanePack | LaneFiller | None = None
-        while at not in ended and made[at] <= number // num_lanes:
-            pack = pools[at].take(at)
-            if isinstance(pack, LaneFiller) and not pack.waits:
-                ended.add(at)
-            else:
-                made[at] += 1
+        if at not in lanes:
+            lanes[at] = replay.lane(at)
+        pack = lanes[at].take(number // num_lanes)
         if isinstance(pack, LanePack) and source in (None, run.sources[pack.source].name):
             yield number, pack
             shown += 1
-        if shown == num or len(ended) == (num_lanes if lane is None else 1):
+        if shown == num or sum(each.is_over for each in lanes.values()) == (num_lanes if lane is None else 1):
             break
     if not shown:
         which = plural(num_lanes, "lane") if lane is None else f"lane {lane}"
         if source is not None:
             raise ConfigError(f"no pack of source {source} to show on {which}, and --skip is {skip:,}")
         has = "an epoch has" if end is None else f"the run has {end:,} packs, and there are"
-        raise ConfigError(
-            f"no pack to show: {has} {plural(sum(made.values()), 'pack')} on {which}, and --skip is {skip:,}"
-        )
+        made = sum(each.made for each in lanes.values())
+        raise ConfigError(f"no pack to show: {has} {plural(made, 'pack')} on {which}, and --skip is {skip:,}")
 
 
 def _has_own_course(shards: Sequence[str]) -> bool:

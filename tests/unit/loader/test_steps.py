@@ -50,6 +50,8 @@ def test_batches_are_those_that_cutting_pack_by_pack_gives(
     if drop_last and expected and len(expected[-1]) < batch_size * ranks:
         expected.pop()
     found = all_steps(steps, begin)
+    if begin == 0:
+        assert [steps.numbered(number) for number in range(len(found) + 1)] == [*found, None]
     assert [list(range(step.begin, step.end)) for step in found] == expected
     for step, packs in zip(found, expected, strict=True):
         own = [sum(pack % ranks == rank for pack in packs) for rank in range(ranks)]

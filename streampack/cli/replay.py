@@ -1,0 +1,130 @@
+"""Packs of a run by their global numbers, made in this process, from the start of the run or from a saved state.
+
+In:  a dataset on one rank; perhaps the state of a loader (a folder of torch.distributed.checkpoint, a file of
+torch.save, or JSON); for each lane the packs that are wanted, in its order.
+Out: these packs, with the provenance of their segments.
+Invariants: the packs are those of the run, made by its own lanes; only the lanes that are asked for are read.
+"""
+
+import json
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from streampack.dataset.dataset import PackedDataset
+from streampack.errors import ConfigError, StateError
+from streampack.lanes.budget import LaneNeeds
+from streampack.lanes.pool import LanePool
+from streampack.lanes.position import LaneFiller, LanePack, LanePosition
+from streampack.lanes.run import LaneStart, Run
+from streampack.loader.agreement import SharedRun
+from streampack.ranks.exchange import RankExchanges
+from streampack.ranks.topology import Topology
+from streampack.state.checkpoint import Committed
+from streampack.state.reading import read_checkpoint
+
+_RANGE_BYTES = 2**20
+"""The largest request for a part of a shard: a few packs need no more at a time."""
+_MARK = "order_version"
+"""The key by which a loader's state is known."""
+_FORMS = (
+    "Give the folder of a checkpoint of torch.distributed.checkpoint, or a file of torch.save or JSON, with the state "
+    "of a loader"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """A run from some global pack on."""
+
+    run: Run
+    begin: int
+    """The first global pack that can be made: 0, or where the state is."""
+    _committed: Committed | None
+    """None: the start of the run."""
+    _state: Path | None
+    """Where that is from."""
+
+    @classmethod
+    def of(cls, dataset: PackedDataset, state: Path | None = None) -> "Replay":
+        """The run of a dataset, with a state as it continues from there.
+
+        Raises:
+            StateError: the state is of another run, or it is none.
+        """
+        if state is None:
+            return cls(dataset.run(), 0, None, None)
+        alone = SharedRun(dataset, RankExchanges(Topology(by_hand=True), None), {})
+        committed = alone.load(_read(state), allow=())
+        return cls(alone.run_of(committed), committed.global_pack, committed, state)
+
+    def check(self, global_pack: int) -> None:
+        """Refuse a global pack that had been handed out when the state was saved, or that comes after the run's end."""
+        end = self.run.schedule.end
+        if end is not None and global_pack >= end:
+            raise ConfigError(f"there is no pack {global_pack:,}: the run has {end:,} packs, 0 to {end - 1:,}")
+        if global_pack < self.begin:
+            raise ConfigError(
+                f"--state {self._state}: the state is at global pack {self.begin:,}, after pack {global_pack:,}, and "
+                "lanes cannot go back. Give a checkpoint that was saved before that pack, or none: then the lane is "
+                "made from its start"
+            )
+
+    def lane(self, lane: int) -> "LaneReplay":
+        """One lane, of which nothing is read yet."""
+        num_sources = len(self.run.sources)
+        fresh = LaneStart(0, (LanePosition(),) * num_sources)
+        start = fresh if self._committed is None else self._committed.start(lane, num_sources)
+        return LaneReplay(self.run, lane, start)
+
+
+class LaneReplay:
+    """One lane from a start on; it holds memory for its windows and two requests."""
+
+    def __init__(self, run: Run, lane: int, start: LaneStart) -> None:
+        needs = LaneNeeds.of(run)
+        budget_bytes = needs.bytes + 2 * needs.sources * _RANGE_BYTES
+        self._lane = lane
+        self._pool = LanePool(run, {lane: start}, budget_bytes=budget_bytes, with_provenance=True)
+        self._last: LanePack | LaneFiller | None = None
+        self.made = start.packs
+        """How many packs the lane has given; not more than it has."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the lane was found to have no more packs."""
+        return isinstance(self._last, LaneFiller) and not self._last.waits
+
+    def take(self, number: int, passed: Callable[[], None] = lambda: None) -> LanePack | LaneFiller:
+        """The lane's pack with this number in the lane, or the filler in its place; numbers come in ascending order.
+
+        `passed` is called after each pack that is made on the way.
+        """
+        while self.made <= number and not self.is_over:
+            self._last = self._pool.take(self._lane)
+            self.made += not self.is_over
+            passed()
+        assert self._last is not None, "the pack is after where the lane started"
+        return self._last
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    """The state in a file or a folder."""
+    if path.is_dir():
+        return read_checkpoint(path, range, key=None)
+    try:
+        is_zip = zipfile.is_zipfile(path)
+        found = torch.load(path, weights_only=True, mmap=True) if is_zip else json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, pickle.UnpicklingError) as error:
+        reason = error.strerror or error if isinstance(error, OSError) else str(error).split("\n")[0]
+        raise StateError(f"--state {path} cannot be read: {reason}. {_FORMS}") from error
+    inside = list(found.values()) if isinstance(found, dict) else []
+    states = [each for each in (found, *inside) if isinstance(each, dict) and _MARK in each]
+    if len(states) != 1:
+        raise StateError(f"--state {path} has {len(states) or 'no'} states of a loader, not one. {_FORMS}")
+    return states[0]

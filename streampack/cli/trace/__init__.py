@@ -1,0 +1,1 @@
+"""`streampack trace`: where the documents of a pack come from."""

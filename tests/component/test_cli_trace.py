@@ -1,0 +1,136 @@
+"""`streampack trace`: the documents that it names are those of the batch, whatever state it begins from."""
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from support.traces import check_pack, write_run
+from typer.testing import CliRunner, Result
+
+from streampack import PackedDataLoader
+from streampack.cli import app
+from streampack.state.joining import to_json
+
+
+def run(*args: object) -> Result:
+    return CliRunner(env={"COLUMNS": "140"}).invoke(app, ["trace", *map(str, args)])
+
+
+def trace(*args: object) -> list[dict[str, Any]]:
+    result = run(*args, "--json")
+    assert (result.exit_code, result.stderr) == (0, ""), result.output
+    packs: list[dict[str, Any]] = json.loads(result.stdout)["packs"]
+    return packs
+
+
+def said(result: Result) -> str:
+    assert result.exit_code == 1, result.output
+    return " ".join(result.stderr.split())
+
+
+Handed = tuple[Path, list[Mapping[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def handed(tmp_path_factory: pytest.TempPathFactory) -> Handed:
+    """A config, and its batches of 7 packs; beside it the state after 6 of them, in each form."""
+    config = write_run(tmp_path_factory.mktemp("trace"))
+    with PackedDataLoader.from_config(str(config)) as loader:
+        loader.num_workers, loader.batch_size = 0, 7
+        batches = []
+        for number, batch in enumerate(loader):
+            batches.append(batch)
+            if number == 5:
+                state = loader.state_dict()
+        assert loader.stats()["bad_records"] > 0
+    (config.parent / "state.json").write_text(to_json(state))
+    torch.save({"step": 6, "loader": state}, config.parent / "state.pt")
+    with warnings.catch_warnings(action="ignore"):  # torch: that there are no other ranks
+        dcp.save({"train": {"loader": state}}, checkpoint_id=config.parent / "state")
+    return config, batches
+
+
+@pytest.mark.parametrize("step", [0, 12, 13, 24, 25, 43])
+def test_the_documents_of_a_batch_are_found_where_the_trace_says(step: int, handed: Handed) -> None:
+    config, batches = handed
+    batch = batches[step]["tokens"].tolist()
+    packs = trace(config, "--step", step, "--global-batch", 7)
+    short = {13: 5, 43: 1}  # before seq_len changes, and at the end of the run
+    assert [pack["row"] for pack in packs] == list(range(short.get(step, 7)))
+    for row, pack in enumerate(packs):
+        check_pack(batch[row], pack)
+        assert pack["num_targets"] == (batches[step]["labels"][row] != -100).sum()
+        assert sum(segment["targets"] for segment in pack["segments"]) == pack["num_targets"]
+
+
+@pytest.mark.parametrize("form", ["state.json", "state.pt", "state"])
+def test_from_a_state_it_is_the_same(form: str, handed: Handed) -> None:
+    config, _ = handed
+    asked = (config, "--step", 30, "--global-batch", 7, "--row", 3)
+    assert trace(*asked, "--state", config.parent / form) == trace(*asked)
+
+
+def test_a_state_after_the_pack_is_an_error(handed: Handed) -> None:
+    config, _ = handed
+    error = said(run(config, "--pack", 41, "--state", config.parent / "state.pt"))
+    assert "the state is at global pack 42, after pack 41, and lanes cannot go back" in error
+    assert "Give a checkpoint that was saved before that pack, or none" in error
+
+
+@pytest.mark.parametrize(
+    ("args", "error"),
+    [
+        ([], "give one of --pack and --step"),
+        (["--pack", 1, "--step", 1], "give one of --pack and --step"),
+        (["--pack", 1, "--row", 1], "--row and --global-batch go with --step"),
+        (["--step", 1], "--step needs --global-batch: the packs of a batch over all ranks"),
+        (["--pack", 300], "there is no pack 300: the run has 300 packs, 0 to 299"),
+        (["--step", 44, "--global-batch", 7], "there is no step 44: the run has 300 packs"),
+        (["--step", 1, "--global-batch", 7, "--row", 7], "--row 7: the batch of step 1 has 7 packs, from 0 on"),
+        (["--pack", 1, "--state", "nowhere"], "--state nowhere cannot be read: No such file or directory. Give the"),
+        (["--pack", 1, "--state", __file__], "cannot be read: Extra data: line 1 column 3 (char 2). Give the"),
+    ],
+)
+def test_what_cannot_be_traced_is_an_error(args: list[object], error: str, handed: Handed) -> None:
+    assert error in said(run(handed[0], *args))
+
+
+def test_a_file_without_a_state_is_an_error(handed: Handed, tmp_path: Path) -> None:
+    other = tmp_path / "model.json"
+    other.write_text('{"model": {"weight": 1}}')
+    assert f"--state {other} has no states of a loader, not one" in said(run(handed[0], "--pack", 1, "--state", other))
+
+
+def test_the_table_names_pack_documents_and_shards(handed: Handed) -> None:
+    config, _ = handed
+    [pack] = trace(config, "--step", 14, "--global-batch", 7, "--row", 2, "--text")
+    shown = run(config, "--step", 14, "--global-batch", 7, "--row", 2, "--text").stdout
+    first = shown.splitlines()[0]
+    number = pack["global_pack"]
+    where = f"row 2 of step 14 = pack {number // 12} of lane {number % 12}, stage 1, source {pack['source']}"
+    assert first.startswith(f"pack {number} = {where} ──")
+    for segment in pack["segments"]:
+        assert segment["key"] in shown
+        assert segment["shard"] in shown
+        assert segment["text"].split("↵")[0].replace(" ", "") in "".join(shown.split())
+
+
+def test_a_place_without_a_pack_is_a_filler(tmp_path: Path) -> None:
+    config = write_run(tmp_path, packs=2000)
+    config.write_text(config.read_text().replace("{data: ", "{max_epochs: 1, data: "))
+    [pack] = trace(config, "--pack", 1999)
+    assert (pack["source"], pack["segments"]) == (None, [])
+    assert "a filler: all padding, as its lane has no more packs here" in run(config, "--pack", 1999).stdout
+
+
+def test_labels_are_those_of_the_loaders_format(handed: Handed, tmp_path: Path) -> None:
+    config = tmp_path / "hf.yaml"
+    config.write_text(handed[0].read_text() + "loader: {format: hf}\n")
+    [pack] = trace(handed[0], "--pack", 5)
+    [shifted] = trace(config, "--pack", 5)
+    assert shifted["num_targets"] == pack["num_targets"] - 1
