@@ -11,8 +11,9 @@ Never: a default: a key that the file leaves out is not in the arguments either.
     data              names of shards; or a mapping of names to these or to the fields of a Source, also as `sources`
     transform         "module:function", imported when the arguments are asked for
     packing, chat     a shorthand (wrap, phi3) or a mapping: {kind: next_fit, overflow: truncate}
-    paths             of data, tokenizer, chat template and cache_dir: one that starts with ./ or ../ is relative to the
-                      config file, package://some.package/path is inside an installed package, any other stays
+    paths             of data, tokenizer, chat template, cache_dir and exclude: one that starts with ./ or ../ is
+                      relative to the config file, package://some.package/path is inside an installed package, any other
+                      stays
 """
 
 import dataclasses
@@ -71,7 +72,7 @@ SECTIONS: dict[str, type[Section]] = {
     "dataset": section_of(DatasetArguments, required=("tokenizer",), besides=(("sources", _MAPPING_OF_SOURCES),)),
     "loader": LoaderSection,
 }
-_PATHS = frozenset({"data", "sources", "tokenizer", "chat", "template", "cache_dir"})
+_PATHS = frozenset({"data", "sources", "tokenizer", "chat", "template", "cache_dir", "exclude"})
 
 
 @dataclass(frozen=True, slots=True)

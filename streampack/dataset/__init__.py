@@ -12,6 +12,7 @@ __all__ = [
     "assembly",
     "cutting",
     "dataset",
+    "excluding",
     "fixed",
     "iteration",
     "rank",

@@ -87,7 +87,7 @@ def check_boundary(boundary: BoundaryPolicy | ReplaceBoundary, vocab_size: int) 
 
 
 def cut_as_json(pipeline: Pipeline) -> dict[str, Any]:
-    """How a pipeline cuts rows into packs, by the names that saved states have for it."""
+    """How a pipeline cuts rows into packs and what it leaves out, by the names that saved states have for it."""
     boundary, packing = pipeline.boundary, pipeline.packing
     return {
         "seq_len": pipeline.seq_len,
@@ -97,6 +97,7 @@ def cut_as_json(pipeline: Pipeline) -> dict[str, Any]:
         "tail": str(packing.tail),
         **({"packing_window": packing.window} if packing.has_windows else {}),
         "lookahead": packing.lookahead,
+        **({} if pipeline.excluded is None else {"exclude": pipeline.excluded.described}),
     }
 
 

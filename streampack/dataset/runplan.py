@@ -21,6 +21,7 @@ from streampack.corpus.table import ShardTable
 from streampack.dataset.arguments import DatasetArguments
 from streampack.dataset.assembly import fingerprint, fingerprint_of_source, make_pipelines
 from streampack.dataset.cutting import cuts_as_json
+from streampack.dataset.excluding import Exclusions
 from streampack.dataset.resolution import PlannedStage, resolve
 from streampack.dataset.shardlist import ShardLists, check_corpus, most_lanes
 from streampack.dataset.sources import errors_of, source_seed
@@ -44,7 +45,8 @@ class RunPlan:
         for name, source in arguments.sources.items():
             own = arguments.reading(source).storage
             readers[name] = readers[""] if own == arguments.storage else StorageReader.of(own)
-        self.pipelines = make_pipelines(arguments, readers)
+        self._exclusions = Exclusions(arguments.stages, readers[""].read)
+        self.pipelines = self._exclusions.applied(make_pipelines(arguments, readers))
         """Of each source, one for each stage."""
         self.shards = ShardLists(arguments.sources, {name: readers[name] for name in arguments.sources})
         self._is_checked = False
@@ -81,6 +83,7 @@ class RunPlan:
             for name in self.arguments.sources:
                 with errors_of(name):
                     check_corpus(self.corpus(name))
+                self._exclusions.check_shards(name, self.shards.table(name))
             self._schedule(self.num_lanes)  # refuses stages that begin with one round
             self._is_checked = True
         return self.shards.tables()

@@ -5,6 +5,7 @@ Out:   all sources of the run by name; of each stage the weight of each source; 
 Never: a lane. With which pack a stage begins is resolved in `resolution`, once the number of lanes is known.
 """
 
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -31,12 +32,15 @@ class Stage:
         seq_len: tokens of a pack.
         packing: how rows become packs.
         boundary: the label of the row at a document's end.
+        exclude: a file of documents that are left out from this stage on, and in all stages after it: lines of JSON
+            with the source, the shard, the key of the sample and, where a member has many, the record
+            (docs/mixing.md). They count as nothing, not as bad records either.
 
     Raises:
         ConfigError: a value that cannot work.
 
-    The dataset raises a `NotBuiltError` where `seq_len`, `packing` or `boundary` change after a stage that packs with
-    best_fit.
+    The dataset raises a `NotBuiltError` where `seq_len`, `packing`, `boundary` or `exclude` change after a stage that
+    packs with best_fit.
     """
 
     at_tokens: float | None = None
@@ -46,6 +50,7 @@ class Stage:
     seq_len: int | None = None
     packing: Packing | PackingKind | str | None = None
     boundary: BoundaryPolicy | ReplaceBoundary | str | None = None
+    exclude: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         for name in ("at_tokens", "at_packs"):
@@ -68,6 +73,8 @@ class Stage:
             as_packing(self.packing)  # refuses what it is not
         if self.boundary is not None:
             object.__setattr__(self, "boundary", as_boundary(self.boundary))
+        if self.exclude is not None:
+            object.__setattr__(self, "exclude", as_file(self.exclude, "exclude"))
 
     @property
     def begin(self) -> tuple[str, int] | None:
@@ -204,3 +211,10 @@ def as_count(value: object, argument: str, *, low: int = 1) -> int:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return as_integer(value, argument, low=low)
+
+
+def as_file(value: object, argument: str) -> str:
+    """The path or URL of a file, as a text."""
+    if not isinstance(value, str | os.PathLike) or not isinstance(path := os.fspath(value), str) or not path:
+        raise ConfigError(f"{argument}={value!r:.200} must be the path or URL of a file")
+    return path

@@ -9,6 +9,7 @@ __all__ = [
     "contents",
     "conversations",
     "draws",
+    "excluded",
     "fields",
     "jsonrecords",
     "lines",

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from streampack.corpus.epochs import Corpus
+from streampack.documents.excluded import Excluded
 from streampack.documents.lines import Line
 from streampack.documents.reader import Record
 from streampack.lanes.pieces import SAMPLE_BYTES, Demand
@@ -76,6 +77,7 @@ class RecordDocuments:
     ) -> None:
         """`start`: where the lane continued; `skipped`: the ranges known then, by epoch and shard."""
         self._documents = pipeline.documents
+        self._excluded = pipeline.excluded
         self._corpus = corpus
         self._lane = lane
         self._start: Cursor | None = start
@@ -87,6 +89,13 @@ class RecordDocuments:
         where, _, shards, records, _ = batch
         heartbeat.begin_sample(self._lane, shards[0].number, records[0].position)
         part, row = self._begun(batch)
+        if self._excluded is not None:
+            batch, lost_first = _without(self._excluded, batch)
+            where, _, shards, records, _ = batch
+            if not records:
+                return
+            if lost_first:  # with the rest of it that earlier packs do not hold
+                part, row = 0, 0
         if not part and not self._have_skips(where.epoch, shards):
             contents = self._documents.contents(records)
             if contents is not None:
@@ -162,6 +171,21 @@ class RecordDocuments:
                 yield ReadError(skipped, None)
             else:
                 yield item
+
+
+def _without(excluded: Excluded, batch: RecordBatch) -> tuple[RecordBatch, bool]:
+    """The batch without what is left out, and whether that is its first record."""
+    _, places, shards, records, _ = batch
+    if excluded.by_shard.keys().isdisjoint({shard.name for shard in shards}):
+        return batch, False
+    kept = [index for index, record in enumerate(records) if not excluded.has(shards[index].name, record)]
+    if len(kept) == len(records):
+        return batch, False
+    lost_first = kept[:1] != [0]
+    records[:] = [records[index] for index in kept]
+    shards = [shards[index] for index in kept]
+    places = None if places is None else [places[index] for index in kept]
+    return batch._replace(places=places, shards=shards), lost_first
 
 
 def _range(

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streampack.corpus.partition import Piece
+from streampack.documents.excluded import Excluded
 from streampack.documents.reader import DocumentReader
 from streampack.errors import CorruptShardError, RecordError, TokenizerError, TruncatedShardError, WrongCutError
 from streampack.lanes.fetching import Fetched, Opened, Slack
@@ -57,6 +58,8 @@ class Pipeline:
     on_error: str
     max_bad: int | float
     """How much one lane may skip: a number, or a fraction of its documents."""
+    excluded: Excluded | None = None
+    """Records that are left out; None: none. They are read, and keep their places in a window."""
     slack: Slack = field(default_factory=Slack, compare=False)
     """What blocks have needed after their ends so far, in this process."""
 

@@ -35,7 +35,7 @@ class RecordBatch(NamedTuple):
 
     where: Cursor
     """Epoch and piece of all of them; or where their window begins."""
-    places: range | None
+    places: Sequence[int] | None
     """The place of each in the window; None: they are in no window, and each is where it stands in its shard."""
     shards: Sequence[ListedShard]
     """Of each."""
@@ -76,6 +76,7 @@ class PieceRecords:
             sample_demand: of `samples`.
         """
         self._documents = pipeline.documents
+        self._excluded = pipeline.excluded
         self._samples = samples
         self._lane = lane
         self._shard = shard
@@ -128,7 +129,7 @@ class PieceRecords:
                     found, num_bytes = [], 0
                 if isinstance(record, ReadError):
                     yield record
-                elif isinstance(record, BadRecord):
+                elif isinstance(record, BadRecord) and not self._is_excluded(sample):
                     yield ReadError(self._whole(sample), record.error)
         if found:
             yield self._batch(found, num_bytes)
@@ -141,6 +142,11 @@ class PieceRecords:
         return self._documents.records(
             sample, url=self._shard.url, shard_name=self._shard.name, first_record=first
         )
+
+    def _is_excluded(self, sample: Sample) -> bool:
+        """Whether all records of a sample are left out."""
+        excluded = self._excluded
+        return excluded is not None and excluded.has_sample(self._shard.name, sample.key)
 
     def _whole(self, sample: Sample) -> SkippedRange:
         position = sample.position
