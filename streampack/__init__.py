@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         TruncatedShardError,
         WrongCutError,
     )
+    from streampack.loader.formatting import PackedBatch
     from streampack.loader.loader import PackedDataLoader
     from streampack.packing.options import Packing
     from streampack.packing.packs import Pack, Span
@@ -71,6 +72,7 @@ __all__ = [
     "MissingFieldError",
     "NotBuiltError",
     "Pack",
+    "PackedBatch",
     "PackedDataLoader",
     "PackedDataset",
     "Packing",
@@ -113,6 +115,7 @@ _HOMES = {
     "MissingFieldError": "errors",
     "NotBuiltError": "errors",
     "Pack": "packing.packs",
+    "PackedBatch": "loader.formatting",
     "PackedDataLoader": "loader.loader",
     "PackedDataset": "dataset.dataset",
     "Packing": "packing.options",

@@ -21,10 +21,13 @@ Each can be built from one string, because torch rebuilds an exception from a wo
 happened (`url`, `member`, `offset`) is in the message, and in attributes where the exception did not cross a process.
 
 The checks of an argument that every package needs are here too: `as_integer`, `as_number`, `as_bool`, `as_choice`,
-`check_choice`, and `unknown_choice`, the error of the last two; `record_hint` says how a record is written.
+`check_choice`, and `unknown_choice`, the error of the last two; `record_hint` says how a record is written. `warn` is
+for what works, and may be a mistake.
 """
 
 import difflib
+import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from numbers import Integral, Real
@@ -185,3 +188,11 @@ def record_hint(kind: type, value: object) -> str:
     if not isinstance(value, Mapping):
         return ""
     return f"; write {kind.__name__}({', '.join(f'{name}={each!r}' for name, each in value.items())})"
+
+
+def warn(message: str) -> None:
+    """A `UserWarning` that points at the line outside of streampack from which it was called."""
+    level, frame = 2, sys._getframe(1)  # noqa: SLF001  # there is no other way to a caller's line
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "streampack":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, UserWarning, stacklevel=level)

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+import streampack
 from streampack.errors import StreampackError
 
 _HELP = {
@@ -39,6 +40,7 @@ _MODULES = {
     "demo": "streampack.cli.demo.command",
 }
 """Where each command is: the function of its name."""
+_SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 
 class _Commands(TyperGroup):
@@ -80,12 +82,24 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    context_settings=_SETTINGS,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"streampack {streampack.__version__}")
+        raise typer.Exit
 
 
 @app.callback()
 def _options(
-    *, debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False
+    *,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version of streampack."),
+    ] = False,
 ) -> None:
     pass
 
@@ -106,7 +120,7 @@ def main() -> None:
 def _load(name: str) -> Any:  # Any: typer's commands moved between its releases
     """Import a command's module and make the command of its function."""
     loaded = typer.Typer(add_completion=False, rich_markup_mode="rich")
-    loaded.command(name)(getattr(importlib.import_module(_MODULES[name]), name))
+    loaded.command(name, context_settings=_SETTINGS)(getattr(importlib.import_module(_MODULES[name]), name))
     return typer.main.get_command(loaded)
 
 

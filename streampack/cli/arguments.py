@@ -74,6 +74,15 @@ def is_config(shards: Sequence[str]) -> bool:
     return len(shards) == 1 and shards[0].endswith((".yaml", ".yml"))
 
 
+def check_config(given: str, command: str) -> None:
+    """Refuse shards where only a config file will do."""
+    if not is_config([given]):
+        raise ConfigError(
+            f"{given}: `streampack {command}` takes a config file (.yaml), whose `data:` names the shards "
+            "(configs/demo.yaml is one); `streampack count` takes shards"
+        )
+
+
 def make_dataset(
     shards: Sequence[str],
     *,
@@ -87,6 +96,9 @@ def make_dataset(
 
     An option changes what it names of a config file's record, and leaves the rest as it is. Labels are as the format of
     the file's loader has them.
+
+    Raises:
+        ConfigError: an argument cannot be, or shards of text are given without a tokenizer.
     """
     given: dict[str, Any] = {"data": list(shards), "tokenizer": None}
     model_shifts = False
@@ -96,6 +108,13 @@ def make_dataset(
         kind = as_choice(Format, config.loader_arguments().get("format", Format.STREAMPACK), "format")
         model_shifts = FORMAT_SPECS[kind].model_shifts
     given |= {name: value for name, value in others.items() if value is not None}
+    if not is_config(shards) and given["tokenizer"] is None:
+        is_bare = (given.get("field"), given.get("add_bos"), given.get("add_eos")) == ("npy", False, False)
+        if not is_bare:
+            raise ConfigError(
+                "--tokenizer (-t) is missing: give the path or URL of a SentencePiece model or of a tokenizer.json. "
+                "Only token ids need none: --field npy --no-bos --no-eos"
+            )
     if chat is not None or train_on is not None:
         asked = {"template": chat, "train_on": train_on}
         changes = {name: value for name, value in asked.items() if value is not None}
@@ -164,6 +183,12 @@ def make_storages(shards: Sequence[str], source: str | None) -> dict[str, tuple[
         own = storage if each.storage is None else as_storage(each.storage)
         readers[name] = (names_of(each.data), StorageReader(own.options, own.retry))
     return readers
+
+
+def check_folder(option: str, file: Path) -> None:
+    """Refuse, before any work is done, a file in a folder that is not there."""
+    if not file.parent.is_dir():
+        raise ConfigError(f"{option} {file}: there is no folder {file.parent}: make it, or name a file in another one")
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from streampack.cli.arguments import Json, OneSource, file_errors, make_storages
+from streampack.cli.arguments import Json, OneSource, check_folder, file_errors, make_storages
 from streampack.cli.console import format_bytes, messages, output, plural, print_json, printable, to_json
 from streampack.cli.progress import ShardProgress
 from streampack.corpus.resolve import resolve_shards
@@ -80,6 +80,8 @@ def manifest(
             f"--output {output_file}: the config has {plural(len(files), 'source')}, and each has a manifest of its "
             f"own. Put {_PLACE} into the name of the file, or choose a source with --source"
         )
+    for asked in files.values():
+        check_folder("--output", asked)
     written = []
     for name, (specs, storage) in storages.items():
         with errors_of(name):

@@ -107,7 +107,8 @@ def check_ranks(*, num_lanes: int, num_ranks: int) -> None:
         lanes = " or ".join(str(n) for n in (multiple, multiple + num_ranks) if n)
         raise TopologyError(
             f"{num_ranks} data-parallel ranks do not divide num_lanes={num_lanes}: each lane belongs to one rank. "
-            f"Run on {fits} ranks, or start a new run with num_lanes={lanes} (a run keeps its lanes for life)."
+            f"Run on {fits} rank{'' if fits == '1' else 's'}, or start a new run with num_lanes={lanes} (a run keeps "
+            'its lanes for life; "auto" chooses them by the bytes of the data).'
         )
 
 

@@ -138,6 +138,12 @@ class ShardTable:
             digests.append(digest.hexdigest())
         return digests
 
+    def block_names(self) -> list[str]:
+        """The name of the first shard of each block of `block_digests`, and of the last shard of all."""
+        num_blocks = min(_BLOCKS, len(self))
+        first = [block * len(self) // num_blocks for block in range(num_blocks)]
+        return [self.names[index] for index in (*first, len(self) - 1)]
+
     def marked_whole(self) -> str:
         """The indexes of the plain shards that a manifest marks as `whole`, such as "3-5,9"; "" where none is marked.
 
@@ -203,9 +209,9 @@ def _bytes(values: NDArray[np.int64]) -> bytes:
     return values.astype("<i8").tobytes()
 
 
-def differing_block(then: Sequence[str], now: Sequence[str], *, num_shards: int) -> range | None:
-    """The shards of the first block whose digest differs, or None; both lists are of tables of `num_shards`."""
+def differing_block(then: Sequence[str], now: Sequence[str], *, num_shards: int) -> tuple[int, range] | None:
+    """The first block whose digest differs and its shards, or None; both lists are of tables of `num_shards`."""
     for block, (before, after) in enumerate(zip(then, now, strict=False)):
         if before != after:
-            return range(block * num_shards // len(now), (block + 1) * num_shards // len(now))
+            return block, range(block * num_shards // len(now), (block + 1) * num_shards // len(now))
     return None

@@ -6,7 +6,6 @@ Never: a request to a storage. What only the tokenizer or a template can tell is
 """
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -19,7 +18,7 @@ from streampack.dataset.sources import Data, Source, as_sources
 from streampack.dataset.stages import Stage, all_sources, as_count, as_stages, weights_of
 from streampack.documents.split import HoldOut
 from streampack.documents.transform import Transform
-from streampack.errors import ConfigError, as_bool, as_integer, as_number, check_choice, record_hint
+from streampack.errors import ConfigError, as_bool, as_integer, as_number, check_choice, record_hint, warn
 from streampack.packing.options import Packing, PackingKind
 from streampack.packing.policies import INT32, BoundaryPolicy, ReplaceBoundary
 from streampack.records import Limits, Tokenizer
@@ -117,10 +116,8 @@ class DatasetArguments:
             for kind in ("tokens", "packs"):
                 begin, end = getattr(stage, f"at_{kind}"), given.get(f"num_{kind}")
                 if begin is not None and end is not None and begin >= end:
-                    warnings.warn(
+                    warn(
                         f"stages[{index}] (at_{kind}={begin}) does not begin: the run ends at num_{kind}={end}",
-                        UserWarning,
-                        stacklevel=5,  # the constructor of the dataset
                     )
         if self.is_validation and self.stages != (Stage(),):
             raise ConfigError('hold_out: part="val" is one epoch of the sources in data; leave stages out')

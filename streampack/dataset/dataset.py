@@ -265,8 +265,6 @@ class PackedDataset(FixedArguments, IterableDataset[dict[str, torch.Tensor]], in
         """
         return self._plan.run(num_lanes, begun, first_epoch)
 
-    # -- variants --------------------------------------------------------------------------------------------------
-
     def for_rank(self, rank: int, size: int) -> Self:
         """This dataset as data-parallel rank `rank` of `size` has it, for torch's own DataLoader on several ranks.
 
@@ -346,3 +344,6 @@ class PackedDataset(FixedArguments, IterableDataset[dict[str, torch.Tensor]], in
         check_not_dealt_again(rank=self._topology.rank, size=self._topology.size)
         self.list_shards()
         return self.__dict__.copy()
+
+    def __repr__(self) -> str:
+        return f"PackedDataset({self._plan.describe()})"

@@ -74,6 +74,16 @@ class RunPlan:
         }
         return other
 
+    def describe(self) -> str:
+        """What a dataset's repr tells: its shards, how they are cut, its lanes, its stages."""
+        given, pipeline = self.arguments, next(iter(self.pipelines.values()))[0]
+        known = self.shards.is_listed or not isinstance(given.num_lanes, str)
+        stages = f", {len(given.stages)} stages" if len(given.stages) > 1 else ""
+        return (
+            f"{self.shards.describe()}; seq_len={pipeline.seq_len}, packing={pipeline.packing.kind}, "
+            f"boundary={pipeline.boundary}; num_lanes={self.num_lanes if known else given.num_lanes!r}{stages}"
+        )
+
     # -- the shards ------------------------------------------------------------------------------------------------
 
     def list_shards(self) -> tuple[ShardTable, ...]:

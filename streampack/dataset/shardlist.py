@@ -6,7 +6,6 @@ Never: a second listing; what is listed travels with a pickle, so that workers a
 """
 
 import hashlib
-import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from streampack.corpus.resolve import resolve_shards
 from streampack.corpus.shares import DEFAULT
 from streampack.corpus.table import ShardTable
 from streampack.dataset.sources import Source, errors_of, names_of
-from streampack.errors import ConfigError
+from streampack.errors import ConfigError, warn
 from streampack.storage.access import StorageReader
 from streampack.storage.digests import BLOCK_BYTES
 from streampack.storage.identity import identities
@@ -47,12 +46,10 @@ class ShardList:
         if self._table is None:
             self._table = resolve_shards(self._names, self._storage)
             if unchecked := self._table.num_unchecked:
-                warnings.warn(
+                warn(
                     f"the digests of {unchecked} of {len(self._table)} shards are of whole shards, and lanes read "
                     "these in parts: they are checked by `streampack verify` only. `streampack manifest --digests` "
                     "writes digests of blocks, which are checked while reading.",
-                    UserWarning,
-                    stacklevel=3,
                 )
         return self._table
 
@@ -64,7 +61,7 @@ class ShardList:
     def fingerprint(self) -> dict[str, Any]:
         """Names and sizes of all shards, in digests, and the manifest's marks `whole`; plain JSON values.
 
-        `marked_whole` is there only with marks, as in the states of runs without any.
+        `marked_whole` is there only with marks, as in the states of runs without any. `block_names` are for messages.
         """
         if self._fingerprint is None:
             table = self.table()
@@ -74,6 +71,7 @@ class ShardList:
                 "num_estimated_sizes": int((~table.size_known).sum()),
                 "digest": table.digest,
                 "blocks": table.block_digests(),
+                "block_names": table.block_names(),
             }
             if marked := table.marked_whole():
                 self._fingerprint["marked_whole"] = marked
@@ -91,6 +89,16 @@ class ShardLists:
     def is_listed(self) -> bool:
         """Whether all tables are known, so that no storage will be asked."""
         return all(each.is_listed for each in self._lists.values())
+
+    def describe(self) -> str:
+        """The sources in words, as far as they are known without a look at the storage."""
+        said = []
+        for name, each in self._lists.items():
+            what = "not listed yet"
+            if each.is_listed:
+                what = f"{len(each.table())} shard{'s' if len(each.table()) != 1 else ''}"
+            said.append(what if name == DEFAULT else f"{name}: {what}")
+        return ", ".join(said)
 
     @property
     def digest(self) -> str:
@@ -166,11 +174,9 @@ def check_corpus(corpus: Corpus) -> None:
         return
     if digest_bytes * _MOST_MORE > block_bytes:
         times = 1 + digest_bytes / block_bytes
-        warnings.warn(
+        warn(
             f"the manifest has digests of blocks of {digest_bytes:,} bytes, which are read whole to be checked, and "
             f"shuffle reads blocks of {block_bytes:,} bytes: about {times:.1f} times the bytes of the shards are read. "
             "Write digests of smaller blocks (`streampack manifest --digests`), leave them out, or use larger blocks "
             '(streampack.Shuffle(block_bytes=...)) or shuffle="shards".',
-            UserWarning,
-            stacklevel=3,
         )

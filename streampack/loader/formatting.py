@@ -5,14 +5,44 @@ Out:   a dict of tensors, or what the format says; with `provenance` also where 
 """
 
 from dataclasses import dataclass
+from typing import NotRequired, TypedDict
 
 import torch
 
 from streampack.errors import ConfigError, as_bool
 from streampack.formats.consumers import Batch
 from streampack.formats.layout import Layout, pinned
+from streampack.lanes.provenance import Provenance
 from streampack.loader.rounds import PackBatch
 from streampack.packing.blocks import gather
+
+
+class PackedBatch(TypedDict):
+    """What a `PackedDataLoader` gives with `format="streampack"`: B packs of S rows.
+
+    `for batch in loader:` gives it without a type, as other formats have other keys; write `batch: PackedBatch` first.
+    """
+
+    tokens: torch.Tensor
+    """int64 [B, S]: the inputs."""
+    labels: torch.Tensor
+    """int64 [B, S]: the target of each row, already shifted; -100 where there is none."""
+    position_ids: torch.Tensor
+    """int64 [B, S]."""
+    segment_ids: torch.Tensor
+    """int64 [B, S]: 1, 2, ... for the segments of a pack; 0 in padding."""
+    num_targets: torch.Tensor
+    """int64 [B]: rows with a target."""
+    source_ids: torch.Tensor
+    """int32 [B]: the index of each pack's source in `dataset.sources`; -1 for a filler."""
+    mask: NotRequired[torch.Tensor]
+    """bool [B, S, S], with `mask=True`: which rows a row may attend to."""
+    loss_weights: NotRequired[torch.Tensor]
+    """float32 [B, S], with `loss_weights`."""
+    provenance: NotRequired[list[tuple[Provenance, ...]]]
+    """With `provenance=True`: where each segment of each pack comes from."""
+    pack_numbers: NotRequired[torch.Tensor]
+    """int64 [B], with `provenance=True`: the global number of each pack; -1 for a filler."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,6 @@ In:    the committed rows, the dataset, and the settings by which the rank reads
 Out:   batches; what ended lanes, the storage and packs that were left out add to the counts.
 """
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -13,7 +12,7 @@ from streampack.corpus.schedule import Schedule
 from streampack.dataset.dataset import PackedDataset
 from streampack.documents.draws import undisturbed
 from streampack.documents.split import HoldOut
-from streampack.errors import ConfigError, as_bool, as_number
+from streampack.errors import ConfigError, as_bool, as_number, warn
 from streampack.lanes.budget import worker_bytes
 from streampack.lanes.held_out import hold_out_of
 from streampack.lanes.position import LaneEnd
@@ -223,11 +222,9 @@ def _refuse_empty_lanes(items: Iterator[Item], committed: Committed, hold_out: H
 
 def _fitting_workers(num_workers: int, num_lanes: int) -> int:
     if num_workers > num_lanes:
-        warnings.warn(
+        warn(
             f"num_workers={num_workers} is more than the {num_lanes} lanes of this rank: {num_lanes} are started. "
             "A run with more lanes (num_lanes) would let more workers share the work.",
-            UserWarning,
-            stacklevel=7,  # `iter(loader)`
         )
     return min(num_workers, num_lanes)
 

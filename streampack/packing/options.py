@@ -6,11 +6,10 @@ Out: a record whose options work together, or a ConfigError. From here on nobody
 
 import copy
 import dataclasses
-import warnings
 from dataclasses import dataclass
 from enum import StrEnum
 
-from streampack.errors import ConfigError, as_bool, as_choice, as_integer
+from streampack.errors import ConfigError, as_bool, as_choice, as_integer, warn
 
 DEFAULT_WINDOW = 64
 _MOST_PACKS = 65_536
@@ -98,17 +97,13 @@ class Packing:
         if kind is not PackingKind.WRAP and not self.lookahead:
             raise ConfigError(f'lookahead=False works with packing="wrap" only, not with "{kind}".')
         if kind is PackingKind.WRAP and overflow not in (None, Overflow.SPLIT):
-            warnings.warn(
+            warn(
                 f'overflow="{overflow}" does nothing under packing="wrap", which cuts documents every seq_len.',
-                UserWarning,
-                stacklevel=3,
             )
         if kind is not PackingKind.BEST_FIT and self.window != DEFAULT_WINDOW:
-            warnings.warn(
+            warn(
                 f'packing.window={self.window} does nothing under packing="{kind}"; "best_fit" fills the packs of a '
                 "window together.",
-                UserWarning,
-                stacklevel=3,
             )
             object.__setattr__(self, "window", DEFAULT_WINDOW)
 

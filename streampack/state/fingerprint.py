@@ -213,16 +213,31 @@ def _differ_in_marks_only(before: Mapping[str, Any], after: Mapping[str, Any]) -
 
 
 def _describe_shards(before: Mapping[str, Any], after: Mapping[str, Any], saved_where: str, now_where: str) -> str:
-    for key in ("num_shards", "total_bytes"):
-        if before.get(key) != after.get(key):
-            return f"{key} is {before.get(key)} {saved_where}, {after.get(key)} {now_where}"
+    names = [each.get("block_names") or ["?"] for each in (before, after)]
+    if before.get("num_shards") != after.get("num_shards"):
+        then, now = (
+            f"{each.get('num_shards')} {where} ({ends[0]} to {ends[-1]})"
+            for each, where, ends in zip((before, after), (saved_where, now_where), names, strict=True)
+        )
+        return f"num_shards is {then}, {now}"
     if _differ_in_marks_only(before, after):
         then, now = (each.get("marked_whole", "none") for each in (before, after))
         return f'marked "whole": true in the manifest (indexes from 0): {then} {saved_where}, {now} {now_where}'
-    where = differing_block(before.get("blocks", ()), after.get("blocks", ()), num_shards=int(after["num_shards"]))
-    if where is None:
+    num_shards = int(after["num_shards"])
+    found = differing_block(before.get("blocks", ()), after.get("blocks", ()), num_shards=num_shards)
+    if found is None:
         return f"{dict(before)} {saved_where}, {dict(after)} {now_where}"
-    return f"names or sizes differ among shards {where.start} to {where.stop - 1} of {after['num_shards']}"
+    block, shards = found
+    then, now = (each[min(block, len(each) - 1)] for each in names)
+    sizes = ""
+    if before.get("total_bytes") != after.get("total_bytes"):
+        sizes = f" (total_bytes is {before.get('total_bytes')} {saved_where}, {after.get('total_bytes')} {now_where})"
+    if len(shards) > 1:
+        which = f"shards {shards.start} to {shards.stop - 1} of {num_shards}"
+        return f"names or sizes differ among {which}, from {then} on {saved_where}, from {now} on {now_where}{sizes}"
+    if then != now:
+        return f"shard {shards.start} of {num_shards} is {then} {saved_where}, {now} {now_where}{sizes}"
+    return f"shard {shards.start} of {num_shards}, {now}, has another size{sizes}"
 
 
 def warn_of_libraries(saved: object, now: Mapping[str, str]) -> None:

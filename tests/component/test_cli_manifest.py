@@ -154,7 +154,7 @@ def test_a_hundred_thousand_shards_cost_a_worker_no_objects(hundred_thousand: Sh
 def test_a_file_that_cannot_be_written_is_an_error_that_says_why(shards: Path, tmp_path: Path) -> None:
     file = tmp_path / "nowhere" / "list.jsonl"
     said = " ".join(run(shards, "-o", file, code=1).split())
-    assert f"error: --output {file}: No such file or directory. Name a file in a folder" in said
+    assert f"error: --output {file}: there is no folder {file.parent}: make it" in said
     assert "Traceback" not in said
     run(shards, "-o", shards, code=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == [shards.name]

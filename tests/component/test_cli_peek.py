@@ -231,7 +231,7 @@ def test_masked_rows_inside_a_document_are_marked_as_runs(tmp_path: Path, monkey
     ("args", "message"),
     [
         (["nowhere-*.tar", "-t", MODEL], "nothing matches 'nowhere-*.tar'"),
-        ([SHARDS], "tokenizer=None works with"),
+        ([SHARDS], "--tokenizer (-t) is missing"),
         ([SHARDS, "-t", MODEL, "--boundary", "masc"], 'did you mean "mask"?'),
         ([SHARDS, "-t", MODEL, "--lane", "7", "--num-lanes", "6"], "--lane 7: there are 6 lanes, 0 to 5"),
         ([SHARDS, "-t", MODEL, "--skip", "9999"], "an epoch has 522 packs on 1 lane, and --skip is 9,999"),

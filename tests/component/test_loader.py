@@ -4,10 +4,11 @@ import contextlib
 import copy
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
+import torch
 from support.jobs import Corpus, dataset, rows, uneven
 
 import streampack
@@ -186,6 +187,34 @@ def test_max_bad_is_a_bound_of_all_lanes_together_also_from_a_state(tmp_path: Pa
     assert run(20, state)[0] == 20
     assert run(0.2)[0] == 20
     assert run(0.05)[0] <= 10
+
+
+# --- types, and how a dataset shows itself
+
+
+def test_a_batch_has_the_keys_and_tensors_of_its_type(corpus: Corpus) -> None:
+    hints = get_type_hints(streampack.PackedBatch)
+    optional = {"mask", "loss_weights", "provenance", "pack_numbers"}
+    for options in ({}, {"mask": True, "loss_weights": "token", "provenance": True}):
+        with make(corpus, **options) as loader:
+            batch: streampack.PackedBatch = next(iter(loader))
+        assert set(batch) == set(hints) - (optional if not options else set())
+        for name, value in batch.items():
+            assert isinstance(value, list if name == "provenance" else torch.Tensor)
+    assert optional == streampack.PackedBatch.__optional_keys__
+
+
+def test_a_dataset_shows_its_shards_and_how_they_are_cut(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut = "seq_len=32, packing=wrap, boundary=mask; num_lanes=12"
+    assert repr(dataset(corpus)) == f"PackedDataset({len(corpus.urls)} shards; {cut})"
+    web, code = streampack.Source(corpus.urls[:3]), streampack.Source(corpus.urls[3])
+    stages = [streampack.Stage(), streampack.Stage(at_packs=120, weights={"web": 1})]
+    mixed = streampack.PackedDataset({"web": web, "code": code}, ByteTokenizer(), 32, num_lanes=12, stages=stages)
+    assert repr(mixed) == f"PackedDataset(web: 3 shards, code: 1 shard; {cut}, 2 stages)"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    unlisted = streampack.PackedDataset("s3://nowhere/*.tar", ByteTokenizer(), 32)
+    assert "not listed yet" in repr(unlisted) and "num_lanes='auto'" in repr(unlisted)  # and nobody was asked
 
 
 # --- copies

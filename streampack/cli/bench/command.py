@@ -10,7 +10,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from streampack.cli.arguments import Json, file_errors
+from streampack.cli.arguments import Json, check_folder, file_errors
 from streampack.cli.bench import drawing
 from streampack.cli.bench.measuring import make_report
 from streampack.cli.console import output, print_json
@@ -68,6 +68,9 @@ def bench(
     ] = None,
 ) -> None:
     """Measure the speed on your shards and model, compare it with the tokenizer alone, and show where the time goes."""
+    for option, file in (("--out", out), ("--plot", plot)):
+        if file is not None:
+            check_folder(option, file)
     if quick:
         rounds, megabytes = min(rounds, 3), min(megabytes, 3)
     report = make_report(

@@ -11,14 +11,14 @@ from one shard to the next.
 
 import bisect
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from streampack.cli.count.lengths import Lengths
-from streampack.cli.whole_shard import read_whole_shard
+from streampack.cli.whole_shard import ShardSample, read_whole_shard
 from streampack.corpus.spans import Spans
-from streampack.errors import RecordError
+from streampack.errors import CorruptShardError, RecordError, TruncatedShardError, WrongCutError
 from streampack.lanes.pipeline import Pipeline
 from streampack.packing.making import AnyPacker, make_packer
 from streampack.packing.options import Packing, PackingKind, Tail
@@ -121,13 +121,13 @@ def tally_shard(
 
     Raises:
         RecordError: a bad record, with on_error="raise".
-        ShardError: the shard cannot be read.
+        ShardError: the shard cannot be read; one that is damaged loses its rest with on_error="skip".
     """
     tally = Tally()
     kinds = [kind for kind in PackingKind if kind is not PackingKind.BEST_FIT or has_best_fit(pipeline.boundary)]
     packers = {kind: _packer(pipeline, kind) for kind in kinds} if has_tokens else {}
     full = dict.fromkeys(packers, 0)
-    for sample in read_whole_shard(pipeline, index, shard, tell=tell, spans=spans):
+    for sample in _samples(pipeline, index, shard, tally, tell=tell, spans=spans):
         tally.samples += 1
         for item in sample.documents:
             part = 0 if isinstance(item, BadRecord) else item.part
@@ -143,9 +143,7 @@ def tally_shard(
             if bad is not None:
                 if pipeline.on_error == "raise":
                     raise bad
-                tally.bad_records += 1
-                if len(tally.bad) < _KEPT:
-                    tally.bad.append((location, str(bad)))
+                _count_bad(tally, location, bad)
                 continue
             assert isinstance(item, Document)
             length = _count_text(tally, item)
@@ -163,6 +161,30 @@ def tally_shard(
         counts = packer.counts
         tally.packed[packing] = Packed(full[packing], counts.tokens, counts.tail_tokens, counts.split_documents)
     return tally
+
+
+def _samples(
+    pipeline: Pipeline, index: int, shard: Shard, tally: Tally, *, tell: Callable[[int], None], spans: Spans | None
+) -> Iterator[ShardSample]:
+    """The samples of the shard, up to a damage if such is skipped: it counts as one bad record."""
+    last = None
+    try:
+        for sample in read_whole_shard(pipeline, index, shard, tell=tell, spans=spans):
+            yield sample
+            last = sample
+    except WrongCutError:
+        raise
+    except (CorruptShardError, TruncatedShardError) as error:
+        if pipeline.on_error == "raise":
+            raise
+        position, key = (0, "") if last is None else (last.position, last.key)
+        _count_bad(tally, DocumentLocation(index, position, -1, -1, key, shard.url), f"the rest is left out: {error}")
+
+
+def _count_bad(tally: Tally, location: DocumentLocation, error: RecordError | str) -> None:
+    tally.bad_records += 1
+    if len(tally.bad) < _KEPT:
+        tally.bad.append((location, str(error)))
 
 
 def _packer(pipeline: Pipeline, packing: PackingKind) -> AnyPacker:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from streampack.cli.arguments import Json, make_dataset
+from streampack.cli.arguments import Json, check_config, make_dataset
 from streampack.cli.console import output, print_error, print_json, print_warning
 from streampack.cli.plan.advice import warn_of_blocks, warn_of_epochs, warn_of_lanes, warn_of_ranks, warn_of_sample
 from streampack.cli.plan.drawing import draw
@@ -57,6 +57,7 @@ def plan(
     json: Json = False,
 ) -> None:
     """Show what a config needs on so many ranks and workers: lanes, batches, memory, requests."""
+    check_config(config, "plan")
     dataset = make_dataset([config])
     asked = {"num_workers": workers, "batch_size": batch_size}
     arguments = load_config(config).loader_arguments() | {k: v for k, v in asked.items() if v is not None}
