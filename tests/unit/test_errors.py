@@ -24,6 +24,6 @@ def test_a_warning_points_at_the_line_outside_of_streampack() -> None:
 
 def test_so_does_one_of_an_iteration() -> None:
     data = streampack.PackedDataset(str(DATA / "devil-00000.tar"), ByteTokenizer(), 64, num_lanes=1)
-    with streampack.PackedDataLoader(data, num_workers=2) as loader, pytest.warns(UserWarning) as caught:
+    with streampack.PackedDataLoader(data, num_workers=2) as loader, pytest.warns(UserWarning, match="num_w") as caught:
         next(iter(loader))
     assert [Path(each.filename) for each in caught] == [Path(__file__)]
