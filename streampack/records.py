@@ -260,6 +260,25 @@ class StorageUse(NamedTuple):
         return StorageUse(*map(operator.add, self, more))
 
 
+class Difference(NamedTuple):
+    """A document for which the engine of a tokenizer gave other ids than the tokenizer."""
+
+    text: str
+    what: str
+    """For the log; what it says comes after the document's place."""
+
+
+@runtime_checkable
+class Compared(Protocol):
+    """A tokenizer that compares ids in the run (`tokenizers/comparing.py`)."""
+
+    num_differences: int
+    """Documents for which other ids were found, in this process."""
+
+    def untold(self) -> Difference | None:
+        """The first difference that this process has met, once."""
+
+
 @runtime_checkable
 class Tokenizer(Protocol):
     """What streampack asks of a tokenizer. It must survive pickling, or be built again in each worker.

@@ -14,7 +14,7 @@ from streampack.corpus.shares import DEFAULT
 from streampack.corpus.table import ShardTable
 from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.position import LaneFiller, LanePack, LanePosition
-from streampack.records import Cursor, StorageUse
+from streampack.records import Compared, Cursor, StorageUse
 from streampack.storage.access import StorageReader
 
 _T = TypeVar("_T")
@@ -95,6 +95,12 @@ class Run(NamedTuple):
         if isinstance(pack, LanePack):
             positions[pack.source] = positions[pack.source].after(pack)
         return LaneStart(start.packs + 1, tuple(positions))
+
+    @property
+    def engine_differences(self) -> int:
+        """Documents for which this process has found other ids than the plain tokenizer's."""
+        tokenizers: list[object] = _once(each.tokenizer for each in self.pipelines)
+        return sum(each.num_differences for each in tokenizers if isinstance(each, Compared))
 
     def storage_use(self) -> StorageUse:
         """What this process has asked of the storage."""

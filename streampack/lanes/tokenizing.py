@@ -5,19 +5,23 @@ Out:   batches of ids side by side, with BOS and EOS; an exception in place of a
 Never: a document that comes after one that failed.
 """
 
+import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from streampack.lanes.batches import DocumentBatch
 from streampack.lanes.pipeline import Pipeline
 from streampack.metrics import heartbeat
-from streampack.records import Joined
+from streampack.records import Compared, Joined
+from streampack.storage.redaction import redacted
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from streampack.records import Tokens
+
+_log = logging.getLogger(__name__)
 
 
 class TokenizedBatch(NamedTuple):
@@ -42,6 +46,7 @@ def tokenized(pipeline: Pipeline, batch: DocumentBatch, *, lane: int) -> Iterato
     """The documents as tokens; an exception is the last item, in place of the document that fails."""
     contents, documents = batch.contents, batch._replace(contents=[])
     if isinstance(contents, Joined):
+        _tell_difference(pipeline, batch)
         yield TokenizedBatch(documents, pipeline.joined_with_ends(contents), True)
         return
     ids: list[NDArray[np.integer]] = []
@@ -53,6 +58,7 @@ def tokenized(pipeline: Pipeline, batch: DocumentBatch, *, lane: int) -> Iterato
         except Exception as error:  # noqa: BLE001 - raised when its turn comes
             failure = error
             break
+    _tell_difference(pipeline, batch)
     joined = pipeline.joined(ids)
     if joined is not None:
         yield TokenizedBatch(documents if failure is None else documents.without_contents(0, len(ids)), joined, True)
@@ -67,3 +73,17 @@ def tokenized(pipeline: Pipeline, batch: DocumentBatch, *, lane: int) -> Iterato
             yield TokenizedBatch(documents.without_contents(index, index + 1), single, False)
     if failure is not None:
         yield failure
+
+
+def _tell_difference(pipeline: Pipeline, batch: DocumentBatch) -> None:
+    """Warn, once in a process, of a document for which an engine gave other ids, with its place."""
+    engine = pipeline.tokenizer
+    if not isinstance(engine, Compared) or (difference := engine.untold()) is None:
+        return
+    places = zip(batch.contents, batch.keys, batch.shards, batch.origins, strict=False)
+    for text, key, shard, origin in places:
+        if text is difference.text:
+            _log.warning("%s, sample %r, record %d: %s", redacted(shard.url), key, origin[1], difference.what)
+            return
+    # A chat template has made ids of it, or of a part of it, while the batch was read.
+    _log.warning("%s, sample %r or one near it: %s", redacted(batch.shards[0].url), batch.keys[0], difference.what)

@@ -16,6 +16,8 @@ in the trainer   serving    starts a server, and workers through it
                  restarts   starts them again from the positions after the last messages
                  dealing    messages back into the global order
                  max_bad    how much the run may skip: the pack that is too much becomes an error
+                 differences    how often an engine may give other ids: the message that is too much has an error
+                 adding     counts that the ranks add up for both without waiting for each other
                  steps      where each batch begins and ends
                  rounds     batches; ranks of a finite run end together
                  passes     all of these from committed positions on, until the pass ends
@@ -34,6 +36,7 @@ between ranks    agreement  the run that all have in common: how it begins, cont
 """
 
 __all__ = [
+    "adding",
     "agreement",
     "calls",
     "channels",
@@ -43,6 +46,7 @@ __all__ = [
     "counting",
     "dealing",
     "delivery",
+    "differences",
     "exhaustion",
     "failures",
     "formatting",

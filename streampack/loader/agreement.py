@@ -17,6 +17,8 @@ from streampack.dataset.dataset import PackedDataset
 from streampack.errors import ConfigError, LoaderError, StateError, TopologyError
 from streampack.hashing import hash_name
 from streampack.lanes.run import Run
+from streampack.loader.adding import SharedCount
+from streampack.loader.differences import EngineDifferences
 from streampack.loader.max_bad import MaxBad
 from streampack.loader.rounds import Waiter
 from streampack.loader.sharing import check_same, share_shards
@@ -232,16 +234,23 @@ class SharedRun:
         All ranks make as many of these, one at the start and one for each state that they load.
         """
         self._bounds += 1
-        add_up = partial(add_to_store, f"{self.name}/bad/{self._bounds}") if self.ranks is not None else None
+        shared = self._shared_count(f"bad/{self._bounds}")
         bound = MaxBad(
             self._dataset.pipeline.max_bad,
             num_ranks=self._exchanges.topology.size,
-            add_up=add_up,
+            shared=shared,
             url_of=lambda shard: self._dataset.list_shards()[shard].url,
         )
         if num_bad := committed.num_skipped():
-            bound.tell(num_bad)
+            shared.tell(num_bad)
         return bound
+
+    def engine_differences(self) -> EngineDifferences:
+        """The bound on what an engine may give wrongly; every rank makes one."""
+        return EngineDifferences(self._shared_count("engine"))
+
+    def _shared_count(self, name: str) -> SharedCount:
+        return SharedCount(None if self.ranks is None else partial(add_to_store, f"{self.name}/{name}"))
 
     def arguments(self, num_lanes: int) -> dict[str, object]:
         """All arguments that must be equal on all ranks, by name; plain JSON values."""

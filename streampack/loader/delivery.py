@@ -80,6 +80,7 @@ class Delivery:
         self._restarts = WorkerRestarts(launcher)
         self._is_closing = False
         self._max_bad = run.bound_on_bad(committed)
+        self._differences = run.engine_differences()
         self._running: Running | None = None
         self._retired: deque[Pass] = deque()
         """Passes whose workers are to be ended as soon as no other call is in one of them."""
@@ -120,7 +121,9 @@ class Delivery:
         """What `loader.stats()` gives."""
         commits, committed = self.commits, self.commits.latest()
         loader = dataclasses.replace(
-            self._counts, batches=commits.num_batches, left_out_packs=commits.left_out_packs
+            self._counts, batches=commits.num_batches,
+            left_out_packs=commits.left_out_packs,
+            engine_differences=self._differences.number,
         )
         flat = stats_of(committed.counts(), loader, self.current_pass, self._restarts)
         return {**flat, "sources": stats_of_sources(committed, self._run.run_of(committed), self._max_epochs)}
@@ -271,7 +274,7 @@ class Delivery:
         committed = self.commits.latest()
         agree = self._run.agreement(committed, settings.batch_size)
         run = self._run.run_of(committed)
-        each = Pass(self._dataset, run, committed, settings, agree, self._restarts, self._max_bad)
+        each = Pass(self._dataset, run, committed, settings, agree, self._restarts, self._max_bad, self._differences)
         return Running(each, settings, committed.global_pack, self.commits.standing)
 
     def _check(self, turn: object) -> None:

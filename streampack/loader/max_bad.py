@@ -2,8 +2,8 @@
 
 In:    a rank's items in its order, as the workers have made them.
 Out:   the same items; in the place of the pack, or of the lane's end, that is too much, the error that ends the run.
-Never: a collective. The ranks add up in the store of torch.distributed, and a rank learns the sum when it has skipped
-       something itself; at which of its packs that is depends on how far the others are.
+Never: a collective. A rank learns the sum of all (`adding`) when it has skipped something itself; at which of its packs
+       that is depends on how far the others are.
 
 A lane alone never skips more than that either: `SkipPolicy` in `lanes/skipping.py` sees to it, at the record.
 """
@@ -13,41 +13,27 @@ from collections.abc import Callable, Iterator, Sequence
 from streampack.errors import ShardError
 from streampack.lanes.position import REST_OF_PIECE, SkippedRange
 from streampack.lanes.skipping import allowed_bad
+from streampack.loader.adding import SharedCount
 from streampack.loader.dealing import Item
 from streampack.loader.messages import DOCUMENTS
 from streampack.state.checkpoint import Committed
-
-AddUp = Callable[[int], int]
-"""Adds a rank's share to the sum of all ranks, and gives the sum."""
 
 
 class MaxBad:
     """The bound, and what this rank has told the others since the run began or a state was loaded."""
 
-    def __init__(self, max_bad: float, *, num_ranks: int, add_up: AddUp | None, url_of: Callable[[int], str]) -> None:
-        """`add_up`: None where no other rank can be told; `url_of`: the URL of a shard, by its index."""
+    def __init__(self, max_bad: float, *, num_ranks: int, shared: SharedCount, url_of: Callable[[int], str]) -> None:
+        """`shared`: what the ranks have skipped; `url_of`: the URL of a shard, by its index."""
         self._max_bad = max_bad
-        self._num_ranks = num_ranks if add_up is not None else 1
-        self._add_up = add_up
+        self._num_ranks = 1 if shared.is_alone else num_ranks
+        self._shared = shared
         self._url_of = url_of
-        self._told = 0
-
-    def tell(self, num_bad: int) -> int:
-        """Let the ranks know how much this one has skipped; returns how much all of them have."""
-        if self._add_up is None:
-            return num_bad
-        try:
-            total = self._add_up(num_bad - self._told)
-        except (RuntimeError, ValueError):  # the store has gone, or torch.distributed has ended: the job ends soon
-            return num_bad
-        self._told = num_bad
-        return total
 
     def watch(self, items: Iterator[Item], committed: Committed) -> Iterator[Item]:
         """The items of a pass that continues from `committed`, up to the one that is too much."""
         num_bad, num_documents = committed.num_skipped(), committed.counts().documents
-        if num_bad != self._told:  # a pass that was left had made more packs than were handed out
-            self.tell(num_bad)
+        if num_bad != self._shared.told:  # a pass that was left had made more packs than were handed out
+            self._shared.tell(num_bad)
         for item in items:
             pack = item.pack
             skipped_ranges: Sequence[SkippedRange] = ()
@@ -79,7 +65,7 @@ class MaxBad:
         Raises:
             ShardError: it is too much; the pack must not be handed out.
         """
-        total = self.tell(num_bad)
+        total = self._shared.tell(num_bad)
         documents = num_documents * self._num_ranks
         if total <= allowed_bad(self._max_bad, documents):
             return

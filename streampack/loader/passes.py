@@ -18,6 +18,7 @@ from streampack.lanes.held_out import hold_out_of
 from streampack.lanes.position import LaneEnd
 from streampack.lanes.run import Run
 from streampack.loader.dealing import Item, deal
+from streampack.loader.differences import EngineDifferences
 from streampack.loader.max_bad import MaxBad
 from streampack.loader.messages import Assignment, Message, Work
 from streampack.loader.processes import Forks, Launcher
@@ -114,6 +115,7 @@ class Pass:
         agree: Agree | None,
         restarts: WorkerRestarts,
         max_bad: MaxBad,
+        differences: EngineDifferences,
     ) -> None:
         """See `loader/passes.py`.
 
@@ -125,6 +127,7 @@ class Pass:
             agree: how the ranks of a finite pass agree on its end; None where this rank ends by itself.
             restarts: of the loader's workers.
             max_bad: the bound on what may be skipped.
+            differences: the bound on what an engine may give wrongly.
         """
         self.tally = Tally()
         self.steps = settings.steps(run.schedule)
@@ -158,7 +161,7 @@ class Pass:
             else None
         )
         items = deal(
-            self.tally.watch_messages(self._restarting or in_this_process(assignment)),
+            differences.watch(self.tally.watch_messages(self._restarting or in_this_process(assignment))),
             num_lanes=len(committed.lanes),
             num_workers=max(num_workers, 1),
             first_round=first_round,

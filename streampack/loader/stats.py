@@ -54,6 +54,12 @@ STATS = (
         "worker_restarts", "restarts", "restarts", "how often the workers were restarted after one was lost", "number"
     ),
     Stat("seconds_waited", "loader", "seconds", "time that this process waited for batches"),
+    Stat(
+        "engine_differences",
+        "loader",
+        "documents",
+        "documents for which an engine gave other ids than the tokenizer that it stands for, among those compared",
+    ),
     Stat("retries", "storage", "requests", "requests to the storage that were tried again"),
     Stat("requests", "storage", "requests", "requests to the storage"),
     Stat("bytes_read", "storage", "bytes", "bytes of shards that came from the storage"),
@@ -94,6 +100,7 @@ class LoaderCounts:
     batches: int = 0
     left_out_packs: int = 0
     seconds_waited: float = 0.0
+    engine_differences: int = 0
     storage: StorageUse = field(default_factory=StorageUse)
     """Of the workers of passes that are over."""
 

@@ -13,8 +13,9 @@ import logging
 from streampack.errors import ConfigError, TokenizerError, check_choice
 from streampack.records import Tokenizer
 from streampack.tokenizers import gigatoken
-from streampack.tokenizers.gigatoken import GigatokenTokenizer
-from streampack.tokenizers.parts import Engine, PartsTokenizer
+from streampack.tokenizers.comparing import Engine
+from streampack.tokenizers.gigatoken import FastSentencePiece
+from streampack.tokenizers.parts import PartsTokenizer
 from streampack.tokenizers.sentencepiece import SentencePieceTokenizer
 
 ENGINES = ("auto", "sentencepiece", "gigatoken")
@@ -47,7 +48,7 @@ def choose_engine(tokenizer: Tokenizer, engine: str = "auto") -> Tokenizer:
         return tokenizer
     if engine != "sentencepiece":
         try:
-            fast = GigatokenTokenizer(tokenizer)
+            fast = FastSentencePiece(tokenizer)
         except TokenizerError as error:
             if engine == "gigatoken":
                 raise

@@ -6,11 +6,11 @@ In:  a tokenizer, one of ours or a user's. Out: {name of the distribution: versi
 import importlib.metadata
 
 from streampack.records import Tokenizer
+from streampack.tokenizers.comparing import Engine
 
 _OURS = {
     "sentencepiece": ("sentencepiece",),
-    "parts": ("sentencepiece",),
-    "gigatoken": ("gigatoken", "sentencepiece"),
+    "gigatoken": ("gigatoken",),
     "huggingface": ("tokenizers",),
 }
 """Module of this package -> the libraries behind its tokenizers."""
@@ -18,7 +18,7 @@ _OURS = {
 
 def libraries_of(tokenizer: Tokenizer | None) -> dict[str, str]:
     """The distributions whose code gives the tokenizer's ids, with their versions; empty where there are none."""
-    found: dict[str, str] = {}
+    found = libraries_of(tokenizer.plain) if isinstance(tokenizer, Engine) else {}
     for base in type(tokenizer).__mro__:
         package, _, name = base.__module__.rpartition(".")
         names = _OURS.get(name, ()) if package == "streampack.tokenizers" else (base.__module__.partition(".")[0],)

@@ -6,36 +6,14 @@ Never: a cut that a piece of the model could span (`bpe.can_be_cut`).
 import numpy as np
 
 from streampack.errors import ConfigError, TokenizerError
-from streampack.records import ControlToken, Tokens
+from streampack.records import Tokens
 from streampack.tokenizers import bpe
+from streampack.tokenizers.comparing import Engine
 from streampack.tokenizers.files import check_unicode
 from streampack.tokenizers.sentencepiece import SentencePieceTokenizer
 
 PART = 300
 """Characters: SentencePiece's BPE is fastest at 200 to 500, where caches hold its list of joins and calls are few."""
-
-
-class Engine:
-    """What gives a `SentencePieceTokenizer`'s ids faster, and has all else of it."""
-
-    engine: str
-    """Its name for `choose_engine`."""
-
-    def __init__(self, plain: SentencePieceTokenizer) -> None:
-        self.plain = plain
-        self.bos_id, self.eos_id, self.pad_id = plain.bos_id, plain.eos_id, plain.pad_id
-        self.vocab_size, self.digest = plain.vocab_size, plain.digest
-
-    def control_tokens(self) -> dict[str, ControlToken]:
-        """The model's control pieces, by name."""
-        return self.plain.control_tokens()
-
-    def id_to_piece(self, token: int) -> str:
-        """The vocabulary's piece of an id, with its U+2581 for a space."""
-        return self.plain.id_to_piece(token)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.plain!r})"
 
 
 def read_model(plain: SentencePieceTokenizer) -> bpe.Model:
@@ -76,7 +54,8 @@ class PartsTokenizer(Engine):
     def encode(self, text: str) -> Tokens:
         """The ids of `text`, int32 [n]."""
         if len(text) <= self._part:
-            return self.plain.encode(text)
+            whole: Tokens = self.plain.encode(text)
+            return whole
         try:
             return self._joined(text, self._part)
         except TokenizerError:

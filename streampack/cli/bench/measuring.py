@@ -28,10 +28,10 @@ from streampack.cli.bench.stages import MakeDataset
 from streampack.dataset.dataset import PackedDataset
 from streampack.errors import ConfigError
 from streampack.records import Tokenizer
+from streampack.tokenizers.comparing import Engine
 from streampack.tokenizers.engines import choose_engine
 from streampack.tokenizers.files import read_model_file
 from streampack.tokenizers.loading import load_tokenizer
-from streampack.tokenizers.parts import Engine
 from streampack.tokenizers.sentencepiece import SentencePieceTokenizer
 
 _LANES = 12

@@ -9,6 +9,7 @@ import pytest
 
 from streampack.errors import ShardError
 from streampack.lanes.position import REST_OF_PIECE, LaneEnd, SkippedRange
+from streampack.loader.adding import SharedCount
 from streampack.loader.dealing import Item, PackRef
 from streampack.loader.max_bad import MaxBad
 from streampack.loader.messages import COLUMNS
@@ -31,7 +32,7 @@ class Store:
 
 def bound(max_bad: float, store: Store | None = None, *, num_ranks: int = 1) -> MaxBad:
     add_up = None if store is None else store.add
-    return MaxBad(max_bad, num_ranks=num_ranks, add_up=add_up, url_of=lambda shard: f"s3://b/{shard}.tar")
+    return MaxBad(max_bad, num_ranks=num_ranks, shared=SharedCount(add_up), url_of=lambda shard: f"s3://b/{shard}.tar")
 
 
 def check(of: MaxBad, num_bad: int, num_documents: int = 1000, last: Any = LAST) -> None:
@@ -69,7 +70,7 @@ def test_ranks_add_up_and_a_batch_that_comes_again_counts_once() -> None:
 def test_what_a_state_brings_is_told_before_anything_new_is_skipped() -> None:
     store = Store()
     first, second = bound(5, store, num_ranks=2), bound(5, store, num_ranks=2)
-    assert first.tell(4) == 4
+    assert first._shared.tell(4) == 4
     with pytest.raises(ShardError, match="the run has skipped 6 bad"):
         check(second, 2)
 
@@ -91,7 +92,7 @@ def test_a_rank_whose_store_is_gone_counts_by_itself() -> None:
     def gone(_: int) -> int:
         raise RuntimeError("connection closed")
 
-    alone = MaxBad(3, num_ranks=2, add_up=gone, url_of=str)
+    alone = MaxBad(3, num_ranks=2, shared=SharedCount(gone), url_of=str)
     check(alone, 3)
     with pytest.raises(ShardError, match="the run has skipped 4"):
         check(alone, 4)

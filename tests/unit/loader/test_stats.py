@@ -21,9 +21,9 @@ def test_stats_has_the_keys_of_the_table_in_its_order() -> None:
 def test_numbers_come_from_the_record_that_the_table_names() -> None:
     counts = Counts(*range(1, len(Counts._fields) + 1))
     use = StorageUse(101, 102, 103, 104.5, 105, 106)
-    loader = LoaderCounts(batches=201, left_out_packs=202, seconds_waited=203.5, storage=use)
+    loader = LoaderCounts(batches=201, left_out_packs=202, seconds_waited=203.5, engine_differences=204, storage=use)
     stats = stats_of(counts, loader, None, WorkerRestarts(Forks()))
-    assert list(stats.values()) == [*counts, 201, 202, 0, 203.5, 101, 102, 103, 104.5, 105, 106]
+    assert list(stats.values()) == [*counts, 201, 202, 0, 203.5, 204, 101, 102, 103, 104.5, 105, 106]
 
 
 def test_what_is_in_the_state_is_of_the_run_and_nothing_else_is() -> None:
