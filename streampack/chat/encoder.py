@@ -59,9 +59,7 @@ class ChatEncoder:
         """Whether the template may draw random numbers from the global generators."""
         return self.template.may_draw
 
-    def __call__(
-        self, messages: Sequence[Message], context: Mapping[str, Any] | None = None
-    ) -> tuple[Tokens, Mask]:
+    def __call__(self, messages: Sequence[Message], context: Mapping[str, Any] | None = None) -> tuple[Tokens, Mask]:
         """The ids (int32 [n]) and the loss mask (bool [n]) of a conversation.
 
         Args:
@@ -185,8 +183,8 @@ def make_encoder(
     template: Template
     if chat_template is None:
         raise ConfigError(
-            f"messages need a chat template, chat=: one of {', '.join(BUILT_IN)}, the model's tokenizer_config.json, "
-            "a Jinja template, or a function"
+            f'messages need a chat template, chat=: one of {", ".join(BUILT_IN)}, "tokenizer" for that of the '
+            "tokenizer's folder, the model's tokenizer_config.json, a Jinja template, or a function"
         )
     if callable(chat_template):
         template = FunctionTemplate(function=chat_template)
@@ -202,8 +200,8 @@ def make_encoder(
         )
     else:
         raise ConfigError(
-            f"the chat template {chat_template!r} is not known: {', '.join(BUILT_IN)} are, or give the path of a "
-            "tokenizer_config.json, a Jinja template, or a function"
+            f"the chat template {chat_template!r} is not known: {', '.join(BUILT_IN)} and tokenizer (that of the "
+            "tokenizer's folder) are, or give the path of a tokenizer_config.json, a Jinja template, or a function"
         )
     tokens = template.control_tokens(tokenizer)
     names = tuple(dict.fromkeys([*control_tokens_of(tokenizer), *tokens]))

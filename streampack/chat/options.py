@@ -6,16 +6,19 @@ from dataclasses import dataclass
 from streampack.chat.templates import ChatFunction, TrainOn
 from streampack.errors import ConfigError, as_choice
 
+TOKENIZERS_OWN = "tokenizer"
+"""As a template: that of the tokenizer's folder."""
+
 
 @dataclass(frozen=True, slots=True)
 class Chat:
     """The template of conversations, and which of their messages are targets.
 
     Args:
-        template: "phi3", "llama2", "llama3", "mistral" or "chatml"; the path or URL of a tokenizer_config.json or of a
-            file that is a Jinja template; a Jinja template itself, in which `{% generation %}` encloses what the
-            assistant says; or a function that gives (text or token id, trained) pairs of a list of messages.
-            None: the data must hold no conversations.
+        template: "phi3", "llama2", "llama3", "mistral" or "chatml"; "tokenizer" for the template in the tokenizer's
+            folder (chat_template.jinja, or `chat_template` in tokenizer_config.json); the path or URL of such a file;
+            a Jinja template itself, in which `{% generation %}` encloses what the assistant says; or a function that
+            gives (text or token id, trained) pairs of a list of messages. None: the data must hold no conversations.
         train_on: a `TrainOn` or its value: "assistant", "last_assistant" or "all". A function says itself which
             parts are trained.
 

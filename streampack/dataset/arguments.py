@@ -23,6 +23,7 @@ from streampack.packing.options import Packing, PackingKind
 from streampack.packing.policies import INT32, BoundaryPolicy, ReplaceBoundary
 from streampack.records import Limits, Tokenizer
 from streampack.storage.options import Storage, as_storage
+from streampack.tokenizers.folders import TOKENS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,9 @@ class DatasetArguments:
     add_bos: bool
     add_eos: bool
     pad_id: int | None
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
     boundary: BoundaryPolicy | ReplaceBoundary | str
     packing: Packing | PackingKind | str | None
     shuffle: Shuffle | bool | Literal["shards"]
@@ -74,6 +78,7 @@ class DatasetArguments:
             raise ConfigError(f"transform={self.transform!r} must be a function or None")
         self._check_bool("add_bos")
         self._check_bool("add_eos")
+        self._check_tokens()
         check_choice(self.epoch_end, ("pad", "stop"), "epoch_end")
         check_choice(self.on_error, ("raise", "skip"), "on_error")
         check_choice(self.exhausted, ("skip", "error"), "exhausted")
@@ -103,8 +108,24 @@ class DatasetArguments:
         if self.tokenizer is None and (self.add_bos or self.add_eos or self._reads_text()):
             raise ConfigError(
                 'tokenizer=None works with field="npy", add_bos=False and add_eos=False only; else give the path of a '
-                "SentencePiece model or of a tokenizer.json"
+                "SentencePiece model, a tokenizer.json, a tekken.json or a folder with one"
             )
+
+    def _check_tokens(self) -> None:
+        """Refuse a BOS, EOS or PAD by name where nothing could follow it."""
+        for name in TOKENS:
+            if (token := getattr(self, name)) is None:
+                continue
+            self._check_text(name)
+            if self.tokenizer is None:
+                raise ConfigError(f"{name}={token!r} is a token of a tokenizer, and there is none: leave it out")
+            if not isinstance(self.tokenizer, (str, os.PathLike)):
+                raise ConfigError(
+                    f"{name}={token!r} is for a tokenizer that is given by its path. An object says itself what its "
+                    f"{name.removesuffix('_token')}_id is; those of streampack.tokenizers take {name}= too"
+                )
+        if self.pad_token and self.pad_id is not None:
+            raise ConfigError(f"pad_id={self.pad_id} and pad_token={self.pad_token!r}: give one of the two")
 
     def _check_end(self) -> None:
         """Refuse two ends of a run, and an end that is not one for these sources."""
@@ -153,6 +174,11 @@ class DatasetArguments:
     def _check_text(self, name: str) -> None:
         if not isinstance(getattr(self, name), str):
             raise ConfigError(f"{name}={getattr(self, name)!r} must be a string")
+
+    @property
+    def special_tokens(self) -> Mapping[str, str]:
+        """Which of "bos_token", "eos_token" and "pad_token" are given, with the text of each token."""
+        return {name: token for name in TOKENS if (token := getattr(self, name)) is not None}
 
     @property
     def is_validation(self) -> bool:

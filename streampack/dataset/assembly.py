@@ -5,7 +5,6 @@ Out:   a `Pipeline` for each source in each stage; everything about the argument
        decides is checked by then.
 """
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,17 +13,16 @@ from streampack.chat.options import Chat, as_chat
 from streampack.dataset.arguments import DatasetArguments, SourceReading
 from streampack.dataset.cutting import Cut, check_boundary, ids_of_boundaries
 from streampack.dataset.sources import errors_of, source_seed
+from streampack.dataset.tokenizer import make_tokenizer, with_own_template
 from streampack.documents.fields import parse_field
 from streampack.documents.reader import DocumentReader
-from streampack.errors import ConfigError, ShardError, ShardNotFoundError, TokenizerError, as_integer
+from streampack.errors import ConfigError, ShardError, ShardNotFoundError, as_integer
 from streampack.lanes.pipeline import Pipeline
 from streampack.packing.options import as_packing
 from streampack.packing.policies import INT32, as_boundary
 from streampack.records import Tokenizer
 from streampack.storage.access import StorageReader
-from streampack.tokenizers.engines import choose_engine
-from streampack.tokenizers.files import NO_FILE, obstacle_of_path
-from streampack.tokenizers.loading import check_tokenizer, load_tokenizer, special_ids
+from streampack.tokenizers.loading import special_ids
 
 
 def make_pipelines(
@@ -41,8 +39,11 @@ def make_pipelines(
         NotBuiltError: a stage that would cut the documents of a packing window in another way.
         TokenizerError: not a tokenizer, or one without the BOS, EOS or control token that is needed.
     """
-    tokenizer = _tokenizer(arguments, storages[""])
-    readings = {name: arguments.reading(source) for name, source in arguments.sources.items()}
+    tokenizer = make_tokenizer(arguments, storages[""])
+    readings = {
+        name: with_own_template(arguments.reading(source), arguments, storages[""])
+        for name, source in arguments.sources.items()
+    }
     holds_chats = False
     for name, reading in readings.items():
         with errors_of(name):
@@ -127,27 +128,6 @@ def _first_pipeline(
     )
     pipeline.packer()  # it checks whether the boundary has the token that it looks for
     return pipeline
-
-
-def _tokenizer(arguments: DatasetArguments, storage: StorageReader) -> Tokenizer | None:
-    tokenizer = arguments.tokenizer
-    if isinstance(tokenizer, (str, os.PathLike)):
-        path = os.fspath(tokenizer)
-        tokenizer = load_tokenizer(_model_file(path, storage), name=path)
-    return None if tokenizer is None else choose_engine(check_tokenizer(tokenizer), arguments.engine)
-
-
-def _model_file(path: str, storage: StorageReader) -> bytes:
-    """The bytes of the tokenizer's file; an error is about the tokenizer and says which file to give."""
-    if obstacle := obstacle_of_path(path):
-        raise TokenizerError(obstacle)
-    try:
-        return storage.read(path)
-    except ShardNotFoundError as error:
-        raise TokenizerError(f"no such tokenizer: {NO_FILE}", url=path) from error
-    except ShardError as error:
-        reason = error.message.removeprefix(f"{path}: ")
-        raise TokenizerError(f"the tokenizer cannot be read: {reason}", url=path) from error
 
 
 def _chat_encoder(

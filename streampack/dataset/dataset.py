@@ -47,26 +47,27 @@ class PackedDataset(FixedArguments, IterableDataset[dict[str, torch.Tensor]], in
 
     Iterating gives dicts of int64 tensors of shape [seq_len]: "tokens", "labels" (already shifted, -100 where there is
     no target), "position_ids" (restart in every segment) and "segment_ids" (1, 2, ...; 0 on padding). Use
-    `PackedDataLoader` for the global order, exact state, and ranks that end together. In torch's own DataLoader,
-    `DataLoader(dataset, batch_size=8, num_workers=4)`, every pack comes once over all workers; there each of several
-    ranks takes `dataset.for_rank(rank, size)`.
+    `PackedDataLoader` for the global order, exact state, and ranks that end together. In torch's own DataLoader every
+    pack comes once over all workers; there each of several ranks takes `dataset.for_rank(rank, size)`.
 
     Args:
         data: which shards: a URL, braces (`s3://b/{00000..01023}.tar`), a glob, a directory, `@manifest.jsonl`, or a
             list of those; or several sources with their shares: a mapping of names to these or to a `Source`.
-        tokenizer: path or URL of a SentencePiece model or a tokenizer.json (known by content), or a `Tokenizer`;
-            None only for pre-tokenized shards without `add_bos` and `add_eos`.
+        tokenizer: path or URL of a SentencePiece model, tokenizer.json or tekken.json (known by content), or of a
+            folder with one; or a `Tokenizer`; None only for pre-tokenized shards without `add_bos` and `add_eos`.
         seq_len: tokens of a pack, at least 2.
         field: which part of a sample is a document: "txt", "json:KEY", "jsonl:KEY" (many documents) or "npy" (token
             ids); ".meta.json:KEY" names one extension as a whole. The value of a key `messages` is a conversation.
         chat: for conversations: how they become tokens, and which messages are targets; a `Chat`, or its template
-            alone, such as "phi3" or the path of a tokenizer_config.json. The built-in templates put BOS and EOS where
-            the model's format has them (where `add_bos`, `add_eos` ask for them); others write them themselves.
+            alone, such as "phi3", or "tokenizer": that of its folder. The built-in templates put BOS and EOS where the
+            model's format has them (where `add_bos`, `add_eos` ask for them); others write them themselves.
         transform: `fn(document, rng)` gives a `Document`, a list of them, or None. `rng` depends on the document alone.
         transform_version: a name for what `transform` does; part of the fingerprint.
         add_bos: put the tokenizer's BOS before each document, pre-tokenized ones too.
         add_eos: put its EOS after each document.
         pad_id: the token of padding; None takes the tokenizer's, else 0.
+        bos_token, eos_token, pad_token: the text of the token that is BOS, EOS or PAD of a tokenizer given by its path.
+            None: what its files say.
         boundary: the label of the row at a document's end: a `BoundaryPolicy` or its name, or `ReplaceBoundary(id)`.
         packing: how rows become packs: "wrap" cuts them every `seq_len`, "next_fit" keeps documents whole, "best_fit"
             too and fills packs best; or a `Packing`, with more options. None: "wrap", for conversations "next_fit".
@@ -118,6 +119,9 @@ class PackedDataset(FixedArguments, IterableDataset[dict[str, torch.Tensor]], in
         add_bos: bool = True,
         add_eos: bool = True,
         pad_id: int | None = None,
+        bos_token: str | None = None,
+        eos_token: str | None = None,
+        pad_token: str | None = None,
         boundary: BoundaryPolicy | ReplaceBoundary | str = "mask",
         packing: Packing | PackingKind | str | None = None,
         shuffle: Shuffle | bool | Literal["shards"] = True,
@@ -148,6 +152,9 @@ class PackedDataset(FixedArguments, IterableDataset[dict[str, torch.Tensor]], in
             add_bos=add_bos,
             add_eos=add_eos,
             pad_id=pad_id,
+            bos_token=bos_token,
+            eos_token=eos_token,
+            pad_token=pad_token,
             boundary=boundary,
             packing=packing,
             shuffle=shuffle,
@@ -173,8 +180,6 @@ class PackedDataset(FixedArguments, IterableDataset[dict[str, torch.Tensor]], in
         if not topology.may_be_distributed():
             # On one process, list here, so that workers never do; with peers PackedDataLoader lets rank 0 list for all.
             self.list_shards()
-
-    # -- what the arguments say ------------------------------------------------------------------------------------
 
     @property
     def pipeline(self) -> Pipeline:
@@ -328,13 +333,12 @@ class PackedDataset(FixedArguments, IterableDataset[dict[str, torch.Tensor]], in
         run = self.run(first_epoch=epoch)
         check_ranks(num_lanes=run.num_lanes, num_ranks=size)
         lanes = rank_lanes(rank, size, run.num_lanes)
-        asked = self.limits.buffer_bytes
         return Reading(
             run=lambda first_epoch: self.run(first_epoch=first_epoch),
             lanes=worker_lanes(lanes, worker, num_workers),
             share=WorkerShare(rank, size, worker, num_workers),
             epoch=epoch,
-            budget_bytes=worker_bytes(asked, run, num_lanes=len(lanes), num_workers=num_workers),
+            budget_bytes=worker_bytes(self.limits.buffer_bytes, run, num_lanes=len(lanes), num_workers=num_workers),
             fingerprint=self.fingerprint,
         )
 

@@ -1,7 +1,9 @@
 """The files of tokenizers: they are read, and other files are recognised, so that an error can say what they are."""
 
+import difflib
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
@@ -19,36 +21,71 @@ def read_model_file(source: bytes | str | os.PathLike[str], name: str | None) ->
     path = os.fspath(source)
     if "://" in path:
         raise TokenizerError("only local paths are read here: pass the bytes of a remote model", url=path)
-    if obstacle := obstacle_of_path(path):
+    if obstacle := obstacle_of_text(path):
         raise TokenizerError(obstacle)
+    if (folder := Path(path)).is_dir():
+        found = [file for pattern in _MODEL_FILES for file in sorted(folder.glob(pattern)) if file.is_file()]
+        what = f"give the file in it, {str(found[0])!r}" if found else NO_FILE
+        raise TokenizerError(f"a folder, and not a file of a tokenizer: {what}", url=path)
     try:
         return Path(path).read_bytes().removeprefix(BOM), name or path
     except OSError as error:
         raise TokenizerError(f"the tokenizer cannot be read ({error.strerror})", url=path) from error
 
 
-NO_FILE = (
-    "give the path or URL of a SentencePiece model, a tokenizer.json or a tekken.json; names of the Hugging Face hub "
-    "are not looked up, so download the file first"
-)
+NO_FILE = "give the path or URL of a SentencePiece model, a tokenizer.json, a tekken.json, or of the folder with one"
 """What to do where nothing is at a path."""
-_MODEL_FILES = ("tokenizer.json", "tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "*.model")
+_MODEL_FILES = (
+    "tokenizer.json",
+    "tekken.json",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "*.model",
+)
+_HUB = re.compile(
+    r"(?:hf://|https?://huggingface\.co/(?!.*/(?:resolve|raw)/))([\w.-]+(?:/(?!(?:blob|tree)/)[\w.-]+)?)"
+)
+"""A URL of the hub, but for one that gives a file's bytes; the name of the repository in it."""
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(?:/[\w-][\w.-]*)?(?<!\.json)(?<!\.model)")
 
 
-def obstacle_of_path(path: str) -> str | None:
-    """Why a text cannot be the path or URL of a tokenizer's file, and what to give; None where it may be one."""
+def obstacle_of_text(path: str) -> str | None:
+    """Why a text cannot be the path or URL of a tokenizer, and what to give; None where it may be one."""
     if not path or "\n" in path or "\0" in path or path.lstrip()[:1] == "{":
         return f"tokenizer={path!r:.60} is not a path: {NO_FILE}"
-    folder = Path(path)
+    if hub := _HUB.match(path):
+        return f"tokenizer={path!r:.200}: nothing is fetched from the Hugging Face hub: {_download(hub[1])}"
     try:
-        if "://" in path or not folder.is_dir():
-            return None
-        found = [file for pattern in _MODEL_FILES for file in sorted(folder.glob(pattern)) if file.is_file()]
+        Path(path).is_dir()
     except OSError as error:  # such as a name that is too long
         return f"tokenizer={path!r:.60} cannot be looked at ({error.strerror}): {NO_FILE}"
-    if not found:
-        return f"{path}: a folder, without a tokenizer's file that is known by its name: {NO_FILE}"
-    return f"{path}: a folder and not a tokenizer: give the file in it, as tokenizer={str(found[0])!r}"
+    return None
+
+
+def nothing_at(path: str) -> str:
+    """The error for a path where nothing is: it may be a name of the Hugging Face hub."""
+    if not _HUB_NAME.fullmatch(path):
+        return f"no such tokenizer: {NO_FILE}"
+    return f"no such tokenizer: names of the Hugging Face hub are not looked up; if this is one, {_download(path)}"
+
+
+def _download(name: str) -> str:
+    command = f"hf download {name} tokenizer.json tokenizer_config.json --local-dir DIR"
+    return f"download it with `{command}`, and give the folder, tokenizer=DIR"
+
+
+def no_such_token(
+    key: str, token: str, special: Collection[str], what: str = "not in the vocabulary"
+) -> TokenizerError:
+    """The error for a BOS, EOS or PAD that cannot be: the special tokens that it may be, the most alike first."""
+    alike = difflib.get_close_matches(token, special, n=12, cutoff=0)
+    listed = f"its special tokens are {', '.join(alike)}" if alike else "it has no special tokens"
+    more = f" and {len(special) - len(alike):,} more" if len(special) > len(alike) else ""
+    return TokenizerError(
+        f"{key}={token!r} is {what} of the file: name another token with {key}= ({listed}{more}). This one is from "
+        "that argument, from the tokenizer_config.json beside the file, or from its post-processor"
+    )
 
 
 def not_encoded(text: str, error: Exception) -> TokenizerError:

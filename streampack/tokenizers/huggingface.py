@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from streampack.errors import TokenizerError
 from streampack.records import ControlToken, Tokens
-from streampack.tokenizers.files import describe, not_encoded, read_model_file
+from streampack.tokenizers.files import describe, no_such_token, not_encoded, read_model_file
 from streampack.tokenizers.guarding import Guarded, guard
 from streampack.tokenizers.tekken import as_tokenizer_json, is_tekken
 
@@ -39,7 +39,7 @@ class HuggingFaceTokenizer:
 
     Args:
         tokenizer_json: the file's bytes, or a local path of it.
-        bos_token: the token (not its id) that begins a document.
+        bos_token: the token (not its id) that begins a document; "": none does.
         eos_token: the token that ends a document.
         pad_token: the token that fills a pack.
         name: what error messages call the file; by default the path.
@@ -78,10 +78,11 @@ class HuggingFaceTokenizer:
             ids = _vocabulary(config)
             if not ids:
                 raise TokenizerError("a tokenizer.json with an empty vocabulary", url=name)
-            chosen = _special_tokens(config) | {key: token for key, token in names.items() if token is not None}
+            named = {key: token for key, token in names.items() if token is not None}
+            chosen = {key: token for key, token in (_special_tokens(config) | named).items() if token}
             for key, token in chosen.items():
                 if token not in ids:
-                    raise TokenizerError(f"{key}={token!r} is not in the vocabulary of the file", url=name)
+                    raise no_such_token(key, token, [token["content"] for token in config.get("added_tokens", [])])
             self.bos_id, self.eos_id, self.pad_id = (ids.get(chosen.get(key, "")) for key in names)
             self.vocab_size = max(ids.values()) + 1
             self._control = {

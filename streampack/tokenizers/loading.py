@@ -6,7 +6,10 @@ Never: a text that is cut or padded; a thread pool (one text at a time: the load
 """
 
 import contextlib
+from collections.abc import Mapping
+from types import MappingProxyType
 
+import msgspec
 import numpy as np
 
 from streampack.errors import TokenizerError
@@ -16,24 +19,26 @@ from streampack.tokenizers.huggingface import HuggingFaceTokenizer
 from streampack.tokenizers.sentencepiece import SentencePieceTokenizer
 
 
-def load_tokenizer(data: bytes, *, name: str) -> Tokenizer:
-    """The tokenizer in `data`, known by its content and never by a suffix; `name` is what an error calls the file.
+def load_tokenizer(data: bytes, *, name: str, tokens: Mapping[str, str] = MappingProxyType({})) -> Tokenizer:
+    """The tokenizer in `data`, known by its content and never by a suffix.
+
+    Args:
+        data: the bytes of the file.
+        name: what an error calls it.
+        tokens: "bos_token", "eos_token", "pad_token" -> the token's text, where the file is not to say it.
 
     Raises:
-        TokenizerError: it is none of these; the message says what it is.
+        TokenizerError: it is none of these; the message says what it is. Or a token is not in the vocabulary.
     """
-    if data.removeprefix(BOM).lstrip()[:1] == b"{":
-        # A SentencePiece model begins with a line feed and a length, which may be that of "{": then JSON fails first.
-        try:
-            return HuggingFaceTokenizer(data, name=name)
-        except TokenizerError:
-            if data[:1] != b"\n":
-                raise
+    # A SentencePiece model begins with a line feed and a length, which may be that of "{".
+    if data.removeprefix(BOM).lstrip()[:1] == b"{" and (data[:1] != b"\n" or _is_json(data)):
+        return HuggingFaceTokenizer(data, name=name, **tokens)
     try:
-        return SentencePieceTokenizer(data, name=name)
+        tokenizer = SentencePieceTokenizer(data, name=name)
     except TokenizerError as error:
         found = describe(data)
         raise TokenizerError(f"not a SentencePiece model, tokenizer.json or tekken.json: {found}", url=name) from error
+    return SentencePieceTokenizer(data, name=name, **tokens) if tokens else tokenizer
 
 
 def check_tokenizer(tokenizer: object) -> Tokenizer:
@@ -83,12 +88,21 @@ def special_ids(tokenizer: Tokenizer, *, add_bos: bool, add_eos: bool) -> tuple[
     """
     for kind, asked, token in (("bos", add_bos, tokenizer.bos_id), ("eos", add_eos, tokenizer.eos_id)):
         if asked and token is None:
-            remedy = f"pass add_{kind}=False"
-            if isinstance(tokenizer, HuggingFaceTokenizer):
-                names = ", ".join(tokenizer.special_tokens[:12]) or "none"
-                remedy += f", or HuggingFaceTokenizer(path, {kind}_token=...); special tokens in the file: {names}"
+            remedy = f"pass add_{kind}=False (on the command line --no-{kind})"
+            plain = getattr(tokenizer, "plain", tokenizer)  # under an engine
+            if isinstance(plain, HuggingFaceTokenizer | SentencePieceTokenizer):
+                names = ", ".join([*plain.control_tokens()][:12]) or "none"
+                remedy += f", or name one with {kind}_token= (--{kind}-token); special tokens of the file: {names}"
             raise TokenizerError(f"add_{kind}=True, but {tokenizer.digest} has no {kind.upper()} token: {remedy}")
     return tokenizer.bos_id if add_bos else None, tokenizer.eos_id if add_eos else None
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 _MISSING = object()

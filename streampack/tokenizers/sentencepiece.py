@@ -6,15 +6,17 @@ Never: the text `<s>` of a document as a control id (it gives ordinary pieces); 
 pickle, which holds the model's bytes instead: the worker loads them again.
 """
 
+import functools
 import hashlib
 import os
+from typing import Any
 
 import numpy as np
 import sentencepiece
 
 from streampack.errors import TokenizerError
 from streampack.records import ControlToken, Tokens
-from streampack.tokenizers.files import describe, not_encoded, read_model_file
+from streampack.tokenizers.files import describe, no_such_token, not_encoded, read_model_file
 
 
 class SentencePieceTokenizer:
@@ -22,10 +24,24 @@ class SentencePieceTokenizer:
 
     Args:
         model: the model's bytes, or a local path of it.
+        bos_token: the control piece that begins a document, instead of the model's own BOS; "": none does.
+        eos_token: the control piece that ends a document.
+        pad_token: the piece that fills a pack.
         name: what error messages call the model; by default the path.
+
+    Raises:
+        TokenizerError: not a SentencePiece model, or it has no such piece.
     """
 
-    def __init__(self, model: bytes | str | os.PathLike[str], *, name: str | None = None) -> None:
+    def __init__(
+        self,
+        model: bytes | str | os.PathLike[str],
+        *,
+        bos_token: str | None = None,
+        eos_token: str | None = None,
+        pad_token: str | None = None,
+        name: str | None = None,
+    ) -> None:
         self._model, name = read_model_file(model, name)
         try:
             # An empty model loads, and then writes to stderr at each use.
@@ -36,9 +52,16 @@ class SentencePieceTokenizer:
             raise TokenizerError(f"not a SentencePiece model: {describe(self._model)} ({error})", url=name) from error
         self.digest = f"sentencepiece:{hashlib.sha256(self._model).hexdigest()}"
         self.vocab_size = int(self._processor.vocab_size())
-        self.bos_id = _id_or_none(self._processor.bos_id())
-        self.eos_id = _id_or_none(self._processor.eos_id())
-        self.pad_id = _id_or_none(self._processor.pad_id())
+        processor = self._processor
+        own = [_id_or_none(token) for token in (processor.bos_id(), processor.eos_id(), processor.pad_id())]
+        self._names = {"bos_token": bos_token, "eos_token": eos_token, "pad_token": pad_token}
+        try:
+            ids = [self._id_of(key, token, mine) for (key, token), mine in zip(self._names.items(), own, strict=True)]
+        except TokenizerError as error:
+            raise TokenizerError(error.message, url=name) from error
+        self.bos_id, self.eos_id, self.pad_id = ids
+        if ids != own:
+            self.digest += f" with {', '.join(f'{key} {token}' for key, token in zip(self._names, ids, strict=True))}"
         try:
             self._numpy = isinstance(self._processor.encode("", out_type="numpy"), np.ndarray)
         except (RuntimeError, ValueError, TypeError):  # sentencepiece before 0.2.3 knows lists only
@@ -73,8 +96,20 @@ class SentencePieceTokenizer:
         """The vocabulary's piece of an id, with its U+2581 for a space."""
         return str(self._processor.id_to_piece(token))
 
-    def __reduce__(self) -> tuple[type["SentencePieceTokenizer"], tuple[bytes]]:
-        return type(self), (self._model,)
+    def _id_of(self, key: str, token: str | None, own: int | None) -> int | None:
+        """The id of the piece that begins, ends or pads; `own` is the model's, where no argument names one."""
+        if not token:
+            return own if token is None else None
+        found = self._processor.piece_to_id(token)
+        control = self.control_tokens()
+        if self._processor.id_to_piece(found) != token:
+            raise no_such_token(key, token, control)
+        if key != "pad_token" and token not in control:  # a text may hold it
+            raise no_such_token(key, token, control, "not a control piece")
+        return int(found)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return functools.partial(type(self), **self._names), (self._model,)  # type: ignore[arg-type]  # its arguments
 
     def __repr__(self) -> str:
         return f"SentencePieceTokenizer(vocab_size={self.vocab_size}, digest={self.digest!r})"

@@ -26,19 +26,26 @@ def said(tokenizer: Any) -> str:
     return message
 
 
-def test_a_folder_is_answered_with_the_file_in_it(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    assert "a folder, without a tokenizer's file that is known by its name: give the path" in said(tmp_path)
-    (tmp_path / "my.model").write_bytes((DATA / "devil.model").read_bytes())
-    assert said(str(tmp_path)).endswith(f"give the file in it, as tokenizer='{tmp_path}/my.model'")
-    assert dataset(tmp_path / "my.model").pipeline.tokenizer is not None
-    (tmp_path / "tokenizer.json").write_text("{}")
-    assert said(tmp_path).endswith("/tokenizer.json'")
-
-
-@pytest.mark.parametrize("name", ["gpt2", "meta-llama/Llama-3", "missing/tokenizer.json", "file:///missing/t.model"])
-def test_a_name_of_a_hub_and_a_path_that_is_not_there(name: str) -> None:
+@pytest.mark.parametrize("name", ["missing/tokenizer.json", "file:///missing/t.model", "a/b/c"])
+def test_a_path_that_is_not_there(name: str) -> None:
     assert said(name).startswith(f"{name}: no such tokenizer: give the path or URL of a SentencePiece model")
+
+
+@pytest.mark.parametrize(
+    ("name", "of_hub"),
+    [
+        ("gpt2", "gpt2"),
+        ("meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-8B"),
+        ("hf://meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-8B"),
+        ("hf://mistralai/Mistral-Nemo/tekken.json", "mistralai/Mistral-Nemo"),
+        ("https://huggingface.co/Qwen/Qwen3-8B", "Qwen/Qwen3-8B"),
+        ("https://huggingface.co/gpt2/blob/main/tokenizer.json", "gpt2"),
+    ],
+)
+def test_a_name_of_the_hub_is_answered_with_what_to_download(name: str, of_hub: str) -> None:
+    message = said(name)
+    assert f"`hf download {of_hub} tokenizer.json tokenizer_config.json --local-dir DIR`" in message
+    assert message.endswith("give the folder, tokenizer=DIR")
 
 
 @pytest.mark.parametrize("text", ["", "a\nb", '{"model": {"type": "BPE"}}', "x" * 5000])
@@ -82,5 +89,8 @@ def test_a_chat_template_that_cannot_be_is_named(tmp_path: Path, content: bytes 
 
 def test_a_tokenizer_of_a_path_says_the_same(tmp_path: Path) -> None:
     for kind in (SentencePieceTokenizer, HuggingFaceTokenizer):
-        with pytest.raises(TokenizerError, match=f"{tmp_path}: a folder, without a tokenizer's file"):
+        with pytest.raises(TokenizerError, match=f"{tmp_path}: a folder, and not a file of a tokenizer: give the path"):
             kind(tmp_path)
+    (tmp_path / "my.model").write_bytes(b"")
+    with pytest.raises(TokenizerError, match="give the file in it, '.*/my.model'"):
+        SentencePieceTokenizer(tmp_path)
