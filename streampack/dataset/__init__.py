@@ -21,5 +21,6 @@ __all__ = [
     "shardlist",
     "sources",
     "stages",
+    "tokenizer",
     "wrappers",
 ]
