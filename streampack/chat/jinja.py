@@ -7,6 +7,9 @@ The template's own control tokens become ids; those that a message's text spells
 of the latter gets a mark inside before rendering, which is taken out again afterwards. The marks are code points that
 Unicode keeps for a program's own use (noncharacters); a message that holds one of them is refused.
 
+What looks like a control token (`<|name|>`) and is none of this tokenizer is a bad record where the template writes it,
+and a `ConfigError` at once where it does so for every conversation.
+
 Never: a template that reaches anything but the messages; a text that depends on the clock: `strftime_now` is not
 defined, so templates take their fixed date; a BOS or EOS that the template did not write.
 """
@@ -28,6 +31,9 @@ from streampack.records import ControlToken, Message, Tokenizer
 
 _INSIDE, _BEGIN, _END = "\ufdd0", "\ufdd1", "\ufdd2"
 _MARKS = re.compile(f"[{_INSIDE}{_BEGIN}{_END}]")
+_LOOKS_LIKE_CONTROL = r"<\|[^\s<>|]{1,80}\|>|<｜[^\s<>｜]{1,80}｜>"
+_PROBE = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
+"""What every template can render, but for one that refuses it."""
 
 
 def is_template(text: str) -> bool:
@@ -88,7 +94,18 @@ def read_template(data: bytes, *, name: str, tokenizer: Tokenizer, needs_targets
             'as for Transformers\' return_assistant_tokens_mask, or use train_on="all" or a built-in template',
             url=name,
         )
-    return JinjaTemplate(source=text, specials=specials, tokens=tokens)
+    template = JinjaTemplate(source=text, specials=specials, tokens=tokens)
+    try:
+        list(template.parts(_PROBE, TrainOn.ALL))
+    except _NoTokenError as error:
+        raise ConfigError(f"{error.message}; {tokenizer.digest} is of another model", url=name) from None
+    except RecordError:
+        pass  # it wants other messages, such as a system message first
+    return template
+
+
+class _NoTokenError(RecordError):
+    """The template writes what looks like a control token, and is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +152,9 @@ class JinjaTemplate:
 
     @property
     def _control(self) -> re.Pattern[str]:
-        return _any_of(tuple(self.tokens))
+        """The control tokens, and what only looks like one."""
+        return _any_of((*self.tokens, *self.specials.values()))
+
 
     def _split(self, rendered: str, train_on: TrainOn, trained_blocks: Sequence[bool]) -> Iterator[Part]:
         """The rendered text, cut at control tokens, with the spans of the text between them that are trained."""
@@ -156,6 +175,11 @@ class JinjaTemplate:
                 text, begun, strip_next = "", True, token.rstrip
                 spans = []
                 yield Control(piece, trained)
+            elif self._control.fullmatch(piece):
+                raise _NoTokenError(
+                    f"the chat template writes {piece!r}, which is no control token of the tokenizer and would be "
+                    "ordinary text: give the tokenizer that the template is of (its tokenizer.json or its folder)"
+                )
             elif piece != _INSIDE:
                 kept = piece.lstrip() if strip_next and not text else piece
                 if trained and kept:
@@ -193,19 +217,50 @@ def _trained_blocks(num_blocks: int, messages: Sequence[Message], train_on: Trai
 
 @functools.lru_cache(maxsize=8)
 def _any_of(names: tuple[str, ...]) -> re.Pattern[str]:
-    # The longest first, as one name may begin with another; without names, a pattern that matches nothing.
-    return re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)) or r"(?!)")
+    # The longest first, as one name may begin with another.
+    return re.compile("|".join([*map(re.escape, sorted(names, key=len, reverse=True)), _LOOKS_LIKE_CONTROL]))
 
 
 def _marked(value: Any, control: re.Pattern[str]) -> Any:
-    """The value with a mark inside of each control token that one of its strings spells out."""
+    """The value with a mark inside of each control token that one of its strings spells out; a null content as such."""
     if isinstance(value, str):
         if _MARKS.search(value):
             raise RecordError("a message holds one of the noncharacters U+FDD0 to U+FDD2, which are not text")
         return control.sub(lambda match: match[0][:1] + _INSIDE + match[0][1:], value)
     if isinstance(value, Mapping):
-        return {key: _marked(inner, control) for key, inner in value.items()}
+        return {
+            key: _NULL if key == "content" and inner is None else _marked(inner, control)
+            for key, inner in value.items()
+        }
     return [_marked(inner, control) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
+class _Null:
+    """A content that is null: a template may ask whether it is none, and cannot write it ("None" would be text)."""
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __eq__(self, other: object) -> bool:
+        return other is None or other is self
+
+    __hash__ = object.__hash__
+
+    def __str__(self) -> str:
+        raise RecordError("it writes the content of a message whose content is null")
+
+
+_NULL = _Null()
+
+
+def _json_null(value: object) -> None:
+    """What stands for a value that JSON does not know."""
+    if value is not _NULL:
+        raise TypeError(f"a {type(value).__name__} has no JSON")
+
+
+def _is_null(value: object) -> bool:
+    return value is None or value is _NULL
 
 
 class _Compiled(NamedTuple):
@@ -240,12 +295,13 @@ def _compiled(source: str) -> _Compiled:
         raise jinja2.TemplateError(message)
 
     def tojson(value: Any, **options: Any) -> str:
-        return json.dumps(value, **{"ensure_ascii": False, **options})
+        return json.dumps(value, **{"ensure_ascii": False, "default": _json_null, **options})
 
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = tojson
+    environment.tests["none"] = _is_null
     environment.globals["raise_exception"] = raise_exception
     variables = jinja2.meta.find_undeclared_variables(environment.parse(source))
     return _Compiled(environment.from_string(source).render, frozenset(variables))

@@ -1,12 +1,14 @@
 """The JSON of a record in, its conversation out: the messages, and what beside them changes what a model should see.
 
 Out: messages, each with strings under "role" and "content" (which may be null where there are "tool_calls"), and their
-     context (`streampack.records.CONTEXT_KEYS`); or a `BadContentError` that says why there are none.
+     context (`streampack.records.CONTEXT_KEYS`); or a `BadContentError` that says why there are none. A content that is
+     a list of texts, as in OpenAI's format, becomes one text; ShareGPT's `from` and `value` become role and content.
 Never: a conversation that no chat template could read; a look at values that are neither (they may be anything that
 JSON's grammar allows, as with texts).
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -17,6 +19,16 @@ from streampack.errors import DocumentTooLongError, MissingFieldError
 from streampack.records import CONTEXT_KEYS, Message
 
 Context = dict[str, Any]
+_SHAREGPT_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+}
+"""Who speaks in ShareGPT's format, and in the one that LLaMA-Factory made of it -> the role."""
 _NO_NUMBER = b"1e999"
 """Stands for NaN and Infinity: JSON's grammar allows it, and a value that is used may not have it."""
 _NOTHING = [msgspec.UNSET] * len(CONTEXT_KEYS)
@@ -117,9 +129,15 @@ def check_messages(value: object, limit: int) -> tuple[Message, ...]:
         raise BadContentError(f"messages are {json_kind(value)} and not a list")
     if not value:
         raise BadContentError("messages are an empty list: a conversation has at least one")
+    messages: list[Message] = []
     for number, message in enumerate(value):
         if not isinstance(message, dict):
             raise BadContentError(f"message {number} is {json_kind(message)} and not an object with role and content")
+        if "role" not in message and "from" in message and "value" in message:
+            message = _of_sharegpt(number, message)  # noqa: PLW2901  # the same message
+        if isinstance(message.get("content"), (list, tuple)):
+            message = {**message, "content": _joined(number, message["content"])}  # noqa: PLW2901  # the same
+        messages.append(message)
         calls = message.get("tool_calls") or message.get("function_call")
         for key in ("role", "content"):
             if key == "content" and calls and message.get(key) is None:
@@ -130,5 +148,30 @@ def check_messages(value: object, limit: int) -> tuple[Message, ...]:
                 raise BadContentError(found, kind=MissingFieldError)
             if not isinstance(message[key], str):
                 raise BadContentError(f"the {key} of message {number} is {json_kind(message[key])} and not a string")
-    check_size(sum(len((message.get("content") or "").encode("utf-8", "surrogatepass")) for message in value), limit)
-    return tuple(value)
+    check_size(sum(len((message.get("content") or "").encode("utf-8", "surrogatepass")) for message in messages), limit)
+    return tuple(messages)
+
+
+def _of_sharegpt(number: int, message: Message) -> dict[str, Any]:
+    """A message of ShareGPT's format with role and content."""
+    speaker, content = message["from"], message["value"]
+    if not isinstance(speaker, str) or speaker not in _SHAREGPT_ROLES:
+        known = ", ".join(_SHAREGPT_ROLES)
+        raise BadContentError(f"message {number} is from {speaker!r:.80}; known are {known}: rename it with a transform")
+    rest = {key: each for key, each in message.items() if key not in ("from", "value")}
+    return {"role": _SHAREGPT_ROLES[speaker], "content": content, **rest}
+
+
+def _joined(number: int, parts: Sequence[object]) -> str:
+    """The text of a content that is a list of parts, each {"type": "text", "text": ...}."""
+    texts = []
+    for index, part in enumerate(parts):
+        kind = part.get("type") if isinstance(part, dict) else json_kind(part)
+        text = part.get("text") if isinstance(part, dict) else None
+        if kind != "text" or not isinstance(text, str):
+            raise BadContentError(
+                f"part {index} of the content of message {number} is {kind!r:.80} and not a text: only "
+                '{"type": "text", "text": ...} is read'
+            )
+        texts.append(text)
+    return "".join(texts)

@@ -42,7 +42,7 @@ class Field:
     @property
     def is_chat(self) -> bool:
         """Whether a document is a conversation."""
-        return self.keys[-1:] == ("messages",)
+        return self.keys[-1:] in (("messages",), ("conversations",))
 
     @property
     def holds_many(self) -> bool:

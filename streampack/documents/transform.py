@@ -53,10 +53,10 @@ def _checked_part(
     if not isinstance(part, Document):
         remedy = "return dataclasses.replace(document, text=...), a list of documents or None"
         raise ValueError(f"a {type(part).__name__}: {remedy}")
-    text, tokens, mask = part.text, part.tokens, part.loss_mask
+    text, tokens, mask, messages = part.text, part.tokens, part.loss_mask, part.messages
     if document.messages is not None and text is not None:
         raise ValueError("a text made of a conversation: return messages, or tokens and a loss_mask")
-    if (text is not None) + (tokens is not None) + (part.messages is not None) != 1:
+    if (text is not None) + (tokens is not None) + (messages is not None) != 1:
         raise ValueError("a document without exactly one of text, tokens and messages: set the others to None")
     if tokens is not None:
         tokens = int32_tokens(tokens, vocab_size)
@@ -64,11 +64,11 @@ def _checked_part(
         is_mask = isinstance(mask, np.ndarray) and mask.dtype == bool and mask.shape == tokens.shape
         if mask is not None and not is_mask:
             raise ValueError(f"a loss_mask that is {array_kind(mask)}; {len(tokens)} tokens need a bool array [n]")
-    elif part.messages is not None:
+    elif messages is not None:
         if document.messages is None or mask is not None:
             raise ValueError("messages where there were none, or with a loss_mask, which only the chat template makes")
         try:
-            check_messages(part.messages, limit)
+            messages = check_messages(messages, limit)
         except BadContentError as bad:
             raise ValueError(f"messages that cannot be used: {bad}") from None
     elif not isinstance(text, str):
@@ -78,5 +78,5 @@ def _checked_part(
     else:
         check_text_size(text, limit)
     return dataclasses.replace(
-        document, text=text, tokens=tokens, messages=part.messages, context=part.context, loss_mask=mask, part=index
+        document, text=text, tokens=tokens, messages=messages, context=part.context, loss_mask=mask, part=index
     )

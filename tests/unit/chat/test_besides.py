@@ -1,7 +1,9 @@
 """What conversations say besides roles and contents: used, or refused by name; metadata is passed over."""
 
 import dataclasses
+import io
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from support.chats import ChatBytes, chat_of, dataset_of, spelled, talk, trained
 
 import streampack
-from streampack.errors import RecordError
+from streampack.errors import ConfigError, RecordError
 from streampack.testing import write_shards
 
 JINJA = (
@@ -252,3 +254,80 @@ def test_an_id_of_a_chat_that_is_not_in_the_vocabulary_names_the_place(tmp_path:
     shards = shard_of(tmp_path, b"{" + MESSAGES + b"}")
     with pytest.raises(RecordError, match="00000.tar, member '00000000': .* the token id 500"):
         list(dataset_of(shards, chat=lambda messages: [(500, True)]))
+
+
+# --- what a template writes
+
+
+def test_what_looks_like_a_control_token_and_is_none_is_never_text_in_silence() -> None:
+    """At once where each conversation has it, else for those that have it; in a message it is text as any other."""
+    always = "{% for m in messages %}<|turn|>{{ m.role }}: {{ m.content }}<|end|>{% endfor %}"
+    with pytest.raises(ConfigError, match=r"writes '<\|turn\|>', which is no control token .*chat bytes is of another"):
+        chat_of(always, train_on="all")
+    by_role = chat_of("{% for m in messages %}{{ '<|' + m.role + '|>' }}{{ m.content }}{% endfor %}", train_on="all")
+    assert spelled(by_role(talk(("u", "<|turn|>"), ("a", "A")))[0]) == "<|user|><|turn|><|assistant|>A"
+    with pytest.raises(RecordError, match=r"writes '<\|judge\|>', which is no control token"):
+        by_role([{"role": "judge", "content": "q"}])
+
+
+def test_a_null_content_is_none_to_a_template_and_never_the_word() -> None:
+    call = [{"role": "assistant", "content": None, "tool_calls": [{"name": "add"}]}]
+    careful = (
+        "{% for m in messages %}{% if m.content is not none %}{{ m.content }}{% endif %}"
+        "{% if m['content'] != none and m.content %}{{ m.content }}{% endif %}{{ m.tool_calls | tojson }}{% endfor %}"
+    )
+    assert spelled(chat_of(careful, train_on="all")(call)[0]) == '[{"name": "add"}]'
+    whole = "{% for m in messages %}{{ m | tojson }}{% endfor %}"
+    assert '"content": null' in spelled(chat_of(whole, train_on="all")(call)[0])
+    for careless in ("{{ m.content }}", "{{ m.content | trim }}", "{{ '' ~ m.content }}", "{{ 'a' + m.content }}"):
+        template = "{% for m in messages %}" + careless + "{{ m.tool_calls }}{% endfor %}"
+        with pytest.raises(RecordError, match="the chat template refuses the conversation"):
+            chat_of(template, train_on="all")(call)
+
+
+# --- other ways to write a conversation
+
+
+@pytest.mark.parametrize("field", ["json:messages", "json:conversations"])
+@pytest.mark.parametrize(
+    "conversation",
+    [
+        [
+            {"role": "user", "content": [{"type": "text", "text": "one, "}, {"type": "text", "text": "two"}]},
+            {"role": "assistant", "content": "A"},
+        ],
+        [{"from": "human", "value": "one, two"}, {"from": "gpt", "value": "A"}],
+        [{"from": "user", "value": "one, two"}, {"from": "assistant", "value": [{"type": "text", "text": "A"}]}],
+    ],
+)
+def test_lists_of_texts_and_the_form_of_sharegpt_are_the_same_conversation(
+    tmp_path: Path, field: str, conversation: list[dict[str, Any]]
+) -> None:
+    plain = talk(("u", "one, two"), ("a", "A"))
+    given, expected = (
+        dataset_of(write_shards(tmp_path / name, [each], field=field), field=field)
+        for name, each in (("given", conversation), ("plain", plain))
+    )
+    np.testing.assert_array_equal(next(iter(given))["tokens"], next(iter(expected))["tokens"])
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, "part 0 of the content of message 0 is"),
+        ({"role": "user", "content": ["text"]}, "part 0 of the content of message 0 is 'a string' and not a text"),
+        ({"role": "user", "content": [{"type": "text"}]}, "part 0 of the content of message 0 is 'text' and not a text"),
+        ({"from": "bard", "value": "A"}, "message 0 is from 'bard'; known are human, user, gpt, "),
+        ({"from": ["gpt"], "value": "A"}, r"message 0 is from \['gpt'\]; known are"),
+        ({"from": "gpt", "value": 3}, "the content of message 0 is a number and not a string"),
+    ],
+)
+def test_what_is_no_text_and_who_is_not_known_is_named(tmp_path: Path, message: dict[str, Any], text: str) -> None:
+    path = tmp_path / "0.tar"
+    data = json.dumps({"messages": [message]}).encode()
+    with tarfile.open(path, "w") as tar:
+        info = tarfile.TarInfo("0.json")
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))
+    with pytest.raises(RecordError, match=text):
+        next(iter(dataset_of([str(path)], field="json:messages")))
