@@ -157,7 +157,7 @@ def _of_sharegpt(number: int, message: Message) -> dict[str, Any]:
     speaker, content = message["from"], message["value"]
     if not isinstance(speaker, str) or speaker not in _SHAREGPT_ROLES:
         known = ", ".join(_SHAREGPT_ROLES)
-        raise BadContentError(f"message {number} is from {speaker!r:.80}; known are {known}: rename it with a transform")
+        raise BadContentError(f"message {number} is from {speaker!r:.80}; known are {known}: a transform can rename it")
     rest = {key: each for key, each in message.items() if key not in ("from", "value")}
     return {"role": _SHAREGPT_ROLES[speaker], "content": content, **rest}
 

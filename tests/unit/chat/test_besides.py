@@ -314,9 +314,9 @@ def test_lists_of_texts_and_the_form_of_sharegpt_are_the_same_conversation(
 @pytest.mark.parametrize(
     ("message", "text"),
     [
-        ({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, "part 0 of the content of message 0 is"),
+        ({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, "part 0 of the content of message 0"),
         ({"role": "user", "content": ["text"]}, "part 0 of the content of message 0 is 'a string' and not a text"),
-        ({"role": "user", "content": [{"type": "text"}]}, "part 0 of the content of message 0 is 'text' and not a text"),
+        ({"role": "user", "content": [{"type": "text"}]}, "is 'text' and not a text"),
         ({"from": "bard", "value": "A"}, "message 0 is from 'bard'; known are human, user, gpt, "),
         ({"from": ["gpt"], "value": "A"}, r"message 0 is from \['gpt'\]; known are"),
         ({"from": "gpt", "value": 3}, "the content of message 0 is a number and not a string"),
