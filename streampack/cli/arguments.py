@@ -33,9 +33,8 @@ Shards = Annotated[
         show_default=False,
     ),
 ]
-Tokenizer = Annotated[
-    str | None, typer.Option("--tokenizer", "-t", help="SentencePiece model or tokenizer.json.", show_default=False)
-]
+TOKENIZER_HELP = "SentencePiece model, tokenizer.json, tekken.json, or the folder with one."
+Tokenizer = Annotated[str | None, typer.Option("--tokenizer", "-t", help=TOKENIZER_HELP, show_default=False)]
 Field = Annotated[
     str | None,
     typer.Option(
@@ -46,7 +45,9 @@ Field = Annotated[
 Chat = Annotated[
     str | None,
     typer.Option(
-        help="For conversations: phi3, llama2, mistral, llama3, chatml, or the path of a template.", show_default=False
+        help="For conversations: phi3, llama2, mistral, llama3, chatml, tokenizer (that of its folder) or the path "
+        "of a template.",
+        show_default=False,
     ),
 ]
 TrainOn = Annotated[
@@ -62,6 +63,18 @@ AddBos = Annotated[
     bool | None, typer.Option("--bos/--no-bos", help="Begin each document with BOS.", show_default="bos")
 ]
 AddEos = Annotated[bool | None, typer.Option("--eos/--no-eos", help="End each document with EOS.", show_default="eos")]
+BosToken = Annotated[
+    str | None,
+    typer.Option(metavar="TOKEN", help="The tokenizer's token that is BOS.", show_default="as its files say"),
+]
+EosToken = Annotated[
+    str | None,
+    typer.Option(metavar="TOKEN", help="The tokenizer's token that is EOS.", show_default="as its files say"),
+]
+PadToken = Annotated[
+    str | None,
+    typer.Option(metavar="TOKEN", help="The tokenizer's token that pads.", show_default="as its files say, else id 0"),
+]
 OneSource = Annotated[
     str | None,
     typer.Option("--source", metavar="NAME", help="Of a config with several sources, this one.", show_default="all"),
@@ -112,7 +125,8 @@ def make_dataset(
         is_bare = (given.get("field"), given.get("add_bos"), given.get("add_eos")) == ("npy", False, False)
         if not is_bare:
             raise ConfigError(
-                "--tokenizer (-t) is missing: give the path or URL of a SentencePiece model or of a tokenizer.json. "
+                "--tokenizer (-t) is missing: give the path or URL of a SentencePiece model, a tokenizer.json, a "
+                "tekken.json, or of the folder with one. "
                 "Only token ids need none: --field npy --no-bos --no-eos"
             )
     if chat is not None or train_on is not None:

@@ -36,6 +36,7 @@ from streampack.cli.arguments import (
     Tokenizer,
     chosen_sources,
     file_errors,
+    is_config,
     make_measured_dataset,
 )
 from streampack.cli.console import format_bytes, output, plural, print_json, print_warning, printable, to_json
@@ -108,7 +109,8 @@ def verify(
     json: Json = False,
 ) -> None:
     """Read whole shards and report what is wrong in them, and where; the exit code is 1 if there is a problem."""
-    dataset, _ = make_measured_dataset(shards, tokenizer, field=field, chat=chat)
+    ends = {} if is_config(shards) else {"add_bos": False, "add_eos": False}  # no document is packed
+    dataset, _ = make_measured_dataset(shards, tokenizer, field=field, chat=chat, **ends)
     sources = chosen_sources(dataset, source)
     known = {} if journal is None else _known(journal)
     verdicts: list[Verdict] = []

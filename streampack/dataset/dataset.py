@@ -66,8 +66,8 @@ class PackedDataset(FixedArguments, IterableDataset[dict[str, torch.Tensor]], in
         add_bos: put the tokenizer's BOS before each document, pre-tokenized ones too.
         add_eos: put its EOS after each document.
         pad_id: the token of padding; None takes the tokenizer's, else 0.
-        bos_token, eos_token, pad_token: the text of the token that is BOS, EOS or PAD of a tokenizer given by its path.
-            None: what its files say.
+        bos_token, eos_token, pad_token: the text of the token that is it, of a tokenizer given by its path; None: as
+            its files say.
         boundary: the label of the row at a document's end: a `BoundaryPolicy` or its name, or `ReplaceBoundary(id)`.
         packing: how rows become packs: "wrap" cuts them every `seq_len`, "next_fit" keeps documents whole, "best_fit"
             too and fills packs best; or a `Packing`, with more options. None: "wrap", for conversations "next_fit".
@@ -227,8 +227,6 @@ class PackedDataset(FixedArguments, IterableDataset[dict[str, torch.Tensor]], in
         """What must be equal for two runs to have the same packs; plain JSON values. None: lanes as asked for."""
         return self._plan.fingerprint(num_lanes)
 
-    # -- the shards, and the run that they make --------------------------------------------------------------------
-
     def list_shards(self) -> ShardTable:
         """The shards of the first source; see `tables`."""
         return self.tables()[0]
@@ -306,8 +304,6 @@ class PackedDataset(FixedArguments, IterableDataset[dict[str, torch.Tensor]], in
     def check_budget(self, *, num_ranks: int, num_workers: int) -> None:
         """Refuse workers with too little memory for their lanes, if the number of lanes is known by now."""
         self._plan.check_budget(num_ranks=num_ranks, num_workers=num_workers)
-
-    # -- iteration without PackedDataLoader ------------------------------------------------------------------------
 
     def set_epoch(self, epoch: int) -> None:
         """Begin the next iteration with another epoch than 0; the loader needs no such call."""

@@ -19,6 +19,7 @@ from streampack.errors import TokenizerError
 from streampack.records import ControlToken, Tokens
 from streampack.tokenizers.files import describe, no_such_token, not_encoded, read_model_file
 from streampack.tokenizers.guarding import Guarded, guard
+from streampack.tokenizers.pieces import pieces_of
 from streampack.tokenizers.tekken import as_tokenizer_json, is_tekken
 
 # Names that mean one thing in every published tokenizer.json. `<|endoftext|>` begins documents too in GPT-2, but not
@@ -152,6 +153,14 @@ class HuggingFaceTokenizer:
             )
         parts = [self._replaced.get(token, [token]) for token in ids.tolist()]
         return np.array([token for part in parts for token in part], np.int32), list(map(len, parts))
+
+    def id_to_piece(self, token: int) -> str | bytes:
+        """What an id stands for: bytes, where the vocabulary is byte-level; else text with U+2581 for a space."""
+        return self._pieces.get(token, f"<{token}>")
+
+    @functools.cached_property
+    def _pieces(self) -> dict[int, str | bytes]:
+        return pieces_of(msgspec.json.decode(self._source[1][0]))
 
     def control_tokens(self) -> dict[str, ControlToken]:
         """The special tokens of the file, by name."""

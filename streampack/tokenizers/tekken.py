@@ -20,10 +20,7 @@ from typing import Any
 import msgspec
 
 from streampack.errors import TokenizerError
-
-BYTE_LEVEL = {byte: chr(byte) for byte in (*range(33, 127), *range(161, 173), *range(174, 256))}
-"""Byte -> the character that stands for it in a byte-level vocabulary."""
-BYTE_LEVEL |= {byte: chr(256 + index) for index, byte in enumerate(sorted({*range(256)} - BYTE_LEVEL.keys()))}
+from streampack.tokenizers.pieces import BYTE_LEVEL
 
 
 class _Settings(msgspec.Struct):

@@ -1,10 +1,13 @@
 """What all commands share: help, the version, and what is said where something is left out."""
 
 import io
+import json
 import tarfile
 from pathlib import Path
 
 import pytest
+import tokenizers
+from tokenizers import models, pre_tokenizers
 from typer.testing import CliRunner, Result
 
 import streampack
@@ -48,6 +51,36 @@ def test_what_is_left_out_is_named(
     result = run(*args)
     assert result.exit_code == 1
     assert text in result.stderr
+
+
+@pytest.fixture
+def without_bos(tmp_path: Path) -> str:
+    """A tokenizer.json that does not say which tokens begin and end documents."""
+    vocab = {name: index for index, name in enumerate(["<a>", "<b>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.add_special_tokens(["<a>", "<b>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    return str(tmp_path)
+
+
+def test_bos_and_eos_can_be_named(without_bos: str) -> None:
+    shard = str(DATA / "devil-00000.tar")
+    missing = run("count", shard, "-t", without_bos)
+    assert "has no BOS token: pass add_bos=False (on the command line --no-bos), or name one with bos_token= " in (
+        missing.stderr
+    )
+    assert "--bos-token); special tokens of the file: <a>, <b>" in missing.stderr
+    ends = ("--bos-token", "<a>", "--eos-token", "<b>", "--pad-token", "<b>")
+    bare = json.loads(run("count", shard, "-t", without_bos, "--no-bos", "--no-eos", "--json").stdout)
+    named = json.loads(run("count", shard, "-t", without_bos, *ends, "--json").stdout)
+    assert named["tokens"] - bare["tokens"] == 2 * named["documents"]
+    shown = run("peek", shard, "-t", without_bos, *ends, "--json", "--num", "1")
+    assert json.loads(shown.stdout)["packs"][0]["pieces"][0] == "<a>"
+    assert run("verify", shard, "-t", without_bos).exit_code == 0
+    unknown = run("peek", shard, "-t", without_bos, "--bos-token", "<c>")
+    assert "bos_token='<c>' is not in the vocabulary of the file: name another token" in unknown.stderr
+    assert "its special tokens are <b>, <a>" in unknown.stderr
 
 
 def test_a_damaged_shard_is_counted_up_to_its_damage_where_that_is_asked_for(tmp_path: Path) -> None:

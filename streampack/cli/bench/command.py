@@ -10,7 +10,16 @@ from typing import Annotated
 import msgspec
 import typer
 
-from streampack.cli.arguments import Json, check_folder, file_errors
+from streampack.cli.arguments import (
+    TOKENIZER_HELP,
+    AddBos,
+    AddEos,
+    BosToken,
+    EosToken,
+    Json,
+    check_folder,
+    file_errors,
+)
 from streampack.cli.bench import drawing
 from streampack.cli.bench.measuring import make_report
 from streampack.cli.console import output, print_json
@@ -30,11 +39,15 @@ def bench(
     *,
     tokenizer: Annotated[
         str | None,
-        typer.Option("--tokenizer", "-t", help="SentencePiece model or tokenizer.json.", show_default="the demo's"),
+        typer.Option("--tokenizer", "-t", help=TOKENIZER_HELP, show_default="the demo's"),
     ] = None,
     field: Annotated[
         str | None, typer.Option(help="What a document is: txt, json:KEY, jsonl:KEY, npy.", show_default="txt")
     ] = None,
+    bos: AddBos = None,
+    eos: AddEos = None,
+    bos_token: BosToken = None,
+    eos_token: EosToken = None,
     seq_len: Annotated[int | None, typer.Option(min=2, help="Tokens of a pack.", show_default="4096")] = None,
     engine: Annotated[
         list[str] | None,
@@ -77,6 +90,8 @@ def bench(
         shards or [],
         tokenizer=tokenizer,
         field=field,
+        ends={"add_bos": bos, "add_eos": eos},
+        tokens={"bos_token": bos_token, "eos_token": eos_token},
         seq_len=seq_len,
         engines=engine or ["auto", "sentencepiece"],
         workers=workers or ([0, 2] if quick else [0, 1, 2, 4]),

@@ -26,12 +26,12 @@ from streampack.cli.bench.report import Machine, Report
 from streampack.cli.bench.slices import Slice, cut_slices
 from streampack.cli.bench.stages import MakeDataset
 from streampack.dataset.dataset import PackedDataset
+from streampack.dataset.tokenizer import read_tokenizer
 from streampack.errors import ConfigError
 from streampack.records import Tokenizer
+from streampack.storage.access import StorageReader
 from streampack.tokenizers.comparing import Engine
 from streampack.tokenizers.engines import choose_engine
-from streampack.tokenizers.files import read_model_file
-from streampack.tokenizers.loading import load_tokenizer
 from streampack.tokenizers.sentencepiece import SentencePieceTokenizer
 
 _LANES = 12
@@ -44,6 +44,8 @@ def make_report(
     *,
     tokenizer: str | None,
     field: str | None,
+    ends: Mapping[str, bool | None],
+    tokens: Mapping[str, str | None],
     seq_len: int | None,
     engines: Sequence[str],
     workers: Sequence[int],
@@ -53,7 +55,7 @@ def make_report(
     """All measures, with a bar of their progress on stderr."""
     machine = _machine()
     ids_alone = tokenizer is None and field == "npy"
-    given: dict[str, Any] = {"field": field, "seq_len": seq_len}
+    given: dict[str, Any] = {"field": field, "seq_len": seq_len, **ends}
     if ids_alone:
         given |= {"add_bos": False, "add_eos": False}
     if not shards and (field or "txt") != "txt":
@@ -63,12 +65,12 @@ def make_report(
     with tempfile.TemporaryDirectory(prefix="streampack-bench-") as name:
         folder = Path(name)
         if not shards:
-            plain: Tokenizer | None = _plain(str(tokenizer))
+            plain: Tokenizer | None = _plain(str(tokenizer), tokens)
             slices = made_up_slices(folder, num_slices=rounds, slice_bytes=num_bytes // rounds)
             source = "made-up text"
             known: dict[str, object] = {}
         else:
-            whole = make_dataset(shards, tokenizer=tokenizer, **given)
+            whole = make_dataset(shards, tokenizer=tokenizer, **given, **tokens)
             pipeline = whole.pipeline
             if pipeline.documents.field.kind == "npy":
                 num_bytes *= _TOKENS_ARE_FASTER
@@ -148,8 +150,8 @@ def make_finite(
     ).for_rank(0, 1)
 
 
-def _plain(path: str) -> Tokenizer:
-    return load_tokenizer(read_model_file(path, None)[0], name=path)
+def _plain(path: str, tokens: Mapping[str, str | None]) -> Tokenizer:
+    return read_tokenizer(path, StorageReader(), {name: token for name, token in tokens.items() if token is not None})
 
 
 def _without_engine(tokenizer: Tokenizer | None) -> Tokenizer | None:

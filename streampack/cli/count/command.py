@@ -15,11 +15,14 @@ import typer
 from streampack.cli.arguments import (
     AddBos,
     AddEos,
+    BosToken,
     Chat,
+    EosToken,
     Field,
     Json,
     NumWorkers,
     OneSource,
+    PadToken,
     Shards,
     Tokenizer,
     chosen_sources,
@@ -43,6 +46,9 @@ def count(
     chat: Chat = None,
     bos: AddBos = None,
     eos: AddEos = None,
+    bos_token: BosToken = None,
+    eos_token: EosToken = None,
+    pad_token: PadToken = None,
     on_error: Annotated[
         str | None,
         typer.Option(
@@ -63,6 +69,9 @@ def count(
         chat=chat,
         add_bos=bos,
         add_eos=eos,
+        bos_token=bos_token,
+        eos_token=eos_token,
+        pad_token=pad_token,
         on_error=on_error,
     )
     sources = chosen_sources(dataset, source)
