@@ -26,7 +26,7 @@ from streampack.documents.npy import MAX_HEADER_BYTES, joined_npy, npy_tokens
 from streampack.documents.split import HoldOut
 from streampack.documents.transform import Transform, transformed
 from streampack.errors import RecordError
-from streampack.metrics import heartbeat
+from streampack.metrics import clock, heartbeat
 from streampack.records import FREE_BYTES, WHOLE_SAMPLE, BadRecord, Document, Joined, Mask, Message, Sample, Tokens
 
 ChatTemplate = Callable[[Sequence[Message], Mapping[str, Any] | None], tuple[Tokens, Mask]]
@@ -118,7 +118,7 @@ class DocumentReader:
             extension, data = self._member(sample)
             member = f"{member}.{extension}"
             check_pointer(data)
-            data = decompressed(data, extension, self.max_member_bytes)
+            data = clock.timed(clock.DECOMPRESS, decompressed, data, extension, self.max_member_bytes)
             check_lines(data)
         except BadContentError as bad:
             named = f"{key}.{bad.extension}" if bad.extension else member

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from streampack.corpus.partition import Piece
+from streampack.metrics import clock
 from streampack.records import Shard
 from streampack.storage.access import StorageReader
 from streampack.storage.stretch import Stretch
@@ -87,7 +88,9 @@ class Fetched:
     def _ask(self, storage: StorageReader, shard: Shard, start: int, pieces: Sequence[Piece]) -> None:
         end = pieces[-1].end
         slack = min(self._slack.num_bytes, max(end - pieces[-1].begin, _FIRST_SLACK))
-        stretch = storage.stretch(
+        stretch = clock.timed(
+            clock.STORAGE,
+            storage.stretch,
             shard.url,
             min(start, shard.size),
             min(max(start, end) + slack, shard.size),

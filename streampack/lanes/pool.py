@@ -30,7 +30,7 @@ from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.position import LaneEnd, LaneFiller, LanePack, LanePosition
 from streampack.lanes.run import LaneStart, Run
 from streampack.lanes.stream import LaneStream
-from streampack.metrics import heartbeat
+from streampack.metrics import clock, heartbeat
 
 MAX_RANGE_BYTES = 8 * 2**20
 _PACK_OBJECTS_BYTES = 1024
@@ -235,12 +235,17 @@ class LanePool:
             stream = self._awake(each)
             if stream.has_pack:  # the stream holds no more memory after giving it
                 return stream.next()
-            heartbeat.begin_source(each.index)
+            self._begin_source(each)
             each.make()
             self._weigh(each)
             if self._held_bytes > self._budget_bytes and self._may_park:
                 self._make_room()
         return each.take_made()
+
+    @staticmethod
+    def _begin_source(each: _Source) -> None:
+        heartbeat.begin_source(each.index)
+        clock.begin_source(each.index)
 
     def _awake(self, each: _Source) -> LaneStream:
         self._served.pop(each, None)
@@ -282,7 +287,7 @@ class LanePool:
     def _park(self, each: _Source) -> None:
         stream = each.stream
         assert stream is not None, "only a stream that is awake is parked"
-        heartbeat.begin_source(each.index)
+        self._begin_source(each)
         made_bytes = sum(_pack_bytes(pack) for pack in each.made)
         while (made_bytes < self._share_bytes or stream.has_pack) and not each.is_over:
             try:

@@ -26,6 +26,7 @@ from streampack.lanes.position import SkippedRange
 from streampack.lanes.records import ListedShard, PieceRecords, RecordBatch
 from streampack.lanes.skipping import ReadError
 from streampack.lanes.windows import windows
+from streampack.metrics import clock
 from streampack.records import Cursor
 from streampack.storage.digests import block_bytes_of
 from streampack.tar.codecs import is_compressed
@@ -95,8 +96,10 @@ class LaneReader:
             for item in records(epoch, pieces, first):
                 if isinstance(item, ReadError):
                     yield item
-                else:
+                elif self._pipeline.documents.keeps_records:
                     yield from documents.of(item)
+                else:
+                    yield from clock.within(clock.TRANSFORM, documents.of(item))
             epoch, first = epoch + 1, 0
 
     def _in_order(self, epoch: int, pieces: Sequence[Piece], first: int) -> Iterator[RecordBatch | ReadError]:

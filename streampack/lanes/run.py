@@ -16,6 +16,7 @@ from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.position import LaneFiller, LanePack, LanePosition
 from streampack.records import Compared, Cursor, StorageUse
 from streampack.storage.access import StorageReader
+from streampack.storage.redaction import redacted
 
 _T = TypeVar("_T")
 
@@ -101,6 +102,15 @@ class Run(NamedTuple):
         """Documents for which this process has found other ids than the plain tokenizer's."""
         tokenizers: list[object] = _once(each.tokenizer for each in self.pipelines)
         return sum(each.num_differences for each in tokenizers if isinstance(each, Compared))
+
+    def place(self, source: int, of_storage: bool) -> str:
+        """How the log names a source, or the folder of its shards; nothing where the only source has no name."""
+        name, table = self.sources[source].name, self.sources[source].corpus.table
+        if of_storage and len(table):
+            shard = table[0]
+            folder = redacted(shard.url.removesuffix(shard.name).rpartition("/")[0])
+            return f"{folder}/" if folder else name
+        return "" if name == DEFAULT else f"source {name!r}"
 
     def storage_use(self) -> StorageUse:
         """What this process has asked of the storage."""

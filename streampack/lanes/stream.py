@@ -11,6 +11,7 @@ Never: state that the position does not hold. Dropping a stream and starting ano
 """
 
 from collections import deque
+from collections.abc import Iterator
 
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.shares import DEFAULT
@@ -24,7 +25,7 @@ from streampack.lanes.run import named
 from streampack.lanes.skipping import ReadError, SkipPolicy
 from streampack.lanes.tokenizing import TokenizedBatch, tokenized
 from streampack.lanes.unpassed import Unpassed
-from streampack.metrics import heartbeat
+from streampack.metrics import clock, heartbeat
 from streampack.packing.packs import PackRows
 from streampack.records import Counts, Cursor
 
@@ -164,19 +165,25 @@ class LaneStream:
         packs = min(max(self.position.packs - self._start.packs, 1), self._most_ahead)
         lacking = self._packer.lacking_rows(packs)
         self._reader.demand.num_bytes = max(int(lacking / per_byte), 1)
+        before = clock.switch(clock.TAR)
         try:
-            event = self._reader.next()
+            self._ahead += self._next_items()
         except Exception as error:  # noqa: BLE001 - raised when its turn comes
             self._ahead.append(error)
-            return
+        finally:
+            clock.switch(before)
+
+    def _next_items(self) -> Iterator[TokenizedBatch | ReadError | EpochStart | Exception | None]:
+        event = self._reader.next()
         if isinstance(event, DocumentBatch):
             self._bytes += event.num_bytes
+            clock.switch(clock.TOKENIZE)
             for item in tokenized(self._pipeline, event, lane=self._lane):
                 if isinstance(item, TokenizedBatch):
                     self._tokens += len(item.joined.tokens)
-                self._ahead.append(item)
+                yield item
         else:
-            self._ahead.append(event)
+            yield event
 
     def _feed(self, batch: TokenizedBatch) -> None:
         """Give documents to the packer; where it might refuse one of them, one at a time."""

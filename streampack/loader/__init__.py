@@ -24,6 +24,8 @@ in the trainer   serving    starts a server, and workers through it
                  commits    positions of lanes, moved on when a batch is handed out: the state
                  delivery   passes, commits and formatting in step, whatever interrupts them
                  progress, stats    how far the run has come; what was counted
+                 times      where the time of workers and of this process went
+                 limits     which stage limits them
                  exhaustion what the log says of sources that were read as often as they may
                  turns      whose turn it is, and which pass is under way
                  calls      which of them are under way, and so what may be done now
@@ -50,6 +52,7 @@ __all__ = [
     "exhaustion",
     "failures",
     "formatting",
+    "limits",
     "loader",
     "max_bad",
     "messages",
@@ -70,6 +73,7 @@ __all__ = [
     "steps",
     "stretches",
     "surroundings",
+    "times",
     "turns",
     "unpicklable",
     "validation",

@@ -14,7 +14,7 @@ comes back with a `LoaderError` and ends the workers.
 import dataclasses
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Sized
 from contextlib import suppress
 from time import perf_counter
 from typing import Any
@@ -30,25 +30,17 @@ from streampack.loader.commits import Change, Commits
 from streampack.loader.consistency import Verifier
 from streampack.loader.exhaustion import ExhaustionLog
 from streampack.loader.formatting import BatchFormatter
+from streampack.loader.limits import Limits
 from streampack.loader.passes import Pass, PassSettings
 from streampack.loader.processes import Launcher
 from streampack.loader.progress import length, progress_of
 from streampack.loader.restarts import WorkerRestarts
 from streampack.loader.rounds import PackBatch
-from streampack.loader.stats import LoaderCounts, stats_of, stats_of_sources
-from streampack.loader.turns import Running, Turn, tell_of_end
+from streampack.loader.stats import LoaderCounts, numbers_of, stats_of, stats_of_sources
+from streampack.loader.times import LoaderTimes
+from streampack.loader.turns import BatchIterator, Running, Turn, tell_of_end
+from streampack.metrics.stats import Stats
 from streampack.state.checkpoint import Committed
-
-
-class BatchIterator(Iterator[Batch]):
-    """What `iter(loader)` gives. After an error, the next call goes on from what is committed."""
-
-    def __init__(self, delivery: "Delivery", turn: Turn) -> None:
-        self._delivery = delivery
-        self._turn = turn
-
-    def __next__(self) -> Batch:
-        return self._delivery.next(self._turn)
 
 
 class Delivery:
@@ -77,7 +69,9 @@ class Delivery:
         self._formatter = formatter
         self._verifier = verifier
         self._counts = LoaderCounts()
-        self._restarts = WorkerRestarts(launcher)
+        self._times = LoaderTimes(len(dataset.sources))
+        self._restarts = WorkerRestarts(launcher, self._times.workers)
+        self._limits = Limits(self._times.spent, continued.place)
         self._is_closing = False
         self._max_bad = run.bound_on_bad(committed)
         self._differences = run.engine_differences()
@@ -117,16 +111,18 @@ class Delivery:
         committed = self.commits.latest()
         return progress_of(committed, self._run.run_of(committed))
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> Stats:
         """What `loader.stats()` gives."""
         commits, committed = self.commits, self.commits.latest()
         loader = dataclasses.replace(
-            self._counts, batches=commits.num_batches,
+            self._counts,
+            batches=commits.num_batches,
             left_out_packs=commits.left_out_packs,
             engine_differences=self._differences.number,
         )
-        flat = stats_of(committed.counts(), loader, self.current_pass, self._restarts)
-        return {**flat, "sources": stats_of_sources(committed, self._run.run_of(committed), self._max_epochs)}
+        numbers = numbers_of(committed.counts(), loader, self.current_pass, self._restarts)
+        sources = stats_of_sources(committed, self._run.run_of(committed), self._max_epochs, self._times)
+        return stats_of(numbers, sources, self._times, self._limits.stage())
 
     # -- the thread that takes batches ---------------------------------------------------------------------------------
 
@@ -134,11 +130,13 @@ class Delivery:
         """The next batch for the iterator that has the turn; StopIteration where its pass has ended."""
         committed: list[Change] = []
         self._calls.enter(self)
+        before = self._times.enter(turn)
         try:
             try:
                 return self._next(turn, committed)
             finally:
                 self._leave()
+                self._limits.tick(self._times.leave(turn, before))
         except StopIteration:
             raise
         except BaseException:  # a signal handler's, maybe: the caller does not get the batch that was just committed
@@ -175,6 +173,7 @@ class Delivery:
     def skip(self, num_batches: int, settings: PassSettings) -> int:
         """Commit up to so many batches without handing them out; returns how many there were in the pass."""
         self._calls.enter(self)
+        before = self._times.enter(None)
         try:
             if self.commits.num_ahead:
                 raise LoaderError(
@@ -195,6 +194,7 @@ class Delivery:
             return num_batches
         finally:
             self._leave()
+            self._times.leave(None, before)
 
     def _take(self, turn: object, running: Running) -> PackBatch | None:
         running.taken_from, running.at = self.commits.standing, None
@@ -274,6 +274,7 @@ class Delivery:
         committed = self.commits.latest()
         agree = self._run.agreement(committed, settings.batch_size)
         run = self._run.run_of(committed)
+        self._limits.reset()
         each = Pass(self._dataset, run, committed, settings, agree, self._restarts, self._max_bad, self._differences)
         return Running(each, settings, committed.global_pack, self.commits.standing)
 
@@ -309,7 +310,7 @@ class Delivery:
             self._turn = turn
         if not self._calls.uses_workers(self):  # else its first batch makes the pass
             self._in_step(turn, settings)
-        return BatchIterator(self, turn)
+        return BatchIterator(self.next, turn)
 
     def load(self, committed: Committed) -> None:
         """Go on from other rows; every iterator is over."""

@@ -51,12 +51,14 @@ class BatchFormatter:
 
     layout: Layout
     pad_id: int
-    pin_memory: bool
+    pin_memory: bool | str
+    """"auto": where there is a GPU."""
     provenance: bool
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "provenance", as_bool(self.provenance, "provenance"))
-        object.__setattr__(self, "pin_memory", as_bool(self.pin_memory, "pin_memory", other='"auto"'))
+        pin_memory = torch.cuda.is_available() if self.pin_memory == "auto" else self.pin_memory
+        object.__setattr__(self, "pin_memory", as_bool(pin_memory, "pin_memory", other='"auto"'))
         if self.provenance and self.layout.spec.is_pair:
             kind = self.layout.format
             raise ConfigError(f'provenance=True has no place in the pairs of format="{kind}"; choose another format')

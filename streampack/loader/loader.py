@@ -14,8 +14,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sized
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-import torch
-
 from streampack.config.file import load_config
 from streampack.dataset import wrappers
 from streampack.dataset.dataset import PackedDataset
@@ -31,6 +29,7 @@ from streampack.loader.passes import PassSettings
 from streampack.loader.progress import length, no_progress
 from streampack.loader.stats import added_up, no_stats
 from streampack.loader.validation import delivery_of, shared_run
+from streampack.metrics.stats import Stats
 from streampack.ranks import topology
 from streampack.ranks.exchange import RankExchanges
 from streampack.state.checkpoint import State
@@ -137,12 +136,8 @@ class PackedDataLoader(FixedArguments, instead="loader"):
             drop_last=drop_last,
         )
         dataset.check_budget(num_ranks=here.size, num_workers=self._settings.num_workers)
-        formatter = BatchFormatter(
-            layout=layout,
-            pad_id=dataset.pipeline.pad_id,
-            pin_memory=torch.cuda.is_available() if pin_memory == "auto" else pin_memory,
-            provenance=provenance,
-        )
+        pad_id = dataset.pipeline.pad_id
+        formatter = BatchFormatter(layout=layout, pad_id=pad_id, pin_memory=pin_memory, provenance=provenance)
         verifier = None if verify_every is None else Verifier(verify_every, self._exchanges)
         self._in_step = {
             **dataset.in_step(),
@@ -151,8 +146,7 @@ class PackedDataLoader(FixedArguments, instead="loader"):
             "verify_every": None if verifier is None else verifier.every,
         }
         self._run = shared_run(self._dataset, self._exchanges, self._in_step)
-        self._delivery: Delivery | None = None
-        """None until the run begins."""
+        self._delivery: Delivery | None = None  # until the run begins
         self._deliver = partial(
             delivery_of(self._run),
             dataset=self._dataset,
@@ -196,6 +190,11 @@ class PackedDataLoader(FixedArguments, instead="loader"):
     def whole_state(self) -> bool:
         """Whether `state_dict` gives the lanes of all ranks."""
         return self._whole_state
+
+    @property
+    def dp_rank(self) -> int:
+        """Which of the data-parallel ranks this is."""
+        return self._settings.rank
 
     @property
     def dp_size(self) -> int:
@@ -301,10 +300,11 @@ class PackedDataLoader(FixedArguments, instead="loader"):
         digest = 0 if self._delivery is None else self._delivery.commits.digest()
         return as_int64(*self._exchanges.sums([digest], "digest(all_ranks=True)")) if all_ranks else digest
 
-    def stats(self, *, all_ranks: bool = False) -> dict[str, Any]:
+    def stats(self, *, all_ranks: bool = False) -> Stats:
         """Counts of this rank's lanes since the start of the run, and of this loader; docs/stats.md has the keys.
 
-        "sources" has those of each source. `all_ranks`: of all data-parallel ranks, which must all call it.
+        Also the seconds of each stage, what limits the loader, and those of each source. From any thread, unless
+        `all_ranks`: of all data-parallel ranks, which must all call it.
         """
         stats = no_stats(self.dataset.sources) if self._delivery is None else self._delivery.stats()
         return added_up(stats, self._exchanges, "stats(all_ranks=True)") if all_ranks else stats

@@ -27,6 +27,7 @@ from streampack.loader.rounds import Agree, LeftOut, PackBatch, endless, finite
 from streampack.loader.serving import WorkerServer, check_can_start
 from streampack.loader.steps import Steps
 from streampack.loader.workers import AHEAD
+from streampack.metrics import clock
 from streampack.records import Cursor, StorageUse
 from streampack.state.checkpoint import Committed
 
@@ -193,7 +194,7 @@ class Pass:
 
 def in_this_process(work: Work) -> Iterator[Message]:
     """The messages of one worker, made here."""
-    return undisturbed(work.messages()) if work.run.may_draw else work.messages()
+    return clock.within(clock.PACK, undisturbed(work.messages()) if work.run.may_draw else work.messages())
 
 
 def _refuse_empty_lanes(items: Iterator[Item], committed: Committed, hold_out: HoldOut | None) -> Iterator[Item]:

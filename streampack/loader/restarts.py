@@ -28,6 +28,7 @@ from streampack.lanes.run import LaneStart
 from streampack.loader import shortage
 from streampack.loader.messages import COLUMNS, DOCUMENTS, Assignment, Message, Slot, Work, failed
 from streampack.loader.processes import Launcher
+from streampack.loader.times import WorkerTimes
 from streampack.loader.workers import LostError, Workers
 from streampack.metrics.heartbeat import SampleLocation
 from streampack.records import Cursor
@@ -46,9 +47,10 @@ PERIOD_S = 3600.0
 
 @dataclass(slots=True)
 class WorkerRestarts:
-    """What starts a loader's workers, and how often they were restarted."""
+    """What starts a loader's workers, where their time goes, and how often they were restarted."""
 
     launcher: Launcher
+    times: WorkerTimes = field(default_factory=WorkerTimes)
     number: int = 0
     _recent: deque[float] = field(default_factory=deque)
 
@@ -88,7 +90,8 @@ class RestartingMessages:
 
     def _start(self, work: Work) -> Workers:
         def start() -> Workers:
-            return Workers(work, self._num_workers, self._restarts.launcher, timeout_s=self._timeout_s)
+            launcher, times = self._restarts.launcher, self._restarts.times
+            return Workers(work, self._num_workers, launcher, times, timeout_s=self._timeout_s)
 
         return shortage.persist(start, "starting the workers")
 

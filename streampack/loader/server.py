@@ -272,7 +272,7 @@ def _become_worker(
     status, has_begun = 1, False
     try:
         loaded = recipe()
-        row = heartbeat.rows(memory)[worker]
+        row = heartbeat.rows(memory, num_workers)[worker]
         os.close(memory)
         to_do = recipes.load_assignment(assignment, loaded)
         os.close(assignment)

@@ -6,8 +6,9 @@ Out:   records that `Delivery` keeps and compares; the log says when nothing is 
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterator, Sized
 
+from streampack.formats.consumers import Batch
 from streampack.loader.commits import Standing
 from streampack.loader.passes import Pass, PassSettings
 
@@ -39,6 +40,17 @@ class Running:
     """The global pack after the last batch that it gave; None while it makes one, and for ever if that fails."""
     taken_from: Standing
     """What was committed when its last batch was asked for."""
+
+
+class BatchIterator(Iterator[Batch]):
+    """What `iter(loader)` gives. After an error, the next call goes on from what is committed."""
+
+    def __init__(self, take: Callable[[Turn], Batch], turn: Turn) -> None:
+        self._take = take
+        self._turn = turn
+
+    def __next__(self) -> Batch:
+        return self._take(self._turn)
 
 
 def tell_of_end(turn: Turn, next_epoch: int | None, *, at: int, is_spent: bool) -> None:

@@ -24,13 +24,14 @@ from streampack.lanes.run import Run
 from streampack.loader.agreement import SharedRun
 from streampack.loader.counting import Worked, budget_bytes, count, validation_run
 from streampack.loader.dealing import Item, deal
-from streampack.loader.delivery import BatchIterator, Delivery
+from streampack.loader.delivery import Delivery
 from streampack.loader.passes import MAX_MESSAGE_PACKS, Pass, PassSettings, Tally, max_rows
 from streampack.loader.restarts import WorkerRestarts
 from streampack.loader.rounds import PackBatch, whole
 from streampack.loader.steps import num_batches
 from streampack.loader.stretches import CountedLane, Stretches, step_of, stretches
-from streampack.loader.turns import Running, Turn
+from streampack.loader.turns import BatchIterator, Running, Turn
+from streampack.metrics.stats import Stats
 from streampack.ranks.exchange import RankExchanges
 from streampack.state.checkpoint import STATE_VERSION, Committed, State
 
@@ -112,6 +113,7 @@ class ValidationDelivery(Delivery):
     def _make(self, settings: PassSettings) -> Running:
         committed = self.commits.latest()
         run = validation_run(self._dataset.run())
+        self._limits.reset()
         budget = budget_bytes(run, settings, self._dataset.limits.buffer_bytes)
         if self._counted is None:
             self._counted = count(run, self._run.ranks, settings, self._restarts, budget_bytes=budget)
@@ -134,12 +136,13 @@ class ValidationDelivery(Delivery):
             progress["epochs"][name] = each.handed_out / each.packs
         return progress
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> Stats:
         """As of a training run; "share" of a source is of the packs of an iteration, "epochs" as in `progress`."""
         stats, sources = super().stats(), self._sources()
         packs = sum(each.packs for each in sources.values())
         for name, each in sources.items():
-            stats["sources"][name] |= {"epochs": each.handed_out / each.packs, "share": each.packs / packs}
+            source = stats["sources"][name]
+            source["epochs"], source["share"] = each.handed_out / each.packs, each.packs / packs
         return stats
 
     def _sources(self) -> dict[str, "_SourcePacks"]:

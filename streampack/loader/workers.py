@@ -26,8 +26,9 @@ from streampack.errors import LoaderError
 from streampack.loader import channels, parcels, shortage
 from streampack.loader.messages import Message, Work
 from streampack.loader.processes import Launcher, WorkerProcess
+from streampack.loader.times import WorkerTimes
 from streampack.loader.working import FRAME
-from streampack.metrics import heartbeat
+from streampack.metrics import clock, heartbeat
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,7 +64,9 @@ class _Worker(NamedTuple):
 class Workers:
     """Processes that make the messages of a rank, from their start until `end`."""
 
-    def __init__(self, assignment: Work, num_workers: int, launcher: Launcher, *, timeout_s: float) -> None:
+    def __init__(
+        self, assignment: Work, num_workers: int, launcher: Launcher, times: WorkerTimes, *, timeout_s: float
+    ) -> None:
         self._timeout_s = timeout_s
         self._launcher = launcher
         self._owner = os.getpid()
@@ -71,6 +74,7 @@ class Workers:
         self._received = [0] * num_workers
         """Messages, by worker."""
         self._workers = _started(assignment, num_workers, launcher)
+        self._clocks = times.begin([each.row for each in self._workers])
         # Also where nobody calls `end`; then the launcher ends the processes.
         self._finalizer = weakref.finalize(self, _close, [each.socket for each in self._workers])
 
@@ -99,6 +103,7 @@ class Workers:
         finally:
             os.close(parcel)
         self._received[worker] += 1
+        self._clocks.received(worker)
         with suppress(OSError):  # it has died since
             self._workers[worker].socket.send(b"+")
         if failure is None:
@@ -130,6 +135,7 @@ class Workers:
             limit_s = self._timeout_s if row[0] else max(self._timeout_s, START_S)
             if silent_s >= limit_s:
                 raise self._lost(worker, f"was silent for {silent_s:.0f} s")
+            self._clocks.wait(worker)
             waited_s = _wait(ours, process, min(_LOOK_S, limit_s / 4))
             if row[0] != heard:
                 silent_s, heard = 0.0, row[0]
@@ -147,6 +153,7 @@ class Workers:
         """End all of them: they hold nothing that is worth waiting for."""
         if os.getpid() == self._owner:
             self._launcher.end([each.process for each in self._workers])
+        self._clocks.end()
         self._finalizer()
         self._workers = []
 
@@ -163,7 +170,7 @@ def _started(assignment: Work, num_workers: int, launcher: Launcher) -> list[_Wo
     processes: Sequence[WorkerProcess] = ()
     memory = channels.memory()
     try:
-        rows = heartbeat.rows(memory, num_workers)
+        rows = heartbeat.new_rows(memory, num_workers, len(assignment.run.sources))
         while len(pairs) < num_workers:
             pairs.append(channels.pair())
         for ours, _ in pairs:
@@ -190,5 +197,5 @@ def _wait(ours: socket.socket, process: WorkerProcess, limit_s: float) -> float:
     news.register(ours, select.POLLIN)
     if process.fileno() >= 0:
         news.register(process, select.POLLIN)
-    news.poll(1000 * limit_s)
+    clock.waited(news.poll, 1000 * limit_s)
     return time.monotonic() - began

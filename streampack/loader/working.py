@@ -23,7 +23,7 @@ from streampack.errors import LoaderError
 from streampack.loader import channels, parcels, shortage
 from streampack.loader.failures import Failure, failure_of
 from streampack.loader.messages import Work
-from streampack.metrics import heartbeat
+from streampack.metrics import clock, heartbeat
 from streampack.storage.redaction import redacted
 
 FRAME = struct.Struct("<q")
@@ -43,13 +43,16 @@ def work(
 ) -> None:
     """Make messages until the socket is closed; `server`: the process id of the server that has started this one."""
     heartbeat.report_to(row)
+    clock.install(heartbeat.clock_of(row))
     gc.freeze()  # the collector writes to what it looks at, and what a fork shares would be copied after some minutes
     _end_with_trainer(theirs, server)
     messages, has_failed = assignment.messages(worker, num_workers), False
     with theirs, contextlib.suppress(ConnectionError):
         for number in itertools.count():
+            clock.switch(clock.SEND + clock.WAIT)
             if not theirs.recv(1):
                 return
+            clock.switch(clock.PACK)
             if has_failed:
                 continue
             message, failure = None, None
@@ -61,6 +64,7 @@ def work(
             except BaseException as error:  # noqa: BLE001 (it is raised in the trainer)
                 failure = failure_of(_as_exception(error, assignment, row), _here(worker))
             has_failed = failure is not None
+            clock.switch(clock.SEND)
             send(theirs, number, message, failure)
 
 

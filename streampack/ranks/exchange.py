@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from streampack.errors import ConfigError, TopologyError
+from streampack.metrics import clock
 from streampack.ranks.topology import Topology, has_process_group
 from streampack.ranks.torch_private import new_gloo_group
 
@@ -131,16 +132,16 @@ class Exchange:
         """The numbers of every rank, in one exchange; each rank gives equally many that fit int64."""
         mine = torch.tensor(numbers, dtype=torch.int64)
         boxes = [torch.zeros_like(mine) for _ in range(self._group.size)]
-        self._group.all_gather(boxes, mine).wait()
+        clock.waited(self._group.all_gather(boxes, mine).wait)
         return [box.tolist() for box in boxes]
 
     def broadcast(self, value: _T) -> _T:
         """Rank 0's value, on every rank. Values are what MessagePack knows; tuples come back as lists."""
         mine = _encode(value) if self._group.rank == 0 else torch.zeros(0, dtype=torch.uint8)
         size = torch.tensor([len(mine)])
-        self._group.broadcast(size).wait()
+        clock.waited(self._group.broadcast(size).wait)
         box = mine if len(mine) else torch.zeros(int(size), dtype=torch.uint8)
-        self._group.broadcast(box).wait()
+        clock.waited(self._group.broadcast(box).wait)
         received: _T = _decode(box)
         return received
 
@@ -149,7 +150,8 @@ class Exchange:
         mine = _encode(value)
         sizes = [size for [size] in self.all_gather_ints([len(mine)])]
         boxes = [torch.zeros(max(sizes), dtype=torch.uint8) for _ in sizes]
-        self._group.all_gather(boxes, torch.nn.functional.pad(mine, (0, max(sizes) - len(mine)))).wait()
+        padded = torch.nn.functional.pad(mine, (0, max(sizes) - len(mine)))
+        clock.waited(self._group.all_gather(boxes, padded).wait)
         return [_decode(box[:size]) for box, size in zip(boxes, sizes, strict=True)]
 
     def start_agreeing(self, number: int, same: Sequence[int], *, highest: bool) -> "Agreement":
@@ -194,7 +196,7 @@ class Agreement:
         Raises:
             RuntimeError: as torch does, where a connection breaks or time is up.
         """
-        self._work.wait()
+        clock.waited(self._work.wait)
         number, *rest = self._tensor.tolist()
         half = len(rest) // 2
         for index, (one, other) in enumerate(zip(rest[:half], rest[half:], strict=True)):

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from streampack.metrics import clock
 from streampack.records import StorageUse
 from streampack.storage.backends.choice import open_object
 from streampack.storage.backends.local import LocalFile
@@ -144,7 +145,8 @@ class StorageReader:
         assert size is None or stop is None or stop <= size, (stop, size)
         first_bytes = max(first_bytes, block_bytes_of(digest))
         open_range = partial(self._ranges, url, size=size, etag=etag, first_bytes=first_bytes, max_bytes=max_bytes)
-        yield from self._checked(open_range, url, start, stop, size=size, digest=digest, etag=etag)
+        checked = self._checked(open_range, url, start, stop, size=size, digest=digest, etag=etag)
+        yield from clock.within(clock.STORAGE, checked)
 
     def _checked(
         self,

@@ -15,6 +15,7 @@ Never: a request for bytes after `stop`; a request that is open while the consum
 import time
 from collections.abc import Callable, Iterator
 
+from streampack.metrics import clock
 from streampack.storage.backends.local import LocalFile
 from streampack.storage.clients import Clients
 from streampack.storage.faults import is_past_end
@@ -102,7 +103,7 @@ def read_at_once(
 ) -> Iterator[bytes]:
     """A range of a local file by one system call; where that fails, all of it by `read`, which tries again."""
     try:
-        data = file.read(start, stop)
+        data = clock.waited(file.read, start, stop)
     except Exception:  # noqa: BLE001 - `read` meets it, too
         data = b""
     if len(data) < stop - start:
@@ -155,7 +156,7 @@ class _Requests:
         """The answer from `position` on, which may be short or a failure; the wait for it is counted."""
         fetch, self._ahead = self._ahead or self._make(position, stop), None
         began = time.monotonic()
-        fetch.finish()
+        clock.waited(fetch.finish)
         self._clients.waited_s += time.monotonic() - began
         self._clients.num_bytes += 0 if self._reader.is_cached else fetch.num_bytes
         self._num_done += 1

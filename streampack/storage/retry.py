@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from streampack.errors import ShardNotFoundError, StorageError, StreampackError
+from streampack.metrics import clock
 from streampack.storage import threads
 from streampack.storage.clients import Clients, local_path
 from streampack.storage.faults import SHORTAGE_S, Kind, kind_of, retry_after_s
@@ -165,7 +166,7 @@ def persist(url: str, clients: Clients, action: Callable[[], _T], *, is_request:
         began = time.monotonic()
         clients.num_requests += is_request
         try:
-            result = action()
+            result = clock.waited(action)
         except Exception as error:  # noqa: BLE001 - the backends' exceptions share no base class
             failures.add(error, began=began)
         else:

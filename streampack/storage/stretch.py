@@ -10,6 +10,8 @@ Never: bytes after a gap; a second request for what is held.
 
 from collections.abc import Callable, Iterator
 
+from streampack.metrics import clock
+
 _FIRST_MORE = 32 * 2**10
 """Bytes that are asked for where a reading goes on after the stretch; each time twice as many."""
 _MOST_MORE = 2**20
@@ -83,7 +85,7 @@ class Stretch:
         first, self._first = self._first, None
         parts: list[bytes] = []
         try:
-            parts.extend(first)
+            clock.timed(clock.STORAGE, parts.extend, first)
         except Exception as error:  # noqa: BLE001 - raised when a reading has used what came before it
             self._error = error
         self._data = parts[0] if len(parts) == 1 else b"".join(parts)

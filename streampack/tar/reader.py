@@ -13,6 +13,7 @@ that were joined, and not the end of one inside the other.
 import functools
 from collections.abc import Callable, Iterable, Iterator
 
+from streampack.metrics import clock
 from streampack.records import Sample
 from streampack.tar.codecs import decompress, is_compressed
 from streampack.tar.cuts import LOOK_BYTES, Boundary, boundary_in, find_sample, range_start
@@ -85,8 +86,9 @@ def read_shard(
 
     `read_samples` has the other arguments and the errors; `codecs.decompress` has more.
     """
-    source = Chunks(decompress(stored, url=url))
     by_ordinal = is_compressed(url)
+    tar = decompress(stored, url=url)
+    source = Chunks(clock.within(clock.DECOMPRESS, tar) if by_ordinal else tar)
     return samples_of(
         source,
         url,

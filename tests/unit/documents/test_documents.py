@@ -829,7 +829,7 @@ def test_what_a_transform_raises_passes_with_a_note_of_the_place() -> None:
 
 def test_every_record_is_a_sign_of_life_also_where_a_transform_drops_all_of_them() -> None:
     """A worker that reads a large member without finding anything in it is no silent one."""
-    row = [0] * heartbeat.NUM_FIELDS
+    row = memoryview(bytearray(8 * heartbeat.NUM_FIELDS)).cast("q")
     signs: list[int] = []
 
     def drop(document: Document, rng: np.random.Generator) -> None:

@@ -5,7 +5,8 @@ import os
 import socket
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from streampack.errors import ConfigError, LoaderError
 from streampack.loader import serving, shortage, working
 from streampack.loader.failures import failure_of
 from streampack.loader.messages import Assignment
+from streampack.loader.times import WorkerTimes
 from streampack.loader.workers import LostError, Workers
 from streampack.metrics import heartbeat
 
@@ -54,7 +56,8 @@ def puppet() -> Puppet:
 
 @pytest.fixture
 def listening(puppet: Puppet) -> Iterator[Workers]:
-    workers = Workers(cast("Assignment", None), 1, puppet, timeout_s=0.2)
+    assignment: Any = SimpleNamespace(run=SimpleNamespace(sources=["one"]))
+    workers = Workers(assignment, 1, puppet, WorkerTimes(), timeout_s=0.2)
     yield workers
     workers.end()
 
