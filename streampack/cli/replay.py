@@ -23,6 +23,7 @@ from streampack.lanes.pool import LanePool
 from streampack.lanes.position import LaneFiller, LanePack, LanePosition
 from streampack.lanes.run import LaneStart, Run
 from streampack.loader.agreement import SharedRun
+from streampack.loader.progress import progress_of
 from streampack.ranks.exchange import RankExchanges
 from streampack.ranks.topology import Topology
 from streampack.state.checkpoint import Committed
@@ -74,6 +75,10 @@ class Replay:
                 "lanes cannot go back. Give a checkpoint that was saved before that pack, or none: then the lane is "
                 "made from its start"
             )
+
+    def progress(self) -> dict[str, Any] | None:
+        """Where the state is, as `PackedDataLoader.progress` tells it; None: there is no state."""
+        return None if self._committed is None else progress_of(self._committed, self.run)
 
     def lane(self, lane: int) -> "LaneReplay":
         """One lane, of which nothing is read yet."""

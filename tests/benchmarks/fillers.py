@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from streampack import PackedDataLoader, PackedDataset, Shuffle
-from streampack.cli.plan.command import make_plan
+from streampack.cli.plan.making import make_plan
+from streampack.cli.replay import Replay
 from streampack.testing import ByteTokenizer, write_shards
 
 SHARDS = 96
@@ -55,7 +56,8 @@ def main() -> None:
                 shards, ByteTokenizer(), 1024, field="json:text", num_lanes=arguments.lanes, epochs=1, shuffle=order
             )
             given: dict[str, Any] = {"batch_size": 8, "num_workers": 0}
-            plan = make_plan("", dataset, given, ranks=1, tokens_per_second=1e4, bytes_per_token=None)
+            start = Replay.of(dataset)
+            plan = make_plan("", dataset, start, given, ranks=1, tokens_per_second=1e4, bytes_per_token=None)
             with PackedDataLoader(dataset, **given) as loader:
                 packs = sum(len(batch["tokens"]) for batch in loader)
                 fillers = loader.stats()["fillers"] / packs

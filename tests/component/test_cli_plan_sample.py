@@ -15,11 +15,12 @@ from streampack import PackedDataLoader, PackedDataset, Packing, Shuffle
 from streampack.cli import app
 from streampack.cli.plan import evenness, sampling
 from streampack.cli.plan.advice import warn_of_blocks
-from streampack.cli.plan.command import make_plan
 from streampack.cli.plan.estimates import Plan
 from streampack.cli.plan.evenness import filler_share_of, lane_sizes
+from streampack.cli.plan.making import make_plan
 from streampack.cli.plan.measured import Density, assumed, density_of
 from streampack.cli.plan.sampling import choose_places, take_sample
+from streampack.cli.replay import Replay
 from streampack.storage.backends import local
 from streampack.testing import ByteTokenizer, write_shards
 
@@ -53,7 +54,10 @@ def dataset_of(shards: list[str], **arguments: Any) -> PackedDataset:
 
 def plan_of(dataset: PackedDataset, bytes_per_token: float | None = None) -> Plan:
     arguments = {"batch_size": 4, "num_workers": 0}
-    return make_plan("run.yaml", dataset, arguments, ranks=1, tokens_per_second=1e4, bytes_per_token=bytes_per_token)
+    start = Replay.of(dataset)
+    return make_plan(
+        "run.yaml", dataset, start, arguments, ranks=1, tokens_per_second=1e4, bytes_per_token=bytes_per_token
+    )
 
 
 # -- what it measures is so -----------------------------------------------------------------------------------------

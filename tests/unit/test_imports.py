@@ -37,7 +37,7 @@ USERS = {
     "sentencepiece": {"tokenizers", "examples"},  # examples train it, wrap it
     "tokenizers": {"tokenizers.huggingface"},
     "gigatoken": {"tokenizers.gigatoken"},
-    "jinja2": {"chat.jinja"},
+    "jinja2": {"chat.jinja", "cli.plan.page"},
     **{name: {"examples"} for name in ("accelerate", "omegaconf", "pytorch_lightning", "torchtitan", "torchtune")},
     "transformers": {"integrations", "examples"},
     "webdataset": {"testing", "examples"},  # it writes shards; reading is our own

@@ -16,13 +16,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from streampack.cli.count.lengths import Lengths
+from streampack.cli.packings import Packed, PackingTrial
 from streampack.cli.whole_shard import ShardSample, read_whole_shard
 from streampack.corpus.spans import Spans
 from streampack.errors import CorruptShardError, RecordError, TruncatedShardError, WrongCutError
 from streampack.lanes.pipeline import Pipeline
-from streampack.packing.making import AnyPacker, make_packer
-from streampack.packing.options import Packing, PackingKind, Tail
-from streampack.packing.policies import BoundaryPolicy, has_best_fit
+from streampack.packing.options import PackingKind
 from streampack.records import BadRecord, Document, Shard
 
 _KEPT = 5
@@ -38,36 +37,6 @@ class DocumentLocation(NamedTuple):
     part: int
     key: str
     url: str
-
-
-@dataclass(slots=True)
-class Packed:
-    """What one packing strategy makes of the documents."""
-
-    full_packs: int = 0
-    tokens: int = 0
-    """Those in full packs."""
-    tail_tokens: int = 0
-    """Those after each shard's last full pack, over all shards."""
-    split_documents: int = 0
-
-    def merge(self, other: "Packed") -> None:
-        self.full_packs += other.full_packs
-        self.tokens += other.tokens
-        self.tail_tokens += other.tail_tokens
-        self.split_documents += other.split_documents
-
-    def packs(self, seq_len: int) -> int:
-        """All packs: the full ones, and those that the tails make together."""
-        return self.full_packs + -(-self.tail_tokens // seq_len)
-
-    def padding(self, seq_len: int) -> int:
-        """Rows of the packs that hold no token."""
-        return self.packs(seq_len) * seq_len - self.tokens - self.tail_tokens
-
-    def efficiency(self, seq_len: int) -> float:
-        """The share of the packs' rows that are tokens, not padding; 0 without packs."""
-        return (self.tokens + self.tail_tokens) / max(self.packs(seq_len) * seq_len, 1)
 
 
 @dataclass(slots=True)
@@ -124,9 +93,7 @@ def tally_shard(
         ShardError: the shard cannot be read; one that is damaged loses its rest with on_error="skip".
     """
     tally = Tally()
-    kinds = [kind for kind in PackingKind if kind is not PackingKind.BEST_FIT or has_best_fit(pipeline.boundary)]
-    packers = {kind: _packer(pipeline, kind) for kind in kinds} if has_tokens else {}
-    full = dict.fromkeys(packers, 0)
+    trial = PackingTrial(pipeline.seq_len, pipeline.boundary) if has_tokens else None
     for sample in _samples(pipeline, index, shard, tally, tell=tell, spans=spans):
         tally.samples += 1
         for item in sample.documents:
@@ -147,19 +114,13 @@ def tally_shard(
                 continue
             assert isinstance(item, Document)
             length = _count_text(tally, item)
-            if tokens is not None:
+            if trial is not None and tokens is not None:
                 length = len(tokens)
                 tally.tokens += length
-                for packing, packer in packers.items():
-                    packer.feed(tokens)
-                    full[packing] += sum(1 for _ in iter(packer.pop, None))
+                trial.feed(tokens)
             tally.lengths.add(length)
             _keep_longest(tally, length, location)
-    for packing, packer in packers.items():
-        packer.finish()
-        full[packing] += sum(1 for _ in iter(packer.pop, None))
-        counts = packer.counts
-        tally.packed[packing] = Packed(full[packing], counts.tokens, counts.tail_tokens, counts.split_documents)
+    tally.packed = {} if trial is None else trial.finish()
     return tally
 
 
@@ -185,14 +146,6 @@ def _count_bad(tally: Tally, location: DocumentLocation, error: RecordError | st
     tally.bad_records += 1
     if len(tally.bad) < _KEPT:
         tally.bad.append((location, str(error)))
-
-
-def _packer(pipeline: Pipeline, packing: PackingKind) -> AnyPacker:
-    return make_packer(
-        seq_len=pipeline.seq_len,
-        boundary=BoundaryPolicy.MASK,
-        packing=Packing(packing, tail=Tail.DROP),
-    )
 
 
 def _count_text(tally: Tally, document: Document) -> int:

@@ -5,8 +5,7 @@ Invariants: the packs are those of the run, made by its own lanes, without sourc
 with L lanes, global pack i is pack i // L of lane i % L.
 """
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import msgspec
@@ -29,15 +28,12 @@ from streampack.cli.arguments import (
     is_config,
     make_dataset,
 )
-from streampack.cli.console import output, plural, print_json
+from streampack.cli.console import output, print_json
+from streampack.cli.peek.choosing import views_of
 from streampack.cli.peek.drawing import draw, draw_legend
 from streampack.cli.peek.pieces import Pieces
-from streampack.cli.peek.view import View, make_view
-from streampack.cli.replay import LaneReplay, Replay
+from streampack.cli.replay import Replay
 from streampack.config.file import load_config
-from streampack.errors import ConfigError
-from streampack.lanes.position import LanePack
-from streampack.lanes.run import Run
 from streampack.packing.policies import BoundaryPolicy
 
 
@@ -105,8 +101,7 @@ def peek(
     if source is not None:
         check_source(source, dataset.sources)
     pieces = Pieces(pipeline.tokenizer)
-    found = _packs(replay, source=source, lane=lane, skip=skip, num=num)
-    views = (_view(replay.run, pieces, *each) for each in found)
+    views = views_of(replay, pieces, source=source, lane=lane, skip=skip, num=num)
     if json:
         heading = {
             "num_lanes": dataset.num_lanes,
@@ -120,42 +115,6 @@ def peek(
     for view in views:
         draw(console, view, pieces)
     draw_legend(console, pieces)
-
-
-def _view(run: Run, pieces: Pieces, number: int, pack: LanePack) -> View:
-    source, stage = run.sources[pack.source], run.schedule.index_of(number)
-    return make_view(source.pipelines[stage], pieces, number, run.num_lanes, pack, source=source.name)
-
-
-def _packs(
-    replay: Replay, *, source: str | None, lane: int | None, skip: int, num: int
-) -> Iterator[tuple[int, LanePack]]:
-    """`num` packs with their global numbers; only the lanes that these belong to are read."""
-    run = replay.run
-    num_lanes, end = run.num_lanes, run.schedule.end
-    if lane is not None and lane >= num_lanes:
-        raise ConfigError(f"--lane {lane}: there are {num_lanes} lanes, 0 to {num_lanes - 1}")
-    lanes: dict[int, LaneReplay] = {}
-    shown = 0
-    for number in itertools.count(skip) if lane is None else itertools.count(lane + skip * num_lanes, num_lanes):
-        if end is not None and number >= end:
-            break
-        at = number % num_lanes
-        if at not in lanes:
-            lanes[at] = replay.lane(at)
-        pack = lanes[at].take(number // num_lanes)
-        if isinstance(pack, LanePack) and source in (None, run.sources[pack.source].name):
-            yield number, pack
-            shown += 1
-        if shown == num or sum(each.is_over for each in lanes.values()) == (num_lanes if lane is None else 1):
-            break
-    if not shown:
-        which = plural(num_lanes, "lane") if lane is None else f"lane {lane}"
-        if source is not None:
-            raise ConfigError(f"no pack of source {source} to show on {which}, and --skip is {skip:,}")
-        has = "an epoch has" if end is None else f"the run has {end:,} packs, and there are"
-        made = sum(each.made for each in lanes.values())
-        raise ConfigError(f"no pack to show: {has} {plural(made, 'pack')} on {which}, and --skip is {skip:,}")
 
 
 def _has_own_course(shards: Sequence[str]) -> bool:

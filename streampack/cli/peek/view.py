@@ -14,6 +14,11 @@ from streampack.packing.options import Overflow
 from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary
 from streampack.records import IGNORE_INDEX
 
+_NEXT = "its next token, in the next pack"
+_LAST = "the document's last token"
+_CUT_OFF = "its next token, which overflow cut off"
+_OWN = (_NEXT, _LAST, _CUT_OFF)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edge:
@@ -27,6 +32,8 @@ class Edge:
     masked: bool
     reason: str
     """Why the label is what it is."""
+    is_own: bool
+    """Whether the label is the document's next token, which is no input of this pack."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +78,8 @@ class View:
     pieces: list[str] | None
     """The tokenizer's pieces of `tokens`; None where it does not tell them."""
     segments: list[Segment]
+    roles: list[str] | None = None
+    """Of each row of a conversation, whose message it is of; "" elsewhere. None: the pack has no conversation."""
 
 
 def make_view(
@@ -94,7 +103,8 @@ def make_view(
             label=label,
             label_text="" if label == IGNORE_INDEX else pieces.name(label),
             masked=label == IGNORE_INDEX,
-            reason=_reason(pipeline, label, following, goes_on=goes_on),
+            reason=(reason := _reason(pipeline, label, following, goes_on=goes_on)),
+            is_own=reason in _OWN,
         )
         segments.append(_segment(index + 1, origin, first_row, goes_on, edge))
         first_row = row + 1
@@ -147,11 +157,11 @@ def _reason(pipeline: Pipeline, label: int, following: int | None, *, goes_on: b
     if label == IGNORE_INDEX:
         return "masked: no lookahead" if goes_on and not pipeline.packing.lookahead else "masked"
     if goes_on:
-        return "its next token, in the next pack"
+        return _NEXT
     if pipeline.boundary is BoundaryPolicy.TRIM:
-        return "the document's last token"
+        return _LAST
     if isinstance(pipeline.boundary, ReplaceBoundary) and label == pipeline.boundary.token_id:
         return "replaced"
     if pipeline.boundary is not BoundaryPolicy.MASK and following in (None, label):
         return "the next document's first token"
-    return "its next token, which overflow cut off"
+    return _CUT_OFF

@@ -5,31 +5,27 @@ Invariants: the shards are listed, and a sample of some MB of them is read. What
 estimate. With assumed bytes for each token nothing is read.
 """
 
-import inspect
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import typer
 
-from streampack.cli.arguments import Json, check_config, make_dataset
+from streampack.cli.arguments import Json, check_config, file_errors, make_dataset
 from streampack.cli.console import output, print_error, print_json, print_warning
-from streampack.cli.plan.advice import warn_of_blocks, warn_of_epochs, warn_of_lanes, warn_of_ranks, warn_of_sample
+from streampack.cli.peek.choosing import views_of
+from streampack.cli.peek.pieces import Pieces
+from streampack.cli.peek.view import View
 from streampack.cli.plan.drawing import draw
-from streampack.cli.plan.estimates import Estimated, Plan, SourcePlan, corpus_plan, lane_plan, rank_plan
-from streampack.cli.plan.measured import assumed, density_of, sample_plan
-from streampack.cli.plan.sampling import block_bytes_of, take_sample
-from streampack.cli.plan.stages import StagePlan, stage_plans
-from streampack.cli.plan.validation import validation_plan
+from streampack.cli.plan.estimates import Plan
+from streampack.cli.plan.making import make_plan
+from streampack.cli.plan.page import page
+from streampack.cli.replay import Replay
 from streampack.config.file import load_config
-from streampack.corpus.partition import check_ranks
-from streampack.corpus.shares import DEFAULT
 from streampack.dataset.dataset import PackedDataset
-from streampack.errors import ConfigError, ShardError
-from streampack.lanes.run import RunSource
-from streampack.loader.loader import PackedDataLoader
+from streampack.errors import StreampackError
 
-_ASSUMED_BYTES_PER_TOKEN = 4.0
-"""Where the sample holds no document."""
+_SHOWN_PACKS = 10
 
 
 def plan(
@@ -54,6 +50,14 @@ def plan(
             show_default="measured on a sample",
         ),
     ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(help="A checkpoint, to show where the run is.", show_default="the start of the run"),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(help="Also write a page to this file, with pictures and ten packs.", show_default=False),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Show what a config needs on so many ranks and workers: lanes, batches, memory, requests."""
@@ -61,9 +65,21 @@ def plan(
     dataset = make_dataset([config])
     asked = {"num_workers": workers, "batch_size": batch_size}
     arguments = load_config(config).loader_arguments() | {k: v for k, v in asked.items() if v is not None}
+    replay = Replay.of(dataset, state)
     made = make_plan(
-        config, dataset, arguments, ranks=ranks, tokens_per_second=tokens_per_second, bytes_per_token=bytes_per_token
+        config,
+        dataset,
+        replay,
+        arguments,
+        ranks=ranks,
+        tokens_per_second=tokens_per_second,
+        bytes_per_token=bytes_per_token,
     )
+    if html is not None:
+        views, pieces, why_none = _packs(dataset, replay)
+        text = page(made, views, pieces, why_none)
+        with file_errors("--html", html):
+            html.write_text(text, "utf-8", "backslashreplace")
     if json:
         print_json(as_json(made))
     else:
@@ -74,6 +90,18 @@ def plan(
         print_error(error)
     if made.errors:
         raise typer.Exit(1)
+
+
+def _packs(dataset: PackedDataset, replay: Replay) -> tuple[list[View], Pieces, str]:
+    """The next packs of the run, and why there are no more."""
+    pieces, views = Pieces(dataset.pipeline.tokenizer), list[View]()
+    if dataset.is_validation:
+        return views, pieces, "`streampack peek` shows packs of a validation set"
+    try:
+        views.extend(views_of(replay, pieces, skip=replay.begin, num=_SHOWN_PACKS))
+    except StreampackError as error:
+        return views, pieces, str(error)
+    return views, pieces, ""
 
 
 def as_json(made: Plan) -> dict[str, Any]:  # Any: JSON
@@ -88,103 +116,3 @@ def as_json(made: Plan) -> dict[str, Any]:  # Any: JSON
     return found
 
 
-def make_plan(
-    config: str,
-    dataset: PackedDataset,
-    arguments: dict[str, Any],  # Any: each argument of the loader has its own type
-    *,
-    ranks: int,
-    tokens_per_second: float,
-    bytes_per_token: float | None,
-) -> Plan:
-    """The plan for a dataset and the arguments of its loader."""
-    defaults = {name: value.default for name, value in inspect.signature(PackedDataLoader).parameters.items()}
-    settings = defaults | arguments
-    warnings: list[str] = []
-    errors: list[str] = []
-    run = dataset.run()
-    estimated = [_estimate(source, dataset.seq_len, bytes_per_token, warnings, errors) for source in run.sources]
-    sources = {}
-    for each in estimated:
-        lanes = lane_plan(dataset, each.corpus, each.density)
-        about, wrong = list[str](), list[str]()
-        if not dataset.is_validation:
-            warn_of_lanes(about, wrong, dataset, each.corpus, each.shards, lanes)
-        if each.sample is not None and not dataset.is_validation:
-            warn_of_blocks(about, each.corpus, each.shards, lanes, each.sample)
-        warnings += [_about(each.name, text) for text in about]
-        errors += [_about(each.name, text) for text in wrong]
-        sources[each.name] = SourcePlan(
-            corpus=each.shards,
-            sample=each.sample,
-            bytes_per_token=each.shards.total_bytes / max(each.shards.estimated_tokens, 1),
-            lanes=lanes,
-            max_epochs=dataset.sources[each.name].max_epochs,
-        )
-    first = sources[run.sources[0].name]
-    densities = {each.name: each.density for each in estimated}
-    tokens = {each.name: each.shards.estimated_tokens for each in estimated}
-    stages: list[StagePlan] = []
-    if not dataset.is_validation:
-        stages = stage_plans(run, densities, tokens, global_batch=ranks * settings["batch_size"])
-    warn_of_epochs(warnings, stages, sources)
-    rank, validation, lanes = None, None, first.lanes
-    topology = {"ranks": ranks, "batch_size": settings["batch_size"]}
-    try:
-        PackedDataLoader(dataset, **arguments)  # it checks the other arguments
-        if dataset.is_validation:
-            validation = validation_plan(run, densities, tokens, **topology, drop_last=settings["drop_last"])
-        else:
-            check_ranks(num_lanes=lanes.num_lanes, num_ranks=ranks)
-            rank = rank_plan(
-                dataset,
-                estimated,
-                lanes,
-                **topology,
-                num_workers=settings["num_workers"],
-                prefetch_bytes=settings["prefetch_bytes"],
-                tokens_per_second=tokens_per_second,
-            )
-            warn_of_ranks(warnings, rank, settings["num_workers"], lanes.num_lanes)
-    except ConfigError as error:
-        errors.append(str(error))
-    return Plan(
-        config=config,
-        epochs=dataset.epochs,
-        seq_len=dataset.seq_len,
-        tokens_per_second=tokens_per_second,
-        bytes_per_token=first.bytes_per_token,
-        sample=first.sample,
-        corpus=first.corpus,
-        lanes=lanes,
-        sources=sources,
-        stages=stages,
-        budget_packs=run.schedule.end,
-        rank=rank,
-        validation=validation,
-        warnings=warnings,
-        errors=errors,
-    )
-
-
-def _estimate(
-    source: RunSource, seq_len: int, bytes_per_token: float | None, warnings: list[str], errors: list[str]
-) -> Estimated:
-    """What a source's shards are, by a sample of them if no number is assumed."""
-    density, sample = assumed(bytes_per_token or _ASSUMED_BYTES_PER_TOKEN, seq_len), None
-    pipeline, corpus, about = source.pipelines[0], source.corpus, list[str]()
-    if bytes_per_token is None:
-        try:
-            sampled = take_sample(pipeline, corpus, block_bytes_of(corpus))
-            warn_of_sample(about, pipeline, sampled)
-            if sampled.kept_tokens:
-                density = density_of(sampled, seq_len)
-                sample = sample_plan(sampled, density, seq_len)
-        except ShardError as error:
-            errors.append(_about(source.name, str(error)))
-    warnings += [_about(source.name, text) for text in about]
-    return Estimated(source.name, corpus, density, corpus_plan(corpus, density), sample)
-
-
-def _about(source: str, text: str) -> str:
-    return text if source == DEFAULT else f"source {source}: {text}"

@@ -15,6 +15,8 @@ import numpy as np
 
 from streampack.cli.plan.evenness import filler_share_of, lane_sizes, packs_of, unread_share_of
 from streampack.cli.plan.measured import Density, SamplePlan
+from streampack.cli.plan.mixing import MixingPlan
+from streampack.cli.plan.position import RunPosition
 from streampack.cli.plan.stages import StagePlan, step_of
 from streampack.cli.plan.validation import ValidationPlan
 from streampack.corpus.epochs import Corpus
@@ -79,6 +81,9 @@ class LanePlan:
     max_tokens: int
     filler_share: float | None
     """Of the packs of a finite run with epoch_end="pad", estimated."""
+    tokens_of_lanes: list[int]
+    """In epoch 0, estimated: of the smallest lane, of that which a tenth of the lanes do not exceed, and so on up to
+    the largest one; 11 numbers."""
     unread_share: float | None
     """Of the packs of a finite run with epoch_end="stop", estimated: those that come after its end."""
     packs_per_epoch: float
@@ -95,6 +100,7 @@ class SourcePlan:
     bytes_per_token: float
     """Bytes of shards for each token: measured, or where `sample` is None an assumption."""
     lanes: LanePlan
+    mixing: MixingPlan
     max_epochs: int | None
 
 
@@ -153,6 +159,7 @@ class Plan:
     config: str
     epochs: int | None
     seq_len: int
+    packing: str
     tokens_per_second: float
     """Of each rank: an assumption."""
     bytes_per_token: float
@@ -168,6 +175,8 @@ class Plan:
     """None where the ranks do not fit the lanes, and of a validation set."""
     validation: ValidationPlan | None
     """None: it is no validation set. It has no stages, and lanes that say nothing."""
+    position: RunPosition | None
+    """None: no state was given."""
     warnings: list[str]
     errors: list[str]
 
@@ -239,6 +248,7 @@ def lane_plan(dataset: PackedDataset, corpus: Corpus, density: Density) -> LaneP
         min_tokens=round(first.tokens.min()),
         mean_tokens=round(first.tokens.mean()),
         max_tokens=round(first.tokens.max()),
+        tokens_of_lanes=[round(each) for each in np.quantile(first.tokens, np.linspace(0, 1, 11)).tolist()],
         filler_share=filler_share,
         unread_share=unread_share,
         packs_per_epoch=packs_per_epoch,

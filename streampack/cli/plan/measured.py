@@ -12,13 +12,16 @@ and b_i bytes), the ratio T / B estimates tokens for each byte, and a place's ow
 Tokens of a whole block vary besides by where documents begin: a block of few documents may have one more or less.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from streampack.cli.count.lengths import Lengths
 from streampack.cli.plan.sampling import Place, Sampled
+from streampack.corpus.table import ShardTable
 
 _ENOUGH_PAIRS = 8
 """Places in shards that have one already, from which on the spread inside shards is known."""
@@ -45,6 +48,39 @@ class Density:
     tokens_per_pack: float
     known: dict[tuple[int, int], float] = field(default_factory=dict)
     """Where all of the corpus was read: the tokens of each block and whole shard, by shard and first byte."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LengthBin:
+    """The documents of some lengths."""
+
+    first: int
+    """In tokens, as `last`; both are of this bin."""
+    last: int
+    documents: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardSample:
+    """What was read of one shard."""
+
+    url: str
+    bytes: int
+    """Of its samples, headers included."""
+    tokens: int
+    """Those that are rows of packs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackingFill:
+    """What a packing makes of the documents of the sample."""
+
+    packs: int
+    fill: float
+    """The share of the packs' rows that hold a token."""
+    cut_documents: int
+    """Those that are in several packs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +112,10 @@ class SamplePlan:
     pack_fill: float
     """The share of the packs' rows that hold a token."""
     bad_records: int
+    lengths: list[LengthBin]
+    shards: list[ShardSample]
+    """In the order of their tokens for each byte, the fewest first."""
+    packings: dict[str, PackingFill]
 
 
 def assumed(bytes_per_token: float, seq_len: int) -> Density:
@@ -113,9 +153,11 @@ def density_of(sampled: Sampled, seq_len: int) -> Density:
     )
 
 
-def sample_plan(sampled: Sampled, density: Density, seq_len: int) -> SamplePlan:
-    """What is shown of a sample with at least one token."""
-    lengths = np.array(sampled.document_tokens)
+def sample_plan(sampled: Sampled, density: Density, seq_len: int, table: ShardTable) -> SamplePlan:
+    """What is shown of a sample with at least one token; `table` has the names of its shards."""
+    lengths, histogram = np.array(sampled.document_tokens), Lengths()
+    for length in sampled.document_tokens:
+        histogram.add(length)
     blocks = [place for place in sampled.places if not place.whole]
     samples = float(np.mean([len(place.tokens) for place in blocks])) if blocks else 0.0
     every_sample = sum(len(place.tokens) for place in sampled.places)
@@ -137,7 +179,31 @@ def sample_plan(sampled: Sampled, density: Density, seq_len: int) -> SamplePlan:
         cut_share=sampled.cut_tokens / sampled.tokens,
         pack_fill=_fill(sampled, seq_len),
         bad_records=sampled.bad,
+        lengths=[
+            LengthBin(first=first, last=last, documents=documents, tokens=tokens)
+            for first, last, documents, tokens in histogram.octaves()
+        ],
+        shards=_shard_samples(sampled, table),
+        packings={
+            str(kind): PackingFill(
+                packs=each.packs(seq_len), fill=each.efficiency(seq_len), cut_documents=each.split_documents
+            )
+            for kind, each in sampled.packed.items()
+        },
     )
+
+
+def _shard_samples(sampled: Sampled, table: ShardTable) -> list[ShardSample]:
+    bytes_of, tokens_of = Counter[int](), Counter[int]()
+    for place in sampled.places:
+        bytes_of[place.shard] += round(float(place.bytes.sum()))
+        tokens_of[place.shard] += round(float(place.tokens.sum()))
+    found = [
+        ShardSample(url=table.urls[shard], bytes=size, tokens=tokens_of[shard])
+        for shard, size in bytes_of.items()
+        if size
+    ]
+    return sorted(found, key=lambda each: (each.tokens / each.bytes, each.url))
 
 
 def _fill(sampled: Sampled, seq_len: int) -> float:

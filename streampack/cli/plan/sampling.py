@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from streampack.cli.packings import Packed, PackingTrial
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.partition import Piece
 from streampack.corpus.spans import Spans
@@ -22,6 +23,7 @@ from streampack.errors import CorruptShardError, RecordError, TruncatedShardErro
 from streampack.hashing import hash_range, permutation
 from streampack.lanes.fetching import Fetched
 from streampack.lanes.pipeline import Pipeline
+from streampack.packing.options import PackingKind
 from streampack.packing.policies import BoundaryPolicy
 from streampack.records import BadRecord, Sample, Shard
 from streampack.tar.codecs import is_compressed
@@ -79,6 +81,8 @@ class Sampled:
     """What it takes away of them."""
     bad: int = 0
     first_bad: str = ""
+    packed: dict[PackingKind, Packed] = field(default_factory=dict)
+    """What each packing makes of the documents."""
 
     @property
     def bytes(self) -> float:
@@ -110,7 +114,7 @@ def take_sample(pipeline: Pipeline, corpus: Corpus, block_bytes: int) -> Sampled
     """
     begin = monotonic()
     found, table = Sampled(block_bytes), corpus.table
-    packer = pipeline.packer()
+    packer, trial = pipeline.packer(), PackingTrial(pipeline.seq_len, pipeline.boundary)
     labels_only = int(pipeline.boundary is BoundaryPolicy.TRIM)
     taken = 0.0
     for piece, fetched in _fetched(pipeline, table, choose_places(corpus.parts, block_bytes)):
@@ -141,6 +145,7 @@ def take_sample(pipeline: Pipeline, corpus: Corpus, block_bytes: int) -> Sampled
                     found.cut_documents += kept < rows
                     found.cut_tokens += rows - kept
                     found.document_tokens.append(len(ids))
+                    trial.feed(ids)
                 while (pack := packer.pop()) is not None:
                     found.full_packs += 1
                     found.rows_in_full_packs += len(pack.tokens)
@@ -152,6 +157,7 @@ def take_sample(pipeline: Pipeline, corpus: Corpus, block_bytes: int) -> Sampled
         taken += max(sum(sizes), min(block_bytes, size))
     packer.finish()
     rest = [len(pack.tokens) for pack in iter(packer.pop, None)]
+    found.packed = trial.finish()
     found.rows = found.rows_in_full_packs + sum(rest)
     if not found.full_packs and len(rest) > 1:  # one packing window holds all of it
         found.full_packs, found.rows_in_full_packs = len(rest) - 1, sum(rest[:-1])

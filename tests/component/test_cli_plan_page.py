@@ -1,0 +1,128 @@
+"""`streampack plan --html`: a page that says what the terminal says, looked at in a real browser."""
+
+import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.browser import Browser, browser
+from typer.testing import CliRunner
+
+from streampack import PackedDataLoader, PackedDataset
+from streampack.cli import app
+from streampack.cli.plan.making import make_plan
+from streampack.cli.replay import Replay
+from streampack.examples.make_data import DATA
+from streampack.testing import write_shards
+
+WIDTHS = (360, 1280)
+WITHOUT_UNIT = """
+[...document.querySelectorAll('figure')].filter(each => !each.querySelector('figcaption .unit')?.innerText.trim())
+  .map(each => each.innerText)
+  .concat([...document.querySelectorAll('.figure')].filter(each => {
+    const unit = each.parentElement.querySelector('.unit')?.innerText.trim();
+    const words = !/[0-9]/.test(each.innerText);
+    return each.innerText.trim() && !unit && !words && !/(%|B|×|[/]s)$/.test(each.innerText);
+  }).map(each => each.parentElement.innerText))
+"""
+WIDER_THAN_THE_PAGE = """
+[...document.querySelectorAll('body *')].filter(each => !each.closest('.table, .pack, svg')
+  && each.getBoundingClientRect().right > document.documentElement.clientWidth + 1).map(each => each.outerHTML)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mix of two sources in two stages, a state in the second one, and the page of that."""
+    folder = tmp_path_factory.mktemp("plan")
+    write_shards(folder / "web", [f"Words of the page {i}. " * (1 + i % 9) for i in range(120)], documents_per_shard=20)
+    long = "a<b && c>d\u202e and many words " * 40
+    write_shards(folder / "code", [long] * 10, documents_per_shard=5)
+    (folder / "run.yaml").write_text(
+        f"dataset: {{tokenizer: {str(DATA / 'devil.model')!r}, seq_len: 64, num_lanes: 4, num_packs: 200, sources: "
+        "{web: ./web/, code: ./code/}, "
+        "stages: [{weights: {web: 3, code: 1}}, {at_packs: 80, weights: {web: 1, code: 1}}]}\n"
+        "loader: {batch_size: 2, num_workers: 0}\n"
+    )
+    with PackedDataLoader.from_config(folder / "run.yaml") as loader:
+        for _ in islice(loader, 60):
+            pass
+        torch.save(loader.state_dict(), folder / "state.pt")
+    options = ["--ranks", "2", "--state", str(folder / "state.pt"), "--html", str(folder / "plan.html")]
+    made = CliRunner(env={"COLUMNS": "100"}).invoke(app, ["plan", str(folder / "run.yaml"), *options])
+    assert made.exit_code == 0, made.output
+    (folder / "terminal.txt").write_text(made.stdout)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tab() -> Iterator[Browser]:
+    with browser() as found:
+        yield found
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_browser_shows_it_without_an_error_or_anything_wider_than_the_screen(
+    width: int, dark: bool, folder: Path, tab: Browser
+) -> None:
+    tab.open(folder / "plan.html", width=width, dark=dark)
+    sizes = tab.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+    assert sizes[0] <= sizes[1] <= width
+    assert tab.evaluate(WIDER_THAN_THE_PAGE) == []
+    assert tab.console == []
+    assert {url for url in tab.requests if not url.startswith("data:")} == {(folder / "plan.html").as_uri()}
+    assert tab.evaluate("document.scripts.length") == 0
+    colour = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", colour))) < 200) is dark
+
+
+def test_each_figure_has_its_unit_and_says_where_it_is_from(folder: Path, tab: Browser) -> None:
+    tab.open(folder / "plan.html", width=1280)
+    assert tab.evaluate("document.querySelectorAll('figure').length") >= 9
+    assert tab.evaluate("document.querySelectorAll('.figure').length") >= 30
+    assert tab.evaluate(WITHOUT_UNIT) == []
+    titles = tab.evaluate("[...document.querySelectorAll('figcaption')].filter(e => e.querySelector('.basis'))"
+                          ".map(e => e.innerText.split('measured')[0].trim())")  # fmt: skip
+    assert {"Document lengths: web", "Tokens per byte of each shard: code", "Fill of each packing"} <= set(titles)
+
+
+def test_it_says_what_the_terminal_says(folder: Path) -> None:
+    words = re.sub(r"<[^>]*>|\s", "", (folder / "plan.html").read_text("utf-8"))
+    lines = (folder / "terminal.txt").read_text("utf-8").splitlines()
+    names = "lanes|state|handed out|tokens|lanes per rank|requests|buffer|range|global batch"
+    found = [each for line in lines if (each := re.match(rf"({names}) {{2,}}(\S+(?: [kKMG]i?B?)?) {{2}}", line))]
+    assert len(found) == len(names.split("|"))
+    for each in found:
+        assert each[0].replace(" ", "") in words
+
+
+def test_the_state_and_the_ten_packs_after_it_are_on_the_page(folder: Path) -> None:
+    text = (folder / "plan.html").read_text("utf-8")
+    assert re.findall(r"<b>pack (\d+)</b>", text) == [str(number) for number in range(120, 130)]
+    assert 'class="mark"' in text.split("<h2")[1]
+    assert "a&lt;b &amp;&amp; c&gt;d\\u202e" in text
+    assert "\u202e" not in text
+
+
+def test_the_record_of_figures_has_what_the_pictures_show(folder: Path) -> None:
+    dataset = PackedDataset([str(folder / "web")], str(DATA / "devil.model"), 64, num_lanes=4)
+    arguments: dict[str, Any] = {"batch_size": 2, "num_workers": 0}
+    plan = make_plan(
+        "run.yaml", dataset, Replay.of(dataset), arguments, ranks=1, tokens_per_second=1e4, bytes_per_token=None
+    )
+    sample = plan.sample
+    assert sample is not None
+    assert (sum(each.documents for each in sample.lengths), sum(each.tokens for each in sample.lengths)) == (
+        sample.documents,
+        sample.tokens,
+    )
+    assert len(sample.shards) == 6
+    assert sum(each.tokens for each in sample.shards) == sample.tokens
+    assert set(sample.packings) == {"wrap", "next_fit", "best_fit"}
+    assert sample.packings["wrap"].fill > sample.packings["best_fit"].fill > sample.packings["next_fit"].fill > 0.5
+    assert plan.lanes.tokens_of_lanes[0] == plan.lanes.min_tokens
+    assert plan.lanes.tokens_of_lanes[-1] == plan.lanes.max_tokens
