@@ -79,6 +79,17 @@ OneSource = Annotated[
     str | None,
     typer.Option("--source", metavar="NAME", help="Of a config with several sources, this one.", show_default="all"),
 ]
+State = Annotated[
+    Path | None,
+    typer.Option(
+        help="A checkpoint of the run, to begin there: a folder of torch.distributed.checkpoint, a file of torch.save, "
+        "or JSON.",
+        show_default="the start of the run",
+    ),
+]
+GlobalBatch = Annotated[
+    int | None, typer.Option(min=1, help="With --step: packs of all ranks' batches together.", show_default=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
@@ -103,6 +114,7 @@ def make_dataset(
     train_on: str | None = None,
     boundary: str | None = None,
     packing: str | None = None,
+    part: str | None = None,
     **others: Any,  # Any: each argument has its own type
 ) -> PackedDataset:
     """The dataset of the shards, or of one config file, on one rank; an argument that is None was not given.
@@ -120,6 +132,8 @@ def make_dataset(
         given = config.dataset_arguments()
         kind = as_choice(Format, config.loader_arguments().get("format", Format.STREAMPACK), "format")
         model_shifts = FORMAT_SPECS[kind].model_shifts
+    if part is not None:
+        given = _of_part(given, part)
     given |= {name: value for name, value in others.items() if value is not None}
     if not is_config(shards) and given["tokenizer"] is None:
         is_bare = (given.get("field"), given.get("add_bos"), given.get("add_eos")) == ("npy", False, False)
@@ -141,6 +155,16 @@ def make_dataset(
         given["boundary"] = ReplaceBoundary(int(token)) if token != boundary and token.isdecimal() else boundary
     dataset = PackedDataset(**given)
     return (dataset.without_lookahead() if model_shifts else dataset).for_rank(0, 1)
+
+
+def _of_part(given: dict[str, Any], part: str) -> dict[str, Any]:  # Any: each argument has its own type
+    """The arguments of a run's dataset, for its training or for what it holds out, which has no course of its own."""
+    hold_out = given.get("hold_out")
+    if hold_out is None:
+        raise ConfigError(f"--part {part}: nothing is held out here; give a config whose dataset has hold_out")
+    given = given | {"hold_out": dataclasses.replace(hold_out, part=part)}
+    course = ("stages", "epochs", "num_tokens", "num_packs") if part == "val" and hold_out.part != part else ()
+    return {name: value for name, value in given.items() if name not in course}
 
 
 def make_measured_dataset(shards: Sequence[str], tokenizer: str | None, **given: Any) -> tuple[PackedDataset, bool]:

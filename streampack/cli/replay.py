@@ -24,6 +24,7 @@ from streampack.lanes.position import LaneFiller, LanePack, LanePosition
 from streampack.lanes.run import LaneStart, Run
 from streampack.loader.agreement import SharedRun
 from streampack.loader.progress import progress_of
+from streampack.loader.steps import Steps
 from streampack.ranks.exchange import RankExchanges
 from streampack.ranks.topology import Topology
 from streampack.state.checkpoint import Committed
@@ -75,6 +76,19 @@ class Replay:
                 "lanes cannot go back. Give a checkpoint that was saved before that pack, or none: then the lane is "
                 "made from its start"
             )
+
+    def batch(self, step: int, global_batch: int | None) -> range:
+        """The global packs of a batch of the run, over all ranks; steps count from 0.
+
+        Raises:
+            ConfigError: no `global_batch` is given, or the run has no such step.
+        """
+        if global_batch is None:
+            raise ConfigError("--step needs --global-batch: the packs of a batch over all ranks, batch_size x ranks")
+        found = Steps(schedule=self.run.schedule, batch_size=global_batch, num_ranks=1).numbered(step)
+        if found is None:
+            raise ConfigError(f"there is no step {step:,}: the run has {self.run.schedule.end:,} packs")
+        return range(found.begin, found.end)
 
     def progress(self) -> dict[str, Any] | None:
         """Where the state is, as `PackedDataLoader.progress` tells it; None: there is no state."""

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 import sentencepiece
+import torch
 from typer.testing import CliRunner, Result
 
-from streampack import PackedDataset
+from streampack import HoldOut, PackedDataLoader, PackedDataset
 from streampack.cli import app
 from streampack.examples.make_data import DATA
 from streampack.testing import write_shards
@@ -295,6 +296,105 @@ def test_chats_are_shown_with_what_is_trained(tmp_path: Path) -> None:
     assert everything["tokens"] == pack["tokens"]
     assert everything["labels"].count(-100) < pack["labels"].count(-100)
     assert "32007" in run_output(*shards, *chats)  # <|end|>, which is no piece of the model
+
+
+def marked(text: str, begin: str, end: str) -> list[str]:
+    return re.findall(f"{begin}(.*?){end}", re.sub(r"\n┃ ", "", text), re.DOTALL)
+
+
+TALK = [
+    {"role": "user", "content": "What is a cat?"},
+    {"role": "assistant", "content": "An automaton."},
+    {"role": "user", "content": "And a dog?"},
+    {"role": "assistant", "content": "A subsidiary deity."},
+]
+CHATS = ["-t", MODEL, "--field", "jsonl:messages", "--chat", "llama2", "--seq-len", "128", "--num", "1"]
+
+
+def test_targets_are_what_is_trained_the_eos_of_a_reply_too(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path, [TALK], field="jsonl:messages")
+    shown = run_output(*shards, *CHATS, "--view", "targets")
+    assert marked(shown, "⟦", "⟧") == ["An automaton.</s>", "A subsidiary deity.</s>", "token"]
+    assert "</s>⟩" in run_output(*shards, *CHATS)  # by rows: the row of EOS itself has no label
+    [pack] = peek(*shards, *CHATS)["packs"]
+    trained = sum(label != -100 for label in pack["labels"])
+    assert trained == pack["num_targets"] > 10
+
+
+@pytest.mark.parametrize(
+    ("boundary", "targets"),
+    [("mask", ["a b c</s>"]), ("trim", ["a b c→</s>"]), ("keep", ["a b c</s>", "<s>"])],
+)
+def test_targets_at_a_boundary(boundary: str, targets: list[str], tmp_path: Path) -> None:
+    shards = write_shards(tmp_path, ["a b c", "a b c"])
+    shown = run_output(*shards, "-t", MODEL, "--listed", "--boundary", boundary, "--view", "targets", "-n", "1")
+    first = shown.split("document 2")[0] if boundary != "keep" else shown
+    found = [each.strip() for each in marked(first, "⟦", "⟧")]
+    assert found[0] == targets[0].replace("→", "")
+    assert ("⟦<s>" in shown) is (boundary == "keep")
+
+
+def test_roles_have_their_own_colours_and_packs_stay_the_same(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path, [TALK] * 3, field="jsonl:messages")
+    [pack] = peek(*shards, *CHATS)["packs"]
+    pieces, roles = pack["pieces"], pack["roles"]
+    of_assistant = "".join(piece for piece, role in zip(pieces, roles, strict=True) if role == "assistant")
+    assert of_assistant.replace("▁", " ").strip() == "An automaton.</s>A subsidiary deity.</s>" * 2
+    assert set(roles[: pack["num_tokens"]]) == {"user", "assistant"}
+    dataset = PackedDataset(shards, MODEL, 128, field="jsonl:messages", chat="llama2", num_lanes=1)
+    assert pack["tokens"] == next(iter(dataset))["tokens"].tolist()
+    coloured = CliRunner(env={"COLUMNS": "100", "FORCE_COLOR": "1", "TERM": "xterm-256color"})
+    shown = coloured.invoke(app, ["peek", *shards, *CHATS]).stdout
+    assert "\x1b[32mAn automaton." in shown
+    assert "messages of \x1b[34muser\x1b[0m \x1b[32massistant\x1b[0m" in shown
+
+
+def test_a_template_that_does_not_say_whose_message_it_is_marks_the_assistant_only(tmp_path: Path) -> None:
+    (tmp_path / "template.jinja").write_text(
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
+        "{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    shards = write_shards(tmp_path / "data", [TALK], field="jsonl:messages")
+    options = [*CHATS[:4], "--chat", str(tmp_path / "template.jinja"), *CHATS[6:]]
+    assert set(peek(*shards, *options)["packs"][0]["roles"]) == {"", "assistant"}
+
+
+# -- which packs -----------------------------------------------------------------------------------------------------
+
+
+def test_a_step_and_a_state_lead_to_the_packs_of_the_run(tmp_path: Path) -> None:
+    first = tmp_path / "state.json"
+    with PackedDataLoader.from_config(DEMO) as loader:
+        batches = list(islice(loader, 7))
+        torch.save(loader.state_dict(), first)
+    step = peek(DEMO, "--step", "6", "--global-batch", "4", "-n", "4")["packs"]
+    assert [pack["tokens"] for pack in step] == batches[6]["tokens"].tolist()
+    assert [pack["global_pack"] for pack in step] == [24, 25, 26, 27]
+    (after,) = peek(DEMO, "--state", str(first), "-n", "1")["packs"]
+    assert (after["global_pack"], after) == (28, peek(DEMO, "--skip", "28", "-n", "1")["packs"][0])
+    (of_lane,) = peek(DEMO, "--state", str(first), "--lane", "1", "-n", "1")["packs"]
+    assert (of_lane["global_pack"], of_lane["lane"]) == (37, 1)
+    assert "lanes cannot go back" in run(DEMO, "--state", str(first), "--step", "2", "--global-batch", "4").stderr
+    assert "--step needs --global-batch" in run(DEMO, "--step", "2").stderr
+
+
+@pytest.mark.parametrize("by", ["document", "block"])
+def test_part_val_shows_the_packs_of_the_validation_set(by: str, tmp_path: Path) -> None:
+    write_shards(tmp_path / "data", [f"words of document {i} " * 40 for i in range(400)], documents_per_shard=100)
+    (tmp_path / "run.yaml").write_text(
+        f"dataset: {{data: ./data/, tokenizer: {MODEL!r}, seq_len: 64, num_packs: 500, "
+        f"hold_out: {{part: train, fraction: 0.4, by: {by}}}}}\nloader: {{batch_size: 4, num_workers: 0}}\n"
+    )
+    shown = peek(str(tmp_path / "run.yaml"), "--part", "val", "-n", "6", "--skip", "2")["packs"]
+    dataset = PackedDataset(
+        [str(tmp_path / "data")], MODEL, 64, hold_out=HoldOut("val", 0.4, by=by)  # type: ignore[arg-type]
+    )
+    with PackedDataLoader(dataset, 1, num_workers=0) as loader:
+        packs = [batch["tokens"][0].tolist() for batch in islice(loader, 8)]
+    assert [pack["tokens"] for pack in shown] == packs[2:]
+    assert [pack["global_pack"] for pack in shown] == [2, 3, 4, 5, 6, 7]
+    assert "nothing is held out here" in run(DEMO, "--part", "val").stderr
+    assert "leave them out" in run(str(tmp_path / "run.yaml"), "--part", "val", "--step", "1").stderr
 
 
 def run_output(*args: str) -> str:

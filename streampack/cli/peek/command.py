@@ -18,10 +18,12 @@ from streampack.cli.arguments import (
     Chat,
     EosToken,
     Field,
+    GlobalBatch,
     Json,
     OneSource,
     PadToken,
     Shards,
+    State,
     Tokenizer,
     TrainOn,
     check_source,
@@ -29,11 +31,13 @@ from streampack.cli.arguments import (
     make_dataset,
 )
 from streampack.cli.console import output, print_json
-from streampack.cli.peek.choosing import views_of
+from streampack.cli.peek.choosing import Chosen, validation_views_of, views_of
 from streampack.cli.peek.drawing import draw, draw_legend
+from streampack.cli.peek.marks import Looking
 from streampack.cli.peek.pieces import Pieces
 from streampack.cli.replay import Replay
 from streampack.config.file import load_config
+from streampack.errors import ConfigError
 from streampack.packing.policies import BoundaryPolicy
 
 
@@ -45,6 +49,20 @@ def peek(
     seq_len: Annotated[int | None, typer.Option(help="Tokens of a pack.", show_default="256")] = None,
     num: Annotated[int, typer.Option("--num", "-n", min=1, help="How many packs to show.")] = 2,
     skip: Annotated[int, typer.Option(min=0, help="Packs to leave out first.")] = 0,
+    step: Annotated[
+        int | None,
+        typer.Option(min=0, help="Begin with this batch of the run, counted from 0.", show_default="the first one"),
+    ] = None,
+    global_batch: GlobalBatch = None,
+    state: State = None,
+    part: Annotated[
+        str | None,
+        typer.Option(help="Of a config with hold_out: train, or val, what is held out.", show_default="the config's"),
+    ] = None,
+    view: Annotated[
+        Looking,
+        typer.Option(help="What is marked: rows, those that are masked; or targets, the tokens that are trained."),
+    ] = Looking.ROWS,
     lane: Annotated[
         int | None, typer.Option(min=0, help="Show packs of this lane only.", show_default="all, in the global order")
     ] = None,
@@ -78,8 +96,10 @@ def peek(
     json: Json = False,
 ) -> None:
     """Show packs: their text, where documents meet, and which labels are masked."""
+    is_of_run = step is not None or state is not None
     dataset = make_dataset(
         shards,
+        part=part,
         tokenizer=tokenizer,
         seq_len=256 if seq_len is None and not is_config(shards) else seq_len,
         field=field,
@@ -95,13 +115,23 @@ def peek(
         num_lanes=num_lanes,
         seed=seed,
         shuffle=shuffle,
-        epochs=None if _has_own_course(shards) else 1,
+        epochs=None if is_of_run or _has_own_course(shards) else 1,
     )
-    replay, pipeline = Replay.of(dataset), dataset.pipeline
+    if dataset.is_validation and (is_of_run or global_batch is not None):
+        raise ConfigError(
+            "--step, --global-batch and --state follow a training run, and this is what is held out: leave them out"
+        )
+    replay, pipeline = Replay.of(dataset, state), dataset.pipeline
+    first = replay.begin if step is None else replay.batch(step, global_batch).start
+    if step is not None:
+        replay.check(first)
+    elif global_batch is not None:
+        raise ConfigError("--global-batch is for --step: give both, or neither")
     if source is not None:
         check_source(source, dataset.sources)
     pieces = Pieces(pipeline.tokenizer)
-    views = views_of(replay, pieces, source=source, lane=lane, skip=skip, num=num)
+    chosen = Chosen(num=num, first=first, skip=skip, lane=lane, source=source)
+    views = (validation_views_of if dataset.is_validation else views_of)(replay, pieces, chosen)
     if json:
         heading = {
             "num_lanes": dataset.num_lanes,
@@ -109,12 +139,14 @@ def peek(
             "boundary": dataset.fingerprint()["boundary"],
             "packing": str(pipeline.packing.kind),
         }
-        print_json(heading | {"packs": [msgspec.to_builtins(view) for view in views]})
+        print_json(heading | {"packs": [msgspec.to_builtins(each) for each in views]})
         return
     console = output()
-    for view in views:
-        draw(console, view, pieces)
-    draw_legend(console, pieces)
+    roles = set[str]()
+    for each in views:
+        draw(console, each, pieces, view)
+        roles |= set(each.roles or ())
+    draw_legend(console, pieces, view, roles)
 
 
 def _has_own_course(shards: Sequence[str]) -> bool:

@@ -4,6 +4,7 @@ Everything that colour says is also said by a mark, for terminals and files with
 """
 
 import itertools
+from collections.abc import Collection
 
 from rich.console import Console
 from rich.rule import Rule
@@ -11,18 +12,19 @@ from rich.style import Style
 from rich.text import Text
 
 from streampack.cli.console import common_folder, plural, printable
+from streampack.cli.peek.marks import Looking, stretches
 from streampack.cli.peek.pieces import Pieces
 from streampack.cli.peek.view import Segment, View
 from streampack.corpus.shares import DEFAULT
 from streampack.records import IGNORE_INDEX
 
 _COLOURS = ("cyan", "yellow")
-_MASKED = Style(dim=True, underline=True)
-_OPEN, _CLOSE = "⟨", "⟩"
+_ROLES = {"system": "magenta", "developer": "magenta", "user": "blue", "assistant": "green", "tool": "red"}
+_MARKS = {Looking.ROWS: ("⟨", "⟩"), Looking.TARGETS: ("⟦", "⟧")}
 _BAR = "┃ "
 
 
-def draw(console: Console, view: View, pieces: Pieces) -> None:
+def draw(console: Console, view: View, pieces: Pieces, looking: Looking) -> None:
     """One pack, with all of its documents."""
     title = f"pack {view.global_pack:,}"
     of_source = "" if view.source == DEFAULT else f", source {view.source}"
@@ -39,7 +41,7 @@ def draw(console: Console, view: View, pieces: Pieces) -> None:
         colour = _COLOURS[segment.document % len(_COLOURS) - 1]
         bar = Text(_BAR, style=colour)
         _draw_after(console, bar, _heading(segment, folder, colour))
-        _draw_after(console, bar, _body(segment, view, pieces, colour))
+        _draw_after(console, bar, _body(segment, view, pieces, looking, colour))
         _draw_edge(console, segment)
     if view.num_padding:
         first, last = view.num_tokens, len(view.tokens) - 1
@@ -49,19 +51,24 @@ def draw(console: Console, view: View, pieces: Pieces) -> None:
     console.print()
 
 
-def draw_legend(console: Console, pieces: Pieces) -> None:
-    """What the marks mean."""
+def draw_legend(console: Console, pieces: Pieces, looking: Looking, roles: Collection[str]) -> None:
+    """What the marks mean; `roles` are those of the messages that were shown."""
     console.print(Rule(style="dim"))
+    begin, end = _MARKS[looking]
+    meaning = f" masked: its label is {IGNORE_INDEX}, what follows is no target"
+    if looking is Looking.TARGETS:
+        meaning = " trained: it is the label of the row before it"
     parts = [
         Text.assemble(
             *((_BAR.strip(), colour) for colour in _COLOURS),
             " documents in turn",
         ),
-        Text.assemble(
-            _OPEN, ("row", _MASKED), _CLOSE, f" masked: its label is {IGNORE_INDEX}, what follows is no target"
-        ),
+        Text.assemble(begin, ("row" if looking is Looking.ROWS else "token", _marked(looking)), end, meaning),
         Text("░ padding"),
     ]
+    shown = [role for role in _ROLES if role in roles]
+    if shown:
+        parts.append(Text(" ").join([Text("messages of"), *(Text(role, _ROLES[role]) for role in shown)]))
     if pieces.known:
         parts.append(Text.assemble(("<s>", "bold"), " control token"))
         parts.append(Text("↵ ⇥ line break, tab"))
@@ -97,26 +104,34 @@ def _heading(segment: Segment, folder: str, colour: str) -> Text:
     return heading
 
 
-def _body(segment: Segment, view: View, pieces: Pieces, colour: str) -> Text:
-    rows = slice(segment.first_row, segment.first_row + segment.num_rows)
-    tokens, labels = view.tokens[rows], view.labels[rows]
-    shown = zip(tokens, labels, pieces.texts(tokens), strict=True)
+def _body(segment: Segment, view: View, pieces: Pieces, looking: Looking, colour: str) -> Text:
     body = Text(style=colour)
-    for masked, run in itertools.groupby(shown, key=lambda row: row[1] == IGNORE_INDEX):
-        # A line break is shown, and made: text and code keep their look.
-        texts = [(token, text.replace("↵", "↵\n")) for token, _, text in run]
-        if masked:
-            joined = "".join(text for _, text in texts)
-            inside = joined.lstrip(" ")
-            body.append(" " * (len(joined) - len(inside)) + _OPEN)
-            body.append(inside, style=_MASKED)
-            body.append(_CLOSE)
-            continue
-        for is_control, same in itertools.groupby(texts, key=lambda row: pieces.is_control(row[0])):
-            body.append("".join(text for _, text in same), style="bold" if is_control else None)
+    begin, end = _MARKS[looking]
+    unmarked = Style() if looking is Looking.ROWS else Style(dim=True)
+    for is_marked, run in itertools.groupby(
+        stretches(view, segment, pieces, looking), key=lambda stretch: stretch.is_marked
+    ):
+        parts = list(run)
+        spaces = 0
+        if is_marked:  # the mark stands at the first word
+            joined = "".join(part.text for part in parts)
+            spaces = len(joined) - len(joined.lstrip(" "))
+            body.append(" " * spaces + begin)
+        for part in parts:
+            text, spaces = part.text[spaces:], max(spaces - len(part.text), 0)
+            style = _marked(looking) if is_marked else unmarked
+            if part.is_control and not (is_marked and looking is Looking.ROWS):
+                style += Style(bold=True)
+            body.append(text, style=Style.parse(_ROLES.get(part.role, "")) + style)
+        if is_marked:
+            body.append(end)
     if segment.goes_on:
         body.append(" …")
     return body
+
+
+def _marked(looking: Looking) -> Style:
+    return Style(dim=True, underline=True) if looking is Looking.ROWS else Style(underline=True)
 
 
 def _draw_edge(console: Console, segment: Segment) -> None:

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from streampack.cli.arguments import Json, check_config, file_errors, make_dataset
+from streampack.cli.arguments import Json, State, check_config, file_errors, make_dataset
 from streampack.cli.console import output, print_error, print_json, print_warning
-from streampack.cli.peek.choosing import views_of
+from streampack.cli.peek.choosing import Chosen, validation_views_of, views_of
 from streampack.cli.peek.pieces import Pieces
 from streampack.cli.peek.view import View
 from streampack.cli.plan.drawing import draw
@@ -50,10 +50,7 @@ def plan(
             show_default="measured on a sample",
         ),
     ] = None,
-    state: Annotated[
-        Path | None,
-        typer.Option(help="A checkpoint, to show where the run is.", show_default="the start of the run"),
-    ] = None,
+    state: State = None,
     html: Annotated[
         Path | None,
         typer.Option(help="Also write a page to this file, with pictures and ten packs.", show_default=False),
@@ -95,10 +92,9 @@ def plan(
 def _packs(dataset: PackedDataset, replay: Replay) -> tuple[list[View], Pieces, str]:
     """The next packs of the run, and why there are no more."""
     pieces, views = Pieces(dataset.pipeline.tokenizer), list[View]()
-    if dataset.is_validation:
-        return views, pieces, "`streampack peek` shows packs of a validation set"
+    shown = validation_views_of if dataset.is_validation else views_of
     try:
-        views.extend(views_of(replay, pieces, skip=replay.begin, num=_SHOWN_PACKS))
+        views.extend(shown(replay, pieces, Chosen(num=_SHOWN_PACKS, first=replay.begin)))
     except StreampackError as error:
         return views, pieces, str(error)
     return views, pieces, ""

@@ -7,13 +7,12 @@ Invariants: nothing but the lanes of these packs is read, from the state on, one
 
 from collections.abc import Sequence
 from json import dumps
-from pathlib import Path
 from typing import Annotated
 
 import msgspec
 import typer
 
-from streampack.cli.arguments import Json, is_config, make_dataset
+from streampack.cli.arguments import GlobalBatch, Json, State, is_config, make_dataset
 from streampack.cli.console import output, plural, print_json
 from streampack.cli.peek.pieces import Pieces
 from streampack.cli.progress import PackProgress
@@ -21,7 +20,6 @@ from streampack.cli.replay import Replay
 from streampack.cli.trace.drawing import draw
 from streampack.cli.trace.found import Place, TracedPack, TracedSegment, traced
 from streampack.errors import ConfigError
-from streampack.loader.steps import Steps
 
 
 def trace(
@@ -32,20 +30,11 @@ def trace(
         int | None,
         typer.Option(min=0, help="A batch of the run, counted from 0, in place of a pack.", show_default=False),
     ] = None,
-    global_batch: Annotated[
-        int | None, typer.Option(min=1, help="With --step: packs of all ranks' batches together.", show_default=False)
-    ] = None,
+    global_batch: GlobalBatch = None,
     row: Annotated[
         int | None, typer.Option(min=0, help="With --step: one pack of the global batch.", show_default="all")
     ] = None,
-    state: Annotated[
-        Path | None,
-        typer.Option(
-            help="A checkpoint before it, from which the lanes are made: a folder of torch.distributed.checkpoint, a "
-            "file of torch.save, or JSON.",
-            show_default="from the start of the run",
-        ),
-    ] = None,
+    state: State = None,
     text: Annotated[bool, typer.Option("--text", help="Show the text of the rows, too.")] = False,
     exclude_lines: Annotated[
         bool, typer.Option("--exclude-lines", help="Print a line for each document, for a stage's `exclude` file.")
@@ -89,12 +78,7 @@ def _places(
         found = [Place(global_pack=pack)]
     else:
         assert step is not None, "one of the two is given"
-        if global_batch is None:
-            raise ConfigError("--step needs --global-batch: the packs of a batch over all ranks, batch_size x ranks")
-        batch = Steps(schedule=replay.run.schedule, batch_size=global_batch, num_ranks=1).numbered(step)
-        if batch is None:
-            raise ConfigError(f"there is no step {step:,}: the run has {replay.run.schedule.end:,} packs")
-        numbers = range(batch.begin, batch.end)
+        numbers = replay.batch(step, global_batch)
         if row is not None and row >= len(numbers):
             raise ConfigError(f"--row {row}: the batch of step {step:,} has {plural(len(numbers), 'pack')}, from 0 on")
         rows = range(len(numbers)) if row is None else [row]
