@@ -186,7 +186,7 @@ class Cursor(NamedTuple):
     """Where a lane continues: plain integers, so that a state is a row of them.
 
     With windows of a shuffle, (piece, sample, record) is where the lane's window begins, else the document itself. With
-    windows of `best_fit`, all but `given` is where the packing window began.
+    windows of `best_fit`, all but `given`, `stage` and `rest` is where the packing window began.
     """
 
     epoch: int = 0
@@ -202,6 +202,10 @@ class Cursor(NamedTuple):
     """Input rows of the document that earlier packs hold."""
     given: int = 0
     """Packs of the packing window that are out; other packings than `best_fit` have no such window: 0."""
+    stage: int = 0
+    """The stage by which the window was cut: the first one of the source that is cut so; without a window 0."""
+    rest: int = 0
+    """Tokens of what these packs have left of the window that packs of later stages, which are cut otherwise, hold."""
 
 
 class Counts(NamedTuple):

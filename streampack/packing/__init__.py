@@ -18,5 +18,6 @@ __all__ = [
     "placing",
     "policies",
     "public",
+    "rest",
     "window",
 ]

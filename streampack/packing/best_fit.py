@@ -292,10 +292,7 @@ class BestFitPacker:
         )
         packs = window.packs
         if self.given > len(packs):
-            raise StateError(
-                f"{self.given} packs of a packing window are said to be out, and its documents make {len(packs)}; the "
-                "data or the tokenizer have changed since."
-            )
+            raise changed_since(self.given, len(packs))
         sizes = [pack.num_rows for pack in packs]
         dropped = -1
         if not is_complete and self.packing.tail is Tail.DROP and min(sizes, default=self.seq_len) < self.seq_len:
@@ -331,6 +328,14 @@ class BestFitPacker:
         self._ids, self._masks, self._lengths, self._row_counts = [], [], [], []
         self._rows = self._bytes = self.given = 0
         self._first, self._first_row = following, next_row
+
+
+def changed_since(given: int, num_packs: int) -> StateError:
+    """The error for a window that has fewer packs than are out."""
+    return StateError(
+        f"{given} packs of a packing window are said to be out, and its documents make {num_packs}; the data or the "
+        "tokenizer have changed since."
+    )
 
 
 def _without_neighbours(boundary: Boundary) -> Boundary:

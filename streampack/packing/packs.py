@@ -47,12 +47,14 @@ class PackRows(NamedTuple):
     offsets: Sequence[int]
     """Rows of each segment's document that stand before the segment, in other packs: [k], or fewer; the rest are 0."""
     next_document: int
-    """With `next_row` and `given`: where the following pack begins. The document may not have been fed yet."""
+    """With `next_row`, `given` and `rest`: where the following pack begins. The document may not have been fed yet."""
     next_row: int
     counts: Counts = Counts()
     """Of this pack, and of what was left out between the pack before and it."""
     given: int = 0
     """Under best fit: packs that are out of the window that begins with row `next_row` of `next_document`."""
+    rest: int = 0
+    """Where rows are cut in another way since: tokens of what these packs have left of the window that are out, too."""
     is_closed: bool = False
     """Whether the next pack begins with a document, and this one did not wait for that document to be fed."""
 

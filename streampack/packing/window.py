@@ -106,6 +106,12 @@ class PackingWindow:
         """Bytes of what was fed."""
         return sum(each.nbytes for each in self._ids) + sum(0 if each is None else each.nbytes for each in self._masks)
 
+    def pieces_after(self, given: int) -> list[tuple[int, int, int]]:
+        """(document, row, row after it) of each piece in the packs after the first `given`, rows those of documents."""
+        first = self.packs[given].pieces.start if given < len(self.packs) else len(self._offsets)
+        columns = self._documents[first:], self._offsets[first:], self._seq_lens[first:].tolist()
+        return [(document, row, row + size) for document, row, size in zip(*columns, strict=True)]
+
     def arrays(self, pack: PlacedPack) -> PackArrays:
         """The arrays of one pack."""
         own = pack.pieces
