@@ -36,7 +36,6 @@ def make_pipelines(
 
     Raises:
         ConfigError: an argument that cannot work.
-        NotBuiltError: a stage that would cut the documents of a packing window in another way.
         TokenizerError: not a tokenizer, or one without the BOS, EOS or control token that is needed.
     """
     tokenizer = make_tokenizer(arguments, storages[""])
@@ -66,9 +65,8 @@ def _pipelines_of(
     found = [_first_pipeline(name, arguments, reading, tokenizer, storage, cut)]
     for index, stage in enumerate(arguments.stages[1:], 1):
         cut = cut.changed(stage)
-        is_read = any(weights[name] for weights in arguments.weights[:index])
         try:
-            found.append(cut.pipeline(found[-1], is_read=is_read))
+            found.append(cut.pipeline(found[-1]))
         except ConfigError as error:
             raise type(error)(f"stages[{index}]: {error.message}") from error
     return tuple(found)

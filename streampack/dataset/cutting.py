@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from streampack.dataset.stages import Stage
 from streampack.documents.fields import Field
-from streampack.errors import ConfigError, NotBuiltError
+from streampack.errors import ConfigError
 from streampack.lanes.pipeline import Pipeline
 from streampack.packing.options import Packing, PackingKind, as_packing
 from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary, as_boundary
@@ -34,12 +34,11 @@ class Cut(NamedTuple):
             self.packing if stage.packing is None else stage.packing,
         )
 
-    def pipeline(self, before: Pipeline, *, is_read: bool) -> Pipeline:
-        """`before`, cut in this way; `is_read`: whether documents may have been read in the way of `before`.
+    def pipeline(self, before: Pipeline) -> Pipeline:
+        """`before`, cut in this way.
 
         Raises:
             ConfigError: options that cannot work together.
-            NotBuiltError: the documents of a packing window would have to be placed again.
         """
         check_boundary(self.boundary, before.vocab_size)
         packing = as_packing(self.packing, conversations=before.documents.field.is_chat)
@@ -51,16 +50,8 @@ class Cut(NamedTuple):
             packing=packing,
             token_ids=ids_of_boundaries(before.documents.field, before.tokenizer, self.boundary, adds_bos=adds_bos),
         )
-        differing = [
-            name for name in ("seq_len", "boundary", "packing") if getattr(after, name) != getattr(before, name)
-        ]
-        if not differing:
+        if all(getattr(after, name) == getattr(before, name) for name in ("seq_len", "boundary", "packing")):
             return before
-        if before.packing.has_windows and is_read:
-            raise NotBuiltError(
-                f"{' and '.join(differing)} cannot change yet after a stage that packs with best_fit, as the documents "
-                'of a window that is half out would be placed again; packing="next_fit" or "wrap" can change'
-            )
         after.packer()  # it checks whether the boundary has the token that it looks for
         return after
 

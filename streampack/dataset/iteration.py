@@ -28,7 +28,7 @@ from streampack.state.checkpoint import ORDER_VERSION, check_cursor
 from streampack.state.fingerprint import check_fingerprint, fingerprint_of
 from streampack.state.forms import ranges_from_json, ranges_to_json
 
-VERSION = 4
+VERSION = 5
 """The layout of an iterator's state."""
 
 Item = dict[str, torch.Tensor]
@@ -216,8 +216,7 @@ def _start_of(run: Run, state: Mapping[str, Any], lane: int) -> LaneStart:
     positions = []
     for source, row, skipped_ranges in zip(run.sources, rows, state["skipped_ranges"][key], strict=True):
         *cursor, packs_of_source, documents, num_skipped = row
-        has_windows = any(pipeline.packing.has_windows for pipeline in source.pipelines)
-        check_cursor(Cursor(*cursor), source.corpus, lane, has_packing_windows=has_windows)
+        check_cursor(Cursor(*cursor), source, lane)
         known = frozenset(ranges_from_json(skipped_ranges, f"skipped_ranges.{key}"))
         positions.append(LanePosition(Cursor(*cursor), packs_of_source, documents, num_skipped, known))
     return LaneStart(packs, tuple(positions))

@@ -38,9 +38,6 @@ class Stage:
 
     Raises:
         ConfigError: a value that cannot work.
-
-    The dataset raises a `NotBuiltError` where `seq_len`, `packing`, `boundary` or `exclude` change after a stage that
-    packs with best_fit.
     """
 
     at_tokens: float | None = None

@@ -33,6 +33,7 @@ __all__ = [
     "provenance",
     "reader",
     "records",
+    "recutting",
     "run",
     "skipping",
     "stream",

@@ -5,6 +5,7 @@ Out:   bytes; or a `ConfigError` that says how many are needed and what to do.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from streampack.corpus.epochs import Corpus
@@ -41,7 +42,8 @@ class LaneNeeds(NamedTuple):
     @classmethod
     def _of_stage(cls, run: Run, stage: int) -> "LaneNeeds":
         read = [run.sources[index] for index, _ in run.schedule.stages[stage].shares.weights]
-        return cls(*map(sum, zip(*(source_needs(each.pipelines[stage], each.corpus) for each in read), strict=True)))
+        needs = [source_needs(each.pipelines[: stage + 1], each.corpus) for each in read]
+        return cls(*map(sum, zip(*needs, strict=True)))
 
     @property
     def windows(self) -> int:
@@ -54,8 +56,13 @@ class LaneNeeds(NamedTuple):
         return self.sources * MIN_SHARE_BYTES + self.windows
 
 
-def source_needs(pipeline: Pipeline, corpus: Corpus) -> LaneNeeds:
-    """What a lane needs for one source.
+def packing_bytes(pipelines: Sequence[Pipeline]) -> int:
+    """What the packing windows of a source take in the last of some stages: it may be in one that an earlier began."""
+    return max(pipeline.window_bytes for pipeline in pipelines)
+
+
+def source_needs(pipelines: Sequence[Pipeline], corpus: Corpus) -> LaneNeeds:
+    """What a lane needs for one source, in the last of the stages that these are the pipelines of.
 
     Of a shuffle it is the records of one window, up to its bound, and the bytes of a block, or of all blocks of the
     next window where some of the storage is remote. What is larger than a block comes besides, one at a time: the last
@@ -63,10 +70,10 @@ def source_needs(pipeline: Pipeline, corpus: Corpus) -> LaneNeeds:
     """
     blocks = corpus.window * corpus.block_bytes
     if not blocks:
-        return LaneNeeds(0, pipeline.window_bytes)
-    text = corpus.window_bytes(members_expand=pipeline.documents.field.may_be_compressed)
+        return LaneNeeds(0, packing_bytes(pipelines))
+    text = corpus.window_bytes(members_expand=pipelines[-1].documents.field.may_be_compressed)
     fetched = blocks if corpus.table.is_remote else corpus.block_bytes
-    return LaneNeeds(text + int(_PER_BLOCK_BYTE * fetched), pipeline.window_bytes)
+    return LaneNeeds(text + int(_PER_BLOCK_BYTE * fetched), packing_bytes(pipelines))
 
 
 def worker_bytes(asked: int | None, run: Run, *, num_lanes: int, num_workers: int = 1) -> int:

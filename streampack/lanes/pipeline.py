@@ -5,7 +5,6 @@ Out:   a function for each stage.
 Never: knowledge of lanes, ranks, workers or batches; an open file or connection: it can be pickled and forked.
 """
 
-import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,9 +20,8 @@ from streampack.documents.reader import DocumentReader
 from streampack.errors import CorruptShardError, RecordError, TokenizerError, TruncatedShardError, WrongCutError
 from streampack.lanes.fetching import Fetched, Opened, Slack
 from streampack.packing.making import AnyPacker, make_packer
-from streampack.packing.options import DEFAULT_WINDOW, Packing, PackingKind
+from streampack.packing.options import Packing
 from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary
-from streampack.packing.rest import HalfOut, RestPacker
 from streampack.records import Document, Joined, Mask, Sample, Shard, Tokenizer, Tokens, join
 from streampack.storage.access import StorageReader
 from streampack.storage.digests import block_bytes_of
@@ -329,6 +327,11 @@ class Pipeline:
         return max(kept - 1, 0) if mask is None else int(np.count_nonzero(mask[1:kept]))
 
     @property
+    def may_refuse(self) -> bool:
+        """Whether a document may be too long for a pack, which is an error."""
+        return self.packing.keeps_documents_whole and self.packing.overflow == "error"
+
+    @property
     def window_bytes(self) -> int:
         """Bytes that a lane holds for its packing window; 0: it has none."""
         return self.packing.window_bytes(self.seq_len)
@@ -336,40 +339,10 @@ class Pipeline:
     def packer(self, *, at_once: int = 1, given: int = 0) -> AnyPacker:
         """A packer; `given`: how many packs of its first packing window are out."""
         return make_packer(
-            at_once=at_once,
-            given=given,
+            at_once=at_once, given=given,
             seq_len=self.seq_len,
             boundary=self.boundary,
             packing=self.packing,
-            pad_id=self.pad_id,
-            bos_id=self.token_ids[0],
-            eos_id=self.token_ids[1],
-        )
-
-    def places_as(self, other: "Pipeline") -> bool:
-        """Whether a packing window that `other` has begun holds the same documents in the same packs here."""
-        return (self.seq_len, self.boundary, self._placing) == (other.seq_len, other.boundary, other._placing)
-
-    @property
-    def _placing(self) -> tuple[object, ...]:
-        packing = self.packing
-        return packing.kind, packing.overflow, packing.window
-
-    def rest_packer(self, before: "Pipeline", *, given: int, rest: int, at_once: int = 1) -> RestPacker:
-        """A packer for what is left of a window that `before` has begun, of which `given` packs are out.
-
-        `rest`: tokens of what is left that are out, too.
-        """
-        packing = self.packing
-        if packing.has_windows:
-            packing = dataclasses.replace(packing, kind=PackingKind.NEXT_FIT, window=DEFAULT_WINDOW)
-        return RestPacker(
-            HalfOut(before.seq_len, before.boundary, before.packing, given, rest),
-            at_once=at_once,
-            seq_len=self.seq_len,
-            boundary=self.boundary,
-            packing=packing,
-            drops=self.on_error != "raise",
             pad_id=self.pad_id,
             bos_id=self.token_ids[0],
             eos_id=self.token_ids[1],

@@ -47,6 +47,8 @@ class _Source:
     pipeline: Pipeline
     wake: LanePosition
     """Where its stream begins."""
+    stage: int = 0
+    """The first stage in which the source is cut in this way."""
     stream: LaneStream | None = None
     made: deque[LanePack | LaneEnd | Exception] = field(default_factory=deque)
     """Packs that were made and not taken; the last item may be the source's end, or what was raised in a pack's
@@ -219,8 +221,17 @@ class LanePool:
     def _opened(self, lane: int, state: _Lane, index: int) -> _Source:
         number = self._run.schedule.index_of(lane + state.packs * self._run.num_lanes)
         pipeline = self._run.sources[index].pipelines[number]
-        state.open[index] = _Source(lane, index, pipeline, state.positions[index])
+        state.open[index] = _Source(lane, index, pipeline, state.positions[index], self._first_stage(index, number))
         return state.open[index]
+
+    def _first_stage(self, index: int, number: int) -> int:
+        """The first stage that reads a source and cuts it as stage `number` does, with the same object."""
+        pipelines, stages = self._run.sources[index].pipelines, self._run.schedule.stages
+        return next(
+            stage
+            for stage, pipeline in enumerate(pipelines)
+            if pipeline is pipelines[number] and index in dict(stages[stage].shares.weights)
+        )
 
     def _close(self, state: _Lane, each: _Source) -> None:
         state.positions[each.index] = each.position
@@ -262,6 +273,8 @@ class LanePool:
                 with_provenance=self._with_provenance,
                 source=each.index,
                 source_name=source.name,
+                stage=each.stage,
+                before=source.pipelines[each.wake.cursor.stage] if each.wake.cursor.given else None,
             )
         return each.stream
 

@@ -15,18 +15,20 @@ from collections.abc import Iterator
 
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.shares import DEFAULT
-from streampack.errors import ConfigError, RecordError
+from streampack.errors import ConfigError, DocumentTooLongError, RecordError
 from streampack.lanes.batches import DocumentBatch
 from streampack.lanes.liveness import Liveness
 from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.position import LaneEnd, LanePack, LanePosition
 from streampack.lanes.reader import EpochStart, LaneReader
+from streampack.lanes.recutting import is_recut, packer_at
 from streampack.lanes.run import named
 from streampack.lanes.skipping import ReadError, SkipPolicy
 from streampack.lanes.tokenizing import TokenizedBatch, tokenized
 from streampack.lanes.unpassed import Unpassed
 from streampack.metrics import clock, heartbeat
 from streampack.packing.packs import PackRows
+from streampack.packing.rest import RestPacker
 from streampack.records import Counts, Cursor
 
 _TOKENS_PER_BYTE = 1.0  # assumed until the first documents are tokenized; there are hardly ever more
@@ -50,13 +52,27 @@ class LaneStream:
         with_provenance: bool = False,
         source: int = 0,
         source_name: str = DEFAULT,
+        stage: int = 0,
+        before: Pipeline | None = None,
     ) -> None:
-        """`end_epoch`: the first epoch that is not read (None: endless); `source`: its index in the run."""
-        self.position = self._start = start
-        """Where the lane continues after the last pack that was given."""
-        self._num_documents = start.documents
-        """How many documents the lane has met; more than the position counts where packs have not passed them all."""
+        """Start at a position.
+
+        Args:
+            pipeline: how the source is read and cut now.
+            corpus: its shards.
+            lane: the lane's number.
+            start: where the lane continues.
+            end_epoch: the first epoch that is not read (None: endless).
+            max_range_bytes: the largest range of a shard that is asked for at once.
+            with_provenance: whether packs tell where their segments come from.
+            source: the source's index in the run.
+            source_name: its name.
+            stage: `Cursor.stage` of windows that begin here.
+            before: the pipeline of the stage `start.cursor.stage`; None: this one.
+        """
         self._pipeline = pipeline
+        self._before = before or pipeline
+        self._stage = stage
         self._corpus = corpus
         self._lane = lane
         self._source = source
@@ -64,14 +80,8 @@ class LaneStream:
         self._end_epoch = end_epoch
         self._max_range_bytes = max_range_bytes
         self._with_provenance = with_provenance
-        self._ahead: deque[TokenizedBatch | ReadError | EpochStart | Exception | None] = deque()
-        """What was read and not yet used; the last one is an exception where reading failed, None at the lane's end."""
         rows_ahead = min(_ROWS_AHEAD, max_range_bytes // 16)
         self._most_ahead = max(1, min(rows_ahead // pipeline.seq_len, _PACKS_AHEAD))
-        self._packer = pipeline.packer(at_once=self._most_ahead, given=start.cursor.given)
-        self._unpassed = Unpassed(source_name)
-        self._policy = SkipPolicy(named(lane, source_name), start, on_error=pipeline.on_error, max_bad=pipeline.max_bad)
-        self._may_refuse = pipeline.packing.keeps_documents_whole and pipeline.packing.overflow == "error"
         repeats = not corpus.shuffle or corpus.one_epoch or corpus.num_lanes == 1
         repeats = repeats or (len(corpus.table) == 1 and not corpus.window)
         self._hold_out = corpus.hold_out or pipeline.documents.hold_out
@@ -81,18 +91,36 @@ class LaneStream:
             repeats_documents=repeats and pipeline.documents.transform is None,
             num_blocks=corpus.num_blocks,
         )
+        self._bytes, self._tokens = 1.0, _TOKENS_PER_BYTE
+        self._start_at(start)
+
+    def _start_at(self, start: LanePosition) -> None:
+        """Read from a position on."""
+        pipeline, before = self._pipeline, self._before
+        self.position = self._start = start
+        """Where the lane continues after the last pack that was given."""
+        self._num_documents = start.documents
+        """How many documents the lane has met; more than the position counts where packs have not passed them all."""
+        self._ahead: deque[TokenizedBatch | ReadError | EpochStart | Exception | None] = deque()
+        """What was read and not yet used; the last one is an exception where reading failed, None at the lane's end."""
+        self._is_recut = is_recut(before, pipeline, start.cursor)
+        """Whether the packs are made of what is left of a window that was cut in another way."""
+        self._packer = packer_at(start.cursor, pipeline, before, at_once=self._most_ahead)
+        self._unpassed = Unpassed(self._source_name)
+        name = named(self._lane, self._source_name)
+        self._policy = SkipPolicy(name, start, on_error=pipeline.on_error, max_bad=pipeline.max_bad)
+        self._may_refuse = pipeline.may_refuse or (self._is_recut and before.may_refuse)
         self._end: LaneEnd | None = None
         self._is_over = False
         """Whether the packer has got all documents."""
-        self._bytes, self._tokens = 1.0, _TOKENS_PER_BYTE
         self._reader = LaneReader(
             pipeline,
-            corpus,
-            lane,
+            self._corpus,
+            self._lane,
             start.cursor,
             start.skipped_ranges,
-            end_epoch=end_epoch,
-            max_range_bytes=max_range_bytes,
+            end_epoch=self._end_epoch,
+            max_range_bytes=self._max_range_bytes,
         )
 
     @property
@@ -116,9 +144,9 @@ class LaneStream:
 
         A packing window is no reason where a document of many windows is held, which is parked as under other packings.
         """
-        holds_window = self._pipeline.packing.has_windows
+        pipeline = self._before if self._is_recut else self._pipeline
         return self._reader.in_compressed or (
-            holds_window and self._packer.buffered_bytes <= self._pipeline.window_bytes
+            pipeline.packing.has_windows and self._packer.buffered_bytes <= pipeline.window_bytes
         )
 
     def close(self) -> None:
@@ -131,7 +159,7 @@ class LaneStream:
         Raises:
             Exception: whatever a stage raises for what comes next, every time from there on.
         """
-        while (rows := self._packer.pop()) is None:
+        while (rows := self._pop()) is None:
             if self._is_over:
                 if self._end is None:
                     counts = self._with_bad_records(self._packer.counts_after, self._unpassed.num_fed)
@@ -153,6 +181,19 @@ class LaneStream:
                 self._is_over = True
                 self._packer.finish()
         return self._lane_pack(rows)
+
+    def _pop(self) -> PackRows | None:
+        """The packer's next pack.
+
+        Raises:
+            DocumentTooLongError: a document of a window that was cut in another way, every time.
+        """
+        try:
+            return self._packer.pop()
+        except DocumentTooLongError as error:
+            assert isinstance(self._packer, RestPacker), "other packers refuse a document when they get it"
+            url, key = self._unpassed.place(self._packer.refused)
+            raise DocumentTooLongError(error.message, url=url, member=key) from error
 
     def _read_ahead(self) -> None:
         """Read about as many documents as the next packs lack, then tokenize them: a stage at a time.
@@ -226,13 +267,17 @@ class LaneStream:
         elif self._unpassed:
             cursor = self._unpassed.cursor(rows.next_document, rows.next_row)
             if rows.given:
-                cursor = cursor._replace(given=rows.given)
+                stage = self.position.cursor.stage if self._is_recut else self._stage
+                cursor = cursor._replace(given=rows.given, stage=stage, rest=rows.rest)
         else:
             assert self._is_over, "only a pack that waits for nothing is made before what follows it is known"
             assert self._end_epoch is not None, "an endless lane does not end"
             cursor = Cursor(epoch=self._end_epoch)
         pack = LanePack(rows, cursor, counts, self._policy.take_new(), provenance, self._source)
         self.position = self.position.after(pack)
+        if self._is_recut and not rows.given:  # the rest of the window is out
+            self.close()
+            self._start_at(self.position)
         return pack
 
     def _with_bad_records(self, counts: Counts, document: int) -> Counts:

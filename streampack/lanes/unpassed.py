@@ -61,6 +61,13 @@ class Unpassed:
                 return documents.cursor(document - first, row)
         raise AssertionError(f"document {document} has not been fed")
 
+    def place(self, document: int) -> tuple[str, str]:
+        """The URL of the shard and the key of a document that is not passed."""
+        for documents, first, stop, *_ in self._fed:
+            if document < stop:
+                return documents.shards[document - first].url, documents.keys[document - first]
+        raise AssertionError(f"document {document} has not been fed")
+
     def provenance(self, rows: PackRows) -> Iterator[Provenance]:
         """The provenance of each segment of a pack, before its documents are passed."""
         all_fed = iter(self._fed)

@@ -147,11 +147,9 @@ class SharedRun:
         )
         run = self.run_of(committed)
         check_future(run.schedule, len(before), committed.global_pack)
-        if before:
-            committed.check_windows(before[-1].described, committed.stages[-1].described)
+        committed.check_windows(before, as_now.schedule.stages)
         committed.stages = run.schedule.stages
-        kinds = {stage.described.get("packing") for stage in (*before, *as_now.schedule.stages)}
-        committed.check_cursors([source.corpus for source in run.sources], has_packing_windows="best_fit" in kinds)
+        committed.check_cursors(run.sources)
         if dataset.epochs is not None:
             committed.check_end(dataset.epochs)
         else:

@@ -10,6 +10,7 @@ __all__ = [
     "buffer",
     "counting",
     "edges",
+    "half_out",
     "making",
     "options",
     "pack_ends",

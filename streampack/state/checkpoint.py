@@ -22,25 +22,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from streampack.corpus.epochs import Corpus
 from streampack.corpus.partition import packs_before
 from streampack.corpus.schedule import StageOfRun
 from streampack.corpus.shares import DEFAULT
 from streampack.errors import StateError
 from streampack.lanes.position import NUM_CURSOR, LaneEnd, LanePosition, SkippedRange, advance_rows
-from streampack.lanes.run import LaneStart
+from streampack.lanes.run import LaneStart, RunSource, named
 from streampack.records import Counts, Cursor
 from streampack.state.fingerprint import PLACING, carrying, fingerprint_of
 from streampack.state.forms import COMMON, read_lanes, sources_of, to_tables
-from streampack.state.stages import begun, stages_from_json, stages_to_json
+from streampack.state.stages import begun, cut_of, stages_from_json, stages_to_json
 
-STATE_VERSION = 4
+STATE_VERSION = 5
 """The layout of the state: its keys, and the columns of a lane's row."""
 ORDER_VERSION = 2
 """The order of documents and packs for a seed; a release that changes the order raises this."""
 
 FIELDS = (
-    *("epoch", "piece", "sample", "record", "place", "part", "row", "given"),
+    *("epoch", "piece", "sample", "record", "place", "part", "row", "given", "stage", "rest"),
     *("packs", "num_skipped", "digest"),
     *("documents", "tokens", "targets", "padding", "bad_records", "split_documents", "truncated_documents"),
     *("truncated_tokens", "dropped_documents", "dropped_tokens", "targetless_packs", "targetless_tokens"),
@@ -57,6 +56,7 @@ COUNTS = [FIELDS.index(name) for name in Counts._fields]
 _SINCE_4 = ("sources", "stages")
 """Keys that states of older releases do not have; what is wrong with those is their version."""
 _GIVEN = FIELDS.index("given")
+_STAGE = FIELDS.index("stage")
 _FILLERS = FIELDS.index("fillers")
 _DOCUMENTS = FIELDS.index("documents")
 
@@ -219,31 +219,32 @@ class Committed:
                 "None never; a stage without a weight for it pauses it where it is."
             )
 
-    def check_cursors(self, corpora: Sequence[Corpus], *, has_packing_windows: bool) -> None:
-        """Raise `StateError` where a lane cannot continue: the state is damaged. `corpora`: of the run's sources."""
+    def check_cursors(self, sources: Sequence[RunSource]) -> None:
+        """Raise `StateError` where a lane cannot continue: the state is damaged. `sources`: of the run."""
         for lane, of_lane in zip(self.lanes, self._by_lane()[..., :NUM_CURSOR].tolist(), strict=True):
-            for corpus, cursor in zip(corpora, of_lane, strict=False):
-                check_cursor(Cursor(*cursor), corpus, lane, has_packing_windows=has_packing_windows)
+            for source, cursor in zip(sources, of_lane, strict=False):
+                check_cursor(Cursor(*cursor), source, lane)
 
-    def check_windows(self, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    def check_windows(self, saved: Sequence[StageOfRun], now: Sequence[StageOfRun]) -> None:
         """Raise `StateError` where a lane is inside a packing window whose packs would hold other documents now.
 
         Args:
-            saved: how the stage under way cuts rows in the state, as `StageOfRun.described` has it.
-            now: the same in this run, which may differ in what `load_state_dict` was told to allow.
+            saved: the stages that have begun, as the state has them.
+            now: the same stages in this run, which may differ in what `load_state_dict` was told to allow.
         """
-        changed = [name for name in PLACING if saved.get(name) != now.get(name)]
-        given = self.rows[:, _GIVEN]
-        if not (changed and given.any()):
-            return
-        row = int(given.argmax())
-        lane = self.lanes[row // len(self.sources)]
-        raise StateError(
-            f"lane {lane} is inside a packing window of best_fit, {given[row]} packs of which "
-            f"are out, and {', '.join(changed)} of this run would place the window's documents in other packs: some "
-            "would come twice and others never. Continue with the checkpoint's values, or with a state in which no "
-            "lane is inside a window, such as that after a finite pass."
-        )
+        rows = np.flatnonzero(self.rows[:, _GIVEN])
+        for row, given, stage in zip(rows.tolist(), *self.rows[rows][:, [_GIVEN, _STAGE]].T.tolist(), strict=True):
+            name = self.sources[row % len(self.sources)]
+            if stage >= len(saved) or name not in now[stage].described["weights"]:
+                continue  # a damaged state, which `check_cursors` tells; a source that this run does not name
+            before, after = (cut_of(stages[stage].described, name) for stages in (saved, now))
+            if changed := [field for field in PLACING if before.get(field) != after.get(field)]:
+                raise StateError(
+                    f"{named(self.lanes[row // len(self.sources)], name)} is inside a packing window of best_fit, "
+                    f"{given} packs of which are out, and {', '.join(changed)} of this run would place the window's "
+                    "documents in other packs: some would come twice and others never. Continue with the checkpoint's "
+                    f"values. From here on they may change by a stage: Stage(at_packs={self.global_pack}, ...)"
+                )
 
     def counts(self) -> Counts:
         """The lanes' counts added up."""
@@ -325,11 +326,13 @@ class Committed:
         return committed
 
 
-def check_cursor(cursor: Cursor, corpus: Corpus, lane: int, *, has_packing_windows: bool) -> None:
+def check_cursor(cursor: Cursor, source: RunSource, lane: int) -> None:
     """Raise `StateError` where a lane of this run cannot continue at the cursor: the state is damaged."""
-    is_wrong = any(map(operator.lt, cursor, Cursor())) or bool(cursor.given and not has_packing_windows)
+    windows = [stage for stage, pipeline in enumerate(source.pipelines) if pipeline.packing.has_windows]
+    is_wrong = any(map(operator.lt, cursor, Cursor()))
+    is_wrong = is_wrong or (cursor.stage not in windows if cursor.given else cursor.stage + cursor.rest > 0)
     if not is_wrong and cursor.piece:
-        is_wrong = cursor.piece > len(corpus.pieces(cursor.epoch, lane))
+        is_wrong = cursor.piece > len(source.corpus.pieces(cursor.epoch, lane))
     if is_wrong:
         raise StateError(f"lane {lane} continues at {cursor}, which is no place in this run: the state is damaged")
 

@@ -22,6 +22,12 @@ _NO_CUT = frozenset({*_BEGINS, "weights", "order", "sources"})
 """Fields of a stage that do not say how its rows are cut."""
 
 
+def cut_of(described: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """How a stage cuts the rows of one of its sources, of what was described."""
+    common = {name: value for name, value in described.items() if name not in _NO_CUT}
+    return {**common, **described.get("sources", {}).get(source, {})}
+
+
 def begun(stages: Sequence[StageOfRun], global_pack: int) -> tuple[StageOfRun, ...]:
     """Those stages of which packs have been handed out, where the packs below `global_pack` have been."""
     return tuple(stage for stage in stages if stage.first_pack < global_pack)
@@ -139,8 +145,7 @@ def _of_sources(described: Mapping[str, Any], sources: Collection[str]) -> dict[
     if len(weights) == len(described["weights"]):
         return dict(described)
     order = [name for name in described.get("order", weights) if name in weights]
-    common = {name: value for name, value in described.items() if name not in _NO_CUT}
-    cuts = {name: {**common, **described.get("sources", {}).get(name, {})} for name in order}
+    cuts = {name: cut_of(described, name) for name in order}
     first = cuts[order[0]] if order else {}
     own = {
         name: {field: cut.get(field) for field in {*cut, *first} if cut.get(field) != first.get(field)}

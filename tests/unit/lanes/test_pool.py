@@ -80,6 +80,14 @@ STAGES = [
     Stage(at_packs=84, weights={"books": 1.0}, boundary="keep"),
     Stage(at_packs=99, weights={"web": 0.2, "books": 0.8}, seq_len=SEQ_LEN, boundary="mask"),
 ]
+PACKINGS = [
+    Stage(weights={"web": 2, "code": 1}),
+    Stage(at_packs=20, seq_len=40, packing="wrap", boundary="keep"),
+    Stage(at_packs=30, seq_len=9, packing=Packing("best_fit", window=4, overflow="truncate"), boundary="trim"),
+    Stage(at_packs=57, seq_len=30, packing=Packing("best_fit", window=2, overflow="drop"), weights={"web": 1}),
+    Stage(at_packs=72, seq_len=30, weights={"web": 1, "code": 1}, boundary="mask"),
+    Stage(at_packs=90, packing="next_fit", seq_len=20),
+]
 RUNS: Mapping[str, Any] = {
     "endless": {"weights": {"web": 7, "code": 2, "books": 1}},
     "one is exhausted": {"weights": {"web": 1, "code": 1, "books": 1}, "max_epochs": {"books": 1, "code": 2}},
@@ -89,6 +97,9 @@ RUNS: Mapping[str, Any] = {
     "windows": {"weights": {"web": 3, "code": 2, "books": 1}, "shuffle": True},
     "next_fit": {"stages": STAGES, "packing": "next_fit"},
     "best_fit": {"weights": {"web": 3, "code": 2, "books": 1}, "packing": Packing("best_fit", window=3)},
+    "best_fit is cut again": {"stages": STAGES[:3], "packing": Packing("best_fit", window=7)},
+    "and exhausted": {"stages": STAGES[:3], "packing": Packing("best_fit", window=5), "max_epochs": {"books": 1}},
+    "and packed otherwise": {"stages": PACKINGS, "packing": Packing("best_fit", window=6), "shuffle": True},
 }
 
 
