@@ -26,6 +26,7 @@ from streampack.dataset.resolution import PlannedStage, resolve
 from streampack.dataset.shardlist import ShardLists, check_corpus, most_lanes
 from streampack.dataset.sources import errors_of, source_seed
 from streampack.lanes.budget import LaneNeeds, check_budget, packing_bytes, worker_bytes
+from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.run import Run, RunSource
 from streampack.storage.access import StorageReader
 
@@ -140,9 +141,14 @@ class RunPlan:
             worker_bytes(asked, self.run(None, (), 0), num_lanes=lanes, num_workers=num_workers)
         elif asked is not None:  # the size of a block is not known
             for stage, weights in enumerate(self.arguments.weights):
-                read = [packing_bytes(self.pipelines[name][: stage + 1]) for name in _active(weights)]
+                read = [packing_bytes(self._read_by(name, stage)) for name in _active(weights)]
                 needs = LaneNeeds(packing=sum(read), sources=len(read))
                 check_budget(budget_bytes=asked, num_lanes=lanes, num_workers=num_workers, needs=needs)
+
+    def _read_by(self, name: str, last: int) -> list[Pipeline]:
+        """The pipelines of a source in the stages up to a last one that read it."""
+        weights = self.arguments.weights[: last + 1]
+        return [self.pipelines[name][stage] for stage, each in enumerate(weights) if each[name]]
 
     # -- the run ---------------------------------------------------------------------------------------------------
 

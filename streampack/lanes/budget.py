@@ -41,8 +41,12 @@ class LaneNeeds(NamedTuple):
 
     @classmethod
     def _of_stage(cls, run: Run, stage: int) -> "LaneNeeds":
-        read = [run.sources[index] for index, _ in run.schedule.stages[stage].shares.weights]
-        needs = [source_needs(each.pipelines[: stage + 1], each.corpus) for each in read]
+        read = [dict(each.shares.weights) for each in run.schedule.stages[: stage + 1]]
+        needs = []
+        for index in read[-1]:
+            source = run.sources[index]
+            pipelines = [source.pipelines[before] for before, sources in enumerate(read) if index in sources]
+            needs.append(source_needs(pipelines, source.corpus))
         return cls(*map(sum, zip(*needs, strict=True)))
 
     @property
@@ -57,12 +61,15 @@ class LaneNeeds(NamedTuple):
 
 
 def packing_bytes(pipelines: Sequence[Pipeline]) -> int:
-    """What the packing windows of a source take in the last of some stages: it may be in one that an earlier began."""
+    """What the packing windows of a source take in the last of the stages that read it.
+
+    In the windows of an earlier one the lanes may be inside still.
+    """
     return max(pipeline.window_bytes for pipeline in pipelines)
 
 
 def source_needs(pipelines: Sequence[Pipeline], corpus: Corpus) -> LaneNeeds:
-    """What a lane needs for one source, in the last of the stages that these are the pipelines of.
+    """What a lane needs for one source, in the last of the stages that read it, whose pipelines these are.
 
     Of a shuffle it is the records of one window, up to its bound, and the bytes of a block, or of all blocks of the
     next window where some of the storage is remote. What is larger than a block comes besides, one at a time: the last

@@ -175,7 +175,10 @@ def _describe(
         if name in RECUTTABLE:
             remedy = f'load_state_dict(state, allow={{"{name}"}}) continues from the same row with the new value'
             if name in PLACING and saved.get("packing") == "best_fit":
-                remedy += ", where no lane is inside a packing window, such as after a finite pass, and not elsewhere"
+                remedy += (
+                    ", where no lane is inside a packing window, such as after a finite pass; elsewhere a Stage that "
+                    "begins later changes it"
+                )
         lines.append(f"{name}: {what}" + (f"; {remedy}" if advise else ""))
     return lines
 

@@ -101,10 +101,11 @@ def test_a_state_has_two_tables_of_lanes_and_values_that_are_equal_on_all_ranks(
 
 def test_the_layout_of_a_row_belongs_to_the_version() -> None:
     """Old states are read by position; a change here needs another `STATE_VERSION`."""
-    assert STATE_VERSION == 4
+    assert STATE_VERSION == 5
     assert FIELDS[:8] == ("epoch", "piece", "sample", "record", "place", "part", "row", "given")
-    assert FIELDS[8:11] == ("packs", "num_skipped", "digest")
-    assert FIELDS[11:] == Counts._fields
+    assert FIELDS[8:10] == ("stage", "rest")
+    assert FIELDS[10:13] == ("packs", "num_skipped", "digest")
+    assert FIELDS[13:] == Counts._fields
 
 
 def test_the_fingerprint_has_what_decides_on_the_packs_and_nothing_else(corpus: Corpus) -> None:
@@ -775,7 +776,8 @@ def with_column(rows: torch.Tensor, column: int, value: int) -> torch.Tensor:
         (lambda s: {**s, "skipped_ranges": s["skipped_ranges"] + 99}, "lane 0 has 99 "),
         (lambda s: {**s, "rows": with_column(s["rows"], 0, -1)}, "lane 0 continues at Cursor(epoch=-1, "),
         (lambda s: {**s, "rows": with_column(s["rows"], 1, 10**6)}, "piece=1000000, "),
-        (lambda s: {**s, "rows": with_column(s["rows"], 7, 3)}, "given=3), which is no place in this run"),
+        (lambda s: {**s, "rows": with_column(s["rows"], 7, 3)}, "given=3, stage=0, rest=0), which is no place"),
+        (lambda s: {**s, "rows": with_column(s["rows"], 9, 3)}, "given=0, stage=0, rest=3), which is no place"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.arguments import packed_dataset
 
-from streampack import BoundaryPolicy, PackedDataset, Packing, ReplaceBoundary, Source, Stage
+from streampack import BoundaryPolicy, PackedDataLoader, PackedDataset, Packing, ReplaceBoundary, Source, Stage
 from streampack.corpus.schedule import Schedule
 from streampack.dataset.resolution import PlannedStage, resolve
-from streampack.errors import ConfigError, NotBuiltError
+from streampack.errors import ConfigError
+from streampack.lanes.budget import LaneNeeds
 
 DATA = str(files("streampack") / "examples" / "data")
 WEB, CODE, BOOKS, MATHS = (f"{DATA}/devil-0000{index}.tar" for index in range(4))
@@ -278,13 +279,20 @@ def test_stages_that_cannot_be_are_refused(arguments: dict[str, Any], text: str)
     assert text in str(caught.value)
 
 
-def test_the_documents_of_a_packing_window_are_not_placed_again_yet() -> None:
-    with pytest.raises(NotBuiltError, match=r"source 'web': stages\[1\]: seq_len cannot change yet after a stage that"):
-        dataset(Stage(), Stage(at_packs=24, seq_len=128), packing="best_fit")
-    with pytest.raises(NotBuiltError, match="packing cannot change yet"):
-        dataset(Stage(), Stage(at_packs=24, weights={"web": 1}), Stage(at_packs=48, packing="wrap"), packing="best_fit")
-    dataset(Stage(), Stage(at_packs=24, packing="best_fit"))
-    dataset(Stage(), Stage(at_packs=24, weights={"web": 1}), packing="best_fit")
+def test_memory_for_the_packing_windows_of_a_stage_is_needed_in_those_after_it() -> None:
+    """A lane may be inside one still, also where the source was paused in between."""
+    windows = [Packing("best_fit", window=each) for each in (32, 16)]
+    first, second = (each.window_bytes(64) for each in windows)
+    stages = [
+        Stage(weights={"web": 1}, packing=windows[0]),
+        Stage(at_packs=24, weights={"code": 1}, packing=windows[1]),
+        Stage(at_packs=48, weights={"code": 1, "web": 1}, packing="wrap"),
+    ]
+    needs = [LaneNeeds.of(dataset(*stages[:number]).run()) for number in (1, 2, 3)]
+    assert [(each.packing, each.sources) for each in needs] == [(first, 1), (first, 1), (first + second, 2)]
+    lanes = LANES * (first + second)
+    with pytest.raises(ConfigError, match=f"{first + second:,} bytes for the packing windows"):
+        PackedDataLoader(dataset(*stages, buffer_bytes=lanes), 4, num_workers=0)
 
 
 def test_a_stage_after_the_end_of_the_run_is_told() -> None:

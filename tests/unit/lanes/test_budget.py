@@ -43,7 +43,7 @@ def test_the_default_is_what_the_lanes_need_from_512_mib_to_4_gib() -> None:
     few, many = corpus(2 * GB, 24), corpus(2 * GB, 240)
     assert worker_bytes(None, pipeline(), few, num_lanes=24) == 512 * MIB
     assert worker_bytes(None, pipeline(), few, num_lanes=24, num_workers=4) == 128 * MIB
-    lane = source_needs(pipeline(), many).shuffle
+    lane = source_needs([pipeline()], many).shuffle
     assert 2.7 * MIB < lane < 3 * MIB
     for workers in (0, 7):  # of 7, some have a lane more than others, and all have the same part
         part = worker_bytes(None, pipeline(), many, num_lanes=240, num_workers=workers)
@@ -57,7 +57,7 @@ def test_more_than_4_gib_must_be_asked_for() -> None:
     large = corpus(200 * GB, 7680)
     with pytest.raises(ConfigError, match="the 3840 lanes of this rank need") as caught:
         worker_bytes(None, pipeline(), large, num_lanes=3840, num_workers=2)
-    needed = 3840 * (source_needs(pipeline(), large).shuffle + 64 * 2**10)
+    needed = 3840 * (source_needs([pipeline()], large).shuffle + 64 * 2**10)
     assert f"Set limits.buffer_bytes to at least {needed:,}, or use more ranks, or begin a new run with " in str(
         caught.value
     )
@@ -70,10 +70,10 @@ def test_more_than_4_gib_must_be_asked_for() -> None:
 
 def test_what_may_be_compressed_has_windows_of_twice_the_blocks() -> None:
     blocks = 8 * 256 * 2**10
-    cut, whole = (source_needs(pipeline(), corpus(10 * GB, 60, whole=each)).shuffle for each in (False, True))
+    cut, whole = (source_needs([pipeline()], corpus(10 * GB, 60, whole=each)).shuffle for each in (False, True))
     assert whole - cut == 0.75 * blocks
     for field, bound in {"jsonl:text": 2, ".jsonl:text": 1.25, ".a.jsonl.gz:text": 2, "json:text": 1.25}.items():
-        assert source_needs(pipeline(field), corpus(10 * GB, 60)).shuffle - cut == (bound - 1.25) * blocks, field
+        assert source_needs([pipeline(field)], corpus(10 * GB, 60)).shuffle - cut == (bound - 1.25) * blocks, field
 
 
 MEMBERS = {
@@ -111,7 +111,7 @@ def test_a_lane_holds_what_is_said_and_one_document(tmp_path: Path, kind: str) -
     finally:
         tracemalloc.stop()
         reader.close()
-    said = source_needs(data.pipeline, layout).shuffle
+    said = source_needs([data.pipeline], layout).shuffle
     one = len(gzip.decompress(content) if extension.endswith("gz") else content)
     # A document of several blocks is in what was asked for with its block, in a range of that, and in the window.
     assert said / 4 < held <= 1.1 * said + (8 if kind == "large documents" else 2) * one
