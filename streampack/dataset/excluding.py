@@ -59,7 +59,7 @@ class Exclusions:
                             "record out",
                             url=file[0],
                         )
-                if index and pipelines[index - 1].packing.has_windows:
+                if any(before.packing.has_windows for before in pipelines[:index]):
                     raise NotBuiltError(
                         f"stages[{index}]: exclude cannot begin yet after a stage that packs with best_fit, as the "
                         "documents of a window that is half out would be placed again"

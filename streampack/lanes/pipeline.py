@@ -327,11 +327,6 @@ class Pipeline:
         return max(kept - 1, 0) if mask is None else int(np.count_nonzero(mask[1:kept]))
 
     @property
-    def may_refuse(self) -> bool:
-        """Whether a document may be too long for a pack, which is an error."""
-        return self.packing.keeps_documents_whole and self.packing.overflow == "error"
-
-    @property
     def window_bytes(self) -> int:
         """Bytes that a lane holds for its packing window; 0: it has none."""
         return self.packing.window_bytes(self.seq_len)
@@ -339,7 +334,8 @@ class Pipeline:
     def packer(self, *, at_once: int = 1, given: int = 0) -> AnyPacker:
         """A packer; `given`: how many packs of its first packing window are out."""
         return make_packer(
-            at_once=at_once, given=given,
+            at_once=at_once,
+            given=given,
             seq_len=self.seq_len,
             boundary=self.boundary,
             packing=self.packing,

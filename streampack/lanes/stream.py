@@ -109,7 +109,7 @@ class LaneStream:
         self._unpassed = Unpassed(self._source_name)
         name = named(self._lane, self._source_name)
         self._policy = SkipPolicy(name, start, on_error=pipeline.on_error, max_bad=pipeline.max_bad)
-        self._may_refuse = pipeline.may_refuse or (self._is_recut and before.may_refuse)
+        self._may_refuse = pipeline.packing.may_refuse or (self._is_recut and before.packing.may_refuse)
         self._end: LaneEnd | None = None
         self._is_over = False
         """Whether the packer has got all documents."""

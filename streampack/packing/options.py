@@ -113,6 +113,11 @@ class Packing:
         return self.kind is not PackingKind.WRAP
 
     @property
+    def may_refuse(self) -> bool:
+        """Whether a document may be too long for a pack, which is an error."""
+        return self.keeps_documents_whole and self.overflow is Overflow.ERROR
+
+    @property
     def has_windows(self) -> bool:
         """Whether the documents of some packs are held and packed together."""
         return self.kind is PackingKind.BEST_FIT
