@@ -725,7 +725,7 @@ def test_a_corpus_may_move_and_what_is_no_part_of_the_data_may_change(
 @pytest.mark.parametrize(
     ("spoil", "error", "text"),
     [
-        (lambda s: {**s, "version": 99}, StateError, "version 99, this release of streampack reads 4 (another layout)"),
+        (lambda s: {**s, "version": 99}, StateError, "version 99, this release of streampack reads 5 (another layout)"),
         (lambda s: {**s, "version": 2}, StateError, "continue with the release that wrote it, or start a new run"),
         (lambda s: {**s, "order_version": 0}, StateError, "the state has order_version 0, this release"),
         (lambda s: {}, StateError, "not a state of a PackedDataLoader: no version, order_version, fingerprint"),
