@@ -97,8 +97,9 @@ class PackedDataset(FixedArguments, IterableDataset[dict[str, torch.Tensor]], in
         limits: the memory of a document and of all lanes of a rank.
         storage: how the shards are reached: options of fsspec's filesystem, when to try again, a cache on the node's
             disk. A plain mapping stands for `Storage(options=mapping)`.
-        engine: which library tokenizes for a SentencePiece model; the ids are the same. "auto" takes gigatoken where it
-            is installed (extra `fast`) and its ids are proved equal, "sentencepiece" and "gigatoken" demand theirs.
+        engine: which library tokenizes; the ids are the same. "auto" takes gigatoken where it is installed (extra
+            `fast`) and its ids are proved equal for the tokenizer's file, "gigatoken" demands that; "sentencepiece" and
+            "tokenizers" leave a SentencePiece model and a tokenizer.json to the library that they are made for.
 
     Raises:
         ConfigError: an argument that cannot work.

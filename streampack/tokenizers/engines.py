@@ -1,24 +1,33 @@
 """Faster engines for a tokenizer: another library, or another way to call the same one, where equal ids are proved.
 
-In:  a `SentencePieceTokenizer`.
+In:  a `SentencePieceTokenizer`, or a `HuggingFaceTokenizer` of a byte-level BPE.
 Out: a tokenizer of the same digest, special ids and vocabulary size, whose `encode` gives the same ids faster; or the
      same tokenizer. An engine is a matter of speed alone and no part of the fingerprint.
 
     gigatoken       another library, several times as fast
     sentencepiece   the library itself, given long texts in parts: a fifth to a third faster
+    tokenizers      the library itself, for a tokenizer.json
 """
 
 import logging
+from collections.abc import Callable
+from typing import Any
 
 from streampack.errors import ConfigError, TokenizerError, check_choice
 from streampack.records import Tokenizer
-from streampack.tokenizers import gigatoken
 from streampack.tokenizers.comparing import Engine
-from streampack.tokenizers.gigatoken import FastSentencePiece
+from streampack.tokenizers.gigatoken import FastByteLevel, FastSentencePiece, GigatokenTokenizer
+from streampack.tokenizers.huggingface import HuggingFaceTokenizer
 from streampack.tokenizers.parts import PartsTokenizer
 from streampack.tokenizers.sentencepiece import SentencePieceTokenizer
 
-ENGINES = ("auto", "sentencepiece", "gigatoken")
+ENGINES = ("auto", "sentencepiece", "tokenizers", "gigatoken")
+
+_FAST: dict[type, Callable[[Any], GigatokenTokenizer]] = {
+    SentencePieceTokenizer: FastSentencePiece,
+    HuggingFaceTokenizer: FastByteLevel,
+}
+_OWN: dict[type, str] = {SentencePieceTokenizer: "SentencePiece", HuggingFaceTokenizer: "the library tokenizers"}
 
 _log = logging.getLogger(__name__)
 
@@ -27,10 +36,10 @@ def choose_engine(tokenizer: Tokenizer, engine: str = "auto") -> Tokenizer:
     """`tokenizer`, or a faster one with the same ids.
 
     Args:
-        tokenizer: any; only a SentencePiece BPE model has a faster engine.
-        engine: "sentencepiece" leaves SentencePiece in place, part by part where that is proved; "gigatoken" demands
-            that library; "auto" takes it where it is installed and its ids are proved equal for this model. What was
-            taken, and why, is logged (level info).
+        tokenizer: any; only a BPE model of SentencePiece and a byte-level BPE of a tokenizer.json have a faster engine.
+        engine: "sentencepiece" and "tokenizers" leave the library that the file is made for in place, SentencePiece
+            part by part where that is proved; "gigatoken" demands that library; "auto" takes it where it is installed
+            and its ids are proved equal for this file. What was taken, and why, is logged (level info).
 
     Raises:
         ConfigError: no such engine, or not one for this kind of tokenizer.
@@ -41,22 +50,26 @@ def choose_engine(tokenizer: Tokenizer, engine: str = "auto") -> Tokenizer:
         if engine in ("auto", tokenizer.engine):
             return tokenizer
         tokenizer = tokenizer.plain
-    if type(tokenizer) is not SentencePieceTokenizer:  # a subclass may have an `encode` of its own
+    fast = _FAST.get(type(tokenizer))  # a subclass may have an `encode` of its own
+    if fast is None:
         if engine == "gigatoken":
             kind = type(tokenizer).__name__
-            raise ConfigError(f'engine="gigatoken" is for SentencePiece models, and this is {kind}: use engine="auto"')
+            what = "SentencePiece models and the byte-level BPE of a tokenizer.json"
+            raise ConfigError(f'engine="gigatoken" is for {what}, and this is {kind}: use engine="auto"')
         return tokenizer
-    if engine != "sentencepiece":
+    if engine in ("auto", "gigatoken"):
         try:
-            fast = FastSentencePiece(tokenizer)
+            found = fast(tokenizer)
         except TokenizerError as error:
             if engine == "gigatoken":
                 raise
-            _log.info("tokenizing with SentencePiece: %s", error)
+            _log.info("tokenizing with %s: %s", _OWN[type(tokenizer)], error)
         else:
-            version = gigatoken.version()
-            _log.info("tokenizing with gigatoken %s: proved to give SentencePiece's ids for this model", version)
-            return fast
+            what = "tokenizing with %s: proved to give the ids of %s for this file"
+            _log.info(what, found.library, _OWN[type(tokenizer)])
+            return found
+    if not isinstance(tokenizer, SentencePieceTokenizer):
+        return tokenizer
     try:
         return PartsTokenizer(tokenizer)
     except TokenizerError as error:

@@ -162,6 +162,13 @@ class HuggingFaceTokenizer:
     def _pieces(self) -> dict[int, str | bytes]:
         return pieces_of(msgspec.json.decode(self._source[1][0]))
 
+    def library_config(self) -> dict[str, Any] | None:
+        """What the library was given, with the special tokens out of reach of any text; None: ids are replaced."""
+        if self._replaced is not None:
+            return None
+        config: dict[str, Any] = msgspec.json.decode(self._tokenizer.to_str())
+        return config
+
     def control_tokens(self) -> dict[str, ControlToken]:
         """The special tokens of the file, by name."""
         return dict(self._control)

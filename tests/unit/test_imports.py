@@ -35,7 +35,7 @@ USERS = {
     "botocore": {"storage.backends.s3"},
     "urllib3": {"storage.backends.connections"},
     "sentencepiece": {"tokenizers", "examples"},  # examples train it, wrap it
-    "tokenizers": {"tokenizers.huggingface"},
+    "tokenizers": {"tokenizers.huggingface", "tokenizers.byte_level"},
     "gigatoken": {"tokenizers.gigatoken"},
     "jinja2": {"chat.jinja", "cli.plan.page"},
     **{name: {"examples"} for name in ("accelerate", "omegaconf", "pytorch_lightning", "torchtitan", "torchtune")},

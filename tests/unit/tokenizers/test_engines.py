@@ -26,6 +26,7 @@ import streampack
 from streampack.errors import ConfigError, TokenizerError
 from streampack.records import Tokenizer
 from streampack.tokenizers import bpe, comparing
+from streampack.tokenizers import gigatoken as gigatoken_module
 from streampack.tokenizers.bytes import ByteTokenizer
 from streampack.tokenizers.comparing import ONE_IN
 from streampack.tokenizers.engines import choose_engine
@@ -251,7 +252,7 @@ def test_sentencepiece_is_there_for_the_asking() -> None:
 def test_the_choice_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="streampack"):
         choose_engine(SentencePieceTokenizer(MISTRAL))
-    assert re.search(r"tokenizing with gigatoken [\d.]+: proved to give SentencePiece's ids", caplog.text)
+    assert re.search(r"tokenizing with gigatoken [\d.]+: proved to give the ids of SentencePiece", caplog.text)
 
 
 def test_a_tokenizer_with_an_encode_of_its_own_is_left_alone() -> None:
@@ -261,12 +262,12 @@ def test_a_tokenizer_with_an_encode_of_its_own_is_left_alone() -> None:
 
     for tokenizer in (ByteTokenizer(), Reversed(MISTRAL)):
         assert choose_engine(tokenizer) is choose_engine(tokenizer, "sentencepiece") is tokenizer
-        with pytest.raises(ConfigError, match=f"is for SentencePiece models, and this is {type(tokenizer).__name__}"):
+        with pytest.raises(ConfigError, match=f"of a tokenizer.json, and this is {type(tokenizer).__name__}: use"):
             choose_engine(tokenizer, "gigatoken")
 
 
 def test_an_unknown_engine_is_refused() -> None:
-    with pytest.raises(ConfigError, match="engine='rust' is not known;.* one of auto, sentencepiece, gigatoken"):
+    with pytest.raises(ConfigError, match="engine='rust' is not known;.* of auto, sentencepiece, tokenizers, gig"):
         choose_engine(ByteTokenizer(), "rust")
 
 
@@ -404,14 +405,27 @@ def test_an_interrupt_is_no_difference() -> None:
 # Memory, time, processes
 
 
-def test_the_cache_is_dropped_after_so_much_text() -> None:
-    tokenizer = FastSentencePiece(fast().plain, cache_bytes=1000)
+def test_the_cache_is_dropped_after_so_much_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gigatoken_module, "perf_counter", itertools.count().__next__)  # a second between two looks
+    tokenizer = pickle.loads(pickle.dumps(fast()))
+    tokenizer._cache_s = 10.5
     handles = []
     for _ in range(25):
         tokenizer.encode("a" * 100)
         handles.append(tokenizer._handle)
     assert [index for index, handle in enumerate(handles) if handle is None] == [10, 21]
     assert_same(tokenizer, PROSE)
+
+
+def test_a_slow_start_is_made_up_for_before_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gigatoken_module, "perf_counter", itertools.count().__next__)
+    tokenizer = pickle.loads(pickle.dumps(fast()))
+    tokenizer._cache_s = 0.5
+    handles = []
+    for _ in range(10):
+        tokenizer.encode("abc")
+        handles.append(tokenizer._handle)
+    assert [index for index, handle in enumerate(handles) if handle is None] == [4, 9]
 
 
 GROWTH = """
@@ -426,7 +440,7 @@ def resident_mb():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * 4096 / 2**20
 
-tokenizer = FastSentencePiece(SentencePieceTokenizer({model!r}), cache_bytes={cache_bytes})
+tokenizer = FastSentencePiece(SentencePieceTokenizer({model!r}), cache_s={cache_s})
 numbers = np.random.default_rng(0)
 sizes = []
 for _ in range(400):
@@ -440,13 +454,13 @@ print(max(sizes[200:]) - max(sizes[:100]))
 def test_memory_is_bounded_over_text_that_never_comes_again() -> None:
     """Seven megabytes of numbers; what the last half adds to the first quarter."""
 
-    def grown_mb(cache_bytes: int) -> float:
+    def grown_mb(cache_s: float) -> float:
         names = {"package": str(Path(streampack.__file__).parent), "model": str(MISTRAL)}
-        program = GROWTH.format(cache_bytes=cache_bytes, **names)
+        program = GROWTH.format(cache_s=cache_s, **names)
         return float(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
 
-    assert grown_mb(2**40) > 30
-    assert grown_mb(2**19) < 10
+    assert grown_mb(1e9) > 30
+    assert grown_mb(0.1) < 10
 
 
 def test_a_long_document_without_a_place_to_cut_takes_no_longer_than_with_sentencepiece() -> None:

@@ -1,0 +1,204 @@
+"""A byte-level BPE of a tokenizer.json taken apart, to get its ids from another library.
+
+In:  the file's content as the `tokenizers` library has it, with the special tokens out of reach (`guarding`).
+Out: why the ids of that other library, gigatoken, may differ (`obstacle`); the content as it reads it (`reduced`); the
+     characters that the two may see differently (`unsettled`); texts to compare on (`edge_texts`), and a small model
+     that shows each cut of a text into words (`revealing`). Nothing is tokenized here.
+
+Byte-level BPE joins the pair of the lowest rank, the leftmost of equal ones, in each word by itself, so two libraries
+that cut text into the same words and know the same ranks give the same ids. gigatoken knows the pattern of a word by
+its exact text and refuses others; whether it means the same by it is compared, as is all that is allowed here. The
+classes of characters (letter, digit, space) are Unicode's, and the libraries have different versions of it: a text with
+a character that one of them may not know goes to the plain tokenizer.
+"""
+
+import functools
+import unicodedata
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streampack.tokenizers.tekken import BYTE_LEVEL
+
+_ISOLATED = {("Isolated", False), ("Removed", True)}
+"""(behavior, invert) of a Split that keeps each match, of a pattern that matches everywhere, as a word."""
+_FLAGS = ("single_word", "lstrip", "rstrip")
+
+
+def obstacle(config: Mapping[str, Any]) -> str | None:
+    """Why equal ids are not proved for this file; None where they are, as far as the file alone tells."""
+    model = config["model"]
+    level = _byte_level(config.get("pre_tokenizer"))
+    if "merges" not in model or level is None:
+        return "it is not a byte-level BPE with one of the usual pre-tokenizers"
+    if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix") or model.get("byte_fallback"):
+        return "its model marks parts of words, or has tokens for single bytes"
+    if not model["vocab"].keys() >= set(BYTE_LEVEL.values()):
+        return "its vocabulary lacks a byte"
+    if any(kind != "NFC" for kind in _normalizers(config.get("normalizer"))):
+        return "it normalizes text in another way than NFC"
+    return _obstacle_of_tokens(config, has_prefix=bool(level.get("add_prefix_space")))
+
+
+def _obstacle_of_tokens(config: Mapping[str, Any], *, has_prefix: bool) -> str | None:
+    """The same for the added tokens that text can become: those that are not special."""
+    special = [token["content"] for token in config["added_tokens"] if token["special"]]
+    ordinary = [token for token in config["added_tokens"] if not token["special"]]
+    names = [token["content"] for token in ordinary]
+    for token in ordinary:
+        if any(token[flag] for flag in _FLAGS):
+            return f"the added token {token['content']!r} looks at the text around it"
+        if config.get("normalizer") and not token["content"].isascii():
+            return f"the added token {token['content']!r} is not ASCII, and the text is normalized"
+    if len({token["normalized"] for token in ordinary}) > 1:
+        return "some of its added tokens are looked for before normalization and some after it"
+    if names and has_prefix:
+        return "it has added tokens, and puts a space before each text between them"
+    ends = {name[at:] for name in special for at in range(len(name))}
+    begins = {name[: at + 1] for name in special for at in range(len(name))}
+    for name in names:
+        parts = [name[at:] for at in range(len(name))], [name[: at + 1] for at in range(len(name))]
+        if not begins.isdisjoint(parts[0]) or not ends.isdisjoint(parts[1]) or any(name in each for each in special):
+            return f"the text of the added token {name!r} and of a special token can overlap"
+    return None
+
+
+def _byte_level(stage: Any) -> Mapping[str, Any] | None:
+    """The step that makes characters of bytes, of a pre-tokenizer that cuts text as is proved here; else None."""
+    if not isinstance(stage, dict):
+        return None
+    if stage["type"] == "ByteLevel":
+        return stage if stage.get("use_regex", True) else None
+    *splits, last = stage.get("pretokenizers") or [{"type": ""}]
+    is_usual = (
+        splits
+        and all(each["type"] == "Split" and (each["behavior"], each["invert"]) in _ISOLATED for each in splits)
+        and last["type"] == "ByteLevel"
+        and not last.get("use_regex", True)
+        and not last.get("add_prefix_space")
+    )
+    return last if is_usual else None
+
+
+def _normalizers(stage: Any) -> Iterator[str]:
+    if isinstance(stage, dict):
+        if stage["type"] == "Sequence":
+            for each in stage["normalizers"]:
+                yield from _normalizers(each)
+        else:
+            yield stage["type"]
+
+
+def reduced(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The content for gigatoken: without tokens that no text can become. Without them, ids have gaps."""
+    special = {token["content"] for token in config["added_tokens"] if token["special"]}
+    model = config["model"]
+    return {
+        "version": "1.0",
+        "added_tokens": [token for token in config["added_tokens"] if not token["special"]],
+        "normalizer": config.get("normalizer"),
+        "pre_tokenizer": config["pre_tokenizer"],
+        "model": {
+            "type": "BPE",
+            "ignore_merges": bool(model.get("ignore_merges")),
+            "vocab": {word: token for word, token in model["vocab"].items() if word not in special},
+            "merges": model["merges"],
+        },
+    }
+
+
+_PROBES = "aD1! '\n/s"
+"""Characters of each class that patterns tell apart, to stand beside others."""
+
+
+def revealing(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The file with a small model that joins each pair of neighbours, so that every cut of a text shows in the ids.
+
+    Joined are two of `_PROBES`, and one of them with the first or the last byte of any character.
+    """
+    probes = [BYTE_LEVEL[ord(character)] for character in _PROBES]
+    first, last = ([BYTE_LEVEL[byte] for byte in some] for some in (range(0xC2, 0xF5), range(0x80, 0xC0)))
+    pairs = [(left, right) for left in probes for right in (*probes, *first)]
+    pairs += [(left, right) for left in last for right in (*probes, *first)]
+    words = [*BYTE_LEVEL.values(), *(left + right for left, right in pairs)]
+    vocab = {word: token for token, word in enumerate(words)}
+    model = {"type": "BPE", "ignore_merges": False, "vocab": vocab, "merges": [list(pair) for pair in pairs]}
+    return {
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": config.get("normalizer"),
+        "pre_tokenizer": config["pre_tokenizer"],
+        "model": model,
+    }
+
+
+_SETTLED_END = 0x323B0
+"""From here on all characters are unsettled: tags, private ones, and what is not assigned yet."""
+
+
+@functools.cache
+def unsettled() -> NDArray[np.bool_]:
+    """The characters whose class a library may know from another version of Unicode: bool [n] by code point.
+
+    The last entry is for all code points from n - 1 on. Unsettled is what `tokenizers` does not know. What it knows and
+    gigatoken does not would show in `class_texts`. What Unicode 3.2 has, every library knows.
+    """
+    from tokenizers import Regex
+    from tokenizers.pre_tokenizers import Split
+
+    old = unicodedata.ucd_3_2_0
+    found = np.zeros(_SETTLED_END + 1, np.bool_)
+    found[_SETTLED_END] = True
+    asked = [point for point in range(_SETTLED_END) if old.category(chr(point)) == "Cn"]
+    unknown = Split(Regex(r"\p{Cn}+"), "removed", invert=True)
+    for _, (begin, end) in unknown.pre_tokenize_str("".join(map(chr, asked))):
+        found[asked[begin:end]] = True
+    return found
+
+
+@functools.cache
+def class_texts() -> tuple[str, ...]:
+    """Texts with the first and the last character of each run of characters of one category, between others."""
+    points = [point for point in range(_SETTLED_END) if not 0xD800 <= point < 0xE000]
+    kinds = [unicodedata.category(chr(point)) for point in points]
+    kinds = ["".join(pair) for pair in zip(kinds, (str(unicodedata.combining(chr(point)) > 0) for point in points))]
+    ends = [
+        chr(point)
+        for index, point in enumerate(points)
+        if not kinds[index].startswith("Cn")
+        and (kinds[index] != kinds[index - 1] or kinds[index] != kinds[(index + 1) % len(points)])
+    ]
+    return tuple(
+        "".join(f"a{character}D {character}{character}1{character}!{character}&s\n" for character in ends[at : at + 64])
+        for at in range(0, len(ends), 64)
+    )
+
+
+_EDGE_TEXTS = """
+I'm you're he'd we've they'll it's 'twas|I'M YOU'RE HE'D WE'VE THEY'LL IT'S|’s 's' ''s 'ſ 'st x'sa|don't'don't|
+1 12 123 1234 12345678 1,234.5 1a2 a1|١٢٣٤ １２３ ½² Ⅷ x86_64 0x1F|   leading, trailing   \ta  b   c\n \n\r\n|
+\r|\r\r\n\n \r|\n\n\n a\n  b\n\tc\r\n\r\n  |tabs\t\t|a \n|\n a|  \n  |a\x00b\x1c\x1d\x1e\x1f|\u202eabc\u202c|
+\u00a0 \u00a0a\u2009b\u3000c\u200bd\u2028e\u0085f\u180eg\ufeff|def f(x):\n    return x**2  # 'x'\n\n\n|/usr/bin//a\\b|
+!!! ... ?!?? --- === /// +=/*\n*/|CamelCaseWORDSAndmore XMLHttpRequest ǅungla|İıŞẞ ſt K Ω|z\u0307\u0323 q\u0323\u0307|
+café e\u0301 \u0301a a\u0301\u0302 ﬁ ① Å\u212b \u1e9b\u0323|가\u1100\u1161\u11a8|1\ufe0f\u20e3|
+👩\u200d👩\u200d👧 🇩🇪🇫 👍🏽 ❤\ufe0f|
+日本語とहिन्दी 한국어|שָׁלוֹם مرحبا ไทย|\U0010ffff\ufffe\ufdd0\ufffd|<s>|</s>|[INST] x [/INST]|<\u200b|im_start|>user\n|
+"""
+EDGE_TEXTS = ("", " ", "  ", "\n", "a", _EDGE_TEXTS, *_EDGE_TEXTS.split("|"))
+"""On which pre-tokenizers are known to differ."""
+
+
+def edge_texts(config: Mapping[str, Any]) -> list[str]:
+    """These, long words, and texts made of the file's own tokens."""
+    texts = [*EDGE_TEXTS, "a" * 3000, "ab" * 1000, " " * 300 + "x"]
+    texts += ["=-" * 9 + "=" * 500, "1" * 100, "\n" * 50, "e\u0301" * 60, "日" * 300, ".,;:!?\"')(" * 20]
+    names = [token["content"] for token in config["added_tokens"]][:1000]
+    texts += [*names[:50], *(f"x{name} y{name}{name}" for name in names), " ".join(names)]
+    bytes_of = {character: byte for byte, character in BYTE_LEVEL.items()}
+    words = [*config["model"]["vocab"]]
+    for some in (words[:: max(1, len(words) // 2000)], words[-300:]):
+        parts = [bytes(map(bytes_of.__getitem__, word)) for word in some if bytes_of.keys() >= set(word)]
+        texts += [b"".join(parts).decode(errors="ignore"), b" ".join(parts).decode(errors="replace")]
+    return texts

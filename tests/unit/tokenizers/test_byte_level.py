@@ -1,0 +1,190 @@
+"""Byte-level BPE by gigatoken: the ids are those of `tokenizers` on every text, or the engine is not used."""
+
+import copy
+import functools
+import json
+import pickle
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.byte_levels import KNOWN, LLAMA3, added, byte_level, level, split
+from support.sentencepieces import PROSE
+
+from streampack.errors import TokenizerError
+from streampack.tokenizers import HuggingFaceTokenizer
+from streampack.tokenizers import byte_level as of_file
+from streampack.tokenizers.engines import choose_engine
+from streampack.tokenizers.gigatoken import FastByteLevel
+from streampack.tokenizers.libraries import libraries_of
+
+
+def plain(config: dict[str, Any]) -> HuggingFaceTokenizer:
+    return HuggingFaceTokenizer(json.dumps(config).encode())
+
+
+@functools.cache
+def fast(name: str) -> FastByteLevel:
+    """By the name of a known model; with "words" after it, a model that shows each cut of a text into words."""
+    known, _, words = name.partition(" ")
+    config = of_file.revealing(KNOWN[known]) if words else KNOWN[known]
+    found = choose_engine(plain(config), "gigatoken")
+    assert isinstance(found, FastByteLevel)
+    return found
+
+
+def assert_same(tokenizer: FastByteLevel, text: str) -> None:
+    ids = tokenizer._encode(text, text.encode())
+    assert ids.dtype == np.int32
+    assert ids.tolist() == tokenizer.plain.encode(text).tolist(), text[:100]
+
+
+BOTH = [f"{name}{words}" for name in KNOWN for words in ("", " words")]
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_the_ids_of_real_text_are_the_same(name: str) -> None:
+    for text in (PROSE, *PROSE.splitlines(), PROSE.upper(), PROSE.replace(" ", "  "), PROSE.replace(" ", "\n\t")):
+        assert_same(fast(name), text)
+
+
+@given(text=st.text(max_size=300))
+def test_the_ids_of_any_unicode_are_the_same(text: str) -> None:
+    for name in BOTH:
+        assert_same(fast(name), text)
+
+
+MARKS = " \n\r\t'sSdlLtTrReE.,!/\\-_01aAzZǅʰªßſİéÉ日हि한\u1100\u1161\u0301\u0323\u20dd\u200d\u00a0\u2028\u0085½²Ⅷ٣👍🏽"
+
+
+@given(text=st.text(MARKS, max_size=80))
+def test_the_ids_of_what_patterns_look_at_are_the_same(text: str) -> None:
+    for name in BOTH:
+        assert_same(fast(name), text)
+
+
+@given(runs=st.lists(st.tuples(st.sampled_from(" \n\t\r.=-ax1日'"), st.integers(1, 70)), max_size=12))
+def test_the_ids_of_runs_are_the_same(runs: list[tuple[str, int]]) -> None:
+    for name in BOTH:
+        assert_same(fast(name), "".join(character * count for character, count in runs))
+
+
+def test_a_character_that_unicode_has_assigned_lately_is_left_to_the_plain_tokenizer() -> None:
+    tokenizer = pickle.loads(pickle.dumps(fast("llama3")))
+    tokenizer._handle = lambda data: np.zeros(1, np.uint32)
+    assert tokenizer._encode("x\u00e9", b"").tolist() == [0]
+    for text in ("\u0378", "a \U0001e6d2&D", "\U0003292f", "\U000e0041", "\uffff"):
+        assert tokenizer._encode(text, b"").tolist() == tokenizer.plain.encode(text).tolist()
+
+
+def test_the_text_of_a_special_token_stays_text() -> None:
+    tokens = [added(600, "<|endoftext|>"), added(601, "the"), added(602, "<s>", special=False)]
+    config = byte_level(split(LLAMA3), tokens=tokens, ignore_merges=True)
+    config["model"]["vocab"]["<|endoftext|>"] = 600
+    tokenizer = choose_engine(HuggingFaceTokenizer(json.dumps(config).encode(), bos_token="<s>"))
+    assert tokenizer.bos_id == 602
+    if isinstance(tokenizer, FastByteLevel):
+        for text in ("<|endoftext|>", "a<|endoftext|>b", "<s>", "x <s><s>"):
+            assert_same(tokenizer, text)
+            assert not {600, 602} & set(tokenizer.encode(text).tolist())
+
+
+SPACES = [added(600 + index, " " * length, special=False, normalized=True) for index, length in enumerate((4, 3, 2))]
+MARKED = [added(600, "|||IP|||", special=False), added(601, "<|end|>")]
+
+
+@pytest.mark.parametrize("tokens", [SPACES, MARKED])
+@given(data=st.data())
+def test_added_tokens_that_are_not_special_have_their_ids(tokens: list[dict[str, Any]], data: st.DataObject) -> None:
+    parts = [*(token["content"] for token in tokens), "|", " ", "a", "\n", "IP", "é"]
+    text = "".join(data.draw(st.lists(st.sampled_from(parts), max_size=20)))
+    assert_same(_with_added(len(tokens)), text)
+
+
+@functools.cache
+def _with_added(count: int) -> FastByteLevel:
+    return FastByteLevel(plain(byte_level(tokens=SPACES if count == 3 else MARKED)))
+
+
+def with_merges(change: Any) -> dict[str, Any]:
+    config = copy.deepcopy(KNOWN["gpt2"])
+    config["model"]["merges"] = change(config["model"]["merges"])
+    return config
+
+
+@pytest.mark.parametrize(
+    ("config", "obstacle"),
+    [
+        (byte_level(level(use_regex=False)), "not a byte-level BPE with one of the usual pre-tokenizers"),
+        (byte_level({"type": "Whitespace"}), "text can become one of its special tokens"),
+        (byte_level(split(LLAMA3, behavior="Contiguous")), "one of the usual pre-tokenizers"),
+        (byte_level(split(LLAMA3, behavior="Removed")), "one of the usual pre-tokenizers"),
+        (
+            byte_level({"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, level()]}),
+            "one of the usual pre-tokenizers",
+        ),
+        (byte_level(split(r"\p{L}+|\P{L}+")), "Unknown pre_tokenizer Split regexes"),
+        (byte_level(normalizer={"type": "NFKC"}), "it normalizes text in another way than NFC"),
+        (byte_level(tokens=[added(600, "x y", special=False, lstrip=True)]), "looks at the text around it"),
+        (byte_level(level(add_prefix_space=True), tokens=MARKED), "puts a space before each text between them"),
+        (byte_level(tokens=[*MARKED, added(602, "a||")]), "'|||IP|||' and of a special token can overlap"),
+        (
+            byte_level(tokens=[added(600, "ab", special=False), added(601, "cd", special=False, normalized=True)]),
+            "before normalization and some after it",
+        ),
+    ],
+)
+def test_a_file_without_a_proof_stays_with_its_library(config: dict[str, Any], obstacle: str) -> None:
+    tokenizer = plain(config)
+    assert choose_engine(tokenizer) is choose_engine(tokenizer, "tokenizers") is tokenizer
+    with pytest.raises(TokenizerError, match=re.escape(obstacle)) as caught:
+        choose_engine(tokenizer, "gigatoken")
+    assert 'use engine="tokenizers"' in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        byte_level(level(add_prefix_space=True)),
+        byte_level(split(LLAMA3, behavior="Removed", invert=True)),
+        byte_level(normalizer={"type": "Sequence", "normalizers": [{"type": "NFC"}]}),
+        with_merges(lambda merges: merges[:200]),
+        with_merges(lambda merges: merges + merges[:50]),
+    ],
+)
+def test_what_is_rare_but_proved_has_the_engine(config: dict[str, Any]) -> None:
+    tokenizer = choose_engine(plain(config), "gigatoken")
+    assert isinstance(tokenizer, FastByteLevel)
+    for text in ("", " a", "a", *PROSE.splitlines()[:20], "x</w> e\u0301"):
+        assert_same(tokenizer, text)
+
+
+def test_a_pattern_that_is_understood_in_another_way_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the library had taken Qwen's pattern for Llama's: only the digits in a row show it."""
+    def reduced(config: dict[str, Any], *, of: Any = of_file.reduced) -> dict[str, Any]:
+        return of(config) | {"pre_tokenizer": split(LLAMA3)}
+
+    monkeypatch.setattr(of_file, "reduced", reduced)
+    with pytest.raises(TokenizerError, match=r"gigatoken [\d.]+ gives \[.*\] instead of \[.*\] from token"):
+        choose_engine(plain(byte_level(split(LLAMA3.replace("{1,3}", "")))), "gigatoken")
+
+
+def test_all_else_is_the_plain_tokenizers() -> None:
+    tokenizer = fast("llama3")
+    for name in ("digest", "bos_id", "eos_id", "pad_id", "vocab_size", "special_tokens"):
+        assert getattr(tokenizer, name) == getattr(tokenizer.plain, name)
+    ids, offsets = tokenizer.encode_with_offsets("hello world")
+    assert ids.tolist() == tokenizer.encode("hello world").tolist()
+    assert offsets[-1, 1] == 11
+    assert sorted(libraries_of(tokenizer)) == ["gigatoken", "tokenizers"]
+
+
+def test_a_pickle_holds_no_handle_and_gives_the_same_ids() -> None:
+    tokenizer = fast("qwen")
+    tokenizer.encode(PROSE)
+    again = pickle.loads(pickle.dumps(tokenizer))
+    assert again._handle is None
+    assert_same(again, PROSE)
