@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streampack.tokenizers.tekken import BYTE_LEVEL
+from streampack.tokenizers.pieces import BYTE_LEVEL
 
 _ISOLATED = {("Isolated", False), ("Removed", True)}
 """(behavior, invert) of a Split that keeps each match, of a pattern that matches everywhere, as a word."""
