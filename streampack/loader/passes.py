@@ -33,6 +33,8 @@ from streampack.state.checkpoint import Committed
 
 _MAX_MESSAGE_BYTES = 2 * 2**20
 MAX_MESSAGE_PACKS = 256
+_TOKENS_AHEAD = 256 * 2**10
+"""In packs that are made together without workers, where documents are token ids: that takes about 10 ms."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,14 +140,14 @@ class Pass:
         budget_bytes = worker_bytes(
             dataset.limits.buffer_bytes, run, num_lanes=len(committed.lanes), num_workers=num_workers
         )
-        max_slots = MAX_MESSAGE_PACKS if num_workers else min(settings.batch_size, MAX_MESSAGE_PACKS)
+        batch_slots = min(settings.batch_size, MAX_MESSAGE_PACKS)
         assignment = Assignment(
             run=run,
             lanes=committed.lanes,
             starts=[committed.start(lane_index, len(run.sources)) for lane_index in range(len(committed.lanes))],
             first_round=first_round,
-            first_slots=1 if num_workers else max_slots,  # without workers the first batch waits for all of it anyway
-            max_slots=max_slots,
+            first_slots=1 if num_workers else batch_slots,  # without workers the first batch waits for all of it anyway
+            max_slots=MAX_MESSAGE_PACKS if num_workers else max(batch_slots, _slots_ahead(run)),
             max_rows=max_rows(num_workers, settings),
             budget_bytes=budget_bytes,
             with_provenance=settings.with_provenance,
@@ -231,6 +233,17 @@ def _fitting_workers(num_workers: int, num_lanes: int) -> int:
             "A run with more lanes (num_lanes) would let more workers share the work.",
         )
     return min(num_workers, num_lanes)
+
+
+def _slots_ahead(run: Run) -> int:
+    """How many packs are made together without workers although a batch has fewer: a stage at a time they cost less.
+
+    0 where text is tokenized, or a transform or a chat template runs: so many packs would take long, and while a
+    trainer's device does a step, there is time for one batch and not for some.
+    """
+    if any(each.documents.field.kind != "npy" or not each.documents.keeps_records for each in run.pipelines):
+        return 0
+    return min(_TOKENS_AHEAD // max(stage.seq_len for stage in run.schedule.stages), MAX_MESSAGE_PACKS)
 
 
 def max_rows(num_workers: int, settings: PassSettings) -> int:

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -13,6 +14,7 @@ from support.jobs import Corpus, dataset, rows, uneven
 
 import streampack
 from streampack.errors import ConfigError, LoaderError, ShardError
+from streampack.loader import messages
 from streampack.state.joining import to_json
 from streampack.testing import ByteTokenizer, write_shards
 
@@ -228,3 +230,31 @@ def test_a_loader_can_be_copied_before_it_begins_and_says_so_afterwards(corpus: 
         next(iter(loader))
         with pytest.raises(LoaderError, match="a loader that has begun cannot be copied or pickled"):
             copy.deepcopy(loader)
+
+
+# --- without workers
+
+
+@pytest.mark.parametrize(("field", "sizes"), [("npy", [2, 4, 8, 16]), ("txt", [2, 2, 2, 2])])
+def test_packs_of_token_ids_are_made_some_batches_at_a_time_and_those_of_text_a_batch_at_a_time(
+    field: str, sizes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    message_of = messages.message_of
+
+    def counted(packs: Sequence[Any], *args: Any, **options: Any) -> messages.Message:
+        made.append(len(packs))
+        return message_of(packs, *args, **options)
+
+    monkeypatch.setattr(messages, "message_of", counted)
+    texts = [bytes(range(65, 91)) * 4] * 20
+    documents = [np.frombuffer(text, np.uint8) if field == "npy" else text.decode() for text in texts]
+    options = {"tokenizer": ByteTokenizer(), "add_bos": False, "add_eos": False, "num_lanes": 1, "epochs": 1}
+    data = streampack.PackedDataset(write_shards(tmp_path, documents, field=field), seq_len=32, field=field, **options)
+    with streampack.PackedDataLoader(data, 2, num_workers=0) as loader:
+        batches = iter(loader)
+        assert made == []
+        first = next(batches)
+        assert made[0] == 2, "the first batch waits for no other"
+        assert len([first, *batches]) == 33
+    assert made[:4] == sizes
