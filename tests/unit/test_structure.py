@@ -1,9 +1,8 @@
 """How the tests lie: folders mirror the packages, no test file imports from another, none waits without a reason."""
 
 import ast
+import functools
 from pathlib import Path
-
-import pytest
 
 TESTS = Path(__file__).parents[1]
 PACKAGE = TESTS.parent / "streampack"
@@ -32,23 +31,27 @@ ELSEWHERE = {
 }
 
 
-def imports(name: str) -> set[str]:
-    """What a test file imports, modules and names of modules: `from a import b` gives a and a.b."""
-    found = set()
+@functools.cache
+def named(name: str) -> tuple[frozenset[str], frozenset[str]]:
+    """What a test file imports, modules and names of modules (`from a import b` gives a and a.b); its attributes."""
+    imported, attributes = set(), set()
     for node in ast.walk(ast.parse((TESTS / name).read_text("utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            imported |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             module = node.module or ""
-            found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
-    return found
+            imported |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Attribute):
+            attributes.add(node.attr)
+    return frozenset(imported), frozenset(attributes)
 
 
 def sleeps(name: str) -> bool:
     """Whether it names `sleep` of a module, or imports it by its name."""
-    tree = ast.parse((TESTS / name).read_text("utf-8"))
-    attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    return "sleep" in attributes or any(module.endswith(".sleep") for module in imports(name))
+    if "sleep" not in (TESTS / name).read_text("utf-8"):
+        return False
+    imported, attributes = named(name)
+    return "sleep" in attributes or any(module.endswith(".sleep") for module in imported)
 
 
 def test_every_file_has_its_folder() -> None:
@@ -65,9 +68,13 @@ def test_each_package_has_its_folder_of_unit_tests_or_a_reason() -> None:
     assert sorted(name for name in packages if not any((TESTS / "unit" / name).glob("test_*.py"))) == sorted(ELSEWHERE)
 
 
-@pytest.mark.parametrize("name", TEST_FILES)
-def test_a_test_file_imports_from_no_other(name: str) -> None:
-    assert [module for module in imports(name) if module.rpartition(".")[2].startswith(("test_", "conftest"))] == []
+def test_no_test_file_imports_from_another() -> None:
+    assert [
+        (name, module)
+        for name in TEST_FILES
+        for module in named(name)[0]
+        if module.rpartition(".")[2].startswith(("test_", "conftest"))
+    ] == []
 
 
 def test_only_those_tests_sleep_that_say_why() -> None:

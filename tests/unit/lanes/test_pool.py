@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from support.jobs import write_tar
 from support.runs import begun
+from support.thorough import some
 
 from streampack import PackedDataset, Packing, Source, Stage
 from streampack.errors import ConfigError
@@ -113,8 +114,10 @@ def test_lanes_give_the_same_wherever_they_are_restarted(shards: Mapping[str, st
     number, ahead = 130, 7
     whole = Walk(run).take(number + ahead)
     walk = Walk(run)
+    tried = some(range(number), 3, first=list(RUNS).index(name) % 3)
     for at in range(number):
-        assert Walk(run, walk.starts).take(ahead) == whole[at : at + ahead], at
+        if at in tried:
+            assert Walk(run, walk.starts).take(ahead) == whole[at : at + ahead], at
         assert walk.take(1) == whole[at : at + 1]
     assert any(isinstance(each, LaneFiller) for each in whole) == (name in OVER)
 

@@ -21,6 +21,7 @@ from support.tars import (
     write_tar,
     write_webdataset,
 )
+from support.thorough import some
 
 from streampack.tar.format import Chunks, Kind, read_entry
 from streampack.tar.headers import BLOCK
@@ -200,7 +201,8 @@ def test_any_members_in_any_chunks_are_the_same_samples(form: str) -> None:
 def test_every_byte_of_two_common_headers_is_checked_as_read_entry_does() -> None:
     data = entry("a.txt", b"1") + TIME + entry("b.txt", b"2") + TIME + entry("c.txt", b"3") + END
     start = 1024 + 2048  # the second PAX header: by then all is known
-    for at, new in itertools.product(range(start, start + 1536), (0x00, 0x20, 0x37, 0x39, 0xFF)):
+    # A third of the pairs has each byte, with one or two of the values.
+    for at, new in some([*itertools.product(range(start, start + 1536), (0x00, 0x20, 0x37, 0x39, 0xFF))], 3):
         damaged = data[:at] + bytes([new]) + data[at + 1 :]
         expected = outcome(chunked(damaged, 2 * BLOCK), limit=1 << 20, is_whole=True)
         assert outcome([damaged], limit=1 << 20, is_whole=True) == expected, (at, new)
