@@ -13,6 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+from support.sentencepieces import PROSE
+from support.thorough import long
 
 from streampack.errors import TokenizerError
 from streampack.tokenizers.huggingface import HuggingFaceTokenizer
@@ -77,6 +79,21 @@ def test_a_tekken_json_gives_the_ids_that_mistral_common_gives(both: Any, text: 
 def test_any_unicode_gives_the_ids_that_mistral_common_gives(both: Any, text: str) -> None:
     mine, mistral = both
     assert mine.encode(text).tolist() == mistral.encode(text, bos=False, eos=False)
+
+
+@long
+def test_a_whole_published_file_gives_the_ids_that_mistral_common_gives() -> None:
+    """On prose, and on characters between others."""
+    path = _MISTRAL / "tekken_240911.json"
+    mine, mistral = load_tokenizer(path.read_bytes(), name=str(path)), Tekkenizer.from_file(path)
+    marks = [chr(point) for point in (*range(0xD800), *range(0xE000, 0x20000), *range(0x20000, 0x110000, 97))]
+    texts = ["".join(f"a{mark}b {mark}{mark} A{mark}1. {mark}\n" for mark in each) for each in batched(marks, 50)]
+    for text in [PROSE, *TEXTS, *texts]:
+        assert mine.encode(text).tolist() == mistral.encode(text, bos=False, eos=False)
+
+
+def batched(values: list[str], size: int) -> list[list[str]]:
+    return [values[begin : begin + size] for begin in range(0, len(values), size)]
 
 
 def _vocabulary(*joined: bytes) -> list[dict[str, Any]]:
