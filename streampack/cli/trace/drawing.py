@@ -43,7 +43,7 @@ def draw(console: Console, pack: TracedPack) -> None:
 
 
 def _table(segments: list[TracedSegment], folder: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     many = {"record": any(each.record for each in segments), "part": any(each.part for each in segments)}
     in_compressed = any(each.byte_offset is None for each in segments)
     for name in ("rows", "of the document", "targets", "epoch"):
