@@ -1,3 +1,15 @@
-"""What a process tells of itself: signs of life, where its time goes, and its numbers for dashboards."""
+"""The numbers of a loader for dashboards; docs/stats.md says what each of them is.
 
-__all__: list[str] = []
+`prometheus` registers a loader with prometheus-client; `scalars` makes a flat dict of `loader.stats()`, for W&B and
+TensorBoard. The rest are the types of what `loader.stats()` gives.
+
+    heartbeat  signs of life of a worker
+    clock      where the time of a thread goes
+    stats      the keys, units and meanings of `loader.stats()`
+    exporting  the same for dashboards
+"""
+
+from streampack.metrics.exporting import Collector, prometheus, scalars
+from streampack.metrics.stats import SourceStats, StageSeconds, Stats
+
+__all__ = ["Collector", "SourceStats", "StageSeconds", "Stats", "prometheus", "scalars"]

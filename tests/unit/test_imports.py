@@ -38,6 +38,7 @@ USERS = {
     "tokenizers": {"tokenizers.huggingface", "tokenizers.byte_level"},
     "gigatoken": {"tokenizers.gigatoken"},
     "jinja2": {"chat.jinja", "cli.plan.page"},
+    "prometheus_client": {"metrics.exporting"},
     **{name: {"examples"} for name in ("accelerate", "omegaconf", "pytorch_lightning", "torchtitan", "torchtune")},
     "transformers": {"integrations", "examples"},
     "webdataset": {"testing", "examples"},  # it writes shards; reading is our own
