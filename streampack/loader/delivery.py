@@ -121,7 +121,7 @@ class Delivery:
             engine_differences=self._differences.number,
         )
         numbers = numbers_of(committed.counts(), loader, self.current_pass, self._restarts)
-        sources = stats_of_sources(committed, self._run.run_of(committed), self._max_epochs, self._times)
+        sources = stats_of_sources(committed, self._run.run_of(committed), self._max_epochs)
         return stats_of(numbers, sources, self._times, self._limits.stage())
 
     # -- the thread that takes batches ---------------------------------------------------------------------------------

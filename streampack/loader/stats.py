@@ -14,13 +14,13 @@ from streampack.loader.progress import epochs_of, exhausted_lanes
 from streampack.loader.restarts import WorkerRestarts
 from streampack.loader.times import LoaderTimes
 from streampack.metrics.clock import STAGES
-from streampack.metrics.stats import SOURCE_STATS, STATS, Stats
+from streampack.metrics.stats import SOURCE_STATS, STATS, Seconds, Stats
 from streampack.ranks.exchange import RankExchanges
 from streampack.records import Counts, StorageUse
 from streampack.state.checkpoint import FIELDS, PACKS, Committed
 
 _COUNTED = [stat.key for stat in SOURCE_STATS[:5]]
-_ADDED_UP = [*_COUNTED, "exhausted_lanes", "epochs", "seconds_busy", "seconds_blocked"]
+_ADDED_UP = [*_COUNTED, "exhausted_lanes", "epochs"]
 _FILLERS = FIELDS.index("fillers")
 _COLUMNS = [FIELDS.index(key) for key in _COUNTED]
 
@@ -69,32 +69,33 @@ def stats_of(
     numbers: Mapping[str, float], sources: Mapping[str, Mapping[str, float]], times: LoaderTimes, limited_by: str | None
 ) -> Stats:
     """All of it; `limited_by`: the name of a stage."""
-    stages = {
-        stage: {"busy": busy, "blocked": blocked}
-        for stage, (busy, blocked) in zip(STAGES, times.by_stage().tolist(), strict=True)
+    seconds = {
+        "stages": _seconds(STAGES, times.by_stage().tolist()),
+        "source_seconds": _seconds(sources, times.by_source().tolist()),
     }
-    return cast("Stats", {**numbers, "stages": stages, "limited_by": limited_by, "sources": sources})
+    return cast("Stats", {**numbers, **seconds, "limited_by": limited_by, "sources": sources})
+
+
+def _seconds(names: Iterable[str], seconds: Iterable[tuple[float, float]]) -> dict[str, Seconds]:
+    """By name, of pairs in the same order."""
+    return {name: {"busy": busy, "blocked": blocked} for name, (busy, blocked) in zip(names, seconds, strict=True)}
 
 
 def stats_of_sources(
-    committed: Committed, run: Run, max_epochs: Mapping[str, int | None], times: LoaderTimes
+    committed: Committed, run: Run, max_epochs: Mapping[str, int | None]
 ) -> dict[str, dict[str, float]]:
     """Of each source of the run what this rank's lanes have had of it. `max_epochs`: by source."""
     by_source = committed.rows.reshape(len(committed.lanes), len(committed.sources), -1).sum(axis=0)
     by_source[0, PACKS] -= by_source[0, _FILLERS]  # the fillers of a lane count in the row of its first source
     shares = run.schedule.stage_of(committed.global_pack).shares
-    seconds = times.by_source().tolist()
     found = {}
     for index, source in enumerate(run.sources):
         counts = dict(zip(_COUNTED, by_source[index, _COLUMNS].tolist(), strict=True))
-        busy, blocked = seconds[index]
         found[source.name] = {
             **counts,
             "exhausted_lanes": exhausted_lanes(committed, index, max_epochs[source.name]),
             "epochs": epochs_of(committed, index, source.corpus),
             "share": shares.share(index),
-            "seconds_busy": busy,
-            "seconds_blocked": blocked,
         }
     return _with_shares(found)
 
@@ -103,7 +104,7 @@ def no_stats(sources: Iterable[str]) -> Stats:
     """The keys of `stats()` before the run has begun."""
     flat: dict[str, float] = dict.fromkeys((stat.key for stat in STATS), 0)
     of_sources = {name: dict.fromkeys((stat.key for stat in SOURCE_STATS), 0) for name in sources}
-    return stats_of(flat, of_sources, LoaderTimes(1), None)
+    return stats_of(flat, of_sources, LoaderTimes(len(of_sources)), None)
 
 
 def added_up(stats: Stats, exchanges: RankExchanges, what: str) -> Stats:
@@ -119,6 +120,7 @@ def added_up(stats: Stats, exchanges: RankExchanges, what: str) -> Stats:
         {stat.key: numbers[stat.key] for stat in STATS},
         {stage: stage == limited_by for stage in STAGES},
         *(cast("Mapping[str, float]", each) for each in stats["stages"].values()),
+        *(cast("Mapping[str, float]", each) for each in stats["source_seconds"].values()),
         *({key: each[key] for key in _ADDED_UP} for each in of_sources.values()),
     ]
     totals = iter(exchanges.sums([number for table in tables for number in table.values()], what))
@@ -126,12 +128,14 @@ def added_up(stats: Stats, exchanges: RankExchanges, what: str) -> Stats:
     num_trainers = limits.pop("trainer")
     stage, num_limited = max(limits.items(), key=lambda each: each[1])
     limit = stage if num_limited else "trainer" if num_trainers else None
-    sources = dict(zip(of_sources, others[len(STAGES) :], strict=True))
+    stages, others = dict(zip(STAGES, others, strict=False)), others[len(STAGES) :]
+    source_seconds, others = dict(zip(of_sources, others, strict=False)), others[len(of_sources) :]
+    sources = dict(zip(of_sources, others, strict=True))
     for name, each in sources.items():
         each["epochs"] /= exchanges.topology.size
         each["share"] = of_sources[name]["share"]
-    stages = dict(zip(STAGES, others, strict=False))
-    return cast("Stats", {**flat, "stages": stages, "limited_by": limit, "sources": _with_shares(sources)})
+    seconds = {"stages": stages, "source_seconds": source_seconds}
+    return cast("Stats", {**flat, **seconds, "limited_by": limit, "sources": _with_shares(sources)})
 
 
 def _with_shares(sources: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:

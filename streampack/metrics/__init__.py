@@ -10,6 +10,6 @@ TensorBoard. The rest are the types of what `loader.stats()` gives.
 """
 
 from streampack.metrics.exporting import Collector, prometheus, scalars
-from streampack.metrics.stats import SourceStats, StageSeconds, Stats
+from streampack.metrics.stats import Seconds, SourceStats, Stats
 
-__all__ = ["Collector", "SourceStats", "StageSeconds", "Stats", "prometheus", "scalars"]
+__all__ = ["Collector", "Seconds", "SourceStats", "Stats", "prometheus", "scalars"]

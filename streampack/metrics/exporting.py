@@ -7,6 +7,7 @@ Never: a loader that lives on because a registry has its collector.
 
 import weakref
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from streampack.errors import ConfigError
@@ -25,8 +26,6 @@ _NAMES = {
     "retries": "storage_retries",
     "requests": "storage_requests",
     "bytes_read": "storage_read_bytes",
-    "seconds_busy": "busy_seconds",
-    "seconds_blocked": "blocked_seconds",
     "share": "share_ratio",
     "share_so_far": "share_so_far_ratio",
 }
@@ -105,9 +104,7 @@ def _families() -> Iterator[tuple[Any, Any]]:
     for stat in STATS:
         yield family(stat, "streampack_", []), lambda stats, key=stat.key: [([], stats[key])]
     seconds = Stat("stage_seconds", "loader", "seconds", "work and waits of each stage, of all workers of the rank")
-    yield family(seconds, "streampack_", ["stage", "state"]), lambda stats: [
-        ([stage, state], value) for stage, each in stats["stages"].items() for state, value in each.items()
-    ]
+    yield family(seconds, "streampack_", ["stage", "state"]), partial(_seconds, key="stages")
     yield (
         GaugeMetricFamily("streampack_limited_by", "1 for the stage that limits the loader", labels=["stage", "rank"]),
         lambda stats: [([stage], stage == stats["limited_by"]) for stage in STAGES],
@@ -116,6 +113,13 @@ def _families() -> Iterator[tuple[Any, Any]]:
         yield family(stat, "streampack_source_", ["source"]), lambda stats, key=stat.key: [
             ([name], each[key]) for name, each in stats["sources"].items()
         ]
+    what = "work and waits for each source, from its storage to its packs"
+    seconds = Stat("source_seconds", "loader", "seconds", what)
+    yield family(seconds, "streampack_", ["source", "state"]), partial(_seconds, key="source_seconds")
+
+
+def _seconds(stats: Mapping[str, Any], key: str) -> list[tuple[list[str], float]]:
+    return [([name, state], value) for name, each in stats[key].items() for state, value in each.items()]
 
 
 def scalars(stats: Stats, *, prefix: str = "data/") -> dict[str, float]:

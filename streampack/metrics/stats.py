@@ -4,8 +4,7 @@ In:    nothing: types.
 Out:   typed dicts, and the tables of what is in them, for exporters and for the docs.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Any, NamedTuple, TypedDict, get_args, get_type_hints
+from typing import Annotated, NamedTuple, TypedDict, get_args, get_type_hints
 
 
 class RunStats(TypedDict):
@@ -56,7 +55,7 @@ class LoaderStats(TypedDict):
     cache_bytes: Annotated[int, "bytes", "bytes of shards that came from the cache"]
 
 
-class SourceRunStats(TypedDict):
+class SourceStats(TypedDict):
     """What this rank's lanes have had of one source since the start of the run."""
 
     packs: Annotated[int, "packs", "packs of the source"]
@@ -72,15 +71,8 @@ class SourceRunStats(TypedDict):
     share_so_far: Annotated[float, "of 1", "share of all packs so far"]
 
 
-class SourceStats(SourceRunStats):
-    """The same, and what one source cost since this loader object was made."""
-
-    seconds_busy: Annotated[float, "seconds", "work on the source, from its storage to its packs, of all workers"]
-    seconds_blocked: Annotated[float, "seconds", "waits in it, mostly for the storage"]
-
-
-class StageSeconds(TypedDict):
-    """Seconds of one stage since this loader object was made, of all workers together; docs/stats.md has the stages."""
+class Seconds(TypedDict):
+    """Seconds of work and of waits since this loader object was made, of all workers together."""
 
     busy: float
     blocked: float
@@ -89,8 +81,10 @@ class StageSeconds(TypedDict):
 class Stats(RunStats, LoaderStats):
     """What `loader.stats()` gives."""
 
-    stages: dict[str, StageSeconds]
-    """By stage, in the order of the pipeline."""
+    stages: dict[str, Seconds]
+    """Of each stage, in the order of the pipeline; docs/stats.md says what belongs to it."""
+    source_seconds: dict[str, Seconds]
+    """Of each source, from its storage to its packs."""
     limited_by: str | None
     """The stage that limited the last 30 seconds; None before the second batch."""
     sources: dict[str, SourceStats]
@@ -107,14 +101,10 @@ class Stat(NamedTuple):
     meaning: str
 
 
-def _table(typed: type, of: str, before: Mapping[str, Any] | None = None) -> tuple[Stat, ...]:
-    """The numbers of a typed dict, but for those of the one that it extends."""
+def _table(typed: type, of: str) -> tuple[Stat, ...]:
     hints = get_type_hints(typed, include_extras=True)
-    return tuple(Stat(key, of, *get_args(hint)[1:]) for key, hint in hints.items() if key not in (before or ()))
+    return tuple(Stat(key, of, *get_args(hint)[1:]) for key, hint in hints.items())
 
 
 STATS = (*_table(RunStats, "run"), *_table(LoaderStats, "loader"))
-SOURCE_STATS = (
-    *_table(SourceRunStats, "run"),
-    *_table(SourceStats, "loader", get_type_hints(SourceRunStats)),
-)
+SOURCE_STATS = _table(SourceStats, "run")

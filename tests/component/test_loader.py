@@ -38,7 +38,7 @@ def test_counts_and_digest_are_zero_before_the_run_begins_and_wait_for_nobody(
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with make(corpus) as loader:
-        *flat, stages, limited_by, sources = loader.stats().values()
+        *flat, stages, _, limited_by, sources = loader.stats().values()
         assert not any([*flat, *stages["main"].values(), limited_by, *sources["default"].values()])
         assert loader.digest() == 0
         assert loader.num_lanes == 12

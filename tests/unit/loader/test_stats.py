@@ -42,7 +42,8 @@ def test_the_docs_have_the_same_table() -> None:
 
 
 def test_the_types_have_the_keys_of_the_tables() -> None:
-    assert set(Stats.__annotations__) == {"stages", "limited_by", "sources", *(stat.key for stat in STATS)}
+    tables = {"stages", "source_seconds", "limited_by", "sources"}
+    assert set(Stats.__annotations__) == {*tables, *(stat.key for stat in STATS)}
     assert set(SourceStats.__annotations__) == {stat.key for stat in SOURCE_STATS}
 
 
@@ -67,16 +68,18 @@ def stats_with(**values: Any) -> Stats:
 
 
 def test_over_all_ranks_counts_and_seconds_are_added_up_and_epochs_are_the_mean() -> None:
-    one = {"packs": 6, "exhausted_lanes": 2, "epochs": 1.5, "share": 0.75, "share_so_far": 0.6, "seconds_busy": 2.0}
+    one = {"packs": 6, "exhausted_lanes": 2, "epochs": 1.5, "share": 0.75, "share_so_far": 0.6}
     other = {"packs": 4, "exhausted_lanes": 0, "epochs": 0.5, "share": 0.25, "share_so_far": 0.4}
     mine = stats_with(tokens=7)
     for name, given in (("a", one), ("b", other)):
         mine["sources"][name].update(given)  # type: ignore[typeddict-item]
     mine["stages"]["pack"]["busy"] = 2.5
+    mine["source_seconds"]["b"]["blocked"] = 1.5
     all_ranks = added_up(mine, ranks(mine, mine), "stats")
     assert (all_ranks["tokens"], all_ranks["stages"]["pack"]) == (21, {"busy": 7.5, "blocked": 0})
+    assert all_ranks["source_seconds"] == {"a": {"busy": 0, "blocked": 0}, "b": {"busy": 0, "blocked": 4.5}}
     found = all_ranks["sources"]
-    assert found["a"] == {**mine["sources"]["a"], **one, "packs": 18, "exhausted_lanes": 6, "seconds_busy": 6.0}
+    assert found["a"] == {**mine["sources"]["a"], **one, "packs": 18, "exhausted_lanes": 6}
     assert found["b"] == {**mine["sources"]["b"], **other, "packs": 12}
     assert list(found["a"]) == list(mine["sources"]["a"])
     assert list(all_ranks) == list(mine)
@@ -96,6 +99,6 @@ def test_what_limits_all_ranks_is_what_limits_most_of_those_that_wait_for_their_
 
 def test_before_the_run_begins_there_are_the_same_keys() -> None:
     stats = no_stats(["a", "b"])
-    assert list(stats) == [*(stat.key for stat in STATS), "stages", "limited_by", "sources"]
+    assert list(stats) == [*(stat.key for stat in STATS), "stages", "source_seconds", "limited_by", "sources"]
     assert list(stats["stages"].items()) == [(stage, {"busy": 0, "blocked": 0}) for stage in STAGES]
     assert list(stats["sources"]["b"]) == [stat.key for stat in SOURCE_STATS]

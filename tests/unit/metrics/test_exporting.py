@@ -22,7 +22,8 @@ class Loader:
         stats: Any = no_stats(["web", "code"])
         stats |= {"tokens": 7, "bytes_read": 9, "seconds_waited_storage": 1.5, "limited_by": "tar"}
         stats["stages"]["storage"] = {"busy": 2.5, "blocked": 4.0}
-        stats["sources"]["code"] |= {"documents": 5, "share": 0.25, "seconds_busy": 8.0}
+        stats["source_seconds"]["code"] = {"busy": 8.0, "blocked": 1.0}
+        stats["sources"]["code"] |= {"documents": 5, "share": 0.25}
         return stats
 
 
@@ -49,8 +50,8 @@ def test_prometheus_gets_counters_in_base_units_and_gauges_by_source_stage_and_r
     assert found["streampack_limited_by"]["tar", "3"] == sum(found["streampack_limited_by"].values()) == 1
     assert found["streampack_source_documents_total"] == {("web", "3"): 0.0, ("code", "3"): 5.0}
     assert found["streampack_source_share_ratio"]["code", "3"] == 0.25
-    assert found["streampack_source_busy_seconds_total"]["code", "3"] == 8.0
-    assert len(found) == len(STATS) + len(SOURCE_STATS) + 2
+    assert found["streampack_source_seconds_total"]["code", "busy", "3"] == 8.0
+    assert len(found) == len(STATS) + len(SOURCE_STATS) + 3
     assert not [name for name in found if "second" in name and not name.endswith("_seconds_total")]
 
 
@@ -71,7 +72,7 @@ def test_a_registry_keeps_no_loader_alive() -> None:
 
 def test_scalars_are_flat_and_floats() -> None:
     found = metrics.scalars(Loader().stats(), prefix="train/data/")
-    assert len(found) == len(STATS) + 2 * len(STAGES) + len(STAGES) + 2 * len(SOURCE_STATS)
+    assert len(found) == len(STATS) + 3 * len(STAGES) + 2 * 2 + 2 * len(SOURCE_STATS)
     assert all(type(value) is float for value in found.values())
     assert found["train/data/tokens"] == 7.0
     assert found["train/data/stages/storage/blocked"] == 4.0
