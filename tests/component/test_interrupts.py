@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.jobs import Corpus, dataset, rows, uneven
+from support.thorough import THOROUGH
 
 import streampack
 from streampack.corpus.partition import packs_before
@@ -95,7 +96,11 @@ def is_whole(state: Any, num_lanes: int = 12) -> bool:
 
 
 @pytest.mark.parametrize("changes", [{}, FINITE], ids=["endless", "finite"])
-@pytest.mark.parametrize(("files", "step"), [(STEPS, 17), (ALL, 61)], ids=["commits", "all"])
+@pytest.mark.parametrize(
+    ("files", "step"),
+    [(STEPS, 17 if THOROUGH else 41), (ALL, 61 if THOROUGH else 149)],
+    ids=["commits", "all"],
+)
 def test_an_exception_at_any_instruction_loses_no_batch(
     corpus: Corpus, wanted: dict[bool, list[Any]], changes: dict[str, Any], files: Collection[Any], step: int
 ) -> None:

@@ -39,7 +39,7 @@ def server() -> Iterator[servers.MortalS3]:
 @pytest.fixture(scope="module")
 def corpus(server: servers.MortalS3, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """The same shards as files and as objects."""
-    paths = write_shards(tmp_path_factory.mktemp("shards"), prose(5, 6000, most_words=150), documents_per_shard=500)
+    paths = write_shards(tmp_path_factory.mktemp("shards"), prose(5, 3000, most_words=150), documents_per_shard=250)
     client = servers.s3_client(server.server)
     for path in map(Path, paths):
         client.put_object(Bucket=servers.BUCKET, Key=f"kills/{path.name}", Body=path.read_bytes())
@@ -67,11 +67,11 @@ def test_a_run_outlives_kills_of_the_server_with_the_packs_of_a_quiet_one(
 
     quiet, _ = digest(corpus["files"])
     options = {"options": server.server.options, "retry": streampack.RetryPolicy(**RETRY)}
-    found, stats = digest(corpus["objects"], (40,), **options)
+    found, stats = digest(corpus["objects"], (20,), **options)
     assert found == quiet
     assert stats["retries"] > 0
     assert stats["worker_restarts"] == stats["bad_records"] == 0
-    assert stats["batches"] > 150
+    assert stats["batches"] > 75
 
 
 @needs_proc

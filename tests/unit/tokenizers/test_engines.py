@@ -74,6 +74,12 @@ def pieces_of(name: str) -> tuple[tuple[str, float, int], ...]:
     return bpe.read_model(fast(name).plain.model).pieces
 
 
+@functools.cache
+def small() -> bytes:
+    """A model of few pieces, for tests to which any will do."""
+    return train(**MODELS["byte fallback, spaces kept"])
+
+
 def stays_with_sentencepiece(plain: SentencePieceTokenizer, engine: str = "auto") -> bool:
     chosen = choose_engine(plain, engine)
     return chosen is plain or (type(chosen) is PartsTokenizer and chosen.plain is plain)
@@ -238,20 +244,20 @@ def test_runs_of_equal_score_are_proved_as_mistral_has_them() -> None:
 
 
 def test_sentencepiece_is_there_for_the_asking() -> None:
-    plain = SentencePieceTokenizer(MISTRAL)
+    plain = SentencePieceTokenizer(small())
     assert stays_with_sentencepiece(plain, "sentencepiece")
     for engine in ("gigatoken", "sentencepiece"):
         chosen = choose_engine(plain, engine)
         assert choose_engine(chosen, "auto") is choose_engine(chosen, engine) is chosen
-    parts = choose_engine(fast(), "sentencepiece")
+    parts = choose_engine(fast("byte fallback, spaces kept"), "sentencepiece")
     assert type(parts) is PartsTokenizer
-    assert parts.plain is fast().plain
+    assert parts.plain is fast("byte fallback, spaces kept").plain
     assert type(choose_engine(parts, "gigatoken")) is FastSentencePiece
 
 
 def test_the_choice_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="streampack"):
-        choose_engine(SentencePieceTokenizer(MISTRAL))
+        choose_engine(SentencePieceTokenizer(small()))
     assert re.search(r"tokenizing with gigatoken [\d.]+: proved to give the ids of SentencePiece", caplog.text)
 
 
@@ -260,7 +266,7 @@ def test_a_tokenizer_with_an_encode_of_its_own_is_left_alone() -> None:
         def encode(self, text: str) -> np.ndarray:
             return super().encode(text)[::-1]
 
-    for tokenizer in (ByteTokenizer(), Reversed(MISTRAL)):
+    for tokenizer in (ByteTokenizer(), Reversed(small())):
         assert choose_engine(tokenizer) is choose_engine(tokenizer, "sentencepiece") is tokenizer
         with pytest.raises(ConfigError, match=f"of a tokenizer.json, and this is {type(tokenizer).__name__}: use"):
             choose_engine(tokenizer, "gigatoken")
@@ -275,7 +281,7 @@ def test_without_the_library_auto_is_sentencepiece(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "gigatoken", None)
-    plain = SentencePieceTokenizer(MISTRAL)
+    plain = SentencePieceTokenizer(small())
     with caplog.at_level(logging.INFO, logger="streampack"):
         assert stays_with_sentencepiece(plain)
     assert "gigatoken is not installed" in caplog.text
