@@ -1,5 +1,6 @@
 """The state: what it holds, what it refuses, and the iterators that move it."""
 
+import functools
 import io
 import itertools
 import json
@@ -497,6 +498,11 @@ def test_a_skip_can_be_gone_back_behind(data: streampack.PackedDataset) -> None:
 
 def test_every_document_is_counted_once_when_its_last_row_is_out(corpus: Corpus) -> None:
     """Batch by batch against the rules: documents, tokens and targets of the packs that are out."""
+
+    @functools.cache
+    def lengths(lane: int, epoch: int) -> list[int]:
+        return [len(tokens_of(text)) for text in lane_texts(corpus, lane, epoch)]
+
     with Job(dataset(corpus), 2, 0, 3) as job:
         for _ in range(25):
             job.step(2)
@@ -506,8 +512,8 @@ def test_every_document_is_counted_once_when_its_last_row_is_out(corpus: Corpus)
                 row = state[f"lanes.{lane:06d}"][0]
                 given = 32 * row[PACKS]
                 tokens += given
-                stream = (text for epoch in itertools.count() for text in lane_texts(corpus, lane, epoch))
-                while (given := given - len(tokens_of(next(stream)))) >= 0:
+                stream = (length for epoch in itertools.count() for length in lengths(lane, epoch))
+                while (given := given - next(stream)) >= 0:
                     documents += 1
             stats = job.stats()
             assert (stats["documents"], stats["tokens"], stats["padding"]) == (documents, tokens, 0)
@@ -525,7 +531,7 @@ def test_counts_are_equal_on_every_topology_and_through_resumes(corpus: Corpus) 
     for changes in kinds:
         data = dataset(corpus, **changes)
         found = []
-        for plan in ([(1, 96, 2)], [(12, 4, 4)], [(1, 5, 6), (4, 3, 4), (3, 6, 6), (2, 3, 1)]):
+        for plan in ([(1, 96, 2)], [(4, 12, 4)], [(1, 5, 6), (4, 3, 4), (3, 6, 6), (2, 3, 1)]):
             state: dict[str, Any] | None = None
             for ranks, batches, batch_size in plan:
                 with Job(data, ranks, 0, batch_size, state=state) as job:
