@@ -58,7 +58,12 @@ def test_a_quick_run_on_made_up_text_reports_every_measure_and_writes_its_tables
     assert set(report["first_batch_s"]) == {"0", "2"}
     text = table.read_text("utf-8")
     assert text.count("\n### ") == 4 and "machine that others share" in text
-    assert ET.fromstring(plot.read_text("utf-8")).tag.endswith("svg")
+    texts = [element.text or "" for element in ET.fromstring(plot.read_text("utf-8")).iter()]
+    assert {"tokenizer alone", "2 workers", *stages} <= set(texts)
+    assert sum(each.endswith(" Mtok/s") for each in texts) == len(names) - 1 + 2
+    assert sum(each.endswith(" %") for each in texts) == len(stages)
+    machine = report["machine"]
+    assert any(each.startswith(f"{machine['processor']}, {machine['cores']} cores, load ") for each in texts)
 
 
 def test_shards_of_tokens_are_measured_without_a_tokenizer(tmp_path: Path) -> None:

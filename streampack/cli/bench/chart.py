@@ -1,6 +1,6 @@
 """Horizontal bars as an SVG file: a bar for a median, a line from the lowest to the highest value, a label.
 
-In:  groups of bars with their values.
+In:  panels of groups of bars with their values; each panel has a scale and a unit of its own.
 Out: the text of an SVG file, readable on light and on dark backgrounds.
 Never: a font, a script or anything else that a viewer would have to fetch.
 """
@@ -12,14 +12,15 @@ from xml.sax.saxutils import escape
 
 from streampack.cli.bench.stopwatch import Spread
 
-_WIDTH, _LABEL, _ROW, _RIGHT = 760, 250, 22, 70
+_WIDTH, _LABEL, _ROW, _RIGHT = 760, 250, 22, 84
 _STYLE = """
   text { font: 12px system-ui, sans-serif; fill: #333a44 }
   .title { font-weight: 600; font-size: 14px } .group { font-weight: 600 } .note { font-size: 11px; fill: #6b7480 }
-  .bar { fill: #4c86c6 } .own { fill: #e08a3c } .range { stroke: #333a44; stroke-width: 1.2 }
+  .bar { fill: #3f76b5 } .own { fill: #d9822b } .range { stroke: #333a44; stroke-width: 1.2 }
   .grid { stroke: #8a93a0; stroke-opacity: 0.3 } .one { stroke: #8a93a0; stroke-dasharray: 4 3 }
   @media (prefers-color-scheme: dark) {
     text { fill: #d5dae2 } .note { fill: #9aa3ae } .range { stroke: #d5dae2 }
+    .bar { fill: #5b93d3 } .own { fill: #e09a4f }
   }
 """
 
@@ -32,6 +33,8 @@ class Bar:
     value: Spread
     is_own: bool = False
     """Drawn in the second colour: streampack's own."""
+    shown: str = ""
+    """In place of the median: with a unit, say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +45,54 @@ class Group:
     bars: list[Bar]
 
 
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """Groups on one scale from 0."""
+
+    groups: Sequence[Group]
+    unit: str
+    mark: float | None = None
+    """A dashed line stands here."""
+
+
 def draw_bars(title: str, groups: Sequence[Group], *, unit: str, note: str = "", mark: float | None = 1.0) -> str:
-    """All bars on one scale from 0; a dashed line stands at `mark`."""
-    highest = max(bar.value.high for group in groups for bar in group.bars)
+    """All bars on one scale."""
+    return draw_panels(title, [Panel(groups, f"{unit}. {note}".strip(), mark)])
+
+
+def draw_panels(title: str, panels: Sequence[Panel], *, notes: Sequence[str] = ()) -> str:
+    """Panels, one below the other; `notes` stand under the title."""
+    shapes = [_text(8, 22, title, "title")]
+    y = 36.0
+    for note in notes:
+        shapes.append(_text(8, y + 4, note, "note"))
+        y += 16
+    y += 8
+    for panel in panels:
+        drawn, y = _panel(panel, y)
+        shapes += drawn
+    height = round(y)
+    label = escape(title, {'"': "&quot;"})
+    size = f'viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}"'
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{label}">',
+            f"<style>{_STYLE}</style>",
+            *shapes,
+            "</svg>\n",
+        ]
+    )
+
+
+def _panel(panel: Panel, top: float) -> tuple[list[str], float]:
+    """The shapes of a panel that begins at a height, and where it ends."""
+    highest = max(bar.value.high for group in panel.groups for bar in group.bars)
     step = _step(highest)
     num_steps = max(ceil(highest / step), 1)
     scale = (_WIDTH - _LABEL - _RIGHT) / (num_steps * step)
-    top = 44
     rows: list[str] = []
     y = top
-    for group in groups:
+    for group in panel.groups:
         y += 8
         rows.append(_text(8, y + 14, group.heading, "group"))
         y += _ROW
@@ -62,7 +103,7 @@ def draw_bars(title: str, groups: Sequence[Group], *, unit: str, note: str = "",
                 _text(_LABEL - 8, middle + 4, bar.label, "", anchor="end"),
                 _rectangle("own" if bar.is_own else "bar", y + 4, median - _LABEL),
                 _path("range", f"M{low:.1f} {middle}H{high:.1f}M{low:.1f} {middle - 4}v8M{high:.1f} {middle - 4}v8"),
-                _text(high + 6, middle + 4, number(bar.value.median), ""),
+                _text(high + 6, middle + 4, bar.shown or number(bar.value.median), ""),
             ]
             y += _ROW
     bottom = y + 6
@@ -71,22 +112,9 @@ def draw_bars(title: str, groups: Sequence[Group], *, unit: str, note: str = "",
         x = _LABEL + index * step * scale
         grid.append(_path("grid", f"M{x:.1f} {top}V{bottom}"))
         grid.append(_text(x, bottom + 16, f"{index * step:,g}", "note", anchor="middle"))
-    if mark is not None and mark <= num_steps * step:
-        grid.append(_path("one", f"M{_LABEL + mark * scale:.1f} {top}V{bottom}"))
-    height = bottom + 46
-    label = escape(title, {'"': "&quot;"})
-    size = f'viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}"'
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{label}">',
-            f"<style>{_STYLE}</style>",
-            _text(8, 22, title, "title"),
-            *grid,
-            *rows,
-            _text(8, bottom + 34, f"{unit}. {note}".strip(), "note"),
-            "</svg>\n",
-        ]
-    )
+    if panel.mark is not None and panel.mark <= num_steps * step:
+        grid.append(_path("one", f"M{_LABEL + panel.mark * scale:.1f} {top}V{bottom}"))
+    return [*grid, *rows, _text(8, bottom + 34, panel.unit, "note")], bottom + 46
 
 
 def number(value: float) -> str:

@@ -77,7 +77,7 @@ def bench(
         Path | None, typer.Option(help="Also write the tables to this file, as Markdown.", show_default=False)
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Also draw the ratios into this file, as SVG.", show_default=False)
+        Path | None, typer.Option(help="Also draw speeds, ratios and stages as SVG.", show_default=False)
     ] = None,
 ) -> None:
     """Measure the speed on your shards and model, compare it with the tokenizer alone, and show where the time goes."""

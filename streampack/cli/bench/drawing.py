@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from streampack.cli.bench.chart import Bar, Group, draw_bars, number
+from streampack.cli.bench.chart import Bar, Group, Panel, draw_panels, number
 from streampack.cli.bench.comparison import WITHOUT_TOKENIZER
 from streampack.cli.bench.stopwatch import Spread
 
@@ -100,7 +100,8 @@ def _head(report: "Report") -> list[str]:
     return [
         f"{report.source}: {comparison.documents:,} documents, {comparison.tokens:,} tokens, {report.rounds} rounds",
         f"tokenizer {report.tokenizer}; the pipeline's ids and packs are those of the plain tokenizer (checked)",
-        f"{machine.cores} cores, load {machine.load:.1f} before the run, Python {machine.python}, {versions}",
+        f"{machine.processor}, {machine.cores} cores, load {machine.load:.1f} before the run",
+        f"Python {machine.python}, {versions}",
     ]
 
 
@@ -132,16 +133,39 @@ def table_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def svg(report: "Report") -> str:
-    """The ratios and the workers as bars."""
-    contenders = report.comparison.contenders
-    shown = [each for each in contenders if each.name != WITHOUT_TOKENIZER]
-    lines = [Bar(each.name, each.ratio, is_own=each.name.startswith("pipeline")) for each in shown]
-    workers = [Bar(f"{each.workers} workers", each.ratio, is_own=True) for each in report.workers]
-    return draw_bars(
+    """Speeds, ratios, workers and stages as bars, with the machine that they were measured on."""
+    comparison = report.comparison
+    base = comparison.contenders[0].name
+    shown = [each for each in comparison.contenders if each.name != WITHOUT_TOKENIZER]
+    ratios = [Bar(each.name, each.ratio, is_own=each.name.startswith("pipeline")) for each in shown]
+    speeds = [_speed(each.name, each.tokens_per_s, is_own=each.name.startswith("pipeline")) for each in shown]
+    workers = [_speed(f"{each.workers} workers", each.tokens_per_s, is_own=True) for each in report.workers]
+    stages = [_part(stage.name, 100 * stage.share) for stage in comparison.stages]
+    return draw_panels(
         "streampack bench",
         [
-            Group(f"tokens per CPU second, ratio to {contenders[0].name}", lines),
-            Group(f"tokens per second of the clock, ratio to {report.workers[0].workers} workers", workers),
+            Panel(
+                [Group("the whole pipeline, per core", speeds), Group("on several workers, by the clock", workers)],
+                "Mtok/s: per second of CPU time, and of the clock; median, lowest to highest",
+            ),
+            Panel(
+                [Group(f"the whole pipeline, beside {base}", ratios)],
+                f"ratio to {base}, within a round; median, lowest to highest; dashed: 1",
+                mark=1.0,
+            ),
+            Panel(
+                [Group("where the pipeline's time goes", stages)],
+                "% of the whole pipeline's CPU time, with the first engine; what follows from the rest may be below 0",
+            ),
         ],
-        unit="ratio: median, lowest to highest",
+        notes=_head(report),
     )
+
+
+def _speed(name: str, value: Spread, *, is_own: bool) -> Bar:
+    millions = Spread(value.low / 1e6, value.median / 1e6, value.high / 1e6)
+    return Bar(name, millions, is_own=is_own, shown=f"{number(millions.median)} Mtok/s")
+
+
+def _part(name: str, percent: float) -> Bar:
+    return Bar(name, Spread(*[max(percent, 0.0)] * 3), is_own=True, shown=f"{percent:.1f} %")

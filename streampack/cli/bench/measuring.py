@@ -176,8 +176,19 @@ def _engines(plain: Tokenizer | None, names: Sequence[str]) -> dict[str, Tokeniz
 def _machine() -> Machine:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Machine(
+        processor=_processor(),
         cores=cores,
         load=os.getloadavg()[0],
         python=platform.python_version(),
         versions={name: version(name) for name in ("streampack", "sentencepiece", "torch", "numpy")},
     )
+
+
+def _processor() -> str:
+    """What Linux calls the processor, or what Python knows of it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())

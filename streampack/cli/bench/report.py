@@ -11,6 +11,8 @@ from streampack.cli.bench.stopwatch import Spread
 class Machine:
     """Where it was measured."""
 
+    processor: str
+    """Its name; "" where the system does not tell."""
     cores: int
     load: float
     """Load average of the minute before the measures began."""

@@ -102,6 +102,7 @@ def run_chart(plan: Plan) -> Chart:
             axis,
             mark=None if at is None else min(at / total, 1),
             mark_name="" if plan.position is None else f"here: {short(plan.position.tokens)}",
+            height=220 if len(plan.sources) > 1 else 110,
         ),
         key=[(colour_of(plan, name), name_of(name)) for name in plan.sources],
     )
@@ -196,7 +197,7 @@ def lane_chart(plan: Plan) -> Chart:
         mean = max(source.lanes.mean_tokens, 1)
         series.append((colour_of(plan, name), [100 * each / mean for each in source.lanes.tokens_of_lanes]))
     of_means = " ".join(
-        f"{'' if name == DEFAULT else name_of(name) + ': '}mean {short(source.lanes.mean_tokens)} tokens."
+        f"{'' if name == DEFAULT else name_of(name) + ': '}{short(source.lanes.mean_tokens)} tokens in the mean lane."
         for name, source in active
     )
     return Chart(

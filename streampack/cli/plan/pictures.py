@@ -61,7 +61,7 @@ class Drawing:
 
     def text(self, x: float, y: float, text: str, kind: str = "tick") -> None:
         """Text at a share of the width; it stays inside at both ends."""
-        anchor = "start" if x < 0.08 else "end" if x > 0.92 else "middle"
+        anchor = "start" if x < 0.14 else "end" if x > 0.86 else "middle"
         self.shapes.append(
             Markup('<text x="{}%" y="{}" class="{}" text-anchor="{}">{}</text>').format(
                 _percent(x), _pixels(y), kind, anchor, text
@@ -137,9 +137,9 @@ def dots(label: str, values: Sequence[tuple[float, str]], *, unit: str, mean: fl
         drawing.line(0, 1, y_of(value), y_of(value), "grid")
         drawing.text(0, y_of(value) - 4, f"{value:.3g} {unit}", "tick")
     drawing.line(0, 1, y_of(mean), y_of(mean), "mark")
-    drawing.text(1, y_of(mean) - 4, f"mean {mean:.3g}", "note")
+    drawing.text(1, y_of(mean) + 14, f"mean {mean:.3g}", "note")  # values rise, so there is room at the right
     for index, (value, name) in enumerate(values):
-        x = 0.12 + 0.84 * (index + 0.5) / len(values)
+        x = 0.2 + 0.78 * (index + 0.5) / len(values)
         drawing.dot(x, y_of(value), "dot", f"{name}: {value:.4g} {unit}")
     return drawing.svg()
 
