@@ -28,7 +28,7 @@ TOKENIZERS = [str(_TEKKEN), *filter(None, os.environ.get("STREAMPACK_TOKENIZERS"
 
 def documents(corpus: str) -> list[str]:
     if corpus == "made up":
-        return made_up_documents(4_000_000)
+        return made_up_documents(1_000_000)
     with zstandard.open(corpus, "rt", encoding="utf-8") as lines:
         return [json.loads(line)["text"] for line in lines]
 
