@@ -3,6 +3,7 @@
 In:  a tokenizer, one of ours or a user's. Out: {name of the distribution: version}.
 """
 
+import functools
 import importlib.metadata
 
 from streampack.records import Tokenizer
@@ -23,9 +24,16 @@ def libraries_of(tokenizer: Tokenizer | None) -> dict[str, str]:
         package, _, name = base.__module__.rpartition(".")
         names = _OURS.get(name, ()) if package == "streampack.tokenizers" else (base.__module__.partition(".")[0],)
         for each in names:
-            try:
-                found[each] = importlib.metadata.version(each)
-            except importlib.metadata.PackageNotFoundError:
-                continue  # a module of the user's, or one of Python
+            if version := _version(each):
+                found[each] = version
     found.pop("streampack", None)
     return found
+
+
+@functools.cache  # it looks through the files of all distributions, and each state asks for it
+def _version(name: str) -> str:
+    """The version of a distribution; empty for a module of the user's, or one of Python."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
