@@ -54,7 +54,7 @@ class Limits:
     document_bytes: int = 64 * 2**20
     """Of a document: its bytes of UTF-8 text, or four times its number of token ids. A larger one is a bad record."""
     buffer_bytes: int | None = None
-    """Bytes that the lanes of one rank may hold together, divided over its workers; at least 64 KiB for each lane, and
+    """Bytes that the lanes of one rank may hold together, divided over its workers; at least 112 KiB for each lane, and
     its windows. None: 512 MiB, or what the lanes need where that is more, up to 4 GiB. A worker that meets a document
     that does not fit into its part holds that one document besides."""
 

@@ -14,8 +14,12 @@ from streampack.errors import ConfigError
 from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.run import Run
 
-MIN_SHARE_BYTES = 64 * 2**10
+STREAM_BYTES = 48 * 2**10
+"""What reading a source in a lane takes besides ranges and tokens: the readers' objects, about 30 KiB, and the samples
+that they are in."""
+MIN_SHARE_BYTES = STREAM_BYTES + 64 * 2**10
 """What a lane needs for a source, besides the windows."""
+_SHARE = f"{MIN_SHARE_BYTES // 2**10} KiB"
 _GOOD_SHARE_BYTES = 2**20
 """What a lane gets for a source by default besides the windows, where it can be had: shards that are read whole are
 then read in large ranges."""
@@ -124,7 +128,7 @@ def _too_much(run: Run, num_lanes: int, num_workers: int, needs: LaneNeeds, need
         and _of_rank(lanes // ranks, num_workers, LaneNeeds.of(_with_lanes(run, lanes)).bytes) <= MOST_DEFAULT_BYTES
     ]
     fewer = f"num_lanes={fitting[-1]}, the most of the automatic choices that fit" if fitting else "fewer lanes"
-    share = "64 KiB" if needs.sources == 1 else f"64 KiB of each of {needs.sources} sources"
+    share = _SHARE if needs.sources == 1 else f"{_SHARE} of each of {needs.sources} sources"
     return (
         f"the {num_lanes} lanes of this rank need {needed:,} bytes, {_held(needs)} and {share} for each of them, and "
         f"without limits.buffer_bytes a rank takes at most 4 GiB. Set limits.buffer_bytes to at least {needed:,}, or "
@@ -158,7 +162,7 @@ def _remedies(needs: LaneNeeds, fewer: str = "fewer lanes (num_lanes)") -> list[
 
 
 def check_budget(*, budget_bytes: int, num_lanes: int, num_workers: int = 1, needs: LaneNeeds) -> None:
-    """Refuse a budget with which a lane has less than 64 KiB for each source, and what its windows take.
+    """Refuse a budget with which a lane has less than 112 KiB for each source, and what its windows take.
 
     Args:
         budget_bytes: of the rank; it is divided over the workers.
@@ -176,7 +180,7 @@ def check_budget(*, budget_bytes: int, num_lanes: int, num_workers: int = 1, nee
         return
     held = _held(needs)
     each = f" ({needed:,} for each of {num_workers} workers)" if num_workers > 1 else ""
-    share = "64 KiB each" if needs.sources == 1 else f"64 KiB for each of {needs.sources} sources in each"
+    share = f"{_SHARE} each" if needs.sources == 1 else f"{_SHARE} for each of {needs.sources} sources in each"
     raise ConfigError(
         f"limits.buffer_bytes leaves a worker {part_bytes:,} bytes for {most_lanes} lanes, less than {share}"
         f"{f' and {held} of each' if held else ''}. Set limits.buffer_bytes to at least "

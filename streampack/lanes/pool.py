@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 
 from streampack.corpus.shares import Shares
 from streampack.errors import ConfigError
-from streampack.lanes.budget import MIN_SHARE_BYTES, LaneNeeds, check_budget
+from streampack.lanes.budget import MIN_SHARE_BYTES, STREAM_BYTES, LaneNeeds, check_budget
 from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.position import LaneEnd, LaneFiller, LanePack, LanePosition
 from streampack.lanes.run import LaneStart, Run
@@ -317,7 +317,8 @@ class LanePool:
 
 def range_bytes(lane_bytes: int, needs: LaneNeeds) -> int:
     """The largest range of a shard that a stream asks for at once, where a lane has so many bytes."""
-    return max(min((lane_bytes - needs.windows) // needs.sources // 2, MAX_RANGE_BYTES), MIN_SHARE_BYTES // 2)
+    least, share = MIN_SHARE_BYTES - STREAM_BYTES, (lane_bytes - needs.windows) // needs.sources - STREAM_BYTES
+    return min(max(share, least) // 2, MAX_RANGE_BYTES)
 
 
 def _pack_bytes(pack: LanePack | LaneEnd | Exception) -> int:

@@ -17,6 +17,7 @@ from streampack.corpus.epochs import Corpus
 from streampack.corpus.shares import DEFAULT
 from streampack.errors import ConfigError, DocumentTooLongError, RecordError
 from streampack.lanes.batches import DocumentBatch
+from streampack.lanes.budget import STREAM_BYTES
 from streampack.lanes.liveness import Liveness
 from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.position import LaneEnd, LanePack, LanePosition
@@ -125,13 +126,13 @@ class LaneStream:
 
     @property
     def buffered_bytes(self) -> int:
-        """About how much memory the stream holds: a range of the shard, and tokens that no pack has taken yet."""
+        """About how much memory the stream holds: its own, a range of the shard, and tokens that no pack has taken."""
         held = self._packer.buffered_bytes
         for item in self._ahead:
             if isinstance(item, TokenizedBatch):
                 held += item.joined.tokens.nbytes
         made = 4 * self._pipeline.seq_len * self._most_ahead if self._most_ahead > 1 else 0
-        return self._max_range_bytes + self._reader.block_bytes + held + made
+        return STREAM_BYTES + self._max_range_bytes + self._reader.block_bytes + held + made
 
     @property
     def has_pack(self) -> bool:

@@ -120,8 +120,8 @@ def test_the_smallest_budget_is_what_the_loader_takes(shuffle: str, tmp_path: Pa
     ("shards", "lanes", "buffer", "shuffle"),
     [
         ("", 7, "64MiB", "shards"),  # a range holds a whole piece
-        ("", 12, "3MiB", "shards"),  # sizes of requests do not reach the range before the piece ends
-        ("", 2, "128KiB", "shards"),  # many requests of the largest size
+        ("", 12, "3648KiB", "shards"),  # sizes of requests do not reach the range before the piece ends
+        ("", 2, "224KiB", "shards"),  # many requests of the largest size
         ("@", 3, "1MiB", "shards"),  # whole shards are not searched for a cut
         ("", 2, "64MiB", "{window: 4}"),  # one for each block
         ("@", 3, "64MiB", "{window: 4}"),
@@ -211,7 +211,7 @@ def test_a_budget_that_is_too_small_is_the_error_of_the_pool(tmp_path: Path) -> 
         check_budget(budget_bytes=3 * 2**20, num_lanes=60, num_workers=2, needs=LaneNeeds())
     result = run(path, "--workers", "2")
     assert (result.exit_code, result.stderr) == (1, f"error: {refused.value}\n")
-    enough = config(tmp_path, f"{data}, limits: {{buffer_bytes: 4MiB}}")
+    enough = config(tmp_path, f"{data}, limits: {{buffer_bytes: 7MiB}}")
     assert run(enough, "--workers", "2").exit_code == 0
 
 

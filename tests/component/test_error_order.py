@@ -26,7 +26,7 @@ from streampack.errors import RecordError, ShardError, ShardNotFoundError, Token
 from streampack.testing import ByteTokenizer
 
 TOPOLOGIES = [(1, 0, 5), (1, 3, 2), (3, 2, 1), *nightly([(1, 0, 1), (1, 1, 1), (2, 0, 3)])]
-PARKED = {"buffer_bytes": 12 * 64 * 2**10, "document_bytes": 64 * 2**10}
+PARKED = {"buffer_bytes": 12 * 112 * 2**10, "document_bytes": 64 * 2**10}
 
 
 def run(data: streampack.PackedDataset, ranks: int, workers: int, batch_size: int, *, state: Any = None) -> Any:

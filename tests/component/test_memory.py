@@ -16,6 +16,7 @@ from support.runs import begun, with_pipelines
 import streampack
 from streampack.cli.bench.clocks import own_memory_mb
 from streampack.errors import ConfigError
+from streampack.lanes.budget import STREAM_BYTES, LaneNeeds
 from streampack.lanes.digest import pack_digest
 from streampack.lanes.pool import LanePool
 from streampack.lanes.position import LaneFiller, LanePack
@@ -25,7 +26,7 @@ from streampack.testing import ByteTokenizer
 
 KB = 2**10
 LANES = 6
-SHARE = 64 * KB
+SHARE = STREAM_BYTES + 64 * KB
 """The least that a lane may have."""
 SEQ_LEN = 2048
 LONGEST = 30_000
@@ -150,7 +151,7 @@ def test_a_parked_lane_lets_go_of_its_memory_at_once(corpus: Corpus) -> None:
 
 def test_lanes_that_come_later_do_not_add_to_a_budget_that_is_spent(tmp_path: Path) -> None:
     """A few lanes hold all of it; the runs of the lanes that are parked after them would be as much again."""
-    lanes, longest = 24, 70_000
+    lanes, longest = 14, 70_000
     corpus = write_lanes(tmp_path, [["long " * (longest // 5)] * 2 for _ in range(lanes)])
     run = Run(corpus, lanes * SHARE, num_lanes=lanes, shuffle=False)
     assert measured(run, 2, collect=True) <= allowed(lanes * SHARE, longest)
@@ -247,7 +248,7 @@ def test_a_budget_that_is_too_small_is_an_error_of_the_constructor(
     least = max(workers, 1) * lanes * SHARE
     with pytest.raises(ConfigError) as caught:
         Job(dataset(small, buffer_bytes=least - 1), ranks, workers)
-    assert f"{(least - 1) // max(workers, 1):,} bytes for {lanes} lanes, less than 64 KiB each" in str(caught.value)
+    assert f"{(least - 1) // max(workers, 1):,} bytes for {lanes} lanes, less than 112 KiB each" in str(caught.value)
     each = f" ({lanes * SHARE:,} for each of {workers} workers)" if workers > 1 else ""
     assert f"Set limits.buffer_bytes to at least {least:,}{each}, or use more ranks" in str(caught.value)
     with Job(dataset(small, buffer_bytes=least), ranks, workers) as job:
@@ -260,7 +261,7 @@ def test_the_budget_must_have_the_packing_windows_of_best_fit(corpus: Corpus) ->
     options = {"seq_len": SEQ_LEN, "num_lanes": LANES, "packing": "best_fit", "window": 4}
     with pytest.raises(ConfigError) as caught:
         Job(dataset(corpus, **options, buffer_bytes=least - 1))
-    assert f"less than 64 KiB each and {window_bytes:,} bytes for the packing window of each" in str(caught.value)
+    assert f"less than 112 KiB each and {window_bytes:,} bytes for the packing window of each" in str(caught.value)
     remedies = "or use more ranks, or begin a new run with fewer lanes (num_lanes), a smaller Packing(window=...)"
     assert f"at least {least:,}, {remedies}." in str(caught.value)
 
@@ -303,3 +304,25 @@ def collecting(document: Document, _: np.random.Generator) -> Document:
 def test_what_a_worker_shares_with_its_parent_stays_shared_when_the_collector_runs(small: Corpus) -> None:
     with Job(dataset(small, transform=collecting), 1, 2, multiprocessing_context=None) as job:
         assert job.step(1)
+
+
+def test_many_sources_of_many_lanes_stay_inside_the_least_budget(tmp_path: Path) -> None:
+    """What the readers themselves take is counted, too."""
+    lanes, names = 8, [f"{number}" for number in range(6)]
+    corpora = {name: write_corpus(tmp_path / name, [(".tar", texts(120, longest=1500))]) for name in names}
+    data: dict[str, Any] = {name: streampack.Source(corpora[name].urls) for name in names}
+    run = streampack.PackedDataset(data, ByteTokenizer(), SEQ_LEN, num_lanes=lanes, shuffle="shards").run()
+    budget_bytes = lanes * LaneNeeds.of(run).bytes
+    gc.collect()
+    tracemalloc.start()
+    try:
+        pool = LanePool(run, begun(range(lanes), len(names)), budget_bytes=budget_bytes)
+        for _ in range(3 * len(names)):
+            for lane in range(lanes):
+                pool.take(lane)
+        gc.collect()
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert pool.parked == 0
+    assert held <= budget_bytes

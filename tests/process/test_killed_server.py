@@ -25,7 +25,7 @@ from streampack.testing import write_shards
 AWAY_S = 3
 COUNT = 30
 RETRY = {"first_wait_s": 0.05, "max_wait_s": 1.0}
-SMALL = {"buffer_bytes": 2**20, "document_bytes": 2**14, "shuffle": "shards"}
+SMALL = {"buffer_bytes": 2**21, "document_bytes": 2**14, "shuffle": "shards"}
 """Lanes that hold little, so that the server is asked all the time."""
 
 

@@ -22,7 +22,7 @@ from streampack.cli.plan.validation import ValidationPlan
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.partition import Piece, fitting_ranks
 from streampack.dataset.dataset import PackedDataset
-from streampack.lanes.budget import LaneNeeds, worker_bytes
+from streampack.lanes.budget import STREAM_BYTES, LaneNeeds, worker_bytes
 from streampack.lanes.pool import range_bytes
 from streampack.state.checkpoint import Committed
 from streampack.storage.clients import local_path
@@ -280,7 +280,7 @@ def rank_plan(
     share_bytes = buffer_bytes // lanes_per_worker
     needs = LaneNeeds.of(run)
     most_bytes = range_bytes(share_bytes, needs)
-    spare_tokens = max(share_bytes - needs.windows - most_bytes, 0) // 4
+    spare_tokens = max(share_bytes - needs.windows - needs.sources * STREAM_BYTES - most_bytes, 0) // 4
     windows = [each.corpus.window for each in sources]
     only = epoch_requests(sources[0].corpus, most_bytes) if len(sources) == 1 else None
     requests_per_s = bytes_per_s = 0.0

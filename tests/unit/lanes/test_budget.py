@@ -17,7 +17,7 @@ from streampack.corpus.options import Shuffle
 from streampack.documents.fields import parse_field
 from streampack.errors import ConfigError
 from streampack.lanes import budget
-from streampack.lanes.budget import source_needs
+from streampack.lanes.budget import MIN_SHARE_BYTES, source_needs
 from streampack.lanes.reader import LaneReader
 from streampack.records import Cursor, Limits
 from streampack.testing import ByteTokenizer
@@ -50,14 +50,14 @@ def test_the_default_is_what_the_lanes_need_from_512_mib_to_4_gib() -> None:
         assert lane < part / -(-240 // max(workers, 1)) <= lane + MIB
     assert worker_bytes(None, pipeline(), corpus(2 * GB, 1200), num_lanes=1200) < 4 * GIB
     assert worker_bytes(None, pipeline(), corpus(10 * GB, 1300), num_lanes=1300) == 4 * GIB  # less than a good share
-    assert worker_bytes(None, pipeline(), corpus(GB, 9000, shuffle="shards"), num_lanes=9000) == 9000 * 64 * 2**10
+    assert worker_bytes(None, pipeline(), corpus(GB, 9000, shuffle="shards"), num_lanes=9000) == 9000 * MIN_SHARE_BYTES
 
 
 def test_more_than_4_gib_must_be_asked_for() -> None:
     large = corpus(200 * GB, 7680)
     with pytest.raises(ConfigError, match="the 3840 lanes of this rank need") as caught:
         worker_bytes(None, pipeline(), large, num_lanes=3840, num_workers=2)
-    needed = 3840 * (source_needs([pipeline()], large).shuffle + 64 * 2**10)
+    needed = 3840 * (source_needs([pipeline()], large).shuffle + MIN_SHARE_BYTES)
     assert f"Set limits.buffer_bytes to at least {needed:,}, or use more ranks, or begin a new run with " in str(
         caught.value
     )

@@ -265,9 +265,9 @@ def test_a_lane_waits_for_a_later_stage_that_has_a_source_for_it_and_is_over_aft
 def test_the_memory_of_sources_and_lanes_is_known_before(shards: Mapping[str, str]) -> None:
     run = mix(shards, {"web": 6, "code": 3, "books": 1})
     needs = LaneNeeds.of(run)
-    assert (needs.sources, needs.bytes) == (3, 3 * 64 * 2**10)
+    assert (needs.sources, needs.bytes) == (3, 3 * 112 * 2**10)
     assert LaneNeeds.of(mix(shards, stages=STAGES[1:2] and [Stage(weights={"web": 1}), *STAGES[1:2]])).sources == 2
-    with pytest.raises(ConfigError, match="less than 64 KiB for each of 3 sources in each") as caught:
+    with pytest.raises(ConfigError, match="less than 112 KiB for each of 3 sources in each") as caught:
         worker_bytes(LANES * needs.bytes - 1, run, num_lanes=LANES)
     assert f"at least {LANES * needs.bytes:,}, or use more ranks, or fewer sources at a time" in str(caught.value)
     assert worker_bytes(LANES * needs.bytes, run, num_lanes=LANES)
