@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from streampack.corpus.table import ShardTable
 from streampack.dataset.stages import Stage
 from streampack.documents.excluded import Excluded, ExcludedLine, excluded_lines
-from streampack.errors import ConfigError, NotBuiltError, ShardError, ShardNotFoundError
+from streampack.errors import ConfigError, ShardError, ShardNotFoundError
 from streampack.lanes.pipeline import Pipeline
 
 Pipelines = Mapping[str, tuple[Pipeline, ...]]
@@ -35,7 +35,6 @@ class Exclusions:
 
         Raises:
             ConfigError: a line of no source, or of one record of a member that is one record; names file and line.
-            NotBuiltError: a stage that leaves something out after one that packs with best_fit.
         """
         for file in filter(None, self._files):
             url, by_source = file
@@ -49,7 +48,7 @@ class Exclusions:
         excluded: Excluded | None = None
         found: list[Pipeline] = []
         made: dict[tuple[int, int], Pipeline] = {}
-        for index, (file, pipeline) in enumerate(zip(self._files, pipelines, strict=True)):
+        for file, pipeline in zip(self._files, pipelines, strict=True):
             if file is not None and (lines := file[1].get(name)):
                 for line in lines:
                     if line.record and not pipeline.documents.field.holds_many:
@@ -59,11 +58,6 @@ class Exclusions:
                             "record out",
                             url=file[0],
                         )
-                if any(before.packing.has_windows for before in pipelines[:index]):
-                    raise NotBuiltError(
-                        f"stages[{index}]: exclude cannot begin yet after a stage that packs with best_fit, as the "
-                        "documents of a window that is half out would be placed again"
-                    )
                 excluded = Excluded.of(lines, excluded)
             if excluded is not None:
                 key = id(pipeline), id(excluded)

@@ -14,8 +14,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from streampack.documents.lines import Line
-from streampack.documents.reader import Record
 from streampack.errors import ConfigError
 
 MOST_LINES = 1_000_000
@@ -82,6 +80,8 @@ class Excluded:
     """Name of the shard -> key of the sample -> which of its records; None: all."""
     described: str
     """How many entries there are, and a digest of them: what a state keeps."""
+    excused: Mapping[str, Mapping[str, frozenset[int] | None]] | None = None
+    """As `by_shard`, the records that are no error where they are bad; None: those that are left out."""
 
     @classmethod
     def of(cls, lines: Iterable[ExcludedLine], before: "Excluded | None" = None) -> "Excluded":
@@ -99,18 +99,24 @@ class Excluded:
             by_shard[shard] = {**known, **{key: _both(known.get(key, _NO_RECORDS), keys[key]) for key in keys}}
         return cls(by_shard, _described(by_shard))
 
-    def has(self, shard: str, record: Record) -> bool:
+    def has(self, shard: str, key: str, record: int) -> bool:
         """Whether a record of the shard of this name is left out."""
-        records = self.by_shard.get(shard, _NOTHING).get(record.key, _NO_RECORDS)
-        return records is None or (record.record if isinstance(record, Line) else 0) in records
+        return _has(self.by_shard, shard, key, record)
 
-    def has_sample(self, shard: str, key: str) -> bool:
-        """Whether all records of a sample are left out."""
-        return self.by_shard.get(shard, _NOTHING).get(key, _NO_RECORDS) is None
+    def excuses(self, shard: str, key: str, record: int) -> bool:
+        """Whether a bad record is no error; -1: the sample as a whole."""
+        return _has(self.by_shard if self.excused is None else self.excused, shard, key, record)
 
 
 _NO_RECORDS: frozenset[int] = frozenset()
 _NOTHING: Mapping[str, frozenset[int] | None] = {}
+
+
+def _has(
+    by_shard: Mapping[str, Mapping[str, frozenset[int] | None]], shard: str, key: str, record: int
+) -> bool:
+    records = by_shard.get(shard, _NOTHING).get(key, _NO_RECORDS)
+    return records is None or record in records
 
 
 def _both(one: frozenset[int] | None, other: set[int] | None) -> frozenset[int] | None:

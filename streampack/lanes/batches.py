@@ -163,6 +163,8 @@ class RecordDocuments:
             first_part=first_part,
         ):
             if isinstance(item, BadRecord):
+                if self._excluded is not None and self._excluded.excuses(shard.name, record.key, item.record):
+                    continue
                 yield ReadError(_range(self._corpus, where, shard, position, item.record, item.part), item.error)
             elif known and (skipped := _range(self._corpus, where, shard, position, item.record)) in known:
                 if item.part == 0:
@@ -178,7 +180,11 @@ def _without(excluded: Excluded, batch: RecordBatch) -> tuple[RecordBatch, bool]
     _, places, shards, records, _ = batch
     if excluded.by_shard.keys().isdisjoint({shard.name for shard in shards}):
         return batch, False
-    kept = [index for index, record in enumerate(records) if not excluded.has(shards[index].name, record)]
+    kept = [
+        index
+        for index, (shard, record) in enumerate(zip(shards, records, strict=True))
+        if not excluded.has(shard.name, record.key, record.record if isinstance(record, Line) else 0)
+    ]
     if len(kept) == len(records):
         return batch, False
     lost_first = kept[:1] != [0]

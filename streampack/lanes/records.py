@@ -146,7 +146,7 @@ class PieceRecords:
     def _is_excluded(self, sample: Sample) -> bool:
         """Whether all records of a sample are left out."""
         excluded = self._excluded
-        return excluded is not None and excluded.has_sample(self._shard.name, sample.key)
+        return excluded is not None and excluded.excuses(self._shard.name, sample.key, -1)
 
     def _whole(self, sample: Sample) -> SkippedRange:
         position = sample.position

@@ -1,11 +1,12 @@
 """Windows of best fit that are half out where a later stage cuts rows in another way.
 
 In:    the pipelines of the stage that a window was begun in and of the present one, and where the lane continues.
-Out:   a packer that goes on there.
+Out:   a packer that goes on there, and how what it is fed with is read.
 """
 
 import dataclasses
 
+from streampack.documents.excluded import Excluded
 from streampack.lanes.pipeline import Pipeline
 from streampack.packing.half_out import HalfOut
 from streampack.packing.making import AnyPacker
@@ -45,7 +46,19 @@ def packer_at(cursor: Cursor, pipeline: Pipeline, before: Pipeline, *, at_once: 
     )
 
 
+def as_begun(before: Pipeline, now: Pipeline) -> Pipeline:
+    """How the documents of a window are read again: without what was left out when it was begun, and nothing else.
+
+    What is left out only now is placed as it was, and then left out of the rest; where it is bad it is no error.
+    """
+    if before.excluded is now.excluded or now.excluded is None:
+        return now
+    then = {} if before.excluded is None else before.excluded.by_shard
+    return dataclasses.replace(now, excluded=Excluded(then, "", excused=now.excluded.by_shard))
+
+
 def _placing(pipeline: Pipeline) -> tuple[object, ...]:
     """What decides which documents are in which pack of a window."""
-    packing = pipeline.packing
-    return pipeline.seq_len, pipeline.boundary, packing.kind, packing.overflow, packing.window
+    packing, excluded = pipeline.packing, pipeline.excluded
+    left_out = None if excluded is None else excluded.described
+    return pipeline.seq_len, pipeline.boundary, packing.kind, packing.overflow, packing.window, left_out

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.shares import DEFAULT
+from streampack.documents.excluded import Excluded
 from streampack.errors import ConfigError, DocumentTooLongError, RecordError
 from streampack.lanes.batches import DocumentBatch
 from streampack.lanes.budget import STREAM_BYTES
@@ -22,7 +23,7 @@ from streampack.lanes.liveness import Liveness
 from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.position import LaneEnd, LanePack, LanePosition
 from streampack.lanes.reader import EpochStart, LaneReader
-from streampack.lanes.recutting import is_recut, packer_at
+from streampack.lanes.recutting import as_begun, is_recut, packer_at
 from streampack.lanes.run import named
 from streampack.lanes.skipping import ReadError, SkipPolicy
 from streampack.lanes.tokenizing import TokenizedBatch, tokenized
@@ -111,11 +112,14 @@ class LaneStream:
         name = named(self._lane, self._source_name)
         self._policy = SkipPolicy(name, start, on_error=pipeline.on_error, max_bad=pipeline.max_bad)
         self._may_refuse = pipeline.packing.may_refuse or (self._is_recut and before.packing.may_refuse)
+        reading = as_begun(before, pipeline) if self._is_recut else pipeline
+        self._left_out = None if reading is pipeline else pipeline.excluded
+        """What the packer is told to leave out of the rest of a window; else the reader leaves it out."""
         self._end: LaneEnd | None = None
         self._is_over = False
         """Whether the packer has got all documents."""
         self._reader = LaneReader(
-            pipeline,
+            reading,
             self._corpus,
             self._lane,
             start.cursor,
@@ -230,9 +234,11 @@ class LaneStream:
     def _feed(self, batch: TokenizedBatch) -> None:
         """Give documents to the packer; where it might refuse one of them, one at a time."""
         documents, (tokens, lengths, mask), is_checked = batch
-        in_bulk = not (documents.row or self._may_refuse)
+        in_bulk = not (documents.row or self._may_refuse or self._left_out)
         if len(lengths) > 1 and not in_bulk:
             self._ahead.extendleft(reversed(list(batch.singles())))
+            return
+        if self._left_out is not None and not self._keeps(self._left_out, documents):
             return
         if is_checked and in_bulk:
             self._packer.feed_all(tokens, lengths, mask)
@@ -242,6 +248,8 @@ class LaneStream:
                     self._pipeline.check_vocabulary(tokens)
                 self._packer.feed(tokens, mask, row=documents.row)
             except RecordError as error:
+                if isinstance(self._packer, RestPacker):
+                    self._packer.left_out.discard(self._unpassed.num_fed)
                 named = type(error)(error.message, url=documents.shards[0].url, member=documents.keys[0])
                 if documents.row:  # earlier packs hold a part of it: to skip the rest would lose it
                     raise named from error
@@ -252,6 +260,17 @@ class LaneStream:
             targets = [self._pipeline.targets(each.joined.tokens, each.joined.loss_mask) for each in batch.singles()]
         self._unpassed.feed(documents, targets)
         self._num_documents += len(lengths)
+
+    def _keeps(self, left_out: Excluded, documents: DocumentBatch) -> bool:
+        """Whether a document goes to the packer, which is told where it is to be left out."""
+        packer = self._packer
+        assert isinstance(packer, RestPacker), "only there the reader does not leave it out"
+        if not left_out.has(documents.shards[0].name, documents.keys[0], documents.origins[0][1]):
+            return True
+        if packer.in_window:
+            packer.left_out.add(self._unpassed.num_fed)
+            return True
+        return False
 
     def _skip(self, read_error: ReadError) -> None:
         self._unpassed.add_bad_record()

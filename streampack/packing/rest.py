@@ -76,6 +76,13 @@ class RestPacker(Packer):
         self.refused = 0
         """The document of which `pop` says that it is too long."""
         self._refusal: DocumentTooLongError | None = None
+        self.left_out: set[int] = set()
+        """Documents of the window that are left out of what is left of it."""
+
+    @property
+    def in_window(self) -> bool:
+        """Whether the next document that is fed belongs to the window."""
+        return self._window is not None
 
     @property
     def buffered_bytes(self) -> int:
@@ -168,14 +175,17 @@ class RestPacker(Packer):
             for each in stretches
             if each.begin + each.span > done
         ]
-        left = [each for each in left if self._num_rows(each)]
+        left = [each for each in left if self._num_rows(each) and each.document not in self.left_out]
+        own = own._replace(documents=own.documents - sum(number < after for number in self.left_out))
         self._rest = Rest(left, after, after_row, own)
         cut = {number for number, each in enumerate(left) if not each.is_whole} | ({len(left)} if after_row else set())
         self._counter = _RestCounter(self.seq_len, self._losses, len(left), after, own, cut)
         for stretch in left:
             if not self._feed_stretch(stretch):
                 return
-        if window.is_cut:
+        if after in self.left_out:
+            super().feed(last_ids[:0])
+        elif window.is_cut:
             try:
                 super().feed(last_ids[after_row:], None if last_mask is None else last_mask[after_row:])
             except DocumentTooLongError as error:

@@ -1,8 +1,10 @@
 """Documents that a stage leaves out: gone from its first pack on, and nothing else is, on every topology."""
 
+import dataclasses
 import json
 import os
 import pickle
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 from support.reference import prose
 
 import streampack
-from streampack import ConfigError, Shuffle, Source, Stage, StateError
+from streampack import ConfigError, Packing, Shuffle, Source, Stage, StateError
 from streampack.config.file import load_config
 from streampack.testing import ByteTokenizer, write_shards
 
@@ -54,12 +56,14 @@ def loaders(data: streampack.PackedDataset, ranks: int, workers: int = 0) -> lis
     ]
 
 
-def take(of_ranks: list[streampack.PackedDataLoader], packs: int) -> list[Pack]:
-    """So many packs in the global order."""
+def take(of_ranks: list[streampack.PackedDataLoader], packs: int | None) -> list[Pack]:
+    """So many packs in the global order; None: up to the end."""
     found: list[Pack] = []
     iterators = [iter(loader) for loader in of_ranks]
-    while len(found) < packs:
-        batches = [next(iterator) for iterator in iterators]
+    while packs is None or len(found) < packs:
+        batches = [batch for iterator in iterators if (batch := next(iterator, None)) is not None]
+        if not batches:
+            break
         found += [Pack(batch["tokens"][0].tolist(), batch["provenance"][0]) for batch in batches]
     return found
 
@@ -139,6 +143,59 @@ def test_from_its_stage_on_they_are_gone_and_all_else_is_as_it_was(
             each.load_state_dict(state)
         assert take(of_ranks, stop - at) == found[at:stop], (stop, ranks)
         state, at = streampack.merge_state_dicts(each.state_dict() for each in of_ranks), stop
+
+
+def test_of_a_packing_window_that_is_half_out_the_rest_is_left_out(
+    sources: dict[str, Source], tmp_path: Path
+) -> None:
+    """Each other row comes once in the epoch; a second stage leaves more out of the same windows."""
+    once = {name: dataclasses.replace(source, max_epochs=1) for name, source in sources.items()}
+    changes = {"packing": Packing("best_fit", window=7)}
+    plain = take(loaders(dataset(once, [Stage()], **changes), 1), None)
+    second = BEGIN + 2 * LANES
+    after = [origin for pack in plain[BEGIN : BEGIN + 150] for origin in pack.origins]
+    first_lines, second_lines = [line_of(each) for each in after[::4]], [line_of(each) for each in after[1::4]]
+    stages = [
+        Stage(),
+        Stage(at_packs=BEGIN, exclude=lines(tmp_path / "first.jsonl", first_lines)),
+        Stage(at_packs=second, exclude=lines(tmp_path / "second.jsonl", second_lines)),
+    ]
+    data = dataset(once, stages, **changes)
+    found = take(loaders(data, 1), None)
+    assert found[:BEGIN] == plain[:BEGIN]
+    counted = [Counter(all_rows(packs, 0)) for packs in (plain, found)]
+    gone = {tuple(line.values()) for line in first_lines}
+    gone_later = gone | {tuple(line.values()) for line in second_lines}
+    assert max(counted[1].values()) == 1
+    for row in counted[1]:
+        assert row in counted[0]
+    for begin, end, left_out in ((BEGIN, second, gone), (second, len(found), gone_later)):
+        for row in all_rows(found, begin, end):
+            assert (row[0], *shown(row[1:])) not in left_out
+    lost = [row for row in counted[0] - counted[1] if (row[0], *shown(row[1:])) not in gone_later]
+    assert not lost
+    assert len(counted[0] - counted[1]) > 1000
+
+    state, at = None, 0
+    for stop, ranks in ((BEGIN - 6, 3), (BEGIN, 2), (BEGIN + 6, 1), (second, 3), (second + 30, 2), (second + 90, 3)):
+        of_ranks = loaders(data, ranks)
+        for each in of_ranks if state is not None else []:
+            each.load_state_dict(state)
+        assert take(of_ranks, stop - at) == found[at:stop], (stop, ranks)
+        state, at = streampack.merge_state_dicts(each.state_dict() for each in of_ranks), stop
+
+
+def all_rows(packs: Sequence[Pack], begin: int, end: int | None = None) -> list[tuple[Any, ...]]:
+    """(source, place of the row, its token) of every row from a global pack to before another."""
+    found = []
+    for pack in packs[begin:end]:
+        at = 0
+        for each in pack.origins:
+            tokens = pack.tokens[at : at + each.length]
+            place = each.source, each.epoch, each.url, each.key, each.record
+            found += [(*place, each.row + row, token) for row, token in enumerate(tokens)]
+            at += each.length
+    return found
 
 
 def shown(row: tuple[Any, ...]) -> tuple[Any, ...]:
