@@ -109,11 +109,14 @@ def wait() -> int:
 
 def timed(slot: int, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
     """What a call gives, which is made in the time of a slot."""
-    before = switch(slot)
+    clock = _this.clock
+    if clock is None:
+        return call(*args, **kwargs)
+    before = clock.switch(slot)
     try:
         return call(*args, **kwargs)
     finally:
-        switch(before)
+        clock.switch(before)
 
 
 def waited(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
