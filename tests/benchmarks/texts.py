@@ -105,3 +105,8 @@ def mistral_model() -> str:
     if found is None or found.origin is None:
         raise SystemExit("no model: pip install mistral-common, or give --model PATH")
     return str(Path(found.origin).parent / "data" / "tokenizer.model.v1")
+
+
+def tekken() -> str:
+    """The path of a tekken.json of the package mistral-common: a byte-level BPE of 131,072 tokens."""
+    return str(Path(mistral_model()).with_name("tekken_240911.json"))

@@ -53,7 +53,7 @@ def bench(
         list[str] | None,
         typer.Option(
             help=f"Engine to compare: {', '.join(ENGINES)}; may be given several times.",
-            show_default="auto and sentencepiece",
+            show_default="auto, and the library of the file",
         ),
     ] = None,
     workers: Annotated[

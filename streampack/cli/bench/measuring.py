@@ -32,8 +32,11 @@ from streampack.records import Tokenizer
 from streampack.storage.access import StorageReader
 from streampack.tokenizers.comparing import Engine
 from streampack.tokenizers.engines import choose_engine
+from streampack.tokenizers.huggingface import HuggingFaceTokenizer
 from streampack.tokenizers.sentencepiece import SentencePieceTokenizer
 
+_OWN_ENGINES = {SentencePieceTokenizer: "sentencepiece", HuggingFaceTokenizer: "tokenizers"}
+"""By which a plain tokenizer stays as it is."""
 _LANES = 12
 _TOKENS_ARE_FASTER = 16
 """So many times the bytes are read where the documents are token ids already."""
@@ -145,7 +148,7 @@ def make_finite(
         num_lanes=num_lanes,
         epochs=epochs,
         shuffle=shuffle,
-        engine="sentencepiece" if type(tokenizer) is SentencePieceTokenizer else "auto",
+        engine=_OWN_ENGINES.get(type(tokenizer), "auto"),
         **arguments,  # type: ignore[arg-type]  # checked where they came in
     ).for_rank(0, 1)
 
@@ -169,7 +172,8 @@ def _engines(plain: Tokenizer | None, names: Sequence[str]) -> dict[str, Tokeniz
         if isinstance(tokenizer, Engine):
             chosen.setdefault(tokenizer.engine, tokenizer)
         else:
-            chosen.setdefault(type(tokenizer).__name__.removesuffix("Tokenizer").lower(), tokenizer)
+            name = type(tokenizer).__name__.removesuffix("Tokenizer").lower()
+            chosen.setdefault(_OWN_ENGINES.get(type(tokenizer), name), tokenizer)
     return chosen
 
 
