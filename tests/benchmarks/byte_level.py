@@ -23,6 +23,7 @@ from typing import Any
 import texts
 import tiktoken
 import tokenizers
+from machine import machine_of
 from texts import Text
 from tokenizers import models, pre_tokenizers
 
@@ -60,6 +61,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6, help="the first one is not counted")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    machine = machine_of("streampack", "gigatoken", "tokenizers", "tiktoken", "numpy")
     name, data = tokenizer_file(arguments.tokenizer)
     plain = HuggingFaceTokenizer(data)
     rows: list[Row] = []
@@ -75,7 +77,7 @@ def main() -> None:
             f"{speed.median:8.2f} ({speed.low:.2f} to {speed.high:.2f}) Mtok/s   {row.goal}"
         )
     if arguments.json:
-        found = {"tokenizer": name, "texts": described, "rows": [asdict(row) for row in rows]}
+        found = {"machine": machine, "tokenizer": name, "texts": described, "rows": [asdict(row) for row in rows]}
         arguments.json.write_text(json.dumps(found, indent=1), "utf-8")
 
 

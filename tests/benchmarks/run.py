@@ -5,19 +5,19 @@
     python tests/benchmarks/run.py --draw                          only the documents, from the results that are there
 
 In:  files of JSON lines (zstd) with "text"; without any, made-up text.
-Out: docs/benchmarks.json; the part of docs/performance.md between its markers; docs/line.svg and docs/peers.svg.
+Out: docs/benchmarks.json; the part of docs/performance.md between its markers; line.svg, byte_level.svg and
+     peers.svg in docs.
 """
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from machine import machine_of
 
 from streampack.cli.bench.chart import Bar, Group, draw_bars, number
 from streampack.cli.bench.drawing import spread, table_rows
@@ -54,35 +54,21 @@ def main() -> None:
 def measure(corpus: list[str], sizes: list[str], *, quick: bool) -> dict[str, Any]:
     small = {
         "line": ["--megabytes", "2", "--rounds", "2", "--multiple", "1"],
+        "byte_level": ["--megabytes", "2", "--rounds", "2"],
         "peers": ["--megabytes", "2", "--rounds", "2"],
         "memory": ["--megabytes", "50"],
     }
     found: dict[str, Any] = {
-        "machine": {
-            "processor": processor(),
-            "cores": len(os.sched_getaffinity(0)),
-            "load": os.getloadavg()[0],
-            "python": platform.python_version(),
-            "versions": {name: version(name) for name in ("streampack", "sentencepiece", "torch", "numpy")},
-        }
+        "machine": machine_of("streampack", "sentencepiece", "torch", "numpy")
     }
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("line", "peers", "memory"):
+        for name in ("line", "byte_level", "peers", "memory"):
             path = Path(folder, name)
             command = [sys.executable, str(HERE / f"{name}.py"), *corpus, "--json", str(path)]
             chosen = small[name] if quick else [] if name == "memory" else sizes
             subprocess.run([*command, *chosen], check=True)
             found[name] = json.loads(path.read_text("utf-8"))
     return found
-
-
-def processor() -> str:
-    """What /proc/cpuinfo calls it; "" elsewhere."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return ""
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
 
 
 def write(results: dict[str, Any], docs: Path) -> None:
@@ -93,27 +79,38 @@ def write(results: dict[str, Any], docs: Path) -> None:
     after = rest.split(END)[1]
     path.write_text(f"{before}{BEGIN}\n\n{tables(results)}\n\n{END}{after}", "utf-8")
     (docs / "line.svg").write_text(line_plot(results), "utf-8")
+    (docs / "byte_level.svg").write_text(byte_level_plot(results), "utf-8")
     (docs / "peers.svg").write_text(peers_plot(results), "utf-8")
 
 
 def tables(results: dict[str, Any]) -> str:
     machine, memory = results["machine"], results["memory"]
-    versions = ", ".join(f"{name} {found}" for name, found in machine["versions"].items())
-    texts = ", ".join(
-        f"{text['name']} {text['megabytes']:.0f} MB ({text['mean_bytes']:,.0f} bytes a document)"
-        for text in results["line"]["texts"]
-    )
+    byte_level = results["byte_level"]
     rows = [
         [row["what"], f"{spread(Spread(**row['value']))} {row['unit']}", row["goal"]] for row in results["line"]["rows"]
     ]
-    where = f"{machine['processor']}, {machine['cores']} cores, load {machine['load']:.1f} before the run"
     own = f"at most {memory['early_mb']:.0f} MB for itself in the first 200 MB of text"
     parts = [
-        f"{where}; Python {machine['python']}, {versions}. Text: {texts}.",
+        described(machine, results["line"]["texts"]),
         "### The whole pipeline",
         table_rows(["", "median (lowest to highest)", "goal"], rows),
         "![The pipeline beside plain SentencePiece](line.svg)",
         f"A worker has {own}, and at most {memory['late_mb']:.0f} MB over {memory['curve'][-1][0]:,.0f} MB.",
+        f"### Byte-level BPE, {byte_level['tokenizer']}'s vocabulary",
+        described(byte_level["machine"], byte_level["texts"]),
+        "![The pipeline beside tokenizers and tiktoken](byte_level.svg)",
+        table_rows(
+            ["", "ratio to Tokenizer.encode", "Mtok/s", "goal"],
+            [
+                [
+                    f"{row['text']}: {row['what']}",
+                    spread(Spread(**row["ratio"])),
+                    spread(Spread(**row["mtok_per_s"])),
+                    row["goal"],
+                ]
+                for row in byte_level["rows"]
+            ],
+        ),
         "### Peers",
         "![Other libraries on the same documents](peers.svg)",
     ]
@@ -143,6 +140,47 @@ def tables(results: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def described(machine: dict[str, Any], texts: list[dict[str, Any]]) -> str:
+    """Where something was measured, and with which text."""
+    sizes = ", ".join(
+        f"{text['name']} {text['megabytes']:.0f} MB ({text['mean_bytes']:,.0f} bytes a document)" for text in texts
+    )
+    return f"{name_of(machine)}. Text: {sizes}."
+
+
+def name_of(machine: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {found}" for name, found in machine["versions"].items())
+    return f"{short(machine)}; Python {machine['python']}, {versions}"
+
+
+def byte_level_plot(results: dict[str, Any]) -> str:
+    """Millions of tokens per CPU second, for each kind of text."""
+    found = results["byte_level"]
+    groups = [
+        Group(
+            text["name"],
+            [
+                Bar(row["what"], Spread(**row["mtok_per_s"]), is_own=row["what"].startswith("shards"))
+                for row in found["rows"]
+                if row["text"] == text["name"] and "clock" not in row["what"]
+            ],
+        )
+        for text in found["texts"]
+    ]
+    return draw_bars(
+        f"Text to batches with {found['tokenizer']}'s byte-level BPE",
+        groups,
+        unit="Mtok per CPU second",
+        note=short(found["machine"]),
+        mark=None,
+    )
+
+
+def short(machine: dict[str, Any]) -> str:
+    """The machine in a few words."""
+    return f"{machine['processor']}, {machine['cores']} cores, load {machine['load']:.1f} before the run"
+
+
 def line_plot(results: dict[str, Any]) -> str:
     """The ratios to plain SentencePiece."""
     bars = [
@@ -154,6 +192,7 @@ def line_plot(results: dict[str, Any]) -> str:
         "Shards to batches, beside plain SentencePiece",
         [Group("tokens per CPU second", bars)],
         unit="ratio to SentencePieceProcessor.encode on the same documents; dashed: 1",
+        note=short(results["machine"]),
     )
 
 
@@ -174,6 +213,7 @@ def peers_plot(results: dict[str, Any]) -> str:
         "The same work by other libraries",
         groups,
         unit="tokens per CPU second, ratio to plain SentencePiece; dashed: 1",
+        note=short(results["machine"]),
     )
 
 

@@ -11,8 +11,9 @@ import os
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -172,8 +173,8 @@ def _engines(plain: Tokenizer | None, names: Sequence[str]) -> dict[str, Tokeniz
         if isinstance(tokenizer, Engine):
             chosen.setdefault(tokenizer.engine, tokenizer)
         else:
-            name = type(tokenizer).__name__.removesuffix("Tokenizer").lower()
-            chosen.setdefault(_OWN_ENGINES.get(type(tokenizer), name), tokenizer)
+            kind = type(tokenizer)
+            chosen.setdefault(_OWN_ENGINES.get(kind, kind.__name__.removesuffix("Tokenizer").lower()), tokenizer)
     return chosen
 
 
@@ -184,8 +185,17 @@ def _machine() -> Machine:
         cores=cores,
         load=os.getloadavg()[0],
         python=platform.python_version(),
-        versions={name: version(name) for name in ("streampack", "sentencepiece", "torch", "numpy")},
+        versions=_versions("streampack", "sentencepiece", "tokenizers", "gigatoken", "torch", "numpy"),
     )
+
+
+def _versions(*names: str) -> dict[str, str]:
+    """Of those that are installed."""
+    found = {}
+    for name in names:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _processor() -> str:
