@@ -157,11 +157,11 @@ def _describe(
     lines = []
     is_derived = any(saved.get(name) != now.get(name) for name in ("num_lanes", "shards"))
     for name in sorted({*saved, *now} - set(skip)):
-        before, after = saved.get(name), now.get(name)
+        before, after = (_without_names(fields.get(name)) for fields in (saved, now))
         if before == after or (is_derived and _are_windows(before) and _are_windows(after, before)):
             continue
         if name == "shards" and isinstance(before, dict) and isinstance(after, dict):
-            what = _describe_shards(before, after, saved_where, now_where)
+            what = _describe_shards(saved[name], now[name], saved_where, now_where)
             remedy = "point the dataset at the same shards in the same order, or start a new run"
             if _differ_in_marks_only(before, after):
                 remedy = (
@@ -181,6 +181,11 @@ def _describe(
                 )
         lines.append(f"{name}: {what}" + (f"; {remedy}" if advise else ""))
     return lines
+
+
+def _without_names(value: Any) -> Any:
+    """A value of the fingerprint without the names that only messages need: digests stand for them."""
+    return {key: each for key, each in value.items() if key != "block_names"} if isinstance(value, dict) else value
 
 
 def _are_windows(value: object, other: object = None) -> bool:
@@ -229,7 +234,8 @@ def _describe_shards(before: Mapping[str, Any], after: Mapping[str, Any], saved_
     num_shards = int(after["num_shards"])
     found = differing_block(before.get("blocks", ()), after.get("blocks", ()), num_shards=num_shards)
     if found is None:
-        return f"{dict(before)} {saved_where}, {dict(after)} {now_where}"
+        keys = sorted(key for key in {*before, *after} - {"block_names"} if before.get(key) != after.get(key))
+        return "; ".join(f"{key} is {before.get(key)} {saved_where}, {after.get(key)} {now_where}" for key in keys)
     block, shards = found
     then, now = (each[min(block, len(each) - 1)] for each in names)
     sizes = ""

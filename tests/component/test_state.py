@@ -693,6 +693,16 @@ def test_a_state_of_other_shards_is_refused(corpus: Corpus, data: streampack.Pac
     )
 
 
+def test_names_of_shards_in_the_fingerprint_are_for_messages_only(data: streampack.PackedDataset) -> None:
+    state = loader_of(data).state_dict()
+    saved = json.loads(state["fingerprint"])
+    del saved["shards"]["block_names"]
+    loader_of(data).load_state_dict({**state, "fingerprint": json.dumps(saved)})
+    saved["shards"]["num_estimated_sizes"] = 3
+    text = "shards: num_estimated_sizes is 3 in the checkpoint, 0 now; point the dataset"
+    assert_refused(data, {**state, "fingerprint": json.dumps(saved)}, StateError, text)
+
+
 def test_a_mark_that_is_added_at_a_resume_is_refused_as_it_would_give_documents_twice(
     corpus: Corpus, data: streampack.PackedDataset, tmp_path: Path
 ) -> None:
