@@ -31,6 +31,7 @@ in the trainer   serving    starts a server, and workers through it
                  calls      which of them are under way, and so what may be done now
                  validation, counting, parts, stretches    a validation set: counted once, then the same packs each time
                  formatting a batch as the trainer takes it
+                 describing a loader in words
                  loader     PackedDataLoader
 between ranks    agreement  the run that all have in common: how it begins, continues and ends; one state of all
                  sharing    one listing of the shards, the same arguments
@@ -48,6 +49,7 @@ __all__ = [
     "counting",
     "dealing",
     "delivery",
+    "describing",
     "differences",
     "exhaustion",
     "failures",

@@ -24,6 +24,7 @@ from streampack.formats.layout import LossWeights, as_layout
 from streampack.hashing import as_int64
 from streampack.loader.consistency import Verifier
 from streampack.loader.delivery import Delivery
+from streampack.loader.describing import describe
 from streampack.loader.formatting import BatchFormatter
 from streampack.loader.passes import PassSettings
 from streampack.loader.progress import length, no_progress
@@ -145,15 +146,12 @@ class PackedDataLoader(FixedArguments, instead="loader"):
             "drop_last": self._settings.drop_last,
             "verify_every": None if verifier is None else verifier.every,
         }
-        self._run = shared_run(self._dataset, self._exchanges, self._in_step)
+        self._format = layout.format
+        self._run = run = shared_run(self._dataset, self._exchanges, self._in_step)
+        launcher = self._settings.launcher()
         self._delivery: Delivery | None = None  # until the run begins
         self._deliver = partial(
-            delivery_of(self._run),
-            dataset=self._dataset,
-            run=self._run,
-            formatter=formatter,
-            verifier=verifier,
-            launcher=self._settings.launcher(),
+            delivery_of(run), dataset=self._dataset, run=run, formatter=formatter, verifier=verifier, launcher=launcher
         )
 
     @classmethod
@@ -329,6 +327,9 @@ class PackedDataLoader(FixedArguments, instead="loader"):
         """A loader without a length is not empty."""
         return True
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({describe(self._dataset, self._settings, self._format, self._delivery)})"
+
     def close(self) -> None:
         """End the workers; from any thread. The state stays readable; iterating again starts new workers."""
         if self._delivery is not None:
@@ -339,8 +340,6 @@ class PackedDataLoader(FixedArguments, instead="loader"):
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-    # -- start -----------------------------------------------------------------------------------------------------
 
     def _begun(self) -> Delivery:
         """What delivers this run; the first call begins it: it lists the shards and compares the ranks."""

@@ -42,7 +42,7 @@ def test_counts_and_digest_are_zero_before_the_run_begins_and_wait_for_nobody(
         assert not any([*flat, *stages["main"].values(), limited_by, *sources["default"].values()])
         assert loader.digest() == 0
         assert loader.num_lanes == 12
-        assert "PackedDataLoader" in repr(loader)
+        assert "rank 0 of 2, num_workers=0, format=streampack; 12 lanes; 0 packs so far" in repr(loader)
     auto = streampack.PackedDataset(list(corpus.urls), ByteTokenizer(), 32)
     with (
         streampack.PackedDataLoader(auto, num_workers=0) as loader,
@@ -217,6 +217,36 @@ def test_a_dataset_shows_its_shards_and_how_they_are_cut(corpus: Corpus, monkeyp
     monkeypatch.setenv("RANK", "0")
     unlisted = streampack.PackedDataset("s3://nowhere/*.tar", ByteTokenizer(), 32)
     assert "not listed yet" in repr(unlisted) and "num_lanes='auto'" in repr(unlisted)  # and nobody was asked
+    with streampack.PackedDataLoader(unlisted, 4, num_workers=0, format="varlen") as loader:
+        said = "batch_size=4, rank 0 of 2, num_workers=0, format=varlen; 0 packs so far, stage 0"
+        assert repr(loader) == f"PackedDataLoader({said}; {unlisted!r})"
+
+
+def test_a_loader_shows_its_lanes_and_how_far_it_has_come(corpus: Corpus) -> None:
+    stages = [streampack.Stage(), streampack.Stage(at_packs=12, seq_len=16)]
+    staged = streampack.PackedDataset(list(corpus.urls), ByteTokenizer(), 32, num_lanes=12, stages=stages)
+    said = "batch_size=6, rank 0 of 1, num_workers=0, format=streampack"
+    with streampack.PackedDataLoader(staged, 6, num_workers=0) as loader:
+        assert repr(loader) == f"PackedDataLoader({said}; 12 lanes; 0 packs so far, stage 0; {staged!r})"
+        for _ in zip(range(2), loader):
+            pass
+        assert repr(loader) == f"PackedDataLoader({said}; 12 lanes; 12 packs so far, stage 1; {staged!r})"
+        loader.batch_size = 3
+        assert "batch_size=3" in repr(loader)
+        state = loader.state_dict()
+    auto = streampack.PackedDataset(list(corpus.urls), ByteTokenizer(), 32, stages=stages)
+    with streampack.PackedDataLoader(auto, 6, num_workers=0) as loader:
+        loader.load_state_dict(state)
+        assert "; 12 lanes; 12 packs so far, stage 1; " in repr(loader), "the state's"
+
+
+def test_a_loader_of_a_validation_set_shows_no_lanes(corpus: Corpus) -> None:
+    held_out = streampack.HoldOut("val", fraction=0.5)
+    val = streampack.PackedDataset(list(corpus.urls), ByteTokenizer(), 32, hold_out=held_out)
+    with streampack.PackedDataLoader(val, 2, num_workers=0) as loader:
+        next(iter(loader))
+        said = "batch_size=2, rank 0 of 1, num_workers=0, format=streampack; 2 packs so far, stage 0"
+        assert repr(loader) == f"PackedDataLoader({said}; {val!r})"
 
 
 # --- copies
