@@ -179,17 +179,6 @@ def test_by_default_a_bad_record_is_an_error_with_its_place(broken: str, workers
     assert "not UTF-8" in result.stderr
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_shard_cut_short_is_an_error_whatever_on_error_says(workers: str, tmp_path: Path) -> None:
-    write_shards(tmp_path, ["text"] * 8, documents_per_shard=4)
-    path = tmp_path / "00001.tar"
-    path.write_bytes(path.read_bytes()[:5000])
-    result = run(str(tmp_path), "--on-error", "skip", "-w", workers)
-    assert result.exit_code == 1
-    assert f"{path}" in result.stderr
-    assert "the shard is cut short" in result.stderr
-
-
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_process_that_dies_is_an_error_and_no_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "deadly_transform.py").write_text("import os\ndef end(document, rng):\n    os._exit(9)\n")

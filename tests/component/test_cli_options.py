@@ -96,7 +96,9 @@ def test_a_damaged_shard_is_counted_up_to_its_damage_where_that_is_asked_for(tmp
     data[3 * 1024 : 3 * 1024 + 100] = b"\1" * 100
     damaged.write_bytes(data)
     shards = str(tmp_path / "*.tar")
-    assert run("count", shards).exit_code == 1
+    refused = run("count", shards)
+    assert refused.exit_code == 1
+    assert f"{damaged}, byte 3072" in refused.stderr
     for workers in ("1", "2"):
         result = run("count", shards, "--on-error", "skip", "-w", workers, "--json")
         assert result.exit_code == 0

@@ -57,14 +57,16 @@ def test_without_workers_the_slow_stage_is_named_in_each_window(
 
 
 @pytest.mark.parametrize("slow_stage", ["storage", "tokenize", "trainer"])
-def test_with_workers_the_slow_stage_is_named(slow_stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_workers_the_slow_stage_is_named_and_stays_it(
+    slow_stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As soon as what was made ahead is used up; a busy machine only makes that later."""
     slow = sleeping(slow_stage, 0.2 if slow_stage == "storage" else 0.02)
     throttled = Throttled(tmp_path, slow, monkeypatch, num_workers=2)
     named: list[str | None] = []
-    begin = time.monotonic()
+    deadline = time.monotonic() + 60
     for _ in throttled.batches():
-        if time.monotonic() - begin > 1:
-            named.append(throttled.limited_by)
-        if time.monotonic() - begin > 3:
+        named.append(throttled.limited_by)
+        if named[-20:] == 20 * [slow_stage] or time.monotonic() > deadline:
             break
-    assert named.count(slow_stage) >= 0.95 * len(named) > 0, Counter(named)
+    assert named[-20:] == 20 * [slow_stage], Counter(named)
