@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from streampack.chat.options import Chat
     from streampack.corpus.options import Shuffle
+    from streampack.corpus.writing.public import write_shards
     from streampack.dataset.dataset import PackedDataset
     from streampack.dataset.sources import Source
     from streampack.dataset.stages import Stage
@@ -99,6 +100,7 @@ __all__ = [
     "__version__",
     "merge_state_dicts",
     "pack",
+    "write_shards",
 ]
 
 # Imported on first use: the packing core needs no torch, and `streampack --help` must not wait for it.
@@ -141,6 +143,7 @@ _HOMES = {
     "WrongCutError": "errors",
     "merge_state_dicts": "state.joining",
     "pack": "packing.public",
+    "write_shards": "corpus.writing.public",
 }
 
 

@@ -28,6 +28,7 @@ class Purpose(enum.IntEnum):
     PACK_ORDER = 7
     CELLS = 8
     SOURCE = 9
+    WRITE_ORDER = 10
 
 
 def _mix(word: int) -> int:

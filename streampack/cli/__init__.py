@@ -1,6 +1,6 @@
 """The command line: `streampack COMMAND`, with a module or a folder for each command.
 
-    peek/   trace/   plan/   count/   manifest   verify   bench/   demo/    one each; of a folder command.py
+    write   peek/   trace/   plan/   count/   manifest   verify   bench/   demo/    one each; of a folder command.py
     arguments   console   progress   per_shard   replay                     what several commands share
 
 In:  the command's name and its arguments. Out: results on stdout, all else on stderr, and an exit code: 0, 1 after an
@@ -20,6 +20,7 @@ import streampack
 from streampack.errors import StreampackError
 
 _HELP = {
+    "write": "Write JSON lines, Parquet, texts or a dataset into shards, with a manifest.",
     "peek": "Show packs: their text, where documents meet, and which labels are masked.",
     "trace": "Show which documents are in a pack or a batch of a run, and where they are stored.",
     "plan": "Show what a config needs on so many ranks and workers: lanes, batches, memory, requests.",
@@ -30,6 +31,7 @@ _HELP = {
     "demo": "Kill a training, resume it on other ranks and workers, and compare every pack.",
 }
 _MODULES = {
+    "write": "streampack.cli.write",
     "peek": "streampack.cli.peek.command",
     "trace": "streampack.cli.trace.command",
     "plan": "streampack.cli.plan.command",

@@ -18,8 +18,9 @@ from typing import Annotated, Any
 import typer
 
 from streampack.cli.arguments import Json, OneSource, check_folder, file_errors, make_storages
-from streampack.cli.console import format_bytes, messages, output, plural, print_json, printable, to_json
+from streampack.cli.console import format_bytes, messages, output, plural, print_json, printable
 from streampack.cli.progress import ShardProgress
+from streampack.corpus.manifest import ShardRow, manifest_line
 from streampack.corpus.resolve import resolve_shards
 from streampack.corpus.shares import DEFAULT
 from streampack.corpus.table import ShardTable
@@ -139,18 +140,16 @@ def _write(
 
 
 def _line(shard: Shard, *, size: int | None, digest: str | None, folder: Path) -> str:
-    line: dict[str, object] = {"url": _url(shard.url, folder)}
-    if size is not None:
-        line["size"] = size
-    if shard.etag is not None:
-        line["etag"] = shard.etag
-    if digest is not None:
-        line["digest"] = digest
-    if shard.num_samples is not None:
-        line["num_samples"] = shard.num_samples
-    if shard.whole and shard.size_known and not is_compressed(shard.url):
-        line["whole"] = True
-    return to_json(line) + "\n"
+    is_marked = shard.whole and shard.size_known and not is_compressed(shard.url)
+    row = ShardRow(
+        _url(shard.url, folder),
+        size=size,
+        etag=shard.etag,
+        digest=digest,
+        num_samples=shard.num_samples,
+        whole=is_marked,
+    )
+    return manifest_line(row).decode()
 
 
 def _url(url: str, folder: Path) -> str:

@@ -1,5 +1,6 @@
 """How far a command has got, through shards or packs: a bar on stderr; nothing where stderr is not a terminal."""
 
+from collections.abc import Callable
 from typing import Self
 
 from rich.progress import (
@@ -65,6 +66,42 @@ class ShardProgress:
         """A table is done: what `advance` tells from now on is of the one after it."""
         bytes_before, shards_before = self._before
         self._before = bytes_before + table.total_bytes, shards_before + len(table)
+
+
+class BytesProgress:
+    """Bars over passes with so many bytes, or of an unknown size; called where a pass begins."""
+
+    def __init__(self) -> None:
+        console = messages()
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[parts]} parts"),
+            DownloadColumn(binary_units=True),
+            _SpeedColumn(),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+            expand=True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, doing: str, num_items: int, num_bytes: int | None) -> Callable[[int, int], None]:
+        """A bar for a pass; call what it returns with (bytes done, parts done)."""
+        self._progress.stop()
+        task = self._progress.add_task(doing, total=num_bytes, parts=f"0/{num_items:,}")
+
+        def advance(bytes_done: int, items_done: int) -> None:
+            self._progress.start()  # as late as here: it has a thread, and the processes are forked before
+            self._progress.update(task, completed=bytes_done, parts=f"{items_done:,}/{num_items:,}")
+
+        return advance
 
 
 class PackProgress:

@@ -1,6 +1,7 @@
 """Which shards there are, and who reads which of their bytes.
 
 what the user wrote --resolve (braces, manifest)--> table --epochs--> an order --partition, blocks--> pieces of a lane
+writing/: documents in other files --> shards and their manifest, the way that comes before all of this
 weights of sources --shares--> the source of a pack;  stages --schedule--> where each begins, where the run ends
 """
 
@@ -12,10 +13,12 @@ __all__ = [
     "manifest",
     "options",
     "partition",
+    "processes",
     "resolve",
     "schedule",
     "shares",
     "spans",
     "table",
     "urls",
+    "writing",
 ]

@@ -27,7 +27,9 @@ from streampack.tar.codecs import ALL_SUFFIXES, path_of, suffix_of, unsupported_
 _log = logging.getLogger(__name__)
 
 READ = f"shards are tars that end with {', '.join(ALL_SUFFIXES)}"
-HOW_TO_WRITE = "docs/data.md shows how to write documents into them (streampack.testing.write_shards)"
+HOW_TO_WRITE = "`streampack write DATA -o FOLDER` (streampack.write_shards) makes them; docs/data.md shows how"
+WRITING = "_writing"
+"""The folder, below the one that shards are written into, that is there until all of them are."""
 _COMPRESSIONS = frozenset({"gz", "zst", "bz2", "xz", "lz4", "br", "lzma", "z"})
 _OTHER = frozenset(
     {
@@ -85,6 +87,11 @@ def shards_among(found: Sequence[tuple[str, int | None]], *, folder: str) -> lis
         ConfigError: there are files that may be shards and cannot be read as such.
         ShardNotFoundError: there is no shard.
     """
+    if any(url[len(folder) :].startswith(f"{WRITING}/") for url, _ in found):
+        raise ConfigError(
+            f"{named(folder)} is not finished: `streampack write` (streampack.write_shards) was writing into it. Run "
+            "the same again, which goes on where it ended"
+        )
     shards = [(url, size) for url, size in found if suffix_of(url) is not None]
     others = [url for url, _ in found if suffix_of(url) is None]
     lost = [url for url in others if kind_of(url) in (Kind.UNSUPPORTED, Kind.LIKE_SHARD)]

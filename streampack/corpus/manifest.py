@@ -43,9 +43,20 @@ class ShardRow(msgspec.Struct, forbid_unknown_fields=True):
     etag: str | None = None
     digest: Annotated[str, Meta(pattern=PATTERN)] | None = None
     num_samples: Annotated[int, Meta(ge=0, le=_LARGEST_SHARD)] | None = None
+    num_documents: Annotated[int, Meta(ge=0, le=_LARGEST_SHARD)] | None = None
+    """For people; a run does not read it."""
     count: Annotated[int, Meta(ge=0, le=_LARGEST_SHARD)] | None = None
     """Another word for `num_samples`."""
     whole: bool = False
+
+
+def manifest_line(row: ShardRow) -> bytes:
+    """The line of a manifest that says this, without what is not known."""
+    line = {name: value for name in row.__struct_fields__ if (value := getattr(row, name)) is not None}
+    if not row.whole:
+        del line["whole"]
+    text = json.dumps(line, ensure_ascii=False)  # msgspec's own refuses lone surrogates
+    return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
 def read_manifest(data: bytes, *, manifest: str) -> list[ShardRow]:

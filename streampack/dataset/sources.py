@@ -164,8 +164,8 @@ def names_of(data: object) -> tuple[str, ...]:
                 raise ConfigError("data: several sources need names: {'web': streampack.Source(shards, 0.7), ...}")
             holder = f" (in {_shown(data)})" if several else ""
             raise ConfigError(
-                f"data: {_shown(name)}{holder} {wanted}. Documents are read from tar shards: docs/data.md shows how to "
-                "write them (streampack.testing.write_shards)"
+                f"data: {_shown(name)}{holder} {wanted}. Documents are read from tar shards: "
+                "streampack.write_shards(data, FOLDER) makes them; docs/data.md shows how"
             )
         texts.append(text)
     if not texts:

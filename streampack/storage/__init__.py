@@ -16,6 +16,7 @@ faults       what an error of any library means: the rule of retries
 remedies, redaction           what an error says, and what nothing shows
 checking, digests             bytes against the digests of a manifest
 threads      several questions at once, and their end
+writing      `StorageWriter`: whole objects, each at once or not at all
 listing      directories and globs
 identity     which URLs name one object
 clients      what each process has open
@@ -45,4 +46,5 @@ __all__ = [
     "retry",
     "stretch",
     "threads",
+    "writing",
 ]

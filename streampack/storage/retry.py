@@ -29,8 +29,9 @@ _SHORT_WAIT_S = 0.5
 class Failures:
     """Failures of one reading since its last byte of progress."""
 
-    def __init__(self, url: str, clients: Clients) -> None:
+    def __init__(self, url: str, clients: Clients, *, doing: str = "read") -> None:
         self._url = url
+        self._doing = doing
         self._clients = clients
         self._secrets = (*clients.secrets, *secrets_of(url))
         self.clear()
@@ -144,7 +145,7 @@ class Failures:
         if kind is Kind.MISSING:
             return ShardNotFoundError(f"{what} ({cause}); {remedy}", url=named(self._url), offset=offset)
         return StorageError(
-            f"cannot be read, and trying again would not help: {what} ({cause}; {_count(self._tries)} in "
+            f"cannot be {self._doing}, and trying again would not help: {what} ({cause}; {_count(self._tries)} in "
             f"{elapsed:.1f} s); {remedy}",
             url=named(self._url),
             offset=offset,
@@ -155,12 +156,15 @@ def _count(tries: int) -> str:
     return "1 try" if tries == 1 else f"{tries} tries"
 
 
-def persist(url: str, clients: Clients, action: Callable[[], _T], *, is_request: bool = True) -> _T:
+def persist(
+    url: str, clients: Clients, action: Callable[[], _T], *, is_request: bool = True, doing: str = "read"
+) -> _T:
     """The result of an action that asks the storage, tried again while that may help.
 
     `is_request`: False where a client is made, which proves nothing and is not counted, and may fail all the same.
+    `doing`: what is done with the object, for errors.
     """
-    failures = Failures(url, clients)
+    failures = Failures(url, clients, doing=doing)
     while True:
         threads.check()
         began = time.monotonic()

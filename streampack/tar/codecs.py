@@ -44,7 +44,7 @@ _OTHER_FORMATS = {
     b"PK\x03\x04": "a zip archive: write it again as a tar",
     b"<": "HTML or XML, perhaps a message of the storage, or the page of a folder (give it with a / at its end)",
     b"version https://git-lfs": "a Git LFS pointer, not the file it stands for: fetch that with `git lfs pull`",
-    b"PAR1": "a Parquet file: write its documents into tars",
+    b"PAR1": "a Parquet file: `streampack write` makes shards of it",
 }
 """The first bytes of another format -> its name, and what to do."""
 
@@ -130,8 +130,11 @@ def decompress(chunks: Iterable[bytes], *, url: str) -> Iterator[bytes]:
         TruncatedShardError, CorruptShardError: with the offset in the compressed bytes.
     """
     compression = compression_of(url)
-    if compression is None:
-        return iter(chunks)
+    return iter(chunks) if compression is None else inflate(chunks, compression, url=url)
+
+
+def inflate(chunks: Iterable[bytes], compression: Compression, *, url: str) -> Iterator[bytes]:
+    """The bytes that were compressed so; errors as in `decompress`, with the URL."""
     return _gunzip(chunks, url) if compression == "gz" else _unzstd(chunks, url)
 
 

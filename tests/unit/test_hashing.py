@@ -101,6 +101,7 @@ def test_the_purposes_are_what_they_were() -> None:
         "PACK_ORDER": 7,
         "CELLS": 8,
         "SOURCE": 9,
+        "WRITE_ORDER": 10,
     }
 
 

@@ -41,6 +41,7 @@ USERS = {
     "prometheus_client": {"metrics.exporting"},
     **{name: {"examples"} for name in ("accelerate", "omegaconf", "pytorch_lightning", "torchtitan", "torchtune")},
     "transformers": {"integrations", "examples"},
+    **{name: {"corpus.writing.rows"} for name in ("datasets", "pyarrow")},
     "webdataset": {"testing", "examples"},  # it writes shards; reading is our own
     "yaml": {"config"},
     "typer": {"cli"},

@@ -1,0 +1,23 @@
+"""Documents in other files in, tar shards and their manifest out; `write_shards` is its public function.
+
+what the user named --inputs--> files --planning--> portions --reading, checking--> records --tars--> shards
+with shuffle=True:  records --sorting--> the records of each shard, in a random order
+
+Every portion is made by itself, by any process (`passes`), with the same bytes every time; `folder` notes which
+are done.
+"""
+
+__all__ = [
+    "checking",
+    "folder",
+    "inputs",
+    "job",
+    "lines",
+    "passes",
+    "planning",
+    "public",
+    "reading",
+    "rows",
+    "sorting",
+    "tars",
+]

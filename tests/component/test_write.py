@@ -1,0 +1,289 @@
+"""`write_shards` and `streampack write`: each kind of input, read again by tarfile and by a run; kills, errors."""
+
+import gzip
+import json
+import random
+import subprocess
+import sys
+import tarfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zstandard
+from support.caches import wait_for
+from typer.testing import CliRunner
+
+import streampack
+from streampack import ConfigError, PackedDataset, RecordError, ShardError, write_shards
+from streampack.cli import app
+from streampack.testing import ByteTokenizer
+
+SMALL = 2**16
+"""Bytes of a shard."""
+
+
+def texts(count: int, *, name: str = "") -> list[str]:
+    rng = random.Random(name)
+    return [f"{name} {number} {'ä word ' * rng.randrange(1, 120)}" for number in range(count)]
+
+
+def as_lines(documents: Sequence[object], key: str = "text") -> bytes:
+    records = [{"id": number, key: text} for number, text in enumerate(documents)]
+    lines = [json.dumps(each, ensure_ascii=number % 2 == 0) for number, each in enumerate(records)]
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def written(folder: Path) -> list[dict[str, object]]:
+    """The records, by tarfile, in the order of the manifest."""
+    found: list[dict[str, object]] = []
+    keys = []
+    for line in (folder / "manifest.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        path = folder / row["url"]
+        assert path.stat().st_size == row["size"]
+        with tarfile.open(path) as tar:
+            members = tar.getmembers()
+            records = [json.loads(each) for member in members for each in tar.extractfile(member) or ()]
+        assert (len(members), len(records)) == (row["num_samples"], row["num_documents"])
+        found += records
+        keys += [member.name for member in members]
+    assert keys == sorted(set(keys))
+    return found
+
+
+def read_by_a_run(folder: Path, **arguments: object) -> list[str]:
+    """The texts of an epoch; its readers check the digests of the manifest."""
+    given: dict[str, object] = {"field": "jsonl:text", "shuffle": False, "epochs": 1, "num_lanes": 1, "add_bos": False}
+    dataset = PackedDataset(f"@{folder}/manifest.jsonl", ByteTokenizer(), 256, **given | arguments)  # type: ignore[arg-type]
+    tokens = np.concatenate([np.asarray(pack["tokens"])[np.asarray(pack["segment_ids"]) > 0] for pack in dataset])
+    *found, rest = bytes((tokens - 2).tolist()).split(b"\0")  # the id of EOS is 2, of a byte the byte + 3
+    assert not rest
+    return [bytes(byte - 1 for byte in each).decode() for each in found]
+
+
+def content(folder: Path) -> Mapping[str, bytes]:
+    """The files of a finished folder."""
+    assert sorted(path.name for path in folder.glob("_*")) == []
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    result = CliRunner().invoke(app, ["write", *map(str, arguments)])
+    assert result.exit_code == code, result.output
+    return " ".join(result.output.split())
+
+
+def test_json_lines_of_every_compression_become_shards_in_their_order(tmp_path: Path) -> None:
+    one, two, three = (texts(400, name=name) for name in "abc")
+    (tmp_path / "a.jsonl").write_bytes(as_lines(one))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(as_lines(two)))
+    dos = b"\xef\xbb\xbf" + as_lines(three).replace(b"\n", b"\r\n\r\n").removesuffix(b"\r\n\r\n")
+    (tmp_path / "c.ndjson.zst").write_bytes(zstandard.compress(dos))
+    out = tmp_path / "out"
+    names = [tmp_path / "a.jsonl", f"{tmp_path}/[b]*.gz", f"{tmp_path}/{{c..c}}.ndjson.zst"]
+    told = write_shards(names, out, shard_bytes=SMALL)
+    records = written(out)
+    assert [record["text"] for record in records] == one + two + three
+    assert [record["id"] for record in records] == [*range(400)] * 3, "a record keeps all its keys"
+    assert told.num_documents == 1200
+    assert told.num_shards == len(list(out.glob("*.tar"))) > 4
+    assert not told.was_finished
+    assert max(path.stat().st_size for path in out.glob("*.tar")) < 1.5 * SMALL
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_run_reads_what_was_written_and_its_digests_are_right(shuffle: bool, tmp_path: Path) -> None:
+    documents = texts(300)
+    (tmp_path / "a.jsonl").write_bytes(as_lines(documents))
+    write_shards(tmp_path / "a.jsonl", tmp_path / "out", shard_bytes=SMALL, shuffle=shuffle, seed=3)
+    found = read_by_a_run(tmp_path / "out")
+    assert sorted(found) == sorted(documents)
+    assert (found == documents) is not shuffle
+    with (tmp_path / "out" / min(path.name for path in (tmp_path / "out").glob("*.tar"))).open("r+b") as file:
+        file.seek(1000)
+        file.write(b"?")
+    with pytest.raises(ShardError, match="not what the manifest says"):
+        read_by_a_run(tmp_path / "out")
+
+
+def test_lines_are_cut_into_portions_anywhere_and_none_is_lost(tmp_path: Path) -> None:
+    documents = ["x" * (number % 700) for number in range(3000)]
+    (tmp_path / "a.jsonl").write_bytes(b"\n\n".join(as_lines(documents).splitlines()))
+    told = write_shards(tmp_path / "a.jsonl", tmp_path / "out", shard_bytes=SMALL)
+    assert [record["text"] for record in written(tmp_path / "out")] == documents
+    assert told.num_shards == -(-(tmp_path / "a.jsonl").stat().st_size // SMALL), "each portion is one shard"
+
+
+def test_an_iterable_gives_records_and_texts(tmp_path: Path) -> None:
+    records = [{"meta": {"body": "one"}, "n": 1.5}, "two", {"meta": {"body": "three"}}]
+    told = write_shards(iter(records), tmp_path / "out", field="jsonl:meta.body")
+    assert written(tmp_path / "out") == [records[0], {"meta": {"body": "two"}}, records[2]]
+    assert told.num_documents == 3
+    with pytest.raises(ConfigError, match="is finished, and what an iterable gives cannot be compared.*remove"):
+        write_shards(iter(records), tmp_path / "out", field="jsonl:meta.body")
+
+
+def test_an_iterable_is_written_from_its_start_after_an_interrupt(tmp_path: Path) -> None:
+    def broken() -> "object":
+        yield from texts(800)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(broken(), tmp_path / "out", shard_bytes=SMALL)  # type: ignore[arg-type]
+    assert list((tmp_path / "out").glob("*.tar"))
+    with pytest.raises(ConfigError, match="is not finished.*goes on"):
+        PackedDataset(str(tmp_path / "out"), ByteTokenizer(), 64, field="jsonl:text").list_shards()
+    write_shards(iter(texts(10)), tmp_path / "out", shard_bytes=SMALL)
+    assert [record["text"] for record in written(tmp_path / "out")] == texts(10)
+    assert len(list((tmp_path / "out").glob("*.tar"))) == 1, "no shard of the first try is left"
+
+
+def test_texts_of_a_folder_are_documents_with_their_names(tmp_path: Path) -> None:
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "in" / "b.txt").write_text("first\n")
+    (tmp_path / "in" / "deep" / "a.md").write_text("second")
+    (tmp_path / "in" / "deep" / "empty.txt").write_text("")
+    (tmp_path / "in" / "picture.png").write_bytes(b"\xff")
+    assert "1 shard, 3 documents" in run(tmp_path / "in", "-o", tmp_path / "out", "-w", 1)
+    assert written(tmp_path / "out") == [
+        {"file": "b.txt", "text": "first\n"},
+        {"file": "deep/a.md", "text": "second"},
+        {"file": "deep/empty.txt", "text": ""},
+    ]
+
+
+def test_a_finished_folder_is_left_as_it_is_and_another_job_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(as_lines(texts(300)))
+    arguments = (tmp_path / "a.jsonl", "-o", tmp_path / "out", "--shard-bytes", SMALL, "-w", 1)
+    assert "300 documents" in run(*arguments)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    assert "are there already; nothing was changed" in run(*arguments)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
+    assert "shuffle was False and is True now" in run(*arguments, "--shuffle", code=1)
+    (tmp_path / "a.jsonl").write_bytes(as_lines(texts(301)))
+    assert "a.jsonl has changed" in run(*arguments, code=1)
+    (tmp_path / "a.jsonl").unlink()
+    assert "a.jsonl" in run(*arguments, code=1)
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(as_lines(texts(3)))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old.tar").write_bytes(b"")
+    assert "out is not empty (old.tar)" in run(tmp_path / "a.jsonl", "-o", tmp_path / "out", code=1)
+    assert "is a file; name a folder" in run(tmp_path / "a.jsonl", "-o", tmp_path / "a.jsonl", code=1)
+
+
+def test_a_shard_that_is_gone_from_a_finished_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(as_lines(texts(3)))
+    write_shards(tmp_path / "a.jsonl", tmp_path / "out")
+    (tmp_path / "out" / "00000-00000.tar").unlink()
+    with pytest.raises(ConfigError, match="00000-00000.tar is gone; remove .*out and write it again"):
+        write_shards(tmp_path / "a.jsonl", tmp_path / "out")
+
+
+BAD = {
+    3: (b'{"text": "cut', "broken JSON"),
+    7: (b'{"txt": 1}', "has no key 'text'; the keys there: txt"),
+    300: (b'{"text": null}', "is null and not a string"),
+    700: (b'{"text": 5}', "is a number and not a string"),
+    701: (b'{"text": "\xff"}', "not UTF-8"),
+}
+
+
+@pytest.mark.parametrize("suffix", ["", ".zst"])
+def test_a_record_that_cannot_be_written_is_named_by_file_and_line(suffix: str, tmp_path: Path) -> None:
+    lines = as_lines(texts(1000)).splitlines()
+    for line, (data, _) in BAD.items():
+        lines[line - 1] = data
+    lines.insert(0, b"")
+    data = b"\n".join(lines)
+    path = tmp_path / f"a.jsonl{suffix}"
+    path.write_bytes(zstandard.compress(data) if suffix else data)
+    with pytest.raises(RecordError, match=f"a.jsonl{suffix}, line 4: broken JSON.*--on-error skip"):
+        write_shards(path, tmp_path / "out", shard_bytes=SMALL)
+    told = write_shards(path, tmp_path / "out", shard_bytes=SMALL, on_error="skip")
+    assert (told.num_documents, told.num_skipped) == (995, 5)
+    for (line, (_, message)), problem in zip(BAD.items(), told.skipped, strict=True):
+        assert f"{path}, line {line + 1}: " in problem
+        assert message in problem
+    shown = run(path, "-o", tmp_path / "shuffled", "--shuffle", "--on-error", "skip", "--shard-bytes", SMALL, "-w", 1)
+    assert "995 documents" in shown
+    assert f"5 records left out: {path}, line 4: broken JSON" in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.json", b'[{"text": "x"}]', "a JSON array and not JSON lines.*jq -c"),
+        ("a.jsonl", '{"text": "x"}'.encode("utf-16"), "UTF-16.*convert the file"),
+        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+        ("a.jsonl", b"", "there is no document"),
+        ("a.csv", b"text", "load_dataset.'csv'"),
+        ("a.tar", b"", "a shard already"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}')[:-9], "cut short"),
+    ],
+)
+def test_a_file_that_holds_no_lines_says_what_it_is(name: str, data: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(streampack.StreampackError, match=f"(?s){message}"):
+        write_shards(tmp_path / name, tmp_path / "out", on_error="skip")
+
+
+def test_what_is_no_data_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(as_lines(texts(3)))
+    with pytest.raises(ConfigError, match="given twice"):
+        write_shards([tmp_path / "a.jsonl", f"{tmp_path}/./a.jsonl"], tmp_path / "out")
+    with pytest.raises(ConfigError, match="jsonl:KEY"):
+        write_shards(tmp_path / "a.jsonl", tmp_path / "out", field="txt")
+    with pytest.raises(ConfigError, match="neither names of files nor an iterable"):
+        write_shards({"text": "x"}, tmp_path / "out")  # type: ignore[arg-type]
+    with pytest.raises(ShardError, match="a.parquet"):
+        write_shards(tmp_path / "a.parquet", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_conversations_are_checked_as_a_run_reads_them(tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (tmp_path / "a.jsonl").write_bytes(as_lines([talk, [{"role": 1}]], "messages"))
+    told = write_shards(tmp_path / "a.jsonl", tmp_path / "out", field="jsonl:messages", on_error="skip")
+    assert (told.num_documents, told.num_skipped) == (1, 1)
+    assert "a.jsonl, line 2: " in told.skipped[0]
+
+
+PROGRAM = """
+import sys
+from streampack import write_shards
+source, out, shuffle, workers = sys.argv[1:]
+write_shards(source, out, shard_bytes=2**16, shuffle=shuffle == "True", num_workers=int(workers))
+"""
+
+
+def is_there(out: Path, num_shards: int) -> bool:
+    """Whether the folder has so many shards; 0: whether anything is written."""
+    return out.exists() and sum(1 for _ in out.glob("*.tar")) >= num_shards
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_any_number_of_workers_and_kills_at_any_moment_give_the_same_bytes(shuffle: bool, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in "abc":
+        (tmp_path / "in" / f"{name}.jsonl").write_bytes(as_lines(texts(2500, name=name)))
+    (tmp_path / "in" / "d.jsonl.zst").write_bytes(zstandard.compress(as_lines(texts(1000, name="d"))))
+    write_shards(tmp_path / "in", tmp_path / "one", shard_bytes=SMALL, shuffle=shuffle)
+    expected = content(tmp_path / "one")
+    out, rng, kills = tmp_path / "out", random.Random(7), 0
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "in"), str(out), str(shuffle), "2"]
+    while kills < 3:
+        process = subprocess.Popen(command)  # each try goes on where the one before ended
+        aim = kills and rng.randrange(1, 12) * (kills + 1)
+        wait_for(lambda: process.poll() is not None or is_there(out, aim))
+        process.kill()
+        if process.wait() == 0:
+            break
+        kills += 1
+    assert kills > 0
+    subprocess.run(command, check=True)
+    assert content(out) == expected
