@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -261,9 +262,9 @@ write_shards(source, out, shard_bytes=2**16, shuffle=shuffle == "True", num_work
 """
 
 
-def is_there(out: Path, num_shards: int) -> bool:
-    """Whether the folder has so many shards; 0: whether anything is written."""
-    return out.exists() and sum(1 for _ in out.glob("*.tar")) >= num_shards
+def has_come_so_far(process: "subprocess.Popen[bytes]", out: Path, num_shards: int) -> bool:
+    """Whether the folder has so many shards, or the process has ended; 0: whether anything is written."""
+    return process.poll() is not None or (out.exists() and sum(1 for _ in out.glob("*.tar")) >= num_shards)
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
@@ -279,7 +280,7 @@ def test_any_number_of_workers_and_kills_at_any_moment_give_the_same_bytes(shuff
     while kills < 3:
         process = subprocess.Popen(command)  # each try goes on where the one before ended
         aim = kills and rng.randrange(1, 12) * (kills + 1)
-        wait_for(lambda: process.poll() is not None or is_there(out, aim))
+        wait_for(partial(has_come_so_far, process, out, aim))
         process.kill()
         if process.wait() == 0:
             break
