@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -63,9 +64,7 @@ _made: dict[str, FastSentencePiece] = {}
 def fast(name: str = "mistral") -> FastSentencePiece:
     if name not in _made:
         source = MODELS[name]
-        _made[name] = FastSentencePiece(
-            SentencePieceTokenizer(train(**source) if isinstance(source, dict) else source)
-        )
+        _made[name] = FastSentencePiece(SentencePieceTokenizer(train(**source) if isinstance(source, dict) else source))
     return _made[name]
 
 
@@ -411,27 +410,34 @@ def test_an_interrupt_is_no_difference() -> None:
 # Memory, time, processes
 
 
-def test_the_cache_is_dropped_after_so_much_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gigatoken_module, "thread_time", itertools.count().__next__)  # a second between two looks
+def restarts(monkeypatch: pytest.MonkeyPatch, in_use: Iterable[int], *, cache_bytes: int) -> list[int]:
+    """The documents, of 100 bytes and with a look at each third one, after which the library is started again."""
+    monkeypatch.setattr(gigatoken_module, "LOOK_BYTES", 250)
+    monkeypatch.setattr(gigatoken_module, "in_use", iter(in_use).__next__)
     tokenizer = pickle.loads(pickle.dumps(fast()))
-    tokenizer._cache_s = 10.5
+    tokenizer._cache_bytes = cache_bytes
     handles = []
-    for _ in range(25):
+    for _ in range(20):
         tokenizer.encode("a" * 100)
         handles.append(tokenizer._handle)
-    assert [index for index, handle in enumerate(handles) if handle is None] == [10, 21]
     assert_same(tokenizer, PROSE)
+    return [index for index, handle in enumerate(handles) if handle is None]
 
 
-def test_a_slow_start_is_made_up_for_before_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gigatoken_module, "thread_time", itertools.count().__next__)
-    tokenizer = pickle.loads(pickle.dumps(fast()))
-    tokenizer._cache_s = 0.5
-    handles = []
-    for _ in range(10):
-        tokenizer.encode("abc")
-        handles.append(tokenizer._handle)
-    assert [index for index, handle in enumerate(handles) if handle is None] == [4, 9]
+def test_the_cache_is_dropped_when_it_has_grown_so_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert restarts(monkeypatch, itertools.count(1000, 10), cache_bytes=15) == [5, 11, 17]
+    assert restarts(monkeypatch, itertools.repeat(1000), cache_bytes=15) == []
+
+
+def test_where_the_allocator_cannot_be_asked_the_text_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert restarts(monkeypatch, itertools.repeat(0), cache_bytes=4 * 599) == [5, 11, 17]
+
+
+def test_what_is_allocated_is_known() -> None:
+    before = gigatoken_module.in_use()
+    if before:  # glibc
+        held = bytearray(50_000_000)
+        assert gigatoken_module.in_use() - before >= len(held)
 
 
 GROWTH = """
@@ -446,7 +452,7 @@ def resident_mb():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * 4096 / 2**20
 
-tokenizer = FastSentencePiece(SentencePieceTokenizer({model!r}), cache_s={cache_s})
+tokenizer = FastSentencePiece(SentencePieceTokenizer({model!r}), cache_bytes={cache_bytes})
 numbers = np.random.default_rng(0)
 sizes = []
 for _ in range(400):
@@ -460,13 +466,13 @@ print(max(sizes[200:]) - max(sizes[:100]))
 def test_memory_is_bounded_over_text_that_never_comes_again() -> None:
     """Seven megabytes of numbers; what the last half adds to the first quarter."""
 
-    def grown_mb(cache_s: float) -> float:
+    def grown_mb(cache_bytes: int) -> float:
         names = {"package": str(Path(streampack.__file__).parent), "model": str(MISTRAL)}
-        program = GROWTH.format(cache_s=cache_s, **names)
+        program = GROWTH.format(cache_bytes=cache_bytes, **names)
         return float(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
 
-    assert grown_mb(1e9) > 30
-    assert grown_mb(0.1) < 10
+    assert grown_mb(2**40) > 30
+    assert grown_mb(2**22) < 10
 
 
 def test_a_long_document_without_a_place_to_cut_takes_no_longer_than_with_sentencepiece() -> None:
