@@ -259,3 +259,102 @@ def test_transformers_trainer_may_not_replay_batches(shards: list[str], tmp_path
         bare = trainer_of(loader, tmp_path, max_steps=4, adapted=False)
         with pytest.raises(LoaderError, match="set ignore_data_skip=True"):
             bare.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+# --- its evaluation
+
+
+def llama_trainer(place: Path, *, steps: int = 2, **options: Any) -> Any:
+    """A Trainer with a tiny model of its library; `options` are loaders."""
+    transformers = pytest.importorskip("transformers")
+
+    class PackedTrainer(PackedTrainerMixin, transformers.Trainer):
+        pass
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    # So far apart that batches have losses that differ.
+    begin = {"vocab_size": ByteTokenizer().vocab_size, "max_position_embeddings": 32, "initializer_range": 0.5}
+    config = transformers.LlamaConfig(**begin, **sizes)
+    arguments = transformers.TrainingArguments(
+        str(place),
+        max_steps=steps,
+        ignore_data_skip=True,
+        eval_strategy="steps" if "eval_loader" in options else "no",
+        eval_steps=1,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    return PackedTrainer(transformers.LlamaForCausalLM(config), arguments, **options)
+
+
+def held_out(shards: list[str], batch_size: int = 4, **options: Any) -> streampack.PackedDataLoader:
+    hold_out = streampack.HoldOut("val", fraction=0.3)
+    dataset = streampack.PackedDataset(shards, ByteTokenizer(), 32, hold_out=hold_out)
+    return streampack.PackedDataLoader(dataset, batch_size, num_workers=0, format="hf", **options)
+
+
+def loss_of_a_target(model: Any, loader: streampack.PackedDataLoader) -> float:
+    """By hand: the sum over all batches, divided once."""
+    model.eval()
+    loss, targets = 0.0, 0
+    with torch.no_grad():
+        for batch in loader:
+            logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"]).logits
+            rows, labels = logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()
+            loss += torch.nn.functional.cross_entropy(rows, labels, reduction="sum").item()
+            targets += int(batch["num_targets"].sum())
+    return loss / targets
+
+
+def test_transformers_trainer_evaluates_on_a_loader_every_n_steps(shards: list[str], tmp_path: Path) -> None:
+    with loader_of(shards, **HF) as loader, held_out(shards) as val:
+        trainer = llama_trainer(tmp_path, loader=loader, eval_loader=val)
+        expected = [loss_of_a_target(trainer.model, val)]
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(expected[0], rel=1e-5)
+        trainer.train()
+        during = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+        last = loss_of_a_target(trainer.model, val)
+        assert len(during) == 2
+        assert during[-1] == pytest.approx(last, rel=1e-5) != pytest.approx(expected[0], rel=1e-5)
+        again = trainer.evaluate(metric_key_prefix="test")
+        assert again["test_loss"] == during[-1]
+        assert again["test_runtime"] * again["test_samples_per_second"] == pytest.approx(len(val) * 4, rel=0.02)
+        following = next(iter(loader))["input_ids"]
+    with loader_of(shards, **HF) as loader:
+        assert following.equal(list(itertools.islice(loader, 3))[2]["input_ids"]), "an evaluation moves nothing"
+
+
+def test_transformers_trainer_evaluates_on_loaders_by_name(shards: list[str], tmp_path: Path) -> None:
+    with loader_of(shards, **HF) as loader, held_out(shards[:2]) as one, held_out(shards[2:]) as other:
+        trainer = llama_trainer(tmp_path, loader=loader, eval_loader={"one": one, "other": other})
+        found = trainer.evaluate()
+        assert found["eval_one_loss"] == pytest.approx(loss_of_a_target(trainer.model, one), rel=1e-5)
+        assert found["eval_other_loss"] == trainer.evaluate(other)["eval_loss"] != found["eval_one_loss"]
+
+
+def test_a_rank_without_packs_in_a_batch_adds_nothing_to_transformers_loss(shards: list[str], tmp_path: Path) -> None:
+    """Of packs that 4 ranks cannot divide, some have one less: a batch of fillers, whose mean loss is no number."""
+    sums, fillers = [], []
+    with loader_of(shards, **HF) as loader, held_out(shards) as val:
+        trainer = llama_trainer(tmp_path, loader=loader)
+        whole = loss_of_a_target(trainer.model, val)
+        num_ranks = 4
+        for rank in range(num_ranks):
+            trainer.accelerator.reduce = lambda both: sums.append(both) or both
+            with held_out(shards, 1, dp_rank=rank, dp_size=num_ranks) as part:
+                trainer.evaluate(part)
+                fillers.append(sum(not batch["num_targets"].sum() for batch in part))
+    assert any(fillers)
+    loss, targets = sum(sums).tolist()
+    assert loss / targets == pytest.approx(whole, rel=1e-5)
+
+
+def test_what_has_no_end_is_no_evaluation(shards: list[str], tmp_path: Path) -> None:
+    with loader_of(shards, **HF) as loader, held_out(shards) as val:
+        with pytest.raises(ConfigError, match=r"an evaluation reads eval_loader to its end .*HoldOut\(.val., "):
+            llama_trainer(tmp_path, loader=loader, eval_loader=loader)
+        with pytest.raises(ConfigError, match=r"eval_loader=PackedDataLoader\(dataset, batch_size, format=.hf.\)"):
+            llama_trainer(tmp_path, loader=loader, eval_loader=val.dataset)
