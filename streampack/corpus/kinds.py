@@ -28,6 +28,8 @@ _log = logging.getLogger(__name__)
 
 READ = f"shards are tars that end with {', '.join(ALL_SUFFIXES)}"
 HOW_TO_WRITE = "`streampack write DATA -o FOLDER` (streampack.write_shards) makes them; docs/data.md shows how"
+MANIFEST = "manifest.jsonl"
+"""The manifest that `streampack write` puts beside the shards."""
 WRITING = "_writing"
 """The folder, below the one that shards are written into, that is there until all of them are."""
 _COMPRESSIONS = frozenset({"gz", "zst", "bz2", "xz", "lz4", "br", "lzma", "z"})
@@ -93,7 +95,7 @@ def shards_among(found: Sequence[tuple[str, int | None]], *, folder: str) -> lis
             "the same again, which goes on where it ended"
         )
     shards = [(url, size) for url, size in found if suffix_of(url) is not None]
-    others = [url for url, _ in found if suffix_of(url) is None]
+    others = [url for url, _ in found if suffix_of(url) is None and url != f"{folder}{MANIFEST}"]
     lost = [url for url in others if kind_of(url) in (Kind.UNSUPPORTED, Kind.LIKE_SHARD)]
     if lost:
         raise ConfigError(

@@ -5,6 +5,7 @@ Out: what it gave for each item, as it becomes ready.
 Never: a process that works on after an error, Ctrl-C or the end of this process; more than a few results in memory.
 """
 
+import gc
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -107,6 +108,7 @@ _job: "tuple[Work[Any, Any], Synchronized[int], Event]"
 def _start(*job: Any) -> None:
     global _job  # noqa: PLW0603 (a process pool hands its work to a plain function)
     _job = job
+    gc.freeze()  # what the main process has left to collect stays its own: clients close connections when they go
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the main process, which sets `stop`
     threading.Thread(target=_end_with_parent, name="streampack-parent", daemon=True).start()
 

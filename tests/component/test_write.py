@@ -1,5 +1,6 @@
 """`write_shards` and `streampack write`: each kind of input, read again by tarfile and by a run; kills, errors."""
 
+import datetime as dt
 import gzip
 import json
 import random
@@ -11,18 +12,24 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import zstandard
+from pyarrow import parquet
+from support import servers
 from support.caches import wait_for
 from typer.testing import CliRunner
 
 import streampack
-from streampack import ConfigError, PackedDataset, RecordError, ShardError, write_shards
+from streampack import ConfigError, PackedDataset, RecordError, ShardError, Storage, write_shards
 from streampack.cli import app
+from streampack.storage.access import StorageReader
+from streampack.storage.writing import StorageWriter
 from streampack.testing import ByteTokenizer
 
 SMALL = 2**16
 """Bytes of a shard."""
+WHEN = dt.datetime(2026, 1, 31)  # noqa: DTZ001 - as Parquet files have them
 
 
 def texts(count: int, *, name: str = "") -> list[str]:
@@ -288,3 +295,110 @@ def test_any_number_of_workers_and_kills_at_any_moment_give_the_same_bytes(shuff
     assert kills > 0
     subprocess.run(command, check=True)
     assert content(out) == expected
+
+
+ROWS = [{"id": number, "text": text, "when": WHEN, "more": {"tags": ["a"]}} for number, text in enumerate(texts(900))]
+AS_JSON = [{**row, "when": "2026-01-31T00:00:00"} for row in ROWS]
+
+
+def test_rows_of_parquet_files_become_records_with_all_their_columns(tmp_path: Path) -> None:
+    for name, rows in (("a", ROWS[:500]), ("b", ROWS[500:])):
+        parquet.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet", row_group_size=150)
+    told = write_shards(f"{tmp_path}/*.parquet", tmp_path / "out", shard_bytes=SMALL)
+    assert written(tmp_path / "out") == AS_JSON
+    assert told.num_shards > 2
+
+
+def test_rows_of_a_dataset_on_disk_become_records(tmp_path: Path) -> None:
+    import datasets
+
+    datasets.disable_progress_bars()
+    chosen = datasets.Dataset.from_list(ROWS).select(range(0, 900, 3))  # it keeps all rows, and which are chosen
+    chosen.save_to_disk(tmp_path / "in" / "train")
+    (tmp_path / "in" / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    with pytest.raises(ConfigError, match="with the splits train; name one, as .*in/train"):
+        write_shards(tmp_path / "in", tmp_path / "out")
+    told = write_shards(tmp_path / "in" / "train", tmp_path / "out", shard_bytes=SMALL)
+    assert written(tmp_path / "out") == AS_JSON[::3]
+    assert told.num_shards > 1
+    with pytest.raises(ConfigError, match=r"datasets.arrow_dataset.Dataset.* streampack.write_shards"):
+        PackedDataset(chosen, ByteTokenizer(), 64)
+    write_shards(chosen, tmp_path / "again")
+    assert written(tmp_path / "again") == AS_JSON[::3]
+
+
+def test_a_row_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    rows = [{"text": "a"}, {"text": "b"}, {"text": None}, {"text": "d"}]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=2)
+    with pytest.raises(RecordError, match=r"a.parquet, row 3: the value under 'text' is null"):
+        write_shards(tmp_path / "a.parquet", tmp_path / "out")
+    with pytest.raises(RecordError, match=r"record 2: cannot be written as JSON"):
+        write_shards(iter(["a", {"text": object()}]), tmp_path / "other")
+    (tmp_path / "b.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ShardError, match=r"b.parquet.*not a Parquet file that can be read"):
+        write_shards(tmp_path / "b.parquet", tmp_path / "third")
+
+
+def test_a_library_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    (tmp_path / "data.arrow").write_bytes(b"")
+    (tmp_path / "state.json").write_text("{}")
+    for library, data, remedy in (
+        ("pyarrow", tmp_path / "a.parquet", r"pip install 'streampack\[parquet\]'"),
+        ("datasets", tmp_path, "pip install datasets"),
+    ):
+        monkeypatch.setitem(sys.modules, library, None)
+        with pytest.raises(ConfigError, match=remedy):
+            write_shards(data, tmp_path / "out")
+
+
+def test_s3_has_the_same_bytes_also_after_an_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = Storage(options=servers.s3().options)
+    (tmp_path / "a.jsonl").write_bytes(as_lines(texts(1000)))
+    write_shards(tmp_path / "a.jsonl", tmp_path / "out", shard_bytes=SMALL, shuffle=True)
+    url, moved, move = f"s3://{servers.BUCKET}/written", [], StorageWriter.move
+
+    def interrupted(self: StorageWriter, file: Path, url: str) -> None:
+        move(self, file, url)
+        moved.append(url)
+        if len(moved) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(StorageWriter, "move", interrupted)
+    arguments = {"shard_bytes": SMALL, "shuffle": True, "storage": storage, "scratch": tmp_path / "scratch"}
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(tmp_path / "a.jsonl", url, **arguments)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="s3://.*written/ is not finished"):
+        PackedDataset(f"{url}/", ByteTokenizer(), 64, field="jsonl:text", storage=storage).list_shards()
+    told = write_shards(tmp_path / "a.jsonl", url, **arguments)  # type: ignore[arg-type]
+    assert len(moved) - 3 == told.num_shards - 2, "what was noted is not written again"
+    reader = StorageReader.of(storage)
+    expected = {name: data for name, data in content(tmp_path / "out").items() if not name.startswith(".")}
+    assert {each.rpartition("/")[2]: reader.read(each) for each, _ in reader.listing(f"{url}/")} == expected
+    assert list((tmp_path / "scratch").iterdir()) == []
+    assert write_shards(tmp_path / "a.jsonl", url, **arguments).was_finished  # type: ignore[arg-type]
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+from streampack import write_shards
+from streampack.corpus.writing import sorting
+sorting._RUN_BYTES = 2**23
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+write_shards(iter(["x"]), sys.argv[2])
+before = peak()
+write_shards(sys.argv[1], sys.argv[3], shuffle=True, shard_bytes=2**22)
+print(peak() - before)
+"""
+
+
+def test_a_shuffle_holds_one_run_or_one_shard_in_memory(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    lines = as_lines([rng.bytes(10_000).hex() for _ in range(5000)])
+    assert len(lines) > 100 * 10**6
+    (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(lines, level=1))
+    command = [sys.executable, "-c", MEMORY, *(str(tmp_path / name) for name in ("a.jsonl.zst", "small", "out"))]
+    grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert grown < 50 * 10**6

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from streampack.corpus.kinds import WRITING
+from streampack.corpus.kinds import MANIFEST, WRITING
 from streampack.corpus.manifest import ShardRow, manifest_line
 from streampack.corpus.writing.job import Job, check_same
 from streampack.errors import ConfigError, ShardNotFoundError
@@ -28,7 +28,6 @@ from streampack.storage.options import Storage
 from streampack.storage.redaction import named
 from streampack.storage.writing import StorageWriter
 
-MANIFEST = "manifest.jsonl"
 _WRITTEN = ".written.json"
 _JOB = f"{WRITING}/job.json"
 
@@ -62,8 +61,8 @@ class OutputFolder:
             self.scratch = Path(scratch or tempfile.gettempdir(), f"streampack-write-{name}")
         """Where files are made before they are moved: on the disk of a local folder itself, unless told otherwise."""
 
-    def begin(self, job: Job) -> Written | None:
-        """Begin or continue the job; what it has become where the folder is finished, else None.
+    def finished(self, job: Job) -> Written | None:
+        """What the job has become, where the folder is finished; None: the job may be begun, or goes on.
 
         Raises:
             ConfigError: the folder is not empty, or of another job, or its shards are not as they were written.
@@ -78,17 +77,20 @@ class OutputFolder:
         begun = self._read(_JOB)
         if begun is not None:
             check_same(msgspec.json.decode(begun, type=Job), job, folder=named(self.url))
-            if job.inputs is None:  # it may give something else now
-                self._writer.remove([self._at(name) for name in sizes if name != _JOB])
-                shutil.rmtree(self.scratch, ignore_errors=True)
         elif others := [name for name in sizes if not name.startswith(WRITING)]:
             raise ConfigError(
                 f"{named(self.url)} is not empty ({named(others[0])}): name a new folder, so that no other shards "
                 "come among those that are written"
             )
-        self._writer.write(self._at(_JOB), msgspec.json.encode(job))
-        self.scratch.mkdir(parents=True, exist_ok=True)
         return None
+
+    def begin(self, job: Job) -> None:
+        """Begin the job, or go on with it."""
+        self._writer.write(self._at(_JOB), msgspec.json.encode(job))
+        if job.inputs is None:  # an iterable may give something else now
+            self._writer.remove([self._at(name) for name in self._sizes() if name != _JOB])
+            shutil.rmtree(self.scratch / "sorted-00000", ignore_errors=True)
+        self.scratch.mkdir(parents=True, exist_ok=True)
 
     def done(self) -> dict[int, Written]:
         """What was written of each portion that is done."""

@@ -123,8 +123,7 @@ def write_to(
     )
     workers = as_integer(num_workers, "num_workers", low=1)
     folder = OutputFolder(os.fspath(output), options, None if scratch is None else os.fspath(scratch))
-    finished = folder.begin(job)
-    if finished is not None:
+    if (finished := folder.finished(job)) is not None:
         return _told(folder, finished, was_finished=True)
     source: Source
     if inputs is None:
@@ -134,6 +133,7 @@ def write_to(
         source = InputReader(inputs=inputs, storage=reader, check=check_of(target))
         units = units_of(inputs, reader)
         portions, num_bytes = plan(units, job.shard_bytes), sum(unit.num_bytes for unit in units)
+    folder.begin(job)
     passes = Passes(source=source, folder=folder, job=job, workers=workers, progress=progress)
     written = (passes.shuffled if job.shuffle else passes.in_order)(portions, num_bytes)
     if not written.shards:

@@ -73,7 +73,7 @@ class _Shard:
 
     def drop(self) -> None:
         self._file.drop()
-        self._path.unlink()
+        self._path.unlink(missing_ok=True)
 
     def finish(self, name: str, folder: OutputFolder) -> ShardRow:
         self._tar.close()
