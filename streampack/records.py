@@ -186,7 +186,7 @@ class Cursor(NamedTuple):
     """Where a lane continues: plain integers, so that a state is a row of them.
 
     With windows of a shuffle, (piece, sample, record) is where the lane's window begins, else the document itself. With
-    windows of `best_fit`, all but `given`, `stage` and `rest` is where the packing window began.
+    windows of `best_fit`, all up to `row` is where the packing window began.
     """
 
     epoch: int = 0
@@ -206,6 +206,9 @@ class Cursor(NamedTuple):
     """The stage by which the window was cut: the first one of the source that is cut so; without a window 0."""
     rest: int = 0
     """Tokens of what these packs have left of the window that packs of later stages, which are cut otherwise, hold."""
+    until: int = 0
+    """The epoch after that of the window's last document; without a window 0. Where the run ended then, a window ends
+    before it is full: from here on it is placed as it was, however many epochs are read now."""
 
 
 class Counts(NamedTuple):

@@ -181,6 +181,8 @@ class LaneStream:
             elif isinstance(item, ReadError):
                 self._skip(item)
             elif isinstance(item, EpochStart):
+                if self._packer.given and item.epoch >= self._start.cursor.until:
+                    self._packer.end_window()  # the run ended here when the window was placed
                 self._check_alive(item)
             else:
                 self._is_over = True
@@ -287,8 +289,11 @@ class LaneStream:
         elif self._unpassed:
             cursor = self._unpassed.cursor(rows.next_document, rows.next_row)
             if rows.given:
-                stage = self.position.cursor.stage if self._is_recut else self._stage
-                cursor = cursor._replace(given=rows.given, stage=stage, rest=rows.rest)
+                if self._is_recut:
+                    stage, until = self.position.cursor.stage, self.position.cursor.until
+                else:
+                    stage, until = self._stage, self._unpassed.epoch(rows.last_document) + 1
+                cursor = cursor._replace(given=rows.given, stage=stage, rest=rows.rest, until=until)
         else:
             assert self._is_over, "only a pack that waits for nothing is made before what follows it is known"
             assert self._end_epoch is not None, "an endless lane does not end"

@@ -61,6 +61,10 @@ class Unpassed:
                 return documents.cursor(document - first, row)
         raise AssertionError(f"document {document} has not been fed")
 
+    def epoch(self, document: int) -> int:
+        """The epoch of a document that is not passed; it takes little time for one of the last documents."""
+        return next(documents.where.epoch for documents, first, *_ in reversed(self._fed) if first <= document)
+
     def place(self, document: int) -> tuple[str, str]:
         """The URL of the shard and the key of a document that is not passed."""
         for documents, first, stop, *_ in self._fed:

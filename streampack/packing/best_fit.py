@@ -24,21 +24,20 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from streampack.errors import ConfigError, StateError, as_integer
+from streampack.errors import as_integer
 from streampack.packing.buffer import checked_document
 from streampack.packing.counting import OverflowLosses
 from streampack.packing.options import Overflow, Packing, Tail, as_packing
 from streampack.packing.packs import PackRows
 from streampack.packing.policies import (
     INT32,
-    Boundary,
     BoundaryLabels,
     BoundaryPolicy,
     ReplaceBoundary,
     as_boundary,
-    has_best_fit,
+    without_neighbours,
 )
-from streampack.packing.window import PackingWindow, PlacedPack
+from streampack.packing.window import PackingWindow, PlacedPack, changed_since
 from streampack.records import Counts, Mask, Tokens
 
 _NOTHING = Counts()
@@ -50,6 +49,7 @@ class _Next(NamedTuple):
     document: int
     row: int
     given: int
+    last_document: int
     is_closed: bool = False
 
 
@@ -99,13 +99,13 @@ class BestFitPacker:
         self.seq_len = as_integer(seq_len, "seq_len", low=2, high=INT32.max)
         self.pad_id = as_integer(pad_id, "pad_id", low=INT32.min, high=INT32.max)
         self.packing = as_packing(packing)
-        self._labels = BoundaryLabels(_without_neighbours(as_boundary(boundary)), bos_id, eos_id)
+        self._labels = BoundaryLabels(without_neighbours(as_boundary(boundary)), bos_id, eos_id)
         self._trims = self._labels.trims
         self._window_rows = self.packing.window * self.seq_len
         self._most_documents = self.packing.window_documents(self.seq_len)
         self._losses = OverflowLosses(self.packing.overflow, self.seq_len)
-        self.given = given
-        """Packs of the open window, in their order, that are out already: more than 0 in the first window alone."""
+        self.given = self._given = given
+        """Packs of the first window, in their order, that are out already, until its last document has come."""
         self._rows = 0  # of the documents of the open window, which these lists hold
         self._ids: list[NDArray[np.integer]] = []
         self._masks: list[Mask | None] = []
@@ -185,6 +185,13 @@ class BestFitPacker:
         rows = [max(length - 1, 0) for length in lengths] if self._trims else lengths
         self._hold(tokens, lengths, rows, loss_mask)
 
+    def end_window(self) -> None:
+        """Say that the first window, of which packs are out, ended here, where no document followed then.
+
+        It is placed as it was when the next document comes, which begins a window.
+        """
+        self.given = 0
+
     def finish(self) -> None:
         """Say that no document follows; `pop` then gives what is left."""
         self._finished = True
@@ -214,6 +221,7 @@ class BestFitPacker:
             next_document=goes_on.document,
             next_row=goes_on.row,
             given=goes_on.given,
+            last_document=goes_on.last_document,
             is_closed=goes_on.is_closed,
             counts=counts,
         )
@@ -222,6 +230,8 @@ class BestFitPacker:
         self, ids: NDArray[np.integer], lengths: Sequence[int], rows: Sequence[int], mask: Mask | None
     ) -> None:
         """Keep documents until their windows are placed; the next one is, where packs are needed."""
+        if self._given and not self.given:  # `end_window` was called
+            self._close(is_complete=True)
         self._num_fed += len(rows)
         self._held.append(_Documents(ids, lengths, rows, mask))
         self._held_bytes += self._held[-1].num_bytes
@@ -291,15 +301,16 @@ class BestFitPacker:
             self._ids, self._masks, self._lengths, self._row_counts, first_row=first_row, seq_len=self.seq_len
         )
         packs = window.packs
-        if self.given > len(packs):
-            raise changed_since(self.given, len(packs))
+        if self._given > len(packs):
+            raise changed_since(self._given, len(packs))
         sizes = [pack.num_rows for pack in packs]
         dropped = -1
         if not is_complete and self.packing.tail is Tail.DROP and min(sizes, default=self.seq_len) < self.seq_len:
             dropped = sizes.index(min(sizes))
         placed: list[_Placed] = []
         counts, self._since = self._since, _NOTHING
-        for index in range(self.given, len(packs)):
+        last_document = first + len(self._row_counts) - 1
+        for index in range(self._given, len(packs)):
             _, size, num_targets = pack = packs[index]
             if index == dropped:
                 counts = counts.plus(Counts(tail_tokens=size))
@@ -308,7 +319,7 @@ class BestFitPacker:
             else:
                 own = Counts(tokens=size, targets=num_targets, padding=self.seq_len - size)
                 own = own if counts is _NOTHING else counts.plus(own)
-                placed.append(_Placed(window, pack, first, _Next(first, first_row, index + 1), own))
+                placed.append(_Placed(window, pack, first, _Next(first, first_row, index + 1, last_document), own))
                 counts = _NOTHING
         # The first document was cut before if a part of it is out.
         is_cut = [rows > self.seq_len for rows in self._row_counts]
@@ -319,32 +330,12 @@ class BestFitPacker:
         counts = counts.plus(self._losses.before(following))
         if placed:
             last = placed[-1]
-            goes_on = _Next(following, next_row, 0, is_closed=is_complete and not next_row)
+            goes_on = _Next(following, next_row, 0, 0, is_closed=is_complete and not next_row)
             placed[-1] = last._replace(goes_on=goes_on, counts=last.counts.plus(counts))
             self._placed_bytes += window.num_bytes
         else:
             self._since = counts
         self._placed.extend(placed)
         self._ids, self._masks, self._lengths, self._row_counts = [], [], [], []
-        self._rows = self._bytes = self.given = 0
+        self._rows = self._bytes = self.given = self._given = 0
         self._first, self._first_row = following, next_row
-
-
-def changed_since(given: int, num_packs: int) -> StateError:
-    """The error for a window that has fewer packs than are out."""
-    return StateError(
-        f"{given} packs of a packing window are said to be out, and its documents make {num_packs}; the data or the "
-        "tokenizer have changed since."
-    )
-
-
-def _without_neighbours(boundary: Boundary) -> Boundary:
-    """Return the policy; a ConfigError if a label could depend on the document that comes next."""
-    if has_best_fit(boundary):
-        return boundary
-    name = boundary if isinstance(boundary, ReplaceBoundary) else f'"{boundary}"'
-    raise ConfigError(
-        f'packing="best_fit" does not work with boundary={name}: it gives a document\'s last row a label from the '
-        'document that comes next, and best fit puts others beside it. Choose boundary="mask" or "trim", or '
-        'packing="wrap".'
-    )

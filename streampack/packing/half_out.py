@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from streampack.packing.best_fit import BestFitPacker, changed_since
+from streampack.packing.best_fit import BestFitPacker
 from streampack.packing.options import Packing
 from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary
-from streampack.packing.window import PackingWindow
+from streampack.packing.window import PackingWindow, changed_since
 from streampack.records import Counts, Mask
 
 

@@ -219,6 +219,10 @@ class Packer:
         if tokens.size:
             self._hold(tokens, lengths, loss_mask, first, last_is_label=self._trims)
 
+    def end_window(self) -> None:
+        """As of `BestFitPacker`; where there are no windows it is not called."""
+        raise AssertionError("there are no windows")
+
     def finish(self) -> None:
         """Say that no document follows; `pop` then gives what is left."""
         self._finished = True

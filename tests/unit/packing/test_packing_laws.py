@@ -483,6 +483,7 @@ def comparable(rows: PackRows, first_document: int = 0) -> dict[str, Any]:
     }
     values["spans"] = [(span.document + first_document, span.offset, span.length) for span in rows.spans]
     values["next_document"] += first_document
+    values["last_document"] += first_document if rows.given else 0
     return values
 
 
