@@ -792,8 +792,9 @@ def with_column(rows: torch.Tensor, column: int, value: int) -> torch.Tensor:
         (lambda s: {**s, "skipped_ranges": s["skipped_ranges"] + 99}, "lane 0 has 99 "),
         (lambda s: {**s, "rows": with_column(s["rows"], 0, -1)}, "lane 0 continues at Cursor(epoch=-1, "),
         (lambda s: {**s, "rows": with_column(s["rows"], 1, 10**6)}, "piece=1000000, "),
-        (lambda s: {**s, "rows": with_column(s["rows"], 7, 3)}, "given=3, stage=0, rest=0), which is no place"),
-        (lambda s: {**s, "rows": with_column(s["rows"], 9, 3)}, "given=0, stage=0, rest=3), which is no place"),
+        (lambda s: {**s, "rows": with_column(s["rows"], 7, 3)}, "given=3, stage=0, rest=0, until=0), which is no place"),
+        (lambda s: {**s, "rows": with_column(s["rows"], 9, 3)}, "given=0, stage=0, rest=3, until=0), which is no place"),
+        (lambda s: {**s, "rows": with_column(s["rows"], 10, 1)}, "rest=0, until=1), which is no place"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
