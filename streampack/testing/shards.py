@@ -46,6 +46,7 @@ def write_shards(
 ) -> list[str]:
     """The paths (or URLs) of the shards `00000.tar`, `00001.tar`, ... that it has written, in order.
 
+    For tests, with as many documents in a shard as a test needs; `streampack.write_shards` makes shards of a corpus.
     Samples are written by `webdataset.TarWriter`, with keys `00000000`, `00000001`, ... that count on over the shards.
 
     Args:
