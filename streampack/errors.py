@@ -2,7 +2,6 @@
 
 StreampackError
 ├── ConfigError (ValueError)          an argument, a config file or a combination of them that cannot work
-│   ├── NotBuiltError (NotImplementedError)  is meant to work, and does not yet
 │   └── TopologyError                 ranks, workers and lanes that do not fit together
 ├── ShardError (OSError)              a shard as a whole
 │   ├── ShardNotFoundError (FileNotFoundError)  nothing matches, or a listed shard is not there
@@ -70,10 +69,6 @@ class StreampackError(Exception):
 
 class ConfigError(StreampackError, ValueError):
     """An argument, a config file or a combination of them that cannot work."""
-
-
-class NotBuiltError(ConfigError, NotImplementedError):
-    """What the arguments ask for is meant to work, and does not yet; the documentation says so where it names it."""
 
 
 class TopologyError(ConfigError):
