@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 WINDOW_S = 30.0
 _PARTS = 30
-"""Of a window: how often what was spent is looked at."""
+"""Of a window: how often what was spent is looked at, at most; where batches take longer, after each."""
 _LEAST_WAIT = 0.05
 _TRAINER = len(STAGES) - 1
 
@@ -82,8 +82,9 @@ class Limits:
         self._spent = spent
         self._place = place
         self._window_s = window_s
-        self._moments: deque[Spent] = deque()
-        self._looked_ns = self._told_ns = 0
+        self._moments: deque[tuple[int, Spent]] = deque()
+        """When it was looked at (ns), and what was spent until then; the first one begins the window."""
+        self._told_ns = 0
         self._told: str | None = None
 
     def reset(self) -> None:
@@ -92,22 +93,22 @@ class Limits:
 
     def tick(self, now_ns: int) -> None:
         """Look at what was spent, and tell the log what is new, if it is time for that; after each batch."""
-        if self._moments and now_ns - self._looked_ns < 1e9 * self._window_s / _PARTS:
+        moments, window_ns = self._moments, 1e9 * self._window_s
+        if moments and now_ns - moments[-1][0] < window_ns / _PARTS:
             return
-        if not self._moments:
+        if not moments:
             self._told_ns = now_ns
-        self._looked_ns = now_ns
-        self._moments.append(self._spent())
-        while len(self._moments) > _PARTS + 1:
-            self._moments.popleft()
-        if now_ns - self._told_ns >= 1e9 * self._window_s:
+        moments.append((now_ns, self._spent()))
+        while len(moments) > 1 and now_ns - moments[1][0] >= window_ns:
+            moments.popleft()
+        if now_ns - self._told_ns >= window_ns:
             self._told_ns = now_ns
             self._tell()
 
     def now(self) -> Limit | None:
         """What limits the window that ends now; None before the second batch. From any thread."""
         moments = self._moments  # another one may be begun meanwhile
-        return limit_of(moments[0], self._spent()) if moments else None
+        return limit_of(moments[0][1], self._spent()) if moments else None
 
     def stage(self) -> str | None:
         """Its stage."""

@@ -82,12 +82,14 @@ class Run:
         self.limits.reset()
         self.limits.tick(self.now_ns)
 
-    def goes(self, seconds: int, waited: Mapping[str, float], own: Mapping[str, float]) -> None:
-        """So many seconds, of which each went to the same."""
+    def goes(
+        self, seconds: int, waited: Mapping[str, float], own: Mapping[str, float], *, batch_s: float = 0.1
+    ) -> None:
+        """So many seconds, of which each went to the same; a batch after each `batch_s`."""
         step = spent(waited, own, waited, {})
-        for _ in range(10 * seconds):
-            self.now_ns += S // 10
-            self.spent = Spent(*(a + 0.1 * b for a, b in zip(self.spent, step, strict=True)))
+        for _ in range(round(seconds / batch_s)):
+            self.now_ns += round(S * batch_s)
+            self.spent = Spent(*(a + batch_s * b for a, b in zip(self.spent, step, strict=True)))
             self.limits.tick(self.now_ns)
 
 
@@ -101,6 +103,15 @@ def test_the_window_moves(caplog: pytest.LogCaptureFixture) -> None:
     assert run.limits.now() == pytest.approx(Limit("tokenize", 2.0, 3.0, 0, 1, 2))
     run.goes(3, {}, {"trainer": 1})
     assert run.limits.now() == pytest.approx(Limit("trainer", 3.0, 3.0))
+
+
+def test_the_window_is_as_long_where_batches_take_as_long_as_it() -> None:
+    run = Run()
+    run.goes(300, {}, {"trainer": 1}, batch_s=2)
+    run.goes(4, {"storage": 1}, {}, batch_s=2)
+    assert run.limits.now() == pytest.approx(Limit("storage", 4.0, 4.0, 0, 1, 2))
+    run.goes(10, {}, {"trainer": 1}, batch_s=10)
+    assert run.limits.now() == pytest.approx(Limit("trainer", 10.0, 10.0))
 
 
 def test_the_log_tells_what_limits_when_it_changes(caplog: pytest.LogCaptureFixture) -> None:
