@@ -88,7 +88,7 @@ State = Annotated[
     ),
 ]
 GlobalBatch = Annotated[
-    int | None, typer.Option(min=1, help="With --step: packs of all ranks' batches together.", show_default=False)
+    int | None, typer.Option(min=1, help="Packs of a batch over all ranks: batch_size x ranks.", show_default=False)
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 

@@ -78,17 +78,36 @@ class Replay:
             )
 
     def batch(self, step: int, global_batch: int | None) -> range:
-        """The global packs of a batch of the run, over all ranks; steps count from 0.
+        """The global packs of a batch of the run, over all ranks; steps count from 0, with one global batch all along.
 
         Raises:
-            ConfigError: no `global_batch` is given, or the run has no such step.
+            ConfigError: no `global_batch` is given, the run has no such step, or the state is inside a batch.
         """
         if global_batch is None:
             raise ConfigError("--step needs --global-batch: the packs of a batch over all ranks, batch_size x ranks")
-        found = Steps(schedule=self.run.schedule, batch_size=global_batch, num_ranks=1).numbered(step)
+        steps = self._steps(global_batch)
+        found = steps.numbered(step)
         if found is None:
             raise ConfigError(f"there is no step {step:,}: the run has {self.run.schedule.end:,} packs")
+        if not steps.has_begin(self.begin):
+            raise ConfigError(
+                f"--state {self._state}: the state is at global pack {self.begin:,}, where no batch begins if all have "
+                f"{global_batch:,} packs from pack 0 on, as --step counts them. So the run had batches of another size "
+                "before, and its steps are others. Name the batch by its first pack, which is "
+                'loader.progress()["packs"] after the batch before it: `streampack trace --pack PACK --global-batch '
+                f"{global_batch}`, or `streampack peek --skip` with the packs between the state and it"
+            )
         return range(found.begin, found.end)
+
+    def batch_from(self, global_pack: int, global_batch: int) -> range:
+        """The global packs of the batch that begins with one."""
+        self.check(global_pack)
+        found = self._steps(global_batch).at(global_pack)
+        assert found is not None, "the run has the pack"
+        return range(found.begin, found.end)
+
+    def _steps(self, global_batch: int) -> Steps:
+        return Steps(schedule=self.run.schedule, batch_size=global_batch, num_ranks=1)
 
     def progress(self) -> dict[str, Any] | None:
         """Where the state is, as `PackedDataLoader.progress` tells it; None: there is no state."""

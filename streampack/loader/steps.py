@@ -59,6 +59,13 @@ class Steps:
             begin, left = cut, left - here
         return self.at(begin + left * whole)
 
+    def has_begin(self, pack: int) -> bool:
+        """Whether a batch of the run that is cut in this way from its start on begins with this global pack."""
+        begin = 0
+        while (cut := self.schedule.next_length(begin)) is not None and cut <= pack:
+            begin = cut
+        return (pack - begin) % (self.batch_size * self.num_ranks) == 0
+
     def own(self, step: Step, rank: int) -> int:
         """How many of its packs a rank has."""
         return packs_before(step.end, rank, self.num_ranks) - packs_before(step.begin, rank, self.num_ranks)

@@ -75,6 +75,30 @@ def test_from_a_state_it_is_the_same(form: str, handed: Handed) -> None:
     assert trace(*asked, "--state", config.parent / form) == trace(*asked)
 
 
+def test_after_a_resume_with_another_batch_a_batch_is_named_by_its_first_pack(handed: Handed) -> None:
+    config, _ = handed
+    state = config.parent / "state.pt"  # at pack 42
+    with PackedDataLoader.from_config(str(config)) as loader:
+        loader.num_workers, loader.batch_size = 0, 5
+        loader.load_state_dict(torch.load(state, weights_only=True)["loader"])
+        batches = iter(loader)
+        next(batches)
+        begin = loader.progress()["packs"]
+        batch = next(batches)["tokens"].tolist()
+    packs = trace(config, "--pack", begin, "--global-batch", 5, "--state", state)
+    assert [(pack["global_pack"], pack["row"], pack["step"]) for pack in packs] == [(47 + n, n, None) for n in range(5)]
+    for tokens, pack in zip(batch, packs, strict=True):
+        check_pack(tokens, pack)
+    [one] = trace(config, "--pack", begin, "--global-batch", 5, "--row", 3)
+    assert one == packs[3]
+    assert "pack 50 = row 3 of the batch = " in run(config, "--pack", 47, "--global-batch", 5, "--row", 3).stdout
+    by_step = [str(config), "--step", "9", "--global-batch", "5", "--state", str(state)]
+    for command in ("trace", "peek"):
+        error = said(CliRunner().invoke(app, [command, *by_step]))
+        assert "the state is at global pack 42, where no batch begins if all have 5 packs from pack 0 on" in error
+        assert "`streampack trace --pack PACK --global-batch 5`, or `streampack peek --skip`" in error
+
+
 def test_a_state_after_the_pack_is_an_error(handed: Handed) -> None:
     config, _ = handed
     error = said(run(config, "--pack", 41, "--state", config.parent / "state.pt"))
@@ -87,11 +111,15 @@ def test_a_state_after_the_pack_is_an_error(handed: Handed) -> None:
     [
         ([], "give one of --pack and --step"),
         (["--pack", 1, "--step", 1], "give one of --pack and --step"),
-        (["--pack", 1, "--row", 1], "--row and --global-batch go with --step"),
+        (["--pack", 1, "--row", 1], "--row needs --global-batch"),
+        (["--pack", 1, "--global-batch", 7, "--row", 7], "--row 7: the batch from pack 1 on has 7 packs"),
+        (["--pack", 300, "--global-batch", 7], "there is no pack 300: the run has 300 packs"),
+        (["--pack", 1, "--exclude-lines", "--json"], "--exclude-lines prints nothing but its lines, without --json"),
+        (["--pack", 1, "--exclude-lines", "--text"], "leave those out, or run twice"),
         (["--step", 1], "--step needs --global-batch: the packs of a batch over all ranks"),
         (["--pack", 300], "there is no pack 300: the run has 300 packs, 0 to 299"),
         (["--step", 44, "--global-batch", 7], "there is no step 44: the run has 300 packs"),
-        (["--step", 1, "--global-batch", 7, "--row", 7], "--row 7: the batch of step 1 has 7 packs, from 0 on"),
+        (["--step", 1, "--global-batch", 7, "--row", 7], "--row 7: the batch of step 1 has 7 packs, rows count from 0"),
         (["--pack", 1, "--state", "nowhere"], "--state nowhere cannot be read: No such file or directory. Give the"),
         (["--pack", 1, "--state", __file__], "cannot be read: Extra data: line 1 column 3 (char 2). Give the"),
     ],
@@ -110,7 +138,8 @@ def test_the_table_names_pack_documents_and_shards(handed: Handed) -> None:
     config, _ = handed
     [pack] = trace(config, "--step", 14, "--global-batch", 7, "--row", 2, "--text")
     shown = run(config, "--step", 14, "--global-batch", 7, "--row", 2, "--text").stdout
-    first = shown.splitlines()[0]
+    first, *_, last = shown.splitlines()
+    assert last.startswith("step 14 is counted from pack 0 on, in batches of 7 packs; if the run had others before")
     number = pack["global_pack"]
     where = f"row 2 of step 14 = pack {number // 12} of lane {number % 12}, stage 1, source {pack['source']}"
     assert first.startswith(f"pack {number} = {where} ──")
@@ -123,9 +152,15 @@ def test_the_table_names_pack_documents_and_shards(handed: Handed) -> None:
 def test_a_place_without_a_pack_is_a_filler(tmp_path: Path) -> None:
     config = write_run(tmp_path, packs=2000)
     config.write_text(config.read_text().replace("{data: ", "{max_epochs: 1, data: "))
-    [pack] = trace(config, "--pack", 1999)
-    assert (pack["source"], pack["segments"]) == (None, [])
-    assert "a filler: all padding, as its lane has no more packs here" in run(config, "--pack", 1999).stdout
+    lanes_9_and_10 = (config, "--pack", 657, "--global-batch", 2)
+    filler, pack = trace(*lanes_9_and_10)
+    assert (filler["source"], filler["segments"], filler["lane_ended_after"]) == (None, [], 25)
+    assert pack["segments"] and pack["lane_ended_after"] is None
+    assert "a filler, which is all padding: lane 9 has ended, with no more than 25 packs" in run(*lanes_9_and_10).stdout
+    error = said(run(config, "--pack", 1999))
+    assert "pack 1,999 comes after the end of its lane: lane 7 has no more than 24 packs. A run with" in error
+    error = said(run(config, "--pack", 651, "--global-batch", 2))
+    assert "packs 651 to 652 come after the ends of their lanes: lane 3 has no more than 26 packs. A run" in error
 
 
 def test_labels_are_those_of_the_loaders_format(handed: Handed, tmp_path: Path) -> None:

@@ -51,7 +51,11 @@ def peek(
     skip: Annotated[int, typer.Option(min=0, help="Packs to leave out first.")] = 0,
     step: Annotated[
         int | None,
-        typer.Option(min=0, help="Begin with this batch of the run, counted from 0.", show_default="the first one"),
+        typer.Option(
+            min=0,
+            help="Begin with this batch of the run, counted from 0, if all have --global-batch packs.",
+            show_default="the first one",
+        ),
     ] = None,
     global_batch: GlobalBatch = None,
     state: State = None,

@@ -25,14 +25,23 @@ from streampack.errors import ConfigError
 def trace(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="The run's config file (.yaml).", show_default=False)],
     *,
-    pack: Annotated[int | None, typer.Option(min=0, help="A global pack.", show_default=False)] = None,
+    pack: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="A global pack; with --global-batch, the batch that begins with it.", show_default=False
+        ),
+    ] = None,
     step: Annotated[
         int | None,
-        typer.Option(min=0, help="A batch of the run, counted from 0, in place of a pack.", show_default=False),
+        typer.Option(
+            min=0,
+            help="In place of --pack: a batch of the run, counted from 0, if all have --global-batch packs.",
+            show_default=False,
+        ),
     ] = None,
     global_batch: GlobalBatch = None,
     row: Annotated[
-        int | None, typer.Option(min=0, help="With --step: one pack of the global batch.", show_default="all")
+        int | None, typer.Option(min=0, help="With --global-batch: one pack of the batch.", show_default="all")
     ] = None,
     state: State = None,
     text: Annotated[bool, typer.Option("--text", help="Show the text of the rows, too.")] = False,
@@ -44,6 +53,10 @@ def trace(
     """Show which documents are in a pack or a batch of a run, and where they are stored."""
     if not is_config([config]):
         raise ConfigError(f"CONFIG={config} must be the run's config file, .yaml or .yml")
+    if exclude_lines and (json or text):
+        raise ConfigError(
+            "--exclude-lines prints nothing but its lines, without --json and --text: leave those out, or run twice"
+        )
     dataset = make_dataset([config])
     if dataset.is_validation:
         raise ConfigError(
@@ -64,6 +77,12 @@ def trace(
         console = output()
         for each in found:
             draw(console, each)
+        if step is not None:
+            console.print(
+                f"step {step:,} is counted from pack 0 on, in batches of {global_batch:,} packs; if the run had others "
+                "before, give the first pack of the batch (--pack)",
+                style="dim",
+            )
 
 
 def _places(
@@ -72,15 +91,19 @@ def _places(
     """The packs that are asked for, which the run has and the replay can make."""
     if (pack is None) == (step is None):
         raise ConfigError("give one of --pack and --step: which pack, or which batch of the run")
-    if pack is not None:
-        if row is not None or global_batch is not None:
-            raise ConfigError("--row and --global-batch go with --step, and this is --pack: leave them out")
+    if pack is not None and global_batch is None:
+        if row is not None:
+            raise ConfigError("--row needs --global-batch, with which --pack is the first pack of a batch")
         found = [Place(global_pack=pack)]
     else:
-        assert step is not None, "one of the two is given"
-        numbers = replay.batch(step, global_batch)
+        if pack is not None:
+            assert global_batch is not None, "without one it is a single pack"
+            numbers, which = replay.batch_from(pack, global_batch), f"from pack {pack:,} on"
+        else:
+            assert step is not None, "one of the two is given"
+            numbers, which = replay.batch(step, global_batch), f"of step {step:,}"
         if row is not None and row >= len(numbers):
-            raise ConfigError(f"--row {row}: the batch of step {step:,} has {plural(len(numbers), 'pack')}, from 0 on")
+            raise ConfigError(f"--row {row}: the batch {which} has {plural(len(numbers), 'pack')}, rows count from 0")
         rows = range(len(numbers)) if row is None else [row]
         found = [Place(global_pack=numbers[each], step=step, row=each) for each in rows]
     for place in found:
@@ -89,7 +112,11 @@ def _places(
 
 
 def _traced(replay: Replay, places: Sequence[Place], pieces: Pieces | None) -> list[TracedPack]:
-    """The packs, in order; the lanes that have them are made one after the other."""
+    """The packs, in order; the lanes that have them are made one after the other.
+
+    Raises:
+        ConfigError: all of them come after the ends of their lanes.
+    """
     num_lanes = replay.run.num_lanes
     by_lane: dict[int, list[Place]] = {}
     for place in places:
@@ -102,7 +129,19 @@ def _traced(replay: Replay, places: Sequence[Place], pieces: Pieces | None) -> l
             lane = lanes.pop(number)
             for place in of_lane:
                 made = lane.take(place.global_pack // num_lanes, progress.advance)
-                found[place.global_pack] = traced(replay.run, place, made, pieces)
+                ended_after = lane.made if lane.is_over else None
+                found[place.global_pack] = traced(replay.run, place, made, pieces, ended_after=ended_after)
+    ends = [each.lane_ended_after for each in found.values()]
+    if None not in ends:
+        begin, end = places[0].global_pack, places[-1].global_pack
+        which = f"pack {begin:,} comes after the end of its lane"
+        if begin != end:
+            which = f"packs {begin:,} to {end:,} come after the ends of their lanes"
+        ended = found[begin]
+        raise ConfigError(
+            f"{which}: lane {ended.lane} has no more than {ended.lane_ended_after:,} packs. A run with epochs or "
+            "max_epochs ends where its sources do: ask for a pack before that"
+        )
     return [found[place.global_pack] for place in places]
 
 

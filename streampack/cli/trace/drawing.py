@@ -16,12 +16,17 @@ _COLOURS = ("cyan", "yellow")
 def draw(console: Console, pack: TracedPack) -> None:
     """One pack with all of its documents."""
     title = f"pack {pack.global_pack:,}"
-    of_step = "" if pack.step is None else f" = row {pack.row} of step {pack.step:,}"
+    of_step = "" if pack.row is None else f" = row {pack.row} of "
+    if pack.row is not None:
+        of_step += "the batch" if pack.step is None else f"step {pack.step:,}"
     of_source = "" if pack.source in (None, DEFAULT) else f", source {pack.source}"
     where = f" = pack {pack.lane_pack:,} of lane {pack.lane}, stage {pack.stage}{of_source}"
     console.print(Rule(Text.assemble((title, "bold"), of_step, where), align="left"))
     if pack.source is None:
-        console.print("a filler: all padding, as its lane has no more packs here\n", style="dim")
+        why = f"has ended, with no more than {pack.lane_ended_after or 0:,} packs"
+        if pack.lane_ended_after is None:
+            why = "waits for a later stage"
+        console.print(f"a filler, which is all padding: lane {pack.lane} {why}\n", style="dim")
         return
     console.print(
         f"{plural(pack.seq_len, 'row')}: {plural(pack.num_targets, 'target')}, "

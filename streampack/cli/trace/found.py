@@ -22,9 +22,9 @@ class Place:
 
     global_pack: int
     step: int | None = None
-    """The batch that it is in; None, here and below: a pack was asked for."""
+    """The batch that it is in; None: it was not asked for by a step."""
     row: int | None = None
-    """Which pack of the global batch it is."""
+    """Which pack of the global batch it is; None: a single pack was asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,14 +74,21 @@ class TracedPack:
     stage: int
     source: str | None
     """None: a filler, which is all padding."""
+    lane_ended_after: int | None
+    """Of a filler after the lane's end: the lane has no more packs than this; else None."""
     seq_len: int
     num_tokens: int
     num_targets: int
     segments: list[TracedSegment]
 
 
-def traced(run: Run, place: Place, pack: LanePack | LaneFiller, pieces: Pieces | None) -> TracedPack:
-    """What a lane gave at a global pack; `pieces`: makes the text of rows, None: it is not wanted."""
+def traced(
+    run: Run, place: Place, pack: LanePack | LaneFiller, pieces: Pieces | None, *, ended_after: int | None
+) -> TracedPack:
+    """What a lane gave at a global pack.
+
+    `pieces`: makes the text of rows, None: it is not wanted. `ended_after`: see `TracedPack.lane_ended_after`.
+    """
     number, num_lanes = place.global_pack, run.num_lanes
     stage = run.schedule.index_of(number)
     segments: list[TracedSegment] = []
@@ -98,6 +105,7 @@ def traced(run: Run, place: Place, pack: LanePack | LaneFiller, pieces: Pieces |
         lane_pack=number // num_lanes,
         stage=stage,
         source=None if source is None else source.name,
+        lane_ended_after=ended_after,
         seq_len=run.schedule.stages[stage].seq_len,
         num_tokens=num_tokens,
         num_targets=num_targets,

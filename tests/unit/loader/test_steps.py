@@ -52,6 +52,9 @@ def test_batches_are_those_that_cutting_pack_by_pack_gives(
     found = all_steps(steps, begin)
     if begin == 0:
         assert [steps.numbered(number) for number in range(len(found) + 1)] == [*found, None]
+        if not drop_last:
+            begins = {step.begin for step in found}
+            assert {pack for pack in range(schedule.end) if steps.has_begin(pack)} == begins
     assert [list(range(step.begin, step.end)) for step in found] == expected
     for step, packs in zip(found, expected, strict=True):
         own = [sum(pack % ranks == rank for pack in packs) for rank in range(ranks)]
