@@ -267,10 +267,15 @@ class StorageUse(NamedTuple):
         return StorageUse(*map(operator.add, self, more))
 
 
-class Difference(NamedTuple):
-    """A document for which the engine of a tokenizer gave other ids than the tokenizer."""
+MOST_DIFFERENCES = 10
+"""A run in which more documents of different texts are met in a `Difference` ends."""
 
-    text: str
+
+class Difference(NamedTuple):
+    """A text for which the engine of a tokenizer gave other ids than the tokenizer."""
+
+    text: int
+    """Its hash, `hash_name`: the same one in every process."""
     what: str
     """For the log; what it says comes after the document's place."""
 
@@ -279,11 +284,8 @@ class Difference(NamedTuple):
 class Compared(Protocol):
     """A tokenizer that compares ids in the run (`tokenizers/comparing.py`)."""
 
-    num_differences: int
-    """Documents for which other ids were found, in this process."""
-
-    def untold(self) -> Difference | None:
-        """The first difference that this process has met, once."""
+    def untold(self) -> list[Difference]:
+        """Those of different texts that this process has met since it was last asked, the first ones of many."""
 
 
 @runtime_checkable

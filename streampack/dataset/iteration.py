@@ -10,6 +10,7 @@ those packs once more (torchdata 0.11), so that its second resume would be at th
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -27,6 +28,8 @@ from streampack.records import Cursor
 from streampack.state.checkpoint import ORDER_VERSION, check_cursor
 from streampack.state.fingerprint import check_fingerprint, fingerprint_of
 from streampack.state.forms import ranges_from_json, ranges_to_json
+
+_log = logging.getLogger(__name__)
 
 VERSION = 5
 """The layout of an iterator's state."""
@@ -72,6 +75,8 @@ class PackIterator(Iterator[Item]):
         self._over: set[int] = set()
         """Turns since the last pack at which a lane had none."""
         self._has_raised = False
+        self._has_warned = False
+        """Of a document for which an engine has given other ids."""
         self._epoch = 0
         self._turn = 0
         self._given: tuple[int, LaneStart] | None = None
@@ -112,6 +117,9 @@ class PackIterator(Iterator[Item]):
         except Exception:  # of whatever it reads with; raised again
             self._has_raised = True  # an iterator that has raised is over; its state is that of before
             raise
+        if not self._has_warned and (differences := run.engine_differences()):
+            self._has_warned = True
+            _log.warning("%s", differences[0][1])
         start = self._starts[lane]
         item = None
         if isinstance(pack, LanePack):

@@ -62,6 +62,8 @@ class Pipeline:
     """Records that are left out; None: none. They are read, and keep their places in a window."""
     slack: Slack = field(default_factory=Slack, compare=False)
     """What blocks have needed after their ends so far, in this process."""
+    differences: dict[int, str] = field(default_factory=dict, compare=False)
+    """What the log says of documents for which an engine gave other ids, by a hash of the text; see `Run`."""
 
     def fetch(self, parts: Sequence[tuple[Shard, Piece, int]]) -> Fetched:
         """The pieces that are to be read next, each with the position `resume` of `samples`, asked for at once."""
@@ -276,9 +278,7 @@ class Pipeline:
                 f"{vocab_size - 1}"
             )
 
-    def with_ends(
-        self, ids: NDArray[np.integer], mask: Mask | None
-    ) -> tuple[NDArray[np.integer], Mask | None]:
+    def with_ends(self, ids: NDArray[np.integer], mask: Mask | None) -> tuple[NDArray[np.integer], Mask | None]:
         """A document's ids [n] and loss mask with BOS and EOS as asked for."""
         front, back = self._ends
         if not len(front) + len(back):

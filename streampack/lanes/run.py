@@ -14,7 +14,7 @@ from streampack.corpus.shares import DEFAULT
 from streampack.corpus.table import ShardTable
 from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.position import LaneFiller, LanePack, LanePosition
-from streampack.records import Compared, Cursor, StorageUse
+from streampack.records import Cursor, StorageUse
 from streampack.storage.access import StorageReader
 from streampack.storage.redaction import redacted
 
@@ -97,11 +97,16 @@ class Run(NamedTuple):
             positions[pack.source] = positions[pack.source].after(pack)
         return LaneStart(start.packs + 1, tuple(positions))
 
-    @property
-    def engine_differences(self) -> int:
-        """Documents for which this process has found other ids than the plain tokenizer's."""
-        tokenizers: list[object] = _once(each.tokenizer for each in self.pipelines)
-        return sum(each.num_differences for each in tokenizers if isinstance(each, Compared))
+    def engine_differences(self) -> tuple[tuple[int, str], ...]:
+        """The first of the documents for which an engine has given other ids in this process since the last call.
+
+        Each as a hash of its text, and what the log says of it.
+        """
+        found: dict[int, str] = {}
+        for pipeline in self.pipelines:
+            found |= pipeline.differences
+            pipeline.differences.clear()
+        return tuple(found.items())
 
     def place(self, source: int, of_storage: bool) -> str:
         """How the log names a source, or the folder of its shards; nothing where the only source has no name."""

@@ -2,17 +2,18 @@
 
 In:    batches of documents, as texts or as ids.
 Out:   batches of ids side by side, with BOS and EOS; an exception in place of a document that fails.
+       Documents for which an engine gave other ids are left with their places in `Pipeline.differences`.
 Never: a document that comes after one that failed.
 """
 
-import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple, cast
 
+from streampack.hashing import hash_name
 from streampack.lanes.batches import DocumentBatch
 from streampack.lanes.pipeline import Pipeline
 from streampack.metrics import heartbeat
-from streampack.records import Compared, Joined
+from streampack.records import MOST_DIFFERENCES, Compared, Joined
 from streampack.storage.redaction import redacted
 
 if TYPE_CHECKING:
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from streampack.records import Tokens
-
-_log = logging.getLogger(__name__)
-
 
 class TokenizedBatch(NamedTuple):
     """Documents that are read and tokenized, for the packer."""
@@ -46,7 +44,7 @@ def tokenized(pipeline: Pipeline, batch: DocumentBatch, *, lane: int) -> Iterato
     """The documents as tokens; an exception is the last item, in place of the document that fails."""
     contents, documents = batch.contents, batch._replace(contents=[])
     if isinstance(contents, Joined):
-        _tell_difference(pipeline, batch)
+        _place_differences(pipeline, batch)
         yield TokenizedBatch(documents, pipeline.joined_with_ends(contents), True)
         return
     ids: list[NDArray[np.integer]] = []
@@ -58,7 +56,7 @@ def tokenized(pipeline: Pipeline, batch: DocumentBatch, *, lane: int) -> Iterato
         except Exception as error:  # noqa: BLE001 - raised when its turn comes
             failure = error
             break
-    _tell_difference(pipeline, batch)
+    _place_differences(pipeline, batch)
     joined = pipeline.joined(ids)
     if joined is not None:
         yield TokenizedBatch(documents if failure is None else documents.without_contents(0, len(ids)), joined, True)
@@ -75,15 +73,23 @@ def tokenized(pipeline: Pipeline, batch: DocumentBatch, *, lane: int) -> Iterato
         yield failure
 
 
-def _tell_difference(pipeline: Pipeline, batch: DocumentBatch) -> None:
-    """Warn, once in a process, of a document for which an engine gave other ids, with its place."""
+def _place_differences(pipeline: Pipeline, batch: DocumentBatch) -> None:
+    """Keep what an engine has got wrong, with the places of the documents."""
     engine = pipeline.tokenizer
-    if not isinstance(engine, Compared) or (difference := engine.untold()) is None:
+    if not isinstance(engine, Compared):
         return
-    places = zip(batch.contents, batch.keys, batch.shards, batch.origins, strict=False)
-    for text, key, shard, origin in places:
-        if text is difference.text:
-            _log.warning("%s, sample %r, record %d: %s", redacted(shard.url), key, origin[1], difference.what)
-            return
+    for text, what in engine.untold():
+        if len(pipeline.differences) <= MOST_DIFFERENCES:
+            pipeline.differences.setdefault(text, f"{_place(text, batch)}: {what}")
+
+
+def _place(text: int, batch: DocumentBatch) -> str:
+    """Where the document with this hash of its text is."""
+    if not isinstance(batch.contents, Joined):
+        for content, key, shard, (_, record, _) in zip(
+            batch.contents, batch.keys, batch.shards, batch.origins, strict=True
+        ):
+            if hash_name(content) == text:
+                return f"{redacted(shard.url)}, sample {key!r}, record {record}"
     # A chat template has made ids of it, or of a part of it, while the batch was read.
-    _log.warning("%s, sample %r or one near it: %s", redacted(batch.shards[0].url), batch.keys[0], difference.what)
+    return f"{redacted(batch.shards[0].url)}, sample {batch.keys[0]!r} or one near it"

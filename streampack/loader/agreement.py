@@ -245,7 +245,7 @@ class SharedRun:
 
     def engine_differences(self) -> EngineDifferences:
         """The bound on what an engine may give wrongly; every rank makes one."""
-        return EngineDifferences(self._shared_count("engine"))
+        return EngineDifferences(self._shared_count)
 
     def _shared_count(self, name: str) -> SharedCount:
         return SharedCount(None if self.ranks is None else partial(add_to_store, f"{self.name}/{name}"))

@@ -79,8 +79,8 @@ class Message:
     """One tuple per pack, one entry per segment; None where it is not asked for."""
     storage: StorageUse
     """What the storage was asked for while the message was made."""
-    engine_differences: int = 0
-    """Documents for which an engine gave other ids than the plain tokenizer, found while the message was made."""
+    engine_differences: tuple[tuple[int, str], ...] = ()
+    """As `Run.engine_differences`: those met while the message was made."""
     error: Exception | None = None
     """What was raised in place of the slot after the last one; no message follows."""
 
@@ -217,7 +217,8 @@ def _slots(pool: LanePool, starts: Mapping[int, LaneStart], *, first_round: int,
 
 def messages_of(parts: Iterable[Part], run: Run, *, with_provenance: bool) -> Iterator[Message]:
     """A message of each part, up to the first error."""
-    before, differed = run.storage_use(), run.engine_differences
+    before = run.storage_use()
+    run.engine_differences()  # those of others, who have not asked
     for part in parts:
         made: list[Made] = []
         error: Exception | None = None
@@ -226,7 +227,6 @@ def messages_of(parts: Iterable[Part], run: Run, *, with_provenance: bool) -> It
                 made.append(each)  # noqa: PERF402 (what was made before an error is sent)
         except Exception as failure:  # noqa: BLE001 (it is raised in its place)
             error = failure
-        differences = run.engine_differences
         use = run.storage_use()  # threads read ahead between two messages, too
         yield message_of(
             made,
@@ -234,12 +234,12 @@ def messages_of(parts: Iterable[Part], run: Run, *, with_provenance: bool) -> It
             seq_len=part.seq_len,
             with_provenance=with_provenance,
             storage=use.since(before),
-            engine_differences=differences - differed,
+            engine_differences=run.engine_differences(),
             error=error,
         )
         if error is not None:
             return
-        before, differed = use, differences
+        before = use
 
 
 def message_of(
@@ -249,7 +249,7 @@ def message_of(
     seq_len: int,
     with_provenance: bool,
     storage: StorageUse,
-    engine_differences: int = 0,
+    engine_differences: tuple[tuple[int, str], ...] = (),
     error: Exception | None = None,
 ) -> Message:
     """What was made, as a message; packs of one length."""

@@ -164,11 +164,12 @@ class Pass:
             else None
         )
         items = deal(
-            differences.watch(self.tally.watch_messages(self._restarting or in_this_process(assignment))),
+            differences.look_through(self.tally.watch_messages(self._restarting or in_this_process(assignment))),
             num_lanes=len(committed.lanes),
             num_workers=max(num_workers, 1),
             first_round=first_round,
         )
+        items = differences.watch(items)
         if dataset.pipeline.on_error == "skip":
             items = max_bad.watch(items, committed)
         is_finite, pad = run.is_finite, dataset.epoch_end == "pad"

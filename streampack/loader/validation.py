@@ -25,6 +25,7 @@ from streampack.loader.agreement import SharedRun
 from streampack.loader.counting import Worked, budget_bytes, count, validation_run
 from streampack.loader.dealing import Item, deal
 from streampack.loader.delivery import Delivery
+from streampack.loader.differences import EngineDifferences
 from streampack.loader.passes import MAX_MESSAGE_PACKS, Pass, PassSettings, Tally, max_rows
 from streampack.loader.restarts import WorkerRestarts
 from streampack.loader.rounds import PackBatch, whole
@@ -117,7 +118,15 @@ class ValidationDelivery(Delivery):
         budget = budget_bytes(run, settings, self._dataset.limits.buffer_bytes)
         if self._counted is None:
             self._counted = count(run, self._run.ranks, settings, self._restarts, budget_bytes=budget)
-        each = ValidationPass(run, self._counted, committed.global_pack, settings, self._restarts, budget_bytes=budget)
+        each = ValidationPass(
+            run,
+            self._counted,
+            committed.global_pack,
+            settings,
+            self._restarts,
+            self._differences,
+            budget_bytes=budget,
+        )
         return Running(each, settings, committed.global_pack, self.commits.standing)
 
     def skip(self, num_batches: int, settings: PassSettings) -> int:
@@ -178,6 +187,7 @@ class ValidationPass(Pass):
         global_pack: int,
         settings: PassSettings,
         restarts: WorkerRestarts,
+        differences: EngineDifferences,
         *,
         budget_bytes: int,
     ) -> None:
@@ -204,8 +214,9 @@ class ValidationPass(Pass):
             )
             worked = Worked(work, len(tasks), settings, restarts)
             self._restarting = worked.restarting
-            messages = self.tally.watch_messages(worked.messages)
-            items = islice(deal(messages, num_lanes=1, num_workers=1, first_round=first), stop - first)
+            messages = differences.look_through(self.tally.watch_messages(worked.messages))
+            items = differences.watch(deal(messages, num_lanes=1, num_workers=1, first_round=first))
+            items = islice(items, stop - first)
         ends = [min(number * global_batch, total) for number in range(done + 1, num + 1)]
         self.batches = _batches(items, batch_size, ends, seq_len)
 

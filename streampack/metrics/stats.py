@@ -45,7 +45,8 @@ class LoaderStats(TypedDict):
     engine_differences: Annotated[
         int,
         "documents",
-        "documents for which an engine gave other ids than the tokenizer that it stands for, among those compared",
+        "documents of different texts for which an engine gave other ids than the tokenizer that it stands for, among "
+        "those compared; at most 11 are counted, as more than 10 end the run",
     ]
     retries: Annotated[int, "requests", "requests to the storage that were tried again"]
     requests: Annotated[int, "requests", "requests to the storage"]

@@ -2,7 +2,7 @@
 
 In:  a tokenizer, the **plain** one, and a text.
 Out: its ids. One document in `ONE_IN`, chosen by its content, is encoded by both; where they differ, or the engine
-     fails, it has the plain tokenizer's ids, is counted, and the first one is kept to be told with its place.
+     fails, it has the plain tokenizer's ids, and is remembered until somebody asks who knows its place.
 Never: ids that depend on anything but the text; a difference that nobody learns of.
 """
 
@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 
 from streampack.errors import TokenizerError
-from streampack.records import Difference, Tokenizer, Tokens
+from streampack.hashing import hash_name
+from streampack.records import MOST_DIFFERENCES, Difference, Tokenizer, Tokens
 
 ONE_IN = 256
 """One document in so many is encoded by both; the same ones on every rank and worker."""
 MAX_BYTES = 2**20
 """A larger document is not compared, as SentencePiece takes hundreds of bytes of memory for each byte."""
-MOST = 10
-"""A run in which more documents differ ends."""
 
 
 class Engine(ABC):
@@ -62,9 +61,8 @@ class ComparedEngine(Engine):
 
     def __init__(self, plain: Tokenizer) -> None:
         super().__init__(plain)
-        self.num_differences = 0
-        """Documents for which other ids were found, in this process."""
-        self._first: Difference | None = None
+        self._untold: list[Difference] = []
+        """At most one more than `MOST_DIFFERENCES`, as more need not be known."""
 
     def encode(self, text: str) -> Tokens:
         """The ids of `text`, int32 [n]."""
@@ -91,11 +89,9 @@ class ComparedEngine(Engine):
     def _encode(self, text: str, data: bytes) -> Tokens:
         """The ids of `text`, whose UTF-8 is `data`, from the library."""
 
-    def untold(self) -> Difference | None:
-        """The first difference that this process has met, once."""
-        found = self._first
-        if found is not None:
-            self._first = None
+    def untold(self) -> list[Difference]:
+        """Those of different texts that this process has met since it was last asked, the first ones of many."""
+        found, self._untold = self._untold, []
         return found
 
     def compare(self, texts: list[str]) -> None:
@@ -113,18 +109,18 @@ class ComparedEngine(Engine):
             raise TokenizerError(f'{found}: install another release, or use engine="{self.own_name}"') from error
 
     def _differs(self, text: str, what: str, right: Tokens) -> Tokens:
-        self.num_differences += 1
-        if self.num_differences == 1:
+        number = hash_name(text)
+        if len(self._untold) <= MOST_DIFFERENCES and all(each.text != number for each in self._untold):
             told = (
                 f"{self.library} {what} for {_shown(text)}. The document has the ids of {self.own_name}. Others that "
                 f'are not among those compared, one in {ONE_IN}, may be wrong: use engine="{self.own_name}", or '
                 "another release"
             )
-            self._first = Difference(text, told)
+            self._untold.append(Difference(number, told))
         return right
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"num_differences": 0, "_first": None}
+        return self.__dict__ | {"_untold": []}
 
 
 def _shown(text: str) -> str:
