@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import sentencepiece
 import texts
+from machine import machine_of
 from texts import Text
 
 from streampack import PackedDataset
@@ -32,7 +33,7 @@ from streampack.cli.bench.checks import check_ids
 from streampack.cli.bench.measuring import make_finite
 from streampack.cli.bench.slices import Slice
 from streampack.cli.bench.stages import whole_pipeline
-from streampack.cli.bench.stopwatch import Spread, Variant, Work, cpu_ratio, interleave, read
+from streampack.cli.bench.stopwatch import Reading, Spread, Variant, Work, cpu_ratio, interleave, read
 from streampack.records import Tokenizer
 from streampack.tokenizers.engines import choose_engine
 from streampack.tokenizers.sentencepiece import SentencePieceTokenizer
@@ -50,11 +51,14 @@ class Row:
     value: Spread
     unit: str
     goal: str
+    mtok_per_s: Spread | None = None
+    """Of CPU time, or of the clock where the row is by the clock; None: what the row says is no speed."""
 
 
 def main() -> None:
     """Print a table; write the results."""
     arguments = parse()
+    machine = machine_of("streampack", "gigatoken", "sentencepiece", "torch", "numpy")
     model = Path(arguments.model or texts.mistral_model()).read_bytes()
     loaded = texts.load(arguments.corpus, num_slices=arguments.rounds, megabytes=arguments.megabytes)
     rows: list[Row] = []
@@ -65,14 +69,13 @@ def main() -> None:
         rows += unigram_rows(folder / "unigram", loaded[0])
         rows += token_rows(folder / "npy", loaded, model, multiple=arguments.multiple)
         rows += clock_rows(folder / "clock", loaded[0], model, rounds=min(arguments.rounds, 3))
-    described = [{"name": text.name, "megabytes": text.megabytes, "mean_bytes": text.mean_bytes} for text in loaded]
     for row in rows:
         value = f"{row.value.median:8.3f} ({row.value.low:.3f} to {row.value.high:.3f})"
-        print(f"{row.what:62} {value} {row.unit:12} {row.goal}")
+        speed = f"{row.mtok_per_s.median:6.2f} Mtok/s" if row.mtok_per_s else ""
+        print(f"{row.what:62} {value} {row.unit:12} {speed:13} {row.goal}")
     if arguments.json:
-        arguments.json.write_text(
-            json.dumps({"texts": described, "rows": [asdict(row) for row in rows]}, indent=1), "utf-8"
-        )
+        found = {"machine": machine, "texts": texts.described(loaded), "rows": [asdict(row) for row in rows]}
+        arguments.json.write_text(json.dumps(found, indent=1), "utf-8")
 
 
 def parse() -> argparse.Namespace:
@@ -132,15 +135,17 @@ def text_rows(folder: Path, text: Text, model: bytes) -> list[Row]:
                 variants.append(Variant(f"{text.name}, .{kind}, {name}", pipelines(slices, tokenizer)))
     readings = interleave(variants, len(text.slices))
     goal = {"english": "5", "code": "4.2", "multilingual": "5"}.get(text.name, "")
-    return [
-        Row(
-            variant.name,
-            cpu_ratio(readings[variant.name], readings["plain"]),
-            "x plain",
-            "0.97" if variant.name.endswith("sentencepiece") else goal,
-        )
-        for variant in variants[1:]
-    ]
+    rows = [cpu_row(f"{text.name}, plain SentencePiece", readings["plain"], readings["plain"], "")]
+    for variant in variants[1:]:
+        own_goal = "0.97" if variant.name.endswith("sentencepiece") else goal
+        rows.append(cpu_row(variant.name, readings[variant.name], readings["plain"], own_goal))
+    return rows
+
+
+def cpu_row(what: str, found: list[Reading], base: list[Reading], goal: str) -> Row:
+    """By CPU time."""
+    speed = Spread.of([reading.per_cpu_s / 1e6 for reading in found])
+    return Row(what, cpu_ratio(found, base), "x plain", goal, speed)
 
 
 def unigram_rows(folder: Path, text: Text) -> list[Row]:
@@ -163,7 +168,7 @@ def unigram_rows(folder: Path, text: Text) -> list[Row]:
     name = f"{text.name}, .tar, unigram, sentencepiece"
     variants = [Variant("plain", plain_work(model, text.slices)), Variant(name, pipelines(slices, plain))]
     readings = interleave(variants, len(slices))
-    return [Row(name, cpu_ratio(readings[name], readings["plain"]), "x plain", "0.92")]
+    return [cpu_row(name, readings[name], readings["plain"], "0.92")]
 
 
 def token_rows(folder: Path, loaded: list[Text], model: bytes, *, multiple: int) -> list[Row]:
@@ -185,15 +190,17 @@ def token_rows(folder: Path, loaded: list[Text], model: bytes, *, multiple: int)
     readings = interleave(variants, num_rounds)
     whole = [path for part in rounds for path in part.shards]
     clock: list[float] = []
+    speeds: list[float] = []
     main_ms: list[float] = []
     for number in range(min(num_rounds, 3)):
         base = read(plain_work(model, originals)(number))
         found = clocks.scale(lambda: make(whole, tokenizer=None, num_lanes=12), [2], 1)[0]
         clock.append(found.tokens_per_s.median / base.per_wall_s)
+        speeds.append(found.tokens_per_s.median / 1e6)
         main_ms.append(found.main_ms.median)
     return [
-        Row(name, cpu_ratio(readings[name], readings["plain"]), "x plain", "40"),
-        Row("the same, 2 workers, by the clock", Spread.of(clock), "x plain", "25"),
+        cpu_row(name, readings[name], readings["plain"], "40"),
+        Row("the same, 2 workers, by the clock", Spread.of(clock), "x plain", "25", Spread.of(speeds)),
         Row("CPU time of the main process for a batch from 2 workers", Spread.of(main_ms), "ms", "below 0.5"),
     ]
 
@@ -209,7 +216,10 @@ def clock_rows(folder: Path, text: Text, model: bytes, *, rounds: int) -> list[R
         for found in clocks.scale(whole, [0, 1, 2, 4], rounds):
             goal = "1.8" if name == "sentencepiece" and found.workers == 2 else ""
             if found.workers:
-                rows.append(Row(f"{found.workers} workers, {name}, by the clock", found.ratio, "x 0 workers", goal))
+                speed = Spread(*(each / 1e6 for each in asdict(found.tokens_per_s).values()))
+                rows.append(
+                    Row(f"{found.workers} workers, {name}, by the clock", found.ratio, "x 0 workers", goal, speed)
+                )
                 own = Spread(found.own_mb, found.own_mb, found.own_mb)
                 rows.append(Row(f"memory of its own of one of {found.workers} workers, {name}", own, "MB", ""))
         for workers in (0, 2):

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 import texts
+from machine import machine_of
 from support.workers import worker_pids
 
 from streampack import PackedDataLoader, PackedDataset
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    machine = machine_of("streampack", "gigatoken", "sentencepiece", "numpy")
     loaded = texts.load(arguments.corpus, num_slices=1, megabytes=18)
     documents = [document for text in loaded for document in text.slices[0]]
     curve: list[tuple[float, float]] = []  # (MB of text so far, MB of the worker's own)
@@ -51,7 +53,8 @@ def main() -> None:
         print(f"{done:8,.0f} MB of text   {memory:8.1f} MB of its own")
     print(f"at most {early:.1f} MB in the first {FIRST_MB} MB of text, {late:.1f} MB over {curve[-1][0]:,.0f} MB")
     if arguments.json:
-        arguments.json.write_text(json.dumps({"curve": curve, "early_mb": early, "late_mb": late}), "utf-8")
+        found = {"machine": machine, "curve": curve, "early_mb": early, "late_mb": late}
+        arguments.json.write_text(json.dumps(found), "utf-8")
 
 
 def count_tokens(dataset: PackedDataset, documents: list[str]) -> int:

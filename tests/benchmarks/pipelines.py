@@ -1,8 +1,9 @@
 """Text to packs of 4096 with labels, by other libraries, each as its own documentation does it; all do the same work.
 
-In:  documents, as shards or written in the library's own format (not timed), and SentencePiece.
-Out: batches of 8 packs: tokens and labels, int64 [8, 4096]. Each document is BOS + ids + EOS; what does not fill a pack
-     at the end is left out.
+In:  documents, as shards or written in the library's own format (not timed), and a tokenizer: SentencePiece, or
+     `tokenizers` for a byte-level BPE.
+Out: batches of 8 packs: tokens and labels, int64 [8, 4096]. Each document is BOS + ids + EOS, where the tokenizer has
+     them; what does not fill a pack at the end is left out.
 
 The packers written by hand carry one token over, so that the last label of a pack is the first token of the next one.
 """
@@ -19,33 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sentencepiece
 import torch
+from models import Model
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 SEQ_LEN, BATCH_SIZE = 4096, 8
-BOS, EOS = 1, 2
 
 Batch = tuple[torch.Tensor, torch.Tensor]
-Encode = Callable[[str], list[int]]
-
-
-class Model:
-    """The model, loaded once in each process."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.processor = sentencepiece.SentencePieceProcessor(model_file=path)
-
-    def encode(self, text: str) -> list[int]:
-        return [BOS, *self.processor.encode(text), EOS]
-
-    def encode_array(self, text: str) -> np.ndarray:
-        ids = self.processor.encode(text, out_type="numpy")
-        return np.concatenate([[BOS], ids, [EOS]])
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Model, (self.path,)
 
 
 @dataclass(frozen=True)
@@ -76,6 +57,9 @@ class Peer:
     """It drops what does not fill a pack after each so many documents."""
     pretokenized: bool = False
     labels: str = "shifted"
+    needs_tokenizer_json: bool = False
+    leaves_out_last: bool = False
+    """The last token of each document is a label only."""
 
 
 # -- what the hand-written ones share ----------------------------------------------------------------------------------
@@ -167,7 +151,7 @@ def huggingface(source: Source, model: Model, workers: int) -> Iterable[Batch]:
     import datasets
 
     def tokenize(examples: dict[str, list[str]]) -> dict[str, list[list[int]]]:
-        return {"input_ids": [model.encode(text) for text in examples["txt"]]}
+        return {"input_ids": model.encode_batch(examples["txt"])}
 
     def group(examples: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
         joined = list(itertools.chain.from_iterable(examples["input_ids"]))
@@ -188,6 +172,28 @@ def huggingface(source: Source, model: Model, workers: int) -> Iterable[Batch]:
         )
 
     return DataLoader(dataset, batch_size=BATCH_SIZE, num_workers=workers, collate_fn=collate)
+
+
+def torchtitan_texts(source: Source, model: Model, workers: int) -> Iterable[Batch]:
+    os.environ["HF_DATASETS_OFFLINE"] = os.environ["HF_HUB_OFFLINE"] = "1"
+    import datasets
+    from torchtitan.components.tokenizer import HuggingFaceTokenizer
+    from torchtitan.hf_datasets import DatasetConfig
+    from torchtitan.hf_datasets.text_datasets import DATASETS, HuggingFaceTextDataLoader
+
+    def load(path: str) -> Any:
+        return datasets.load_dataset("webdataset", data_files={"train": source.shards}, split="train", streaming=True)
+
+    DATASETS["benchmark"] = DatasetConfig(path="", loader=load, sample_processor=lambda sample: sample["txt"])
+    loader = HuggingFaceTextDataLoader(
+        HuggingFaceTextDataLoader.Config(dataset="benchmark", infinite=False, num_workers=workers),
+        dp_world_size=1,
+        dp_rank=0,
+        tokenizer=HuggingFaceTokenizer(tokenizer_path=model.path),
+        seq_len=SEQ_LEN,
+        local_batch_size=BATCH_SIZE,
+    )
+    return ((inputs["input"], labels) for inputs, labels in loader)
 
 
 def write_mds(source: Source) -> None:
@@ -345,6 +351,15 @@ PEERS = [
     Peer("tarfile, numpy", "torch", None, tarfile_arrays),
     Peer("webdataset, packer by hand", "webdataset", None, webdataset_packer),
     Peer("HF datasets, grouped", "datasets", None, huggingface, documents_at_once=1000, labels="the tokens"),
+    Peer(
+        "torchtitan, text dataset",
+        "torchtitan",
+        None,
+        torchtitan_texts,
+        labels="shifted, each document alone",
+        needs_tokenizer_json=True,
+        leaves_out_last=True,
+    ),
     Peer("MosaicML Streaming", "mosaicml-streaming", write_mds, mosaicml),
     Peer("grain, concat then split", "grain", write_arrayrecord, grain_concat, labels="shifted, masked"),
     Peer("litdata, packer by hand", "litdata", write_litdata, litdata_texts),

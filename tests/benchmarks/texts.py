@@ -61,6 +61,11 @@ def load(paths: Sequence[str], *, num_slices: int, megabytes: float) -> list[Tex
     return texts
 
 
+def described(loaded: Sequence[Text]) -> list[dict[str, str | float]]:
+    """Plain values for a file of results."""
+    return [{"name": text.name, "megabytes": text.megabytes, "mean_bytes": text.mean_bytes} for text in loaded]
+
+
 def _read(path: str, num_bytes: int) -> list[str]:
     documents: list[str] = []
     size = 0
