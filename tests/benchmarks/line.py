@@ -168,7 +168,8 @@ def unigram_rows(folder: Path, text: Text) -> list[Row]:
     name = f"{text.name}, .tar, unigram, sentencepiece"
     variants = [Variant("plain", plain_work(model, text.slices)), Variant(name, pipelines(slices, plain))]
     readings = interleave(variants, len(slices))
-    return [cpu_row(name, readings[name], readings["plain"], "0.92")]
+    base = cpu_row(f"{text.name}, plain SentencePiece, unigram", readings["plain"], readings["plain"], "")
+    return [base, cpu_row(name, readings[name], readings["plain"], "0.92")]
 
 
 def token_rows(folder: Path, loaded: list[Text], model: bytes, *, multiple: int) -> list[Row]:
