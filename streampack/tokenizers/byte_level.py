@@ -1,24 +1,20 @@
 """A byte-level BPE of a tokenizer.json taken apart, to get its ids from another library.
 
 In:  the file's content as the `tokenizers` library has it, with the special tokens out of reach (`guarding`).
-Out: why the ids of that other library, gigatoken, may differ (`obstacle`); the content as it reads it (`reduced`); the
-     characters that the two may see differently (`unsettled`); texts to compare on (`edge_texts`), and a small model
-     that shows each cut of a text into words (`revealing`). Nothing is tokenized here.
+Out: why the ids of that other library, gigatoken, may differ (`obstacle`); the content as it reads it (`reduced`);
+     texts to compare on (`edge_texts`), and a small model that shows each cut of a text into words (`revealing`).
+     Nothing is tokenized here.
 
 Byte-level BPE joins the pair of the lowest rank, the leftmost of equal ones, in each word by itself, so two libraries
 that cut text into the same words and know the same ranks give the same ids. gigatoken knows the pattern of a word by
-its exact text and refuses others; whether it means the same by it is compared, as is all that is allowed here. The
-classes of characters (letter, digit, space) are Unicode's, and the libraries have different versions of it: a text with
-a character that one of them may not know goes to the plain tokenizer.
+its exact text and refuses others; whether it means the same by it is compared, as is all that is allowed here. It
+does not normalize: a text that NFC changes goes to the plain tokenizer (`characters`).
 """
 
-import functools
+import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from streampack.tokenizers.pieces import BYTE_LEVEL
 
@@ -92,21 +88,34 @@ def _normalizers(stage: Any) -> Iterator[str]:
 
 
 def reduced(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The content for gigatoken: without tokens that no text can become. Without them, ids have gaps."""
+    """The content for gigatoken: without a normalizer, and without tokens that no text becomes (ids then have gaps).
+
+    A word of the vocabulary with a character that stands for no byte is such a token. gigatoken takes it as text.
+    """
     special = {token["content"] for token in config["added_tokens"] if token["special"]}
     model = config["model"]
+    raw = _raw_words(model["vocab"])
+    left_out = special | raw
     return {
         "version": "1.0",
         "added_tokens": [token for token in config["added_tokens"] if not token["special"]],
-        "normalizer": config.get("normalizer"),
+        "normalizer": None,
         "pre_tokenizer": config["pre_tokenizer"],
         "model": {
             "type": "BPE",
             "ignore_merges": bool(model.get("ignore_merges")),
-            "vocab": {word: token for word, token in model["vocab"].items() if word not in special},
-            "merges": model["merges"],
+            "vocab": {word: token for word, token in model["vocab"].items() if word not in left_out},
+            "merges": [pair for pair in model["merges"] if left_out.isdisjoint(pair)] if raw else model["merges"],
         },
     }
+
+
+_NO_BYTE = re.compile(f"[^{re.escape(''.join(BYTE_LEVEL.values()))}]")
+
+
+def _raw_words(vocab: Iterable[str]) -> set[str]:
+    """The words with a character that stands for no byte."""
+    return set(filter(_NO_BYTE.search, vocab))
 
 
 _PROBES = "aD1! '\n/s"
@@ -128,52 +137,10 @@ def revealing(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "version": "1.0",
         "added_tokens": [],
-        "normalizer": config.get("normalizer"),
+        "normalizer": None,
         "pre_tokenizer": config["pre_tokenizer"],
         "model": model,
     }
-
-
-_SETTLED_END = 0x323B0
-"""From here on all characters are unsettled: tags, private ones, and what is not assigned yet."""
-
-
-@functools.cache
-def unsettled() -> NDArray[np.bool_]:
-    """The characters whose class a library may know from another version of Unicode: bool [n] by code point.
-
-    The last entry is for all code points from n - 1 on. Unsettled is what `tokenizers` does not know. What it knows and
-    gigatoken does not would show in `class_texts`. What Unicode 3.2 has, every library knows.
-    """
-    from tokenizers import Regex
-    from tokenizers.pre_tokenizers import Split
-
-    old = unicodedata.ucd_3_2_0
-    found = np.zeros(_SETTLED_END + 1, np.bool_)
-    found[_SETTLED_END] = True
-    asked = [point for point in range(_SETTLED_END) if old.category(chr(point)) == "Cn"]
-    unknown = Split(Regex(r"\p{Cn}+"), "removed", invert=True)
-    for _, (begin, end) in unknown.pre_tokenize_str("".join(map(chr, asked))):
-        found[asked[begin:end]] = True
-    return found
-
-
-@functools.cache
-def class_texts() -> tuple[str, ...]:
-    """Texts with the first and the last character of each run of characters of one category, between others."""
-    points = [point for point in range(_SETTLED_END) if not 0xD800 <= point < 0xE000]
-    kinds = [unicodedata.category(chr(point)) for point in points]
-    kinds = ["".join(pair) for pair in zip(kinds, (str(unicodedata.combining(chr(point)) > 0) for point in points))]
-    ends = [
-        chr(point)
-        for index, point in enumerate(points)
-        if not kinds[index].startswith("Cn")
-        and (kinds[index] != kinds[index - 1] or kinds[index] != kinds[(index + 1) % len(points)])
-    ]
-    return tuple(
-        "".join(f"a{character}D {character}{character}1{character}!{character}&s\n" for character in ends[at : at + 64])
-        for at in range(0, len(ends), 64)
-    )
 
 
 _EDGE_TEXTS = """
@@ -191,14 +158,18 @@ EDGE_TEXTS = ("", " ", "  ", "\n", "a", _EDGE_TEXTS, *_EDGE_TEXTS.split("|"))
 
 
 def edge_texts(config: Mapping[str, Any]) -> list[str]:
-    """These, long words, and texts made of the file's own tokens."""
+    """Those above, long words, and texts made of the file's own tokens; in the form NFC where text is normalized."""
     texts = [*EDGE_TEXTS, "a" * 3000, "ab" * 1000, " " * 300 + "x"]
     texts += ["=-" * 9 + "=" * 500, "1" * 100, "\n" * 50, "e\u0301" * 60, "日" * 300, ".,;:!?\"')(" * 20]
     names = [token["content"] for token in config["added_tokens"]][:1000]
     texts += [*names[:50], *(f"x{name} y{name}{name}" for name in names), " ".join(names)]
+    raw = sorted(_raw_words(config["model"]["vocab"]))[:1000]
+    texts += [*raw, *(f"x{word} y {word}{word}" for word in raw)]
     bytes_of = {character: byte for byte, character in BYTE_LEVEL.items()}
     words = [*config["model"]["vocab"]]
     for some in (words[:: max(1, len(words) // 2000)], words[-300:]):
         parts = [bytes(map(bytes_of.__getitem__, word)) for word in some if bytes_of.keys() >= set(word)]
-        texts += [b"".join(parts).decode(errors="ignore"), b" ".join(parts).decode(errors="replace")]
-    return texts
+        for at in range(0, len(parts), 50):  # a character that is not settled takes no other words out of the comparison
+            few = parts[at : at + 50]
+            texts += [b"".join(few).decode(errors="ignore"), b" ".join(few).decode(errors="replace")]
+    return [unicodedata.normalize("NFC", text) for text in texts] if config.get("normalizer") else texts

@@ -33,6 +33,7 @@ import numpy as np
 from streampack.errors import TokenizerError
 from streampack.records import Tokens
 from streampack.tokenizers import bpe, byte_level
+from streampack.tokenizers.characters import SettledTexts, class_texts
 from streampack.tokenizers.comparing import ComparedEngine
 from streampack.tokenizers.huggingface import HuggingFaceTokenizer
 from streampack.tokenizers.parts import read_model
@@ -158,8 +159,8 @@ class FastSentencePiece(GigatokenTokenizer):
 class FastByteLevel(GigatokenTokenizer):
     """The ids of a byte-level BPE from a `tokenizer.json` or `tekken.json`.
 
-    The plain tokenizer does what the library cannot be trusted with: documents with characters that Unicode has
-    assigned lately.
+    The plain tokenizer does what the library cannot be trusted with: documents that are not in the form NFC, where the
+    file normalizes to it, and documents with characters that Unicode has assigned lately.
 
     Args:
         plain: the tokenizer whose ids to give.
@@ -179,16 +180,14 @@ class FastByteLevel(GigatokenTokenizer):
             raise TokenizerError(f'no faster engine for this tokenizer.json: {obstacle}; use engine="tokenizers"')
         super().__init__(plain, msgspec.json.encode(byte_level.reduced(config)), cache_bytes)
         _compare_words(msgspec.json.encode(byte_level.revealing(config)))
-        self._unsettled = byte_level.unsettled()
+        self._settled = SettledTexts(nfc=bool(config.get("normalizer")))
         self.compare(byte_level.edge_texts(config))
 
     def _encode(self, text: str, data: bytes) -> Tokens:
-        if not text.isascii():
-            points = np.frombuffer(text.encode("utf-32-le"), np.int32)
-            if self._unsettled.take(points, mode="clip").any():
-                plain: Tokens = self.plain.encode(text)
-                return plain
-        return self._ids(data)
+        if text.isascii() or text in self._settled:
+            return self._ids(data)
+        plain: Tokens = self.plain.encode(text)
+        return plain
 
 
 class _Words(GigatokenTokenizer):
@@ -204,7 +203,7 @@ class _Words(GigatokenTokenizer):
 def _compare_words(json: bytes) -> None:
     """Raise where the library cuts text into other words; `json`: of `byte_level.revealing`."""
     words = _Words(HuggingFaceTokenizer(json), json, CACHE_BYTES)
-    words.compare([*byte_level.class_texts(), *byte_level.EDGE_TEXTS])
+    words.compare([*class_texts(), *byte_level.EDGE_TEXTS])
 
 
 def _with_unknown(ids: Tokens, vocab_size: int, unknown_id: int) -> Tokens:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.byte_levels import KNOWN
 from support.tars import write_webdataset
 
 from streampack import HoldOut, PackedDataLoader, PackedDataset
@@ -135,3 +136,21 @@ def test_a_part_of_a_conversation_is_told_with_a_sample_near_it(
     (told,) = warnings_of(caplog)
     assert f"{tmp_path}/a.tar, sample 's" in told
     assert "or one near it: Wrong 1.0 gives" in told
+
+
+def test_the_batches_of_text_that_nfc_changes_are_those_of_the_librarys_own_engine(tmp_path: Path) -> None:
+    """Marks that the two libraries order in another way, and documents that are never compared."""
+    (tmp_path / "tokenizer.json").write_text(json.dumps(KNOWN["qwen"]))
+    words = "قال مُ\u08d3\u0651ح N'Ko \u07d2\u07fd\u07ec cafe\u0301 हिन्दी "
+    texts = [f"{index} {words}" for index in range(40)]
+    dataset(tmp_path, texts)
+    batches = []
+    for engine in ("gigatoken", "tokenizers"):
+        made = PackedDataset(
+            str(tmp_path / "a.tar"), str(tmp_path / "tokenizer.json"), seq_len=64, num_lanes=2, epochs=1,
+            field="json:text", add_bos=False, engine=engine,
+        )  # fmt: skip
+        loader = PackedDataLoader(made, 1, num_workers=0)
+        batches.append(tokens_of(loader))
+        assert loader.stats()["engine_differences"] == 0
+    assert batches[0] == batches[1]

@@ -35,7 +35,7 @@ USERS = {
     "botocore": {"storage.backends.s3"},
     "urllib3": {"storage.backends.connections"},
     "sentencepiece": {"tokenizers", "examples"},  # examples train it, wrap it
-    "tokenizers": {"tokenizers.huggingface", "tokenizers.byte_level"},
+    "tokenizers": {"tokenizers.huggingface", "tokenizers.characters"},
     "gigatoken": {"tokenizers.gigatoken"},
     "jinja2": {"chat.jinja", "cli.plan.page"},
     "prometheus_client": {"metrics.exporting"},

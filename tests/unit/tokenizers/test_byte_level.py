@@ -5,13 +5,14 @@ import functools
 import json
 import pickle
 import re
+import unicodedata
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.byte_levels import KNOWN, LLAMA3, added, byte_level, level, split
+from support.byte_levels import KNOWN, LLAMA3, QWEN, added, byte_level, level, split
 from support.sentencepieces import PROSE
 
 from streampack.errors import TokenizerError
@@ -78,6 +79,54 @@ def test_a_character_that_unicode_has_assigned_lately_is_left_to_the_plain_token
     assert tokenizer._encode("x\u00e9", b"").tolist() == [0]
     for text in ("\u0378", "a \U0001e6d2&D", "\U0003292f", "\U000e0041", "\uffff"):
         assert tokenizer._encode(text, b"").tolist() == tokenizer.plain.encode(text).tolist()
+
+
+MARKS_OF_ALL = [chr(point) for point in range(0x300, 0x1F000) if unicodedata.combining(chr(point))]
+
+
+@pytest.mark.parametrize("other", "\u0301\u0323\u064e")
+def test_marks_that_nfc_moves_have_the_same_ids_where_versions_of_unicode_differ(other: str) -> None:
+    for mark in MARKS_OF_ALL:
+        assert_same(fast("qwen"), f"e{mark}{other} e{other}{mark} \u0628{other}{mark}\u0651")
+
+
+def test_compositions_have_the_same_ids_where_versions_of_unicode_differ() -> None:
+    for point in (*range(0xC0, 0x3400), *range(0xF900, 0x11FFF), *range(0x16D00, 0x16E00), *range(0x1D100, 0x1D200)):
+        if not 0xD800 <= point < 0xE000 and (apart := unicodedata.normalize("NFD", chr(point))) != chr(point):
+            assert_same(fast("qwen"), f"{apart} {chr(point)}")
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_an_added_token_with_a_mark_after_it_is_found_as_nfc_leaves_it(*, normalized: bool) -> None:
+    tokens = [added(600, "<think>", special=False, normalized=normalized), added(601, "<|end|>")]
+    tokenizer = FastByteLevel(plain(byte_level(split(QWEN), tokens, {"type": "NFC"})))
+    for text in ("<think>\u0338", "a<think>\u0338b", "x\u0301<think>\u0301", "<think>\u0301", "<think>"):
+        assert_same(tokenizer, text)
+
+
+RAW = ["日本", "мир", "a\tb", "日", "本", "a日"]
+
+
+@pytest.mark.parametrize("ignore_merges", [False, True])
+def test_a_word_of_the_vocabulary_that_no_bytes_make_is_never_found(*, ignore_merges: bool) -> None:
+    config = byte_level(split(LLAMA3), [added(606, "<|end|>")], ignore_merges=ignore_merges)
+    config["model"]["vocab"] |= {word: 600 + index for index, word in enumerate(RAW)}
+    config["model"]["merges"] = [["日", "本"], *config["model"]["merges"]]
+    tokenizer = choose_engine(plain(config), "gigatoken")
+    assert isinstance(tokenizer, FastByteLevel)
+    for text in ("日本", "x 日本", "a日本", " мир", "a\tb", "日", "a日"):
+        assert_same(tokenizer, text)
+        assert tokenizer.encode(text).max() < 600
+
+
+def test_a_library_that_finds_such_a_word_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = byte_level(split(LLAMA3), [], ignore_merges=True)
+    config["model"]["vocab"]["日本"] = 600
+    reduced = of_file.reduced(config)
+    reduced["model"]["vocab"]["日本"] = 600
+    monkeypatch.setattr(of_file, "reduced", lambda _: reduced)
+    with pytest.raises(TokenizerError, match=r"gives \[600\] instead of"):
+        choose_engine(plain(config), "gigatoken")
 
 
 def test_the_text_of_a_special_token_stays_text() -> None:
@@ -164,6 +213,7 @@ def test_what_is_rare_but_proved_has_the_engine(config: dict[str, Any]) -> None:
 
 def test_a_pattern_that_is_understood_in_another_way_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the library had taken Qwen's pattern for Llama's: only the digits in a row show it."""
+
     def reduced(config: dict[str, Any], *, of: Any = of_file.reduced) -> dict[str, Any]:
         return of(config) | {"pre_tokenizer": split(LLAMA3)}
 
