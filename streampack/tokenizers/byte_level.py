@@ -169,7 +169,7 @@ def edge_texts(config: Mapping[str, Any]) -> list[str]:
     words = [*config["model"]["vocab"]]
     for some in (words[:: max(1, len(words) // 2000)], words[-300:]):
         parts = [bytes(map(bytes_of.__getitem__, word)) for word in some if bytes_of.keys() >= set(word)]
-        for at in range(0, len(parts), 50):  # a character that is not settled takes no other words out of the comparison
+        for at in range(0, len(parts), 50):  # a character that is not settled takes out of the comparison only these
             few = parts[at : at + 50]
             texts += [b"".join(few).decode(errors="ignore"), b" ".join(few).decode(errors="replace")]
     return [unicodedata.normalize("NFC", text) for text in texts] if config.get("normalizer") else texts
