@@ -107,7 +107,8 @@ def shards_among(found: Sequence[tuple[str, int | None]], *, folder: str) -> lis
         what = f"has {len(found)} files but no tar ({_counted(others)})" if found else "is empty, or not there"
         web = folder.startswith(("http://", "https://"))
         hint = "; a web server lists a folder only where it has an index page with links" if web and not found else ""
-        text = f"the directory {named(folder)} {what}{hint}; {READ}; give others by a glob or list"
+        text = f"the directory {named(folder)} {what}{hint}; {READ}"
+        text += f". {HOW_TO_WRITE[0].upper()}{HOW_TO_WRITE[1:]}" if found else "; give others by a glob or list"
         raise ShardNotFoundError(text)
     if others:
         _log.warning(

@@ -4,6 +4,7 @@ import datetime as dt
 import gzip
 import json
 import random
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -176,6 +177,23 @@ def test_a_finished_folder_is_left_as_it_is_and_another_job_is_an_error(tmp_path
     assert "a.jsonl" in run(*arguments, code=1)
 
 
+def test_relative_paths_are_read_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "in" / "deep")
+    (tmp_path / "in" / "deep" / "a.jsonl").write_bytes(as_lines(texts(3)))
+    url = f"file://{tmp_path}/url"
+    for data, output in ((".", "../out"), ("..", "../../out/"), ("a.jsonl", url), ("./a.jsonl", "./local")):
+        told = write_shards(data, output)
+        assert told.manifest == f"{output.rstrip('/')}/manifest.jsonl"
+        assert write_shards(data, output).was_finished
+        shards = PackedDataset(f"@{told.manifest}", ByteTokenizer(), 64, field="jsonl:text").list_shards()
+        assert [shard.num_samples for shard in shards] == [1]
+        if output == "../out":
+            shutil.rmtree(output)
+    with pytest.raises(ConfigError, match="output ./out lies in .., which is read"):
+        write_shards("..", "./out")
+
+
 def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(as_lines(texts(3)))
     (tmp_path / "out").mkdir()
@@ -341,11 +359,12 @@ def test_a_row_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 def test_a_library_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    (tmp_path / "data.arrow").write_bytes(b"")
-    (tmp_path / "state.json").write_text("{}")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "data.arrow").write_bytes(b"")
+    (tmp_path / "in" / "state.json").write_text("{}")
     for library, data, remedy in (
         ("pyarrow", tmp_path / "a.parquet", r"pip install 'streampack\[parquet\]'"),
-        ("datasets", tmp_path, "pip install datasets"),
+        ("datasets", tmp_path / "in", "pip install datasets"),
     ):
         monkeypatch.setitem(sys.modules, library, None)
         with pytest.raises(ConfigError, match=remedy):

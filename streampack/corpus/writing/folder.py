@@ -10,10 +10,11 @@ In:  a job. Out: which of its portions are done, or that all are.
 Never: a shard, a note or the manifest under its name before it is complete; a folder that mixes two jobs.
 """
 
+import contextlib
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -159,6 +160,8 @@ class OutputFolder:
             if Path(path).exists():
                 raise ConfigError(f"{self.url} is a file; name a folder to write into")
             return {}
+        if path is not None:
+            return dict(_files_below(Path(path)))
         prefix = f"{self.url}/"
         return {url[len(prefix) :]: size for url, size in self._reader.listing(prefix)}
 
@@ -170,3 +173,12 @@ class OutputFolder:
 
     def _at(self, name: str) -> str:
         return f"{self.url}/{name}"
+
+
+def _files_below(folder: Path) -> Iterator[tuple[str, int]]:
+    for path in sorted(folder.rglob("*")):
+        below = path.relative_to(folder)
+        if not any(part.startswith(".") for part in below.parts):
+            with contextlib.suppress(FileNotFoundError):  # a process of a run that was killed may still be ending
+                if path.is_file():
+                    yield below.as_posix(), path.stat().st_size

@@ -11,6 +11,7 @@ Never: a file that was named and is left out. What is passed over in a folder is
 
 import enum
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +102,10 @@ def _matching(given: str, storage: StorageReader) -> list[tuple[str, int | None]
 
 def _below(folder: str, storage: StorageReader) -> list[tuple[str, int | None]]:
     """The files below a folder that are inputs; the folder itself where it is a dataset."""
+    path = local_path(folder)
+    if path is not None:  # the listing's names begin with it
+        below = os.path.normpath(path)
+        folder = f"{os.path.abspath(below) if below.startswith('.') else below}/"  # noqa: PTH100 - Path drops no '..'
     listed = storage.listing(folder)
     names = {url[len(folder) :] for url, _ in listed}
     if _SPLITS in names:

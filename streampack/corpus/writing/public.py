@@ -21,7 +21,9 @@ from streampack.corpus.writing.planning import Portion, plan
 from streampack.corpus.writing.reading import InputReader, IterableReader, Records, units_of
 from streampack.errors import ConfigError, as_bool, as_integer, check_choice
 from streampack.storage.access import StorageReader
+from streampack.storage.identity import identity
 from streampack.storage.options import Storage, as_storage
+from streampack.storage.redaction import named
 
 SHARD_BYTES = 256 * 2**20
 _LEAST_SHARD_BYTES = 2**16
@@ -111,6 +113,8 @@ def write_to(
     target = as_field(field)
     options = Storage() if storage is None else as_storage(storage)
     names = _names_of(data)
+    for name in names or ():
+        _check_apart(name, os.fspath(output))
     reader = StorageReader.of(options)
     inputs = None if names is None else find_inputs(names, reader)
     job = Job(
@@ -152,6 +156,13 @@ def _names_of(data: object) -> list[str] | None:
     if not isinstance(data, Iterable) or isinstance(data, bytes | Mapping):
         raise ConfigError(f"data: {type(data).__name__} is neither names of files nor an iterable of records")
     return None
+
+
+def _check_apart(name: str, output: str) -> None:
+    """Refuse an output below a folder that is read: its files would be read the next time."""
+    read, written = (identity(each.rstrip("/") or each).rstrip("/") for each in (name, output))
+    if written.startswith(f"{read}/"):
+        raise ConfigError(f"output {named(output)} lies in {named(name)}, which is read; name a folder outside of it")
 
 
 def _told(folder: OutputFolder, written: Written, *, was_finished: bool) -> WrittenShards:
