@@ -41,7 +41,11 @@ class Exclusions:
             for name, [line, *_] in by_source.items():
                 if name not in pipelines:
                     known = ", ".join(map(repr, pipelines))
-                    raise ConfigError(f"line {line.number}: source {name!r} is not in this run: {known}", url=url)
+                    raise ConfigError(
+                        f"line {line.number}: source {name!r} is not in this run: {known}. If it was left out of the data "
+                        "since, remove its lines from the file, too: a state compares those of each source alone",
+                        url=url,
+                    )
         return {name: self._of_source(name, stages) for name, stages in pipelines.items()}
 
     def _of_source(self, name: str, pipelines: Sequence[Pipeline]) -> tuple[Pipeline, ...]:
@@ -50,14 +54,16 @@ class Exclusions:
         made: dict[tuple[int, int], Pipeline] = {}
         for file, pipeline in zip(self._files, pipelines, strict=True):
             if file is not None and (lines := file[1].get(name)):
-                for line in lines:
-                    if line.record and not pipeline.documents.field.holds_many:
-                        raise ConfigError(
-                            f"line {line.number}: record {line.record} of sample {line.key!r}, and with field="
-                            f"{str(pipeline.documents.field)!r} each sample of source {name!r} is one record: leave "
-                            "record out",
-                            url=file[0],
-                        )
+                if not pipeline.documents.field.holds_many:
+                    for line in lines:
+                        if line.record:
+                            raise ConfigError(
+                                f"line {line.number}: record {line.record} of sample {line.key!r}, and with field="
+                                f"{str(pipeline.documents.field)!r} each sample of source {name!r} is one record: "
+                                "leave record out",
+                                url=file[0],
+                            )
+                    lines = [line._replace(record=None) for line in lines]  # 0 says the same
                 excluded = Excluded.of(lines, excluded)
             if excluded is not None:
                 key = id(pipeline), id(excluded)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from streampack.errors import ConfigError
 
 MOST_LINES = 1_000_000
-"""Of a file: they are in the memory of every worker, about 150 bytes each."""
+"""Of a file, blank ones not counted: they are in the memory of every worker."""
 _KEYS = {"source": str, "shard": str, "key": str, "record": int}
 
 
@@ -46,10 +46,12 @@ def excluded_lines(data: bytes, *, url: str) -> Iterator[ExcludedLine]:
     Raises:
         ConfigError: a line is something else, or there are too many; it names the file and the line.
     """
+    count = 0
     for number, text in enumerate(data.split(b"\n"), 1):
         if not text.strip():
             continue
-        if number > MOST_LINES:
+        count += 1
+        if count > MOST_LINES:
             raise ConfigError(
                 f"more than {MOST_LINES:,} lines, which every worker would hold: leave so many records out with a "
                 "transform that returns None for them, or write the shards again without them",
@@ -58,7 +60,9 @@ def excluded_lines(data: bytes, *, url: str) -> Iterator[ExcludedLine]:
         try:
             line = json.loads(text)
         except ValueError as error:
-            raise ConfigError(f"line {number}: not JSON: {error}", url=url) from error
+            raise ConfigError(f"line {number}: not JSON: {error}. {_FORM}", url=url) from error
+        except RecursionError as error:
+            raise ConfigError(f"line {number}: JSON that is nested too deeply. {_FORM}", url=url) from error
         if not isinstance(line, dict):
             raise ConfigError(f"line {number}: {text[:80]!r} is not a JSON object. {_FORM}", url=url)
         if unknown := sorted(line.keys() - _KEYS.keys()):
@@ -99,6 +103,11 @@ class Excluded:
             by_shard[shard] = {**known, **{key: _both(known.get(key, _NO_RECORDS), keys[key]) for key in keys}}
         return cls(by_shard, _described(by_shard))
 
+    @property
+    def num_entries(self) -> int:
+        """A sample of which all records are left out counts once."""
+        return _num_entries(self.by_shard)
+
     def has(self, shard: str, key: str, record: int) -> bool:
         """Whether a record of the shard of this name is left out."""
         return _has(self.by_shard, shard, key, record)
@@ -123,12 +132,15 @@ def _both(one: frozenset[int] | None, other: set[int] | None) -> frozenset[int] 
     return None if one is None or other is None else one | other
 
 
+def _num_entries(by_shard: Mapping[str, Mapping[str, frozenset[int] | None]]) -> int:
+    return sum(1 if records is None else len(records) for keys in by_shard.values() for records in keys.values())
+
+
 def _described(by_shard: Mapping[str, Mapping[str, frozenset[int] | None]]) -> str:
-    digest, number = hashlib.blake2b(digest_size=8), 0
+    digest = hashlib.blake2b(digest_size=8)
     for shard in sorted(by_shard):
         for key in sorted(by_shard[shard]):
             records = by_shard[shard][key]
-            number += 1 if records is None else len(records)
             entry = [shard, key, None if records is None else sorted(records)]
             digest.update(json.dumps(entry).encode() + b"\n")
-    return f"{number} records, digest {digest.hexdigest()}"
+    return f"{_num_entries(by_shard)} records, digest {digest.hexdigest()}"

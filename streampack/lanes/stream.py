@@ -321,6 +321,10 @@ class LaneStream:
             which, remedy = "", "or a finite run (epochs=1)"
             if self._source_name != DEFAULT:
                 which, remedy = f", source {self._source_name!r},", "max_epochs, or leave the source out (weight 0)"
+            if (excluded := self._pipeline.excluded) is not None:
+                stages = f"stages[{self._stage}]" if not self._stage else f"the stages up to stages[{self._stage}]"
+                why += f"; exclude of {stages} leaves {excluded.num_entries:,} of its records out"
+                remedy = f"fewer lines in exclude, {remedy}"
             if self._hold_out is not None:
                 why += f"; {self._hold_out} decides which documents it has"
                 remedy = f"a smaller fraction, {remedy}" if which else "or a smaller fraction"

@@ -16,6 +16,7 @@ from support.reference import prose
 import streampack
 from streampack import ConfigError, Packing, Shuffle, Source, Stage, StateError
 from streampack.config.file import load_config
+from streampack.documents import excluded
 from streampack.testing import ByteTokenizer, write_shards
 
 LANES = 12
@@ -263,6 +264,52 @@ def test_the_past_keeps_its_file_and_a_later_stage_adds_to_it(sources: dict[str,
     again.load_state_dict(state)
 
 
+def test_of_one_record_samples_record_0_is_the_sample(sources: dict[str, Source], tmp_path: Path) -> None:
+    line = {"source": "web", "shard": "a/00000.tar", "key": "00000003"}
+    prints = []
+    for each in (line, {**line, "record": 0}, {**line, "record": None}):
+        data = dataset(sources, [Stage(exclude=lines(tmp_path / "bad.jsonl", [each]))])
+        prints.append(json.dumps(data.fingerprint()))
+    assert "1 records, digest" in prints[0]
+    assert prints == 3 * prints[:1]
+
+
+def test_a_source_of_which_nothing_is_left_is_told_by_its_exclude(sources: dict[str, Source], tmp_path: Path) -> None:
+    web = {"web": Source(sources["web"].data[:1])}
+    given = [{"source": "web", "shard": "00000.tar", "key": f"{n:08d}"} for n in range(50)]
+    stages = [Stage(), Stage(at_packs=5, exclude=lines(tmp_path / "all.jsonl", given))]
+    [loader] = loaders(dataset(web, stages, num_lanes=1), 1)
+    told = r"exclude of the stages up to stages\[1\] leaves 50 of its records out.*Use .*fewer lines in exclude, "
+    with pytest.raises(ConfigError, match=told):
+        take([loader], 100)
+
+
+def test_a_source_that_is_left_out_of_the_data_goes_out_of_the_files_too(
+    sources: dict[str, Source], tmp_path: Path
+) -> None:
+    of_web = {"source": "web", "shard": "a/00000.tar", "key": "00000003"}
+    of_code = {"source": "code", "shard": "00000.tar", "key": "00000001", "record": 1}
+    file = lines(tmp_path / "bad.jsonl", [of_web, of_code])
+    stages = [Stage(exclude=file), Stage(at_packs=24, weights={"code": 1})]
+    [loader] = loaders(dataset(sources, stages), 1)
+    take([loader], 36)
+    state, code = loader.state_dict(), {"code": sources["code"]}
+    with pytest.raises(ConfigError, match=r"is not in this run: 'code'\. If it was left out.*remove its lines"):
+        dataset(code, stages)
+    lines(tmp_path / "bad.jsonl", [of_code])
+    [again] = loaders(dataset(code, stages), 1)
+    again.load_state_dict(state)
+    assert take([again], 24) == take([loader], 24)
+
+
+def test_blank_lines_are_no_lines_of_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(excluded, "MOST_LINES", 2)
+    line = b'{"source": "web", "shard": "0.tar", "key": "1"}\n'
+    assert [each.number for each in excluded.excluded_lines(b"\n\n" + line + b"\n" + line, url="x")] == [3, 5]
+    with pytest.raises(ConfigError, match="more than 2 lines"):
+        list(excluded.excluded_lines(3 * line, url="x"))
+
+
 @pytest.mark.parametrize(
     ("line", "told"),
     [
@@ -281,6 +328,7 @@ def test_the_past_keeps_its_file_and_a_later_stage_adds_to_it(sources: dict[str,
         ('{"source": "web", "shard": "a/00000.tar", "key": "1", "record": 3}', "each sample of source 'web' is one"),
         ("a/00000.tar 1", "line 2: not JSON"),
         ('["web"]', "is not a JSON object. A line is"),
+        (100_000 * "[", "line 2: JSON that is nested too deeply. A line is"),
     ],
 )
 def test_a_line_about_nothing_is_an_error_with_file_and_line(
