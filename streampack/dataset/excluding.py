@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from streampack.corpus.table import ShardTable
 from streampack.dataset.stages import Stage
 from streampack.documents.excluded import Excluded, ExcludedLine, excluded_lines
+from streampack.documents.fields import Field
 from streampack.errors import ConfigError, ShardError, ShardNotFoundError
 from streampack.lanes.pipeline import Pipeline
 
@@ -42,8 +43,8 @@ class Exclusions:
                 if name not in pipelines:
                     known = ", ".join(map(repr, pipelines))
                     raise ConfigError(
-                        f"line {line.number}: source {name!r} is not in this run: {known}. If it was left out of the data "
-                        "since, remove its lines from the file, too: a state compares those of each source alone",
+                        f"line {line.number}: source {name!r} is not in this run: {known}. If it was left out of the "
+                        "data since, remove its lines from the file, too: a state compares those of each source alone",
                         url=url,
                     )
         return {name: self._of_source(name, stages) for name, stages in pipelines.items()}
@@ -54,17 +55,8 @@ class Exclusions:
         made: dict[tuple[int, int], Pipeline] = {}
         for file, pipeline in zip(self._files, pipelines, strict=True):
             if file is not None and (lines := file[1].get(name)):
-                if not pipeline.documents.field.holds_many:
-                    for line in lines:
-                        if line.record:
-                            raise ConfigError(
-                                f"line {line.number}: record {line.record} of sample {line.key!r}, and with field="
-                                f"{str(pipeline.documents.field)!r} each sample of source {name!r} is one record: "
-                                "leave record out",
-                                url=file[0],
-                            )
-                    lines = [line._replace(record=None) for line in lines]  # 0 says the same
-                excluded = Excluded.of(lines, excluded)
+                field = pipeline.documents.field
+                excluded = Excluded.of(lines if field.holds_many else _of_samples(lines, field, file[0]), excluded)
             if excluded is not None:
                 key = id(pipeline), id(excluded)
                 made.setdefault(key, dataclasses.replace(pipeline, excluded=excluded))
@@ -88,6 +80,18 @@ class Exclusions:
                 near = [each for each in names if shard.endswith(f"/{each}")] or get_close_matches(shard, names, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"its shards are such as {min(names)!r}"
                 raise ConfigError(f"line {lines[shard]}: source {name!r} has no shard {shard!r}; {hint}", url=url)
+
+
+def _of_samples(lines: Sequence[ExcludedLine], field: Field, url: str) -> list[ExcludedLine]:
+    """The same lines of a source whose samples are one record each: with record 0 or without, they say the same."""
+    for line in lines:
+        if line.record:
+            raise ConfigError(
+                f"line {line.number}: record {line.record} of sample {line.key!r}, and with field={str(field)!r} each "
+                f"sample of source {line.source!r} is one record: leave record out",
+                url=url,
+            )
+    return [line._replace(record=None) for line in lines]
 
 
 def _lines(file: str, stage: int, read: Callable[[str], bytes]) -> dict[str, list[ExcludedLine]]:
