@@ -32,6 +32,59 @@ WIDER_THAN_THE_PAGE = """
 [...document.querySelectorAll('body *')].filter(each => !each.closest('.table, .pack, svg')
   && each.getBoundingClientRect().right > document.documentElement.clientWidth + 1).map(each => each.outerHTML)
 """
+OVERLAPPING_TEXTS = """
+[...document.querySelectorAll('svg')].flatMap(svg => {
+  const texts = [...svg.querySelectorAll('text')].map(each => [each.textContent, each.getBoundingClientRect()]);
+  return texts.flatMap(([name, a], index) => texts.slice(index + 1).filter(([_, b]) =>
+    a.left < b.right && b.left < a.right && a.top < b.bottom - 1 && b.top < a.bottom - 1
+  ).map(([other]) => name + ' | ' + other));
+})
+"""
+FIRST_FIGURES_OFF_THE_SCREEN = """
+[...document.querySelectorAll('.table tr')].filter(row => {
+  const first = [...row.cells].slice(1).find(each => each.innerText.trim());
+  return first && first.getBoundingClientRect().right > row.closest('.table').getBoundingClientRect().right;
+}).map(row => row.innerText)
+"""
+NARROW_FACTS = "[...document.querySelectorAll('dd')].filter(e => e.clientWidth < 100).map(e => e.innerText)"
+COLOURS_OF_THE_KEY = """
+[...document.querySelector('figure .key').querySelectorAll('rect')].map(each => {
+  const fill = getComputedStyle(each).fill;
+  if (!fill.startsWith('url')) return fill;
+  const hatch = document.querySelector(fill.match(/#[a-z0-9]+/)[0]);
+  return [...hatch.children].map(part => getComputedStyle(part).fill + getComputedStyle(part).stroke).join()
+    + hatch.getAttribute('patternTransform') + hatch.getAttribute('width');
+})
+"""
+VARIANCES = """
+[...document.querySelectorAll('.row')].filter(row => row.innerText.includes('variance')).map(row => ({
+  value: parseFloat(row.querySelector('.figure').innerText), bar: row.querySelector('.chosen').width.baseVal.value,
+  mark: row.querySelector('.mark').x1.baseVal.value, all: row.querySelector('.ground').width.baseVal.value,
+  order: [...row.querySelectorAll('.chosen, .outline, .mark')].map(each => each.getAttribute('class')).join(' '),
+  higher: row.querySelector('.mark').y2.baseVal.value - row.querySelector('.chosen').height.baseVal.value,
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def mix(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of ten sources with long names in three stages; some have one shard, some as many as documents."""
+    folder = tmp_path_factory.mktemp("mix")
+    names = [f"a-crawl-in-one-of-its-languages-{number}" for number in range(10)]
+    for number, name in enumerate(names):
+        texts = [f"Words of the page {i}. " * (1 + i % 9) for i in range(12)]
+        write_shards(folder / name, texts, documents_per_shard=12 // (1 + number))
+    stage = ", ".join(f"{name}: {1 + number}" for number, name in enumerate(names))
+    (folder / "run.yaml").write_text(
+        f"dataset: {{tokenizer: {str(DATA / 'devil.model')!r}, seq_len: 64, num_lanes: 4, num_packs: 400, sources: "
+        f"{{{', '.join(f'{name}: ./{name}/' for name in names)}}}, stages: [{{weights: {{{stage}}}}}, "
+        f"{{at_packs: 300, weights: {{{names[0]}: 1}}}}, {{at_packs: 390, weights: {{{stage}}}}}]}}\n"
+        "loader: {batch_size: 8, num_workers: 0}\n"
+    )
+    asked = ["plan", str(folder / "run.yaml"), "--ranks", "4", "--html", str(folder / "plan.html")]
+    made = CliRunner().invoke(app, asked)
+    assert made.exit_code == 0, made.output
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +131,38 @@ def test_a_browser_shows_it_without_an_error_or_anything_wider_than_the_screen(
     assert tab.evaluate("document.scripts.length") == 0
     colour = tab.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", colour))) < 200) is dark
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_no_text_lies_on_another_and_each_row_of_a_table_shows_a_figure(
+    width: int, folder: Path, mix: Path, tab: Browser
+) -> None:
+    for each in (folder, mix):
+        tab.open(each / "plan.html", width=width)
+        sizes = tab.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+        assert sizes[0] <= sizes[1]
+        assert tab.evaluate(OVERLAPPING_TEXTS) == []
+        assert tab.evaluate(FIRST_FIGURES_OFF_THE_SCREEN) == []
+        assert tab.evaluate(NARROW_FACTS) == []
+
+
+def test_each_of_many_sources_looks_different(mix: Path, tab: Browser) -> None:
+    tab.open(mix / "plan.html", width=360)
+    found = tab.evaluate(COLOURS_OF_THE_KEY)
+    assert len(found) == len(set(found)) == 10
+
+
+def test_bars_of_variances_have_one_scale_and_a_mark_on_top(mix: Path, tab: Browser) -> None:
+    tab.open(mix / "plan.html", width=360, dark=True)
+    rows = tab.evaluate(VARIANCES)
+    highest = max(2.0, *(each["value"] for each in rows))
+    assert len(rows) == 10
+    assert len({each["value"] for each in rows}) > 2
+    for each in rows:
+        assert each["bar"] / each["all"] == pytest.approx(each["value"] / highest, abs=0.01)
+        assert each["mark"] / each["all"] == pytest.approx(1 / highest, abs=0.01)
+        assert each["order"] == "chosen outline mark"
+        assert each["higher"] > 0
 
 
 def test_each_figure_has_its_unit_and_says_where_it_is_from(folder: Path, tab: Browser) -> None:

@@ -16,7 +16,8 @@ from streampack.cli.plan.facts import Basis, estimated, short
 from streampack.cli.plan.pictures import Part, columns, dots, row, stack
 from streampack.corpus.shares import DEFAULT
 
-_COLOURS = 8
+_LEAST_SCALE = 2.0
+"""Times the variance of independent documents, where bars of variances end at least."""
 _ENDLESS = 3
 """Epochs of the last stage that are drawn where it has no end."""
 
@@ -47,8 +48,8 @@ class Chart(NamedTuple):
 
 
 def colour_of(plan: Plan, source: str) -> str:
-    """The class of a source's colour."""
-    return f"c{list(plan.sources).index(source) % _COLOURS}"
+    """The class of a source's colour; the page's style has one for each source."""
+    return f"c{list(plan.sources).index(source)}"
 
 
 def name_of(source: str) -> str:
@@ -86,9 +87,11 @@ def run_chart(plan: Plan) -> Chart:
     endless = last.tokens is None and plan.epochs is None
     axis = [(step / 4, short(total * step / 4)) for step in range(5)]
     axis[-1] = (1.0, f"{short(total)} …" if endless else f"{short(total)}")
+    heads = [(min(begin + 0.02, 1), f"{number}") for number, (begin, *_) in enumerate(columns_)]
     stages = plural(len(plan.stages), "stage")
     until = "it has no end: the picture shows some epochs" if endless else f"it ends after {short(total)} tokens"
-    cuts = f"; {stages}, which begin at the upright lines" if len(plan.stages) > 1 else ""
+    is_cut = len(plan.stages) > 1
+    cuts = f"; {stages}, each with its number to the right of the line where it begins" if is_cut else ""
     here = "" if plan.position is None else " The state that was given is where the marked line stands."
     epochs_only = last.tokens is None and plan.epochs is not None
     return Chart(
@@ -100,6 +103,7 @@ def run_chart(plan: Plan) -> Chart:
             f"Shares of {plural(len(plan.sources), 'source')} in {stages}",
             columns_,
             axis,
+            heads if is_cut else (),
             mark=None if at is None else min(at / total, 1),
             mark_name="" if plan.position is None else f"here: {short(plan.position.tokens)}",
             height=220 if len(plan.sources) > 1 else 110,
@@ -256,9 +260,11 @@ def memory_chart(rank: RankPlan) -> Chart:
 def mixing_chart(plan: Plan) -> Chart:
     """How well the order mixes."""
     rows = []
+    variances = [source.mixing.variance or 0 for source in plan.sources.values()]
+    highest = max(_LEAST_SCALE, *variances)
     for name, source in plan.sources.items():
         if plan.stages[0].sources.get(name):
-            rows += _mixing_rows(source, "" if name == DEFAULT else f"{name_of(name)}: ")
+            rows += _mixing_rows(source, "" if name == DEFAULT else f"{name_of(name)}: ", highest)
     first = next(iter(plan.sources.values())).mixing
     how = "documents come in the order of their shard, and nothing is mixed"
     if first.window:
@@ -270,12 +276,13 @@ def mixing_chart(plan: Plan) -> Chart:
         unit="chances in %, and times (×) the variance of independent documents",
         basis=estimated(plan),
         words=f"How much the documents of a pack have in common, in the first windows of the run: {how}. The bar is "
-        "this run, the line a full shuffle of all documents.",
+        f"this run, the line a full shuffle of all documents. Bars of chances end at 100 %, those of variances at "
+        f"{highest:.3g} ×.",
         rows=rows,
     )
 
 
-def _mixing_rows(source: SourcePlan, prefix: str) -> list[Row]:
+def _mixing_rows(source: SourcePlan, prefix: str, highest: float) -> list[Row]:
     mixing, rows = source.mixing, list[Row]()
     if mixing.same_block is not None and not prefix:
         bar = row(f"{mixing.same_block:.1%}", [Part(0, mixing.same_block, "chosen")], mark=0)
@@ -286,8 +293,7 @@ def _mixing_rows(source: SourcePlan, prefix: str) -> list[Row]:
     note = f"of two documents of a pack; a full shuffle: {shuffled:.1%}"
     rows.append(Row(f"{prefix}from the same shard", bar, f"{mixing.same_shard:.1%}", note))
     if mixing.variance is not None and mixing.documents_per_pack is not None:
-        most = max(mixing.variance, 1.0)
-        bar = row(f"{mixing.variance:.2f} times", [Part(0, mixing.variance / most, "chosen")], mark=1 / most)
+        bar = row(f"{mixing.variance:.2f} times", [Part(0, mixing.variance / highest, "chosen")], mark=1 / highest)
         note = (
             f"of a shard's part in a global batch, with {mixing.documents_per_pack:.3g} documents in a pack (sampled); "
             "a full shuffle: 1 ×"

@@ -44,6 +44,8 @@ from streampack.cli.plan.facts import (
 from streampack.cli.plan.pictures import Part, row
 from streampack.corpus.shares import DEFAULT
 
+_COLOURS = 8
+"""Of the style; more sources have these again, hatched."""
 _SHOWN_ROWS = 1_000
 """Of a document in a pack; of a longer one the first ones and the last one hundred."""
 
@@ -59,6 +61,7 @@ def page(plan: Plan, views: Sequence[View], pieces: Pieces, why_no_packs: str) -
     return template.render(
         plan=plan,
         is_mix=len(plan.sources) > 1,
+        hatched=range(_COLOURS, len(plan.sources)),
         headline=_headline(plan),
         estimate=estimated(plan),
         basis_words=_basis_words(plan),

@@ -12,6 +12,10 @@ from markupsafe import Markup
 
 _TICKS = 0.1
 """The share of the width that the names of heights take."""
+_NARROWEST = 250
+"""Pixels of a drawing's width on the smallest screen; text has to fit in there."""
+_LETTER = 6.6
+"""Pixels of a letter's width, at most as a mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +63,28 @@ class Drawing:
             )
         )
 
+    def mark(self, x: float, y: float, y_end: float) -> None:
+        """An upright line, outlined so that it is seen on a bar of any colour."""
+        for kind in ("outline", "mark"):
+            self.line(x, x, y, y_end, kind)
+
+    def names(self, names: Sequence[tuple[float, str]], y: float) -> None:
+        """Texts in one line, by their shares of the width; those for which a small screen has no room are left out.
+
+        The last and the first one come first.
+        """
+        taken = list[tuple[float, float]]()
+        for x, name in (*names[-1:], *names[:-1]):
+            size = (len(name) + 1) * _LETTER / _NARROWEST
+            anchor = _anchor(x, name)
+            begin = x - {"start": 0.0, "middle": size / 2, "end": size}[anchor]
+            if all(begin + size <= other or end <= begin for other, end in taken):
+                taken.append((begin, begin + size))
+                self.text(x, y, name)
+
     def text(self, x: float, y: float, text: str, kind: str = "tick") -> None:
         """Text at a share of the width; it stays inside at both ends."""
-        anchor = "start" if x < 0.14 else "end" if x > 0.86 else "middle"
+        anchor = _anchor(x, text)
         self.shapes.append(
             Markup('<text x="{}%" y="{}" class="{}" text-anchor="{}">{}</text>').format(
                 _percent(x), _pixels(y), kind, anchor, text
@@ -75,14 +98,20 @@ class Drawing:
         )
 
 
+def _anchor(x: float, text: str) -> str:
+    """Which end of a text, or its middle, stands at a share of the width."""
+    half = len(text) * _LETTER / _NARROWEST / 2
+    return "start" if x < half else "end" if x > 1 - half else "middle"
+
+
 def row(label: str, parts: Sequence[Part], *, height: int = 18, mark: float | None = None) -> Markup:
-    """One bar of parts side by side."""
-    drawing = Drawing(label, height)
-    drawing.rectangle(0, 1, 0, height, "ground")
+    """One bar of parts side by side; a mark is higher than the bar."""
+    drawing, edge = Drawing(label, height), 0 if mark is None else 3
+    drawing.rectangle(0, 1, edge, height - 2 * edge, "ground")
     for part in parts:
-        drawing.rectangle(part.begin, part.size, 0, height, part.kind, part.title)
+        drawing.rectangle(part.begin, part.size, edge, height - 2 * edge, part.kind, part.title)
     if mark is not None:
-        drawing.line(mark, mark, 0, height, "mark")
+        drawing.mark(mark, 0, height)
     return drawing.svg()
 
 
@@ -97,7 +126,7 @@ def columns(
     height: int = 190,
 ) -> Markup:
     """Columns in groups; `series` are (class, values), a value for each name. `mark`: a position among the groups."""
-    top, bottom = 22, height - 20
+    top, bottom = 32, height - 20
     highest = max((value for _, values in series for value in values), default=0) or 1.0
     drawing = Drawing(label, height)
     for value in ticks(0, highest, 4)[1:]:
@@ -105,20 +134,18 @@ def columns(
         drawing.line(0, 1, y, y, "grid")
         drawing.text(0, y - 4, f"{value:,.3g}{unit}", "tick")
     wide, count = (1 - _TICKS) / max(len(names), 1), max(len(series), 1)
-    skip = ceil(len(names) / 6)
     for index, name in enumerate(names):
         for number, (kind, values) in enumerate(series):
             size = values[index] / highest * (bottom - top)
             x = _TICKS + (index + 0.14 + 0.72 * number / count) * wide
             title = f"{name}: {values[index]:,.3g}{unit}"
             drawing.rectangle(x, 0.72 * wide / count * 0.94, bottom - size, size, kind, title)
-        if index % skip == 0:
-            drawing.text(_TICKS + (index + 0.5) * wide, bottom + 15, name)
+    drawing.names([(_TICKS + (index + 0.5) * wide, name) for index, name in enumerate(names)], bottom + 15)
     drawing.line(0, 1, bottom, bottom, "axis")
     if mark is not None:
         x = _TICKS + mark * wide
-        drawing.line(x, x, top - 8, bottom, "mark")
-        drawing.text(x, top - 11, mark_name, "note")
+        drawing.mark(x, 15, bottom)
+        drawing.text(x, 11, mark_name, "note")
     return drawing.svg()
 
 
@@ -148,6 +175,7 @@ def stack(
     label: str,
     columns_: Sequence[tuple[float, float, Sequence[Part]]],
     axis: Sequence[tuple[float, str]],
+    heads: Sequence[tuple[float, str]] = (),
     *,
     mark: float | None,
     mark_name: str,
@@ -155,10 +183,12 @@ def stack(
 ) -> Markup:
     """Columns side by side, each filled from the bottom by its parts.
 
-    `columns_` are (begin, width, parts) and `axis` (position, name), along the width from 0 to 1.
+    `columns_` are (begin, width, parts), `axis` and `heads` (position, name), along the width from 0 to 1; heads stand
+    above the columns.
     """
-    top, bottom = 22, height - 20
+    top, bottom = 36 if heads else 20, height - 20
     drawing = Drawing(label, height)
+    drawing.names(heads, top - 5)
     for begin, width, parts in columns_:
         for part in parts:
             size = part.size * (bottom - top)
@@ -170,11 +200,10 @@ def stack(
         drawing.line(0, 1, y, y, "over")
         drawing.text(0, y - 4, f" {share:.0%}", "on")
     drawing.line(0, 1, bottom, bottom, "axis")
-    for position, name in axis:
-        drawing.text(position, bottom + 15, name)
+    drawing.names(axis, bottom + 15)
     if mark is not None:
-        drawing.line(mark, mark, top - 6, bottom + 4, "mark")
-        drawing.text(mark, top - 10, mark_name, "note")
+        drawing.mark(mark, 15, bottom + 4)
+        drawing.text(mark, 11, mark_name, "note")
     return drawing.svg()
 
 
