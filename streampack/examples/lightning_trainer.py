@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from streampack import PackedDataLoader, PackedDataset
 from streampack.examples.devil import SEQ_LEN, SHARDS, TOKENIZER, VOCAB_SIZE, digest_of, print_step
+from streampack.examples.running import print_finished
 from streampack.examples.train import Transformer
 from streampack.integrations import LightningLoader
 
@@ -47,7 +48,10 @@ class Model(lightning.LightningModule):
         super().__init__()
         self.decoder = Transformer(VOCAB_SIZE, SEQ_LEN)
 
+    has_trained = False
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        self.has_trained = True
         logits = self.decoder(batch)
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="sum")
         # Ranks hold different numbers of targets: divide by all of them. DDP averages gradients over the ranks, so
@@ -58,7 +62,7 @@ class Model(lightning.LightningModule):
 
     def show(self, loss: Tensor, batch: dict[str, Tensor]) -> None:
         mean_loss = self.total(loss.clone()) / self.trainer.world_size  # of what DDP averages
-        digest = self.total(torch.tensor(digest_of(batch["tokens"], batch["labels"])))
+        digest = self.total(torch.tensor(digest_of(batch["tokens"], batch["labels"]), device=self.device))
         if self.trainer.is_global_zero:
             print_step(self.trainer.global_step + 1, mean_loss.item(), int(digest))
 
@@ -78,13 +82,16 @@ def train(run: Path, *, num_steps: int, checkpoint_every: int, num_workers: int,
         max_steps=num_steps,
         callbacks=[ModelCheckpoint(run, every_n_train_steps=checkpoint_every, save_top_k=0, save_last=True)],
         gradient_clip_val=1.0,
-        accelerator="cpu",
+        accelerator="gpu" if torch.cuda.device_count() >= devices else "cpu",
         devices=devices,
         logger=False,  # show() prints each step
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(Model(), datamodule=Packs(num_workers), ckpt_path="last")
+    model = Model()
+    trainer.fit(model, datamodule=Packs(num_workers), ckpt_path="last")
+    if not model.has_trained and trainer.is_global_zero:
+        print_finished(run, trainer.global_step, f"--steps {trainer.global_step + checkpoint_every}")
 
 
 def main() -> None:

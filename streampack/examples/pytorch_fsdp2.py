@@ -19,10 +19,12 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed import HashStore  # type: ignore[attr-defined]  # torch's types leave it out
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from streampack import PackedDataLoader, PackedDataset
 from streampack.examples.devil import SEQ_LEN, SHARDS, TOKENIZER, VOCAB_SIZE, digest_of, print_step
+from streampack.examples.running import backend_for, local_device, on_device, print_finished
 from streampack.examples.train import Transformer
 
 GLOBAL_BATCH = 8
@@ -73,13 +75,14 @@ def total(value: Tensor) -> Tensor:
     return value
 
 
-def train(run: Path, *, num_steps: int, checkpoint_every: int, num_workers: int) -> None:
+def train(run: Path, device: torch.device, *, num_steps: int, checkpoint_every: int, num_workers: int) -> None:
     """Train up to `num_steps` on this rank; needs a process group."""
     torch.manual_seed(0)  # the same weights on every rank, before they are sharded
-    model = Transformer(VOCAB_SIZE, SEQ_LEN)
+    model = Transformer(VOCAB_SIZE, SEQ_LEN).to(device)
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for block in model.blocks:
-        fully_shard(block)
-    fully_shard(model)
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
 
     # The loader takes its rank from torch.distributed; with tensor or context parallelism, give it `device_mesh=`.
@@ -87,8 +90,11 @@ def train(run: Path, *, num_steps: int, checkpoint_every: int, num_workers: int)
     with PackedDataLoader(dataset, GLOBAL_BATCH // dist.get_world_size(), num_workers=num_workers) as loader:
         state = TrainState(model, optimizer)
         load_newest(run, state, loader)
+        if state.step >= num_steps and dist.get_rank() == 0:
+            print_finished(run, state.step, f"--steps {state.step + checkpoint_every}")
         # The range comes first, so that no batch is taken after the last step.
-        for step, batch in zip(range(state.step + 1, num_steps + 1), loader):
+        for step, taken in zip(range(state.step + 1, num_steps + 1), loader):
+            batch = on_device(taken, device)
             num_targets = total(batch["num_targets"].sum())
             logits = model(batch)
             loss = nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="sum")
@@ -101,7 +107,7 @@ def train(run: Path, *, num_steps: int, checkpoint_every: int, num_workers: int)
             state.step = step
 
             mean_loss = total(loss.detach()) / num_targets
-            digest = total(torch.tensor(digest_of(batch["tokens"], batch["labels"])))
+            digest = total(torch.tensor(digest_of(taken["tokens"], taken["labels"]), device=device))
             if dist.get_rank() == 0:
                 print_step(step, mean_loss.item(), int(digest))
             if step % checkpoint_every == 0 or step == num_steps:
@@ -116,10 +122,11 @@ def main() -> None:
     parser.add_argument("--checkpoint-every", type=int, default=5, metavar="STEPS", help="(default: 5)")
     parser.add_argument("--workers", type=int, default=2, help="loader processes of each rank (default: 2)")
     options = parser.parse_args()
+    device = local_device()
     if dist.is_torchelastic_launched():
-        dist.init_process_group("gloo")  # with GPUs "cpu:gloo,cuda:nccl", and the model and each batch go to the device
+        dist.init_process_group(backend_for(device))
     else:
-        dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend_for(device), store=HashStore(), rank=0, world_size=1)
     try:
         options.run.mkdir(parents=True, exist_ok=True)
         if dist.get_rank() == 0:
@@ -127,6 +134,7 @@ def main() -> None:
                 shutil.rmtree(unfinished)
         train(
             options.run,
+            device,
             num_steps=options.steps,
             checkpoint_every=options.checkpoint_every,
             num_workers=options.workers,

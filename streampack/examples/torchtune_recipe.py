@@ -25,7 +25,11 @@ from torchtune import config
 
 from streampack import PackedDataLoader, PackedDataset, SentencePieceTokenizer, Tokenizer
 from streampack.examples.devil import SHARDS, TOKENIZER, digest_of, print_step
+from streampack.examples.running import print_finished
 from streampack.formats.consumers import Batch
+
+FINISHED = "finished"
+"""In a run's folder: how many epochs it had when it ended."""
 
 
 def demo_tokenizer() -> SentencePieceTokenizer:
@@ -121,6 +125,8 @@ class PackedRecipe(stock_recipe()):  # type: ignore[misc]  # a base class that i
             # torchtune overwrites this file each time. Under a name of its own it is whole or not there, and the model
             # of the same epoch has been written before it: a kill in the middle leaves the last pair as it was.
             written.rename(folder / f"epoch_{epoch}.pt")
+        else:  # torchtune writes none after the last epoch
+            Path(self._output_dir, FINISHED).write_text(str(epoch + 1))
 
 
 def resume(cfg: DictConfig) -> None:
@@ -146,6 +152,10 @@ def make_initial_model(cfg: DictConfig) -> None:
 @config.parse  # type: ignore[untyped-decorator]  # torchtune's types are not looked at
 def recipe_main(cfg: DictConfig) -> None:
     """Run the recipe from its newest checkpoint."""
+    finished = Path(cfg.output_dir, FINISHED)
+    if finished.exists() and (epochs := int(finished.read_text())) >= cfg.epochs:
+        print_finished(cfg.output_dir, epochs * cfg.dataset.batches_per_epoch, f"epochs={epochs + 1}")
+        return
     make_initial_model(cfg)
     resume(cfg)
     recipe = PackedRecipe(cfg=cfg)

@@ -1,5 +1,7 @@
 """Trains a small transformer on streamed packs, with checkpoints that move to any number of ranks.
 
+On GPUs where there is one for each rank: FlexAttention, which leaves out what no row may see. Else on the CPU.
+
     torchrun --standalone --nproc-per-node 2 -m streampack.examples.train RUN --steps 60 --workers 2
 
 In:  shards and a tokenizer (by default the demo data that ship with the package), and the folder RUN.
@@ -15,7 +17,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +27,11 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from streampack import PackedDataLoader, PackedDataset, SentencePieceTokenizer
+from streampack.examples.running import backend_for, local_device, on_device, print_finished
+from streampack.formats import block_causal_mask, document_mask
 
 DATA = Path(__file__).parent / "data"
 SHARDS = str(DATA / "devil-*.tar*")
@@ -36,6 +42,28 @@ NUM_LANES = 24
 PACKS_PER_STEP = 8
 """The global batch: what the optimizer sees does not depend on how many ranks share it."""
 PACK_FIELDS = ("tokens", "labels", "position_ids", "segment_ids")
+
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From query, key and value [B, heads, T, width of a head] to what each row attends to, of the same shape."""
+
+
+def attention_by_mask(segments: Tensor) -> Attend:
+    """Attention in which a row sees its own document up to itself, by a mask of all pairs of rows."""
+    return partial(nn.functional.scaled_dot_product_attention, attn_mask=block_causal_mask(segments)[:, None])
+
+
+def attention_by_blocks(segments: Tensor) -> Attend:
+    """The same by FlexAttention, which skips each block of pairs in which no row sees another."""
+    num_packs, seq_len = segments.shape
+    mask = create_block_mask(document_mask(segments), num_packs, None, seq_len, seq_len, device=str(segments.device))
+    return partial(compiled_flex_attention(), block_mask=mask)
+
+
+@cache
+def compiled_flex_attention() -> Callable[..., Tensor]:
+    """Compiled once; uncompiled it would make all pairs."""
+    return torch.compile(flex_attention)
 
 
 class Block(nn.Module):
@@ -51,11 +79,11 @@ class Block(nn.Module):
             nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
 
-    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """From [B, T, width] to [B, T, width]; `mask` bool [B, 1, T, T] is True where a row may look."""
+    def forward(self, hidden: Tensor, attend: Attend) -> Tensor:
+        """From [B, T, width] to [B, T, width]."""
         projected = self.query_key_value(self.attention_norm(hidden)).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = projected.permute(2, 0, 3, 1, 4)
-        attended = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        attended = attend(query, key, value)
         hidden = hidden + self.attention_out(attended.transpose(1, 2).flatten(2))
         result: Tensor = hidden + self.perceptron(hidden)
         return result
@@ -78,12 +106,11 @@ class Transformer(nn.Module):
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The logits [B, T, vocab_size] of a batch of packs."""
         segments = batch["segment_ids"]
-        same_document = segments[:, :, None] == segments[:, None, :]
-        mask = same_document.tril()[:, None]
+        attend = attention_by_blocks(segments) if segments.is_cuda else attention_by_mask(segments)
         # Positions restart in every document, so a document looks the same wherever it stands in a pack.
         hidden = self.token_embedding(batch["tokens"]) + self.position_embedding(batch["position_ids"])
         for block in self.blocks:
-            hidden = block(hidden, mask)
+            hidden = block(hidden, attend)
         logits: Tensor = self.norm(hidden) @ self.token_embedding.weight.T
         return logits
 
@@ -146,7 +173,15 @@ def make_dataset(shards: str, tokenizer: SentencePieceTokenizer, *, seed: int) -
 
 
 def train(
-    run: Path, *, shards: str, tokenizer_path: str, num_steps: int, checkpoint_every: int, num_workers: int, seed: int
+    run: Path,
+    device: torch.device,
+    *,
+    shards: str,
+    tokenizer_path: str,
+    num_steps: int,
+    checkpoint_every: int,
+    num_workers: int,
+    seed: int,
 ) -> None:
     """Train up to `num_steps` on this rank, from the newest checkpoint in `run`; needs a process group."""
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
@@ -154,17 +189,21 @@ def train(
         raise SystemExit(f"{PACKS_PER_STEP} packs a step cannot be shared equally by {num_ranks} ranks")
     tokenizer = SentencePieceTokenizer(tokenizer_path)
     torch.manual_seed(seed)  # every rank begins with the same weights
-    model = Transformer(tokenizer.vocab_size, SEQ_LEN)
+    model = Transformer(tokenizer.vocab_size, SEQ_LEN).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     dataset = make_dataset(shards, tokenizer, seed=seed)
     with PackedDataLoader(dataset, PACKS_PER_STEP // num_ranks, num_workers=num_workers) as loader:
         first_step = resume(run, model, optimizer, loader) + 1
+        if first_step > num_steps:
+            if rank == 0:
+                print_finished(run, first_step - 1, f"--steps {first_step - 1 + checkpoint_every}")
+            return
         # A file of its own for each attempt: what was trained on before a crash stays on record.
         name = f"log-from-{first_step:06d}-rank-{rank}-of-{num_ranks}.jsonl"
         with (run / name).open("a") as log:
             # The range comes first, so that no batch is taken after the last step.
             for step, batch in zip(range(first_step, num_steps + 1), loader):
-                loss = train_step(model, optimizer, batch)
+                loss = train_step(model, optimizer, on_device(batch, device))
                 # Pack j of this rank's batch: ranks take the global packs in turn.
                 first_pack = (step - 1) * PACKS_PER_STEP + rank
                 entry = {
@@ -194,7 +233,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="loader processes of each rank (default: 2)")
     parser.add_argument("--seed", type=int, default=0, help="of the order of shards and of the weights (default: 0)")
     options = parser.parse_args()
-    dist.init_process_group("gloo")
+    device = local_device()
+    dist.init_process_group(backend_for(device))
     try:
         options.run.mkdir(parents=True, exist_ok=True)
         if dist.get_rank() == 0:
@@ -202,6 +242,7 @@ def main() -> None:
                 shutil.rmtree(unfinished)
         train(
             options.run,
+            device,
             shards=options.shards,
             tokenizer_path=options.tokenizer,
             num_steps=options.steps,

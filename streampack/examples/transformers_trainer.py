@@ -3,7 +3,8 @@
     python -m streampack.examples.transformers_trainer RUN                      (or torchrun ... -m ... RUN)
     python -m streampack.examples.transformers_trainer RUN --format hf_flash
 
-In:  the folder RUN. Out: a line a step, and the Trainer's checkpoints in RUN, each with the loader's state in it.
+In:  the folder RUN. Out: a line a step, every few steps the loss of what is held out, and the Trainer's checkpoints in
+RUN, each with the loader's state in it.
 Killed and started again it continues from the newest one.
 """
 
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
-from streampack import PackedDataLoader, PackedDataset
+from streampack import HoldOut, PackedDataLoader, PackedDataset
 from streampack.examples.devil import SEQ_LEN, SHARDS, TOKENIZER, VOCAB_SIZE, digest_of, print_step
+from streampack.examples.running import has_gpus, print_finished
 from streampack.integrations import PackedTrainerMixin
 
 
@@ -38,15 +40,22 @@ def train(run: Path, *, batch_format: str, num_steps: int, checkpoint_every: int
         max_steps=num_steps,  # the loader has no end, and so no length
         save_steps=checkpoint_every,
         save_total_limit=2,
+        eval_strategy="steps",
+        eval_steps=checkpoint_every,
         learning_rate=2e-3,
         # Or Trainer would read all the batches before the checkpoint again: the loader's state is after them already.
         ignore_data_skip=True,
         ddp_find_unused_parameters=False,
-        use_cpu=True,
+        use_cpu=not has_gpus(),
         report_to="none",
         disable_tqdm=True,
         logging_strategy="no",  # print_step shows each step
     )
+    done = max((int(path.parent.name.rpartition("-")[2]) for path in run.glob("checkpoint-*/loader.pt")), default=0)
+    if done >= num_steps:  # here Trainer would make one step more
+        if arguments.process_index == 0:
+            print_finished(run, done, f"--steps {done + checkpoint_every}")
+        return
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCAB_SIZE,
@@ -58,12 +67,14 @@ def train(run: Path, *, batch_format: str, num_steps: int, checkpoint_every: int
         max_position_embeddings=SEQ_LEN,
         attn_implementation="sdpa",  # on a GPU, for hf_flash: "flash_attention_2"
     )
-    dataset = PackedDataset(SHARDS, TOKENIZER, SEQ_LEN, num_lanes=24)
-    # Made after TrainingArguments, which join the process group that the loader takes its rank from.
-    with PackedDataLoader(
-        dataset, batch_size=4, num_workers=num_workers, format=batch_format, whole_state=True
-    ) as loader:
-        trainer = PackedTrainer(LlamaForCausalLM(config), arguments, loader=loader)
+    dataset = PackedDataset(SHARDS, TOKENIZER, SEQ_LEN, num_lanes=24, hold_out=HoldOut("train", fraction=0.05))
+    held_out = PackedDataset(SHARDS, TOKENIZER, SEQ_LEN, hold_out=HoldOut("val", fraction=0.05))
+    # Made after TrainingArguments, which join the process group that the loaders take their rank from.
+    with (
+        PackedDataLoader(dataset, 4, num_workers=num_workers, format=batch_format, whole_state=True) as loader,
+        PackedDataLoader(held_out, 4, num_workers=num_workers, format=batch_format) as eval_loader,
+    ):
+        trainer = PackedTrainer(LlamaForCausalLM(config), arguments, loader=loader, eval_loader=eval_loader)
         trainer.train(resume_from_checkpoint=True)
 
 

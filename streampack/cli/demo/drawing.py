@@ -10,7 +10,7 @@ from rich.text import Text
 
 from streampack.cli.console import plural
 from streampack.cli.demo.attempts import Attempt
-from streampack.cli.demo.verdict import Reference, Verdict, compare_step
+from streampack.cli.demo.verdict import LOSS_STEPS, Reference, Verdict, compare_step
 
 
 class Topology(NamedTuple):
@@ -49,7 +49,7 @@ def comparison_table(attempts: Sequence[Attempt], reference: Reference) -> Table
 def _steps_to_show(attempts: Sequence[Attempt]) -> list[int]:
     """The first and last steps, and those around each stop."""
     last = max(attempt.last_step for attempt in attempts)
-    shown = {1, 2, 3, last - 2, last - 1, last}
+    shown = {*range(1, LOSS_STEPS + 1), *range(last - LOSS_STEPS + 1, last + 1)}
     for killed, resumed in pairwise(attempts):
         shown |= set(range(resumed.first_step - 2, killed.last_step + 3))
     # A single step that is left out would save no line.
@@ -76,7 +76,7 @@ def draw_verdict(console: Console, verdict: Verdict, seconds: float) -> None:
     if verdict.same_packs:
         console.print(Text("The global batches were the same, bit for bit.", style="bold green"))
     style = "bold green" if verdict.loss_fell else "bold red"
-    losses = f"from {verdict.first_loss:.2f} to {verdict.last_loss:.2f}"
+    losses = f"from {verdict.first_loss:.3f} to {verdict.last_loss:.3f}, means of the first and last {LOSS_STEPS} steps"
     console.print(
         Text(f"The loss fell {losses}." if verdict.loss_fell else f"The loss did not go down: {losses}.", style=style)
     )

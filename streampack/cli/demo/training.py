@@ -59,7 +59,8 @@ class Training:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": scratch},
+                # On CPUs: the ranks are the same on every machine, however many GPUs it has.
+                env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TMPDIR": scratch},
                 start_new_session=True,
             )
         self._cleanup.callback(self._end)

@@ -16,6 +16,9 @@ from streampack.examples.train import PACKS_PER_STEP, SHARDS, TOKENIZER, make_da
 from streampack.loader.loader import PackedDataLoader
 from streampack.tokenizers.sentencepiece import SentencePieceTokenizer
 
+LOSS_STEPS = 3
+"""The first and last steps whose mean losses are compared."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
@@ -46,7 +49,9 @@ class Verdict:
     """Of the last attempt, carried through its checkpoint; over all ranks."""
     reference_digest: str
     first_loss: float
+    """Mean of the first steps; of a step that came twice, the loss of the later attempt."""
     last_loss: float
+    """Mean of the last steps."""
 
 
 def make_reference(num_steps: int, *, seed: int) -> Reference:
@@ -75,8 +80,8 @@ def judge(attempts: Sequence[Attempt], reference: Reference) -> Verdict:
     missing = sorted(set(range(len(reference.packs))) - seen)
     last = attempts[-1].entries[attempts[-1].last_step]
     loader_digest = sum(entry.loader_digest for entry in last) % 2**64
-    # A tenth of the steps on either side: single steps go up and down.
-    share = max(len(losses) // 10, 1)
+    # Some steps on either side, which the table shows: single ones go up and down.
+    share = max(min(LOSS_STEPS, len(losses) // 2), 1)
     ordered = [losses[step] for step in sorted(losses)]
     first_loss, last_loss = fmean(ordered[:share]), fmean(ordered[-share:])
     resumed = len(attempts) > 1 and all(attempt.first_step > 1 for attempt in attempts[1:])
