@@ -25,7 +25,8 @@ from streampack.lanes.position import LaneFiller, LanePack, LanePosition
 from streampack.lanes.run import LaneStart, Run
 from streampack.packing.blocks import expand_block, stack
 from streampack.records import Cursor
-from streampack.state.checkpoint import ORDER_VERSION, check_cursor
+from streampack.state.checkpoint import ORDER_VERSION
+from streampack.state.cursors import check_cursor
 from streampack.state.fingerprint import check_fingerprint, fingerprint_of
 from streampack.state.forms import ranges_from_json, ranges_to_json
 

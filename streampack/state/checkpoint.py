@@ -13,7 +13,6 @@ Never: a state of another run that is accepted: `StateError` names what differs.
 """
 
 import json
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -29,6 +28,7 @@ from streampack.errors import StateError
 from streampack.lanes.position import NUM_CURSOR, LaneEnd, LanePosition, SkippedRange, advance_rows
 from streampack.lanes.run import LaneStart, RunSource, named
 from streampack.records import Counts, Cursor
+from streampack.state.cursors import check_cursor
 from streampack.state.fingerprint import PLACING, carrying, fingerprint_of
 from streampack.state.forms import COMMON, read_lanes, sources_of, to_tables
 from streampack.state.stages import begun, cut_of, stages_from_json, stages_to_json
@@ -325,20 +325,6 @@ class Committed:
                     f"which makes {due}: parts of different steps were mixed"
                 )
         return committed
-
-
-def check_cursor(cursor: Cursor, source: RunSource, lane: int) -> None:
-    """Raise `StateError` where a lane of this run cannot continue at the cursor: the state is damaged."""
-    windows = [stage for stage, pipeline in enumerate(source.pipelines) if pipeline.packing.has_windows]
-    is_wrong = any(map(operator.lt, cursor, Cursor()))
-    if cursor.given:
-        is_wrong = is_wrong or cursor.stage not in windows or cursor.until <= cursor.epoch
-    else:
-        is_wrong = is_wrong or cursor.stage + cursor.rest + cursor.until > 0
-    if not is_wrong and cursor.piece:
-        is_wrong = cursor.piece > len(source.corpus.pieces(cursor.epoch, lane))
-    if is_wrong:
-        raise StateError(f"lane {lane} continues at {cursor}, which is no place in this run: the state is damaged")
 
 
 def check_versions(state: Mapping[str, Any]) -> None:
