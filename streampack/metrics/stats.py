@@ -46,7 +46,7 @@ class LoaderStats(TypedDict):
         int,
         "documents",
         "documents of different texts for which an engine gave other ids than the tokenizer that it stands for, among "
-        "those compared; at most 11 are counted, as more than 10 end the run",
+        "those compared; at most 11 of a rank are counted, as more than 10 of all ranks end the run",
     ]
     retries: Annotated[int, "requests", "requests to the storage that were tried again"]
     requests: Annotated[int, "requests", "requests to the storage"]
