@@ -98,8 +98,8 @@ class PackedDataset(FixedArguments, IterableDataset[dict[str, torch.Tensor]], in
         storage: how the shards are reached: options of fsspec's filesystem, when to try again, a cache on the node's
             disk. A plain mapping stands for `Storage(options=mapping)`.
         engine: which library tokenizes; the ids are the same. "auto" takes gigatoken where it is installed (extra
-            `fast`) and its ids are proved equal for the tokenizer's file, "gigatoken" demands that; "sentencepiece" and
-            "tokenizers" leave a SentencePiece model and a tokenizer.json to the library that they are made for.
+            `fast`) and its ids for the tokenizer's file are equal on texts made to break it, "gigatoken" demands that;
+            "sentencepiece" (a SentencePiece model) and "tokenizers" (a tokenizer.json) leave a file to its own library.
 
     Raises:
         ConfigError: an argument that cannot work.

@@ -12,7 +12,7 @@ from functools import partial
 
 from streampack.chat.options import TOKENIZERS_OWN, as_chat
 from streampack.dataset.arguments import DatasetArguments, SourceReading
-from streampack.errors import ConfigError, ShardError, ShardNotFoundError, TokenizerError
+from streampack.errors import ConfigError, ShardError, ShardNotFoundError, StreampackError, TokenizerError
 from streampack.records import Tokenizer
 from streampack.storage.access import StorageReader
 from streampack.tokenizers.engines import choose_engine
@@ -53,8 +53,16 @@ def read_tokenizer(path: str, storage: StorageReader, tokens: Mapping[str, str])
             return load_tokenizer(data, name=path, tokens=tokens)
         if not storage.is_directory(path):
             raise TokenizerError(nothing_at(path), url=path)
-    data, name = read_model(path, read)
-    return load_tokenizer(data, name=name, tokens=read_tokens(path, read) | dict(tokens))
+    data, name = read_model(path, read, partial(_names, storage, path))
+    said = read_tokens(path, read)
+    try:
+        return load_tokenizer(data, name=name, tokens=said | dict(tokens))
+    except TokenizerError as error:
+        key = error.message.removeprefix(f"{name}: ").partition("=")[0]
+        if key in tokens or key not in said:
+            raise
+        files = "the tokenizer_config.json or special_tokens_map.json beside the file"
+        raise TokenizerError(f"{error.message}. This {key} is from {files}", url=error.url) from error
 
 
 def with_own_template(reading: SourceReading, arguments: DatasetArguments, storage: StorageReader) -> SourceReading:
@@ -79,6 +87,15 @@ def with_own_template(reading: SourceReading, arguments: DatasetArguments, stora
 def _is_folder(path: str, storage: StorageReader) -> bool:
     """Whether it is known to be a folder without a request: of other URLs the file itself is asked for first."""
     return path.endswith("/") or (storage.is_local_name(path) and storage.is_directory(path))
+
+
+def _names(storage: StorageReader, folder: str) -> list[str]:
+    """The names of a folder's files; none where the storage cannot list it."""
+    try:
+        found = storage.listing(f"{folder.rstrip('/')}/*")
+    except StreampackError:  # what is said without the names is the error
+        return []
+    return [url.rpartition("/")[2] for url, _ in found]
 
 
 def _read(storage: StorageReader, path: str) -> bytes | None:

@@ -164,7 +164,7 @@ _CUT = re.compile(rf"(?<![ {_SPACE}]) (?!\Z)")
 
 
 def obstacle(model: Model) -> str | None:
-    """Why equal ids are not proved for this model; None where they are."""
+    """Why the other library's ids may differ for this model; None where by its rules they do not."""
     if model.model_type != _BPE:
         return f"it is a {_MODEL_TYPES.get(model.model_type, 'strange')} model, not a BPE model"
     if model.space_is_suffix or not model.escape_spaces:

@@ -24,7 +24,7 @@ _FLAGS = ("single_word", "lstrip", "rstrip")
 
 
 def obstacle(config: Mapping[str, Any]) -> str | None:
-    """Why equal ids are not proved for this file; None where they are, as far as the file alone tells."""
+    """Why the other library may read this file in another way; None where nothing of it is known to differ."""
     model = config["model"]
     level = _byte_level(config.get("pre_tokenizer"))
     if "merges" not in model or level is None:
@@ -62,7 +62,7 @@ def _obstacle_of_tokens(config: Mapping[str, Any], *, has_prefix: bool) -> str |
 
 
 def _byte_level(stage: Any) -> Mapping[str, Any] | None:
-    """The step that makes characters of bytes, of a pre-tokenizer that cuts text as is proved here; else None."""
+    """The step that makes characters of bytes, of a pre-tokenizer that both libraries have; else None."""
     if not isinstance(stage, dict):
         return None
     if stage["type"] == "ByteLevel":

@@ -1,4 +1,4 @@
-"""Faster engines for a tokenizer: another library, or another way to call the same one, where equal ids are proved.
+"""Faster engines for a tokenizer: another library, or another way to call the same one, with the same ids.
 
 In:  a `SentencePieceTokenizer`, or a `HuggingFaceTokenizer` of a byte-level BPE.
 Out: a tokenizer of the same digest, special ids and vocabulary size, whose `encode` gives the same ids faster; or the
@@ -27,6 +27,8 @@ _FAST: dict[type, Callable[[Any], GigatokenTokenizer]] = {
     SentencePieceTokenizer: FastSentencePiece,
     HuggingFaceTokenizer: FastByteLevel,
 }
+_KINDS: dict[str, type] = {"sentencepiece": SentencePieceTokenizer, "tokenizers": HuggingFaceTokenizer}
+"""The engines that are the library of a file -> the tokenizers of such files."""
 _OWN: dict[type, str] = {SentencePieceTokenizer: "SentencePiece", HuggingFaceTokenizer: "the library tokenizers"}
 
 _log = logging.getLogger(__name__)
@@ -38,18 +40,23 @@ def choose_engine(tokenizer: Tokenizer, engine: str = "auto") -> Tokenizer:
     Args:
         tokenizer: any; only a BPE model of SentencePiece and a byte-level BPE of a tokenizer.json have a faster engine.
         engine: "sentencepiece" and "tokenizers" leave the library that the file is made for in place, SentencePiece
-            part by part where that is proved; "gigatoken" demands that library; "auto" takes it where it is installed
-            and its ids are proved equal for this file. What was taken, and why, is logged (level info).
+            part by part where no piece can span the cut; "gigatoken" demands that library; "auto" takes it where it is
+            installed, reads all of this file alike, and gives equal ids on texts made to tell the two apart. What was
+            taken, and why, is logged (level info).
 
     Raises:
         ConfigError: no such engine, or not one for this kind of tokenizer.
-        TokenizerError: the engine asked for is not installed, or not proved to give the same ids for this model.
+        TokenizerError: the engine asked for is not installed, does not read this file alike, or gives other ids.
     """
     check_choice(engine, ENGINES, "engine")
     if isinstance(tokenizer, Engine):
         if engine in ("auto", tokenizer.engine):
             return tokenizer
         tokenizer = tokenizer.plain
+    own = _KINDS.get(engine)
+    if own is not None and isinstance(tokenizer, tuple(_KINDS.values())) and not isinstance(tokenizer, own):
+        right = next(name for name, kind in _KINDS.items() if isinstance(tokenizer, kind))
+        raise ConfigError(f'engine="{engine}" does not read this tokenizer\'s file: use engine="{right}" or "auto"')
     fast = _FAST.get(type(tokenizer))  # a subclass may have an `encode` of its own
     if fast is None:
         if engine == "gigatoken":
@@ -65,7 +72,7 @@ def choose_engine(tokenizer: Tokenizer, engine: str = "auto") -> Tokenizer:
                 raise
             _log.info("tokenizing with %s: %s", _OWN[type(tokenizer)], error)
         else:
-            what = "tokenizing with %s: proved to give the ids of %s for this file"
+            what = "tokenizing with %s: the ids of %s on all texts that were compared for this file"
             _log.info(what, found.library, _OWN[type(tokenizer)])
             return found
     if not isinstance(tokenizer, SentencePieceTokenizer):

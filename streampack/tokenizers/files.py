@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import msgspec
@@ -19,16 +19,19 @@ def read_model_file(source: bytes | str | os.PathLike[str], name: str | None) ->
     if isinstance(source, (bytes, bytearray, memoryview)):
         return bytes(source).removeprefix(BOM), name
     path = os.fspath(source)
-    if "://" in path:
-        raise TokenizerError("only local paths are read here: pass the bytes of a remote model", url=path)
     if obstacle := obstacle_of_text(path):
         raise TokenizerError(obstacle)
+    if "://" in path:
+        raise TokenizerError("only local paths are read here: pass the bytes of a remote model", url=path)
     if (folder := Path(path)).is_dir():
         found = [file for pattern in _MODEL_FILES for file in sorted(folder.glob(pattern)) if file.is_file()]
-        what = f"give the file in it, {str(found[0])!r}" if found else NO_FILE
+        names = (file.name for file in folder.iterdir())
+        what = f"give the file in it, {str(found[0])!r}" if found else f"{NO_FILE}{others_in(names)}"
         raise TokenizerError(f"a folder, and not a file of a tokenizer: {what}", url=path)
     try:
         return Path(path).read_bytes().removeprefix(BOM), name or path
+    except FileNotFoundError as error:
+        raise TokenizerError(nothing_at(path), url=path) from error
     except OSError as error:
         raise TokenizerError(f"the tokenizer cannot be read ({error.strerror})", url=path) from error
 
@@ -43,11 +46,20 @@ _MODEL_FILES = (
     "spiece.model",
     "*.model",
 )
-_HUB = re.compile(
-    r"(?:hf://|https?://huggingface\.co/(?!.*/(?:resolve|raw)/))([\w.-]+(?:/(?!(?:blob|tree)/)[\w.-]+)?)"
+_LIKELY = re.compile(r"(?!.*(?:config|_map|\.index)\.json$).*\.(?:json|model|tiktoken)|merges\.txt")
+"""Names of files that may be a tokenizer."""
+_HUB = re.compile(r"hf:/*|https?://(?:www\.)?(?:huggingface\.co|hf\.co)(?:/|$)(?!.*/(?:resolve|raw)/)", re.IGNORECASE)
+"""How a URL of the hub begins, but for one that gives a file's bytes."""
+_HOST = re.compile(r"(?:www\.)?(?:huggingface\.co|hf\.co)/", re.IGNORECASE)
+_PART = r"(?![\w.-]+\.(?:json|model|jinja)(?:/|$))[\w-][\w.-]*"
+_REPOSITORY = re.compile(
+    rf"(?:models/)?(?P<name>{_PART}(?:/(?!(?:blob|tree|resolve|raw)/){_PART})?)"
+    r"(?:@(?P<at>(?:refs/\w+/)?[^/]+)|/(?:blob|tree|resolve|raw)/(?P<of>[^/]+))?"
 )
-"""A URL of the hub, but for one that gives a file's bytes; the name of the repository in it."""
-_HUB_NAME = re.compile(r"[\w-][\w.-]*(?:/[\w-][\w.-]*)?(?<!\.json)(?<!\.model)")
+"""A repository of the hub, and perhaps its revision, after the beginning of a URL."""
+_HUB_NAME = re.compile(rf"(?:models/)?{_PART}(?:/{_PART})?(?:@[^/]+)?(?:/(?:tokenizer|tekken)[\w.]*)?")
+_IN_CACHE = re.compile(r"models--([\w.-]+?)(?:--([\w.-]+))?")
+_ENCODING = re.compile(r"(?:tiktoken:/*)?(?:r50k|p50k|cl100k|o200k)_\w+")
 
 
 def obstacle_of_text(path: str) -> str | None:
@@ -55,7 +67,8 @@ def obstacle_of_text(path: str) -> str | None:
     if not path or "\n" in path or "\0" in path or path.lstrip()[:1] == "{":
         return f"tokenizer={path!r:.60} is not a path: {NO_FILE}"
     if hub := _HUB.match(path):
-        return f"tokenizer={path!r:.200}: nothing is fetched from the Hugging Face hub: {_download(hub[1])}"
+        what = "nothing is fetched from the Hugging Face hub"
+        return f"tokenizer={path!r:.200}: {what}: {_download(path[hub.end() :])}"
     try:
         Path(path).is_dir()
     except OSError as error:  # such as a name that is too long
@@ -64,28 +77,57 @@ def obstacle_of_text(path: str) -> str | None:
 
 
 def nothing_at(path: str) -> str:
-    """The error for a path where nothing is: it may be a name of the Hugging Face hub."""
-    if not _HUB_NAME.fullmatch(path):
+    """The error for a path where nothing is: it may be a name of the Hugging Face hub, or of tiktoken."""
+    if _ENCODING.fullmatch(path):
+        what = "encodings of tiktoken are not known by name, and their files lack the pattern that cuts text into words"
+        return f"no such tokenizer: {what}; give the path or URL of a tokenizer.json with the same vocabulary"
+    host = _HOST.match(path)
+    if cached := _IN_CACHE.fullmatch(path):
+        path = "/".join(filter(None, cached.groups()))
+    elif not host and not _HUB_NAME.fullmatch(path):
         return f"no such tokenizer: {NO_FILE}"
-    return f"no such tokenizer: names of the Hugging Face hub are not looked up; if this is one, {_download(path)}"
+    what = "names of the Hugging Face hub are not looked up"
+    return f"no such tokenizer: {NO_FILE}; {what}: if this is one, {_download(path[host.end() if host else 0 :])}"
 
 
-def _download(name: str) -> str:
-    command = f"hf download {name} tokenizer.json tokenizer_config.json --local-dir DIR"
-    return f"download it with `{command}`, and give the folder, tokenizer=DIR"
+def others_in(names: Iterable[str]) -> str:
+    """More for the error of a folder without a file of a known name: those of its files that may be a tokenizer."""
+    likely = sorted(filter(_LIKELY.fullmatch, names))
+    if not likely:
+        return ""
+    more = f" and {len(likely) - 8} more" if len(likely) > 8 else ""
+    made = f"; {_FROM_VOCAB}" if {"vocab.json", "merges.txt"} & {*likely} else ""
+    return f"; in it are {', '.join(likely[:8])}{more}: if one of them is the tokenizer, give the file itself{made}"
+
+
+_FROM_VOCAB = (
+    "of a vocab.json and a merges.txt, Transformers' `AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)` makes a "
+    "tokenizer.json"
+)
+
+
+def _download(rest: str) -> str:
+    """How to get the tokenizer of a repository; `rest`: a URL of it without its beginning."""
+    found = _REPOSITORY.match(rest)
+    name, revision = (found["name"], found["at"] or found["of"]) if found else ("NAME", None)
+    at = f" --revision {revision}" if revision not in (None, "main") else ""
+    # Several names are patterns, of which none must be there.
+    files = '"tokenizer*" tekken.json special_tokens_map.json chat_template.jinja'
+    return f"download it with `hf download {name} {files}{at} --local-dir DIR`, and give the folder, tokenizer=DIR"
 
 
 def no_such_token(
-    key: str, token: str, special: Collection[str], what: str = "not in the vocabulary"
+    key: str, token: str, special: Collection[str], what: str = "not in the vocabulary", *, of: str = ""
 ) -> TokenizerError:
-    """The error for a BOS, EOS or PAD that cannot be: the special tokens that it may be, the most alike first."""
+    """The error for a BOS, EOS or PAD that cannot be: the special tokens that it may be, the most alike first.
+
+    `of`: what has named it, where no argument did.
+    """
     alike = difflib.get_close_matches(token, special, n=12, cutoff=0)
     listed = f"its special tokens are {', '.join(alike)}" if alike else "it has no special tokens"
     more = f" and {len(special) - len(alike):,} more" if len(special) > len(alike) else ""
-    return TokenizerError(
-        f"{key}={token!r} is {what} of the file: name another token with {key}= ({listed}{more}). This one is from "
-        "that argument, from the tokenizer_config.json beside the file, or from its post-processor"
-    )
+    named = f"{key}={token!r}{f' of {of}' if of else ''}"
+    return TokenizerError(f"{named} is {what} of the file: name another token with {key}= ({listed}{more})")
 
 
 def not_encoded(text: str, error: Exception) -> TokenizerError:
@@ -121,7 +163,7 @@ def describe(data: bytes) -> str:
     if "tokenizer_class" in config or "added_tokens_decoder" in config:
         return "a tokenizer_config.json: give the tokenizer.json or tokenizer.model beside it"
     if config and all(isinstance(value, int) for value in config.values()):
-        return "a vocab.json: give the tokenizer.json beside it"
+        return f"a vocab.json: give the tokenizer.json beside it; {_FROM_VOCAB}"
     return f"a JSON object with the keys {', '.join(map(repr, list(config)[:8])) or '(none)'}"
 
 
@@ -134,7 +176,7 @@ _LOOKS_LIKE = (
     (rb"version https://git-lfs", "a Git LFS pointer and not the file it points to: fetch it with `git lfs pull`"),
     (rb"<(!doctype|html|\?xml|head|body)", "a web page: a download that gave an error or log-in page"),
     (rb"[a-z0-9+/]+=* \d+\r?\n", _TIKTOKEN),
-    (rb"#version", "a merges.txt: give the tokenizer.json beside it"),
+    (rb"#version", f"a merges.txt: give the tokenizer.json beside it; {_FROM_VOCAB}"),
     (rb"\x1f\x8b|\x28\xb5\x2f\xfd", "a compressed file: decompress it first"),
     (rb"PK\x03\x04", "a zip archive: unpack it first"),
     (rb"\[", "a JSON list"),

@@ -2,16 +2,17 @@
 
 In:  the folder's path or URL, and a function that reads a file of it.
 Out: the model's bytes; which tokens begin, end and pad; the chat template.
-Never: a listing: files are known by their names, so a web server's folder is one as well.
+Never: a listing, but for an error: files are known by their names, so a web server's folder is one as well.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
 
 from streampack.errors import ConfigError, TokenizerError
+from streampack.tokenizers.files import others_in
 
 MODELS = ("tokenizer.json", "tekken.json", "tokenizer.model")
 """The files that may be the model. The first that is there is taken."""
@@ -22,8 +23,13 @@ Read = Callable[[str], bytes | None]
 _log = logging.getLogger(__name__)
 
 
-def read_model(folder: str, read: Read) -> tuple[bytes, str]:
+def read_model(folder: str, read: Read, names: Callable[[], Iterable[str]]) -> tuple[bytes, str]:
     """The bytes of the model in a folder, and its path.
+
+    Args:
+        folder: its path or URL.
+        read: gives the bytes of a file.
+        names: gives the names of the folder's files, as far as they can be known, for the error that there is none.
 
     Raises:
         TokenizerError: there is none.
@@ -33,7 +39,8 @@ def read_model(folder: str, read: Read) -> tuple[bytes, str]:
         if (data := read(path)) is not None:
             _log.info("the tokenizer of the folder %s is its %s", folder, name)
             return data, path
-    raise TokenizerError(f"a folder without a tokenizer: none of {', '.join(MODELS)} is in it", url=folder)
+    what = f"a folder without a tokenizer: none of {', '.join(MODELS)} is in it"
+    raise TokenizerError(f"{what}{others_in(names())}", url=folder)
 
 
 def read_tokens(folder: str, read: Read) -> dict[str, str]:

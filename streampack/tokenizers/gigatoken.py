@@ -15,9 +15,9 @@ started again. What else the process has allocated since the start counts too, a
 takes about 0.07 s of the processor for 32,000 pieces, 0.15 s for GPT-2, 0.8 s for Llama 3; with text in natural
 languages and code it comes after 30 MB or more.
 
-Never: a model whose ids are not proved to be the same (`bpe.obstacle`, `byte_level.obstacle`); memory that grows
-without end; the text of a control token as its id (the library is not told of such tokens); a live handle of the
-library in a pickle.
+Never: a model that the library may read in another way (`bpe.obstacle`, `byte_level.obstacle`), or for which it gives
+other ids on the texts made to tell the two apart (`compare`); memory that grows without end; the text of a control
+token as its id (the library is not told of such tokens); a live handle of the library in a pickle.
 """
 
 import ctypes
@@ -126,7 +126,7 @@ class FastSentencePiece(GigatokenTokenizer):
         cache_bytes: memory allocated since the library's start after which its cache is dropped.
 
     Raises:
-        TokenizerError: the library is not installed, or not proved to give the same ids for this model.
+        TokenizerError: the library is not installed, may read this model in another way, or gives other ids.
     """
 
     own_name = "sentencepiece"
@@ -167,7 +167,7 @@ class FastByteLevel(GigatokenTokenizer):
         cache_bytes: memory allocated since the library's start after which its cache is dropped.
 
     Raises:
-        TokenizerError: the library is not installed, or not proved to give the same ids for this file.
+        TokenizerError: the library is not installed, may read this file in another way, or gives other ids.
     """
 
     own_name = "tokenizers"

@@ -83,7 +83,8 @@ class HuggingFaceTokenizer:
             chosen = {key: token for key, token in (_special_tokens(config) | named).items() if token}
             for key, token in chosen.items():
                 if token not in ids:
-                    raise no_such_token(key, token, [token["content"] for token in config.get("added_tokens", [])])
+                    special = [each["content"] for each in config.get("added_tokens", []) if each.get("special")]
+                    raise no_such_token(key, token, special, of="" if key in named else "its post-processor")
             self.bos_id, self.eos_id, self.pad_id = (ids.get(chosen.get(key, "")) for key in names)
             self.vocab_size = max(ids.values()) + 1
             self._control = {

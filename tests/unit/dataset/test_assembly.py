@@ -36,16 +36,49 @@ def test_a_path_that_is_not_there(name: str) -> None:
     [
         ("gpt2", "gpt2"),
         ("meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-8B"),
+        ("mistralai/Mistral-Nemo/tekken.json", "mistralai/Mistral-Nemo"),
+        ("huggingface.co/Qwen/Qwen3-8B", "Qwen/Qwen3-8B"),
+        ("hf.co/Qwen/Qwen3-8B/tree/main", "Qwen/Qwen3-8B"),
+        ("models--Qwen--Qwen3-8B", "Qwen/Qwen3-8B"),
         ("hf://meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-8B"),
-        ("hf://mistralai/Mistral-Nemo/tekken.json", "mistralai/Mistral-Nemo"),
+        ("HF://mistralai/Mistral-Nemo/tekken.json", "mistralai/Mistral-Nemo"),
+        ("hf://gpt2/tokenizer.json", "gpt2"),
+        ("hf://models/Qwen/Qwen3-8B", "Qwen/Qwen3-8B"),
+        ("hf://", "NAME"),
+        ("https://huggingface.co", "NAME"),
         ("https://huggingface.co/Qwen/Qwen3-8B", "Qwen/Qwen3-8B"),
+        ("https://hf.co/Qwen/Qwen3-8B", "Qwen/Qwen3-8B"),
         ("https://huggingface.co/gpt2/blob/main/tokenizer.json", "gpt2"),
     ],
 )
-def test_a_name_of_the_hub_is_answered_with_what_to_download(name: str, of_hub: str) -> None:
+@pytest.mark.parametrize("kind", [dataset, HuggingFaceTokenizer, SentencePieceTokenizer])
+def test_a_name_of_the_hub_is_answered_with_what_to_download(name: str, of_hub: str, kind: Any) -> None:
+    with pytest.raises(TokenizerError) as raised:
+        kind(name)
+    files = '"tokenizer*" tekken.json special_tokens_map.json chat_template.jinja'
+    assert f"`hf download {of_hub} {files} --local-dir DIR`" in str(raised.value)
+    assert str(raised.value).endswith("give the folder, tokenizer=DIR")
+
+
+@pytest.mark.parametrize(
+    ("name", "revision"),
+    [
+        ("Qwen/Qwen3-8B@main", ""),
+        ("Qwen/Qwen3-8B@v1", "--revision v1 "),
+        ("hf://Qwen/Qwen3-8B@refs/pr/1/tokenizer.json", "--revision refs/pr/1 "),
+        ("https://huggingface.co/Qwen/Qwen3-8B/tree/abc", "--revision abc "),
+    ],
+)
+def test_a_revision_is_kept(name: str, revision: str) -> None:
     message = said(name)
-    assert f"`hf download {of_hub} tokenizer.json tokenizer_config.json --local-dir DIR`" in message
-    assert message.endswith("give the folder, tokenizer=DIR")
+    assert "`hf download Qwen/Qwen3-8B " in message
+    assert f"chat_template.jinja {revision}--local-dir DIR`" in message
+
+
+@pytest.mark.parametrize("name", ["cl100k_base", "o200k_harmony", "p50k_edit"])
+def test_an_encoding_of_tiktoken_is_no_name_of_the_hub(name: str) -> None:
+    assert said(name).startswith(f"{name}: no such tokenizer: encodings of tiktoken are not known by name")
+    assert "hf download" not in said(name)
 
 
 @pytest.mark.parametrize("text", ["", "a\nb", '{"model": {"type": "BPE"}}', "x" * 5000])

@@ -81,6 +81,43 @@ def test_a_folder_without_a_tokenizer_is_an_error(tmp_path: Path, shards: list[s
         dataset(shards, tmp_path)
 
 
+def test_a_folder_with_files_of_other_names_names_them(tmp_path: Path, shards: list[str]) -> None:
+    for name in ("tekken_240911.json", "qwen.tiktoken", "config.json", "model.safetensors"):
+        write(tmp_path, name, {})
+    named = "in it are qwen.tiktoken, tekken_240911.json: if one of them is the tokenizer, give the file itself$"
+    for make in (lambda: dataset(shards, tmp_path), lambda: HuggingFaceTokenizer(tmp_path)):
+        with pytest.raises(TokenizerError, match=named):
+            make()
+    write(tmp_path, "vocab.json", {})
+    with pytest.raises(TokenizerError, match=r"vocab.json: if .* `AutoTokenizer.*` makes a tokenizer.json"):
+        dataset(shards, tmp_path)
+
+
+def test_a_remote_folder_names_them_too(shards: list[str]) -> None:
+    memory = fsspec.filesystem("memory")
+    try:
+        memory.pipe("memory://other-tokenizer/qwen.tiktoken", b"")
+        with pytest.raises(TokenizerError, match="in it are qwen.tiktoken: "):
+            dataset(shards, "memory://other-tokenizer/")
+    finally:
+        memory.rm("memory://other-tokenizer", recursive=True)
+
+
+def test_an_error_says_what_named_the_token_and_lists_only_special_ones(folder: Path, shards: list[str]) -> None:
+    content = json.loads(tokenizer_json())
+    content["added_tokens"][3]["special"] = False
+    write(folder, "tokenizer.json", content)
+    write(folder, "tokenizer_config.json", {"eos_token": "</S>"})
+    beside = "This eos_token is from the tokenizer_config.json or special_tokens_map.json beside the file"
+    with pytest.raises(TokenizerError, match=r"eos_token='</S>' is not in .*tokens are [^|]*\)\. " + beside):
+        dataset(shards, folder)
+    with pytest.raises(TokenizerError, match=r"bos_token='<S>' is not in .*tokens are [^|]*\)$"):
+        dataset(shards, folder, bos_token="<S>", eos_token="</s>")
+    content["post_processor"] = {"type": "BertProcessing", "sep": ["[SEP]", 1], "cls": ["[CLS]", 0]}
+    with pytest.raises(TokenizerError, match=r"bos_token='\[CLS\]' of its post-processor is not in"):
+        HuggingFaceTokenizer(json.dumps(content).encode())
+
+
 def test_a_rank_file_of_tiktoken_in_a_folder_asks_for_the_tokenizer_json(tmp_path: Path, shards: list[str]) -> None:
     write(tmp_path, "tokenizer.model", "IQ== 0\nIg== 1\n")
     with pytest.raises(TokenizerError, match="tokenizer.model: .*a tiktoken rank file.*lacks the pattern"):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from support.byte_levels import KNOWN, LLAMA3, QWEN, added, byte_level, level, split
 from support.sentencepieces import PROSE
 
-from streampack.errors import TokenizerError
+from streampack.errors import ConfigError, TokenizerError
 from streampack.tokenizers import HuggingFaceTokenizer
 from streampack.tokenizers import byte_level as of_file
 from streampack.tokenizers.engines import choose_engine
@@ -220,6 +220,12 @@ def test_a_pattern_that_is_understood_in_another_way_is_refused(monkeypatch: pyt
     monkeypatch.setattr(of_file, "reduced", reduced)
     with pytest.raises(TokenizerError, match=r"gigatoken [\d.]+ gives \[.*\] instead of \[.*\] from token"):
         choose_engine(plain(byte_level(split(LLAMA3.replace("{1,3}", "")))), "gigatoken")
+
+
+def test_an_engine_for_another_kind_of_file_is_refused() -> None:
+    for tokenizer in (fast("llama3"), fast("llama3").plain):
+        with pytest.raises(ConfigError, match=r'engine="sentencepiece" does not read .*: use engine="tokenizers" or'):
+            choose_engine(tokenizer, "sentencepiece")
 
 
 def test_all_else_is_the_plain_tokenizers() -> None:
