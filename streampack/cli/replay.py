@@ -24,6 +24,7 @@ from streampack.lanes.position import LaneFiller, LanePack, LanePosition
 from streampack.lanes.run import LaneStart, Run
 from streampack.loader.agreement import SharedRun
 from streampack.loader.progress import progress_of
+from streampack.loader.stats import stats_of_sources
 from streampack.loader.steps import Steps
 from streampack.ranks.exchange import RankExchanges
 from streampack.ranks.topology import Topology
@@ -112,6 +113,14 @@ class Replay:
     def progress(self) -> dict[str, Any] | None:
         """Where the state is, as `PackedDataLoader.progress` tells it; None: there is no state."""
         return None if self._committed is None else progress_of(self._committed, self.run)
+
+    def tokens(self) -> dict[str, float]:
+        """Tokens of each source that had been handed out where the replay begins."""
+        names = [source.name for source in self.run.sources]
+        if self._committed is None:
+            return dict.fromkeys(names, 0)
+        found = stats_of_sources(self._committed, self.run, dict.fromkeys(names))
+        return {name: found[name]["tokens"] for name in names}
 
     def lane(self, lane: int) -> "LaneReplay":
         """One lane, of which nothing is read yet."""

@@ -1,5 +1,6 @@
 """`streampack plan --html`: a page that says what the terminal says, looked at in a real browser."""
 
+import html
 import re
 from collections.abc import Iterator
 from itertools import islice
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 from streampack import PackedDataLoader, PackedDataset
 from streampack.cli import app
+from streampack.cli.arguments import make_dataset
 from streampack.cli.plan.making import make_plan
 from streampack.cli.replay import Replay
 from streampack.examples.make_data import DATA
@@ -78,7 +80,7 @@ def mix(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "run.yaml").write_text(
         f"dataset: {{tokenizer: {str(DATA / 'devil.model')!r}, seq_len: 64, num_lanes: 4, num_packs: 400, sources: "
         f"{{{', '.join(f'{name}: ./{name}/' for name in names)}}}, stages: [{{weights: {{{stage}}}}}, "
-        f"{{at_packs: 300, weights: {{{names[0]}: 1}}}}, {{at_packs: 390, weights: {{{stage}}}}}]}}\n"
+        f"{{at_packs: 300, seq_len: 128, weights: {{{names[0]}: 1}}}}, {{at_packs: 390, weights: {{{stage}}}}}]}}\n"
         "loader: {batch_size: 8, num_workers: 0}\n"
     )
     asked = ["plan", str(folder / "run.yaml"), "--ranks", "4", "--html", str(folder / "plan.html")]
@@ -191,6 +193,24 @@ def test_the_state_and_the_ten_packs_after_it_are_on_the_page(folder: Path) -> N
     assert 'class="mark"' in text.split("<h2")[1]
     assert "a&lt;b &amp;&amp; c&gt;d\\u202e" in text
     assert "\u202e" not in text
+
+
+def test_the_epochs_of_each_source_are_those_of_the_tokens_handed_out(folder: Path) -> None:
+    dataset, asked = make_dataset([str(folder / "run.yaml")]), {"ranks": 1, "tokens_per_second": 1e4}
+    replay = Replay.of(dataset, folder / "state.pt")
+    plan = make_plan("run.yaml", dataset, replay, {"batch_size": 2}, **asked, bytes_per_token=None)
+    assert plan.position is not None
+    tokens = {name: each * plan.sources[name].corpus.estimated_tokens for name, each in plan.position.epochs.items()}
+    assert tokens["web"] == pytest.approx(64 * (80 * 3 / 4 + 40 / 2), rel=0.05)
+    assert tokens["code"] == pytest.approx(64 * (80 / 4 + 40 / 2), rel=0.05)
+
+
+def test_captions_say_of_which_stage_and_source_they_are(mix: Path) -> None:
+    text = " ".join(html.unescape(re.sub(r"<[^>]*>", " ", (mix / "plan.html").read_text("utf-8"))).split())
+    assert "packs of 64 tokens in each way, as in stage 0; other sizes, in stages 1 (128), 2 (128), are not shown" in text
+    assert "in the first windows of the run: of each source in the first stage" in text
+    assert text.count("; a lane mixes the documents of") == 10
+    assert "each with 10 sources at a time in the stage that needs most" in text
 
 
 def test_the_record_of_figures_has_what_the_pictures_show(folder: Path) -> None:

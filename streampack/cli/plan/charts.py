@@ -13,6 +13,7 @@ from markupsafe import Markup
 from streampack.cli.console import common_folder, format_bytes, plural, printable
 from streampack.cli.plan.estimates import Plan, RankPlan, SourcePlan
 from streampack.cli.plan.facts import Basis, estimated, short
+from streampack.cli.plan.mixing import MixingPlan
 from streampack.cli.plan.pictures import Part, columns, dots, row, stack
 from streampack.corpus.shares import DEFAULT
 
@@ -187,8 +188,8 @@ def fill_chart(plan: Plan) -> Chart:
         title="Fill of each packing",
         unit="% of the rows of packs that hold a token",
         basis=Basis.SAMPLED,
-        words=f"The sample's documents packed into packs of {plan.seq_len:,} tokens in each way; the rest is padding. "
-        "Documents longer than a pack are split.",
+        words=f"The sample's documents of each source packed into packs of {plan.seq_len:,} tokens in each way"
+        f"{_of_first(plan)}; the rest is padding. Documents longer than a pack are split.",
         rows=rows,
     )
 
@@ -196,7 +197,11 @@ def fill_chart(plan: Plan) -> Chart:
 def lane_chart(plan: Plan) -> Chart:
     """How even the lanes are."""
     series = []
-    active = [(name, source) for name, source in plan.sources.items() if plan.stages[0].sources.get(name)]
+    active = [
+        (name, source)
+        for name, source in plan.sources.items()
+        if any(name in stage.sources for stage in plan.stages)
+    ]
     for name, source in active:
         mean = max(source.lanes.mean_tokens, 1)
         series.append((colour_of(plan, name), [100 * each / mean for each in source.lanes.tokens_of_lanes]))
@@ -241,7 +246,7 @@ def memory_chart(rank: RankPlan) -> Chart:
         title=f"Buffer of a {whose}",
         unit=f"bytes, of {format_bytes(total)} for {plural(lanes, 'lane')}",
         basis=Basis.EXACT,
-        words="The most that lanes hold at once; what is free keeps lanes from being parked.",
+        words="The most that lanes hold at once, in any stage; what is free keeps lanes from being parked.",
         rows=[
             Row(
                 "buffer",
@@ -259,18 +264,13 @@ def memory_chart(rank: RankPlan) -> Chart:
 
 def mixing_chart(plan: Plan) -> Chart:
     """How well the order mixes."""
-    rows = []
-    variances = [source.mixing.variance or 0 for source in plan.sources.values()]
-    highest = max(_LEAST_SCALE, *variances)
-    for name, source in plan.sources.items():
-        if plan.stages[0].sources.get(name):
-            rows += _mixing_rows(source, "" if name == DEFAULT else f"{name_of(name)}: ", highest)
-    first = next(iter(plan.sources.values())).mixing
-    how = "documents come in the order of their shard, and nothing is mixed"
-    if first.window:
-        size = format_bytes(first.window_bytes)
-        shards = f"{size} from {first.shards_per_window:.3g} shards"
-        how = f"a lane mixes the documents of {first.window} blocks at a time, {shards}"
+    rows, is_mix = list[Row](), len(plan.sources) > 1
+    shown = {name: source for name, source in plan.sources.items() if name in plan.stages[0].sources}
+    highest = max(_LEAST_SCALE, *(source.mixing.variance or 0 for source in shown.values()))
+    for name, source in shown.items():
+        how = f"; {_window(source.mixing)}" if is_mix else ""
+        rows += _mixing_rows(source, "" if name == DEFAULT else f"{name_of(name)}: ", how, highest)
+    how = "of each source in the first stage" if is_mix else _window(next(iter(plan.sources.values())).mixing)
     return Chart(
         title="Order quality",
         unit="chances in %, and times (×) the variance of independent documents",
@@ -282,7 +282,25 @@ def mixing_chart(plan: Plan) -> Chart:
     )
 
 
-def _mixing_rows(source: SourcePlan, prefix: str, highest: float) -> list[Row]:
+def _window(mixing: MixingPlan) -> str:
+    """What a lane mixes at a time."""
+    if not mixing.window:
+        return "documents come in the order of their shard, and nothing is mixed"
+    shards = f"{mixing.shards_per_window:.3g}"
+    size = f"{format_bytes(mixing.window_bytes)} from {shards} {'shard' if shards == '1' else 'shards'}"
+    return f"a lane mixes the documents of {mixing.window} blocks at a time, {size}"
+
+
+def _of_first(plan: Plan) -> str:
+    """Says that the packs are those of the first stage, where others have packs of another size."""
+    others = [number for number, stage in enumerate(plan.stages) if stage.seq_len != plan.seq_len]
+    if not others:
+        return ""
+    named = ", ".join(f"{number} ({plan.stages[number].seq_len:,})" for number in others)
+    return f", as in stage 0; other sizes, in {'stage' if len(others) == 1 else 'stages'} {named}, are not shown"
+
+
+def _mixing_rows(source: SourcePlan, prefix: str, how: str, highest: float) -> list[Row]:
     mixing, rows = source.mixing, list[Row]()
     if mixing.same_block is not None and not prefix:
         bar = row(f"{mixing.same_block:.1%}", [Part(0, mixing.same_block, "chosen")], mark=0)
@@ -290,7 +308,7 @@ def _mixing_rows(source: SourcePlan, prefix: str, highest: float) -> list[Row]:
         rows.append(Row(f"{prefix}from the same block", bar, f"{mixing.same_block:.1%}", note))
     shuffled = mixing.same_shard_shuffled
     bar = row(f"{mixing.same_shard:.1%}", [Part(0, mixing.same_shard, "chosen")], mark=shuffled)
-    note = f"of two documents of a pack; a full shuffle: {shuffled:.1%}"
+    note = f"of two documents of a pack; a full shuffle: {shuffled:.1%}{how}"
     rows.append(Row(f"{prefix}from the same shard", bar, f"{mixing.same_shard:.1%}", note))
     if mixing.variance is not None and mixing.documents_per_pack is not None:
         bar = row(f"{mixing.variance:.2f} times", [Part(0, mixing.variance / highest, "chosen")], mark=1 / highest)

@@ -148,7 +148,13 @@ def position_block(plan: Plan, position: RunPosition) -> Block:
     stage = f"stage {position.stage}; " if len(plan.stages) > 1 else ""
     several = len(position.epochs) > 1
     epochs = [
-        Fact(f"  of {name}" if several else "epochs", f"{each:.2f}", "epochs", " read, a mean of the lanes")
+        Fact(
+            f"  of {name}" if several else "epochs",
+            f"{each:.2f}",
+            "epochs",
+            ", by the tokens handed out and those of an epoch",
+            estimated(plan),
+        )
         for name, each in position.epochs.items()
     ]
     step = f"; step {position.step:,} comes next, if the global batch was the same" if plan.rank else ""
@@ -258,9 +264,10 @@ def rank_block(plan: Plan, rank: RankPlan) -> Block:
 def memory_block(plan: Plan, rank: RankPlan) -> Block:
     """What a worker holds."""
     tokens = short(rank.spare_tokens)
-    of_sources = f" of {rank.sources_at_once} sources" if rank.sources_at_once > 1 else ""
     lanes = plural(rank.lanes_per_worker, "lane")
-    needed = f"for {lanes}{of_sources}; limits.buffer_bytes of at least {rank.needed_bytes:,}"
+    of_sources = f", each with {rank.sources_at_once} sources at a time" if rank.sources_at_once > 1 else ""
+    stage = " in the stage that needs most" if len(plan.stages) > 1 else ""
+    needed = f"for {lanes}{of_sources}{stage}; limits.buffer_bytes of at least {rank.needed_bytes:,}"
     facts = [
         Fact("buffer", format_bytes(rank.buffer_bytes), note=needed),
         Fact("share of a lane", format_bytes(rank.share_bytes)),

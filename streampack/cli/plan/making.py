@@ -111,7 +111,7 @@ def make_plan(
         budget_packs=run.schedule.end,
         rank=rank,
         validation=validation,
-        position=position_of(replay, global_batch=global_batch),
+        position=position_of(replay, tokens, global_batch=global_batch),
         warnings=warnings,
         errors=errors,
     )

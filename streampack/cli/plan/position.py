@@ -1,8 +1,10 @@
 """Where a run is, by one of its checkpoints.
 
-In:  the replay of a run from a state. Out: a record for the terminal, for JSON and for the page.
+In:  the replay of a run from a state, and what samples say of the sources.
+Out: a record for the terminal, for JSON and for the page.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from streampack.cli.plan.stages import step_of
@@ -23,11 +25,11 @@ class RunPosition:
     share: float | None
     """Of the budget, in tokens; None: there is none."""
     epochs: dict[str, float]
-    """Of each source."""
+    """Of each source: its tokens that were handed out over those of an epoch, estimated."""
 
 
-def position_of(replay: Replay, *, global_batch: int) -> RunPosition | None:
-    """Where the replay begins; None: it begins with the run."""
+def position_of(replay: Replay, epoch_tokens: Mapping[str, int], *, global_batch: int) -> RunPosition | None:
+    """Where the replay begins; None: it begins with the run. `epoch_tokens`: by source, estimated."""
     found = replay.progress()
     if found is None:
         return None
@@ -37,5 +39,5 @@ def position_of(replay: Replay, *, global_batch: int) -> RunPosition | None:
         tokens=found["tokens"],
         stage=found["stage"],
         share=found["share"],
-        epochs=found["epochs"],
+        epochs={name: tokens / max(epoch_tokens[name], 1) for name, tokens in replay.tokens().items()},
     )
