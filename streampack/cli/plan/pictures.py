@@ -68,19 +68,17 @@ class Drawing:
         for kind in ("outline", "mark"):
             self.line(x, x, y, y_end, kind)
 
-    def names(self, names: Sequence[tuple[float, str]], y: float) -> None:
-        """Texts in one line, by their shares of the width; those for which a small screen has no room are left out.
+    def names(self, names: Sequence[tuple[float, str]], y: float, *, is_even: bool = True) -> None:
+        """Texts in one line, by their shares of the width, as many as a small screen has room for.
 
-        The last and the first one come first.
+        Even: every second one, or third, and so on; else each that has room beside those before it.
         """
-        taken = list[tuple[float, float]]()
-        for x, name in (*names[-1:], *names[:-1]):
-            size = (len(name) + 1) * _LETTER / _NARROWEST
-            anchor = _anchor(x, name)
-            begin = x - {"start": 0.0, "middle": size / 2, "end": size}[anchor]
-            if all(begin + size <= other or end <= begin for other, end in taken):
-                taken.append((begin, begin + size))
-                self.text(x, y, name)
+        chosen = _fitting(names)
+        if is_even:
+            steps = (names[::step] for step in range(1, len(names) + 1))
+            chosen = next((each for each in steps if len(_fitting(each)) == len(each)), chosen)
+        for x, name in chosen:
+            self.text(x, y, name)
 
     def text(self, x: float, y: float, text: str, kind: str = "tick") -> None:
         """Text at a share of the width; it stays inside at both ends."""
@@ -102,6 +100,18 @@ def _anchor(x: float, text: str) -> str:
     """Which end of a text, or its middle, stands at a share of the width."""
     half = len(text) * _LETTER / _NARROWEST / 2
     return "start" if x < half else "end" if x > 1 - half else "middle"
+
+
+def _fitting(names: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
+    """Those of the texts in one line that lie on none before them."""
+    fitting, free = list[tuple[float, str]](), -1.0
+    for x, name in names:
+        size = (len(name) + 0.5) * _LETTER / _NARROWEST
+        begin = x - {"start": 0.0, "middle": size / 2, "end": size}[_anchor(x, name)]
+        if begin >= free:
+            fitting.append((x, name))
+            free = begin + size
+    return fitting
 
 
 def row(label: str, parts: Sequence[Part], *, height: int = 18, mark: float | None = None) -> Markup:
@@ -160,10 +170,10 @@ def dots(label: str, values: Sequence[tuple[float, str]], *, unit: str, mean: fl
     def y_of(value: float) -> float:
         return bottom - (value - low) / (high - low) * (bottom - top)
 
+    drawing.line(0, 1, y_of(mean), y_of(mean), "mark")
     for value in ticks(low, high, 4):
         drawing.line(0, 1, y_of(value), y_of(value), "grid")
         drawing.text(0, y_of(value) - 4, f"{value:.3g} {unit}", "tick")
-    drawing.line(0, 1, y_of(mean), y_of(mean), "mark")
     drawing.text(1, y_of(mean) + 14, f"mean {mean:.3g}", "note")  # values rise, so there is room at the right
     for index, (value, name) in enumerate(values):
         x = 0.2 + 0.78 * (index + 0.5) / len(values)
@@ -188,7 +198,7 @@ def stack(
     """
     top, bottom = 36 if heads else 20, height - 20
     drawing = Drawing(label, height)
-    drawing.names(heads, top - 5)
+    drawing.names(heads, top - 5, is_even=False)
     for begin, width, parts in columns_:
         for part in parts:
             size = part.size * (bottom - top)
