@@ -207,7 +207,7 @@ def test_the_epochs_of_each_source_are_those_of_the_tokens_handed_out(folder: Pa
 
 def test_captions_say_of_which_stage_and_source_they_are(mix: Path) -> None:
     text = " ".join(html.unescape(re.sub(r"<[^>]*>", " ", (mix / "plan.html").read_text("utf-8"))).split())
-    assert "packs of 64 tokens in each way, as in stage 0; other sizes, in stages 1 (128), 2 (128), are not shown" in text
+    assert "packs of 64 tokens in each way, as in stage 0; other sizes, in stages 1 (128), 2 (128), are not" in text
     assert "in the first windows of the run: of each source in the first stage" in text
     assert text.count("; a lane mixes the documents of") == 10
     assert "each with 10 sources at a time in the stage that needs most" in text

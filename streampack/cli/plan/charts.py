@@ -213,8 +213,8 @@ def lane_chart(plan: Plan) -> Chart:
         title="Tokens of the lanes",
         unit="% of the mean lane's tokens in epoch 0; along: smallest lane to largest",
         basis=estimated(plan),
-        words=f"From the smallest lane (0 %) over the median (50 %) to the largest (100 %). {of_means} Where lanes differ, "
-        "a finite run ends with fillers, and in an endless one lanes drift apart.",
+        words=f"From the smallest lane (0 %) over the median (50 %) to the largest (100 %). {of_means} "
+        "Where lanes differ, a finite run ends with fillers, and in an endless one lanes drift apart.",
         picture=columns(
             "Tokens of lanes, from the smallest to the largest",
             series,
