@@ -75,7 +75,7 @@ class Drawing:
         """
         chosen = _fitting(names)
         if is_even:
-            steps = (names[::step] for step in range(1, len(names) + 1))
+            steps = (list(names[::step]) for step in range(1, len(names) + 1))
             chosen = next((each for each in steps if len(_fitting(each)) == len(each)), chosen)
         for x, name in chosen:
             self.text(x, y, name)
