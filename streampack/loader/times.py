@@ -157,7 +157,7 @@ class LoaderTimes:
             self._trainer_ns += time.monotonic_ns() - left[1]
         before = clock.install(self._clock)
         clock.switch(MAIN)
-        return before
+        return None if before is self._clock else before  # an interrupt has kept a `leave` from being called
 
     def leave(self, turn: object, before: Clock | None) -> int:
         """There is a batch, or none; returns the present nanosecond."""

@@ -64,8 +64,10 @@ class Clock:
         return before
 
     def begin_source(self, source: int) -> None:
-        """Count for a source from now on."""
+        """Count for a source from now on; for the first one where the clock is of another run, with fewer sources."""
         base = NUM_SLOTS * source
+        if base >= len(self._cells):
+            base = 0
         if base != self._base:
             slot = self.switch(IDLE)
             cells, at = self._cells, self._base + IDLE

@@ -16,8 +16,8 @@ from streampack.cli import app
 ROOT = Path(__file__).parents[2]
 PAGES = [path.name for path in sorted((ROOT / "docs").glob("*.md")) if re.search("```(python|bash)", path.read_text())]
 BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)```\n", re.DOTALL)
-VARIES = ("time ", "shards in ")
-"""How lines begin that are other ones on each machine."""
+VARIES = ("time ", "shards in ", "state ")
+"""How lines begin that are other ones on each machine; a state has the versions of libraries in it."""
 
 
 class Block(NamedTuple):

@@ -163,3 +163,11 @@ def test_a_wait_for_other_ranks_is_spent_on_the_trainer(now: Time) -> None:
     spent = of_loader.spent()
     assert (named(spent.waited), named(spent.own)) == ({"tar": 2.0}, {"trainer": 5.0})
     assert np.allclose(spent.workers[:, 2], [2.0, 0.0])
+
+
+def test_a_clock_that_an_interrupt_left_behind_is_gone_after_the_next_batch() -> None:
+    clock.install(None)
+    of_loader, turn = LoaderTimes(1), object()
+    of_loader.enter(turn)  # and no `leave`
+    of_loader.leave(turn, of_loader.enter(turn))
+    assert clock.install(None) is None

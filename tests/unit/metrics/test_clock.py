@@ -156,3 +156,13 @@ def test_another_process_reads_the_clock_of_a_worker_in_its_row(now: Time) -> No
     found = clock.read(memory[heartbeat.NUM_FIELDS :])
     assert (found.shape, found.dtype, found[1, TAR]) == ((2, NUM_SLOTS), np.int64, 8)
     assert not any(memory[: heartbeat.NUM_FIELDS])
+
+
+def test_a_source_that_the_clock_does_not_know_counts_for_the_first(now: Time) -> None:
+    """A dataset of more sources may be read where a loader's clock is installed."""
+    of_one = Clock.of_sources(1)
+    of_one.begin_source(3)
+    of_one.switch(PACK)
+    now.ns += 5
+    of_one.switch(IDLE)
+    assert of_one.read()[0, PACK] == 5
