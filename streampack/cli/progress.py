@@ -26,33 +26,42 @@ class _SpeedColumn(ProgressColumn):
         return Text(f"{format_bytes(task.speed)}/s" if task.speed else "", justify="right")
 
 
-class ShardProgress:
-    """A bar on stderr over the bytes of the shards."""
+def _over_bytes(items: str) -> list[ProgressColumn]:
+    return [TextColumn(f"{{task.fields[{items}]}} {items}"), DownloadColumn(binary_units=True), _SpeedColumn()]
 
-    def __init__(self, doing: str, *tables: ShardTable) -> None:
+
+class _Bars:
+    """Bars on stderr, where that is a terminal, which are gone at the end."""
+
+    def __init__(self, what: str, *columns: ProgressColumn) -> None:
         console = messages()
-        self._num_shards = sum(map(len, tables))
-        self._before = (0, 0)
         self._progress = Progress(
-            TextColumn(doing),
+            TextColumn(what),
             BarColumn(bar_width=None),
-            TextColumn("{task.fields[shards]} shards"),
-            DownloadColumn(binary_units=True),
-            _SpeedColumn(),
+            *columns,
             TimeRemainingColumn(compact=True),
             console=console,
             disable=not console.is_terminal,
             transient=True,
             expand=True,
         )
-        total = sum(table.total_bytes for table in tables)
-        self._task = self._progress.add_task("", total=total, shards=f"0/{self._num_shards:,}")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+
+
+class ShardProgress(_Bars):
+    """A bar on stderr over the bytes of the shards."""
+
+    def __init__(self, doing: str, *tables: ShardTable) -> None:
+        super().__init__(doing, *_over_bytes("shards"))
+        self._num_shards = sum(map(len, tables))
+        self._before = (0, 0)
+        total = sum(table.total_bytes for table in tables)
+        self._task = self._progress.add_task("", total=total, shards=f"0/{self._num_shards:,}")
 
     def advance(self, bytes_done: int, shards_done: int) -> None:
         """So many of the present table are done."""
@@ -68,29 +77,11 @@ class ShardProgress:
         self._before = bytes_before + table.total_bytes, shards_before + len(table)
 
 
-class BytesProgress:
+class BytesProgress(_Bars):
     """Bars over passes with so many bytes, or of an unknown size; called where a pass begins."""
 
     def __init__(self) -> None:
-        console = messages()
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.fields[parts]} parts"),
-            DownloadColumn(binary_units=True),
-            _SpeedColumn(),
-            TimeRemainingColumn(compact=True),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
-            expand=True,
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        super().__init__("{task.description}", *_over_bytes("parts"))
 
     def __call__(self, doing: str, num_items: int, num_bytes: int | None) -> Callable[[int, int], None]:
         """A bar for a pass; call what it returns with (bytes done, parts done)."""
@@ -104,30 +95,16 @@ class BytesProgress:
         return advance
 
 
-class PackProgress:
+class PackProgress(_Bars):
     """A bar over packs that are made."""
 
     def __init__(self, doing: str, num_packs: int) -> None:
-        console = messages()
-        self._progress = Progress(
-            TextColumn(doing),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("packs"),
-            TimeRemainingColumn(compact=True),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
-            expand=True,
-        )
+        super().__init__(doing, MofNCompleteColumn(), TextColumn("packs"))
         self._task = self._progress.add_task("", total=num_packs)
 
     def __enter__(self) -> Self:
         self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        return super().__enter__()
 
     def advance(self) -> None:
         """One more is made."""

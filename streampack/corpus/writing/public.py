@@ -131,7 +131,7 @@ def write_to(
         return _told(folder, finished, was_finished=True)
     source: Source
     if inputs is None:
-        source = IterableReader(data=data, keys=target.keys, check=check_of(target))  # type: ignore[arg-type]
+        source = IterableReader(data=data, keys=target.keys, check=check_of(target))  # type: ignore[arg-type]  # _names_of
         portions, num_bytes = [Portion(0, ())], None
     else:
         source = InputReader(inputs=inputs, storage=reader, check=check_of(target))

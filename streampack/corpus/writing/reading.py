@@ -57,7 +57,7 @@ class InputReader:
             given = self.inputs[each.input]
             for number, record in self._found(each, tell):
                 if given.kind is InputKind.LINES and isinstance(record, bytes):
-                    record = record.strip()  # noqa: PLW2901
+                    record = record.strip()  # noqa: PLW2901  # the same record
                     if not record:
                         continue
                 error = _error_of(record, self.check)
