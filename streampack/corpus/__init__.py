@@ -13,6 +13,7 @@ __all__ = [
     "manifest",
     "options",
     "partition",
+    "parts",
     "processes",
     "resolve",
     "schedule",
