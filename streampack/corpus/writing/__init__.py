@@ -1,7 +1,7 @@
 """Documents in other files in, tar shards and their manifest out; `write_shards` is its public function.
 
 what the user named --inputs--> files --planning--> portions --reading, checking--> records --tars--> shards
-with shuffle=True:  records --sorting--> the records of each shard, in a random order
+with shuffle=True:  records --sorting--> runs --merging--> fewer runs --> the records of each shard, in a random order
 
 Every portion is made by itself, by any process (`passes`), with the same bytes every time; `folder` notes which
 are done.
@@ -13,11 +13,13 @@ __all__ = [
     "inputs",
     "job",
     "lines",
+    "merging",
     "passes",
     "planning",
     "public",
     "reading",
     "rows",
+    "runs",
     "sorting",
     "tars",
 ]

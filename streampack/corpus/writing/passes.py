@@ -13,8 +13,10 @@ from streampack.corpus.processes import Advance, Work, each_item
 from streampack.corpus.writing.checking import KEPT, BadRecords
 from streampack.corpus.writing.folder import OutputFolder, Written
 from streampack.corpus.writing.job import Job
+from streampack.corpus.writing.merging import Span
 from streampack.corpus.writing.planning import Portion
-from streampack.corpus.writing.sorting import Sorted, records_of_shard, sort_portion, sorted_portion
+from streampack.corpus.writing.runs import Run, records_between
+from streampack.corpus.writing.sorting import MOST_RUNS, PartRuns, Sorted, SortedPart, sort_portion, sorted_portion
 from streampack.corpus.writing.tars import write_tars
 
 _Item = TypeVar("_Item")
@@ -67,17 +69,26 @@ class _Sort:
         return sort_portion(records, bad, number=item.number, seed=self.job.seed, scratch=self.scratch)
 
 
+@dataclass(frozen=True, slots=True)
+class _Merge:
+    """Merges sorted runs into one."""
+
+    runs: PartRuns
+
+    def __call__(self, item: Span, *, tell: Tell) -> None:
+        self.runs.merge(item, tell)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Shuffled:
     """Writes one shard of the shuffled order."""
 
-    portions: Sequence[tuple[int, Sequence[int]]]
-    """The number and the sizes of the runs of each."""
+    runs: Sequence[Run]
     num_shards: int
     folder: OutputFolder
 
     def __call__(self, item: int, *, tell: Tell) -> Written:
-        records = _told(records_of_shard(item, self.num_shards, self.portions, self.folder.scratch), tell)
+        records = _told(records_between(self.runs, item, self.num_shards), tell)
         written = Written(shards=write_tars(records, self.folder, number=item, shard_bytes=None))
         self.folder.note(item, written)
         return written
@@ -110,17 +121,23 @@ class Passes:
         sort = _Sort(source=self.source, scratch=scratch, job=self.job)
         for portion, result in self._each(sort, left, "sorting", num_bytes):
             found[portion.number] = result
-        in_turn = [(portion.number, found[portion.number]) for portion in portions]
-        total = sum(each.num_bytes for _, each in in_turn)
-        count = -(-total // self.job.shard_bytes)
+        part = self._merged([(portion.number, found[portion.number]) for portion in portions])
+        count = -(-part.num_bytes // self.job.shard_bytes)
         noted = self.folder.done()
-        runs = [(number, each.runs) for number, each in in_turn]
-        write = _Shuffled(portions=runs, num_shards=count, folder=self.folder)
+        runs = [Run(scratch / name, num_records) for name, num_records in part.runs]
+        write = _Shuffled(runs=runs, num_shards=count, folder=self.folder)
         missing = [shard for shard in range(count) if shard not in noted]
-        for shard, written in self._each(write, missing, "writing", total):
+        for shard, written in self._each(write, missing, "writing", part.num_bytes):
             noted[shard] = written
-        skipped = [Written(num_skipped=each.num_skipped, problems=each.problems) for _, each in in_turn]
-        return _joined([*(noted[shard] for shard in range(count)), *skipped])
+        skipped = Written(num_skipped=part.num_skipped, problems=part.problems)
+        return _joined([*(noted[shard] for shard in range(count)), skipped])
+
+    def _merged(self, portions: Sequence[tuple[int, Sorted]]) -> SortedPart:
+        runs = PartRuns(portions, name="00000", left=MOST_RUNS, scratch=self.folder.scratch)
+        for merges in runs.missing():
+            for _ in self._each(_Merge(runs), merges, "merging", runs.size(merges)):
+                pass
+        return runs.joined()
 
     def _each(
         self, work: Work[_Item, _Result], items: Sequence[_Item], doing: str, num_bytes: int | None

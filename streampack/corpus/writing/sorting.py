@@ -2,33 +2,32 @@
 
     portion 0 --> runs, each sorted by the keys of its records     |ab...k|  |ad...p|
     portion 1 --> ...                                              |bc...m|
-    shard s of S <-- of every run the keys in [s * 2**64 / S, (s + 1) * 2**64 / S), sorted together
+    many runs --> few, by merges (`merging`)                       |aabbcd.......mp|  |bc...m|
+    shard s of S <-- of every run that is left the keys in [s * 2**64 / S, (s + 1) * 2**64 / S), sorted together
 
 A record's key is a hash of the seed, its portion, its run and its index there: the order of the keys is a uniform
-permutation. How many shards there are is known after the first pass, and each fits into memory.
-Invariants: the same order for any number of processes; memory for one run, or one shard. A sorted portion appears as a
-whole.
+permutation. How many shards there are is known when all is sorted, and each fits into memory.
+Invariants: the same order for any number of processes; memory for one run, or one shard. A file appears as a whole.
 """
 
-import mmap
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
-import numpy as np
 
-from streampack.corpus.writing.checking import BadRecords
+from streampack.corpus.writing.checking import KEPT, BadRecords
+from streampack.corpus.writing.merging import Span, plan_merges
+from streampack.corpus.writing.runs import Run, merge_runs, write_run
 from streampack.hashing import Purpose, hash_range
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 _RUN_BYTES = 128 * 2**20
 _RECORD_BYTES = 100
 """What a record costs in memory besides its bytes."""
+MOST_RUNS = 256
+"""Runs that one range of the keys is read from: half a MiB of each gives a run."""
 
 
 class Sorted(msgspec.Struct, kw_only=True):
@@ -36,7 +35,17 @@ class Sorted(msgspec.Struct, kw_only=True):
 
     num_bytes: int
     runs: list[int]
-    """Records of each run. Its file has their keys (uint64), the ends of their bytes (int64), and their bytes."""
+    """Records of each run."""
+    num_skipped: int
+    problems: list[str]
+
+
+class SortedPart(msgspec.Struct, kw_only=True):
+    """What is in all portions of a part, sorted and merged."""
+
+    num_bytes: int
+    runs: list[tuple[str, int]]
+    """The file and the records of each run."""
     num_skipped: int
     problems: list[str]
 
@@ -53,11 +62,7 @@ def sort_portion(records: Iterable[bytes], bad: BadRecords, *, number: int, seed
     def end_run() -> None:
         nonlocal held, run
         keys = hash_range(Purpose.WRITE_ORDER, seed, number, len(sizes), count=len(run))
-        order = np.argsort(keys, kind="stable")
-        with (folder / str(len(sizes))).open("wb") as file:
-            file.write(keys[order].tobytes())
-            file.write(np.cumsum([len(run[index]) for index in order], dtype=np.int64).tobytes())
-            file.writelines(run[index] for index in order)
+        write_run(folder / str(len(sizes)), keys, run)
         sizes.append(len(run))
         held, run = 0, []
 
@@ -85,47 +90,62 @@ def sorted_portion(number: int, scratch: Path) -> Sorted | None:
         return None
 
 
-def records_of_shard(
-    shard: int, num_shards: int, portions: Sequence[tuple[int, Sequence[int]]], scratch: Path
-) -> Iterator[bytes]:
-    """The records of a shard in their order.
+class PartRuns:
+    """The runs of a part's portions, and what they are merged into."""
 
-    Args:
-        shard: its index.
-        num_shards: of all.
-        portions: number and `Sorted.runs` of all portions, in order.
-        scratch: where they are.
-    """
-    low, high = (np.uint64(min(each * 2**64 // num_shards, 2**64 - 1)) for each in (shard, shard + 1))
-    keys: list[NDArray[np.uint64]] = []
-    ends: list[NDArray[np.int64]] = []
-    data = bytearray()
-    for number, runs in portions:
-        folder = str(_place(scratch, number))
-        for run, num_records in enumerate(runs):
-            with (
-                open(f"{folder}/{run}", "rb") as file,  # noqa: PTH123 - there are very many
-                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stored,
-            ):
-                run_keys = np.frombuffer(stored, np.uint64, num_records)
-                first = int(np.searchsorted(run_keys, low))
-                stop = num_records if shard == num_shards - 1 else int(np.searchsorted(run_keys, high))
-                mine = run_keys[first:stop].copy()
-                del run_keys  # it is in the way of closing the file
-                at = num_records + max(first - 1, 0)
-                run_ends = np.frombuffer(stored[8 * at : 8 * (num_records + stop)], np.int64)
-                begin = int(run_ends[0]) if first else 0
-                its_ends = run_ends[1:] if first else run_ends
-                if first < stop:
-                    keys.append(mine)
-                    ends.append(its_ends - begin + len(data))
-                    data += stored[16 * num_records + begin : 16 * num_records + int(run_ends[-1])]
-    if not keys:
-        return
-    stops = np.concatenate(ends)
-    starts = np.concatenate([np.zeros(1, np.int64), stops[:-1]])
-    for index in np.argsort(np.concatenate(keys), kind="stable").tolist():
-        yield bytes(data[starts[index] : stops[index]])
+    def __init__(self, portions: Sequence[tuple[int, Sorted]], *, name: str, left: int, scratch: Path) -> None:
+        """`left`: runs that may be left; `name`: of the part, different for each."""
+        self._portions = portions
+        self._scratch = scratch
+        self._name = name
+        self._files = [(number, run) for number, each in portions for run in range(len(each.runs))]
+        counts = [count for _, each in portions for count in each.runs]
+        self._before = list(accumulate(counts, initial=0))
+        self._steps, self._left = plan_merges(len(counts), left=left, most=MOST_RUNS)
+        self._inputs = {span: inputs for step in self._steps for span, inputs in step.items()}
+
+    def missing(self) -> list[list[Span]]:
+        """The merges that are left to do: of each step those that can be done side by side."""
+        wanted, found = set(self._left), []
+        for step in reversed(self._steps):
+            todo = [span for span in step if span in wanted and not self._run(span).path.exists()]
+            wanted.update(each for span in todo for each in step[span])
+            found.append(todo)
+        return found[::-1]
+
+    def size(self, merges: Sequence[Span]) -> int:
+        """The bytes that these merges read, when all of a step before theirs is done."""
+        return sum(self._run(each).path.stat().st_size for span in merges for each in self._inputs[span])
+
+    def merge(self, span: Span, tell: Callable[[int], None]) -> None:
+        """Merge into this run what becomes it, and remove that."""
+        path = self._run(span).path
+        unfinished = path.with_name(f"merging-{path.name}-{os.getpid()}")
+        runs = [self._run(each) for each in self._inputs[span]]
+        merge_runs(runs, unfinished, slice_bytes=_RUN_BYTES, tell=tell)
+        unfinished.rename(path)
+        for run in runs:
+            run.path.unlink()
+
+    def joined(self) -> SortedPart:
+        """What is in the part, when nothing is missing."""
+        runs = [self._run(span) for span in self._left]
+        of_all = [each for _, each in self._portions]
+        return SortedPart(
+            num_bytes=sum(each.num_bytes for each in of_all),
+            runs=[(str(run.path.relative_to(self._scratch)), run.num_records) for run in runs],
+            num_skipped=sum(each.num_skipped for each in of_all),
+            problems=[problem for each in of_all for problem in each.problems][:KEPT],
+        )
+
+    def _run(self, span: Span) -> Run:
+        first, stop = span
+        if stop - first == 1:
+            number, run = self._files[first]
+            path = _place(self._scratch, number) / str(run)
+        else:
+            path = self._scratch / f"merged-{self._name}-{first:07d}-{stop:07d}"
+        return Run(path, self._before[stop] - self._before[first])
 
 
 def _place(scratch: Path, number: int) -> Path:

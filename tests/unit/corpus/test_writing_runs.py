@@ -1,0 +1,72 @@
+"""Sorted runs: merged in any way they have the order of all records; how often each record is read."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streampack.corpus.writing import sorting
+from streampack.corpus.writing.merging import plan_merges
+from streampack.corpus.writing.runs import Run, records_between, write_run
+from streampack.corpus.writing.sorting import PartRuns, Sorted
+
+
+@given(st.integers(0, 400), st.integers(1, 9), st.integers(2, 9))
+def test_merges_join_neighbours_until_few_enough_are_left(num_runs: int, left: int, most: int) -> None:
+    steps, rest = plan_merges(num_runs, left=left, most=most)
+    assert len(rest) <= max(left, 0)
+    assert [at for span in rest for at in range(*span)] == list(range(num_runs))
+    there = {(run, run + 1) for run in range(num_runs)}
+    for step in steps:
+        for span, inputs in step.items():
+            assert 2 <= len(inputs) <= most + 1
+            assert (inputs[0][0], inputs[-1][1]) == span
+            assert [each[1] for each in inputs[:-1]] == [each[0] for each in inputs[1:]]
+            there -= set(inputs)
+            there.add(span)
+    assert there == set(rest)
+
+
+@pytest.mark.parametrize("num_runs", [10**3, 10**4, 2 * 10**5])
+def test_a_record_is_read_once_a_step_and_steps_grow_with_the_logarithm(num_runs: int) -> None:
+    steps, rest = plan_merges(num_runs, left=256, most=256)
+    assert len(rest) == 256
+    assert len(steps) <= math.ceil(math.log(num_runs, 256)) - 1
+    for step in steps:
+        assert sum(stop - start for start, stop in step) <= num_runs
+
+
+@pytest.mark.parametrize(("most", "left"), [(2, 1), (3, 2), (100, 3), (100, 100)])
+def test_runs_that_are_merged_give_the_records_in_the_order_of_all(
+    most: int, left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sorting, "MOST_RUNS", most)
+    monkeypatch.setattr(sorting, "_RUN_BYTES", 200)  # a merge takes several slices
+    rng = np.random.default_rng(0)
+    portions, expected = [], []
+    for number, sizes in enumerate(([5, 1, 7], [], [2], [9, 4, 6, 1])):
+        (tmp_path / f"sorted-{number:05d}").mkdir()
+        for run, size in enumerate(sizes):
+            keys = rng.integers(0, 6, size, dtype=np.uint64) * np.uint64(2**61)  # many are equal
+            records = [f"{number}/{run}/{index}".encode() * int(rng.integers(1, 9)) for index in range(size)]
+            write_run(tmp_path / f"sorted-{number:05d}" / str(run), keys, records)
+            expected += zip(keys.tolist(), records, strict=True)
+        portions.append((number, Sorted(num_bytes=1, runs=sizes, num_skipped=0, problems=[])))
+    runs = PartRuns(portions, name="0", left=left, scratch=tmp_path)
+    told: list[int] = []
+    for merges in runs.missing():
+        size = runs.size(merges)
+        for span in merges:
+            runs.merge(span, told.append)
+        assert sum(told) == size
+        told.clear()
+    assert not any(PartRuns(portions, name="0", left=left, scratch=tmp_path).missing()), "all is done"
+    found = [Run(tmp_path / name, count) for name, count in runs.joined().runs]
+    assert len(found) == min(left, 8)
+    for count in (1, 3):
+        assert [record for number in range(count) for record in records_between(found, number, count)] == [
+            record for _, record in sorted(expected, key=lambda each: each[0])
+        ]
