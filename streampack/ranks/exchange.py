@@ -6,13 +6,11 @@ Never: a collective on one of the trainer's groups: there the trainer's own coll
 
     RankExchanges    what one loader exchanges, and with whom; the loader owns it
       Exchange       between some ranks, for one purpose
-        ProcessGroups    the gloo groups of this process; all loaders share them
+        ProcessGroups    the groups of this process (`groups`); all loaders share them
 """
 
-import hashlib
-from collections import deque
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import torch
@@ -20,8 +18,8 @@ import torch.distributed as dist
 
 from streampack.errors import ConfigError, TopologyError
 from streampack.metrics import clock
+from streampack.ranks.groups import PROCESS_GROUPS, Group, Wait
 from streampack.ranks.topology import Topology, has_process_group
-from streampack.ranks.torch_private import new_gloo_group
 
 _T = TypeVar("_T")
 _N = TypeVar("_N", int, float)
@@ -115,7 +113,7 @@ class RankExchanges:
 class Exchange:
     """An exchange between some ranks, for one purpose. All of them must make the same calls in the same order."""
 
-    def __init__(self, group: "Group") -> None:
+    def __init__(self, group: Group) -> None:
         self._group = group
 
     @property
@@ -130,18 +128,16 @@ class Exchange:
 
     def all_gather_ints(self, numbers: Sequence[int]) -> list[list[int]]:
         """The numbers of every rank, in one exchange; each rank gives equally many that fit int64."""
-        mine = torch.tensor(numbers, dtype=torch.int64)
-        boxes = [torch.zeros_like(mine) for _ in range(self._group.size)]
-        clock.waited(self._group.all_gather(boxes, mine).wait)
-        return [box.tolist() for box in boxes]
+        gathered: list[list[int]] = self._gather(torch.tensor(numbers, dtype=torch.int64)).tolist()
+        return gathered
 
     def broadcast(self, value: _T) -> _T:
         """Rank 0's value, on every rank. Values are what MessagePack knows; tuples come back as lists."""
         mine = _encode(value) if self._group.rank == 0 else torch.zeros(0, dtype=torch.uint8)
         size = torch.tensor([len(mine)])
-        clock.waited(self._group.broadcast(size).wait)
+        clock.waited(self._group.broadcast(size))
         box = mine if len(mine) else torch.zeros(int(size), dtype=torch.uint8)
-        clock.waited(self._group.broadcast(box).wait)
+        clock.waited(self._group.broadcast(box))
         received: _T = _decode(box)
         return received
 
@@ -149,10 +145,15 @@ class Exchange:
         """Every rank's value, by rank, on every rank; see `broadcast` for what values may be."""
         mine = _encode(value)
         sizes = [size for [size] in self.all_gather_ints([len(mine)])]
-        boxes = [torch.zeros(max(sizes), dtype=torch.uint8) for _ in sizes]
-        padded = torch.nn.functional.pad(mine, (0, max(sizes) - len(mine)))
-        clock.waited(self._group.all_gather(boxes, padded).wait)
+        boxes = self._gather(torch.nn.functional.pad(mine, (0, max(sizes) - len(mine))))
         return [_decode(box[:size]) for box, size in zip(boxes, sizes, strict=True)]
+
+    def _gather(self, mine: torch.Tensor) -> torch.Tensor:
+        """The tensors of all ranks, of equal shape, stacked by rank."""
+        rows = mine.new_zeros((self._group.size, *mine.shape))
+        rows[self._group.rank] = mine
+        clock.waited(self._group.all_gather(rows))
+        return rows
 
     def start_agreeing(self, number: int, same: Sequence[int], *, highest: bool) -> "Agreement":
         """Begin to find the highest (or lowest) of the ranks' numbers; does not wait.
@@ -167,8 +168,8 @@ class Exchange:
         # The reduced numbers tell the highest and the lowest of each, and a rank that has it.
         marked = [value * size + rank for value in same]
         tensor = torch.tensor([number, *marked, *(-each for each in marked)], dtype=torch.int64)
-        work = self._group.all_reduce(tensor, dist.ReduceOp.MAX if highest else dist.ReduceOp.MIN)
-        return Agreement(tensor, work, self._group)
+        wait = self._group.all_reduce(tensor, dist.ReduceOp.MAX if highest else dist.ReduceOp.MIN)
+        return Agreement(tensor, wait, self._group)
 
 
 class NotSame(NamedTuple):
@@ -183,9 +184,9 @@ class NotSame(NamedTuple):
 class Agreement:
     """A number that the ranks are agreeing on."""
 
-    def __init__(self, tensor: torch.Tensor, work: dist.Work, group: "Group") -> None:
+    def __init__(self, tensor: torch.Tensor, wait: Wait, group: Group) -> None:
         self._tensor = tensor
-        self._work = work
+        self._wait = wait
         self._group = group
 
     def wait(self) -> int | NotSame:
@@ -196,7 +197,7 @@ class Agreement:
         Raises:
             RuntimeError: as torch does, where a connection breaks or time is up.
         """
-        clock.waited(self._work.wait)
+        clock.waited(self._wait)
         number, *rest = self._tensor.tolist()
         half = len(rest) // 2
         for index, (one, other) in enumerate(zip(rest[:half], rest[half:], strict=True)):
@@ -213,69 +214,3 @@ def _encode(value: object) -> torch.Tensor:
 
 def _decode(box: torch.Tensor) -> Any:
     return msgspec.msgpack.decode(box.numpy().tobytes())
-
-
-class Group:
-    """A gloo group with the collectives that are used, and the last of these collectives.
-
-    The last 64 collectives are kept alive: the thread that frees a tensor last needs a Python thread state, and gloo's
-    threads must not be the ones to do so. If a process forks its workers while another thread creates its thread state,
-    the workers inherit the interpreter's lock in its locked state and wait for it for ever, before their first line
-    (Python 3.11).
-    """
-
-    def __init__(self, group: dist.ProcessGroup) -> None:
-        self._group = group
-        self._recent: deque[dist.Work] = deque(maxlen=64)
-        self.is_out_of_step = False
-        self.rank: Final[int] = group.rank()
-        self.size: Final[int] = group.size()
-
-    def all_gather(self, boxes: list[torch.Tensor], mine: torch.Tensor) -> dist.Work:
-        return self._hold(self._group.allgather([boxes], [mine]))
-
-    def broadcast(self, box: torch.Tensor) -> dist.Work:
-        return self._hold(self._group.broadcast(box, 0))
-
-    def all_reduce(self, tensor: torch.Tensor, op: Any) -> dist.Work:
-        return self._hold(self._group.allreduce(tensor, op))
-
-    def _hold(self, work: dist.Work) -> dist.Work:
-        self._recent.append(work)
-        return work
-
-
-class ProcessGroups:
-    """The gloo groups of this process, by purpose and ranks; each is made on first use and kept until the process ends.
-
-    They belong to the process and not to a loader:
-
-    * A group's name must be the same on all its ranks without asking them, so it counts how often torch.distributed was
-      initialized or all ranks found that they were out of step, and not the loaders, of which a rank may have made more
-      than another.
-    * A job that makes many loaders keeps the same connections.
-    * The destructor of a group, and of a collective that gloo's threads may still hold, must not run in a forked worker
-      or right before a fork: nothing is ever taken out.
-
-    `torch.distributed.new_group` would not do: it must be called on every rank of the job, or names a group by how many
-    groups the process has, and ranks that differ in that number would wait for each other for ever.
-    """
-
-    def __init__(self) -> None:
-        self._groups: dict[tuple[str, tuple[int, ...]], list[tuple[dist.ProcessGroup, Group]]] = {}
-        """(torch's default group of that time, ours); only the last one is in use."""
-
-    def group_of(self, ranks: tuple[int, ...], purpose: str) -> Group:
-        """The group of these global ranks for one purpose; a collective the first time."""
-        world = dist.group.WORLD
-        assert world is not None, "there are no other ranks without torch.distributed"
-        made = self._groups.setdefault((purpose, ranks), [])
-        if not made or made[-1][0] is not world or made[-1][1].is_out_of_step:
-            name = f"streampack/{purpose}/{'-'.join(map(str, ranks))}/{len(made)}"
-            name = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()  # 4,096 ranks would make a long one
-            group = new_gloo_group(name, rank=ranks.index(dist.get_rank()), size=len(ranks))
-            made.append((world, Group(group)))
-        return made[-1][1]
-
-
-PROCESS_GROUPS: Final = ProcessGroups()

@@ -3,7 +3,7 @@
 In:  torch 2.6 or later; tried with the releases in `TRIED`.
 Out: the names, or an ImportError that says which release of torch has changed them.
 
-    new_gloo_group      a gloo group on the default store, which torch offers through `new_group` only; see `exchange`
+    new_gloo_group      a gloo group on the default store, which torch offers through `new_group` only; see `groups`
     add_to_store        a sum in the default store that a rank adds to without waiting for another rank's Python
 """
 

@@ -1,0 +1,219 @@
+"""Collectives between any number of ranks over few connections: a tree of small gloo groups.
+
+In:    the global ranks of a group, and what each of them gives.
+Out:   the same tensors on all of them.
+Never: a connection of each rank to each other one: 4,096 ranks would connect for minutes and hold 4,099 sockets each.
+
+Up to `FAN` ranks are one mesh, in which all are connected. More of them are meshes of `FAN` neighbours, whose first
+ranks are meshes again, and so on. With FAN = 2 and six ranks:
+
+    mesh of 4 apart        0 . . . . . . . 4
+    of 2 apart             0 . . . 2       4                  rank 0 is in three meshes, rank 4 in two of them
+    of 1 apart             0 . 1   2 . 3   4 . 5
+
+What is exchanged goes up this tree, mesh by mesh, and its result comes down again. A rank has at most FAN - 1
+connections a mesh: 28 with 4,096 ranks, and most ranks have 7.
+"""
+
+import hashlib
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any, Final
+
+import torch
+import torch.distributed as dist
+
+from streampack.ranks.torch_private import new_gloo_group
+
+FAN = 8
+"""Most ranks of a mesh: the processes of a node, as a rule."""
+_FIRST_NAP_S, _LONGEST_NAP_S = 0.0001, 0.01
+
+Wait = Callable[[], object]
+"""Waits until an exchange is over.
+
+Raises:
+    RuntimeError: as torch does, where a connection breaks or time is up.
+"""
+_Exchange = tuple[Iterator[dist.Work], "Future[None]"]
+
+
+class Mesh:
+    """A gloo group in which all ranks are connected, with the collectives that are used.
+
+    The last 64 collectives are kept alive: the thread that frees a tensor last needs a Python thread state, and gloo's
+    threads must not be the ones to do so. If a process forks its workers while another thread creates its thread state,
+    the workers inherit the interpreter's lock in its locked state and wait for it for ever, before their first line
+    (Python 3.11).
+    """
+
+    def __init__(self, group: dist.ProcessGroup, *, apart: int, is_top: bool) -> None:
+        self._group = group
+        self._recent: deque[dist.Work] = deque(maxlen=64)
+        self.size: Final[int] = group.size()
+        self.apart: Final = apart
+        """How far apart its ranks are in the whole group; each speaks for as many."""
+        self.is_top: Final = is_top
+        """Whether its ranks together speak for all."""
+
+    def all_gather(self, boxes: list[torch.Tensor], mine: torch.Tensor) -> dist.Work:
+        return self._hold(self._group.allgather([boxes], [mine]))
+
+    def broadcast(self, box: torch.Tensor) -> dist.Work:
+        return self._hold(self._group.broadcast(box, 0))
+
+    def all_reduce(self, tensor: torch.Tensor, op: Any) -> dist.Work:
+        return self._hold(self._group.allreduce(tensor, op))
+
+    def _hold(self, work: dist.Work) -> dist.Work:
+        self._recent.append(work)
+        return work
+
+
+class Group:
+    """Some ranks, and the collectives between them; each begins at the call and is over when its `Wait` returns."""
+
+    def __init__(self, meshes: Sequence[Mesh], *, rank: int, size: int) -> None:
+        """`meshes`: those that this rank is in, of neighbours first."""
+        self.rank: Final = rank
+        self.size: Final = size
+        self.is_out_of_step = False
+        self._meshes = meshes
+        self._asked: queue.SimpleQueue[_Exchange] | None = None
+
+    def all_gather(self, rows: torch.Tensor) -> Wait:
+        """Fill `rows`, one for each rank, in which this rank's own is given."""
+        return self._begin(self._gathering(rows))
+
+    def broadcast(self, box: torch.Tensor) -> Wait:
+        """Fill `box` with that of rank 0."""
+        return self._begin(mesh.broadcast(box) for mesh in reversed(self._meshes))
+
+    def all_reduce(self, tensor: torch.Tensor, op: Any) -> Wait:
+        """Make of `tensor` the reduction of all ranks' tensors."""
+        return self._begin(self._reducing(tensor, op))
+
+    def _gathering(self, rows: torch.Tensor) -> Iterator[dist.Work]:
+        gathered = rows[self.rank : self.rank + 1]
+        for mesh in self._meshes:
+            # The last mesh of those that are equally far apart may speak for fewer ranks.
+            padded = torch.cat((gathered, gathered.new_zeros(mesh.apart - len(gathered), *rows.shape[1:])))
+            boxes = [torch.zeros_like(padded) for _ in range(mesh.size)]
+            yield mesh.all_gather(boxes, padded)
+            gathered = torch.cat(boxes)
+        if self._is_at_top:
+            rows.copy_(gathered[: self.size])
+        yield from self._down(rows)
+
+    def _reducing(self, tensor: torch.Tensor, op: Any) -> Iterator[dist.Work]:
+        for mesh in self._meshes:
+            yield mesh.all_reduce(tensor, op)
+        yield from self._down(tensor)
+
+    def _down(self, result: torch.Tensor) -> Iterator[dist.Work]:
+        """Hand on what all ranks of the top mesh have."""
+        return (mesh.broadcast(result) for mesh in reversed(self._meshes) if not mesh.is_top)
+
+    @property
+    def _is_at_top(self) -> bool:
+        return not self._meshes or self._meshes[-1].is_top
+
+    def _begin(self, works: Iterator[dist.Work]) -> Wait:
+        """Begin the first of `works`; each of the others begins when the one before is over, whoever waits for it."""
+        if self.size <= FAN:  # there is one, if any
+            first = next(works, None)
+
+            def wait() -> None:
+                if first is not None:
+                    first.wait()
+                for work in works:
+                    work.wait()
+
+            return wait
+        if self._asked is None:
+            self._asked = queue.SimpleQueue()
+            threading.Thread(target=_carry_out, args=(self._asked,), name="streampack-ranks", daemon=True).start()
+        over: Future[None] = Future()
+        self._asked.put((works, over))
+        return over.result
+
+
+def _carry_out(asked: "queue.SimpleQueue[_Exchange]") -> None:
+    """Carry out one exchange after the other, for ever.
+
+    This is a daemon thread, and the end of the program must not find it inside of torch: Python would unwind it there,
+    which C++ does not survive. So it asks whether a collective is over, and sleeps in Python.
+    """
+    while True:
+        works, over = asked.get()
+        try:
+            for work in works:
+                nap_s = _FIRST_NAP_S
+                while not work.is_completed():
+                    time.sleep(nap_s)
+                    nap_s = min(2 * nap_s, _LONGEST_NAP_S)
+                work.wait()
+        except BaseException as error:  # noqa: BLE001 (raised where the exchange is waited for)
+            over.set_exception(error)
+        else:
+            over.set_result(None)
+        del works, over  # what they hold must not live until the next one
+
+
+def meshes_of(rank: int, size: int) -> list[range]:
+    """The ranks of each mesh that a rank of a group is in, of neighbours first; none has one rank only."""
+    meshes, apart = [], 1
+    while apart < size and rank % apart == 0:
+        first = rank - rank % (apart * FAN)
+        mesh = range(first, min(first + apart * FAN, size), apart)
+        if len(mesh) > 1:
+            meshes.append(mesh)
+        apart *= FAN
+    return meshes
+
+
+class ProcessGroups:
+    """The groups of this process, by purpose and ranks; each is made on first use and kept until the process ends.
+
+    They belong to the process and not to a loader:
+
+    * A group's name must be the same on all its ranks without asking them, so it counts how often torch.distributed was
+      initialized or all ranks found that they were out of step, and not the loaders, of which a rank may have made more
+      than another.
+    * A job that makes many loaders keeps the same connections.
+    * The destructor of a gloo group, and of a collective that gloo's threads may still hold, must not run in a forked
+      worker or right before a fork: nothing is ever taken out.
+
+    `torch.distributed.new_group` would not do: it must be called on every rank of the job, or names a group by how many
+    groups the process has, and ranks that differ in that number would wait for each other for ever.
+    """
+
+    def __init__(self) -> None:
+        self._groups: dict[tuple[str, tuple[int, ...]], list[tuple[dist.ProcessGroup, Group]]] = {}
+        """(torch's default group of that time, ours); only the last one is in use."""
+
+    def group_of(self, ranks: tuple[int, ...], purpose: str) -> Group:
+        """The group of these global ranks for one purpose; a collective the first time."""
+        world = dist.group.WORLD
+        assert world is not None, "there are no other ranks without torch.distributed"
+        made = self._groups.setdefault((purpose, ranks), [])
+        if not made or made[-1][0] is not world or made[-1][1].is_out_of_step:
+            name = f"streampack/{purpose}/{'-'.join(map(str, ranks))}/{len(made)}"
+            name = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()  # 4,096 ranks would make a long one
+            made.append((world, _connect(name, rank=ranks.index(dist.get_rank()), size=len(ranks))))
+        return made[-1][1]
+
+
+def _connect(name: str, *, rank: int, size: int) -> Group:
+    meshes = []
+    for mesh in meshes_of(rank, size):
+        group = new_gloo_group(f"{name}/{mesh.step}/{mesh.start}", rank=mesh.index(rank), size=len(mesh))
+        meshes.append(Mesh(group, apart=mesh.step, is_top=mesh.step * FAN >= size))
+    return Group(meshes, rank=rank, size=size)
+
+
+PROCESS_GROUPS: Final = ProcessGroups()
