@@ -21,7 +21,7 @@ from streampack.loader.adding import SharedCount
 from streampack.loader.differences import EngineDifferences
 from streampack.loader.max_bad import MaxBad
 from streampack.loader.rounds import Waiter
-from streampack.loader.sharing import check_same, share_shards
+from streampack.loader.sharing import compare_arguments, share_shards
 from streampack.ranks.exchange import Exchange, NotSame, RankExchanges
 from streampack.ranks.topology import has_process_group
 from streampack.ranks.torch_private import add_to_store
@@ -97,7 +97,7 @@ class SharedRun:
         elif has_process_group():
             ranks = self._exchanges.data_parallel()
             self.name = share_shards(dataset, ranks, rank=topology.rank, size=topology.size)
-            check_same(ranks.all_gather(self.arguments(dataset.num_lanes)))
+            compare_arguments(self.arguments(dataset.num_lanes), ranks)
             self.ranks = ranks
         else:
             if dataset.epochs is None:

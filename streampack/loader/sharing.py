@@ -5,8 +5,11 @@ Out:   the same shard tables on every rank, in the order of the sources; or an e
 Never: a rank that waits for one that has failed.
 """
 
+import hashlib
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+
+import msgspec
 
 from streampack.corpus.table import ShardTable
 from streampack.dataset.dataset import PackedDataset
@@ -49,11 +52,19 @@ def share_shards(dataset: PackedDataset, ranks: Exchange, *, rank: int, size: in
     return name
 
 
-def check_same(arguments: Sequence[Mapping[str, object]]) -> None:
-    """Raise a `ConfigError` that names what differs between the arguments of the ranks."""
-    for other, its_arguments in enumerate(arguments):
+def compare_arguments(arguments: Mapping[str, object], ranks: Exchange) -> None:
+    """Raise a `ConfigError` on every rank that names what differs between their arguments; a collective.
+
+    The arguments themselves, some kilobytes of each rank, are exchanged only where their digests differ.
+    """
+    digest = hashlib.blake2b(msgspec.msgpack.encode(arguments), digest_size=8).digest()
+    digests = ranks.all_gather_ints([int.from_bytes(digest, signed=True)])
+    if digests.count(digests[0]) == len(digests):
+        return
+    first, *others = ranks.all_gather(arguments)
+    for other, its_arguments in enumerate(others, 1):
         differences = describe_differences(
-            arguments[0], its_arguments, saved_where="on rank 0", now_where=f"on rank {other}", advise=False
+            first, its_arguments, saved_where="on rank 0", now_where=f"on rank {other}", advise=False
         )
         if differences:
             raise ConfigError("the ranks were given different arguments: " + "; ".join(differences))

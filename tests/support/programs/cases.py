@@ -30,6 +30,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 import streampack
 from streampack.formats.layout import context_parallel_slice
+from streampack.ranks import groups
 from streampack.state.joining import to_json
 
 KEYS = ("tokens", "labels", "position_ids", "segment_ids", "num_targets")
@@ -150,6 +151,8 @@ def main() -> None:
     for case in cases:
         if not case.get("without_group") and not dist.is_initialized():
             dist.init_process_group("gloo")
+            if dist.get_world_size() > 2:
+                groups.FAN = 2  # two ranks are one mesh, four a tree of them
         if subset := case.get("group_of"):
             dist.new_group(subset)
         os.environ["WATCHED"] = case.get("watched", os.devnull)
