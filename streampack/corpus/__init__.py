@@ -18,6 +18,7 @@ __all__ = [
     "resolve",
     "schedule",
     "shares",
+    "sizes",
     "spans",
     "table",
     "urls",

@@ -15,10 +15,9 @@ Never: a shard twice (by whatever names), an empty shard, a missing shard, other
 pattern that matches nothing: these are errors.
 """
 
-import contextlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -26,6 +25,7 @@ import numpy as np
 from streampack.corpus.braces import expand_braces
 from streampack.corpus.kinds import refuse_others, shards_among
 from streampack.corpus.manifest import ShardRow, read_manifest
+from streampack.corpus.sizes import NO_PATTERNS, Progress, Sizes, look_up_sizes
 from streampack.corpus.table import ShardTable, Texts
 from streampack.corpus.urls import (
     has_marks,
@@ -47,15 +47,9 @@ _LARGEST_CORPUS = 2**62
 """Bytes: sums of sizes are 64-bit integers."""
 _MOST_LISTINGS = 16
 """Folders that are listed at once."""
-_MOST_SIZES = 32
-"""Sizes that are looked up at once."""
-
-_NO_PATTERNS = "a manifest has a line for each shard, and no braces or globs (`streampack manifest` expands them)"
-
-Progress = Callable[[int, int], None]
 
 
-class Listing(Protocol):
+class Listing(Sizes, Protocol):
     """What the storage must answer."""
 
     def listing(self, url: str) -> list[tuple[str, int | None]]:
@@ -69,13 +63,6 @@ class Listing(Protocol):
 
     def is_directory(self, url: str) -> bool:
         """Whether the URL is a directory."""
-
-    def size(self, url: str) -> int | None:
-        """The size in bytes, None where it is not known.
-
-        Raises:
-            ShardNotFoundError: there is no such object.
-        """
 
     def etag(self, url: str) -> str | None:
         """The version that `listing` or `size` saw of the object, given once; None where the storage has none."""
@@ -93,7 +80,7 @@ def resolve_shards(spec: str | Sequence[str], storage: Listing, *, progress: Pro
     Args:
         spec: A URL with or without braces, a glob, a directory, "@manifest", or a list of these.
         storage: Lists, reads and tells sizes.
-        progress: Called with (sizes known, sizes to look up) while sizes are looked up one request each.
+        progress: Called with (sizes known, sizes to look up) while sizes are looked up.
 
     Raises:
         ConfigError: a specification that cannot be read, or a shard given twice.
@@ -112,7 +99,7 @@ def resolve_shards(spec: str | Sequence[str], storage: Listing, *, progress: Pro
     twice = [url for url, times in Counter(row.url for row in rows).items() if times > 1]
     if twice:
         raise _given_twice(len(twice), len(rows), named(twice[0]))
-    _look_up_sizes([row for row in rows if row.size is None], storage, progress)
+    look_up_sizes([row for row in rows if row.size is None], storage, progress)
     for row in rows:
         row.etag = storage.etag(row.url) or row.etag
         if row.size == 0:
@@ -166,7 +153,7 @@ def _of_manifest(manifest: str, storage: Listing) -> list[ShardRow]:
     rows = read_manifest(storage.read(manifest), manifest=manifest)
     for number, row in enumerate(rows, 1):
         if has_marks(row.url) and local_path(row.url) is not None and not storage.is_local_name(row.url):
-            raise ConfigError(f"shard {number}: there is no file {named(row.url)}; {_NO_PATTERNS}", url=manifest)
+            raise ConfigError(f"shard {number}: there is no file {named(row.url)}; {NO_PATTERNS}", url=manifest)
     return rows
 
 
@@ -210,33 +197,6 @@ def _given_twice(num_twice: int, num_shards: int, first: str) -> ConfigError:
         f"{num_twice} of {num_shards} shards are given more than once, the first is {first}; list each shard once (to "
         "repeat data use epochs, or weight and max_epochs of one of several sources)"
     )
-
-
-def _look_up_sizes(rows: list[ShardRow], storage: Listing, progress: Progress | None) -> None:
-    if not rows:
-        return
-    missing: list[tuple[ShardRow, ShardNotFoundError]] = []
-
-    def size(row: ShardRow) -> int | ShardNotFoundError | None:
-        try:
-            return storage.size(row.url)
-        except ShardNotFoundError as error:
-            return error
-
-    with contextlib.closing(side_by_side(size, rows, num_threads=min(_MOST_SIZES, len(rows)))) as sizes:
-        for done, (row, found) in enumerate(zip(rows, sizes, strict=True), 1):
-            if isinstance(found, ShardNotFoundError):
-                missing.append((row, found))
-            else:
-                row.size = found
-            if progress is not None:
-                progress(done, len(rows))
-    if missing:
-        first, error = missing[0]
-        hint = hint_at_text([row.url for row in rows]) if len(missing) == len(rows) else ""
-        if has_marks(first.url):  # those of other items were expanded
-            hint = f"; {_NO_PATTERNS}"
-        raise ShardNotFoundError(f"{len(missing)} of {len(rows)} shards are not there; the first: {error}{hint}")
 
 
 def _table(rows: list[ShardRow]) -> ShardTable:

@@ -18,6 +18,7 @@ checking, digests             bytes against the digests of a manifest
 threads      several questions at once, and their end
 writing      `StorageWriter`: whole objects, each at once or not at all
 listing      directories and globs
+pages        sizes of many objects of a folder by one request
 identity     which URLs name one object
 clients      what each process has open
 descriptors, proxies          how many files are kept open; which way leads to a web server
@@ -38,6 +39,7 @@ __all__ = [
     "listing",
     "objects",
     "options",
+    "pages",
     "proxies",
     "ranges",
     "readahead",

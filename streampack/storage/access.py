@@ -31,6 +31,7 @@ from streampack.storage.identity import identities
 from streampack.storage.listing import list_files, note_etag
 from streampack.storage.objects import RangeReader
 from streampack.storage.options import RetryPolicy, Storage, hidden
+from streampack.storage.pages import Listed, page_from
 from streampack.storage.ranges import begin_range, read_at_once, read_ranges
 from streampack.storage.retry import persist
 from streampack.storage.stretch import Stretch
@@ -317,6 +318,14 @@ class StorageReader:
         glob itself, it is that file. Empty where there are none; the size is None where the listing does not tell it.
         """
         return list_files(url, self._clients)
+
+    def page_from(self, url: str) -> list[Listed] | None:
+        """URL, size and version of the object and of those after it in its folder, as far as one request tells them.
+
+        In the order of their names, of which a page has up to `pages.PAGE`. What is not on it may be there all the
+        same. None where the storage has no such request, or refuses it.
+        """
+        return page_from(url, self._clients)
 
     def identities(self, urls: Sequence[str]) -> list[str]:
         """For each URL a text that all names of its object have now; no request, but local files are looked at."""

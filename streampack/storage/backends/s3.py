@@ -4,7 +4,8 @@ In, out: as `RangeReader` says. Private names: botocore's (`libraries.botocore`)
 
 Of s3fs, obstore and this client, this one takes the least CPU for a byte (measured), and it has no threads and no event
 loop, so a forked worker can make its own. The URLs and the storage options are those of s3fs. With options that only
-s3fs understands, s3fs reads. Listings and sizes are s3fs's in any case.
+s3fs understands, s3fs reads. Sizes and listings are s3fs's, but for pages
+of a listing that begin at a name (`pages`).
 """
 
 from contextlib import suppress
@@ -37,7 +38,7 @@ class S3Object(RangeReader):
         self._object = {"Bucket": bucket, "Key": key} | ({"VersionId": version_id} if version_id else {})
 
     def fetch(self, start: int, stop: int, keep: Keep) -> None:
-        client, more = self._clients.client(self._protocol, lambda: _make_client(self._clients))
+        client, more = client_of(self._protocol, self._clients)
         pinned = {} if self.pin.version is None else {"IfMatch": self.pin.version}
         try:
             found = client.get_object(**self._object, **more, **pinned, Range=f"bytes={start}-{stop - 1}")
@@ -57,13 +58,23 @@ class S3Object(RangeReader):
 def s3_object(url: str, pin: Pin, clients: Clients) -> RangeReader:
     """The reader for s3://; s3fs's own for options and kinds of buckets that only it understands."""
     bucket = url.partition("://")[2].partition("/")[0]
+    return S3Object(url, pin, clients) if is_understood(bucket, clients) else FsspecObject(url, pin, clients)
+
+
+def is_understood(bucket: str, clients: Clients) -> bool:
+    """Whether a plain client of botocore can be made that reaches the bucket as s3fs would."""
     if not clients.configured("s3").keys() <= _UNDERSTOOD or bucket.startswith("arn:"):
-        return FsspecObject(url, pin, clients)
+        return False
     try:
         import botocore  # noqa: F401 - whether it is there; s3fs says what to install
     except ImportError:
-        return FsspecObject(url, pin, clients)
-    return S3Object(url, pin, clients)
+        return False
+    return True
+
+
+def client_of(protocol: str, clients: Clients) -> tuple[Any, dict[str, Any]]:
+    """This process's client, which threads may share, and what goes with every request for an object."""
+    return clients.client(protocol, lambda: _make_client(clients))
 
 
 def import_library() -> None:

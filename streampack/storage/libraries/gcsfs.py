@@ -26,6 +26,17 @@ def query_parameters(filesystem: Any) -> dict[str, str]:
     return {name: str(value) for name, value in filesystem._get_params({}).items()}  # noqa: SLF001 - only there
 
 
+def page_of_objects(
+    filesystem: Any, bucket: str, *, prefix: str, first: str, count: int, timeout: float | None = None
+) -> list[dict[str, Any]]:
+    """Name, size and generation of the objects of a folder from the name `first` on; one request."""
+    fields = "items(name,size,generation)"
+    query = {"prefix": prefix, "startOffset": first, "delimiter": "/", "maxResults": count, "fields": fields}
+    found = filesystem.call("GET", "b/{}/o", bucket, json_out=True, timeout=timeout, **query)
+    items: list[dict[str, Any]] = found.get("items", [])
+    return items
+
+
 def uses_client_certificate(filesystem: Any) -> bool:
     """Whether it opens its connections with a certificate of this machine, as only its own session does."""
     return bool(getattr(filesystem, "_use_client_cert", False))
