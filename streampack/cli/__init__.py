@@ -1,7 +1,8 @@
 """The command line: `streampack COMMAND`, with a module or a folder for each command.
 
-    write   peek/   trace/   plan/   count/   manifest   verify   bench/   demo/    one each; of a folder command.py
-    arguments   console   progress   per_shard   replay                     what several commands share
+    write   peek/   trace/   plan/   count/   manifest   verify/   bench/   demo/   one each; of a folder command.py
+    parts/   merge                            the work of count, manifest and verify in parts, and on a Ray cluster
+    arguments   console   progress   per_shard   replay                             what several commands share
 
 In:  the command's name and its arguments. Out: results on stdout, all else on stderr, and an exit code: 0, 1 after an
 error or where something is wrong, 2 for wrong arguments.
@@ -27,6 +28,7 @@ _HELP = {
     "count": "Count documents, bytes and tokens of shards, and how well they pack.",
     "manifest": "List shards and their sizes once, into a file that later runs read instead.",
     "verify": "Read whole shards and report what is wrong in them, and where.",
+    "merge": "Add up the parts of verify, count or manifest, as if one machine had read all shards.",
     "bench": "Measure the speed on your shards and model, and show where the time goes.",
     "demo": "Kill a training, resume it on other ranks and workers, and compare every pack.",
 }
@@ -37,7 +39,8 @@ _MODULES = {
     "plan": "streampack.cli.plan.command",
     "count": "streampack.cli.count.command",
     "manifest": "streampack.cli.manifest",
-    "verify": "streampack.cli.verify",
+    "verify": "streampack.cli.verify.command",
+    "merge": "streampack.cli.merge",
     "bench": "streampack.cli.bench.command",
     "demo": "streampack.cli.demo.command",
 }
@@ -57,6 +60,8 @@ class _Commands(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # Any: typer's contexts moved between its releases
         if "--debug" in args:
             args = ["--debug", *(arg for arg in args if arg != "--debug")]
+        if "--ray" in args and (args[-1] == "--ray" or args[args.index("--ray") + 1].startswith("-")):
+            args = [each for arg in args for each in ((arg, "auto") if arg == "--ray" else (arg,))]
         return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # Any: as above

@@ -23,6 +23,23 @@ class Work(Protocol[_Result_co]):
     def __call__(self, index: int, shard: Shard, *, tell: Callable[[int], None]) -> _Result_co: ...
 
 
+class Added:
+    """How far several sources are, one after the other."""
+
+    def __init__(self, advance: Advance) -> None:
+        self._advance = advance
+        self._bytes_before = self._shards_before = 0
+
+    def advance(self, bytes_done: int, shards_done: int) -> None:
+        """So much of the present source is done."""
+        self._advance(self._bytes_before + bytes_done, self._shards_before + shards_done)
+
+    def next_source(self, num_bytes: int, num_shards: int) -> None:
+        """A source is done, which had so much: what `advance` tells from now on is of the one after it."""
+        self._bytes_before += num_bytes
+        self._shards_before += num_shards
+
+
 class _OfItem(NamedTuple, Generic[_Result]):
     """The work of an (index, shard)."""
 

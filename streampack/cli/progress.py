@@ -16,7 +16,6 @@ from rich.progress import (
 from rich.text import Text
 
 from streampack.cli.console import format_bytes, messages
-from streampack.corpus.table import ShardTable
 
 
 class _SpeedColumn(ProgressColumn):
@@ -54,27 +53,18 @@ class _Bars:
 
 
 class ShardProgress(_Bars):
-    """A bar on stderr over the bytes of the shards."""
+    """A bar on stderr over the bytes of shards."""
 
-    def __init__(self, doing: str, *tables: ShardTable) -> None:
+    def __init__(self, doing: str, num_shards: int, num_bytes: int) -> None:
         super().__init__(doing, *_over_bytes("shards"))
-        self._num_shards = sum(map(len, tables))
-        self._before = (0, 0)
-        total = sum(table.total_bytes for table in tables)
-        self._task = self._progress.add_task("", total=total, shards=f"0/{self._num_shards:,}")
+        self._num_shards = num_shards
+        self._task = self._progress.add_task("", total=num_bytes, shards=f"0/{num_shards:,}")
 
     def advance(self, bytes_done: int, shards_done: int) -> None:
-        """So many of the present table are done."""
+        """So many are done."""
         # Started as late as here: it has a thread, and the processes are forked before.
         self._progress.start()
-        bytes_before, shards_before = self._before
-        shards = f"{shards_before + shards_done:,}/{self._num_shards:,}"
-        self._progress.update(self._task, completed=bytes_before + bytes_done, shards=shards)
-
-    def next_table(self, table: ShardTable) -> None:
-        """A table is done: what `advance` tells from now on is of the one after it."""
-        bytes_before, shards_before = self._before
-        self._before = bytes_before + table.total_bytes, shards_before + len(table)
+        self._progress.update(self._task, completed=bytes_done, shards=f"{shards_done:,}/{self._num_shards:,}")
 
 
 class BytesProgress(_Bars):

@@ -46,6 +46,7 @@ USERS = {
     "yaml": {"config"},
     "typer": {"cli"},
     "rich": {"cli", "examples"},
+    "ray": {"cli.parts.on_ray"},
 }
 
 

@@ -5,10 +5,13 @@ Invariants: what comes back for a shard is a tally of fixed size, so memory does
 result does not depend on the number of processes.
 """
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
+import msgspec
 import numpy as np
 import typer
 
@@ -32,8 +35,61 @@ from streampack.cli.console import output, print_json
 from streampack.cli.count.counted import Counted
 from streampack.cli.count.drawing import draw, draw_sources
 from streampack.cli.count.tally import Tally, tally_shard
-from streampack.cli.per_shard import each_shard, num_processes
-from streampack.cli.progress import ShardProgress
+from streampack.cli.parts.doing import found_in
+from streampack.cli.parts.options import Division, PartOption, PartsFolderOption, RayOption
+from streampack.cli.parts.work import about_run, record
+from streampack.cli.per_shard import Added, each_shard, num_processes
+from streampack.corpus.processes import Advance
+from streampack.corpus.table import ShardTable
+from streampack.lanes.run import RunSource
+
+
+class Found(msgspec.Struct, kw_only=True):
+    """What was counted in some shards of each source."""
+
+    sources: dict[str, Counted]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counting:
+    """The work of `count`."""
+
+    sources: tuple[RunSource, ...]
+    about: dict[str, Any]
+    has_tokens: bool
+    command: ClassVar[str] = "count"
+
+    @property
+    def tables(self) -> dict[str, ShardTable]:
+        return {source.name: source.corpus.table for source in self.sources}
+
+    def run(self, shards: Mapping[str, range], *, workers: int | None, advance: Advance) -> Found:
+        """Count what is in these shards; those of which all is held out are not read."""
+        done, found = Added(advance), Found(sources={})
+        for source in self.sources:
+            begin = perf_counter()
+            mine, corpus, pipeline = shards[source.name], source.corpus, source.pipelines[0]
+            table, read = corpus.table, np.unique(corpus.parts.shards)
+            processes, tally = num_processes(workers, table), Tally()
+            work = partial(tally_shard, pipeline, has_tokens=self.has_tokens, spans=corpus.spans)
+            chosen = read[(read >= mine.start) & (read < mine.stop)].tolist()
+            for _, part in each_shard(work, table, chosen, workers=processes, advance=done.advance):
+                tally.merge(part)
+            done.next_source(int(table.sizes[mine.start : mine.stop].sum()), len(mine))
+            ends = [name for name, token in (("BOS", pipeline.bos_id), ("EOS", pipeline.eos_id)) if token is not None]
+            found.sources[source.name] = Counted(
+                num_shards=len(read),
+                num_estimated=int((~table.size_known).sum()),
+                shard_bytes=corpus.total_bytes,
+                field=str(pipeline.documents.field),
+                seq_len=pipeline.seq_len,
+                ends=ends,
+                tally=tally,
+                has_tokens=self.has_tokens,
+                seconds=perf_counter() - begin,
+                num_processes=processes,
+            )
+        return found
 
 
 def count(
@@ -56,11 +112,15 @@ def count(
             show_default="raise",
         ),
     ] = None,
+    part: PartOption = None,
+    parts: PartsFolderOption = None,
+    ray: RayOption = None,
     workers: NumWorkers = None,
     json: Json = False,
 ) -> None:
     """Count documents, bytes and tokens of shards, and how well they pack."""
-    begin = perf_counter()
+    division = Division(part=part, parts=parts, ray=ray, workers=workers)
+    division.check()
     dataset, has_tokens = make_measured_dataset(
         shards,
         tokenizer,
@@ -74,28 +134,23 @@ def count(
         pad_token=pad_token,
         on_error=on_error,
     )
-    sources = chosen_sources(dataset, source)
+    sources = tuple(chosen_sources(dataset, source))
+    about = about_run(dataset, sources) | {"on_error": sources[0].pipelines[0].on_error, "tokens": has_tokens}
+    work = Counting(sources=sources, about=about, has_tokens=has_tokens)
+    results = found_in(work, division, doing="counting", json=json)
+    if results is not None:
+        finish(results, json=json)
+
+
+def finish(results: Iterable[Any], *, json: bool) -> None:  # Any: JSON
+    """Show what was counted in all shards, or in each part of them."""
     counted: dict[str, Counted] = {}
-    with ShardProgress("counting", *(each.corpus.table for each in sources)) as progress:
-        for each in sources:
-            table, pipeline = each.corpus.table, each.pipelines[0]
-            processes, tally = num_processes(workers, table), Tally()
-            work = partial(tally_shard, pipeline, has_tokens=has_tokens, spans=each.corpus.spans)
-            read = np.unique(each.corpus.parts.shards).tolist()
-            for _, part in each_shard(work, table, read, workers=processes, advance=progress.advance):
-                tally.merge(part)
-            progress.next_table(table)
-            counted[each.name] = Counted(
-                num_shards=len(read),
-                shard_bytes=each.corpus.total_bytes,
-                table=table,
-                pipeline=pipeline,
-                tally=tally,
-                has_tokens=has_tokens,
-                seconds=perf_counter() - begin,
-                num_processes=processes,
-            )
-            begin = perf_counter()
+    for result in results:
+        for name, each in record(result, Found).sources.items():
+            if name in counted:
+                counted[name].merge(each)
+            else:
+                counted[name] = each
     only = next(iter(counted.values()))
     if json:
         print_json(only.as_json() if len(counted) == 1 else {"sources": {k: v.as_json() for k, v in counted.items()}})

@@ -4,24 +4,34 @@ from dataclasses import dataclass
 from typing import Any
 
 from streampack.cli.count.tally import Tally
-from streampack.corpus.table import ShardTable
-from streampack.lanes.pipeline import Pipeline
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Counted:
     """A tally, and the shards and arguments that it is of."""
 
     num_shards: int
+    """Of the source, in all parts."""
+    num_estimated: int
+    """Those of unknown size."""
     shard_bytes: int
-    """Of these shards, what was read."""
-    table: ShardTable
-    pipeline: Pipeline
+    """Of these shards, what is read."""
+    field: str
+    seq_len: int
+    ends: list[str]
+    """What each document is given: "BOS", "EOS"."""
     tally: Tally
     has_tokens: bool
     """Whether documents were measured in tokens (and packed), or in bytes."""
     seconds: float
     num_processes: int
+    num_parts: int = 1
+
+    def merge(self, other: "Counted") -> None:
+        """Add what another part of the same shards holds."""
+        self.tally.merge(other.tally)
+        self.seconds += other.seconds
+        self.num_parts += other.num_parts
 
     @property
     def unit(self) -> str:
@@ -30,12 +40,12 @@ class Counted:
 
     def as_json(self) -> dict[str, Any]:  # Any: JSON
         """All of it but the time, as plain values."""
-        tally, seq_len = self.tally, self.pipeline.seq_len
+        tally, seq_len = self.tally, self.seq_len
         lengths = tally.lengths
         return {
             "num_shards": self.num_shards,
             "shard_bytes": self.shard_bytes,
-            "field": str(self.pipeline.documents.field),
+            "field": self.field,
             "samples": tally.samples,
             "documents": tally.documents,
             "text_bytes": tally.text_bytes,

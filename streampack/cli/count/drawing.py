@@ -22,7 +22,7 @@ def draw(console: Console, counted: Counted) -> None:
     if tally.documents:
         _draw_lengths(console, tally, counted.unit)
     if tally.packed and tally.documents:
-        _draw_packing(console, tally, counted.pipeline.seq_len)
+        _draw_packing(console, tally, counted.seq_len)
     if tally.longest:
         _draw_longest(console, tally, counted.unit)
     if tally.bad_records:
@@ -53,23 +53,19 @@ def _of_source(shards: int, size: int, tally: Tally) -> list[str | Text]:
 
 
 def _draw_totals(console: Console, counted: Counted) -> None:
-    tally, table, pipeline = counted.tally, counted.table, counted.pipeline
+    tally = counted.tally
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(justify="right", no_wrap=True)
     grid.add_column(style="dim")
-    estimated = int((~table.size_known).sum())
-    note = f", {estimated:,} of them estimated" if estimated else ""
+    note = f", {counted.num_estimated:,} of them estimated" if counted.num_estimated else ""
     grid.add_row("shards", f"{counted.num_shards:,}", format_bytes(counted.shard_bytes) + note)
-    grid.add_row(
-        "documents", f"{tally.documents:,}", f"{pipeline.documents.field} of {plural(tally.samples, 'sample')}"
-    )
+    grid.add_row("documents", f"{tally.documents:,}", f"{counted.field} of {plural(tally.samples, 'sample')}")
     if tally.text_bytes or not counted.has_tokens:
         mean = format_bytes(tally.text_bytes / max(tally.documents, 1))
         grid.add_row("text", format_bytes(tally.text_bytes), f"{tally.text_bytes:,} bytes, {mean} a document")
     if counted.has_tokens:
-        ends = [name for name, token in (("BOS", pipeline.bos_id), ("EOS", pipeline.eos_id)) if token is not None]
-        note = f"with {' and '.join(ends)}" if ends else "without BOS and EOS"
+        note = f"with {' and '.join(counted.ends)}" if counted.ends else "without BOS and EOS"
         if tally.text_bytes and tally.tokens:
             note += f", {tally.text_bytes / tally.tokens:.2f} bytes a token"
         grid.add_row("tokens", f"{tally.tokens:,}", note)
@@ -77,7 +73,8 @@ def _draw_totals(console: Console, counted: Counted) -> None:
     grid.add_row("bad records", Text(f"{tally.bad_records:,}", style=style), "left out" if tally.bad_records else "")
     speed = format_bytes(counted.shard_bytes / max(counted.seconds, 1e-9))
     processes = "1 process" if counted.num_processes == 1 else f"{counted.num_processes} processes"
-    grid.add_row("time", f"{counted.seconds:,.1f} s", f"{speed}/s, {processes}")
+    how = f"{speed}/s, {processes}" if counted.num_parts == 1 else f"of {counted.num_parts:,} parts, added up"
+    grid.add_row("time", f"{counted.seconds:,.1f} s", how)
     console.print(grid)
 
 

@@ -1,0 +1,146 @@
+"""Parts of a command's work as tasks of a Ray cluster.
+
+In:  the work; the shards of each part that is left; where the cluster is.
+Out: what each part has found, as plain values, in the order in which they are done.
+Invariants: a part whose process or node dies is done again, elsewhere; an error of the work itself ends all of it. The
+list of shards is made once, by the driver. Nothing is left running.
+"""
+
+import contextlib
+import os
+import socket
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import streampack
+from streampack.cli.console import print_warning
+from streampack.cli.parts.work import Shards, Work, plain
+from streampack.errors import ConfigError, LoaderError, StreampackError
+from streampack.storage.clients import local_path
+
+_MOST_TRIES = 20
+"""Of a part whose processes die: of more than that its shards are the cause, not the cluster."""
+_PENDING = 2
+"""Parts that are with the cluster for each of its cores: those that are done there find the next one waiting."""
+
+
+class _Place(NamedTuple):
+    """Where the driver is; its tasks must find the same."""
+
+    release: str
+    folder: str | None
+    """The present one, where shards are files; None: all are remote."""
+
+
+def run_parts(
+    work: Work, parts: Mapping[int, Shards], *, address: str, at_once: int | None
+) -> Iterator[tuple[int, Any]]:  # Any: JSON
+    """The number of each part and what it has found.
+
+    Args:
+        work: is pickled once.
+        parts: the shards of each part.
+        address: as `ray.init` takes it; "auto": the cluster of RAY_ADDRESS, or of this machine.
+        at_once: parts that the cluster has at most; None: as many as it has cores, and some that wait.
+
+    Raises:
+        ConfigError: Ray is not installed, there is no cluster, or its nodes lack what the work needs.
+        LoaderError: the processes of one part die again and again.
+    """
+    if not parts:
+        return
+    with _connected(address) as ray:
+        has_files = any(local_path(shard.url) is not None for table in work.tables.values() for shard in table)
+        place = _Place(streampack.__version__, str(Path.cwd()) if has_files else None)
+        task = ray.remote(num_cpus=1, max_retries=0)(_do)  # tried again below, so that there is an end to it
+        shared = ray.put((work, place))
+        left, deaths = list(parts)[::-1], Counter[int]()
+        running: dict[Any, int] = {}
+        is_told = False
+        while left or running:
+            cores = int(ray.cluster_resources().get("CPU", 0))
+            if not cores and not is_told:
+                print_warning("the Ray cluster has no cores now; waiting for nodes")
+                is_told = True
+            most = at_once or _PENDING * max(cores, 1)
+            while left and len(running) < most:
+                index = left.pop()
+                running[task.remote(shared, parts[index])] = index
+            done, _ = ray.wait(list(running), timeout=1.0)
+            for reference in done:
+                index = running.pop(reference)
+                try:
+                    found = ray.get(reference)
+                except ray.exceptions.RayTaskError as error:
+                    raise _error_of(error) from error
+                except ray.exceptions.RayError as error:
+                    deaths[index] += 1
+                    if deaths[index] >= _MOST_TRIES:
+                        raise LoaderError(
+                            f"a part ended {_MOST_TRIES} times without a result, as its process or its node died: "
+                            f"{_first_line(error)}"
+                        ) from error
+                    left.append(index)
+                else:
+                    yield index, found
+
+
+def _do(shared: tuple[Work, _Place], shards: Shards) -> Any:  # Any: JSON
+    """In a process of the cluster: do one part."""
+    work, place = shared
+    node = socket.gethostname()
+    if streampack.__version__ != place.release:
+        raise ConfigError(
+            f"node {node} has streampack {streampack.__version__}, and this machine {place.release}: install one "
+            "release everywhere"
+        )
+    if place.folder is not None:
+        try:
+            os.chdir(place.folder)
+        except OSError:
+            raise ConfigError(
+                f"node {node} has no folder {place.folder}, and shards are files: put them where all nodes reach them, "
+                "or name them by URL"
+            ) from None
+    return plain(work.run(shards, workers=1, advance=lambda bytes_done, shards_done: None))
+
+
+@contextlib.contextmanager
+def _connected(address: str) -> Iterator[Any]:  # Any: the module has no types that hold from release to release
+    """Ray, connected to the cluster within the block."""
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError("--ray needs Ray: pip install 'streampack[ray]', here and on all nodes") from None
+    was_connected = ray.is_initialized()
+    if not was_connected:
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="warning")
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise ConfigError(
+                f"--ray {address}: {_first_line(error)}. Start a cluster (ray start --head), or give its address"
+            ) from error
+    try:
+        yield ray
+    finally:
+        if not was_connected:
+            ray.shutdown()  # ends the tasks that still run
+
+
+def _error_of(error: Any) -> StreampackError:  # Any: ray's
+    """What a task has raised, as it would be here."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, StreampackError):
+        return type(cause)(str(cause))
+    if isinstance(cause, ModuleNotFoundError) or "No module named" in str(error):
+        return ConfigError(
+            f"a node cannot import what the work needs: {_first_line(cause or error)}; install streampack, and the "
+            "modules of your own that the config names, on all nodes"
+        )
+    return LoaderError(f"a part failed on the cluster: {error}")
+
+
+def _first_line(error: object) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,117 @@
+"""What a command does with shards, so that it can be divided: its shards, its job, and what it finds as plain values.
+
+In:  tables of shards, a part. Out: the shards of the part; records as JSON has them, and back.
+Invariants: what is found does not depend on how the shards were divided, nor on the machines.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+import streampack
+from streampack.cli.console import printable
+from streampack.corpus.parts import Job, Part, shards_of
+from streampack.corpus.processes import Advance
+from streampack.corpus.shares import DEFAULT
+from streampack.corpus.table import ShardTable
+from streampack.dataset.dataset import PackedDataset
+from streampack.errors import ConfigError
+from streampack.lanes.run import RunSource
+
+Shards = Mapping[str, range]
+"""Of each source, the indexes of the shards that are read."""
+_Result = TypeVar("_Result")
+
+
+class Work(Protocol):
+    """What a command does with shards; it can be pickled."""
+
+    command: ClassVar[str]
+
+    @property
+    def tables(self) -> Mapping[str, ShardTable]:
+        """The shards of each source, by its name."""
+
+    @property
+    def about(self) -> dict[str, Any]:  # Any: JSON
+        """All besides the shards that decides on the result, by the words of the command line."""
+
+    def run(self, shards: Shards, *, workers: int | None, advance: Advance) -> Any:  # Any: a record
+        """What is found in some shards of each source: a record that `plain` takes."""
+
+
+def of_source(name: str) -> str:
+    """After a word, of which source it is; "" where the data have no names."""
+    return "" if name == DEFAULT else f" of source {name}"
+
+
+def about_run(dataset: PackedDataset, sources: Iterable[RunSource]) -> dict[str, Any]:
+    """What decides which documents there are, and how they are tokenized and packed; JSON."""
+    about = {name: value for name, value in dataset.fingerprint().items() if name != "shards"}
+    of_each = about.pop("sources", {})
+    for source in sources:
+        own = {name: value for name, value in of_each.get(source.name, {}).items() if name != "shards"}
+        about |= {f"{name}{of_source(source.name)}": value for name, value in own.items()}
+    return about
+
+
+def job_of(work: Work, num_parts: int) -> Job:
+    """What the parts of this work have in common."""
+    about = {"streampack": streampack.__version__, **work.about}
+    for name, table in work.tables.items():
+        about[f"shards{of_source(name)}"] = {
+            "number": len(table),
+            "bytes": table.total_bytes,
+            "first": printable(table.names[0]),
+            "last": printable(table.names[len(table) - 1]),
+            "digest of URLs, sizes, ETags and digests": hashlib.blake2b(table.to_bytes(), digest_size=8).hexdigest(),
+        }
+    return Job(command=work.command, num_parts=num_parts, about=about)
+
+
+def shards_of_part(tables: Mapping[str, ShardTable], part: Part) -> dict[str, range]:
+    """The shards of a part: those of all sources are laid end to end."""
+    mine = shards_of(np.concatenate([table.sizes for table in tables.values()]), part)
+    found, begin = {}, 0
+    for name, table in tables.items():
+        low, high = (min(max(edge - begin, 0), len(table)) for edge in (mine.start, mine.stop))
+        found[name] = range(low, high)
+        begin += len(table)
+    return found
+
+
+def size_of(tables: Mapping[str, ShardTable], shards: Shards) -> tuple[int, int]:
+    """How many shards these are, and their bytes."""
+    num_bytes = sum(int(tables[name].sizes[mine.start : mine.stop].sum()) for name, mine in shards.items())
+    return sum(map(len, shards.values())), num_bytes
+
+
+def plain(result: Any) -> Any:  # Any: a record, and JSON
+    """A record as plain values, as JSON has them."""
+    return msgspec.to_builtins(result, enc_hook=_as_list)
+
+
+def record(values: Any, kind: type[_Result]) -> _Result:  # Any: JSON
+    """The record that `plain` was given.
+
+    Raises:
+        ConfigError: it is of another release.
+    """
+    try:
+        return msgspec.convert(values, kind, dec_hook=_as_array)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"what a part has found cannot be read: {error}; run the part again") from error
+
+
+def _as_list(value: Any) -> list[int]:
+    assert isinstance(value, np.ndarray), type(value)
+    found: list[int] = value.tolist()
+    return found
+
+
+def _as_array(kind: type, value: Any) -> NDArray[np.int64]:
+    return np.array(value, dtype=np.int64)

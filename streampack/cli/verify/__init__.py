@@ -1,0 +1,1 @@
+"""`streampack verify`: are the shards whole, and can a run read every document in them?"""
