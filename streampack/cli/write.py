@@ -1,6 +1,7 @@
 """`streampack write`: tar shards and their manifest from JSON lines, Parquet, texts or a dataset on disk.
 
-In:  files or folders. Out: a folder of shards, what was written in numbers, and the records that were left out.
+In:  files or folders. Out: a folder of shards, or a part of them; what was written in numbers, and the records that
+were left out.
 """
 
 import dataclasses
@@ -11,8 +12,17 @@ import typer
 from streampack.cli.arguments import Json
 from streampack.cli.console import format_bytes, output, plural, print_json, printable
 from streampack.cli.progress import BytesProgress
+from streampack.corpus.parts import Part, as_part
 from streampack.corpus.processes import num_cores
-from streampack.corpus.writing.public import SHARD_BYTES, write_to
+from streampack.corpus.writing.request import (
+    SHARD_BYTES,
+    Request,
+    WrittenPart,
+    WrittenShards,
+    merge_parts,
+    write_all,
+    write_part,
+)
 
 _SHOWN = 20
 """Records that were left out, of which the table shows."""
@@ -54,27 +64,80 @@ def write(
             show_default="DIR itself, or the folder of temporary files",
         ),
     ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Write part I of N (0 to N-1) only, on this machine; `streampack merge DIR` finishes the folder.",
+            show_default="all",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Write JSON lines, Parquet, texts or a dataset into shards, with a manifest."""
+    request = Request(
+        data=data, output=out, field=field, shard_bytes=shard_bytes, shuffle=shuffle, seed=seed, on_error=on_error,
+        num_workers=workers or num_cores(), scratch=scratch, storage=None,
+    )  # fmt: skip
     with BytesProgress() as progress:
-        written = write_to(
-            data, out, field=field, shard_bytes=shard_bytes, shuffle=shuffle, seed=seed, on_error=on_error,
-            num_workers=workers or num_cores(), scratch=scratch, storage=None, progress=progress,
-        )  # fmt: skip
+        if part is not None:
+            of_part = as_part(part)
+            found = write_part(request, of_part, progress)
+        else:
+            written = write_all(request, progress)
+    if part is not None:
+        _tell_part(of_part, found, printable(out), json=json)
+    else:
+        _tell_all(written, json=json)
+
+
+def finish(folder: str, *, json: bool) -> bool:
+    """Finish a folder that was written in parts, and print what is there; False: nothing was written into it."""
+    written = merge_parts(folder)
+    if written is not None:
+        _tell_all(written, json=json)
+    return written is not None
+
+
+def _tell_all(written: WrittenShards, *, json: bool) -> None:
     if json:
         print_json(dataclasses.asdict(written))
         return
     manifest = printable(written.manifest)
+    output().print(f"{manifest}: {_counted(written)}", soft_wrap=True)
+    output().print(f"use it as @{manifest} with --field {written.field}", soft_wrap=True)
+    _tell_skipped(written)
+
+
+def _tell_part(part: Part, found: WrittenPart, folder: str, *, json: bool) -> None:
+    if json:
+        shards = None if found.shards is None else dataclasses.asdict(found.shards)
+        print_json({"part": str(part), "missing": found.missing, "shards": shards})
+        return
+    if found.shards is None:
+        output().print(f"part {part}: its records are sorted", soft_wrap=True)
+        to_do, then = "sorted", "run all parts again: each writes its shards"
+    else:
+        output().print(f"part {part}: {_counted(found.shards)}", soft_wrap=True)
+        _tell_skipped(found.shards)
+        to_do, then = "written", f"`streampack merge {folder}`"
+    if found.missing:
+        then = f"parts {found.missing} are not {to_do} yet; when all are, {then}"
+    output().print(then, soft_wrap=True)
+
+
+def _counted(written: WrittenShards) -> str:
     what = f"{plural(written.num_shards, 'shard')}, {plural(written.num_documents, 'document')}"
     if written.was_finished:
-        output().print(f"{manifest}: {what} are there already; nothing was changed", soft_wrap=True)
-    else:
-        output().print(f"{manifest}: {what}, {format_bytes(written.num_bytes)}", soft_wrap=True)
-    output().print(f"use it as @{manifest} with --field {field}", soft_wrap=True)
-    if written.num_skipped:
-        output().print(f"{plural(written.num_skipped, 'record')} left out:")
-        for problem in written.skipped[:_SHOWN]:
-            output().print(f"  {printable(problem)}", soft_wrap=True)
-        if written.num_skipped > _SHOWN:
-            output().print(f"  and {written.num_skipped - min(_SHOWN, len(written.skipped)):,} more")
+        return f"{what} are there already; nothing was changed"
+    return f"{what}, {format_bytes(written.num_bytes)}"
+
+
+def _tell_skipped(written: WrittenShards) -> None:
+    if not written.num_skipped:
+        return
+    output().print(f"{plural(written.num_skipped, 'record')} left out:")
+    for problem in written.skipped[:_SHOWN]:
+        output().print(f"  {printable(problem)}", soft_wrap=True)
+    if written.num_skipped > _SHOWN:
+        output().print(f"  and {written.num_skipped - min(_SHOWN, len(written.skipped)):,} more")

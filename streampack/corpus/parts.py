@@ -14,7 +14,7 @@ Never: a shard in two parts or in none; parts of two jobs in one folder; a part'
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,9 +180,9 @@ class PartsFolder:
             )
         return job
 
-    def results(self, job: Job) -> Iterator[Any]:  # Any: JSON
-        """What each part has found, in order; one is in memory at a time."""
-        for index in range(job.num_parts):
+    def results(self, job: Job, indexes: Iterable[int] | None = None) -> Iterator[Any]:  # Any: JSON
+        """What each part (None: of all) has found, in order; one is in memory at a time."""
+        for index in range(job.num_parts) if indexes is None else indexes:
             yield self._read(_name(job, index)).result
 
     def _files(self) -> dict[str, tuple[int, int, str]]:

@@ -4,6 +4,7 @@ import datetime as dt
 import gzip
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,9 @@ from typer.testing import CliRunner
 import streampack
 from streampack import ConfigError, PackedDataset, RecordError, ShardError, Storage, write_shards
 from streampack.cli import app
+from streampack.corpus.parts import Part
+from streampack.corpus.writing import sorting
+from streampack.corpus.writing.request import Request, merge_parts, write_part
 from streampack.storage.access import StorageReader
 from streampack.storage.writing import StorageWriter
 from streampack.testing import ByteTokenizer
@@ -84,6 +88,12 @@ def run(*arguments: object, code: int = 0) -> str:
     return " ".join(result.output.split())
 
 
+def merge(folder: Path, code: int = 0) -> str:
+    result = CliRunner().invoke(app, ["merge", str(folder)])
+    assert result.exit_code == code, result.output
+    return " ".join(result.output.split())
+
+
 def test_json_lines_of_every_compression_become_shards_in_their_order(tmp_path: Path) -> None:
     one, two, three = (texts(400, name=name) for name in "abc")
     (tmp_path / "a.jsonl").write_bytes(as_lines(one))
@@ -123,6 +133,20 @@ def test_lines_are_cut_into_portions_anywhere_and_none_is_lost(tmp_path: Path) -
     told = write_shards(tmp_path / "a.jsonl", tmp_path / "out", shard_bytes=SMALL)
     assert [record["text"] for record in written(tmp_path / "out")] == documents
     assert told.num_shards == -(-(tmp_path / "a.jsonl").stat().st_size // SMALL), "each portion is one shard"
+
+
+def test_lines_far_into_a_file_are_named_by_a_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file would be read again for each of its portions."""
+    monkeypatch.setattr("streampack.corpus.writing.reading._COUNTED_BYTES", SMALL)
+    lines = as_lines(texts(1500)).splitlines()
+    lines[1200] = b"?"
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    told = write_shards(tmp_path / "a.jsonl", tmp_path / "out", shard_bytes=SMALL, on_error="skip")
+    found = re.search(r"a.jsonl, line ([\d,]+) of those that begin at byte ([\d,]+) or after it: ", told.skipped[0])
+    assert found, told.skipped
+    line, start = (int(each.replace(",", "")) for each in found.groups())
+    after = (tmp_path / "a.jsonl").read_bytes()[start - 1 :].partition(b"\n")[2]
+    assert after.split(b"\n")[line - 1] == b"?"
 
 
 def test_an_iterable_gives_records_and_texts(tmp_path: Path) -> None:
@@ -307,7 +331,8 @@ def test_any_number_of_workers_and_kills_at_any_moment_give_the_same_bytes(shuff
     while kills < 3:
         process = subprocess.Popen(command)  # each try goes on where the one before ended
         aim = kills and rng.randrange(1, 12) * kills
-        wait_for(partial(has_come_so_far, process, out, "_writing/merg*" if shuffle and kills < 2 else "*.tar", aim))
+        pattern = "_writing/scratch/merged-*" if shuffle and kills < 2 else "*.tar"
+        wait_for(partial(has_come_so_far, process, out, pattern, aim))
         process.kill()
         if process.wait() == 0:
             break
@@ -315,6 +340,72 @@ def test_any_number_of_workers_and_kills_at_any_moment_give_the_same_bytes(shuff
     assert kills > 0
     subprocess.run(command, check=True)
     assert content(out) == expected
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_parts_and_their_merge_give_the_bytes_of_one_machine(
+    shuffle: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name in "ab":
+        (tmp_path / "in" / f"{name}.jsonl").write_bytes(as_lines(texts(1500, name=name)) + b"?\n" * (name == "b"))
+    out = tmp_path / "out"
+    options = ["--shard-bytes", SMALL, "-w", 1, "--on-error", "skip", *(["--shuffle"] if shuffle else [])]
+    run(tmp_path / "in", "-o", tmp_path / "one", *options)
+    monkeypatch.setattr(sorting, "MOST_RUNS", 6)
+
+    def part(index: int, of: int = 3, code: int = 0) -> str:
+        return run(tmp_path / "in", "-o", out, *options, "--part", f"{index}/{of}", code=code)
+
+    assert "parts 0,2 are not" in part(1)
+    assert "is being written in 3 parts, and not in one part" in run(tmp_path / "in", "-o", out, *options, code=1)
+    assert "is being written in 3 parts, and not in 4 parts" in part(0, 4, code=1)
+    assert "parts 0-2 of 3 are not written" if shuffle else "parts 0,2 of 3 are not written" in merge(out, code=1)
+    part(2)
+    if shuffle:
+        assert len([*out.rglob("merged-*")]) == 4, "a third of the runs that a shard is made of"
+        assert not list(out.glob("*.tar"))
+        assert "part 0/3: " in part(0), "all are sorted now: it goes on"
+        part(1)
+        assert "1 record left out" in part(2)
+    else:
+        assert f"streampack merge {out}" in part(0)
+    assert "are there already; nothing was changed" in part(0)
+    assert "3,000 documents" in merge(out)
+    assert content(out) == content(tmp_path / "one")
+    assert "are there already; nothing was changed" in merge(out)
+    assert "are there already; nothing was changed" in part(0)
+    assert "has no parts" in merge(tmp_path / "in", code=1)
+
+
+def test_parts_write_to_a_bucket_and_leave_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(as_lines(texts(800)))
+    write_shards(tmp_path / "a.jsonl", tmp_path / "out", shard_bytes=SMALL)
+    storage, url = Storage(options=servers.s3().options), f"s3://{servers.BUCKET}/parts"
+    request = Request(
+        data=tmp_path / "a.jsonl", output=url, field="jsonl:text", shard_bytes=SMALL, shuffle=False, seed=0,
+        on_error="raise", num_workers=1, scratch=tmp_path / "scratch", storage=storage,
+    )  # fmt: skip
+    for index in (1, 0):
+        told = write_part(request, Part(index, 2), lambda *_: lambda *_: None)
+    assert told.missing == ""
+    assert list((tmp_path / "scratch").iterdir()) == []
+    merge_parts(url, storage)
+    reader = StorageReader.of(storage)
+    expected = {name: data for name, data in content(tmp_path / "out").items() if not name.startswith(".")}
+    assert {each.rpartition("/")[2]: reader.read(each) for each, _ in reader.listing(f"{url}/")} == expected
+
+
+def test_what_cannot_be_written_in_parts_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(as_lines(texts(800)))
+    shuffled = (tmp_path / "a.jsonl", "--shuffle", "--shard-bytes", SMALL, "-w", 1)
+    assert "give --scratch DIR, a folder that all machines share" in run(
+        *shuffled, "-o", "memory://parts", "--part", "0/2", code=1
+    )
+    for index in (0, 1):
+        scratch = tmp_path / str(index)
+        last = run(*shuffled, "-o", "memory://parts", "--part", f"{index}/2", "--scratch", scratch, code=index)
+    assert "does not have what the other parts have sorted: give all of them the same --scratch" in last
 
 
 ROWS = [{"id": number, "text": text, "when": WHEN, "more": {"tags": ["a"]}} for number, text in enumerate(texts(900))]

@@ -3,8 +3,8 @@
 what the user named --inputs--> files --planning--> portions --reading, checking--> records --tars--> shards
 with shuffle=True:  records --sorting--> runs --merging--> fewer runs --> the records of each shard, in a random order
 
-Every portion is made by itself, by any process (`passes`), with the same bytes every time; `folder` notes which
-are done.
+Every portion is made by itself, by any process on any machine (`passes`, `request`), with the same bytes every time;
+`folder` notes which are done.
 """
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "planning",
     "public",
     "reading",
+    "request",
     "rows",
     "runs",
     "sorting",

@@ -46,15 +46,15 @@ class BadRecords:
         self.kept: list[str] = []
         """The first of them, each with its place."""
 
-    def add(self, error: BadContentError, place: str) -> None:
+    def add(self, error: BadContentError, place: Callable[[], str]) -> None:
         """Take the next one.
 
         Raises:
             RecordError: bad records are not skipped.
         """
-        message = f"{place}: {error}"
         if not self._skip:
-            raise RecordError(f"{message}. on_error='skip' (--on-error skip) leaves such records out and lists them")
+            skip = "on_error='skip' (--on-error skip) leaves such records out and lists them"
+            raise RecordError(f"{place()}: {error}. {skip}")
         self.count += 1
         if len(self.kept) < KEPT:
-            self.kept.append(message)
+            self.kept.append(f"{place()}: {error}")

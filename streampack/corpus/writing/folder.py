@@ -2,6 +2,8 @@
 
     _writing/job.json           what is written there; a folder that has it is not finished, and no run reads it
     _writing/portion-00003.json its shards, once they are there
+    _writing/sorted/, parts/    of each part what it has sorted, and all its shards
+    _writing/scratch/           files on their way, where the folder is local
     00003-00000.tar             a shard, complete
     manifest.jsonl              the shards in order, when all of them are there
     .written.json               the job and what it gave, in place of _writing/
@@ -12,25 +14,33 @@ Never: a shard, a note or the manifest under its name before it is complete; a f
 
 import contextlib
 import hashlib
+import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
 from streampack.corpus.kinds import MANIFEST, WRITING
 from streampack.corpus.manifest import ShardRow, manifest_line
+from streampack.corpus.parts import Part, PartsFolder
+from streampack.corpus.writing.checking import KEPT
 from streampack.corpus.writing.job import Job, check_same
 from streampack.errors import ConfigError, ShardNotFoundError
 from streampack.storage.access import StorageReader
 from streampack.storage.clients import local_path
 from streampack.storage.options import Storage
 from streampack.storage.redaction import named
+from streampack.storage.threads import side_by_side
 from streampack.storage.writing import StorageWriter
 
 _WRITTEN = ".written.json"
 _JOB = f"{WRITING}/job.json"
+_SCRATCH = f"{WRITING}/scratch"
+_ALL = Part(0, 1)
+_AT_ONCE = 16
+"""Notes that are read or removed side by side."""
 
 
 class Written(msgspec.Struct, kw_only=True):
@@ -42,7 +52,18 @@ class Written(msgspec.Struct, kw_only=True):
     """The first records that were skipped, each with its place."""
 
 
-class _Finished(msgspec.Struct, kw_only=True):
+class Begun(msgspec.Struct, kw_only=True):
+    """What is being written into a folder."""
+
+    job: Job
+    num_parts: int
+    scratch: str | None
+    """As it was given."""
+
+
+class Finished(msgspec.Struct, kw_only=True):
+    """What was written into a folder."""
+
     job: Job
     written: Written
 
@@ -50,17 +71,29 @@ class _Finished(msgspec.Struct, kw_only=True):
 class OutputFolder:
     """One folder; it can be pickled, so that each process writes into it."""
 
-    def __init__(self, url: str, storage: Storage, scratch: str | None = None) -> None:
+    def __init__(self, url: str, storage: Storage, scratch: str | None = None, part: Part = _ALL) -> None:
         self.url = url.rstrip("/")
+        self.part = part
+        """What this process, and those that it starts, write."""
+        self.sorted = PartsFolder(self._at(f"{WRITING}/sorted"), storage)
+        """What each part has sorted."""
+        self.parts = PartsFolder(self._at(f"{WRITING}/parts"), storage)
+        """What each part has become."""
         self._reader = StorageReader.of(storage)
         self._writer = StorageWriter(storage)
+        self._scratch_given = scratch
         path = local_path(self.url)
         if path is not None and scratch is None:
-            self.scratch = Path(path, WRITING)
+            self.scratch = Path(path, _SCRATCH)
         else:  # the same for every try
             name = hashlib.blake2b(self.url.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
             self.scratch = Path(scratch or tempfile.gettempdir(), f"streampack-write-{name}")
         """Where files are made before they are moved: on the disk of a local folder itself, unless told otherwise."""
+
+    @property
+    def shares_scratch(self) -> bool:
+        """Whether other machines can have the same scratch folder."""
+        return self._scratch_given is not None or local_path(self.url) is not None
 
     def finished(self, job: Job) -> Written | None:
         """What the job has become, where the folder is finished; None: the job may be begun, or goes on.
@@ -69,15 +102,19 @@ class OutputFolder:
             ConfigError: the folder is not empty, or of another job, or its shards are not as they were written.
         """
         sizes = self._sizes()
-        known = self._read(_WRITTEN)
-        if known is not None:
-            finished = msgspec.json.decode(known, type=_Finished)
+        finished = self.read_finished()
+        if finished is not None:
             self._check_finished(finished, job, sizes)
             self._remove_notes(sizes)
             return finished.written
-        begun = self._read(_JOB)
+        begun = self.begun()
         if begun is not None:
-            check_same(msgspec.json.decode(begun, type=Job), job, folder=named(self.url))
+            check_same(begun.job, job, folder=named(self.url))
+            if begun.num_parts != self.part.number:
+                raise ConfigError(
+                    f"{named(self.url)} is being written in {_parts(begun.num_parts)}, and not in "
+                    f"{_parts(self.part.number)}: go on with {_parts(begun.num_parts)}, or remove the folder"
+                )
         elif others := [name for name in sizes if not name.startswith(WRITING)]:
             raise ConfigError(
                 f"{named(self.url)} is not empty ({named(others[0])}): name a new folder, so that no other shards "
@@ -85,47 +122,72 @@ class OutputFolder:
             )
         return None
 
+    def begun(self) -> Begun | None:
+        """What is being written into it; None: nothing, or it is finished."""
+        found = self._read(_JOB)
+        return None if found is None else msgspec.json.decode(found, type=Begun)
+
+    def read_finished(self) -> Finished | None:
+        """What is there, where it is finished, whatever the job was."""
+        known = self._read(_WRITTEN)
+        return None if known is None else msgspec.json.decode(known, type=Finished)
+
     def begin(self, job: Job) -> None:
         """Begin the job, or go on with it."""
-        self._writer.write(self._at(_JOB), msgspec.json.encode(job))
+        begun = Begun(job=job, num_parts=self.part.number, scratch=self._scratch_given)
+        self._writer.write(self._at(_JOB), msgspec.json.encode(begun))
         if job.inputs is None:  # an iterable may give something else now
-            self._writer.remove([self._at(name) for name in self._sizes() if name != _JOB])
-            shutil.rmtree(self.scratch / "sorted-00000", ignore_errors=True)
-        self.scratch.mkdir(parents=True, exist_ok=True)
+            self._remove(name for name in self._sizes() if name != _JOB)
+            shutil.rmtree(self.scratch, ignore_errors=True)
+        shutil.rmtree(self._unfinished, ignore_errors=True)  # of a try that was killed
 
-    def done(self) -> dict[int, Written]:
-        """What was written of each portion that is done."""
+    def unfinished(self, name: str) -> Path:
+        """Where a file of this part is made before it gets its name."""
+        self._unfinished.mkdir(parents=True, exist_ok=True)
+        return self._unfinished / f"{name}-{os.getpid()}"
+
+    def done(self, numbers: Iterable[int]) -> dict[int, Written]:
+        """What was written of each of these portions that is done."""
         sizes, found = self._sizes(), {}
-        for name in sizes:
-            if name.startswith(f"{WRITING}/portion-") and name.endswith(".json"):
-                data = self._read(name)
-                assert data is not None, "it was listed"
-                written = msgspec.json.decode(data, type=Written)
-                if all(sizes.get(row.url) == row.size for row in written.shards):
-                    found[int(name.rpartition("-")[2].removesuffix(".json"))] = written
+        noted = [number for number in numbers if _note(number) in sizes]
+        notes = side_by_side(lambda number: self._read(_note(number)), noted, num_threads=_AT_ONCE)
+        for number, data in zip(noted, notes, strict=True):
+            assert data is not None, "it was listed"
+            written = msgspec.json.decode(data, type=Written)
+            if all(sizes.get(row.url) == row.size for row in written.shards):
+                found[number] = written
         return found
 
     def note(self, number: int, written: Written) -> None:
         """Note that a portion is done: all its shards are there."""
-        self._writer.write(self._at(f"{WRITING}/portion-{number:05d}.json"), msgspec.json.encode(written))
+        self._writer.write(self._at(_note(number)), msgspec.json.encode(written))
 
     def move(self, file: Path, name: str) -> None:
         """Give a complete local file its name in the folder."""
         self._writer.move(file, self._at(name))
 
+    def end_part(self) -> None:
+        """Leave nothing on this machine of a part that is done: other parts may have files there."""
+        shutil.rmtree(self._unfinished, ignore_errors=True)
+        with contextlib.suppress(OSError):  # it is not empty
+            self.scratch.rmdir()
+
     def finish(self, job: Job, written: Written) -> None:
         """Write the manifest, then what says that all is done.
 
         Raises:
-            ConfigError: there are shards in the folder that are not of this job.
+            ConfigError: there is no document, or there are shards in the folder that are not of this job.
         """
+        if not written.shards:
+            first = "".join(f"; {written.num_skipped:,} were skipped, the first: {it}" for it in written.problems[:1])
+            raise ConfigError(f"there is no document in the data{first}")
         sizes, mine = self._sizes(), {row.url for row in written.shards}
         if others := [name for name in sizes if name not in mine and not name.startswith(WRITING) and name != MANIFEST]:
             raise ConfigError(f"{named(self.url)} has files of others, as {named(others[0])}: move them away")
         self._writer.write(self._at(MANIFEST), b"".join(map(manifest_line, written.shards)))
         rows = [ShardRow(row.url, size=row.size, num_documents=row.num_documents) for row in written.shards]
         kept = Written(shards=rows, num_skipped=written.num_skipped, problems=written.problems)
-        self._writer.write(self._at(_WRITTEN), msgspec.json.encode(_Finished(job=job, written=kept)))
+        self._writer.write(self._at(_WRITTEN), msgspec.json.encode(Finished(job=job, written=kept)))
         self._remove_notes(sizes)
 
     @property
@@ -133,7 +195,7 @@ class OutputFolder:
         """The URL of the manifest."""
         return self._at(MANIFEST)
 
-    def _check_finished(self, finished: _Finished, job: Job, sizes: dict[str, int | None]) -> None:
+    def _check_finished(self, finished: Finished, job: Job, sizes: dict[str, int | None]) -> None:
         check_same(finished.job, job, folder=named(self.url))
         if job.inputs is None:
             raise ConfigError(
@@ -145,9 +207,17 @@ class OutputFolder:
                 there = "is gone" if row.url not in sizes else f"has {sizes[row.url]:,} bytes and not {row.size:,}"
                 raise ConfigError(f"{row.url} {there}; remove {named(self.url)} and write it again")
 
+    @property
+    def _unfinished(self) -> Path:
+        return self.scratch / f"unfinished-{self.part.index:05d}"
+
+    def _remove(self, names: Iterable[str]) -> None:
+        for _ in side_by_side(lambda name: self._writer.remove([self._at(name)]), names, num_threads=_AT_ONCE):
+            pass
+
     def _remove_notes(self, sizes: Iterable[str]) -> None:
-        self._writer.remove([self._at(name) for name in sorted(sizes, reverse=True) if name.startswith(WRITING)])
-        self._writer.remove([self._at(_JOB)])  # the last: without it the others would be in the way of a new job
+        self._remove(name for name in sizes if name.startswith(WRITING) and name != _JOB)
+        self._remove([_JOB])  # the last: without it the others would be in the way of a new job
         shutil.rmtree(self.scratch, ignore_errors=True)
         path = local_path(self._at(WRITING))
         if path is not None:
@@ -175,10 +245,30 @@ class OutputFolder:
         return f"{self.url}/{name}"
 
 
+def joined(written: Sequence[Written]) -> Written:
+    """What several portions or parts have become together. Pure."""
+    return Written(
+        shards=[row for each in written for row in each.shards],
+        num_skipped=sum(each.num_skipped for each in written),
+        problems=[problem for each in written for problem in each.problems][:KEPT],
+    )
+
+
+def _note(number: int) -> str:
+    return f"{WRITING}/portion-{number:05d}.json"
+
+
+def _parts(number: int) -> str:
+    return "one part" if number == 1 else f"{number:,} parts"
+
+
 def _files_below(folder: Path) -> Iterator[tuple[str, int]]:
-    for path in sorted(folder.rglob("*")):
-        below = path.relative_to(folder)
-        if not any(part.startswith(".") for part in below.parts):
+    for place, folders, names in os.walk(folder):
+        below = os.path.relpath(place, folder)
+        prefix = "" if below == "." else f"{below}/"
+        folders[:] = sorted(name for name in folders if name[0] != "." and f"{prefix}{name}" != _SCRATCH)
+        for name in sorted(names):
             with contextlib.suppress(FileNotFoundError):  # a process of a run that was killed may still be ending
-                if path.is_file():
-                    yield below.as_posix(), path.stat().st_size
+                path = Path(place, name)
+                if name[0] != "." and path.is_file():
+                    yield f"{prefix}{name}", path.stat().st_size

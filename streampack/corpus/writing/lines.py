@@ -49,18 +49,13 @@ def read_lines(given: Input, start: int, stop: int, storage: StorageReader, tell
             yield number, line.removeprefix(BOM)
 
 
-def line_number(given: Input, start: int, number: int, storage: StorageReader) -> int:
-    """The number in the file, from 1 on, of a line of the range from `start` on."""
-    before = 0
-    if start:
-        before = sum(chunk.count(b"\n") for chunk in storage.chunks(given.url, 0, start, size=given.size))
-        before += storage_byte(given, start - 1, storage) != b"\n"
-    return before + number + 1
-
-
-def storage_byte(given: Input, at: int, storage: StorageReader) -> bytes:
-    """One byte of a file."""
-    return b"".join(storage.chunks(given.url, at, at + 1, size=given.size, first_bytes=1))
+def lines_before(given: Input, start: int, storage: StorageReader) -> int:
+    """How many lines of a file begin before a byte."""
+    count, last = 0, b"\n"
+    for chunk in storage.chunks(given.url, 0, start, size=given.size):
+        count += chunk.count(b"\n")
+        last = chunk[-1:] or last
+    return count + (last != b"\n")
 
 
 def read_text(given: Input, storage: StorageReader, tell: Tell) -> Found:

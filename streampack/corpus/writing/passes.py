@@ -1,22 +1,21 @@
-"""The passes over the data: portions one by one into shards, or all of them sorted and then written.
+"""The passes over the data of a part: portions one by one into shards, or all of them sorted and then written.
 
-In:  a source of records and its portions. Out: what they have become, all of it noted in the folder.
+In:  a source of records and the part's portions. Out: what they have become, all of it noted in the folder.
 Never: a portion or a shard that is done twice in a run, or again after it was noted.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 from streampack.corpus.processes import Advance, Work, each_item
-from streampack.corpus.writing.checking import KEPT, BadRecords
-from streampack.corpus.writing.folder import OutputFolder, Written
+from streampack.corpus.writing.checking import BadRecords
+from streampack.corpus.writing.folder import OutputFolder, Written, joined
 from streampack.corpus.writing.job import Job
 from streampack.corpus.writing.merging import Span
 from streampack.corpus.writing.planning import Portion
 from streampack.corpus.writing.runs import Run, records_between
-from streampack.corpus.writing.sorting import MOST_RUNS, PartRuns, Sorted, SortedPart, sort_portion, sorted_portion
+from streampack.corpus.writing.sorting import PartRuns, Sorted, SortedPart, sort_portion, sorted_portion
 from streampack.corpus.writing.tars import write_tars
 
 _Item = TypeVar("_Item")
@@ -45,11 +44,13 @@ class _InOrder:
     source: Source
     folder: OutputFolder
     job: Job
+    num_portions: int
 
     def __call__(self, item: Portion, *, tell: Tell) -> Written:
         bad = BadRecords(skip=self.job.on_error == "skip")
         records = self.source.records(item, bad, tell)
-        shards = write_tars(records, self.folder, number=item.number, shard_bytes=self.job.shard_bytes)
+        name = _name(item.number, self.num_portions)
+        shards = write_tars(records, self.folder, name=name, shard_bytes=self.job.shard_bytes)
         written = Written(shards=shards, num_skipped=bad.count, problems=bad.kept)
         self.folder.note(item.number, written)
         return written
@@ -60,13 +61,13 @@ class _Sort:
     """Sorts the records of a portion."""
 
     source: Source
-    scratch: Path
+    folder: OutputFolder
     job: Job
 
     def __call__(self, item: Portion, *, tell: Tell) -> Sorted:
         bad = BadRecords(skip=self.job.on_error == "skip")
         records = self.source.records(item, bad, tell)
-        return sort_portion(records, bad, number=item.number, seed=self.job.seed, scratch=self.scratch)
+        return sort_portion(records, bad, number=item.number, seed=self.job.seed, folder=self.folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +90,15 @@ class _Shuffled:
 
     def __call__(self, item: int, *, tell: Tell) -> Written:
         records = _told(records_between(self.runs, item, self.num_shards), tell)
-        written = Written(shards=write_tars(records, self.folder, number=item, shard_bytes=None))
+        shards = write_tars(records, self.folder, name=_name(item, self.num_shards), shard_bytes=None)
+        written = Written(shards=shards)
         self.folder.note(item, written)
         return written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Passes:
-    """The passes of one job."""
+    """The passes of one part of a job."""
 
     source: Source
     folder: OutputFolder
@@ -104,40 +106,41 @@ class Passes:
     workers: int
     progress: Progress
 
-    def in_order(self, portions: Sequence[Portion], num_bytes: int | None) -> Written:
-        """All portions, one after the other."""
-        done = self.folder.done()
+    def in_order(self, portions: Sequence[Portion], num_portions: int) -> Written:
+        """Write the shards of each portion, one portion after the other. There are `num_portions` in all parts."""
+        done = self.folder.done(portion.number for portion in portions)
         left = [portion for portion in portions if portion.number not in done]
-        work = _InOrder(source=self.source, folder=self.folder, job=self.job)
-        for portion, written in self._each(work, left, "writing", num_bytes):
+        work = _InOrder(source=self.source, folder=self.folder, job=self.job, num_portions=num_portions)
+        for portion, written in self._each(work, left, "writing", _bytes_of(left)):
             done[portion.number] = written
-        return _joined([done[portion.number] for portion in portions])
+        return joined([done[portion.number] for portion in portions])
 
-    def shuffled(self, portions: Sequence[Portion], num_bytes: int | None) -> Written:
-        """All records in an order that the seed decides."""
+    def sort(self, portions: Sequence[Portion]) -> SortedPart:
+        """Sort the records of the portions, into a few runs."""
         scratch = self.folder.scratch
         found = {each.number: done for each in portions if (done := sorted_portion(each.number, scratch)) is not None}
         left = [portion for portion in portions if portion.number not in found]
-        sort = _Sort(source=self.source, scratch=scratch, job=self.job)
-        for portion, result in self._each(sort, left, "sorting", num_bytes):
+        work = _Sort(source=self.source, folder=self.folder, job=self.job)
+        for portion, result in self._each(work, left, "sorting", _bytes_of(left)):
             found[portion.number] = result
-        part = self._merged([(portion.number, found[portion.number]) for portion in portions])
-        count = -(-part.num_bytes // self.job.shard_bytes)
-        noted = self.folder.done()
-        runs = [Run(scratch / name, num_records) for name, num_records in part.runs]
-        write = _Shuffled(runs=runs, num_shards=count, folder=self.folder)
-        missing = [shard for shard in range(count) if shard not in noted]
-        for shard, written in self._each(write, missing, "writing", part.num_bytes):
-            noted[shard] = written
-        skipped = Written(num_skipped=part.num_skipped, problems=part.problems)
-        return _joined([*(noted[shard] for shard in range(count)), skipped])
-
-    def _merged(self, portions: Sequence[tuple[int, Sorted]]) -> SortedPart:
-        runs = PartRuns(portions, name="00000", left=MOST_RUNS, scratch=self.folder.scratch)
+        runs = PartRuns([(portion.number, found[portion.number]) for portion in portions], self.folder)
         for merges in runs.missing():
             for _ in self._each(_Merge(runs), merges, "merging", runs.size(merges)):
                 pass
         return runs.joined()
+
+    def write_sorted(self, parts: Sequence[SortedPart]) -> Written:
+        """Write the shards that this part has of what all parts have sorted."""
+        count = -(-sum(part.num_bytes for part in parts) // self.job.shard_bytes)
+        runs = [Run(self.folder.scratch / name, size) for part in parts for name, size in part.runs]
+        index, number = self.folder.part.index, self.folder.part.number
+        mine = range(index * count // number, (index + 1) * count // number)
+        done = self.folder.done(mine)
+        left = [shard for shard in mine if shard not in done]
+        work = _Shuffled(runs=runs, num_shards=count, folder=self.folder)
+        for shard, written in self._each(work, left, "writing", len(left) * self.job.shard_bytes):
+            done[shard] = written
+        return joined([done[shard] for shard in mine])
 
     def _each(
         self, work: Work[_Item, _Result], items: Sequence[_Item], doing: str, num_bytes: int | None
@@ -158,10 +161,11 @@ def _told(records: Iterator[bytes], tell: Tell) -> Iterator[bytes]:
     tell(size)
 
 
-def _joined(parts: Sequence[Written]) -> Written:
-    """What several portions have become together. Pure."""
-    return Written(
-        shards=[row for part in parts for row in part.shards],
-        num_skipped=sum(part.num_skipped for part in parts),
-        problems=[problem for part in parts for problem in part.problems][:KEPT],
-    )
+def _bytes_of(portions: Sequence[Portion]) -> int | None:
+    """Bytes of documents that are expected of these; None: it is not known."""
+    return sum(portion.num_bytes for portion in portions) or None
+
+
+def _name(number: int, count: int) -> str:
+    """A number as a name, of which all `count` have the order of the numbers."""
+    return f"{number:0{max(len(str(count - 1)), 5)}d}"

@@ -40,6 +40,8 @@ class Portion:
 
     number: int
     ranges: tuple[Range, ...]
+    num_bytes: int = 0
+    """Bytes of documents that are expected of it."""
 
 
 def plan(units: Sequence[Unit], portion_bytes: int) -> list[Portion]:
@@ -52,21 +54,30 @@ Range(input=1, start=0, stop=3))]
     total = sum(unit.num_bytes for unit in units)
     count = max(-(-total // portion_bytes), 1)
     found: list[list[Range]] = [[] for _ in range(count)]
+    sizes = [0] * count
     begin = 0
     for unit in units:
         end = begin + unit.num_bytes
         first = min(begin * count // max(total, 1), count - 1)
         if not unit.can_be_cut or not unit.num_bytes:
-            found[first].append(Range(unit.input, unit.start, unit.stop))
+            _append(found[first], Range(unit.input, unit.start, unit.stop))
+            sizes[first] += unit.num_bytes
         else:
             for number in range(first, count):
-                low, high = (
-                    unit.start + (min(max(cut, begin), end) - begin) * (unit.stop - unit.start) // unit.num_bytes
-                    for cut in (number * total // count, (number + 1) * total // count)
-                )
+                cuts = [min(max(each * total // count, begin), end) for each in (number, number + 1)]
+                low, high = (unit.start + (cut - begin) * (unit.stop - unit.start) // unit.num_bytes for cut in cuts)
                 if low < high:
-                    found[number].append(Range(unit.input, low, high))
+                    _append(found[number], Range(unit.input, low, high))
+                    sizes[number] += cuts[1] - cuts[0]
                 if (number + 1) * total // count >= end:
                     break
         begin = end
-    return [Portion(number, tuple(ranges)) for number, ranges in enumerate(filter(None, found))]
+    filled = [(tuple(ranges), size) for ranges, size in zip(found, sizes, strict=True) if ranges]
+    return [Portion(number, ranges, size) for number, (ranges, size) in enumerate(filled)]
+
+
+def _append(ranges: list[Range], more: Range) -> None:
+    """Append a range; where it continues the last one, both are one: a Parquet file is opened once for each."""
+    if ranges and (ranges[-1].input, ranges[-1].stop) == (more.input, more.start):
+        more = Range(more.input, ranges.pop().start, more.stop)
+    ranges.append(more)

@@ -1,12 +1,13 @@
 """A portion in, its records out: JSON of one line each, checked as a run will check them."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any, TypeAlias
 
 from streampack.corpus.writing.checking import BadRecords, Check
 from streampack.corpus.writing.inputs import Input, InputKind
-from streampack.corpus.writing.lines import Found, Tell, expected_bytes, line_number, read_lines, read_text
+from streampack.corpus.writing.lines import Found, Tell, expected_bytes, lines_before, read_lines, read_text
 from streampack.corpus.writing.planning import Portion, Range, Unit
 from streampack.corpus.writing.rows import (
     as_record,
@@ -22,6 +23,8 @@ from streampack.storage.redaction import named
 from streampack.storage.threads import side_by_side
 
 Records: TypeAlias = Iterable[str | Mapping[str, Any]]
+_COUNTED_BYTES = 2**30
+"""Before a range, in which lines are counted to name one: a file is not read again for each of its portions."""
 _AT_ONCE = 16
 """Footers of Parquet files that are read side by side."""
 
@@ -55,6 +58,7 @@ class InputReader:
         """The records of a portion, in order."""
         for each in portion.ranges:
             given = self.inputs[each.input]
+            before = cache(partial(self._before, each))  # counted once, where a record is bad
             for number, record in self._found(each, tell):
                 if given.kind is InputKind.LINES and isinstance(record, bytes):
                     record = record.strip()  # noqa: PLW2901  # the same record
@@ -65,7 +69,7 @@ class InputReader:
                     assert isinstance(record, bytes)
                     yield record
                 else:
-                    bad.add(error, f"{named(given.url)}{self._place(each, number)}")
+                    bad.add(error, partial(_place, given, each, before, number))
 
     def _found(self, each: Range, tell: Tell) -> Found:
         given = self.inputs[each.input]
@@ -79,16 +83,15 @@ class InputReader:
             case InputKind.DATASET:
                 return read_dataset(given, each.start, each.stop, tell)
 
-    def _place(self, each: Range, number: int) -> str:
+    def _before(self, each: Range) -> int | None:
+        """Lines or rows of the file before a range; None: too many bytes to count them."""
         given = self.inputs[each.input]
         match given.kind:
             case InputKind.LINES:
-                return f", line {line_number(given, each.start, number, self.storage):,}"
+                return lines_before(given, each.start, self.storage) if each.start <= _COUNTED_BYTES else None
             case InputKind.PARQUET:
-                return f", row {rows_before(given, each.start, self.storage) + number + 1:,}"
-            case InputKind.DATASET:
-                return f", row {each.start + number + 1:,}"
-        return ""
+                return rows_before(given, each.start, self.storage)
+        return each.start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +117,17 @@ class IterableReader:
                 tell(len(record))
                 yield record
             else:
-                bad.add(error, f"record {number:,}")
+                bad.add(error, f"record {number:,}".__str__)
+
+
+def _place(given: Input, each: Range, before: Callable[[], int | None], number: int) -> str:
+    """Where a record is, of which `number` others of its range are before it."""
+    if given.kind is InputKind.TEXT:
+        return named(given.url)
+    what, first = ("line" if given.kind is InputKind.LINES else "row"), before()
+    if first is None:
+        return f"{named(given.url)}, line {number + 1:,} of those that begin at byte {each.start:,} or after it"
+    return f"{named(given.url)}, {what} {first + number + 1:,}"
 
 
 def _error_of(record: bytes | BadContentError, check: Check) -> BadContentError | None:

@@ -10,7 +10,6 @@ permutation. How many shards there are is known when all is sorted, and each fit
 Invariants: the same order for any number of processes; memory for one run, or one shard. A file appears as a whole.
 """
 
-import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
@@ -19,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from streampack.corpus.writing.checking import KEPT, BadRecords
+from streampack.corpus.writing.folder import OutputFolder
 from streampack.corpus.writing.merging import Span, plan_merges
 from streampack.corpus.writing.runs import Run, merge_runs, write_run
 from streampack.hashing import Purpose, hash_range
@@ -50,11 +50,10 @@ class SortedPart(msgspec.Struct, kw_only=True):
     problems: list[str]
 
 
-def sort_portion(records: Iterable[bytes], bad: BadRecords, *, number: int, seed: int, scratch: Path) -> Sorted:
+def sort_portion(records: Iterable[bytes], bad: BadRecords, *, number: int, seed: int, folder: OutputFolder) -> Sorted:
     """Write the records of a portion into sorted runs."""
-    folder = scratch / f"sorting-{number:05d}-{os.getpid()}"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    unfinished = folder.unfinished(f"sorted-{number:05d}")
+    unfinished.mkdir()
     num_bytes = held = 0
     run: list[bytes] = []
     sizes: list[int] = []
@@ -62,7 +61,7 @@ def sort_portion(records: Iterable[bytes], bad: BadRecords, *, number: int, seed
     def end_run() -> None:
         nonlocal held, run
         keys = hash_range(Purpose.WRITE_ORDER, seed, number, len(sizes), count=len(run))
-        write_run(folder / str(len(sizes)), keys, run)
+        write_run(unfinished / str(len(sizes)), keys, run)
         sizes.append(len(run))
         held, run = 0, []
 
@@ -75,10 +74,10 @@ def sort_portion(records: Iterable[bytes], bad: BadRecords, *, number: int, seed
     if run:
         end_run()
     found = Sorted(num_bytes=num_bytes, runs=sizes, num_skipped=bad.count, problems=bad.kept)
-    (folder / "sorted.json").write_bytes(msgspec.json.encode(found))
-    place = _place(scratch, number)
+    (unfinished / "sorted.json").write_bytes(msgspec.json.encode(found))
+    place = _place(folder.scratch, number)
     shutil.rmtree(place, ignore_errors=True)
-    folder.rename(place)
+    unfinished.rename(place)
     return found
 
 
@@ -93,14 +92,13 @@ def sorted_portion(number: int, scratch: Path) -> Sorted | None:
 class PartRuns:
     """The runs of a part's portions, and what they are merged into."""
 
-    def __init__(self, portions: Sequence[tuple[int, Sorted]], *, name: str, left: int, scratch: Path) -> None:
-        """`left`: runs that may be left; `name`: of the part, different for each."""
+    def __init__(self, portions: Sequence[tuple[int, Sorted]], folder: OutputFolder) -> None:
         self._portions = portions
-        self._scratch = scratch
-        self._name = name
+        self._folder = folder
         self._files = [(number, run) for number, each in portions for run in range(len(each.runs))]
         counts = [count for _, each in portions for count in each.runs]
         self._before = list(accumulate(counts, initial=0))
+        left = max(MOST_RUNS // folder.part.number, 1)  # a shard is put together from the runs of all parts
         self._steps, self._left = plan_merges(len(counts), left=left, most=MOST_RUNS)
         self._inputs = {span: inputs for step in self._steps for span, inputs in step.items()}
 
@@ -120,7 +118,7 @@ class PartRuns:
     def merge(self, span: Span, tell: Callable[[int], None]) -> None:
         """Merge into this run what becomes it, and remove that."""
         path = self._run(span).path
-        unfinished = path.with_name(f"merging-{path.name}-{os.getpid()}")
+        unfinished = self._folder.unfinished(path.name)
         runs = [self._run(each) for each in self._inputs[span]]
         merge_runs(runs, unfinished, slice_bytes=_RUN_BYTES, tell=tell)
         unfinished.rename(path)
@@ -133,7 +131,7 @@ class PartRuns:
         of_all = [each for _, each in self._portions]
         return SortedPart(
             num_bytes=sum(each.num_bytes for each in of_all),
-            runs=[(str(run.path.relative_to(self._scratch)), run.num_records) for run in runs],
+            runs=[(str(run.path.relative_to(self._folder.scratch)), run.num_records) for run in runs],
             num_skipped=sum(each.num_skipped for each in of_all),
             problems=[problem for each in of_all for problem in each.problems][:KEPT],
         )
@@ -142,9 +140,9 @@ class PartRuns:
         first, stop = span
         if stop - first == 1:
             number, run = self._files[first]
-            path = _place(self._scratch, number) / str(run)
+            path = _place(self._folder.scratch, number) / str(run)
         else:
-            path = self._scratch / f"merged-{self._name}-{first:07d}-{stop:07d}"
+            path = self._folder.scratch / f"merged-{self._folder.part.index:05d}-{first:07d}-{stop:07d}"
         return Run(path, self._before[stop] - self._before[first])
 
 

@@ -9,7 +9,6 @@ Invariants: the same records give the same bytes; no record is in two members; a
 """
 
 import io
-import os
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -88,27 +87,25 @@ class _Shard:
         return row
 
 
-def write_tars(
-    records: Iterable[bytes], folder: OutputFolder, *, number: int, shard_bytes: int | None
-) -> list[ShardRow]:
+def write_tars(records: Iterable[bytes], folder: OutputFolder, *, name: str, shard_bytes: int | None) -> list[ShardRow]:
     """Write the records of a portion into its shards.
 
     Args:
         records: JSON without line feeds.
         folder: where the shards go.
-        number: of the portion; names and keys begin with it.
-        shard_bytes: bytes of members after which a shard ends. None: all of it is one shard, whose name is the number.
+        name: of the portion; the names of shards and of members begin with it.
+        shard_bytes: bytes of members after which a shard ends. None: all of it is one shard, of the same name.
     """
     rows: list[ShardRow] = []
     shard: _Shard | None = None
     member: list[bytes] = []
     size = num_members = 0
-    unfinished = folder.scratch / f"tar-{number:05d}-{os.getpid()}"
+    unfinished = folder.unfinished(f"{name}.tar")
 
     def end_member() -> None:
         nonlocal shard, member, size, num_members
         shard = shard or _Shard(unfinished)
-        shard.add(f"{number:05d}-{num_members:08d}", member)
+        shard.add(f"{name}-{num_members:08d}", member)
         num_members += 1
         member, size = [], 0
 
@@ -117,8 +114,7 @@ def write_tars(
         if member:
             end_member()
         if shard is not None:
-            name = f"{number:05d}.tar" if shard_bytes is None else f"{number:05d}-{len(rows):05d}.tar"
-            rows.append(shard.finish(name, folder))
+            rows.append(shard.finish(f"{name}.tar" if shard_bytes is None else f"{name}-{len(rows):05d}.tar", folder))
             shard = None
 
     try:

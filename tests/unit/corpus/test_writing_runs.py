@@ -8,10 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streampack.corpus.parts import Part
 from streampack.corpus.writing import sorting
+from streampack.corpus.writing.folder import OutputFolder
 from streampack.corpus.writing.merging import plan_merges
 from streampack.corpus.writing.runs import Run, records_between, write_run
 from streampack.corpus.writing.sorting import PartRuns, Sorted
+from streampack.storage.options import Storage
 
 
 @given(st.integers(0, 400), st.integers(1, 9), st.integers(2, 9))
@@ -39,12 +42,14 @@ def test_a_record_is_read_once_a_step_and_steps_grow_with_the_logarithm(num_runs
         assert sum(stop - start for start, stop in step) <= num_runs
 
 
-@pytest.mark.parametrize(("most", "left"), [(2, 1), (3, 2), (100, 3), (100, 100)])
+@pytest.mark.parametrize(("most", "parts"), [(2, 2), (2, 1), (3, 1), (100, 33), (100, 1)])
 def test_runs_that_are_merged_give_the_records_in_the_order_of_all(
-    most: int, left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    most: int, parts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sorting, "MOST_RUNS", most)
     monkeypatch.setattr(sorting, "_RUN_BYTES", 200)  # a merge takes several slices
+    folder = OutputFolder(str(tmp_path), Storage(), part=Part(0, parts))
+    folder.scratch = tmp_path
     rng = np.random.default_rng(0)
     portions, expected = [], []
     for number, sizes in enumerate(([5, 1, 7], [], [2], [9, 4, 6, 1])):
@@ -55,7 +60,7 @@ def test_runs_that_are_merged_give_the_records_in_the_order_of_all(
             write_run(tmp_path / f"sorted-{number:05d}" / str(run), keys, records)
             expected += zip(keys.tolist(), records, strict=True)
         portions.append((number, Sorted(num_bytes=1, runs=sizes, num_skipped=0, problems=[])))
-    runs = PartRuns(portions, name="0", left=left, scratch=tmp_path)
+    runs = PartRuns(portions, folder)
     told: list[int] = []
     for merges in runs.missing():
         size = runs.size(merges)
@@ -63,9 +68,9 @@ def test_runs_that_are_merged_give_the_records_in_the_order_of_all(
             runs.merge(span, told.append)
         assert sum(told) == size
         told.clear()
-    assert not any(PartRuns(portions, name="0", left=left, scratch=tmp_path).missing()), "all is done"
+    assert not any(PartRuns(portions, folder).missing()), "all is done"
     found = [Run(tmp_path / name, count) for name, count in runs.joined().runs]
-    assert len(found) == min(left, 8)
+    assert len(found) == min(max(most // parts, 1), 8)
     for count in (1, 3):
         assert [record for number in range(count) for record in records_between(found, number, count)] == [
             record for _, record in sorted(expected, key=lambda each: each[0])
