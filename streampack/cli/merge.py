@@ -1,6 +1,7 @@
-"""`streampack merge`: what all parts of `verify`, `count` or `manifest` have found, as one machine would tell it.
+"""`streampack merge`: what all parts of a command have found, as one machine would tell it; written shards, finished.
 
-In:  a folder with the files of all parts. Out: the output of the command, or its file; its exit code.
+In:  a folder with the files of all parts, or with the shards that all parts of `write` have written.
+Out: the output of the command, or its file; its exit code.
 Invariants: no shard is read, and no list of shards.
 """
 
@@ -11,6 +12,7 @@ import typer
 
 import streampack
 from streampack.cli.arguments import Json
+from streampack.cli.write import finish as finish_write
 from streampack.corpus.parts import PartsFolder
 from streampack.errors import ConfigError
 from streampack.storage.redaction import named
@@ -18,7 +20,10 @@ from streampack.storage.redaction import named
 
 def merge(
     parts: Annotated[
-        str, typer.Argument(metavar="DIR", help="The folder of --parts, a path or a URL.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="DIR", help="The folder of --parts, or that of `write`, a path or URL.", show_default=False
+        ),
     ],
     *,
     output_file: Annotated[
@@ -33,7 +38,9 @@ def merge(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Add up what all parts of `verify`, `count` or `manifest` have found."""
+    """Add up what all parts of `verify`, `count` or `manifest` have found; or finish the folder that `write` wrote."""
+    if output_file is None and finish_write(parts, json=json):
+        return
     folder = PartsFolder(parts)
     job = folder.job()
     if (release := job.about.get("streampack")) != streampack.__version__:
