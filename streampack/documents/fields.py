@@ -11,6 +11,8 @@ Without a dot at the front, the member may also be one whose extension ends so (
 The value of a last key `messages` is a conversation: a list of objects with strings under `role` and `content`.
 """
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +25,8 @@ _EXTENSIONS = {
     "jsonl": ("jsonl", *(f"jsonl.{suffix}" for suffix in SUFFIXES)),
     "npy": ("npy",),
 }
+_MAX_EXTENSIONS = 64
+"""Extensions for which it is remembered whether they are wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +63,18 @@ class Field:
         """Whether the member may hold more bytes than are stored of it."""
         return any(name.endswith(SUFFIXES) for name in self.extensions)
 
-    def wanted(self, extension: str) -> bool:
+    @property
+    def wanted(self) -> Callable[[str], bool]:
         """Whether a member with this extension may hold the documents, so that it must be read."""
+        return _wanted(self)
+
+    def _is_wanted(self, extension: str) -> bool:
         return extension == self.exact if self.exact else _kind_of(extension) == self.kind
+
+
+@functools.lru_cache(16)
+def _wanted(field: Field) -> Callable[[str], bool]:
+    return functools.lru_cache(_MAX_EXTENSIONS)(field._is_wanted)  # noqa: SLF001 - of this module
 
 
 def parse_field(field: str) -> Field:

@@ -17,12 +17,13 @@ from streampack.metrics import clock
 from streampack.records import Shard
 from streampack.storage.access import StorageReader
 from streampack.storage.stretch import Stretch
+from streampack.tar.format import Part
 
 _HEADERS_BYTES = 2048
 """After the last sample of a piece: the next one's prefix headers and header."""
 _FIRST_SLACK = 32 * 2**10
 _NUM_NEEDS = 64
-_SHARE = 0.9
+_SHARE = 0.95
 _MOST_BYTES = 16 * 2**20
 """The largest piece that is held in memory; one of a larger block is read in ranges that grow."""
 
@@ -32,7 +33,7 @@ Read = Callable[..., Iterator[bytes]]
 
 @dataclass(slots=True)
 class Slack:
-    """How many bytes after a block are asked for with it: what 9 of 10 blocks have needed lately."""
+    """How many bytes after a block are asked for with it: what 19 of 20 blocks have needed lately."""
 
     num_bytes: int = _FIRST_SLACK
     _needs: list[int] = field(default_factory=list, repr=False)
@@ -134,6 +135,14 @@ class Opened:
     def at_hand(self) -> tuple[bytes, int]:
         """The bytes of the shard that are in memory, and the offset of the first of them."""
         return self._stretch.held(), self._stretch.start
+
+    def part(self, start: int, stop: int) -> Part | None:
+        """The bytes `start` to `stop`, not copied; None: not all of them are in memory."""
+        data, begin = self.at_hand()
+        if not begin <= start <= stop <= begin + len(data):
+            return None
+        self._last = max(self._last, stop)
+        return Part(data, start - begin, stop - begin)
 
     def done(self) -> None:
         """The piece is read to its end."""

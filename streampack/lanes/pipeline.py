@@ -184,7 +184,7 @@ class Pipeline:
                 max_member_bytes=limit,
                 resume=None if resume < 0 else resume,
                 open_begin=partial(read, first_bytes=_LOOK_BYTES + min(LOOK_BYTES, piece.end - piece.begin)),
-                at_hand=read.at_hand if isinstance(read, Opened) else None,
+                held=read if isinstance(read, Opened) else None,
                 pass_over=pass_over,
             )
 

@@ -14,6 +14,7 @@ of headers is right from byte 0 on, must arrive at it (`reader.read_range`), and
 end of an archive before it begins there (`range_start`). Memory is bounded, whatever a member holds.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -32,6 +33,9 @@ _MAX_FAR_GUESSES = 64
 """Jumps that may lead nowhere; each costs two requests. More than a few do not happen by accident, and an error is
 better than a search of hours."""
 _MAGIC, _MAGIC_AT = b"ustar", 257
+_NUMBERS_AT = 100
+_USUAL = re.compile(rb"(?s)(?:[0-7]{7}[\0 ]){3}.{12}[0-7]{11}[\0 ]")
+"""The numbers of a header that a scanner does not look at, as all writers write them: mode, owners, time."""
 _FEW_FILES = 16
 """Files after a cut among which a search in memory looks for the end of a sample."""
 LOOK_BYTES = 1 << 19
@@ -94,13 +98,13 @@ def boundary_in(data: bytes, *, start: int, begin: int, size: int) -> Boundary |
             at, hit = at + BLOCK, -1
     at -= start
     last = len(data) - 3 * BLOCK
-    if at > last or not looks_like_header(data[at : at + BLOCK]):
+    if at > last or not (_USUAL.match(data, at + _NUMBERS_AT) or looks_like_header(data[at : at + BLOCK])):
         return None
     first_key = None
     for number in range(_FEW_FILES):
         if at > last:
             return None
-        files, at, payload = scanner.find(data, at, at, start)
+        files, at, payload = scanner.find(data, at, at, start, end=len(data))
         if not files:
             return None
         names = split_name(files[0][0]) if number else None  # the first one is passed over

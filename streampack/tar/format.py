@@ -96,41 +96,52 @@ class Source(Protocol):
         """Pass over bytes; a BadEntryError that `is_short` where they end before `offset`."""
 
 
+class Part(NamedTuple):
+    """Some bytes of a larger piece, which is not copied for them."""
+
+    data: bytes
+    begin: int
+    end: int
+    """Index of the byte after the last one; what follows in `data` is no part of it."""
+
+
 class Chunks:
     """A stream of chunks of any size as a Source. A payload is copied once, however it is chunked."""
 
-    __slots__ = ("_chunk", "_chunks", "_position", "offset")
+    __slots__ = ("_chunk", "_chunks", "_end", "_position", "offset")
 
-    def __init__(self, chunks: Iterable[bytes], offset: int = 0) -> None:
+    def __init__(self, chunks: Iterable[bytes], offset: int = 0, *, first: Part | None = None) -> None:
+        """`first`: what comes before `chunks`."""
         self._chunks = iter(chunks)
-        self._chunk = b""
-        self._position = 0
+        self._chunk, self._position, self._end = first or (b"", 0, 0)
         self.offset = offset
 
-    def at_hand(self) -> tuple[bytes, int]:
-        """The current chunk, and the index of the next byte in it."""
-        return self._chunk, self._position
+    def at_hand(self) -> Part:
+        """The current chunk, from the next byte on."""
+        return Part(self._chunk, self._position, self._end)
 
-    def refill(self) -> tuple[bytes, int]:
+    def refill(self) -> Part:
         """`at_hand`, of the next chunk where the current one is used up."""
-        if self._position == len(self._chunk) and (chunk := next(self._chunks, None)) is not None:
-            self._chunk, self._position = chunk, 0
-        return self._chunk, self._position
+        if self._position == self._end and (chunk := next(self._chunks, None)) is not None:
+            self._set(chunk, 0)
+        return Part(self._chunk, self._position, self._end)
+
+    def _set(self, chunk: bytes, position: int) -> None:
+        self._chunk, self._position, self._end = chunk, position, len(chunk)
 
     def take(self, size: int) -> bytes:
         """The next `size` bytes, fewer only where the chunks end."""
         begin = self._position
         end = begin + size
-        if end <= len(self._chunk):
+        if end <= self._end:
             self._position = end
             self.offset += size
             return self._chunk[begin:end]
-        parts = [memoryview(self._chunk)[begin:]]
-        missing = end - len(self._chunk)
-        self._position = len(self._chunk)
+        parts = [memoryview(self._chunk)[begin : self._end]]
+        missing = end - self._end
+        self._position = self._end
         while missing and (chunk := next(self._chunks, None)) is not None:
-            self._chunk = chunk
-            self._position = min(missing, len(chunk))
+            self._set(chunk, min(missing, len(chunk)))
             parts.append(memoryview(chunk)[: self._position])
             missing -= self._position
         self.offset += size - missing
@@ -139,30 +150,28 @@ class Chunks:
     def skip_to(self, offset: int) -> None:
         """Pass over bytes without copying them."""
         self._position += offset - self.offset
-        while self._position > len(self._chunk):
+        while self._position > self._end:
             chunk = next(self._chunks, None)
             if chunk is None:
-                end = offset - self._position + len(self._chunk)
+                end = offset - self._position + self._end
                 raise BadEntryError("the bytes end inside a member", end, is_short=True)
-            self._position -= len(self._chunk)
-            self._chunk = chunk
+            self._set(chunk, self._position - self._end)
         self.offset = offset
 
     def pass_zeros(self) -> bytes:
         """Pass over blocks of zeros; the first other block, which is then the next, or b"" where the bytes end."""
         while True:
-            rest = self._chunk[self._position :]
+            rest = self._chunk[self._position : self._end]
             if rest.count(0) != len(rest):
                 break
             self.offset += len(rest)
             chunk = next(self._chunks, None)
-            self._chunk, self._position = chunk or b"", 0
+            self._set(chunk or b"", 0)
             if chunk is None:
                 return b""
         zeros = len(rest) - len(rest.lstrip(b"\0"))
         begins = zeros - (self.offset + zeros) % BLOCK  # below 0: the block begins with zeros of earlier chunks
-        self._chunk = bytes(-begins) + rest if begins < 0 else rest[begins:]
-        self._position = 0
+        self._set(bytes(-begins) + rest if begins < 0 else rest[begins:], 0)
         self.offset += begins
         block = self.take(BLOCK)
         self.put_back(block)
@@ -170,8 +179,7 @@ class Chunks:
 
     def put_back(self, data: bytes) -> None:
         """Make `data` the next bytes again: those that were taken last, or as many others in their place."""
-        self._chunk = data + self._chunk[self._position :]
-        self._position = 0
+        self._set(data + self._chunk[self._position : self._end], 0)
         self.offset -= len(data)
 
 

@@ -14,7 +14,6 @@ Never: fewer samples without an error, from a shard that is cut short, or damage
 member that is left out in silence although it could be one of a sample.
 """
 
-import functools
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
@@ -30,8 +29,6 @@ from streampack.tar.seams import AfterEndError, pass_seam
 MAX_MEMBERS = 1024
 """Members of one sample that are remembered; more are those of samples whose names are equal up to the first dot."""
 
-_MAX_EXTENSIONS = 64
-"""Extensions for which it is remembered whether they are wanted."""
 _new_tuple = tuple.__new__  # half the time of a NamedTuple's own
 _REMEDY = "the shard is cut short or damaged; copy or write it again"
 _TWICE = "the sample has two members with this extension, of which one would be lost; rename one"
@@ -74,13 +71,12 @@ def samples_of(
     sizes: dict[str, int] = {}
     flaws = NO_FLAWS
     chunk = b""
-    wanted = functools.lru_cache(_MAX_EXTENSIONS)(wanted)
     try:
         while True:
             flaw = ""
             files, end = scanner.files(source)
             if files:
-                chunk, _ = source.at_hand()
+                chunk = source.at_hand().data
             else:
                 entry = read_entry(source)
                 end = entry.end

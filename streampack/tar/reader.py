@@ -10,14 +10,14 @@ before its first sample, or later, follows the headers from byte 0 to its own be
 that were joined, and not the end of one inside the other.
 """
 
-import functools
 from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
 
 from streampack.metrics import clock
 from streampack.records import Sample
 from streampack.tar.codecs import decompress, is_compressed
 from streampack.tar.cuts import LOOK_BYTES, Boundary, boundary_in, find_sample, range_start
-from streampack.tar.format import Chunks
+from streampack.tar.format import Chunks, Part
 from streampack.tar.grouping import (
     PassOver,
     WrongCutEntryError,
@@ -30,6 +30,16 @@ from streampack.tar.links import HardLinks
 from streampack.tar.seams import mend_after_end
 
 _ANYWHERE = Boundary(-1, None)
+
+
+class Held(Protocol):
+    """Bytes of a shard that are in memory."""
+
+    def at_hand(self) -> tuple[bytes, int]:
+        """The bytes, and the offset of the first of them."""
+
+    def part(self, start: int, stop: int) -> Part | None:
+        """Those from `start` to `stop`, not copied; None: not all of them are in memory."""
 
 
 def read_samples(
@@ -113,7 +123,7 @@ def read_range(
     max_member_bytes: int,
     resume: int | None = None,
     open_begin: Callable[[int], Iterator[bytes]] | None = None,
-    at_hand: Callable[[], tuple[bytes, int]] | None = None,
+    held: Held | None = None,
     pass_over: PassOver = pass_over_silently,
 ) -> Iterator[Sample]:
     """The samples of the range [begin, end) of a plain tar of `size` bytes; `read_samples` has the other arguments.
@@ -122,9 +132,8 @@ def read_range(
     once. `open_range(first, last)` gives the bytes in between, `open_at(offset)` those from there on, of which only the
     first few are read. `resume`: the `Sample.position` in this range to continue from. `open_begin`: as `open_at`, for
     the place where the range begins, from which `cuts.LOOK_BYTES` of the range are looked at for the end of an archive.
-    `at_hand` gives bytes of the shard that are in memory, and the offset of the first of them: those of the range, as
-    far as they could be read, and some after it. No sample is used then before the whole range is read; so nothing is
-    looked at. None: nothing is in memory.
+    `held`: bytes of the shard that are in memory: those of the range, as far as they could be read, and some after it.
+    No sample is used then before the whole range is read; so nothing is looked at. None: nothing is in memory.
 
     Raises:
         TruncatedShardError: the shard ends before the archive does.
@@ -137,16 +146,16 @@ def read_range(
 
     def known(cut: int) -> Boundary | None:
         """The boundary after a cut, if what is in memory tells it."""
-        if at_hand is None:
+        if held is None:
             return None
-        data, start = at_hand()
+        data, start = held.at_hand()
         return boundary_in(data, start=start, begin=cut, size=size)
 
     is_doubtful = False
     if resume is None and (known_left := known(begin)) is not None and known_left.offset < end:
         first = known_left.offset
     elif resume is None:
-        look_bytes = min(LOOK_BYTES, end - begin) if at_hand is None else 0
+        look_bytes = min(LOOK_BYTES, end - begin) if held is None else 0
         left = range_start(open_begin or open_at, begin=begin, end=end, size=size, url=url, look_bytes=look_bytes)
         if left is None:
             return
@@ -154,9 +163,12 @@ def read_range(
     else:
         first = resume
 
-    @functools.cache
+    found_right: Boundary | None = None
+
     def right() -> Boundary:
-        return known(end) or find_sample(open_at, cut=end, size=size, url=url)
+        nonlocal found_right
+        found_right = found_right or known(end) or find_sample(open_at, cut=end, size=size, url=url)
+        return found_right
 
     if first >= end and first >= right().offset:
         if first > right().offset:
@@ -165,7 +177,7 @@ def read_range(
         return
 
     def chunks() -> Iterator[bytes]:
-        middle = end if at_hand is None else right().offset
+        middle = end if held is None else right().offset
         if first < middle:  # the search for the right boundary waits until this range has arrived at its cut
             yield from open_range(first, middle)
         if right().offset > middle:
@@ -184,7 +196,8 @@ def read_range(
     if is_doubtful:
         prove()
     is_cut = begin > 0 or end < size or resume is not None
-    source = Chunks(chunks(), first)
+    part = None if held is None else held.part(first, right().offset)
+    source = Chunks(chunks(), first) if part is None else Chunks((), first, first=part)
     if resume is not None:
         mend_after_end(source, open_range)
     yield from samples_of(

@@ -50,18 +50,19 @@ class Scanner:
 
         The source is then at that offset; or, where the last file's payload is not all in the chunk, at that payload.
         """
-        chunk, at = source.refill()
+        chunk, at, end = source.refill()
         base = source.offset - at
-        found, at, payload = self.find(chunk, at, min(len(chunk) - 3 * BLOCK, at + _WINDOW), base)
+        last = min(end - 1, len(chunk) - 3 * BLOCK, at + _WINDOW)
+        found, at, payload = self.find(chunk, at, last, base, end=end)
         source.skip_to(base + (at if payload < 0 else payload))
         return found, base + at
 
-    def find(self, chunk: bytes, at: int, last: int, base: int) -> tuple[list[File], int, int]:
+    def find(self, chunk: bytes, at: int, last: int, base: int, *, end: int) -> tuple[list[File], int, int]:
         """The files with the next headers in a chunk that begins at offset `base`, from index `at` on.
 
-        Each has its first block at index `last` or before it; no index above that of three blocks before the end may
-        be given. With them come the index where they end, and that of the last one's payload where not all of it is in
-        the chunk, else -1.
+        Each has its first block at index `last` or before it; no index above that of three blocks before the chunk's
+        end may be given. With them come the index where they end, and that of the last one's payload where not all of
+        it lies before index `end`, else -1.
         """
         found: list[File] = []
         known_front, known_rest = b"", b""
@@ -92,13 +93,15 @@ class Scanner:
             except ValueError:
                 break
             start = header + BLOCK
-            end = start + (size + BLOCK - 1 & -BLOCK)
+            after = start + (size + BLOCK - 1 & -BLOCK)
             text = name.partition(b"\0")[0].decode("utf-8", "surrogateescape")
-            if end > len(chunk):
+            if after > end:
+                if start > end:
+                    break
                 found.append((text, base + at, size, ELSEWHERE))
-                return found, end, start
+                return found, after, start
             found.append((text, base + at, size, start))
-            at = end
+            at = after
         return found, at, -1
 
     def _record_end(self, front: bytes) -> int:
