@@ -250,7 +250,10 @@ class StorageReader:
 
     def _reader(self, url: str, *, size: int | None, etag: str | None) -> RangeReader:
         """What reads the object, through the cache where there is one."""
-        reader = persist(url, self._clients, lambda: open_object(url, size, self._clients), is_request=False)
+        if local_path(url) is not None:  # nothing is made that could fail
+            reader = open_object(url, size, self._clients)
+        else:
+            reader = persist(url, self._clients, lambda: open_object(url, size, self._clients), is_request=False)
         if self._folder is not None and etag is not None:
             reader = read_through(reader, self._folder, self._clients, etag)
         return reader

@@ -8,6 +8,7 @@ that is cut between two gzip members or two zstd frames is valid: the tar in it 
 the tar notices.
 """
 
+import functools
 import gzip
 import re
 import zlib
@@ -85,6 +86,7 @@ def unsupported_suffix_of(url: str) -> str | None:
     return None if found is None else found[0]
 
 
+@functools.lru_cache(256)  # blocks of many shards are read in turn
 def compression_of(url: str) -> Compression | None:
     """How the shard is compressed; None for any URL whose suffix names no compression.
 
