@@ -31,10 +31,27 @@ from support.tars import (
 from streampack.errors import CorruptShardError, ShardError, TruncatedShardError, WrongCutError
 from streampack.records import WHOLE_SAMPLE, Sample
 from streampack.tar.cuts import Boundary, boundary_in, find_sample, first_boundary
+from streampack.tar.format import Part
 from streampack.tar.reader import read_range
 
 
-def range_of(shard: Shard | bytes, begin: int, end: int, *, resume: int | None = None) -> list[Sample]:
+class InMemory:
+    """`Held`, of some of a shard's bytes."""
+
+    def __init__(self, data: bytes, start: int, stop: int) -> None:
+        self._data, self._start = data[start:stop], start
+
+    def at_hand(self) -> tuple[bytes, int]:
+        return self._data, self._start
+
+    def part(self, start: int, stop: int) -> Part | None:
+        start, stop = start - self._start, stop - self._start
+        return Part(self._data, start, stop) if 0 <= start <= stop <= len(self._data) else None
+
+
+def range_of(
+    shard: Shard | bytes, begin: int, end: int, *, resume: int | None = None, held: InMemory | None = None
+) -> list[Sample]:
     shard = Shard(shard) if isinstance(shard, bytes) else shard
     return list(
         read_range(
@@ -47,6 +64,7 @@ def range_of(shard: Shard | bytes, begin: int, end: int, *, resume: int | None =
             wanted=lambda _: True,
             max_member_bytes=LIMIT,
             resume=resume,
+            held=held,
         )
     )
 
@@ -119,6 +137,23 @@ def test_the_boundary_in_bytes_at_hand_is_the_one_that_a_search_finds(seed: int)
 def test_the_ranges_between_any_cuts_hold_every_sample_once_and_in_order(seed: int, shares: list[float]) -> None:
     data = tar_of(seed)
     assert in_ranges(data, [int(share * len(data)) for share in shares]) == read(data)
+
+
+@given(st.integers(0, 10**6), st.lists(st.floats(0, 1), max_size=6), st.integers(0, 6000))
+@settings(max_examples=100)
+def test_ranges_whose_bytes_are_in_memory_hold_the_same_samples(seed: int, shares: list[float], after: int) -> None:
+    data = tar_of(seed)
+    ends = [0, *sorted(int(share * len(data)) for share in shares), len(data)]
+    for begin, end in pairwise(ends):
+        held = InMemory(data, begin, min(end + after, len(data)))
+        assert range_of(data, begin, end, held=held) == range_of(data, begin, end)
+
+
+def test_a_range_in_memory_that_leads_past_the_next_one_is_a_wrong_cut() -> None:
+    inner = write_tar([(f"{number}.txt", b"x" * 700) for number in range(9)], "ustar")
+    data = write_tar([("a.txt", b"1"), ("b.tar", inner), ("c.txt", b"3")], "ustar")
+    with pytest.raises(WrongCutError, match="end inside a member"):
+        range_of(data, 0, 4096, held=InMemory(data, 0, len(data)))
 
 
 @pytest.mark.parametrize("seed", range(8))
