@@ -116,7 +116,7 @@ def count(
     step = step_of(run.schedule.stages[0].seq_len)
     while lanes := _to_count(run, counted, together=_COUNTED_TOGETHER * num_ranks):
         mine = lanes[rank::num_ranks]
-        counting = Counting(run=run, lanes=mine, step=step, budget_bytes=budget_bytes)
+        counting = Counting(run=run, num_ranks=num_ranks, lanes=mine, step=step, budget_bytes=budget_bytes)
         for each in sorted(_shared(partial(_counted, counting, settings, restarts), ranks), key=lambda each: each.lane):
             counted[each.lane.source].append(each)
     found = list(chain(*counted.values()))

@@ -36,6 +36,7 @@ from streampack.metrics import heartbeat
 from streampack.packing.blocks import stack
 from streampack.packing.packs import PackBlock
 from streampack.records import Counts, Cursor, StorageUse
+from streampack.storage import pacing
 
 COLUMNS = (*Cursor._fields, "digest", *Counts._fields)
 """Of a message's `changes`: the cursor after a pack, then what the pack adds. A checkpoint has columns of its own."""
@@ -140,10 +141,9 @@ class WorkerStream:
         lanes = assignment.lanes[self._worker :: self._num_workers]
         starts = dict(zip(lanes, assignment.starts[self._worker :: self._num_workers], strict=True))
         width = -(-len(assignment.lanes) // self._num_workers)
-        for storage in run.storages:
-            if self._num_workers > 1 or len(assignment.lanes) < run.num_lanes:  # this process is not the only one
-                storage.spread_first_requests(run.num_lanes)
-            if any(assignment.sent):
+        pacing.begin_among(run.num_lanes // len(assignment.lanes) * self._num_workers)
+        if any(assignment.sent):
+            for storage in run.storages:
                 storage.expect_answers()
         pool = LanePool(
             run, starts, budget_bytes=assignment.budget_bytes, with_provenance=assignment.with_provenance

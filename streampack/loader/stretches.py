@@ -23,6 +23,7 @@ from streampack.lanes.run import LaneStart, Run
 from streampack.loader.messages import Made, Message, Part, failed, message_of, messages_of
 from streampack.metrics import heartbeat
 from streampack.records import Cursor, StorageUse
+from streampack.storage import pacing
 
 _STEP_ROWS = 2**16
 
@@ -121,6 +122,7 @@ class Counting:
 
     run: Run
     """Of each source the lanes that `corpus.num_lanes` says."""
+    num_ranks: int
     lanes: Sequence[ValidationLane]
     step: int
     budget_bytes: int
@@ -130,7 +132,7 @@ class Counting:
 
     def messages(self, worker: int = 0, num_workers: int = 1) -> Iterator[Message]:
         """The messages of one worker, one for each of its lanes."""
-        _prepare(self.run, has_sent=any(self.sent))
+        _prepare(self, num_workers)
         for lane in self.lanes[worker::num_workers][self.sent[worker] if self.sent else 0 :]:
             message: Message
             try:
@@ -164,6 +166,7 @@ class Stretches:
 
     run: Run
     """As of `Counting`."""
+    num_ranks: int
     stretches: Sequence[Stretch]
     budget_bytes: int
     """Of each worker."""
@@ -173,7 +176,7 @@ class Stretches:
 
     def messages(self, worker: int = 0, num_workers: int = 1) -> Iterator[Message]:
         """The messages of one worker."""
-        _prepare(self.run, has_sent=any(self.sent))
+        _prepare(self, num_workers)
         reader, seq_len = _StretchReader(self), self.run.schedule.stages[0].seq_len
         mine = self.stretches[worker::num_workers][self.sent[worker] if self.sent else 0 :]
         parts = (Part(seq_len, reader.packs(stretch)) for stretch in mine)
@@ -231,10 +234,9 @@ def _start(run: Run, source: int, position: LanePosition) -> LaneStart:
     return LaneStart(position.packs, tuple(positions))
 
 
-def _prepare(run: Run, *, has_sent: bool) -> None:
-    """Tell the storages that other processes ask them too, and whether they have answered before."""
-    num_lanes = sum(source.corpus.num_lanes for source in run.sources)
-    for storage in run.storages:
-        storage.spread_first_requests(num_lanes)
-        if has_sent:
+def _prepare(work: Counting | Stretches, num_workers: int) -> None:
+    """Tell the storage that other processes begin with this one, and whether they have been answered before."""
+    pacing.begin_among(work.num_ranks * num_workers)
+    if any(work.sent):
+        for storage in work.run.storages:
             storage.expect_answers()

@@ -210,7 +210,11 @@ class ValidationPass(Pass):
         items: Iterator[Item] = iter(())
         if tasks:
             work = Stretches(
-                run=run, stretches=tasks, budget_bytes=budget_bytes, with_provenance=settings.with_provenance
+                run=run,
+                num_ranks=settings.num_ranks,
+                stretches=tasks,
+                budget_bytes=budget_bytes,
+                with_provenance=settings.with_provenance,
             )
             worked = Worked(work, len(tasks), settings, restarts)
             self._restarting = worked.restarting

@@ -10,6 +10,7 @@ options      `Storage` and `RetryPolicy`, as users give them
 backends/    one module per kind of storage; its docstring says how to add one
 objects      `RangeReader`, what each backend must do
 cache/       blocks of remote shards on this node's disk, between a backend and the ranges
+pacing       when a request may be made, where a storage refuses some
 ranges, readahead, retry      which bytes are requested, when, and when again
 stretch      a range that is asked for at once and held, for readers that go back in it
 faults       what an error of any library means: the rule of retries
@@ -39,6 +40,7 @@ __all__ = [
     "listing",
     "objects",
     "options",
+    "pacing",
     "pages",
     "proxies",
     "ranges",

@@ -31,6 +31,7 @@ from streampack.storage.identity import identities
 from streampack.storage.listing import list_files, note_etag
 from streampack.storage.objects import RangeReader
 from streampack.storage.options import RetryPolicy, Storage, hidden
+from streampack.storage.pacing import PacedObject
 from streampack.storage.pages import Listed, page_from
 from streampack.storage.ranges import begin_range, read_at_once, read_ranges
 from streampack.storage.retry import persist
@@ -106,13 +107,6 @@ class StorageReader:
             clients.num_cache_hits,
             clients.num_cached_bytes,
         )
-
-    def spread_first_requests(self, num_lanes: int) -> None:
-        """Let this process's first request wait a random time of at most a millisecond for each lane of the run.
-
-        Thousands of workers start at the same moment, and a bucket refuses when all of them ask at once.
-        """
-        self._clients.num_lanes = num_lanes
 
     def expect_answers(self) -> None:
         """This process goes on for one that has died: a storage that does not answer now will come back (`faults`).
@@ -254,6 +248,7 @@ class StorageReader:
             reader = open_object(url, size, self._clients)
         else:
             reader = persist(url, self._clients, lambda: open_object(url, size, self._clients), is_request=False)
+            reader = PacedObject(reader, self._clients)
         if self._folder is not None and etag is not None:
             reader = read_through(reader, self._folder, self._clients, etag)
         return reader

@@ -9,7 +9,6 @@ the process id, and a forked child makes its own; a pickle has none of them.
 import gc
 import logging
 import os
-import random
 import re
 import threading
 from collections.abc import Callable, Mapping
@@ -21,7 +20,7 @@ import fsspec.config
 from fsspec.spec import AbstractFileSystem
 
 from streampack.errors import ConfigError, StreampackError
-from streampack.storage import descriptors, threads
+from streampack.storage import descriptors
 from streampack.storage.faults import UnmadeError
 from streampack.storage.libraries import fsspec as fsspec_names
 from streampack.storage.libraries import gcsfs
@@ -43,7 +42,6 @@ class _Live:
     made: dict[tuple[str, str], Any] = field(default_factory=dict)
     """Clients, by protocol and whatever else they depend on."""
     lock: threading.RLock = field(default_factory=threading.RLock)
-    has_waited: bool = False
     versions: dict[int, str] = field(default_factory=dict)
     """The version of each object that was read, by the hash of its URL."""
 
@@ -63,8 +61,6 @@ class Clients:
         """When each place refused a connection for the first time, before its first answer."""
         self.is_restart = False
         """Whether earlier processes of this run have read what this one reads now, so that every place was reached."""
-        self.num_lanes = 1
-        """Lanes of the run over all ranks: the first requests are spread over a millisecond for each."""
         self.num_retries = 0
         self.num_requests = 0
         self.num_bytes = 0
@@ -163,14 +159,6 @@ class Clients:
     def has_succeeded(self, url: str) -> bool:
         """Whether there was an answer from the URL's place."""
         return self.is_restart or _place(url) in self.reached
-
-    def spread(self) -> None:
-        """Before this process's first request, wait a random part of a millisecond for each lane of the run."""
-        live = self.here
-        if not live.has_waited:
-            live.has_waited = True
-            if self.retry.max_wait_s > 0:
-                threads.pause(random.SystemRandom().random() * self.num_lanes / 1000)
 
     def count_asked(self, num_bytes: int) -> None:
         """Count a request that a thread may have made, and the bytes that came."""

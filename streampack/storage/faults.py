@@ -208,6 +208,11 @@ def _number(error: BaseException) -> int | None:
     return error.errno if isinstance(error, OSError) and not isinstance(error, socket.gaierror | ssl.SSLError) else None
 
 
+def is_throttled(error: BaseException) -> bool:
+    """Whether the server says that it is asked more often than it likes."""
+    return bool({429, 503} & set(statuses(error)[:1]))
+
+
 def is_past_end(error: BaseException) -> bool:
     """Whether the range begins after the object's end."""
     return 416 in statuses(error) or "InvalidRange" in str(error)

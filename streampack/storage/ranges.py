@@ -58,8 +58,6 @@ def read_ranges(
     end = _End(url, start, stop, size_of)
     failures = Failures(url, clients)
     requests = _Requests(reader, clients, _RangeSize(first_bytes, max_bytes), begun)
-    if reader.is_remote:
-        clients.spread()
     try:
         while not end.is_reached(position):
             began = time.monotonic()
@@ -91,7 +89,6 @@ def begin_range(reader: RangeReader, start: int, stop: int, clients: Clients) ->
     """Have a thread ask for the range, for a `read_ranges` of it to come; None where that gains nothing."""
     if not (reader.is_remote and reader.reads_ahead):
         return None
-    clients.spread()
     clients.num_requests += not reader.is_cached
     fetch = Fetch(reader, start, stop)
     fetch_ahead(fetch)

@@ -22,7 +22,8 @@ from streampack.metrics import heartbeat
 from streampack.storage.objects import RangeReader
 
 MOST_THREADS = 8
-"""Threads of a process. With the consumer's own, at most one more request is under way."""
+"""Threads of a process. With the consumer's own, at most one more request is under way. A process begins with one
+thread, so that a storage that refuses requests has refused few when the processes learn it (`pacing`)."""
 _IDLE_S = 15.0
 _BLOCK_BYTES = 256 * 1024
 """Small pieces that come over the network are joined to blocks of about this size."""
@@ -107,14 +108,19 @@ class _Threads:
         self._lock = threading.Lock()
         self._running = 0
         self._idle = 0
+        self._num_answered = 0
 
     def add(self, fetch: Fetch) -> None:
         with self._lock:
             self._waiting.put(fetch)
-            if self._idle < self._waiting.qsize() and self._running < MOST_THREADS:
-                with contextlib.suppress(RuntimeError):  # no thread is left: the consumer makes the request itself
-                    threading.Thread(target=self._work, name="streampack-read-ahead", daemon=True).start()
-                    self._running += 1
+            self._grow()
+
+    def _grow(self) -> None:
+        """Start a thread where one is wanted; at first there is one, and one more after each answer."""
+        if self._idle < self._waiting.qsize() and self._running < min(MOST_THREADS, 1 + self._num_answered):
+            with contextlib.suppress(RuntimeError):  # no thread is left: the consumer makes the request itself
+                threading.Thread(target=self._work, name="streampack-read-ahead", daemon=True).start()
+                self._running += 1
 
     def _work(self) -> None:
         while True:
@@ -131,6 +137,9 @@ class _Threads:
                     return
             if fetch is not None:
                 fetch.run()
+                with self._lock:
+                    self._num_answered += fetch.error is None
+                    self._grow()
                 del fetch  # or it would hold the range until the next one comes
 
 

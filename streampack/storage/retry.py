@@ -18,6 +18,7 @@ from streampack.metrics import clock
 from streampack.storage import threads
 from streampack.storage.clients import Clients, local_path
 from streampack.storage.faults import SHORTAGE_S, Kind, kind_of, retry_after_s
+from streampack.storage.pacing import in_turn
 from streampack.storage.redaction import named, secrets_of, shown, summary
 from streampack.storage.remedies import by_way_of, explain
 
@@ -170,7 +171,7 @@ def persist(
         began = time.monotonic()
         clients.num_requests += is_request
         try:
-            result = clock.waited(action)
+            result = clock.waited(in_turn, url, clients, action) if is_request else clock.waited(action)
         except Exception as error:  # noqa: BLE001 - the backends' exceptions share no base class
             failures.add(error, began=began)
         else:

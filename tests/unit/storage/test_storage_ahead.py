@@ -218,34 +218,3 @@ class TestThreads:
             check=False,
         )
         assert (process.returncode, process.stdout, process.stderr) == (0, "done\n", "")
-
-
-class TestFirstRequests:
-    """Thousands of workers start at one moment."""
-
-    def test_first_requests_are_spread_over_a_millisecond_for_each_lane(self, proxy: Proxy) -> None:
-        storages = [StorageReader() for _ in range(20)]  # as many processes, for what they do
-        for storage in storages:
-            storage.spread_first_requests(400)
-        reads = [
-            threading.Thread(target=lambda s=storage: next(s.chunks(f"{proxy.url}/0.tar", size=SIZE, first_bytes=1000)))
-            for storage in storages
-        ]
-        for thread in reads:
-            thread.start()
-        for thread in reads:
-            thread.join(20)
-        times = sorted(get.at for get in proxy.gets)
-        assert len(times) == 20
-        assert times[-1] - times[0] > 0.15
-        began = time.monotonic()
-        for _ in range(5):
-            next(storages[0].chunks(f"{proxy.url}/0.tar", size=SIZE, first_bytes=1000))
-        assert time.monotonic() - began < 0.5  # it is the first one only
-
-    def test_a_policy_that_never_waits_does_not_wait_here_either(self, proxy: Proxy) -> None:
-        storage = StorageReader(retry=RetryPolicy.immediate())
-        storage.spread_first_requests(1_000_000)
-        began = time.monotonic()
-        next(storage.chunks(f"{proxy.url}/0.tar", size=SIZE, first_bytes=1000))
-        assert time.monotonic() - began < 10
