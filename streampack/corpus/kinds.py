@@ -32,6 +32,8 @@ MANIFEST = "manifest.jsonl"
 """The manifest that `streampack write` puts beside the shards."""
 WRITING = "_writing"
 """The folder, below the one that shards are written into, that is there until all of them are."""
+UNFINISHED = f"{WRITING}/job.json"
+"""A file that is there as long."""
 _COMPRESSIONS = frozenset({"gz", "zst", "bz2", "xz", "lz4", "br", "lzma", "z"})
 _OTHER = frozenset(
     {
@@ -89,11 +91,10 @@ def shards_among(found: Sequence[tuple[str, int | None]], *, folder: str) -> lis
         ConfigError: there are files that may be shards and cannot be read as such.
         ShardNotFoundError: there is no shard.
     """
-    if any(url[len(folder) :].startswith(f"{WRITING}/") for url, _ in found):
-        raise ConfigError(
-            f"{named(folder)} is not finished: `streampack write` (streampack.write_shards) was writing into it. Run "
-            "the same again, which goes on where it ended"
-        )
+    for url, _ in found:
+        before, inside, _ = f"/{url[len(folder) :]}".partition(f"/{WRITING}/")
+        if inside:
+            raise not_finished(f"{folder.rstrip('/')}{before}/")
     shards = [(url, size) for url, size in found if suffix_of(url) is not None]
     others = [url for url, _ in found if suffix_of(url) is None and url != f"{folder}{MANIFEST}"]
     lost = [url for url in others if kind_of(url) in (Kind.UNSUPPORTED, Kind.LIKE_SHARD)]
@@ -116,6 +117,14 @@ def shards_among(found: Sequence[tuple[str, int | None]], *, folder: str) -> lis
             named(folder), len(others), len(found), _counted(others), named(others[0])
         )  # fmt: skip
     return shards
+
+
+def not_finished(folder: str) -> ConfigError:
+    """The error of a folder that has `WRITING` in it."""
+    return ConfigError(
+        f"{named(folder)} is not finished: `streampack write` (streampack.write_shards) was writing into it. Run "
+        "the same again, which goes on where it ended; or `streampack merge` where all its parts are written"
+    )
 
 
 def refuse_others(urls: Sequence[str]) -> None:

@@ -15,15 +15,16 @@ Never: a shard twice (by whatever names), an empty shard, a missing shard, other
 pattern that matches nothing: these are errors.
 """
 
+import contextlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from streampack.corpus.braces import expand_braces
-from streampack.corpus.kinds import refuse_others, shards_among
+from streampack.corpus.kinds import UNFINISHED, not_finished, refuse_others, shards_among
 from streampack.corpus.manifest import ShardRow, read_manifest
 from streampack.corpus.sizes import NO_PATTERNS, Progress, Sizes, look_up_sizes
 from streampack.corpus.table import ShardTable, Texts
@@ -166,6 +167,7 @@ def _matching(url: str, storage: Listing, *, may_be_directory: bool) -> list[tup
     except ShardError as error:
         refused = error
     if found:
+        _refuse_unfinished({match[: match.rfind("/") + 1] for match, _ in found}, storage)
         return found
     if refused is None and may_be_directory and suffix_of(url) is None and storage.is_directory(url):
         return shards_among(storage.listing(url + "/"), folder=url + "/")
@@ -178,6 +180,26 @@ def _matching(url: str, storage: Listing, *, may_be_directory: bool) -> list[tup
             raise
         message = f"nothing matches '{named(url)}'; check the pattern, the folder and the credentials"
         raise ShardNotFoundError(message + hint_at_text([url])) from None
+
+
+def _refuse_unfinished(folders: Iterable[str], storage: Listing) -> None:
+    """Raise `ConfigError` if `streampack write` has not finished one of these folders, in which a glob found shards.
+
+    One request for each folder; none to a web server, which nothing is written to.
+    """
+
+    def is_unfinished(folder: str) -> bool:
+        try:
+            storage.size(f"{folder}{UNFINISHED}")
+        except ShardError:
+            return False
+        return True
+
+    writable = sorted(folder for folder in folders if not folder.startswith(("http://", "https://")))
+    with contextlib.closing(side_by_side(is_unfinished, writable, num_threads=_MOST_LISTINGS)) as answers:
+        for folder, unfinished in zip(writable, answers, strict=True):
+            if unfinished:
+                raise not_finished(folder or "./")
 
 
 def _refuse_other_names(rows: list[ShardRow], storage: Listing) -> None:

@@ -166,8 +166,9 @@ def test_an_iterable_is_written_from_its_start_after_an_interrupt(tmp_path: Path
     with pytest.raises(KeyboardInterrupt):
         write_shards(broken(), tmp_path / "out", shard_bytes=SMALL)  # type: ignore[arg-type]
     assert list((tmp_path / "out").glob("*.tar"))
-    with pytest.raises(ConfigError, match="is not finished.*goes on"):
-        PackedDataset(str(tmp_path / "out"), ByteTokenizer(), 64, field="jsonl:text").list_shards()
+    for shards in (f"{tmp_path}/out", f"{tmp_path}/", f"{tmp_path}/out/*.tar", f"{tmp_path}/**/0*.tar"):
+        with pytest.raises(ConfigError, match="/out/ is not finished.*goes on"):
+            PackedDataset(shards, ByteTokenizer(), 64, field="jsonl:text").list_shards()
     write_shards(iter(texts(10)), tmp_path / "out", shard_bytes=SMALL)
     assert [record["text"] for record in written(tmp_path / "out")] == texts(10)
     assert len(list((tmp_path / "out").glob("*.tar"))) == 1, "no shard of the first try is left"
@@ -480,8 +481,9 @@ def test_s3_has_the_same_bytes_also_after_an_interrupt(tmp_path: Path, monkeypat
     arguments = {"shard_bytes": SMALL, "shuffle": True, "storage": storage, "scratch": tmp_path / "scratch"}
     with pytest.raises(KeyboardInterrupt):
         write_shards(tmp_path / "a.jsonl", url, **arguments)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="s3://.*written/ is not finished"):
-        PackedDataset(f"{url}/", ByteTokenizer(), 64, field="jsonl:text", storage=storage).list_shards()
+    for shards in (f"{url}/", f"{url}/*.tar"):
+        with pytest.raises(ConfigError, match="s3://.*written/ is not finished"):
+            PackedDataset(shards, ByteTokenizer(), 64, field="jsonl:text", storage=storage).list_shards()
     told = write_shards(tmp_path / "a.jsonl", url, **arguments)  # type: ignore[arg-type]
     assert len(moved) - 3 == told.num_shards - 2, "what was noted is not written again"
     reader = StorageReader.of(storage)

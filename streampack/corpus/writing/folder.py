@@ -22,7 +22,7 @@ from pathlib import Path
 
 import msgspec
 
-from streampack.corpus.kinds import MANIFEST, WRITING
+from streampack.corpus.kinds import MANIFEST, UNFINISHED, WRITING
 from streampack.corpus.manifest import ShardRow, manifest_line
 from streampack.corpus.parts import Part, PartsFolder
 from streampack.corpus.writing.checking import KEPT
@@ -36,7 +36,6 @@ from streampack.storage.threads import side_by_side
 from streampack.storage.writing import StorageWriter
 
 _WRITTEN = ".written.json"
-_JOB = f"{WRITING}/job.json"
 _SCRATCH = f"{WRITING}/scratch"
 _ALL = Part(0, 1)
 _AT_ONCE = 16
@@ -124,7 +123,7 @@ class OutputFolder:
 
     def begun(self) -> Begun | None:
         """What is being written into it; None: nothing, or it is finished."""
-        found = self._read(_JOB)
+        found = self._read(UNFINISHED)
         return None if found is None else msgspec.json.decode(found, type=Begun)
 
     def read_finished(self) -> Finished | None:
@@ -135,9 +134,9 @@ class OutputFolder:
     def begin(self, job: Job) -> None:
         """Begin the job, or go on with it."""
         begun = Begun(job=job, num_parts=self.part.number, scratch=self._scratch_given)
-        self._writer.write(self._at(_JOB), msgspec.json.encode(begun))
+        self._writer.write(self._at(UNFINISHED), msgspec.json.encode(begun))
         if job.inputs is None:  # an iterable may give something else now
-            self._remove(name for name in self._sizes() if name != _JOB)
+            self._remove(name for name in self._sizes() if name != UNFINISHED)
             shutil.rmtree(self.scratch, ignore_errors=True)
         shutil.rmtree(self._unfinished, ignore_errors=True)  # of a try that was killed
 
@@ -216,8 +215,8 @@ class OutputFolder:
             pass
 
     def _remove_notes(self, sizes: Iterable[str]) -> None:
-        self._remove(name for name in sizes if name.startswith(WRITING) and name != _JOB)
-        self._remove([_JOB])  # the last: without it the others would be in the way of a new job
+        self._remove(name for name in sizes if name.startswith(WRITING) and name != UNFINISHED)
+        self._remove([UNFINISHED])  # the last: without it the others would be in the way of a new job
         shutil.rmtree(self.scratch, ignore_errors=True)
         path = local_path(self._at(WRITING))
         if path is not None:
