@@ -90,6 +90,10 @@ State = Annotated[
 GlobalBatch = Annotated[
     int | None, typer.Option(min=1, help="Packs of a batch over all ranks: batch_size x ranks.", show_default=False)
 ]
+HeldOutPart = Annotated[
+    str | None,
+    typer.Option(help="Of a config with hold_out: train, or val, what is held out.", show_default="the config's"),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 

@@ -177,13 +177,13 @@ class Stretches:
     def messages(self, worker: int = 0, num_workers: int = 1) -> Iterator[Message]:
         """The messages of one worker."""
         _prepare(self, num_workers)
-        reader, seq_len = _StretchReader(self), self.run.schedule.stages[0].seq_len
+        reader, seq_len = StretchReader(self), self.run.schedule.stages[0].seq_len
         mine = self.stretches[worker::num_workers][self.sent[worker] if self.sent else 0 :]
         parts = (Part(seq_len, reader.packs(stretch)) for stretch in mine)
         return messages_of(parts, self.run, with_provenance=self.with_provenance)
 
 
-class _StretchReader:
+class StretchReader:
     """Reads stretches; where one follows the one before in its lane, it goes on."""
 
     def __init__(self, work: Stretches) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from support.traces import check_pack, write_run
+from support.traces import MODEL, check_pack, write_run
 from typer.testing import CliRunner, Result
 
 from streampack import PackedDataLoader
@@ -169,3 +169,36 @@ def test_labels_are_those_of_the_loaders_format(handed: Handed, tmp_path: Path) 
     [pack] = trace(handed[0], "--pack", 5)
     [shifted] = trace(config, "--pack", 5)
     assert shifted["num_targets"] == pack["num_targets"] - 1
+
+
+@pytest.mark.parametrize("course", ["", "  num_packs: 20"])
+def test_packs_of_a_validation_set_are_found_by_their_numbers(course: str, tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    config.write_text(
+        f"dataset:\n{config.read_text().partition('  stages:')[0].partition('dataset:')[2]}"
+        f"  tokenizer: {MODEL}\n  seq_len: 64\n  hold_out: {{part: val, fraction: 0.1}}\n  on_error: skip\n{course}\n"
+    )
+    with PackedDataLoader.from_config(str(config)) as loader:
+        loader.num_workers, loader.batch_size = 0, 1000
+        [batch] = loader
+    rows = [row for row, labels in zip(batch["tokens"].tolist(), batch["labels"], strict=True) if any(labels != -100)]
+    packs = trace(config, "--pack", 0, "--global-batch", 1000)
+    assert [pack["global_pack"] for pack in packs] == list(range(len(rows)))
+    assert {pack["source"] for pack in packs} == {"web", "code"}
+    for tokens, pack in zip(rows, packs, strict=True):
+        check_pack(tokens, pack)
+    assert trace(config, "--pack", 5, "--global-batch", 9, "--row", 7) == [{**packs[12], "row": 7}]
+    assert trace(config, "--pack", 12) == [{**packs[12], "row": None}]
+    assert f"the validation set has {len(rows)} packs, from 0 on" in said(run(config, "--pack", len(rows)))
+
+
+def test_of_a_training_config_the_held_out_part_is_traced(handed: Handed) -> None:
+    config, _ = handed
+    [pack] = trace(config, "--part", "val", "--pack", 3)
+    assert pack["segments"]
+    for args, error in [
+        (["--step", 1, "--global-batch", 4], "give --pack in place of --step: which batch a pack of a validation set"),
+        (["--pack", 1, "--state", config.parent / "state.pt"], "--state is of a training run, and this is a"),
+        (["--pack", 1, "--global-batch", 2, "--row", 2], "--row 2: from pack 1 on there are 2 packs, from row 0 on"),
+    ]:
+        assert error in said(run(config, "--part", "val", *args))

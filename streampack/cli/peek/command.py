@@ -19,6 +19,7 @@ from streampack.cli.arguments import (
     EosToken,
     Field,
     GlobalBatch,
+    HeldOutPart,
     Json,
     OneSource,
     PadToken,
@@ -59,10 +60,7 @@ def peek(
     ] = None,
     global_batch: GlobalBatch = None,
     state: State = None,
-    part: Annotated[
-        str | None,
-        typer.Option(help="Of a config with hold_out: train, or val, what is held out.", show_default="the config's"),
-    ] = None,
+    part: HeldOutPart = None,
     view: Annotated[
         Looking,
         typer.Option(help="What is marked: rows, those that are masked; or targets, the tokens that are trained."),

@@ -1,8 +1,8 @@
 """`streampack trace`: which documents are in a pack or a batch of a run, and where they are stored.
 
-In:  a config, a global pack or a batch, perhaps a state before it. Out: the packs' documents on stdout, as tables, as
-JSON, or as lines for `Stage(exclude=...)`.
-Invariants: nothing but the lanes of these packs is read, from the state on, one lane after the other.
+In:  a config, a global pack or a batch, perhaps a state before it; or packs of a validation set.
+Out: their documents on stdout, as tables, as JSON, or as lines for `Stage(exclude=...)`.
+Invariants: of a run, nothing but the lanes of these packs is read, from the state on, one lane after the other.
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,14 @@ from typing import Annotated
 import msgspec
 import typer
 
-from streampack.cli.arguments import GlobalBatch, Json, State, is_config, make_dataset
+from streampack.cli.arguments import GlobalBatch, HeldOutPart, Json, State, is_config, make_dataset
 from streampack.cli.console import output, plural, print_json
 from streampack.cli.peek.pieces import Pieces
 from streampack.cli.progress import PackProgress
 from streampack.cli.replay import Replay
 from streampack.cli.trace.drawing import draw
 from streampack.cli.trace.found import Place, TracedPack, TracedSegment, traced
+from streampack.cli.trace.held_out import traced_held_out
 from streampack.errors import ConfigError
 
 
@@ -44,29 +45,36 @@ def trace(
         int | None, typer.Option(min=0, help="With --global-batch: one pack of the batch.", show_default="all")
     ] = None,
     state: State = None,
+    part: HeldOutPart = None,
     text: Annotated[bool, typer.Option("--text", help="Show the text of the rows, too.")] = False,
     exclude_lines: Annotated[
         bool, typer.Option("--exclude-lines", help="Print a line for each document, for a stage's `exclude` file.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Show which documents are in a pack or a batch of a run, and where they are stored."""
+    """Show which documents are in a pack or a batch of a run or a validation set, and where they are stored."""
     if not is_config([config]):
         raise ConfigError(f"CONFIG={config} must be the run's config file, .yaml or .yml")
     if exclude_lines and (json or text):
         raise ConfigError(
             "--exclude-lines prints nothing but its lines, without --json and --text: leave those out, or run twice"
         )
-    dataset = make_dataset([config])
-    if dataset.is_validation:
+    dataset = make_dataset([config], part=part)
+    if dataset.is_validation and state is not None:
         raise ConfigError(
-            "trace follows a training run, and this config reads what is held out (HoldOut with part='val'): give the "
-            "config of the training"
+            "--state is of a training run, and this is a validation set, of which each iteration begins at the "
+            "beginning: leave --state out"
         )
     replay = Replay.of(dataset, state)
-    places = _places(replay, pack=pack, step=step, global_batch=global_batch, row=row)
     pieces = Pieces(dataset.pipeline.tokenizer) if text else None
-    found = _traced(replay, places, pieces)
+    if (pack is None) == (step is None):
+        raise ConfigError("give one of --pack and --step: which pack, or which batch of the run")
+    if row is not None and global_batch is None:
+        raise ConfigError("--row needs --global-batch, with which --pack is the first pack of a batch")
+    if dataset.is_validation:
+        found = traced_held_out(dataset, pack=pack, global_batch=global_batch, row=row, pieces=pieces)
+    else:
+        found = _traced(replay, _places(replay, pack=pack, step=step, global_batch=global_batch, row=row), pieces)
     if exclude_lines:
         for line in dict.fromkeys(_exclude_line(replay, each) for of_pack in found for each in of_pack.segments):
             typer.echo(line)
@@ -89,11 +97,7 @@ def _places(
     replay: Replay, *, pack: int | None, step: int | None, global_batch: int | None, row: int | None
 ) -> list[Place]:
     """The packs that are asked for, which the run has and the replay can make."""
-    if (pack is None) == (step is None):
-        raise ConfigError("give one of --pack and --step: which pack, or which batch of the run")
     if pack is not None and global_batch is None:
-        if row is not None:
-            raise ConfigError("--row needs --global-batch, with which --pack is the first pack of a batch")
         found = [Place(global_pack=pack)]
     else:
         if pack is not None:
