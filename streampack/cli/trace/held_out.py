@@ -44,7 +44,7 @@ def traced_held_out(
         pack, stop = pack + row, pack + row + 1
     step = step_of(run.schedule.stages[0].seq_len)
     parts = stretches(run, counted, pack, stop, step=step, size=step)
-    reader = StretchReader(Stretches(run=run, stretches=parts, budget_bytes=budget, with_provenance=True))
+    reader = StretchReader(Stretches(run=run, stretches=parts, num_ranks=1, budget_bytes=budget, with_provenance=True))
     found = []
     for part in parts:
         for lane_pack, made in enumerate(reader.packs(part), start=part.start.packs + part.passed_over):
