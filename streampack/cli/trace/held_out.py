@@ -45,7 +45,7 @@ def traced_held_out(
     step = step_of(run.schedule.stages[0].seq_len)
     parts = stretches(run, counted, pack, stop, step=step, size=step)
     reader = StretchReader(Stretches(run=run, stretches=parts, num_ranks=1, budget_bytes=budget, with_provenance=True))
-    found = []
+    found: list[TracedPack] = []
     for part in parts:
         for lane_pack, made in enumerate(reader.packs(part), start=part.start.packs + part.passed_over):
             assert made.pack is not None, "a stretch has as many packs as were counted"
