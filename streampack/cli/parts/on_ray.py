@@ -7,8 +7,11 @@ list of shards is made once, by the driver. Nothing is left running.
 """
 
 import contextlib
+import functools
 import os
+import pickle
 import socket
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -32,6 +35,8 @@ class _Place(NamedTuple):
     release: str
     folder: str | None
     """The present one, where shards are files; None: all are remote."""
+    modules: tuple[str, ...]
+    """Folders of modules: a transform is imported by its name."""
 
 
 def run_parts(
@@ -53,9 +58,11 @@ def run_parts(
         return
     with _connected(address) as ray:
         has_files = any(local_path(shard.url) is not None for table in work.tables.values() for shard in table)
-        place = _Place(streampack.__version__, str(Path.cwd()) if has_files else None)
+        folder = str(Path.cwd())
+        modules = tuple(each or folder for each in sys.path)
+        place = _Place(streampack.__version__, folder if has_files else None, modules)
         task = ray.remote(num_cpus=1, max_retries=0)(_do)  # tried again below, so that there is an end to it
-        shared = ray.put((work, place))
+        shared = ray.put((ray.cloudpickle.dumps(work), place))
         left, deaths = list(parts)[::-1], Counter[int]()
         running: dict[Any, int] = {}
         is_told = False
@@ -87,9 +94,9 @@ def run_parts(
                     yield index, found
 
 
-def _do(shared: tuple[Work, _Place], shards: Shards) -> Any:  # Any: JSON
+def _do(shared: tuple[bytes, _Place], shards: Shards) -> Any:  # Any: JSON
     """In a process of the cluster: do one part."""
-    work, place = shared
+    pickled, place = shared
     node = socket.gethostname()
     if streampack.__version__ != place.release:
         raise ConfigError(
@@ -104,7 +111,15 @@ def _do(shared: tuple[Work, _Place], shards: Shards) -> Any:  # Any: JSON
                 f"node {node} has no folder {place.folder}, and shards are files: put them where all nodes reach them, "
                 "or name them by URL"
             ) from None
-    return plain(work.run(shards, workers=1, advance=lambda bytes_done, shards_done: None))
+    sys.path += [each for each in place.modules if each not in sys.path]
+    return plain(_loaded(pickled).run(shards, workers=1, advance=lambda bytes_done, shards_done: None))
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(pickled: bytes) -> Work:
+    """The work, made once in a process: a tokenizer may take a second."""
+    found: Work = pickle.loads(pickled)  # noqa: S301 - the driver's own
+    return found
 
 
 @contextlib.contextmanager

@@ -1,0 +1,179 @@
+"""Parts as tasks of a cluster, on one that exists in this process: what is done again, what ends all, what is told.
+
+The real one is in tests/nightly/test_ray.py.
+"""
+
+import os
+import pickle
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+
+from streampack.cli.parts.on_ray import run_parts
+from streampack.corpus.processes import Advance
+from streampack.corpus.table import ShardTable
+from streampack.errors import ConfigError, CorruptShardError, LoaderError
+
+PARTS = {index: {"web": range(index, index + 1)} for index in range(5)}
+
+
+class RayError(Exception):
+    pass
+
+
+class RayTaskError(RayError):
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(f"a task failed\n{cause}")
+        self.cause = cause
+
+
+class Ray:
+    """As much of the module as is used; `dies` says of a task that has begun whether its process dies."""
+
+    exceptions = SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError)
+    cloudpickle = pickle
+
+    def __init__(self, dies: Callable[[range], bool] = lambda mine: False, cores: int = 2) -> None:
+        self._dies, self._cores = dies, cores
+        self._tasks: dict[int, tuple[Any, ...]] = {}
+        self.is_shut_down = False
+        self.begun: list[range] = []
+        self.most_at_once = 0
+
+    def is_initialized(self) -> bool:
+        return False
+
+    def init(self, **options: object) -> None:
+        if options["address"] == "nowhere:1":
+            raise ConnectionError("Could not find a running Ray instance at nowhere:1.\nAnd more.")
+
+    def shutdown(self) -> None:
+        self.is_shut_down = True
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": float(self._cores)} if self._cores else {}
+
+    def put(self, value: object) -> object:
+        return value
+
+    def remote(self, **options: object) -> Callable[[Any], Any]:
+        def of(task: Any) -> Any:
+            def begin(*arguments: Any) -> int:
+                number = len(self.begun)
+                self.begun.append(arguments[1]["web"])
+                self._tasks[number] = (task, *arguments)
+                self.most_at_once = max(self.most_at_once, len(self._tasks))
+                return number
+
+            return SimpleNamespace(remote=begin)
+
+        return of
+
+    def wait(self, references: list[int], *, timeout: float) -> tuple[list[int], list[int]]:
+        return references[-1:], references[:-1]  # the last one is done first
+
+    def get(self, reference: int) -> Any:
+        task, *arguments = self._tasks.pop(reference)
+        if self._dies(arguments[1]["web"]):
+            raise RayError("the process died")
+        try:
+            return task(*arguments)
+        except Exception as error:
+            raise RayTaskError(error) from error
+
+
+@dataclass(frozen=True)
+class Doubling:
+    command: ClassVar[str] = "double"
+    error: Exception | None = None
+
+    @property
+    def tables(self) -> dict[str, ShardTable]:
+        return {}
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return {}
+
+    def run(self, shards: Mapping[str, range], *, workers: int | None, advance: Advance) -> list[int]:
+        if self.error is not None:
+            raise self.error
+        return [2 * index for index in shards["web"]]
+
+
+def run_on(ray: Ray, monkeypatch: pytest.MonkeyPatch, work: Doubling | None = None, **options: Any) -> dict[int, Any]:
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    return dict(run_parts(work or Doubling(), PARTS, **{"address": "auto", "at_once": None} | options))
+
+
+def test_every_part_is_done_and_no_more_wait_than_the_cluster_soon_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = Ray()
+    assert run_on(ray, monkeypatch) == {index: [2 * index] for index in PARTS}
+    assert ray.most_at_once == 4 and ray.is_shut_down
+    few = Ray()
+    assert len(run_on(few, monkeypatch, at_once=1)) == 5 and few.most_at_once == 1
+
+
+def test_a_part_whose_process_dies_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = Counter({range(1, 2): 19, range(3, 4): 1})
+
+    def dies(mine: range) -> bool:
+        left[mine] -= 1
+        return left[mine] >= 0
+
+    ray = Ray(dies)
+    assert run_on(ray, monkeypatch) == {index: [2 * index] for index in PARTS}
+    assert len(ray.begun) == 5 + 20
+
+
+def test_a_part_whose_processes_always_die_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = Ray(lambda mine: mine == range(2, 3))
+    with pytest.raises(LoaderError, match="a part ended 20 times without a result, .*: the process died"):
+        run_on(ray, monkeypatch)
+    assert ray.is_shut_down
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "says"),
+    [
+        (CorruptShardError("checksum is wrong", url="a.tar"), CorruptShardError, "^a.tar: checksum is wrong$"),
+        (ModuleNotFoundError("No module named 'mine'"), ConfigError, "cannot import .* No module named 'mine'; install"),
+        (ZeroDivisionError("division by zero"), LoaderError, "a part failed on the cluster: .*\ndivision by zero"),
+    ],
+)
+def test_an_error_of_the_work_ends_all_and_is_told_as_here(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, told: type[Exception], says: str
+) -> None:
+    ray = Ray()
+    with pytest.raises(told, match=says):
+        run_on(ray, monkeypatch, Doubling(error))
+    assert ray.is_shut_down
+
+
+def test_without_ray_or_a_cluster_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"--ray nowhere:1: Could not find .* at nowhere:1\.. Start a cluster"):
+        run_on(Ray(), monkeypatch, address="nowhere:1")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"pip install 'streampack\[ray\]', here and on all nodes"):
+        dict(run_parts(Doubling(), PARTS, address="auto", at_once=None))
+
+
+def test_nodes_of_another_release_or_without_the_folder_are_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from streampack.cli.parts import on_ray
+
+    here = Path.cwd()
+    place = on_ray._Place("9.9", None, ())
+    with pytest.raises(ConfigError, match=f"node {os.uname().nodename} has streampack .*, and this machine 9.9"):
+        on_ray._do((pickle.dumps(Doubling()), place), PARTS[0])
+    place = on_ray._Place(on_ray.streampack.__version__, str(tmp_path / "nowhere"), ())
+    with pytest.raises(ConfigError, match=f"has no folder {tmp_path}/nowhere, and shards are files"):
+        on_ray._do((pickle.dumps(Doubling()), place), PARTS[0])
+    assert Path.cwd() == here
