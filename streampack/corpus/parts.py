@@ -11,6 +11,7 @@ Out: the part's shards; the results of all parts in order, once all are there.
 Never: a shard in two parts or in none; parts of two jobs in one folder; a part's file before it is complete.
 """
 
+import contextlib
 import hashlib
 import json
 import re
@@ -28,9 +29,12 @@ from streampack.storage.access import StorageReader
 from streampack.storage.clients import local_path
 from streampack.storage.options import Storage
 from streampack.storage.redaction import named
+from streampack.storage.threads import side_by_side
 from streampack.storage.writing import StorageWriter
 
 MOST_PARTS = 99_999
+_AT_ONCE = 16
+"""Files that are read side by side."""
 _NAME = re.compile(r"(\d{5})-of-(\d{5})\.([0-9a-f]{8})\.json")
 
 
@@ -181,9 +185,12 @@ class PartsFolder:
         return job
 
     def results(self, job: Job, indexes: Iterable[int] | None = None) -> Iterator[Any]:  # Any: JSON
-        """What each part (None: of all) has found, in order; one is in memory at a time."""
-        for index in range(job.num_parts) if indexes is None else indexes:
-            yield self._read(_name(job, index)).result
+        """What each part (None: of all) has found, in order; a few are in memory at a time."""
+        asked = list(range(job.num_parts) if indexes is None else indexes)
+        for first in range(0, len(asked), _AT_ONCE):
+            some = [_name(job, index) for index in asked[first : first + _AT_ONCE]]
+            with contextlib.closing(side_by_side(self._read, some, num_threads=_AT_ONCE)) as files:
+                yield from (file.result for file in files)
 
     def _files(self) -> dict[str, tuple[int, int, str]]:
         """Number of the part, number of parts and digest of the job, by the names of files."""

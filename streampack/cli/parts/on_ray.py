@@ -134,8 +134,9 @@ def _connected(address: str) -> Iterator[Any]:  # Any: the module has no types t
         try:
             ray.init(address=address, log_to_driver=False, logging_level="warning")
         except (ConnectionError, ValueError, RuntimeError) as error:
+            what = _first_line(error).rstrip(".")
             raise ConfigError(
-                f"--ray {address}: {_first_line(error)}. Start a cluster (ray start --head), or give its address"
+                f"--ray {address}: {what}. Start a cluster (ray start --head), or give its address"
             ) from error
     try:
         yield ray
