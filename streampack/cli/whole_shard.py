@@ -48,7 +48,7 @@ def read_whole_shard(
     in_blocks: bool = False,
     spans: Spans | None = None,
 ) -> Iterator[ShardSample]:
-    """The samples of a shard, in order.
+    """The samples of a shard, in order; documents that the pipeline leaves out (`exclude`) are not in them.
 
     `pass_over` is told the names of files that belong to no sample. `in_blocks`: a shard that can be cut is read
     in blocks, as in a run, so that a tar inside the tar is found. Their size depends on the shard alone. `spans`: of a
@@ -71,14 +71,23 @@ def read_whole_shard(
                 reached = told if compressed else sample.position
                 tell(reached - told)
                 told, since = reached, 0
-            documents = pipeline.documents.read(
-                sample, url=shard.url, shard_name=shard.name, shard_index=index, epoch=0
-            )
-            yield ShardSample(sample.position, sample.key, documents)
+            yield ShardSample(sample.position, sample.key, documents_of(pipeline, index, shard, sample))
     except ShardError:
         tell(shard.size - told)
         raise
     tell(shard.size - told)
+
+
+def documents_of(
+    pipeline: Pipeline, index: int, shard: Shard, sample: Sample
+) -> Iterator[Document | BadRecord]:
+    """The documents and bad records of a sample, without those that the pipeline leaves out."""
+    excluded = pipeline.excluded
+    for each in pipeline.documents.read(
+        sample, url=shard.url, shard_name=shard.name, shard_index=index, epoch=0
+    ):
+        if excluded is None or not excluded.has(shard.name, sample.key, each.record):
+            yield each
 
 
 def _samples(

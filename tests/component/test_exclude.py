@@ -12,9 +12,13 @@ from typing import Any, NamedTuple
 
 import pytest
 from support.reference import prose
+from support.traces import MODEL
+from typer.testing import CliRunner
 
 import streampack
 from streampack import ConfigError, Packing, Shuffle, Source, Stage, StateError
+from streampack.cli import app
+from streampack.cli.plan.sampling import take_sample
 from streampack.config.file import load_config
 from streampack.documents import excluded
 from streampack.testing import ByteTokenizer, write_shards
@@ -239,6 +243,29 @@ def test_what_is_left_out_is_no_bad_record(tmp_path: Path) -> None:
     assert "00000007" not in keys and "00000008" in keys
     counts = loader.stats()
     assert (counts["bad_records"], counts["documents"]) == (0, 59 + 9 + 1 + 9)
+
+
+def test_count_and_the_sample_of_plan_are_without_what_the_first_stage_leaves_out(tmp_path: Path) -> None:
+    members = [b'{"text": "aaaa"}\n{"text": 1}\n{"text": "bb"}\n', b'{"text": "cccc"}\n' * 3]
+    write_shards(tmp_path / "data", members, field="jsonl:text", documents_per_shard=2, documents_per_member=1)
+    given = {"source": "default", "shard": "00000.tar"}
+    lines(tmp_path / "bad.jsonl", [{**given, "key": "00000000", "record": n} for n in (0, 1)])
+    lines(tmp_path / "later.jsonl", [{**given, "key": "00000001"}])
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"dataset: {{data: {tmp_path}/data/, field: 'jsonl:text', tokenizer: {MODEL}, seq_len: 4, num_lanes: 1, "
+        "stages: [{exclude: ./bad.jsonl}, {at_packs: 2, exclude: ./later.jsonl}]}\n"
+    )
+    result = CliRunner().invoke(app, ["count", str(config), "--json"])
+    assert result.exit_code == 0, result.output
+    counted = json.loads(result.stdout)
+    assert (counted["documents"], counted["bad_records"]) == (4, 0)
+    run = streampack.PackedDataLoader.from_config(str(config)).dataset.run()
+    [source] = run.sources
+    sampled = take_sample(source.pipelines[0], source.corpus, 2**16)
+    assert (len(sampled.document_tokens), sampled.bad) == (4, 0)
+    verified = CliRunner().invoke(app, ["verify", str(config)])
+    assert verified.exit_code == 1 and "5 documents: 1 problem" in verified.stdout
 
 
 def test_the_past_keeps_its_file_and_a_later_stage_adds_to_it(sources: dict[str, Source], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streampack.cli.packings import Packed, PackingTrial
+from streampack.cli.whole_shard import documents_of
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.partition import Piece
 from streampack.corpus.spans import Spans
@@ -125,12 +126,9 @@ def take_sample(pipeline: Pipeline, corpus: Corpus, block_bytes: int) -> Sampled
         tokens: list[float] = []
         try:
             for sample, size in _samples(pipeline, shard, piece, fetched):
-                documents = pipeline.documents.read(
-                    sample, url=shard.url, shard_name=shard.name, shard_index=piece.shard, epoch=0
-                )
                 sizes.append(size)
                 tokens.append(0)
-                for document in documents:
+                for document in documents_of(pipeline, piece.shard, shard, sample):
                     try:
                         if isinstance(document, BadRecord):
                             raise document.error

@@ -8,6 +8,7 @@ their place. Where a tar is broken, the rest of that shard is not read.
 import contextlib
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -63,14 +64,15 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def verify_shard(source: str, pipeline: Pipeline, index: int, shard: Shard, *, tell: Callable[[int], None]) -> Verdict:
-    """Read one shard of a source to its end, or to where it is broken."""
+    """Read one shard of a source to its end, or to where it is broken; also what a stage leaves out (`exclude`)."""
     blank = blank_verdict(source, pipeline, shard)  # before it is read: what is changed meanwhile is read again
     samples = documents = num_problems = 0
     problems: list[str] = []
     passed_over = _Names()
+    everything = replace(pipeline, excluded=None)
     try:
         for sample in read_whole_shard(
-            pipeline, index, shard, tell=tell, pass_over=passed_over.append, in_blocks=True
+            everything, index, shard, tell=tell, pass_over=passed_over.append, in_blocks=True
         ):
             samples += 1
             for item in sample.documents:
