@@ -43,7 +43,7 @@ from streampack.storage.objects import Keep, RangeReader
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-_STARTS_A_SECOND = 10_000
+_STARTS_A_SECOND = 20_000
 """Processes of a job that begin to ask in a second."""
 _LONGEST_START_S = 1.0
 _CUT = 0.7
@@ -52,8 +52,7 @@ _BACK_S = 4.0
 _LOWEST_RATE = 10.0
 """Requests a second of a node that are never paced: below it each request waits only for itself (`retry`)."""
 _KNOWN_S = 20.0
-"""Seconds after a cut in which there is a limit."""
-_LONGEST_TURN_S = 60.0
+"""Seconds after a cut in which there is a limit; no request waits longer for its turn."""
 _RECENT_S = 0.2
 """Over which the requests of the node are averaged; no longer, as the first refusals come after so much time."""
 
@@ -69,7 +68,7 @@ _start = 0, 0.0
 def begin_among(num_processes: int) -> None:
     """This process is one of so many that begin at one moment: its first request waits for its own part of a second.
 
-    A tenth of a millisecond for each process at most, and no more than a second; drawn once in the life of a process.
+    At most 0.05 ms for each process, and no more than a second; drawn once in the life of a process.
     """
     global _start  # noqa: PLW0603 - a matter of the process, whatever it reads
     if _start[0] != os.getpid():
@@ -89,7 +88,7 @@ def in_turn(url: str, clients: Clients, ask: Callable[_P, _T], *args: _P.args, *
         return ask(*args, **kwargs)
     place = _place(url)
     pace = clients.client(f"pace of {place}", lambda: Pace.of(object_key(place, clients)))
-    began = _await_turn(pace, min(_LONGEST_TURN_S, retry.budget_s))
+    began = _await_turn(pace, min(_KNOWN_S, retry.budget_s))
     try:
         return ask(*args, **kwargs)
     except Exception as error:
@@ -167,7 +166,7 @@ class Pace:
         rate = self.rate(now)
         if rate == math.inf:
             return now
-        turn = min(max(now, self._shared[_NEXT]), now + _LONGEST_TURN_S)
+        turn = min(max(now, self._shared[_NEXT]), now + _KNOWN_S)
         self._shared[_NEXT] = turn + 1 / rate
         return turn
 
@@ -181,8 +180,8 @@ class Pace:
         if not began <= shared[_CUT_AT] <= now:
             shared[_REFUSED] = min(self.rate(now), self._recent(now))
             shared[_CUT_AT] = shared[_NEXT] = now
-        if asked_s > 0:
-            shared[_NEXT] = max(shared[_NEXT], now + min(asked_s, _LONGEST_TURN_S))
+        if 0 < asked_s <= _KNOWN_S:  # who is asked to wait for longer does so by himself, or has no budget for it
+            shared[_NEXT] = max(shared[_NEXT], now + asked_s)
 
     def _recent(self, now: float) -> float:
         """Requests a second of the node."""

@@ -14,6 +14,7 @@ import re
 import tarfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -289,10 +290,50 @@ def test_an_object_that_is_replaced_while_it_is_read_is_an_error(place: Place, t
     place.proxy.reset()
     place.proxy.script([None, Fault("call", action=lambda: place.replace(name, other))])
     try:
-        with pytest.raises(
-            ShardError, match=r"a\.tar, byte \d+: the object was replaced while it was read .*new ru"
-        ):
+        with pytest.raises(ShardError, match=r"a\.tar, byte \d+: the object was replaced while it was read .*new ru"):
             place.run(tmp_path, RetryPolicy.immediate())
         assert len(place.proxy.gets) == 2
     finally:
         place.replace(name, place.data)
+
+
+class Limit(deque[Fault | None]):
+    """The faults of a proxy that answers so many requests a second and refuses the others."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__([None])  # it is never empty
+        self.rate, self.tokens, self.at = rate, 1.0, time.monotonic()
+        self.num_refused = 0
+
+    def popleft(self) -> Fault | None:
+        now = time.monotonic()
+        self.tokens, self.at = min(self.tokens + (now - self.at) * self.rate, self.rate / 10), now
+        if self.tokens >= 1:
+            self.tokens -= 1
+            return None
+        self.num_refused += 1
+        return status(503, "SlowDown")
+
+
+def test_workers_of_a_storage_with_a_limit_slow_down_together_and_give_the_same_packs(
+    shard: bytes, tmp_path: Path
+) -> None:
+    paths = [tmp_path / f"{number}.tar" for number in range(3)]
+    for path in paths:
+        path.write_bytes(shard)
+    proxy = Proxy(objects={f"/{path.name}": shard for path in paths})
+    limit = proxy.faults = Limit(rate=100)
+    sizes = {f"{proxy.url}/{path.name}": len(shard) for path in paths}
+    (tmp_path / "manifest.jsonl").write_text(
+        "".join(json.dumps({"url": url, "size": size}) + "\n" for url, size in sizes.items())
+    )
+
+    def packs(data: str, num_workers: int) -> list[int]:
+        dataset = PackedDataset(data, ByteTokenizer(), 4096, num_lanes=6, epochs=1, **SHUFFLED)
+        with PackedDataLoader(dataset, 2, num_workers=num_workers, multiprocessing_context="fork") as loader:
+            return [hash(batch["tokens"].numpy().tobytes()) for batch in loader]
+
+    assert packs(f"@{tmp_path}/manifest.jsonl", 3) == packs(f"{tmp_path}/*.tar", 0)
+    answered = len(proxy.gets) - limit.num_refused
+    assert limit.num_refused < answered / 4  # more than half, where each slows down for itself
+    proxy.close()

@@ -1,7 +1,7 @@
 """What a start asks of a bucket: the first batch of one rank of a large job, and a node whose bucket refuses requests.
 
-    python tests/benchmarks/scale/first_batch.py rank [--lanes 61440] [--ranks 4096] [--workers 4] [--wait-ms 50]
-    python tests/benchmarks/scale/first_batch.py node [--processes 64] [--rate 400] [--requests 40] [--alone]
+    python tests/benchmarks/scale/first_batch.py rank [--lanes 61440 --ranks 4096 --workers 4 --wait-ms 50 --unpaced]
+    python tests/benchmarks/scale/first_batch.py node [--processes 64 --rate 400 --requests 40 --alone]
 
 The bucket is a server in a process of its own on the loopback, which waits before each answer. `rank`: 100,000 shards
 of 1 GB of token ids from a manifest, the loader of one rank with `dp_rank` and `dp_size`; seconds from the loader's
@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from streampack import PackedDataLoader, PackedDataset, Storage
+from streampack import PackedDataLoader, PackedDataset, RetryPolicy, Storage
 from streampack.storage import pacing
 from streampack.storage.access import StorageReader
 
@@ -164,7 +164,7 @@ def rank(arguments: argparse.Namespace) -> dict[str, float]:
             add_bos=False,
             add_eos=False,
             num_lanes=arguments.lanes,
-            storage=Storage(options=options),
+            storage=Storage(options=options, retry=RetryPolicy.immediate() if arguments.unpaced else RetryPolicy()),
         )
         made = time.perf_counter()
         with PackedDataLoader(
@@ -226,6 +226,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=400, help="requests a second that the bucket answers")
     parser.add_argument("--requests", type=int, default=40, help="of each process")
     parser.add_argument("--alone", action="store_true")
+    parser.add_argument("--unpaced", action="store_true", help="no pause before the first request, to compare")
     parser.add_argument("--tries", type=int, default=3)
     arguments = parser.parse_args()
     for _ in range(arguments.tries):

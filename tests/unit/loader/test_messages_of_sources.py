@@ -17,6 +17,8 @@ from streampack.lanes.run import Run
 from streampack.loader.dealing import Item, deal
 from streampack.loader.messages import Assignment, Message, WorkerStream
 from streampack.loader.restarts import _Received
+from streampack.loader.stretches import Counting, Stretches
+from streampack.storage import pacing
 from streampack.testing import ByteTokenizer
 
 LANES, PACKS = 5, 110
@@ -129,3 +131,16 @@ def test_workers_go_on_after_the_messages_that_came(run: Run, wanted: list[tuple
 
     items = deal(messages(), num_lanes=LANES, num_workers=workers, first_round=0)
     assert [plain(item) for item in islice(items, PACKS)] == wanted
+
+
+def test_a_process_begins_among_the_workers_of_all_ranks(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the first requests of a job are spread in proportion to its processes."""
+    found: list[int] = []
+    monkeypatch.setattr(pacing, "begin_among", found.append)
+    starts = list(begun(range(LANES), 3).values())
+    next(assignment(run).messages())
+    next(assignment(run, lanes=[2], starts=starts[2:3]).messages())
+    next(assignment(run, lanes=[2], starts=starts[2:3]).messages(2, 3))
+    list(Counting(run=run, num_ranks=7, lanes=[], step=1, budget_bytes=10**8).messages(1, 2))
+    list(Stretches(run=run, num_ranks=7, stretches=[], budget_bytes=10**8, with_provenance=False).messages())
+    assert found == [1, LANES, 3 * LANES, 14, 7]

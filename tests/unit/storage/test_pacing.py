@@ -83,7 +83,7 @@ class TestRate:
         other = Pace(shared)
         assert [other.turn(1000.0), other.turn(1000.0)] == pytest.approx([1007, 1007 + 1 / 70], abs=0.01)
         other.refused(1000.0, 1000.0, asked_s=86_400)
-        assert other.turn(1000.0) == 1060
+        assert other.turn(1000.0) < 1008
 
     def test_numbers_of_before_a_reboot_hold_nobody_up(self) -> None:
         shared = slot()
@@ -163,7 +163,7 @@ class TestStart:
         monkeypatch.setattr(threads, "pause", found.append)
         return found
 
-    @pytest.mark.parametrize(("processes", "most"), [(512, 0.0512), (4096, 0.4096), (16_384, 1), (500_000, 1)])
+    @pytest.mark.parametrize(("processes", "most"), [(512, 0.0256), (4096, 0.2048), (16_384, 0.8192), (500_000, 1)])
     def test_first_requests_are_spread_in_proportion_to_the_processes(
         self, processes: int, most: float, monkeypatch: pytest.MonkeyPatch
     ) -> None:
