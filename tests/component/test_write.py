@@ -127,6 +127,18 @@ def test_a_run_reads_what_was_written_and_its_digests_are_right(shuffle: bool, t
         read_by_a_run(tmp_path / "out")
 
 
+def test_very_large_data_have_a_manifest_without_digests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("streampack.corpus.writing.request._DIGESTED_BYTES", 1000)
+    (tmp_path / "a.jsonl").write_bytes(as_lines(texts(30)))
+    for shuffle in (False, True):
+        write_shards(tmp_path / "a.jsonl", tmp_path / str(shuffle), shuffle=shuffle)
+        assert sorted(read_by_a_run(tmp_path / str(shuffle))) == sorted(texts(30))
+        assert "digest" not in json.loads((tmp_path / str(shuffle) / "manifest.jsonl").read_text())
+    assert "the manifest will have no digests" in caplog.text
+
+
 def test_lines_are_cut_into_portions_anywhere_and_none_is_lost(tmp_path: Path) -> None:
     documents = ["x" * (number % 700) for number in range(3000)]
     (tmp_path / "a.jsonl").write_bytes(b"\n\n".join(as_lines(documents).splitlines()))

@@ -45,12 +45,13 @@ class _InOrder:
     folder: OutputFolder
     job: Job
     num_portions: int
+    digests: bool
 
     def __call__(self, item: Portion, *, tell: Tell) -> Written:
         bad = BadRecords(skip=self.job.on_error == "skip")
         records = self.source.records(item, bad, tell)
         name = _name(item.number, self.num_portions)
-        shards = write_tars(records, self.folder, name=name, shard_bytes=self.job.shard_bytes)
+        shards = write_tars(records, self.folder, name=name, shard_bytes=self.job.shard_bytes, digests=self.digests)
         written = Written(shards=shards, num_skipped=bad.count, problems=bad.kept)
         self.folder.note(item.number, written)
         return written
@@ -87,10 +88,12 @@ class _Shuffled:
     runs: Sequence[Run]
     num_shards: int
     folder: OutputFolder
+    digests: bool
 
     def __call__(self, item: int, *, tell: Tell) -> Written:
         records = _told(records_between(self.runs, item, self.num_shards), tell)
-        shards = write_tars(records, self.folder, name=_name(item, self.num_shards), shard_bytes=None)
+        name = _name(item, self.num_shards)
+        shards = write_tars(records, self.folder, name=name, shard_bytes=None, digests=self.digests)
         written = Written(shards=shards)
         self.folder.note(item, written)
         return written
@@ -105,12 +108,15 @@ class Passes:
     job: Job
     workers: int
     progress: Progress
+    digests: bool
 
     def in_order(self, portions: Sequence[Portion], num_portions: int) -> Written:
         """Write the shards of each portion, one portion after the other. There are `num_portions` in all parts."""
         done = self.folder.done(portion.number for portion in portions)
         left = [portion for portion in portions if portion.number not in done]
-        work = _InOrder(source=self.source, folder=self.folder, job=self.job, num_portions=num_portions)
+        work = _InOrder(
+            source=self.source, folder=self.folder, job=self.job, num_portions=num_portions, digests=self.digests
+        )
         for portion, written in self._each(work, left, "writing", _bytes_of(left)):
             done[portion.number] = written
         return joined([done[portion.number] for portion in portions])
@@ -137,7 +143,7 @@ class Passes:
         mine = range(index * count // number, (index + 1) * count // number)
         done = self.folder.done(mine)
         left = [shard for shard in mine if shard not in done]
-        work = _Shuffled(runs=runs, num_shards=count, folder=self.folder)
+        work = _Shuffled(runs=runs, num_shards=count, folder=self.folder, digests=self.digests)
         for shard, written in self._each(work, left, "writing", len(left) * self.job.shard_bytes):
             done[shard] = written
         return joined([done[shard] for shard in mine])

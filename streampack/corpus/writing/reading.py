@@ -117,7 +117,7 @@ class IterableReader:
                 tell(len(record))
                 yield record
             else:
-                bad.add(error, f"record {number:,}".__str__)
+                bad.add(error, partial("record {:,}".format, number))
 
 
 def _place(given: Input, each: Range, before: Callable[[], int | None], number: int) -> str:

@@ -9,6 +9,7 @@ Invariants: the bytes do not depend on the parts. A part that is done is not don
 """
 
 import dataclasses
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ from streampack.storage.redaction import named
 
 SHARD_BYTES = 256 * 2**20
 _LEAST_SHARD_BYTES = 2**16
+_DIGESTED_BYTES = 4 * 2**40
+"""Of all documents, up to which the manifest has digests of blocks: they are 2 GiB then, which each start reads."""
+_log = logging.getLogger(__name__)
 AnyPath: TypeAlias = str | os.PathLike[str]
 
 
@@ -183,7 +187,16 @@ class _Begun:
         sizes = np.array([portion.num_bytes for portion in portions], dtype=np.int64)
         self._mine = [portions[index] for index in shards_of(sizes, part)]
         self._num_portions = len(portions)
-        self._passes = Passes(source=source, folder=folder, job=self.job, workers=workers, progress=progress)
+        digests = sum(portion.num_bytes for portion in portions) <= _DIGESTED_BYTES
+        if not digests:
+            _log.warning(
+                "%s: the manifest will have no digests, which would be 0.5 MB for each GB; `streampack manifest "
+                "--digests --block-bytes N` makes larger ones",
+                named(folder.url),
+            )
+        self._passes = Passes(
+            source=source, folder=folder, job=self.job, workers=workers, progress=progress, digests=digests
+        )
         folder.begin(self.job)
 
     def write(self) -> Written | None:

@@ -21,11 +21,11 @@ MEMBER_BYTES = 16 * 2**10
 
 
 class _Digested(io.RawIOBase):
-    """A file that is written, with the digests of what went by."""
+    """A file that is written, with the digests of what went by, where they are asked for."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, digests: bool) -> None:
         self._file = path.open("wb")
-        self._digester = BlockDigester()
+        self._digester = BlockDigester() if digests else None
         self.size = 0
 
     def writable(self) -> bool:
@@ -33,17 +33,18 @@ class _Digested(io.RawIOBase):
 
     def write(self, data: bytes) -> int:  # type: ignore[override]  # tarfile writes bytes
         self._file.write(data)
-        self._digester.update(data)
+        if self._digester is not None:
+            self._digester.update(data)
         self.size += len(data)
         return len(data)
 
     def tell(self) -> int:
         return self.size
 
-    def finish(self) -> str:
+    def finish(self) -> str | None:
         """The digest, when all is written."""
         self._file.close()
-        return self._digester.text()
+        return None if self._digester is None else self._digester.text()
 
     def drop(self) -> None:
         """Close it as it is."""
@@ -53,9 +54,9 @@ class _Digested(io.RawIOBase):
 class _Shard:
     """A tar under way."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, digests: bool) -> None:
         self._path = path
-        self._file = _Digested(path)
+        self._file = _Digested(path, digests=digests)
         # Open until `finish`. USTAR has one header a member. webdataset's writer wraps this one, and imports torch.
         self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - as above
         self.num_samples = self.num_documents = self.num_bytes = 0
@@ -87,7 +88,9 @@ class _Shard:
         return row
 
 
-def write_tars(records: Iterable[bytes], folder: OutputFolder, *, name: str, shard_bytes: int | None) -> list[ShardRow]:
+def write_tars(
+    records: Iterable[bytes], folder: OutputFolder, *, name: str, shard_bytes: int | None, digests: bool
+) -> list[ShardRow]:
     """Write the records of a portion into its shards.
 
     Args:
@@ -95,6 +98,7 @@ def write_tars(records: Iterable[bytes], folder: OutputFolder, *, name: str, sha
         folder: where the shards go.
         name: of the portion; the names of shards and of members begin with it.
         shard_bytes: bytes of members after which a shard ends. None: all of it is one shard, of the same name.
+        digests: whether the rows have digests of the shards' blocks.
     """
     rows: list[ShardRow] = []
     shard: _Shard | None = None
@@ -104,7 +108,7 @@ def write_tars(records: Iterable[bytes], folder: OutputFolder, *, name: str, sha
 
     def end_member() -> None:
         nonlocal shard, member, size, num_members
-        shard = shard or _Shard(unfinished)
+        shard = shard or _Shard(unfinished, digests=digests)
         shard.add(f"{name}-{num_members:08d}", member)
         num_members += 1
         member, size = [], 0
