@@ -197,10 +197,10 @@ def _place(url: str) -> str:
 @functools.cache  # it stays the same file in forked processes
 def _memory() -> mmap.mmap:
     """The memory that this user's processes share; of this process and its children where there can be no file."""
-    folder = Path("/dev/shm")  # noqa: S108 - memory; that the file is this user's own is looked at
-    if not os.access(folder, os.W_OK):
-        folder = Path(tempfile.gettempdir())
     with suppress(OSError, ValueError):
+        folder = Path("/dev/shm")  # noqa: S108 - memory; that the file is this user's own is looked at
+        if not os.access(folder, os.W_OK):
+            folder = Path(tempfile.gettempdir())
         return _map(folder / f"streampack-pace-1-{os.geteuid()}")
     return mmap.mmap(-1, _SLOTS * _SLOT_BYTES)
 
