@@ -1,5 +1,6 @@
 """Collectives over a tree of meshes give what one mesh gives, on any number of ranks, over few connections."""
 
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -116,3 +117,20 @@ def test_all_ranks_of_a_mesh_agree_on_who_is_in_it() -> None:
         for rank in range(size):
             for mesh in meshes_of(rank, size):
                 assert all(mesh in meshes_of(other, size) for other in mesh)
+
+
+def test_ranks_that_end_with_the_error_of_one_that_has_died_end_all_others(connect: Connect) -> None:
+    ranks = connect(5)
+    numbers = [torch.zeros(1) for _ in ranks]
+    die(ranks[3])
+    alive = {rank: ranks[rank].all_reduce(numbers[rank], dist.ReduceOp.MAX) for rank in (0, 1, 2, 4)}
+    for rank in (2, 0, 1, 4):  # 2 is in a mesh with 3, 0 with 2, and the others with 0
+        with pytest.raises(RuntimeError):
+            alive.pop(rank)()
+        die(ranks[rank])
+
+
+def die(rank: Group) -> None:
+    """Close its connections, as the end of its process does."""
+    rank._meshes = ()
+    gc.collect()
