@@ -128,6 +128,35 @@ def test_plan_warns_of_a_source_that_will_be_exhausted(mix: str) -> None:
     assert ["web", "75.00%", "1,206"] in [line[:3] for line in lines]
 
 
+def test_plan_warns_of_a_small_source_that_some_lanes_have_too_little_of(tmp_path: Path) -> None:
+    write_shards(tmp_path / "web", [f"web {n} " * (100 + n) for n in range(60)], documents_per_shard=10)
+    write_shards(tmp_path / "small", [f"small {n} " * (10 + 40 * (n % 3)) for n in range(30)], documents_per_shard=10)
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"""
+dataset:
+  sources:
+    web: {{data: {tmp_path}/web/, weight: 9}}
+    small: {{data: {tmp_path}/small/, weight: 1, max_epochs: 2}}
+  tokenizer: {DATA}/devil.model
+  seq_len: 64
+  num_lanes: 24
+  num_packs: 1600
+"""
+    )
+    said = " ".join(run("plan", str(config)).stderr.split())
+    found = re.search(r"about (\d+)% of the lanes are exhausted .* about (\d+)% of its packs never come", said)
+    assert found and "source small has" in said and "for 24 lanes, and the smallest lane has" in said
+    with PackedDataLoader.from_config(str(config)) as loader:
+        loader.num_workers = 0
+        for _ in loader:
+            pass
+        packs = loader.stats()["sources"]["small"]["packs"]
+    assert 1 - packs / 160 == pytest.approx(int(found[2]) / 100, abs=0.1)
+    config.write_text(config.read_text().replace("max_epochs: 2", "max_epochs: 8"))
+    assert "of the lanes are exhausted" not in run("plan", str(config)).stderr
+
+
 def test_plan_warns_of_a_stage_whose_sources_are_all_exhausted_and_peek_shows_what_comes_after(mix: str) -> None:
     text = Path(mix).read_text("utf-8").replace("web: 3, code: 1", "code: 1").replace("max_epochs: 50", "max_epochs: 1")
     text = text.replace("at_packs: 40", "at_packs: 2400").replace("num_packs: 100", "num_packs: 2500")

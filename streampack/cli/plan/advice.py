@@ -6,6 +6,8 @@ In:  what was estimated. Out: warnings and errors, a sentence or two each.
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from streampack.cli.console import format_bytes, plural
 from streampack.cli.plan.estimates import CorpusPlan, LanePlan, RankPlan, SourcePlan
 from streampack.cli.plan.measured import SamplePlan
@@ -21,6 +23,8 @@ _DRIFT = 1.1
 """There is a warning where the largest lane has more than this times the mean."""
 _CUT = 0.01
 """There is a warning where overflow takes away more than this share of the tokens."""
+_LACKING = 0.02
+"""There is a warning where so large a part of a source's packs does not come, since some lanes have too little of it."""
 _SAMPLES_PER_BLOCK = 50
 _UNEVEN = 1.04
 """Lanes of blocks of fewer samples are named where the largest lane has more than this times the mean."""
@@ -163,6 +167,8 @@ def warn_of_epochs(warnings: list[str], stages: Sequence[StagePlan], sources: Ma
                         "with exhausted: error the run ends. A smaller weight or a larger max_epochs avoids that."
                     )
                 break
+        else:
+            _warn_of_early_lanes(warnings, name, source, stages)
     last = max((number for number, stage in enumerate(stages) if stage.packs != 0), default=0)
     for number, given in empty.items():
         then = "the run ends before its budget" if number == last else "lanes give fillers until a later stage begins"
@@ -170,6 +176,31 @@ def warn_of_epochs(warnings: list[str], stages: Sequence[StagePlan], sources: Ma
             f"all sources of stage {number} are exhausted before its end: with their max_epochs they give about "
             f"{given:.0%} of its packs. Then {then}; with exhausted: error it ends with an error. A larger max_epochs, "
             "another source or a shorter stage avoids that."
+        )
+
+
+def _warn_of_early_lanes(
+    warnings: list[str], name: str, source: SourcePlan, stages: Sequence[StagePlan]
+) -> None:
+    """Lanes that have read `max_epochs` of a source which is enough for the mean lane."""
+    given = [each.epochs_by_end for stage in stages if (each := stage.sources.get(name)) is not None]
+    lanes, most = source.lanes, source.max_epochs
+    if most is None or not given or given[-1] is None or not lanes.mean_tokens:
+        return
+    needed = given[-1]
+    # Epochs are permuted by themselves, so their sum varies less from lane to lane than one of them.
+    ratios = 1 + (np.array(lanes.tokens_of_lanes) / lanes.mean_tokens - 1) / math.sqrt(most)
+    quantiles = np.linspace(0, 1, 101)
+    epochs = most * np.interp(quantiles, np.linspace(0, 1, len(ratios)), ratios)
+    lacking = float(np.maximum(needed - epochs, 0).mean()) / needed if needed else 0.0
+    if lacking > _LACKING:
+        early, smallest = float((epochs < needed).mean()), max(float(ratios[0]), 0.0)
+        warnings.append(
+            f"source {name} has {format_bytes(source.corpus.total_bytes)} for {plural(lanes.num_lanes, 'lane')}, and "
+            f"the smallest lane has {smallest:.2f} times the mean: about {early:.0%} of the lanes are exhausted before "
+            f"the run ends, although max_epochs={most} is enough for the mean ({needed:.2f} epochs are asked for). There "
+            f"the other sources take its place, so that about {lacking:.0%} of its packs never come and progress() "
+            f"stays at {needed * (1 - lacking):.2f} epochs. A larger max_epochs or fewer lanes (num_lanes) avoid that."
         )
 
 
