@@ -24,7 +24,7 @@ _DRIFT = 1.1
 _CUT = 0.01
 """There is a warning where overflow takes away more than this share of the tokens."""
 _LACKING = 0.02
-"""There is a warning where so large a part of a source's packs does not come, since some lanes have too little of it."""
+"""There is a warning where more than this share of a source's packs is lost, as some lanes have too little of it."""
 _SAMPLES_PER_BLOCK = 50
 _UNEVEN = 1.04
 """Lanes of blocks of fewer samples are named where the largest lane has more than this times the mean."""
@@ -198,9 +198,10 @@ def _warn_of_early_lanes(
         warnings.append(
             f"source {name} has {format_bytes(source.corpus.total_bytes)} for {plural(lanes.num_lanes, 'lane')}, and "
             f"the smallest lane has {smallest:.2f} times the mean: about {early:.0%} of the lanes are exhausted before "
-            f"the run ends, although max_epochs={most} is enough for the mean ({needed:.2f} epochs are asked for). There "
-            f"the other sources take its place, so that about {lacking:.0%} of its packs never come and progress() "
-            f"stays at {needed * (1 - lacking):.2f} epochs. A larger max_epochs or fewer lanes (num_lanes) avoid that."
+            f"the run ends, although max_epochs={most} is enough for the mean ({needed:.2f} epochs are asked for). "
+            f"There the other sources take its place, so that about {lacking:.0%} of its packs never come and "
+            f"progress() stays at {needed * (1 - lacking):.2f} epochs. A larger max_epochs or fewer lanes (num_lanes) "
+            "avoid that."
         )
 
 
