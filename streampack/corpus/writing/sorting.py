@@ -26,8 +26,8 @@ from streampack.hashing import Purpose, hash_range
 _RUN_BYTES = 128 * 2**20
 _RECORD_BYTES = 100
 """What a record costs in memory besides its bytes."""
-MOST_RUNS = 256
-"""Runs that one range of the keys is read from: half a MiB of each gives a run."""
+MOST_RUNS = 1024
+"""Runs that a shard is read from, 256 KiB of each; and that are merged into one."""
 
 
 class Sorted(msgspec.Struct, kw_only=True):

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/scale/write.py [--megabytes 16 64 256]
 
-Everything is a 4,096th of its size: runs of 32 KiB, shards of 64 KiB, at most 64 runs read at once (of 256), so that
+Everything is a 4,096th of its size: runs of 32 KiB, shards of 64 KiB, at most 64 runs read at once (of 1,024), so that
 64 MB here stand for 256 GB. `files` are sorted runs that are opened, by merges and by shards, over the number of
 shards; `read` are the bytes of them that are read, over those of the data. CPU time is mostly per file at this size.
 """
