@@ -5,15 +5,17 @@ were left out.
 """
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
 from streampack.cli.arguments import Json
 from streampack.cli.console import format_bytes, output, plural, print_json, printable
+from streampack.cli.parts.on_ray import run_tasks
 from streampack.cli.progress import BytesProgress
 from streampack.corpus.parts import Part, as_part
-from streampack.corpus.processes import num_cores
+from streampack.corpus.processes import Advance, num_cores
+from streampack.corpus.writing.passes import Progress
 from streampack.corpus.writing.request import (
     SHARD_BYTES,
     Request,
@@ -23,7 +25,11 @@ from streampack.corpus.writing.request import (
     write_all,
     write_part,
 )
+from streampack.errors import ConfigError
+from streampack.storage.clients import local_path
 
+_RAY_PARTS = 256
+"""The cluster's size does not decide, so that another cluster goes on."""
 _SHOWN = 20
 """Records that were left out, of which the table shows."""
 
@@ -72,9 +78,20 @@ def write(
             show_default="all",
         ),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[ADDRESS]",
+            help="Write all parts on a Ray cluster (extra `ray`), which reaches DIR: host:port, ray://host:port, or, "
+            "without an address, the cluster of RAY_ADDRESS or of this machine.",
+            show_default=False,
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Write JSON lines, Parquet, texts or a dataset into shards, with a manifest."""
+    if part is not None and ray is not None:
+        raise ConfigError("--part and --ray: a Ray cluster writes all parts; give one of the two")
     request = Request(
         data=data, output=out, field=field, shard_bytes=shard_bytes, shuffle=shuffle, seed=seed, on_error=on_error,
         num_workers=workers or num_cores(), scratch=scratch, storage=None,
@@ -83,12 +100,47 @@ def write(
         if part is not None:
             of_part = as_part(part)
             found = write_part(request, of_part, progress)
+        elif ray is not None:
+            written = _write_on_ray(request, ray, progress, at_once=workers)
         else:
             written = write_all(request, progress)
     if part is not None:
         _tell_part(of_part, found, printable(out), json=json)
     else:
         _tell_all(written, json=json)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _WritingPart:
+    """What a task of the cluster does."""
+
+    request: Request
+
+    def __call__(self, index: int) -> bool:
+        """Whether the part is written; not: its records are sorted."""
+        return write_part(self.request, Part(index, _RAY_PARTS), _tell_nobody).shards is not None
+
+
+def _write_on_ray(request: Request, address: str, progress: Progress, *, at_once: int | None) -> WrittenShards:
+    task = _WritingPart(dataclasses.replace(request, num_workers=1))
+    names = [*cast("list[str]", request.data), str(request.output)]
+    has_files = any(local_path(name) is not None for name in names)
+    left = dict(enumerate(range(_RAY_PARTS)))
+    for doing in ("writing or sorting parts", "writing sorted parts"):
+        advance = progress(doing, len(left), None)
+        tasks = run_tasks(task, left, address=address, at_once=at_once, has_files=has_files)
+        left = {}
+        for done, (index, is_written) in enumerate(tasks, 1):
+            advance(0, done)
+            if not is_written:
+                left[index] = index
+    written = merge_parts(request.output)
+    assert written is not None, "its parts are written"
+    return written
+
+
+def _tell_nobody(doing: str, num_items: int, num_bytes: int | None) -> Advance:
+    return lambda bytes_done, items_done: None
 
 
 def finish(folder: str, *, json: bool) -> bool:

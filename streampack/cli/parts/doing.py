@@ -4,15 +4,17 @@ In:  the work, and how it is divided. Out: what was found in all shards, or in e
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from streampack.cli.console import format_bytes, output, plural, print_json
-from streampack.cli.parts.on_ray import run_parts
+from streampack.cli.parts.on_ray import run_tasks
 from streampack.cli.parts.options import Division
-from streampack.cli.parts.work import Work, job_of, plain, shards_of_part, size_of
+from streampack.cli.parts.work import Shards, Work, job_of, plain, shards_of_part, size_of
 from streampack.cli.progress import ShardProgress
 from streampack.corpus.parts import Part, PartsFolder, as_part
+from streampack.storage.clients import local_path
 from streampack.storage.redaction import named
 
 MOST_RAY_PARTS = 2000
@@ -53,6 +55,16 @@ def _do_part(work: Work, part: Part, division: Division, *, doing: str, json: bo
         output().print(f"all parts are done: `streampack merge {where}`", soft_wrap=True)
 
 
+@dataclass(frozen=True, slots=True)
+class _Doing:
+    """What a task of the cluster does with the shards of a part."""
+
+    work: Work
+
+    def __call__(self, shards: Shards) -> Any:  # Any: JSON
+        return plain(self.work.run(shards, workers=1, advance=lambda bytes_done, shards_done: None))
+
+
 def _on_ray(work: Work, address: str, division: Division, *, doing: str) -> Iterator[Any]:  # Any: JSON
     num_shards, num_bytes = size_of(work.tables, shards_of_part(work.tables, Part(0, 1)))
     job = job_of(work, min(num_shards, MOST_RAY_PARTS))
@@ -63,7 +75,9 @@ def _on_ray(work: Work, address: str, division: Division, *, doing: str) -> Iter
         sizes = {index: size_of(work.tables, shards) for index, shards in parts.items()}
         shards_left, bytes_left = (sum(size[which] for size in sizes.values()) for which in (0, 1))
         with ShardProgress(doing, num_shards, num_bytes) as progress:
-            for index, found in run_parts(work, parts, address=address, at_once=division.workers):
+            has_files = any(local_path(shard.url) is not None for table in work.tables.values() for shard in table)
+            tasks = run_tasks(_Doing(work), parts, address=address, at_once=division.workers, has_files=has_files)
+            for index, found in tasks:
                 folder.keep(job, index, found)
                 shards_left, bytes_left = shards_left - sizes[index][0], bytes_left - sizes[index][1]
                 progress.advance(num_bytes - bytes_left, num_shards - shards_left)

@@ -1,9 +1,9 @@
 """Parts of a command's work as tasks of a Ray cluster.
 
-In:  the work; the shards of each part that is left; where the cluster is.
+In:  what is done for a part; the parts that are left; where the cluster is.
 Out: what each part has found, as plain values, in the order in which they are done.
-Invariants: a part whose process or node dies is done again, elsewhere; an error of the work itself ends all of it. The
-list of shards is made once, by the driver. Nothing is left running.
+Invariants: a part whose process or node dies is done again, elsewhere; an error of the work itself ends all of it.
+Nothing is left running.
 """
 
 import contextlib
@@ -13,18 +13,18 @@ import pickle
 import socket
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import streampack
 from streampack.cli.console import print_warning
-from streampack.cli.parts.work import Shards, Work, plain
 from streampack.errors import ConfigError, LoaderError, StreampackError
-from streampack.storage.clients import local_path
 
+_Item = TypeVar("_Item")
 _MOST_TRIES = 20
-"""Of a part whose processes die: of more than that its shards are the cause, not the cluster."""
+"""Of a part whose processes die: of more than that its data are the cause, not the cluster."""
+_CONNECT_S = 20
 _PENDING = 2
 """Parts that are with the cluster for each of its cores: those that are done there find the next one waiting."""
 
@@ -34,36 +34,36 @@ class _Place(NamedTuple):
 
     release: str
     folder: str | None
-    """The present one, where shards are files; None: all are remote."""
+    """The present one, where there are files; None: all is remote."""
     modules: tuple[str, ...]
     """Folders of modules: a transform is imported by its name."""
 
 
-def run_parts(
-    work: Work, parts: Mapping[int, Shards], *, address: str, at_once: int | None
+def run_tasks(
+    task: Callable[[_Item], Any], items: Mapping[int, _Item], *, address: str, at_once: int | None, has_files: bool
 ) -> Iterator[tuple[int, Any]]:  # Any: JSON
-    """The number of each part and what it has found.
+    """The number of each item and what the task gives for it.
 
     Args:
-        work: is pickled once.
-        parts: the shards of each part.
+        task: is pickled once.
+        items: what each call of it gets.
         address: as `ray.init` takes it; "auto": the cluster of RAY_ADDRESS, or of this machine.
-        at_once: parts that the cluster has at most; None: as many as it has cores, and some that wait.
+        at_once: tasks that the cluster has at most; None: as many as it has cores, and some that wait.
+        has_files: whether files are read or written, which all nodes must reach.
 
     Raises:
         ConfigError: Ray is not installed, there is no cluster, or its nodes lack what the work needs.
-        LoaderError: the processes of one part die again and again.
+        LoaderError: the processes of one item die again and again.
     """
-    if not parts:
+    if not items:
         return
     with _connected(address) as ray:
-        has_files = any(local_path(shard.url) is not None for table in work.tables.values() for shard in table)
         folder = str(Path.cwd())
         modules = tuple(each or folder for each in sys.path)
         place = _Place(streampack.__version__, folder if has_files else None, modules)
-        task = ray.remote(num_cpus=1, max_retries=0)(_do)  # tried again below, so that there is an end to it
-        shared = ray.put((ray.cloudpickle.dumps(work), place))
-        left, deaths = list(parts)[::-1], Counter[int]()
+        remote = ray.remote(num_cpus=1, max_retries=0)(_do)  # tried again below, so that there is an end to it
+        shared = ray.put((ray.cloudpickle.dumps(task), place))
+        left, deaths = list(items)[::-1], Counter[int]()
         running: dict[Any, int] = {}
         is_told = False
         while left or running:
@@ -74,7 +74,7 @@ def run_parts(
             most = at_once or _PENDING * max(cores, 1)
             while left and len(running) < most:
                 index = left.pop()
-                running[task.remote(shared, parts[index])] = index
+                running[remote.remote(shared, items[index])] = index
             done, _ = ray.wait(list(running), timeout=1.0)
             for reference in done:
                 index = running.pop(reference)
@@ -94,7 +94,7 @@ def run_parts(
                     yield index, found
 
 
-def _do(shared: tuple[bytes, _Place], shards: Shards) -> Any:  # Any: JSON
+def _do(shared: tuple[bytes, _Place], item: Any) -> Any:  # Any: what the task takes, and JSON
     """In a process of the cluster: do one part."""
     pickled, place = shared
     node = socket.gethostname()
@@ -108,23 +108,23 @@ def _do(shared: tuple[bytes, _Place], shards: Shards) -> Any:  # Any: JSON
             os.chdir(place.folder)
         except OSError:
             raise ConfigError(
-                f"node {node} has no folder {place.folder}, and shards are files: put them where all nodes reach them, "
-                "or name them by URL"
+                f"node {node} has no folder {place.folder}, and there are files to read or write: put them where all "
+                "nodes reach them, or give URLs"
             ) from None
     sys.path += [each for each in place.modules if each not in sys.path]
-    return plain(_loaded(pickled).run(shards, workers=1, advance=lambda bytes_done, shards_done: None))
+    return _loaded(pickled)(item)
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(pickled: bytes) -> Work:
-    """The work, made once in a process: a tokenizer may take a second."""
-    found: Work = pickle.loads(pickled)  # noqa: S301 - the driver's own
+def _loaded(pickled: bytes) -> Callable[[Any], Any]:
+    """The task, made once in a process: a tokenizer may take a second."""
+    found: Callable[[Any], Any] = pickle.loads(pickled)  # noqa: S301 - the driver's own
     return found
 
 
 @contextlib.contextmanager
 def _connected(address: str) -> Iterator[Any]:  # Any: the module has no types that hold from release to release
-    """Ray, connected to the cluster within the block."""
+    """Ray, connected to the cluster within the block; what it prints of processes that die goes to stderr."""
     try:
         import ray
     except ImportError:
@@ -132,17 +132,26 @@ def _connected(address: str) -> Iterator[Any]:  # Any: the module has no types t
     was_connected = ray.is_initialized()
     if not was_connected:
         try:
+            _check_address(os.environ.get("RAY_ADDRESS", "") if address == "auto" else address)
             ray.init(address=address, log_to_driver=False, logging_level="warning")
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             what = _first_line(error).rstrip(".")
             raise ConfigError(
                 f"--ray {address}: {what}. Start a cluster (ray start --head), or give its address"
             ) from error
     try:
-        yield ray
+        with contextlib.redirect_stdout(sys.stderr):
+            yield ray
     finally:
         if not was_connected:
             ray.shutdown()  # ends the tasks that still run
+
+
+def _check_address(address: str) -> None:
+    """Raise `OSError` where nobody listens: Ray would try for many minutes."""
+    host, separator, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
+    if separator and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
 
 
 def _error_of(error: Any) -> StreampackError:  # Any: ray's

@@ -5,22 +5,21 @@ The real one is in tests/nightly/test_ray.py.
 
 import os
 import pickle
+import socket
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
-from streampack.cli.parts.on_ray import run_parts
-from streampack.corpus.processes import Advance
-from streampack.corpus.table import ShardTable
+from streampack.cli.parts.on_ray import run_tasks
 from streampack.errors import ConfigError, CorruptShardError, LoaderError
 
-PARTS = {index: {"web": range(index, index + 1)} for index in range(5)}
+ITEMS = {number: 10 * number for number in range(5)}
 
 
 class RayError(Exception):
@@ -39,25 +38,25 @@ class Ray:
     exceptions = SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError)
     cloudpickle = pickle
 
-    def __init__(self, dies: Callable[[range], bool] = lambda mine: False, cores: int = 2) -> None:
-        self._dies, self._cores = dies, cores
+    def __init__(self, dies: Callable[[int], bool] = lambda item: False, *, is_there: bool = True) -> None:
+        self._dies, self._is_there = dies, is_there
         self._tasks: dict[int, tuple[Any, ...]] = {}
         self.is_shut_down = False
-        self.begun: list[range] = []
+        self.begun: list[int] = []
         self.most_at_once = 0
 
     def is_initialized(self) -> bool:
         return False
 
     def init(self, **options: object) -> None:
-        if options["address"] == "nowhere:1":
-            raise ConnectionError("Could not find a running Ray instance at nowhere:1.\nAnd more.")
+        if options["address"] == "auto" and not self._is_there:
+            raise ConnectionError("Could not find a running Ray instance.\nAnd more.")
 
     def shutdown(self) -> None:
         self.is_shut_down = True
 
     def cluster_resources(self) -> dict[str, float]:
-        return {"CPU": float(self._cores)} if self._cores else {}
+        return {"CPU": 2.0}
 
     def put(self, value: object) -> object:
         return value
@@ -66,7 +65,7 @@ class Ray:
         def of(task: Any) -> Any:
             def begin(*arguments: Any) -> int:
                 number = len(self.begun)
-                self.begun.append(arguments[1]["web"])
+                self.begun.append(arguments[1])
                 self._tasks[number] = (task, *arguments)
                 self.most_at_once = max(self.most_at_once, len(self._tasks))
                 return number
@@ -80,7 +79,7 @@ class Ray:
 
     def get(self, reference: int) -> Any:
         task, *arguments = self._tasks.pop(reference)
-        if self._dies(arguments[1]["web"]):
+        if self._dies(arguments[1]):
             raise RayError("the process died")
         try:
             return task(*arguments)
@@ -90,50 +89,42 @@ class Ray:
 
 @dataclass(frozen=True)
 class Doubling:
-    command: ClassVar[str] = "double"
     error: Exception | None = None
 
-    @property
-    def tables(self) -> dict[str, ShardTable]:
-        return {}
-
-    @property
-    def about(self) -> dict[str, Any]:
-        return {}
-
-    def run(self, shards: Mapping[str, range], *, workers: int | None, advance: Advance) -> list[int]:
+    def __call__(self, item: int) -> int:
         if self.error is not None:
             raise self.error
-        return [2 * index for index in shards["web"]]
+        return 2 * item
 
 
-def run_on(ray: Ray, monkeypatch: pytest.MonkeyPatch, work: Doubling | None = None, **options: Any) -> dict[int, Any]:
+def run_on(ray: object, monkeypatch: pytest.MonkeyPatch, task: Doubling | None = None, **more: Any) -> dict[int, int]:
     monkeypatch.setitem(sys.modules, "ray", ray)
-    return dict(run_parts(work or Doubling(), PARTS, **{"address": "auto", "at_once": None} | options))
+    options = {"address": "auto", "at_once": None, "has_files": True}
+    return dict(run_tasks(task or Doubling(), ITEMS, **options | more))
 
 
 def test_every_part_is_done_and_no_more_wait_than_the_cluster_soon_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     ray = Ray()
-    assert run_on(ray, monkeypatch) == {index: [2 * index] for index in PARTS}
+    assert run_on(ray, monkeypatch) == {number: 20 * number for number in ITEMS}
     assert ray.most_at_once == 4 and ray.is_shut_down
     few = Ray()
     assert len(run_on(few, monkeypatch, at_once=1)) == 5 and few.most_at_once == 1
 
 
 def test_a_part_whose_process_dies_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    left = Counter({range(1, 2): 19, range(3, 4): 1})
+    left = Counter({10: 19, 30: 1})
 
-    def dies(mine: range) -> bool:
-        left[mine] -= 1
-        return left[mine] >= 0
+    def dies(item: int) -> bool:
+        left[item] -= 1
+        return left[item] >= 0
 
     ray = Ray(dies)
-    assert run_on(ray, monkeypatch) == {index: [2 * index] for index in PARTS}
+    assert run_on(ray, monkeypatch) == {number: 20 * number for number in ITEMS}
     assert len(ray.begun) == 5 + 20
 
 
 def test_a_part_whose_processes_always_die_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    ray = Ray(lambda mine: mine == range(2, 3))
+    ray = Ray(lambda item: item == 20)
     with pytest.raises(LoaderError, match="a part ended 20 times without a result, .*: the process died"):
         run_on(ray, monkeypatch)
     assert ray.is_shut_down
@@ -157,11 +148,21 @@ def test_an_error_of_the_work_ends_all_and_is_told_as_here(
 
 
 def test_without_ray_or_a_cluster_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"--ray nowhere:1: Could not find .* at nowhere:1\. Start a cluster"):
-        run_on(Ray(), monkeypatch, address="nowhere:1")
-    monkeypatch.setitem(sys.modules, "ray", None)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        nobody_listens = taken.getsockname()[1]
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ConfigError, match=r"--ray auto: Could not find a running Ray instance\. Start a cluster"):
+        run_on(Ray(is_there=False), monkeypatch)
+    for address in (f"127.0.0.1:{nobody_listens}", f"ray://127.0.0.1:{nobody_listens}"):
+        with pytest.raises(ConfigError, match=f"--ray {address}: .*refused. Start a cluster"):
+            run_on(Ray(), monkeypatch, address=address)
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{nobody_listens}")
+    with pytest.raises(ConfigError, match="refused"):
+        run_on(Ray(), monkeypatch)
+    monkeypatch.delenv("RAY_ADDRESS")
     with pytest.raises(ConfigError, match=r"pip install 'streampack\[ray\]', here and on all nodes"):
-        dict(run_parts(Doubling(), PARTS, address="auto", at_once=None))
+        run_on(None, monkeypatch)
 
 
 def test_nodes_of_another_release_or_without_the_folder_are_named(
@@ -172,8 +173,8 @@ def test_nodes_of_another_release_or_without_the_folder_are_named(
     here = Path.cwd()
     place = on_ray._Place("9.9", None, ())
     with pytest.raises(ConfigError, match=f"node {os.uname().nodename} has streampack .*, and this machine 9.9"):
-        on_ray._do((pickle.dumps(Doubling()), place), PARTS[0])
+        on_ray._do((pickle.dumps(Doubling()), place), ITEMS[0])
     place = on_ray._Place(on_ray.streampack.__version__, str(tmp_path / "nowhere"), ())
-    with pytest.raises(ConfigError, match=f"has no folder {tmp_path}/nowhere, and shards are files"):
-        on_ray._do((pickle.dumps(Doubling()), place), PARTS[0])
+    with pytest.raises(ConfigError, match=f"has no folder {tmp_path}/nowhere, and there are files"):
+        on_ray._do((pickle.dumps(Doubling()), place), ITEMS[0])
     assert Path.cwd() == here
