@@ -52,7 +52,7 @@ def train(run: Path, *, batch_format: str, num_steps: int, checkpoint_every: int
         logging_strategy="no",  # print_step shows each step
     )
     done = max((int(path.parent.name.rpartition("-")[2]) for path in run.glob("checkpoint-*/loader.pt")), default=0)
-    if done >= num_steps:  # here Trainer would make one step more
+    if done >= num_steps:  # Trainer would end at once, and say nothing
         if arguments.process_index == 0:
             print_finished(run, done, f"--steps {done + checkpoint_every}")
         return

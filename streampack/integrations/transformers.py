@@ -61,6 +61,8 @@ class PackedTrainerMixin(_Base):
             options["eval_dataset"] = eval_loader
         self._sums: list[torch.Tensor] | None = None
         """[2] for each batch of the evaluation that is under way: its summed loss, and its targets."""
+        self._is_finished = False
+        """Whether the run that `train` resumes has all of its steps: Trainer would make one more."""
         super().__init__(*args, **options)
         if not self.args.ignore_data_skip:
             raise ConfigError(
@@ -72,9 +74,12 @@ class PackedTrainerMixin(_Base):
         self.loader = loader
         self.add_callback(_save_loader(loader))
 
-    def get_train_dataloader(self) -> PackedDataLoader:
-        """The loader. Trainer's own method would deal out a dataset's packs over the ranks a second time."""
-        return self.loader
+    def get_train_dataloader(self) -> PackedDataLoader | list[Any]:
+        """The loader; nothing where the run that is resumed has all of its `max_steps`.
+
+        Trainer's own method would deal out a dataset's packs over the ranks a second time.
+        """
+        return [] if self._is_finished else self.loader
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """The loader to evaluate on: the argument, or the one of that name, or `eval_loader`; else Trainer's own."""
@@ -120,8 +125,10 @@ class PackedTrainerMixin(_Base):
     def train(self, resume_from_checkpoint: "str | bool | None" = None, *args: Any, **options: Any) -> Any:
         """As Trainer's own; loads the loader's state from the checkpoint first.
 
-        True takes the newest checkpoint in `output_dir` that is whole, and begins a new run where there is none.
+        True takes the newest checkpoint in `output_dir` that is whole, and begins a new run where there is none. A
+        checkpoint of a run that has made `max_steps` ends at once, without a step more.
         """
+        self._is_finished = False
         if resume_from_checkpoint is True:
             resume_from_checkpoint = _newest_checkpoint(self.args.output_dir)
         if resume_from_checkpoint:
@@ -132,6 +139,7 @@ class PackedTrainerMixin(_Base):
                     "resume_from_checkpoint=True takes the newest whole checkpoint."
                 )
             self.loader.load_state_dict(torch.load(path))
+            self._is_finished = 0 < self.args.max_steps <= _steps_of(path.parent)
         return super().train(resume_from_checkpoint, *args, **options)
 
 
@@ -147,6 +155,13 @@ def _check_evaluation(loader: PackedDataLoader | PackedDataset) -> None:
             f"an evaluation reads eval_loader to its end each time, and {loader!r} has none: make its dataset with "
             'hold_out=HoldOut("val", fraction=...), or with epochs=1 from shards that are not trained on'
         )
+
+
+def _steps_of(checkpoint: Path) -> int:
+    """How many steps the run of a checkpoint had made."""
+    from transformers import TrainerState
+
+    return int(TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).global_step)
 
 
 def _newest_checkpoint(output_dir: str | Path) -> str | None:

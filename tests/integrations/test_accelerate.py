@@ -205,6 +205,19 @@ def test_transformers_trainer_goes_on_exactly_from_each_checkpoint(
             assert trainer.model.seen == batches[step * accumulated : 6 * accumulated], f"from step {step}"
 
 
+def test_transformers_trainer_makes_no_step_more_of_a_run_that_has_all_of_them(
+    shards: list[str], tmp_path: Path
+) -> None:
+    with loader_of(shards, **HF) as loader:
+        trainer_of(loader, tmp_path, max_steps=4, ignore_data_skip=True).train()
+    for steps in (4, 3):
+        with loader_of(shards, **HF) as loader:
+            trainer = trainer_of(loader, tmp_path, max_steps=steps, ignore_data_skip=True)
+            result = trainer.train(resume_from_checkpoint=True)
+            assert (trainer.model.seen, result.global_step) == ([], 4)
+            assert loader.progress()["packs"] == 4 * 2, "it stands after the last step"
+
+
 @pytest.mark.parametrize("accumulated", [1, *nightly([2])])
 def test_one_epoch_of_transformers_trainer_is_the_run_where_it_has_a_budget(
     shards: list[str], tmp_path: Path, accumulated: int
