@@ -91,7 +91,7 @@ class ChatEncoder:
             wrong = next(token for token in joined.tolist() if not 0 <= token < self.vocab_size)
             raise RecordError(
                 f"the chat template or the tokenizer gave the token id {wrong}, which is not below {self.vocab_size}, "
-                f"the vocab_size of {self.tokenizer.digest} and its control tokens"
+                f"the vocab_size of the tokenizer and its control tokens"
             )
         return joined.astype(np.int32), np.concatenate(masks)
 
@@ -108,7 +108,7 @@ class ChatEncoder:
             [self._encode_plain(piece, trimmed=trimmed or index > 0) for index, piece in enumerate(pieces)]
         )
         if not self._is_clean(ids):
-            raise RecordError(f"{self.tokenizer.digest} makes a control token of the text {text[:80]!r}")
+            raise RecordError(f"the tokenizer makes a control token of the text {text[:80]!r}")
         return ids
 
     def _encode_plain(self, text: str, *, trimmed: bool) -> NDArray[np.integer]:
@@ -183,7 +183,7 @@ def make_encoder(
     template: Template
     if chat_template is None:
         raise ConfigError(
-            f'messages need a chat template, chat=: one of {", ".join(BUILT_IN)}, "tokenizer" for that of the '
+            f'messages need a chat template, chat= (--chat): one of {", ".join(BUILT_IN)}, "tokenizer" for that of the '
             "tokenizer's folder, the model's tokenizer_config.json, a Jinja template, or a function"
         )
     if callable(chat_template):

@@ -306,8 +306,8 @@ class BuiltInTemplate:
                 missing.append(name or f"a token for {called}")
         if missing:
             raise TokenizerError(
-                f"the chat template {self.name!r} needs {', '.join(dict.fromkeys(missing))}, and "
-                f"{tokenizer.digest} does not know it: give the model's tokenizer.json, or a tokenizer whose method "
+                f"the chat template {self.name!r} needs {', '.join(dict.fromkeys(missing))}, which the "
+                "tokenizer does not have: give the model's tokenizer.json, or a tokenizer whose method "
                 "control_tokens() returns {name: streampack.tokenizers.ControlToken(id)}"
             )
         return found

@@ -137,7 +137,8 @@ def json_value(data: bytes, keys: tuple[str, ...]) -> object:
             raise BadContentError(f"{path} is {json_kind(value)} and not an object with the key {key!r}")
         if key not in value:
             there = ", ".join(sorted(value)) or "none"
-            raise BadContentError(f"{path} has no key {key!r}; the keys there: {there:.500}", kind=MissingFieldError)
+            message = f"{path} has no key {key!r}; the keys there: {there:.500}; field= (--field) says which is read"
+            raise BadContentError(message, kind=MissingFieldError)
         value = value[key]
     return value
 

@@ -34,6 +34,7 @@ def find_member(sample: Sample, field: Field, *, member_bytes: int, max_document
     if not found:
         extensions = ", ".join(there) or "none"
         message = f"no member for field={str(field)!r}; the sample's extensions: {extensions:.{_SHOWN}}"
+        message += "; say what a document is with field= (--field): txt, json:KEY, jsonl:KEY or npy"
         raise BadContentError(message, kind=MissingFieldError)
     if len(found) > 1:
         names = ", ".join(found)

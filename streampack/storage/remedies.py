@@ -22,6 +22,7 @@ from streampack.storage.faults import (
 from streampack.storage.redaction import named
 
 _OPTIONS = "Storage(options=...)"
+_ENDPOINT = f"which is AWS_ENDPOINT_URL, or endpoint_url in {_OPTIONS}"
 
 
 class Explanation(NamedTuple):
@@ -55,7 +56,8 @@ _STATUS = {
 }
 _REDIRECTED = Explanation(
     "the server sends the request elsewhere",
-    f"check the URL, and the region and endpoint in {_OPTIONS} (client_kwargs={{'region_name': ...}}, endpoint_url)",
+    f"check the URL, the region (AWS_REGION, or client_kwargs={{'region_name': ...}} in {_OPTIONS}) and the endpoint, "
+    f"{_ENDPOINT}",
 )
 _NOT_ACCEPTED = Explanation("the server does not accept the request", f"check the URL and the options in {_OPTIONS}")
 _NOT_DONE = Explanation(
@@ -147,7 +149,7 @@ def _local(error: BaseException, kind: Kind) -> Explanation:
 
 def _missing(error: BaseException, url: str) -> Explanation:
     if any("NoSuchBucket" in str(link) or "bucket does not exist" in str(link) for link in causes(error)):
-        return Explanation("there is no such bucket", f"check the URL and the endpoint in {_OPTIONS}")
+        return Explanation("there is no such bucket", f"check the URL and the endpoint, {_ENDPOINT}")
     slipped = re.match(r"([a-z][a-z0-9+]*):/?(?!/)", url)
     hint = f" (a storage is named with two slashes: {slipped[1]}://)" if slipped else ""
     if url.startswith("memory://"):

@@ -93,7 +93,7 @@ def special_ids(tokenizer: Tokenizer, *, add_bos: bool, add_eos: bool) -> tuple[
             if isinstance(plain, HuggingFaceTokenizer | SentencePieceTokenizer):
                 names = ", ".join([*plain.control_tokens()][:12]) or "none"
                 remedy += f", or name one with {kind}_token= (--{kind}-token); special tokens of the file: {names}"
-            raise TokenizerError(f"add_{kind}=True, but {tokenizer.digest} has no {kind.upper()} token: {remedy}")
+            raise TokenizerError(f"add_{kind}=True, but the tokenizer has no {kind.upper()} token: {remedy}")
     return tokenizer.bos_id if add_bos else None, tokenizer.eos_id if add_eos else None
 
 

@@ -239,6 +239,27 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     assert "is a file; name a folder" in run(tmp_path / "a.jsonl", "-o", tmp_path / "a.jsonl", code=1)
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_folder_of_a_command_that_wrote_nothing_takes_another_command(shuffle: bool, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(as_lines(texts(3)))
+    with pytest.raises(RecordError, match=r"no key 'body'; the keys there: .*text.*; field= \(--field\) says which"):
+        write_shards(tmp_path / "a.jsonl", tmp_path / "out", field="jsonl:body", shuffle=shuffle)
+    assert not list((tmp_path / "out").iterdir())
+    assert write_shards(tmp_path / "a.jsonl", tmp_path / "out", shuffle=shuffle).num_documents == 3
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_what_was_written_before_a_bad_record_stays_with_its_command(shuffle: bool, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(as_lines(texts(1000)))
+    (tmp_path / "b.jsonl").write_bytes(b"{}" + b" " * SMALL)
+    write = partial(write_shards, tmp_path / "*.jsonl", tmp_path / "out", shard_bytes=SMALL, shuffle=shuffle)
+    with pytest.raises(RecordError, match="b.jsonl, line 1: "):
+        write()
+    with pytest.raises(ConfigError, match="field was 'jsonl:text' and is 'jsonl:body' now"):
+        write(field="jsonl:body")
+    assert write(on_error="skip").num_documents == 1000
+
+
 def test_a_shard_that_is_gone_from_a_finished_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(as_lines(texts(3)))
     write_shards(tmp_path / "a.jsonl", tmp_path / "out")

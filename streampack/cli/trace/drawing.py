@@ -2,6 +2,7 @@
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
@@ -11,6 +12,8 @@ from streampack.cli.trace.found import TracedPack, TracedSegment
 from streampack.corpus.shares import DEFAULT
 
 _COLOURS = ("cyan", "yellow")
+_UNLIMITED = 1 << 16
+"""Columns: more than any line has."""
 
 
 def draw(console: Console, pack: TracedPack) -> None:
@@ -35,7 +38,7 @@ def draw(console: Console, pack: TracedPack) -> None:
     )
     folder = common_folder(segment.url for segment in pack.segments)
     console.print(Text(f"shards in {printable(folder)}", style="dim", overflow="fold"))
-    console.print(_table(pack.segments, folder))
+    _print_table(console, _table(pack.segments, folder))
     _draw_versions(console, pack.segments, folder)
     for number, segment in enumerate(pack.segments):
         if segment.text is not None:
@@ -45,6 +48,16 @@ def draw(console: Console, pack: TracedPack) -> None:
             console.print(heading)
             console.print(Text(segment.text.replace("↵", "↵\n"), style=colour, overflow="fold"))
     console.print()
+
+
+def _print_table(console: Console, table: Table) -> None:
+    """The table; as wide as it is where stdout is not a terminal, so that keys and shards can be searched."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    unlimited = console.options.update(max_width=_UNLIMITED)
+    width = max(Measurement.get(console, unlimited, table).maximum, console.width)
+    console.print(table, width=width, crop=False, no_wrap=True, soft_wrap=True)
 
 
 def _table(segments: list[TracedSegment], folder: str) -> Table:

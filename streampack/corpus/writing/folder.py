@@ -140,6 +140,12 @@ class OutputFolder:
             shutil.rmtree(self.scratch, ignore_errors=True)
         shutil.rmtree(self._unfinished, ignore_errors=True)  # of a try that was killed
 
+    def end_without_any(self) -> None:
+        """Leave the folder as it was before `begin`, where neither a shard nor a sorted record was kept since."""
+        sorted_here = self.scratch.is_dir() and any(path.name != self._unfinished.name for path in self.scratch.iterdir())
+        if not sorted_here and not [name for name in self._sizes() if name != UNFINISHED]:
+            self._remove_notes([])
+
     def unfinished(self, name: str) -> Path:
         """Where a file of this part is made before it gets its name."""
         self._unfinished.mkdir(parents=True, exist_ok=True)

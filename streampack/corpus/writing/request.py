@@ -28,7 +28,7 @@ from streampack.corpus.writing.passes import Passes, Progress
 from streampack.corpus.writing.planning import Portion, plan
 from streampack.corpus.writing.reading import InputReader, IterableReader, Records, units_of
 from streampack.corpus.writing.sorting import SortedPart
-from streampack.errors import ConfigError, as_bool, as_integer, check_choice
+from streampack.errors import ConfigError, RecordError, as_bool, as_integer, check_choice
 from streampack.storage.access import StorageReader
 from streampack.storage.identity import identity
 from streampack.storage.options import Storage, as_storage
@@ -92,7 +92,11 @@ def write_all(request: Request, progress: Progress) -> WrittenShards:
     """Write all of it."""
     begun = _Begun(request, Part(0, 1), progress)
     if begun.finished is None:
-        written = begun.write()
+        try:
+            written = begun.write()
+        except RecordError:  # mostly the first record of all: another field, say, may be tried in the same folder
+            begun.folder.end_without_any()
+            raise
         assert written is not None, "the only part waits for none"
         begun.folder.finish(begun.job, written)
         return _told(begun.folder, begun.job, written, was_finished=False)

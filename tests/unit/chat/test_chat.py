@@ -136,13 +136,13 @@ def test_what_a_function_must_give_is_said() -> None:
 @pytest.mark.parametrize(
     ("template", "options", "error", "message"),
     [
-        (None, {}, ConfigError, "messages need a chat template, chat=: one of phi3, llama2, mistral, llama3, chatml"),
+        (None, {}, ConfigError, "messages need a chat template, chat= (--chat): one of phi3, llama2, mistral, llama3"),
         ("phi4", {}, ConfigError, "the chat template 'phi4' is not known: phi3"),
         ("phi3", {"train_on": "user"}, ConfigError, "train_on='user' is not known"),
         (print, {"train_on": "all"}, ConfigError, 'train_on="all" does nothing with a function'),
         ("{{ messages }}", {}, ConfigError, "does not mark what the assistant says: put {% generation %}"),
         ("{% for %}", {"train_on": "all"}, ConfigError, "the chat template is not Jinja"),
-        ("chatml", {"tokenizer": ByteTokenizer()}, TokenizerError, "needs <|im_start|>, <|im_end|>, and bytes:1 does"),
+        ("chatml", {"tokenizer": ByteTokenizer()}, TokenizerError, "needs <|im_start|>, <|im_end|>, which the tokenizer"),
     ],
 )
 def test_templates_that_cannot_be_are_named(template: Any, options: Any, error: type[Exception], message: str) -> None:

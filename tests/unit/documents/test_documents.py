@@ -24,6 +24,8 @@ from streampack.metrics import heartbeat
 from streampack.records import WHOLE_SAMPLE, BadRecord, Document, Sample
 
 URL = "s3://b/c/00001.tar"
+KINDS = "; say what a document is with field= (--field): txt, json:KEY, jsonl:KEY or npy"
+WHICH = "; field= (--field) says which is read"
 
 
 def sample(members: dict[str, bytes], **sizes: int) -> Sample:
@@ -178,7 +180,7 @@ def test_two_members_that_fit_are_an_error_that_names_both(members: dict[str, by
 def test_a_missing_member_is_an_error_that_lists_the_extensions() -> None:
     error = the_error(read(sample({}, json=3, png=9), "txt"))
     assert isinstance(error, MissingFieldError)
-    assert str(error) == f"{URL}, member 'dir/k7': no member for field='txt'; the sample's extensions: json, png"
+    assert str(error) == f"{URL}, member 'dir/k7': no member for field='txt'; the sample's extensions: json, png{KINDS}"
     assert isinstance(the_error(read({"txt": b""}, "jsonl:text"), record=-1), MissingFieldError)
 
 
@@ -372,7 +374,7 @@ def test_json_that_gives_no_string_is_an_error(data: bytes, offset: int | None, 
 def test_a_missing_key_is_an_error_that_lists_the_keys(data: bytes, field: str, message: str) -> None:
     error = the_error(read({"json": data}, field))
     assert isinstance(error, MissingFieldError)
-    assert str(error) == f"{URL}, member 'dir/k7.json': {message}"
+    assert str(error) == f"{URL}, member 'dir/k7.json': {message}{WHICH}"
 
 
 def test_a_key_of_what_is_no_object_is_an_error() -> None:
@@ -421,7 +423,7 @@ def test_a_bad_line_stands_between_good_ones_and_is_located() -> None:
     no_key = data.index(b'{"id"')
     advice = "is one record written over several lines? A member .jsonl has one record in each line"
     assert errors[0] == f"{start}15: line 3: broken JSON: Input data was truncated; {advice}"
-    assert errors[1] == f"{start}{no_key}: line 5: the record has no key 'text'; the keys there: id"
+    assert errors[1] == f"{start}{no_key}: line 5: the record has no key 'text'; the keys there: id{WHICH}"
     assert errors[2] == f"{start}{data.index(0xFF)}: line 6: broken JSON: not UTF-8 (invalid start byte)"
 
 
