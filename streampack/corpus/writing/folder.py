@@ -142,7 +142,9 @@ class OutputFolder:
 
     def end_without_any(self) -> None:
         """Leave the folder as it was before `begin`, where neither a shard nor a sorted record was kept since."""
-        sorted_here = self.scratch.is_dir() and any(path.name != self._unfinished.name for path in self.scratch.iterdir())
+        sorted_here = self.scratch.is_dir() and any(
+            path.name != self._unfinished.name for path in self.scratch.iterdir()
+        )
         if not sorted_here and not [name for name in self._sizes() if name != UNFINISHED]:
             self._remove_notes([])
 
