@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 from streampack.cli import app
 from streampack.cli.bench.chart import Bar, Group, draw_bars
 from streampack.cli.bench.checks import check_ids
-from streampack.cli.bench.made_up import made_up_documents
+from streampack.cli.bench.made_up import DEMO_MODEL, made_up_documents
 from streampack.cli.bench.slices import Slice, cut_slices
 from streampack.cli.bench.stages import documents_of, samples_of
 from streampack.cli.bench.stopwatch import Reading, Spread, Variant, Work, cpu_ratio, interleave
@@ -74,6 +74,18 @@ def test_shards_of_tokens_are_measured_without_a_tokenizer(tmp_path: Path) -> No
     comparison = report["comparison"]
     assert [each["name"] for each in comparison["contenders"]] == ["pipeline, tokens"]
     assert "tokenizer" not in {stage["name"] for stage in comparison["stages"]}
+
+
+def test_conversations_are_refused_with_what_measures_them(tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    write_shards(tmp_path / "chats", [talk] * 5, field="json:messages")
+    data = {"data": f"{tmp_path}/chats/", "field": "json:messages", "chat": "phi3", "seq_len": 64}
+    (tmp_path / "run.yaml").write_text(json.dumps({"dataset": {**data, "tokenizer": str(DEMO_MODEL)}}))
+    for args in ([str(tmp_path / "chats"), "--field", "json:messages"], [str(tmp_path / "run.yaml")]):
+        result = run(*args)
+        assert result.exit_code == 1
+        assert "field='json:messages' holds conversations, and `streampack bench` measures texts" in result.stderr
+        assert "`streampack count` reads and tokenizes conversations (--chat)" in result.stderr
 
 
 def test_a_compressed_shard_has_a_stage_of_its_own_for_that(tmp_path: Path) -> None:

@@ -61,6 +61,18 @@ def keys(proxy: Proxy) -> list[str]:
     return [get.headers["Authorization"].split("Credential=")[1].split("/")[0] for get in proxy.gets]
 
 
+def test_a_server_is_named_by_the_environment_alone(
+    proxy: Proxy, url: str, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", servers.KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", servers.SECRET)
+    storage = StorageReader({}, QUICK)
+    assert storage.size(url) == len(DATA)
+    assert read(storage, url) == DATA
+    assert keys(proxy)[0] == servers.KEY
+
+
 def test_expired_credentials_are_taken_anew_from_where_they_come_from(proxy: Proxy, url: str, store: Path) -> None:
     write(store, servers.KEY, servers.SECRET)
     storage = StorageReader(options(proxy), QUICK)

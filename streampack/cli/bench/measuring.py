@@ -28,6 +28,7 @@ from streampack.cli.bench.slices import Slice, cut_slices
 from streampack.cli.bench.stages import MakeDataset
 from streampack.dataset.dataset import PackedDataset
 from streampack.dataset.tokenizer import read_tokenizer
+from streampack.documents.fields import Field, parse_field
 from streampack.errors import ConfigError
 from streampack.records import Tokenizer
 from streampack.storage.access import StorageReader
@@ -64,6 +65,8 @@ def make_report(
         given |= {"add_bos": False, "add_eos": False}
     if not shards and (field or "txt") != "txt":
         raise ConfigError(f"field={field!r} without shards: the made-up text is txt")
+    if field is not None:
+        _refuse_conversations(parse_field(field))
     if not (ids_alone or tokenizer or is_config(shards)):
         tokenizer = str(DEMO_MODEL)
     with tempfile.TemporaryDirectory(prefix="streampack-bench-") as name:
@@ -76,6 +79,7 @@ def make_report(
         else:
             whole = make_dataset(shards, tokenizer=tokenizer, **given, **tokens)
             pipeline = whole.pipeline
+            _refuse_conversations(pipeline.documents.field)
             if pipeline.documents.field.kind == "npy":
                 num_bytes *= _TOKENS_ARE_FASTER
             slice_bytes = max(num_bytes // rounds, 1)
@@ -87,6 +91,15 @@ def make_report(
         arguments = {name: value for name, value in (given | known).items() if value is not None}
         chosen = _engines(plain, engines)
         return _measure(machine, source, slices, plain, chosen, partial(make_finite, arguments), workers)
+
+
+def _refuse_conversations(field: Field) -> None:
+    if field.is_chat:
+        raise ConfigError(
+            f"field={str(field)!r} holds conversations, and `streampack bench` measures texts and token ids. "
+            "`streampack count` reads and tokenizes conversations (--chat), and tells how fast; in a run "
+            'loader.stats()["stages"] tells what limits them'
+        )
 
 
 def _measure(

@@ -125,7 +125,7 @@ def _below(folder: str, storage: StorageReader) -> list[tuple[str, int | None]]:
                     named(folder), len(others), len(listed), named(others[0])
                 )  # fmt: skip
             return chosen
-    there = f"has {len(listed)} files, and none of them is that" if listed else "is empty, or not there"
+    there = f"has {len(listed)} files, and none is read by its name" if listed else "is empty, or not there"
     raise ShardNotFoundError(f"{named(folder)} {there}; documents are read from {_KINDS}")
 
 
