@@ -142,7 +142,7 @@ def test_what_a_function_must_give_is_said() -> None:
         (print, {"train_on": "all"}, ConfigError, 'train_on="all" does nothing with a function'),
         ("{{ messages }}", {}, ConfigError, "does not mark what the assistant says: put {% generation %}"),
         ("{% for %}", {"train_on": "all"}, ConfigError, "the chat template is not Jinja"),
-        ("chatml", {"tokenizer": ByteTokenizer()}, TokenizerError, "needs <|im_start|>, <|im_end|>, which the tokenizer"),
+        ("chatml", {"tokenizer": ByteTokenizer()}, TokenizerError, "needs <|im_start|>, <|im_end|>, which the"),
     ],
 )
 def test_templates_that_cannot_be_are_named(template: Any, options: Any, error: type[Exception], message: str) -> None:
