@@ -154,6 +154,20 @@ def test_each_of_many_sources_looks_different(mix: Path, tab: Browser) -> None:
     assert len(found) == len(set(found)) == 10
 
 
+def test_the_lanes_of_many_sources_are_bars_that_a_phone_shows(mix: Path, folder: Path, tab: Browser) -> None:
+    bars = "[...document.querySelectorAll('figure')].find(e => e.innerText.includes('Tokens of the lanes'))"
+    for place, many in ((mix, True), (folder, False)):
+        tab.open(place / "plan.html", width=360)
+        names = tab.evaluate(f"[...{bars}.querySelectorAll('.row')].map(e => e.innerText)")
+        narrowest = tab.evaluate(
+            f"Math.min(...[...{bars}.querySelectorAll('rect')].map(e => e.getBoundingClientRect()).filter("
+            "e => e.height > 2).map(e => e.width))"
+        )
+        assert (len(names) == 10) is many
+        assert all("tokens in the mean lane" in name and " to " in name for name in names)
+        assert narrowest > 3 or many
+
+
 def test_bars_of_variances_have_one_scale_and_a_mark_on_top(mix: Path, tab: Browser) -> None:
     tab.open(mix / "plan.html", width=360, dark=True)
     rows = tab.evaluate(VARIANCES)

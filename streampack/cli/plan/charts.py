@@ -19,6 +19,8 @@ from streampack.corpus.shares import DEFAULT
 
 _LEAST_SCALE = 2.0
 """Times the variance of independent documents, where bars of variances end at least."""
+_MOST_SIDE_BY_SIDE = 3
+"""Sources whose columns stand side by side in a group; more would be too narrow on a phone."""
 _ENDLESS = 3
 """Epochs of the last stage that are drawn where it has no end."""
 
@@ -196,15 +198,17 @@ def fill_chart(plan: Plan) -> Chart:
 
 def lane_chart(plan: Plan) -> Chart:
     """How even the lanes are."""
-    series = []
     active = [
         (name, source)
         for name, source in plan.sources.items()
         if any(name in stage.sources for stage in plan.stages)
     ]
-    for name, source in active:
-        mean = max(source.lanes.mean_tokens, 1)
-        series.append((colour_of(plan, name), [100 * each / mean for each in source.lanes.tokens_of_lanes]))
+    series = [
+        (colour_of(plan, name), [100 * each / max(lanes.mean_tokens, 1) for each in lanes.tokens_of_lanes])
+        for name, lanes in ((name, source.lanes) for name, source in active)
+    ]
+    if len(active) > _MOST_SIDE_BY_SIDE:
+        return _lane_rows(plan, [name for name, _ in active], series)
     of_means = " ".join(
         f"{'' if name == DEFAULT else name_of(name) + ': '}{short(source.lanes.mean_tokens)} tokens in the mean lane."
         for name, source in active
@@ -223,6 +227,27 @@ def lane_chart(plan: Plan) -> Chart:
             height=170,
         ),
         key=[(colour_of(plan, name), name_of(name)) for name, _ in active] if len(active) > 1 else (),
+    )
+
+
+def _lane_rows(plan: Plan, names: Sequence[str], series: Sequence[tuple[str, Sequence[float]]]) -> Chart:
+    """The same of many sources: a bar for each, from its smallest lane to its largest."""
+    highest, rows = max(100.0, *(values[-1] for _, values in series)), []
+    for name, (kind, (least, tenth, *_, ninth, most)) in zip(names, series, strict=True):
+        parts = [
+            Part(begin / highest, (end - begin) / highest, of, f"{begin:.0f} to {end:.0f} %")
+            for begin, end, of in ((least, most, f"{kind} faint"), (tenth, ninth, kind))
+        ]
+        bar = row(f"{least:.0f} to {most:.0f} %", parts, mark=100 / highest)
+        mean = f"{short(plan.sources[name].lanes.mean_tokens)} tokens in the mean lane"
+        rows.append(Row(name_of(name), bar, f"{least:.0f} to {most:.0f} %", mean))
+    return Chart(
+        title="Tokens of the lanes",
+        unit=f"% of the mean lane's tokens in epoch 0; bars end at {highest:.0f} %",
+        basis=estimated(plan),
+        words="From the smallest lane to the largest, paler the smallest and the largest tenth; the line is the mean. "
+        "Where lanes differ, a finite run ends with fillers, and in an endless one lanes drift apart.",
+        rows=rows,
     )
 
 
