@@ -5,6 +5,7 @@ Never: half an object under its name, where the storage can put one at once (loc
 """
 
 import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,7 +34,8 @@ class StorageWriter:
             def replace() -> None:
                 target = Path(path)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                unfinished = target.with_name(f".{target.name}.{os.getpid()}")
+                # Not only the process's number: machines that share the disk may have the same.
+                unfinished = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}")
                 with unfinished.open("wb") as file:
                     file.write(data)
                     _flush(file.fileno())
