@@ -174,8 +174,9 @@ def _tell_part(part: Part, found: WrittenPart, folder: str, *, json: bool) -> No
         _tell_skipped(found.shards)
         to_do, then = "written", f"`streampack merge {folder}`"
     if found.missing:
-        then = f"parts {found.missing} are not {to_do} yet; when all are, {then}"
-    output().print(then, soft_wrap=True)
+        output().print(f"not {to_do} yet: {found.missing}; when all are, {then}", soft_wrap=True)
+    else:
+        output().print(f"all parts are {to_do}: {then}", soft_wrap=True)
 
 
 def _counted(written: WrittenShards) -> str:
