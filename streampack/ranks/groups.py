@@ -32,6 +32,7 @@ from streampack.ranks.torch_private import new_gloo_group
 FAN = 8
 """Most ranks of a mesh: the processes of a node, as a rule."""
 _FIRST_NAP_S, _LONGEST_NAP_S = 0.0001, 0.01
+_LARGE_BYTES = 2**20
 
 Wait = Callable[[], object]
 """Waits until an exchange is over.
@@ -48,12 +49,14 @@ class Mesh:
     The last 64 collectives are kept alive: the thread that frees a tensor last needs a Python thread state, and gloo's
     threads must not be the ones to do so. If a process forks its workers while another thread creates its thread state,
     the workers inherit the interpreter's lock in its locked state and wait for it for ever, before their first line
-    (Python 3.11).
+    (Python 3.11). Of large ones, such as the states of 4,096 ranks, only the last 4 are kept: a thread lets go of one
+    before it takes the next.
     """
 
     def __init__(self, group: dist.ProcessGroup, *, apart: int, is_top: bool) -> None:
         self._group = group
         self._recent: deque[dist.Work] = deque(maxlen=64)
+        self._recent_large: deque[dist.Work] = deque(maxlen=4)
         self.size: Final[int] = group.size()
         self.apart: Final = apart
         """How far apart its ranks are in the whole group; each speaks for as many."""
@@ -61,16 +64,16 @@ class Mesh:
         """Whether its ranks together speak for all."""
 
     def all_gather(self, boxes: list[torch.Tensor], mine: torch.Tensor) -> dist.Work:
-        return self._hold(self._group.allgather([boxes], [mine]))
+        return self._hold(self._group.allgather([boxes], [mine]), len(boxes) * mine.nbytes)
 
     def broadcast(self, box: torch.Tensor) -> dist.Work:
-        return self._hold(self._group.broadcast(box, 0))
+        return self._hold(self._group.broadcast(box, 0), box.nbytes)
 
     def all_reduce(self, tensor: torch.Tensor, op: Any) -> dist.Work:
-        return self._hold(self._group.allreduce(tensor, op))
+        return self._hold(self._group.allreduce(tensor, op), tensor.nbytes)
 
-    def _hold(self, work: dist.Work) -> dist.Work:
-        self._recent.append(work)
+    def _hold(self, work: dist.Work, num_bytes: int) -> dist.Work:
+        (self._recent if num_bytes < _LARGE_BYTES else self._recent_large).append(work)
         return work
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,7 +15,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 
 from streampack.ranks import groups
 from streampack.ranks.exchange import Exchange, NotSame
-from streampack.ranks.groups import Group, meshes_of
+from streampack.ranks.groups import Group, Mesh, meshes_of
 
 Connect = Callable[[int], list[Group]]
 
@@ -89,6 +90,20 @@ def test_the_error_of_a_connection_is_raised_where_its_exchange_is_waited_for(co
     for _ in range(2):  # the thread outlives an error
         with pytest.raises(RuntimeError, match="Connection closed by peer"):
             group.all_reduce(torch.zeros(1), dist.ReduceOp.MAX)()
+
+
+def test_few_large_collectives_are_kept_alive() -> None:
+    class Gloo:
+        def size(self) -> int:
+            return 2
+
+        def broadcast(self, box: torch.Tensor, root: int) -> Any:
+            return box
+
+    group: Any = Gloo()
+    mesh = Mesh(group, apart=1, is_top=True)
+    small, large = ([weakref.ref(mesh.broadcast(torch.zeros(size))) for _ in range(100)] for size in (8, 2**18))
+    assert [sum(each() is not None for each in kept) for kept in (small, large)] == [64, 4]
 
 
 def test_the_thread_of_a_tree_does_not_keep_a_program_from_ending(connect: Connect) -> None:
