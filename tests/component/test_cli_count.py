@@ -12,6 +12,7 @@ import sentencepiece
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
+from support.thorough import nightly
 from typer.testing import CliRunner, Result
 
 import streampack
@@ -44,7 +45,7 @@ def demo_ids() -> list[list[int]]:
 # -- what is counted is there ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", ["1", "2", "3"])
+@pytest.mark.parametrize("workers", ["1", "3", *nightly(["2"])])
 def test_the_demo_is_counted_right_by_any_number_of_processes(workers: str, demo_ids: list[list[int]]) -> None:
     counted = count(SHARDS, "-t", MODEL, "--seq-len", "512", "-w", workers)
     lengths = np.array([len(ids) for ids in demo_ids])
@@ -201,7 +202,7 @@ def test_a_damaged_compressed_shard_stops_the_other_processes_soon(tmp_path: Pat
 # -- how it looks ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("columns", [56, 80, 160])
+@pytest.mark.parametrize("columns", [56, *nightly([80, 160])])
 def test_it_fits_any_terminal(columns: int) -> None:
     shown = run(SHARDS, "-t", MODEL, "-w", "1", COLUMNS=str(columns)).stdout
     assert max(map(len, shown.splitlines())) <= columns

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from support.runs import begun
+from support.thorough import nightly
 from typer.testing import CliRunner, Result
 
 from streampack import PackedDataLoader, PackedDataset, StreampackError
@@ -77,7 +78,7 @@ def test_the_demo_on_three_ranks() -> None:
 
 
 @pytest.mark.parametrize("shuffle", ["shards", "{block_bytes: 8KiB, window: 4}"])
-@pytest.mark.parametrize(("workers", "buffer"), [(0, "64MiB"), (1, "64MiB"), (3, "200MiB")])
+@pytest.mark.parametrize(("workers", "buffer"), [(3, "200MiB"), *nightly([(0, "64MiB"), (1, "64MiB")])])
 def test_the_range_and_the_share_are_those_of_the_pool(
     workers: int, buffer: str, shuffle: str, tmp_path: Path
 ) -> None:
@@ -102,7 +103,7 @@ def test_the_range_and_the_share_are_those_of_the_pool(
     assert (rank["shuffle_window_bytes"] > 0) == (shuffle != "shards")
 
 
-@pytest.mark.parametrize("shuffle", ["shards", "{window: 16}"])
+@pytest.mark.parametrize("shuffle", ["{window: 16}", *nightly(["shards"])])
 def test_the_smallest_budget_is_what_the_loader_takes(shuffle: str, tmp_path: Path) -> None:
     data = f"data: {str(DATA / 'devil-*.tar')!r}, num_lanes: 24, shuffle: {shuffle}, packing: best_fit"
     least = plan(config(tmp_path, data), "--workers", "3")["rank"]["needed_bytes"]

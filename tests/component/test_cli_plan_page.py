@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support.browser import Browser, browser
+from support.thorough import nightly
 from typer.testing import CliRunner
 
 from streampack import PackedDataLoader, PackedDataset
@@ -119,8 +120,9 @@ def tab() -> Iterator[Browser]:
         yield found
 
 
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(
+    ("width", "dark"), [*zip(WIDTHS, (False, True), strict=True), *nightly([*zip(WIDTHS, (True, False), strict=True)])]
+)
 def test_a_browser_shows_it_without_an_error_or_anything_wider_than_the_screen(
     width: int, dark: bool, folder: Path, tab: Browser
 ) -> None:

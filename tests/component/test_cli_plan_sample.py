@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.thorough import nightly
 from typer.testing import CliRunner
 
 from streampack import PackedDataLoader, PackedDataset, Packing, Shuffle
@@ -63,7 +64,7 @@ def plan_of(dataset: PackedDataset, bytes_per_token: float | None = None) -> Pla
 # -- what it measures is so -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("lanes", [12, 24])
+@pytest.mark.parametrize("lanes", [12, *nightly([24])])
 def test_shards_that_differ_in_tokens_for_each_byte_end_in_as_many_fillers_as_it_says(
     lanes: int, mixed: list[str]
 ) -> None:
@@ -124,8 +125,7 @@ def test_packs_of_whole_documents_are_as_full_as_it_says(
     [
         (Packing("next_fit", overflow="drop"), "mask", 0.60, 'overflow="drop" drops 6'),
         (Packing("best_fit", overflow="truncate", window=8), "mask", 0.12, 'overflow="truncate" truncates 6'),
-        (Packing("next_fit"), "mask", 0, ""),
-        (Packing("best_fit"), "trim", 0, ""),
+        *nightly([(Packing("next_fit"), "mask", 0, ""), (Packing("best_fit"), "trim", 0, "")]),
     ],
 )
 def test_tokens_are_those_that_packs_hold(
@@ -180,8 +180,8 @@ def test_a_finite_run_has_as_many_batches_as_it_says(end: str, epochs: int, tmp_
 @pytest.mark.parametrize(
     ("total_bytes", "block_bytes", "advice"),
     [
-        (10**9, 4096, ["larger blocks (shuffle: {block_bytes: 131072})"]),
-        (10**7, 2**18, ["fewer lanes (num_lanes: 3), since a lane has at least 32 blocks"]),
+        *nightly([(10**9, 4096, ["larger blocks (shuffle: {block_bytes: 131072})"])]),
+        *nightly([(10**7, 2**18, ["fewer lanes (num_lanes: 3), since a lane has at least 32 blocks"])]),
         (10**7, 4096, ["larger blocks (shuffle: {block_bytes: 131072})", "fewer lanes (num_lanes: 3)"]),
         (10**6, 4096, []),  # too small for any number of lanes
     ],

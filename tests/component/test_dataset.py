@@ -29,7 +29,7 @@ from support.jobs import (
     write_lanes,
     write_tar,
 )
-from support.thorough import nightly
+from support.thorough import THOROUGH, nightly
 from torch.utils.data import DataLoader
 
 import streampack
@@ -176,12 +176,12 @@ def test_set_epoch_changes_the_order_and_not_the_documents(corpus: Corpus, worke
     data = dataset(corpus, epochs=1)
     loader = DataLoader(data, batch_size=4, num_workers=workers, persistent_workers=persistent)
     firsts = []
-    for epoch in (0, 1, 2, 0):
+    for epoch in (0, 1, 0):
         data.set_epoch(epoch)
         packs = packs_of(loader)
         assert as_multiset(packs) == finite_packs(corpus, epoch)
         firsts.append(packs[0][0].tolist())
-    assert firsts[0] == firsts[3] != firsts[1] != firsts[2]
+    assert firsts[0] == firsts[2] != firsts[1]
     assert epoch_order(corpus, 0) != epoch_order(corpus, 1)
 
 
@@ -518,11 +518,12 @@ def test_bad_data_raise_the_same_error_here_and_out_of_a_worker(tmp_path: Path, 
     build, changes, error, wanted = BAD[bad]
     path = build(tmp_path)
     data = dataset([str(path)], **{"num_lanes": 1, "epochs": 1, **changes})
-    loaders = {
+    loaders: dict[str, Any] = {
         "here": streampack.PackedDataLoader(data, 2, num_workers=0),
         "worker": streampack.PackedDataLoader(data, 2, num_workers=1, multiprocessing_context="fork"),
-        "torch's worker": DataLoader(data, batch_size=2, num_workers=1),
     }
+    if THOROUGH or list(BAD).index(bad) % 3 == 0:
+        loaders["torch's worker"] = DataLoader(data, batch_size=2, num_workers=1)
     for where, loader in loaders.items():
         with pytest.raises(error) as caught:
             run_out(loader)

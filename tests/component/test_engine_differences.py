@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from support.byte_levels import KNOWN
 from support.tars import write_webdataset
+from support.thorough import nightly
 
 from streampack import HoldOut, PackedDataLoader, PackedDataset
 from streampack.errors import TokenizerError
@@ -77,8 +78,9 @@ def test_the_batches_are_right_and_the_documents_counted(
     assert 'use engine="bytes", or another release' in told
 
 
-@pytest.mark.parametrize("part", ["train", "val"])
-@pytest.mark.parametrize("num_workers", [0, 2, 3])
+@pytest.mark.parametrize(
+    ("num_workers", "part"), [(0, "val"), (3, "train"), *nightly([(0, "train"), (2, "train"), (2, "val"), (3, "val")])]
+)
 def test_more_than_ten_are_the_same_error_with_any_workers_after_right_packs_and_at_once_in_the_next_pass(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, num_workers: int, part: str
 ) -> None:

@@ -25,7 +25,7 @@ import streampack
 from streampack.errors import RecordError, ShardError, ShardNotFoundError, TokenizerError
 from streampack.testing import ByteTokenizer
 
-TOPOLOGIES = [(1, 0, 5), (1, 3, 2), (3, 2, 1), *nightly([(1, 0, 1), (1, 1, 1), (2, 0, 3)])]
+TOPOLOGIES = [(1, 0, 5), (3, 2, 1), *nightly([(1, 0, 1), (1, 1, 1), (1, 3, 2), (2, 0, 3)])]
 PARKED = {"buffer_bytes": 12 * 112 * 2**10, "document_bytes": 64 * 2**10}
 
 

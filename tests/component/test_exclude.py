@@ -56,7 +56,15 @@ def dataset(data: Any, stages: Sequence[Stage], **changes: Any) -> streampack.Pa
 
 def loaders(data: streampack.PackedDataset, ranks: int, workers: int = 0) -> list[streampack.PackedDataLoader]:
     return [
-        streampack.PackedDataLoader(data, 1, num_workers=workers, dp_rank=rank, dp_size=ranks, provenance=True)
+        streampack.PackedDataLoader(
+            data,
+            1,
+            num_workers=workers,
+            dp_rank=rank,
+            dp_size=ranks,
+            provenance=True,
+            multiprocessing_context="fork",
+        )
         for rank in range(ranks)
     ]
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from support.jobs import NAMES, Array, Corpus, dataset, uneven, write_corpus
 from support.jobs import texts as make_texts
+from support.thorough import nightly
 
 import streampack
 from streampack.dataset.iteration import VERSION
@@ -165,8 +166,13 @@ def stateful(data: streampack.PackedDataset, batch_size: int, workers: int) -> A
 
 
 @torchdatas
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize(("name", "batch_size"), [("endless", 2), ("finite", 3), ("one rank of two", 1)])
+@pytest.mark.parametrize(
+    ("name", "batch_size", "workers"),
+    [
+        *(("endless", 2, 2), ("finite", 3, 0)),
+        *nightly([("endless", 2, 0), ("finite", 3, 2), ("one rank of two", 1, 0), ("one rank of two", 1, 2)]),
+    ],
+)
 def test_torchdatas_stateful_dataloader_resumes_exactly_again_and_again(
     small: Corpus, name: str, batch_size: int, workers: int
 ) -> None:

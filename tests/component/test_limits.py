@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from support.thorough import nightly, some
 from support.throttles import Throttled, sleeping
 
 from streampack.loader import times
@@ -29,7 +30,7 @@ class Time:
         return self.ns / 1e9
 
 
-@pytest.mark.parametrize("slow_stage", [stage for stage in STAGES if stage != "send"])
+@pytest.mark.parametrize("slow_stage", some([stage for stage in STAGES if stage != "send"], 2))
 def test_without_workers_the_slow_stage_is_named_in_each_window(
     slow_stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -56,7 +57,7 @@ def test_without_workers_the_slow_stage_is_named_in_each_window(
     assert named.count(slow_stage) >= 0.95 * len(named), Counter(named)
 
 
-@pytest.mark.parametrize("slow_stage", ["storage", "tokenize", "trainer"])
+@pytest.mark.parametrize("slow_stage", ["storage", *nightly(["tokenize", "trainer"])])
 def test_with_workers_the_slow_stage_is_named_and_stays_it(
     slow_stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -308,7 +308,7 @@ def last_book(corpora: dict[str, Corpus]) -> int:
     return max(number for number, (source, _) in with_gap(corpora, 600).packs(600).items() if source == 0)
 
 
-@pytest.mark.parametrize("rounds", [0, 1, 3])
+@pytest.mark.parametrize("rounds", [1, *nightly([0, 3])])
 @pytest.mark.parametrize(("ranks", "workers", "batch_size"), [(1, 0, 1), (2, 1, 5), (12, 0, 3)])
 def test_lanes_wait_for_the_next_stage(
     corpora: dict[str, Corpus], last_book: int, rounds: int, ranks: int, workers: int, batch_size: int

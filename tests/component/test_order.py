@@ -58,7 +58,9 @@ def test_the_corpus_is_as_uneven_as_it_is_meant_to_be(corpus: Corpus) -> None:
     assert 150 < sum(len(tokens_of(text)) for text in corpus.texts) / 32 < PACKS
 
 
-@pytest.mark.parametrize(("ranks", "batch_size"), [(1, 1), (1, 8), (2, 3), (3, 5), (4, 2), (6, 7), (12, 4)])
+@pytest.mark.parametrize(
+    ("ranks", "batch_size"), some([(1, 1), (1, 8), (2, 3), (3, 5), (4, 2), (6, 7), (12, 4)], 2, first=1)
+)
 def test_the_packs_are_the_same_on_any_ranks(corpus: Corpus, wanted: list[Any], ranks: int, batch_size: int) -> None:
     with Job(dataset(corpus), ranks, batch_size=batch_size) as job:
         packs = job.step(PACKS // ranks // batch_size)
@@ -69,9 +71,8 @@ def test_the_packs_are_the_same_on_any_ranks(corpus: Corpus, wanted: list[Any], 
 @pytest.mark.parametrize(
     ("ranks", "workers", "batch_size"),
     [
-        *some([(1, 1, 1), (1, 2, 8), (1, 3, 4), (2, 1, 5), (12, 1, 3), (6, 2, 8), (3, 3, 7)], 6),
+        *nightly([(1, 1, 1), (1, 2, 8), (1, 3, 4), (2, 1, 5), (12, 1, 3), (6, 2, 8), (3, 3, 7), (2, 5, 2)]),
         (1, 5, 6),  # 5 does not divide 12: three workers have three lane slots, one of them empty
-        (2, 5, 2),
         (4, 2, 3),
     ],
 )
@@ -98,8 +99,9 @@ def test_packs_made_in_a_worker_of_a_server_are_the_same(corpus: Corpus, wanted:
         assert_equal(job.step(20), wanted)
 
 
-@pytest.mark.parametrize("prefetch_bytes", [1, 4 * 32 * 9 * 5])
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize(
+    ("workers", "prefetch_bytes"), [(1, 4 * 32 * 9 * 5), (3, 1), *nightly([(1, 1), (3, 4 * 32 * 9 * 5)])]
+)
 def test_how_many_packs_a_message_holds_changes_nothing(
     corpus: Corpus, wanted: list[Any], prefetch_bytes: int, workers: int
 ) -> None:
@@ -109,7 +111,7 @@ def test_how_many_packs_a_message_holds_changes_nothing(
 
 def test_the_digest_is_one_number_on_every_topology(corpus: Corpus) -> None:
     digests, seen = set(), set()
-    more = nightly([(2, 0, 6), (6, 0, 4), (12, 0, 2)])
+    more = nightly([(2, 0, 6), (3, 0, 1), (6, 0, 4), (12, 0, 2)])
     for ranks, workers, batch_size in [(1, 0, 8), (1, 2, 2), (3, 0, 1), (4, 1, 2), *more]:
         with Job(dataset(corpus), ranks, workers, batch_size) as job:
             for step in range(1, 120 // ranks // batch_size + 1):
@@ -144,18 +146,16 @@ def test_the_digest_sees_which_number_a_pack_has(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "packing",
     [
-        {"boundary": "keep"},
         {"boundary": "trim"},
         {"boundary": "mask_bos_target"},
-        {"boundary": "mask_eos_input"},
         {"boundary": streampack.ReplaceBoundary(77)},
-        {"boundary": "mask", "lookahead": False},
         {"boundary": "keep", "lookahead": False},
-        {"boundary": "mask", "packing": "next_fit"},
         {"boundary": "keep", "packing": "next_fit", "overflow": "truncate"},
-        {"boundary": "trim", "packing": "next_fit", "overflow": "drop"},
         {"boundary": "mask", "packing": "best_fit", "window": 2},
-        {"boundary": "trim", "packing": "best_fit", "window": 5, "overflow": "truncate"},
+        *nightly([{"boundary": "keep"}, {"boundary": "mask_eos_input"}, {"boundary": "mask", "lookahead": False}]),
+        *nightly([{"boundary": "mask", "packing": "next_fit"}]),
+        *nightly([{"boundary": "trim", "packing": "next_fit", "overflow": "drop"}]),
+        *nightly([{"boundary": "trim", "packing": "best_fit", "window": 5, "overflow": "truncate"}]),
     ],
     ids=str,
 )
@@ -188,7 +188,7 @@ def test_the_packs_are_those_of_the_arguments(corpus: Corpus, changes: dict[str,
         assert_equal(job.step(18), wanted)
 
 
-@pytest.mark.parametrize(("field", "per_sample"), [("json:text", 1), ("jsonl:text", 4), ("npy", 1)])
+@pytest.mark.parametrize(("field", "per_sample"), [("jsonl:text", 4), ("npy", 1), *nightly([("json:text", 1)])])
 def test_every_field_keeps_the_order(tmp_path: Path, field: str, per_sample: int) -> None:
     corpus = uneven(tmp_path, field=field, per_sample=per_sample)
     wanted = expected(corpus, 240, seq_len=32)

@@ -524,9 +524,8 @@ def test_counts_are_equal_on_every_topology_and_through_resumes(corpus: Corpus) 
     kinds: list[dict[str, Any]] = [
         {},
         {"packing": "next_fit", "overflow": "truncate", "boundary": "keep"},
-        {"packing": "next_fit", "overflow": "drop"},
         {"packing": "best_fit", "window": 4},
-        {"boundary": "trim"},
+        *nightly([{"packing": "next_fit", "overflow": "drop"}, {"boundary": "trim"}]),
     ]
     for changes in kinds:
         data = dataset(corpus, **changes)
@@ -591,23 +590,32 @@ def test_nothing_is_not_merged() -> None:
 Spoil = Callable[[dict[str, Any]], dict[str, Any]]
 
 
+@functools.cache
+def undisturbed(data: streampack.PackedDataset, **options: Any) -> tuple[dict[str, Any], list[Array], int]:
+    """Of a run of 4 batches: the state 2 batches before, the packs of 3 more, and the digest after them."""
+    with loader_of(data, 3, **options) as loader:
+        iterator = iter(loader)
+        take(iterator, 4)
+        return loader.state_dict(batches_back=2), take(iterator, 3), loader.digest()
+
+
 def assert_refused(
     data: streampack.PackedDataset, state: dict[str, Any], error: type[Exception], *texts: str, **options: Any
 ) -> None:
     """The state is refused in the middle of a run, which then goes on as if nothing had been."""
-    with loader_of(data, 3, **options) as loader, loader_of(data, 3, **options) as twin:
-        iterator, other = iter(loader), iter(twin)
+    behind, wanted, digest = undisturbed(data, **options)
+    with loader_of(data, 3, **options) as loader:
+        iterator = iter(loader)
         take(iterator, 4)
-        take(other, 4)
         before = loader.state_dict()
         with pytest.raises(error) as caught:
             loader.load_state_dict(state)
         for text in texts:
             assert text in str(caught.value)
         assert same(loader.state_dict(), before)
-        assert same(loader.state_dict(batches_back=2), twin.state_dict(batches_back=2))
-        np.testing.assert_array_equal(take(iterator, 3), take(other, 3))
-        assert loader.digest() == twin.digest()
+        assert same(loader.state_dict(batches_back=2), behind)
+        np.testing.assert_array_equal(take(iterator, 3), wanted)
+        assert loader.digest() == digest
 
 
 @pytest.mark.parametrize(

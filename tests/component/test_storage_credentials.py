@@ -11,6 +11,7 @@ import pytest
 from support import servers
 from support.forwarding import ForwardProxy
 from support.proxy import Fault, Proxy
+from support.thorough import nightly
 
 from streampack import RetryPolicy
 from streampack.errors import StorageError, StreampackError
@@ -179,7 +180,7 @@ class TestSecrets:
         ],
         ids=["403", "503", "reset"],
     )
-    @pytest.mark.parametrize("kind", ["http", "http by fsspec", "s3", "s3 by s3fs"])
+    @pytest.mark.parametrize("kind", ["http", "s3", *nightly(["http by fsspec", "s3 by s3fs"])])
     def test_no_error_log_or_traceback_has_one(
         self, kind: str, fault: Fault, url: str, proxy: Proxy, caplog: pytest.LogCaptureFixture
     ) -> None:

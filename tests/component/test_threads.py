@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.jobs import Corpus, dataset, rows, uneven
+from support.thorough import nightly
 
 import streampack
 from streampack.errors import LoaderError
@@ -58,7 +59,7 @@ ENDINGS: dict[str, Callable[[streampack.PackedDataLoader, Any], None]] = {
 }
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [2, *nightly([0])])
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_thread_that_takes_batches_is_told_when_another_ends_its_iterator(
     corpus: Corpus, num_workers: int, ending: str

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from support.jobs import Job, dataset, documents_of, texts, write_corpus
 from support.runs import begun
+from support.thorough import nightly
 
 import streampack
 from streampack.errors import ConfigError
@@ -41,7 +42,7 @@ def labelled(folder: Path, kind: str) -> list[str]:
     return [str(path) for path in sorted(folder.glob("*.tar"))]
 
 
-@pytest.mark.parametrize("kind", ["a label a shard", "runs of 100 alike"])
+@pytest.mark.parametrize("kind", ["runs of 100 alike", *nightly(["a label a shard"])])
 def test_batches_are_mixed_nearly_as_those_of_a_full_shuffle(tmp_path: Path, kind: str) -> None:
     data = streampack.PackedDataset(
         labelled(tmp_path, kind),

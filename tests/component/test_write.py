@@ -20,6 +20,7 @@ import zstandard
 from pyarrow import parquet
 from support import servers
 from support.caches import wait_for
+from support.thorough import nightly
 from typer.testing import CliRunner
 
 import streampack
@@ -352,7 +353,7 @@ def has_come_so_far(process: "subprocess.Popen[bytes]", out: Path, pattern: str,
     return process.poll() is not None or (out.exists() and sum(1 for _ in out.glob(pattern)) >= count)
 
 
-@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("shuffle", [True, *nightly([False])])
 def test_any_number_of_workers_and_kills_at_any_moment_give_the_same_bytes(shuffle: bool, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for name in "abc":

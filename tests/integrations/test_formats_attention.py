@@ -94,7 +94,7 @@ def test_flex_attention_gives_each_document_the_logits_that_it_has_alone(
     torch.testing.assert_close(logits, expected)
 
 
-@pytest.mark.parametrize("case", some(LAYOUTS, 3, first=1), indirect=True, ids=str)
+@pytest.mark.parametrize("case", some(LAYOUTS, 6, first=1), indirect=True, ids=str)
 @torch.no_grad()
 def test_sdpa_with_the_mask_gives_each_document_the_logits_that_it_has_alone(
     model: Decoder, case: tuple[Any, Tensor]
@@ -106,7 +106,7 @@ def test_sdpa_with_the_mask_gives_each_document_the_logits_that_it_has_alone(
     torch.testing.assert_close(model(batch["tokens"], batch["position_ids"], attention), expected)
 
 
-@pytest.mark.parametrize("case", some(LAYOUTS, 3, first=2), indirect=True, ids=str)
+@pytest.mark.parametrize("case", some(LAYOUTS, 6, first=2), indirect=True, ids=str)
 @torch.no_grad()
 def test_attention_between_the_ends_of_varlen_gives_the_logits_of_each_document_alone(
     model: Decoder, case: tuple[Any, Tensor]

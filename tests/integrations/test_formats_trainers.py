@@ -51,7 +51,7 @@ def model(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["hf", "hf_flash"])
-@pytest.mark.parametrize("layout", some([layout for layout in LAYOUTS if layout[0] != "trim"], 5), ids=str)
+@pytest.mark.parametrize("layout", some([layout for layout in LAYOUTS if layout[0] != "trim"], 10), ids=str)
 @torch.no_grad()
 def test_the_loss_of_a_transformers_model_is_that_of_the_shifted_labels(model: Any, kind: str, layout: Any) -> None:
     policy, packing = layout

@@ -1,4 +1,4 @@
-"""Laws over more examples: hypothesis with ten times as many, other ones each night; all of what else is long."""
+"""Laws over more examples: hypothesis with thirty times as many, other ones each night; all of what else is long."""
 
 import os
 import subprocess

@@ -24,6 +24,7 @@ import pytest
 from support.jobs import Corpus, assert_equal, dataset, rows, write_corpus
 from support.jobs import texts as make_texts
 from support.processes import needs_proc
+from support.thorough import nightly
 from support.workers import alive, server_pid, worker_pids
 
 import streampack
@@ -290,7 +291,7 @@ def test_descriptors_that_run_out_in_the_trainer_cost_no_message(corpus: Corpus,
     assert "no file descriptor is free (`ulimit -n` allows this process" in caplog.text
 
 
-@pytest.mark.parametrize("error", [MemoryError("for a moment"), OSError(24, "for a moment")], ids=str)
+@pytest.mark.parametrize("error", [OSError(24, "for a moment"), *nightly([MemoryError("for a moment")])], ids=str)
 def test_a_worker_that_is_short_of_something_is_restarted(
     corpus: Corpus, tmp_path: Path, caplog: Any, error: Exception
 ) -> None:

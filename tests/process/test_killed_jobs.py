@@ -18,6 +18,7 @@ from support.training import await_checkpoint, complete, handed_out, write_job, 
 import streampack
 from streampack.testing import write_shards
 
+BY_TORCHRUN: dict[str, Any] = {"options": ()} if THOROUGH else {}
 WORKERS_NOTICE_S = 15
 """torch's workers look every 5 seconds whether their parent lives."""
 
@@ -29,7 +30,7 @@ def test_workers_of_a_rank_that_was_killed_end_though_nobody_takes_what_they_mad
     # By the hundredth batch messages are so large that they fill the pipe to the rank while it computes.
     loader = {"batch_size": 2, "num_workers": 2}
     write_job(tmp_path, dataset=dataset, loader=loader, every=100, pause_after=101)
-    with Job("training.py", tmp_path / "job.json", tmp_path, ranks=2, log=tmp_path / "log", options=()) as running:
+    with Job("training.py", tmp_path / "job.json", tmp_path, ranks=2, log=tmp_path / "log", **BY_TORCHRUN) as running:
         await_checkpoint(running, tmp_path)
         time.sleep(1)
         left = running.kill_ranks()
@@ -52,8 +53,7 @@ def test_a_job_killed_at_a_random_moment_goes_on_exactly_on_other_ranks_and_work
         return folder / "job.json", folder
 
     killed = job("killed", None, None, batch_size=2, num_workers=2)
-    by_torchrun = {"options": ()} if THOROUGH else {}
-    with Job("training.py", *killed, ranks=2, log=tmp_path / "killed.log", **by_torchrun) as running:
+    with Job("training.py", *killed, ranks=2, log=tmp_path / "killed.log", **BY_TORCHRUN) as running:
         await_checkpoint(running, killed[1])
         moment_s = random.SystemRandom().uniform(0, 1.5)
         time.sleep(moment_s)
@@ -87,6 +87,7 @@ def test_a_job_killed_at_a_random_moment_goes_on_exactly_on_other_ranks_and_work
         check_sum([wrote[ran_last, rank][2] for rank in range(folders[ran_last][0])], loader.digest())
 
 
+@long
 @needs_proc
 def test_a_job_of_several_sources_killed_before_a_stage_begins_goes_on_into_it_on_other_ranks(tmp_path: Path) -> None:
     """Its workers had made packs of the next stage; the future has another stage more, with one more source."""

@@ -46,6 +46,7 @@ def corpus(server: servers.MortalS3, tmp_path_factory: pytest.TempPathFactory) -
     return {"files": paths, "objects": [f"s3://{servers.BUCKET}/kills/{Path(path).name}" for path in paths]}
 
 
+@long
 def test_a_run_outlives_kills_of_the_server_with_the_packs_of_a_quiet_one(
     server: servers.MortalS3, corpus: dict[str, list[str]]
 ) -> None:

@@ -69,7 +69,8 @@ def main(folder: str, place: Path) -> None:
 
     def loader(**options: Any) -> streampack.PackedDataLoader:
         dataset = streampack.PackedDataset(f"{folder}/*.tar", ByteTokenizer(), 32, num_lanes=4)
-        return accelerator.prepare(streampack.PackedDataLoader(dataset, 2, num_workers=1, provenance=True, **options))
+        options |= {"num_workers": 1, "multiprocessing_context": "fork"}  # a server for each would take seconds
+        return accelerator.prepare(streampack.PackedDataLoader(dataset, 2, provenance=True, **options))
 
     model, first = accelerator.prepare(torch.nn.Linear(2, 2)), loader(whole_state=True)
     register_for_checkpointing(accelerator, first)

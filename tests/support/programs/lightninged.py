@@ -74,7 +74,7 @@ def main(folder: str, place: Path) -> None:
 
     options: dict[str, Any] = {"strategy": "ddp", "devices": 2}
     # The loader is made before there is a process group, as scripts for Lightning do.
-    with loader(whole_state=True, num_workers=1) as first:
+    with loader(whole_state=True, num_workers=1, multiprocessing_context="fork") as first:
         trainer, seen = fit(first, place=place / "saved", max_steps=5, **options)
         trainer.save_checkpoint(place / "end.ckpt")
     outcome: dict[str, Any] = {"first": seen}

@@ -206,7 +206,7 @@ def test_a_chat_survives_the_way_to_a_worker(template: str) -> None:
 def test_conversations_come_whole_with_their_masks(tmp_path: Path, field: str, num_workers: int) -> None:
     shards = shards_of(tmp_path, CONVERSATIONS, field=field)
     dataset = dataset_of(shards, field=field, seq_len=1500, num_lanes=2)
-    loader = streampack.PackedDataLoader(dataset, 2, num_workers=num_workers)
+    loader = streampack.PackedDataLoader(dataset, 2, num_workers=num_workers, multiprocessing_context="fork")
     chat = chat_of("phi3")
     expected = [chat(conversation) for conversation in CONVERSATIONS]
     got, labels = [], []
