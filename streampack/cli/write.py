@@ -22,14 +22,15 @@ from streampack.corpus.writing.request import (
     WrittenPart,
     WrittenShards,
     merge_parts,
+    num_portions,
     write_all,
     write_part,
 )
 from streampack.errors import ConfigError
 from streampack.storage.clients import local_path
 
-_RAY_PARTS = 256
-"""The cluster's size does not decide, so that another cluster goes on."""
+_MOST_RAY_PARTS = 256
+"""Each lists the inputs. The cluster's size does not decide, so that another cluster goes on."""
 _SHOWN = 20
 """Records that were left out, of which the table shows."""
 
@@ -115,17 +116,19 @@ class _WritingPart:
     """What a task of the cluster does."""
 
     request: Request
+    num_parts: int
 
     def __call__(self, index: int) -> bool:
         """Whether the part is written; not: its records are sorted."""
-        return write_part(self.request, Part(index, _RAY_PARTS), _tell_nobody).shards is not None
+        return write_part(self.request, Part(index, self.num_parts), _tell_nobody).shards is not None
 
 
 def _write_on_ray(request: Request, address: str, progress: Progress, *, at_once: int | None) -> WrittenShards:
-    task = _WritingPart(dataclasses.replace(request, num_workers=1))
+    num_parts = min(num_portions(request), _MOST_RAY_PARTS)
+    task = _WritingPart(dataclasses.replace(request, num_workers=1), num_parts)
     names = [*cast("list[str]", request.data), str(request.output)]
     has_files = any(local_path(name) is not None for name in names)
-    left = dict(enumerate(range(_RAY_PARTS)))
+    left = dict(enumerate(range(num_parts)))
     for doing in ("writing or sorting parts", "writing sorted parts"):
         advance = progress(doing, len(left), None)
         tasks = run_tasks(task, left, address=address, at_once=at_once, has_files=has_files)

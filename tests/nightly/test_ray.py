@@ -125,7 +125,7 @@ def test_an_error_of_the_work_is_told_as_on_one_machine(corpus: Path, cluster: A
 def test_write_on_a_cluster_writes_what_one_machine_writes(
     cluster: Any, tmp_path: Path, shuffle: list[str]
 ) -> None:
-    records = "".join(json.dumps({"text": f"record {number} " * 30}) + "\n" for number in range(6000))
+    records = "".join(json.dumps({"text": f"record {number} " * 30}) + "\n" for number in range(2500))
     (tmp_path / "data.jsonl").write_text(records)
     for name, more in (("here", []), ("there", ["--ray", cluster.address])):
         asked = ["write", "data.jsonl", "-o", name, "--shard-bytes", "65536", *shuffle, *more]

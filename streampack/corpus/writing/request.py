@@ -149,6 +149,15 @@ def merge_parts(output: AnyPath, storage: Storage | Mapping[str, object] | None 
     return _told(folder, begun.job, written, was_finished=False)
 
 
+def num_portions(request: Request) -> int:
+    """How many pieces of work the request has, without a shuffle: more parts than these would have nothing to write."""
+    names = _names_of(request.data)
+    if names is None:
+        return 1
+    reader = StorageReader.of(Storage() if request.storage is None else as_storage(request.storage))
+    return len(plan(units_of(find_inputs(names, reader), reader), request.shard_bytes))
+
+
 class _Begun:
     """One part of a request that was checked; the folder is begun, unless it is finished."""
 
