@@ -52,12 +52,12 @@ def draw(console: Console, pack: TracedPack) -> None:
 
 def _print_table(console: Console, table: Table) -> None:
     """The table; as wide as it is where stdout is not a terminal, so that keys and shards can be searched."""
-    if console.is_terminal:
-        console.print(table)
-        return
-    unlimited = console.options.update(max_width=_UNLIMITED)
-    width = max(Measurement.get(console, unlimited, table).maximum, console.width)
-    console.print(table, width=width, crop=False, no_wrap=True, soft_wrap=True)
+    width = console.width
+    if not console.is_terminal:
+        unlimited = console.options.update(max_width=_UNLIMITED)
+        console.width = max(width, Measurement.get(console, unlimited, table).maximum)
+    console.print(table)
+    console.width = width
 
 
 def _table(segments: list[TracedSegment], folder: str) -> Table:
