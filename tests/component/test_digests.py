@@ -181,7 +181,7 @@ class TestRuns:
             proxy.script([Fault("flip", at=at)] * 100)
             assert self.digest_of_packs(tmp_path, proxy, shard, None) != quiet  # nobody notices
             proxy.reset()
-            proxy.script([Fault("flip", at=at), None] * 100)
+            proxy.script([Fault("flip", at=at, last=True)] * 100)
             assert self.digest_of_packs(tmp_path, proxy, shard, digest) == quiet
             proxy.reset()
             proxy.always = Fault("flip", at=at)

@@ -98,7 +98,7 @@ def is_whole(state: Any, num_lanes: int = 12) -> bool:
 @pytest.mark.parametrize("changes", [{}, FINITE], ids=["endless", "finite"])
 @pytest.mark.parametrize(
     ("files", "step"),
-    [(STEPS, 17 if THOROUGH else 71), (ALL, 61 if THOROUGH else 271)],
+    [(STEPS, 17 if THOROUGH else 101), (ALL, 61 if THOROUGH else 271)],
     ids=["commits", "all"],
 )
 def test_an_exception_at_any_instruction_loses_no_batch(

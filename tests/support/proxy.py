@@ -9,7 +9,7 @@ A fault is one of
     reset, close, stall    after `after` bytes of the body; None: before the head
     status                 an answer with `status`, `headers` and `body`
     throttle, delay        pieces of 16 KiB with `seconds` between them; `seconds` before the head
-    flip                   the byte at `at` of the object is another one
+    flip                   the byte at `at` of the object is another one; `last`: after that no fault comes any more
     whole                  Range is ignored: 200 and the whole object (`objects` must have it)
     unsized                no Content-Length, and the body ends after `after` bytes
     length                 Content-Length is off by `by`, and the connection ends with the body
@@ -44,6 +44,7 @@ class Fault:
     seconds: float = 0.0
     at: int = 0
     by: int = 0
+    last: bool = False
     action: Callable[[], object] | None = None
 
 
@@ -172,6 +173,9 @@ class _Handler(BaseHTTPRequestHandler):
                 changed = bytearray(body)
                 changed[fault.at - start] ^= 0x55
                 body = bytes(changed)
+                if fault.last:
+                    with self.server.lock:
+                        self.server.faults.clear()
         headers["Content-Length"] = str(len(body) + fault.by)
         if fault.kind == "unsized":
             del headers["Content-Length"]
