@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     )
     from streampack.loader.formatting import PackedBatch
     from streampack.loader.loader import PackedDataLoader
+    from streampack.loader.relaning import relane
     from streampack.packing.options import Packing
     from streampack.packing.packs import Pack, Span
     from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary
@@ -98,6 +99,7 @@ __all__ = [
     "__version__",
     "merge_state_dicts",
     "pack",
+    "relane",
     "write_shards",
 ]
 
@@ -140,6 +142,7 @@ _HOMES = {
     "WrongCutError": "errors",
     "merge_state_dicts": "state.joining",
     "pack": "packing.public",
+    "relane": "loader.relaning",
     "write_shards": "corpus.writing.public",
 }
 

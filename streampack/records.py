@@ -209,6 +209,10 @@ class Cursor(NamedTuple):
     until: int = 0
     """The epoch after that of the window's last document; without a window 0. Where the run ended then, a window ends
     before it is full: from here on it is placed as it was, however many epochs are read now."""
+    last: int = 0
+    """The piece of the window's last document; without a window 0."""
+    last_sample: int = 0
+    """The sample of the window's last document; without a window 0."""
 
 
 class Counts(NamedTuple):

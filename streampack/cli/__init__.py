@@ -1,6 +1,7 @@
 """The command line: `streampack COMMAND`, with a module or a folder for each command.
 
     write   peek/   trace/   plan/   count/   manifest   verify/   bench/   demo/   one each; of a folder command.py
+    relane                                    a state with another number of lanes
     parts/   merge                            the work of count, manifest and verify in parts, and on a Ray cluster
     arguments   console   progress   per_shard   replay                             what several commands share
 
@@ -28,6 +29,7 @@ _HELP = {
     "count": "Count documents, bytes and tokens of shards, and how well they pack.",
     "manifest": "List shards and their sizes once, into a file that later runs read instead.",
     "verify": "Read whole shards and report what is wrong in them, and where.",
+    "relane": "Give a saved run another number of lanes, for ranks that did not divide them.",
     "merge": "Add up the parts of verify, count or manifest, as if one machine had read all shards.",
     "bench": "Measure the speed on your shards and model, and show where the time goes.",
     "demo": "Kill a training, resume it on other ranks and workers, and compare every pack.",
@@ -40,6 +42,7 @@ _MODULES = {
     "count": "streampack.cli.count.command",
     "manifest": "streampack.cli.manifest",
     "verify": "streampack.cli.verify.command",
+    "relane": "streampack.cli.relane",
     "merge": "streampack.cli.merge",
     "bench": "streampack.cli.bench.command",
     "demo": "streampack.cli.demo.command",

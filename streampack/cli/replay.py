@@ -6,18 +6,13 @@ Out: these packs, with the provenance of their segments.
 Invariants: the packs are those of the run, made by its own lanes; only the lanes that are asked for are read.
 """
 
-import json
-import pickle
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from streampack.dataset.dataset import PackedDataset
-from streampack.errors import ConfigError, StateError
+from streampack.errors import ConfigError
 from streampack.lanes.budget import LaneNeeds
 from streampack.lanes.pool import LanePool
 from streampack.lanes.position import LaneFiller, LanePack, LanePosition
@@ -29,16 +24,10 @@ from streampack.loader.steps import Steps
 from streampack.ranks.exchange import RankExchanges
 from streampack.ranks.topology import Topology
 from streampack.state.checkpoint import Committed
-from streampack.state.reading import read_checkpoint
+from streampack.state.reading import read_state
 
 _RANGE_BYTES = 2**20
 """The largest request for a part of a shard: a few packs need no more at a time."""
-_MARK = "order_version"
-"""The key by which a loader's state is known."""
-_FORMS = (
-    "Give the folder of a checkpoint of torch.distributed.checkpoint, or a file of torch.save or JSON, with the state "
-    "of a loader"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +52,7 @@ class Replay:
         if state is None:
             return cls(dataset.run(), 0, None, None)
         alone = SharedRun(dataset, RankExchanges(Topology(by_hand=True), None), {})
-        committed = alone.load(_read(state), allow=())
+        committed = alone.load(read_state(state, "--state"))
         return cls(alone.run_of(committed), committed.global_pack, committed, state)
 
     def check(self, global_pack: int) -> None:
@@ -158,20 +147,3 @@ class LaneReplay:
             passed()
         assert self._last is not None, "the pack is after where the lane started"
         return self._last
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    """The state in a file or a folder."""
-    if path.is_dir():
-        return read_checkpoint(path, range, key=None)
-    try:
-        is_zip = zipfile.is_zipfile(path)
-        found = torch.load(path, weights_only=True, mmap=True) if is_zip else json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, pickle.UnpicklingError) as error:
-        reason = error.strerror or error if isinstance(error, OSError) else str(error).split("\n")[0]
-        raise StateError(f"--state {path} cannot be read: {reason}. {_FORMS}") from error
-    inside = list(found.values()) if isinstance(found, dict) else []
-    states = [each for each in (found, *inside) if isinstance(each, dict) and _MARK in each]
-    if len(states) != 1:
-        raise StateError(f"--state {path} has {len(states) or 'no'} states of a loader, not one. {_FORMS}")
-    return states[0]

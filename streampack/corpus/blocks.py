@@ -45,10 +45,12 @@ class BlockLine:
     def num_blocks(self) -> int:
         return int(self._firsts[-1])
 
-    def pieces(self, lane: int, num_lanes: int, *, seed: int, epoch: int) -> "BlockPieces":
-        """The lane's blocks of the epoch, in reading order."""
-        begin, end = lane_share(lane, num_lanes, self.num_blocks)
-        return BlockPieces(self, range(begin, end), seed=seed, epoch=epoch)
+    def pieces(
+        self, lane: int, num_lanes: int, *, seed: int, epoch: int, within: slice = slice(None)
+    ) -> "BlockPieces":
+        """The lane's blocks of the epoch, in reading order, or those `within` of them."""
+        share = range(*lane_share(lane, num_lanes, self.num_blocks))
+        return BlockPieces(self, share[within], seed=seed, epoch=epoch)
 
     def blocks(self, numbers: NDArray[np.int64]) -> list[Piece]:
         """The blocks with these numbers."""

@@ -6,16 +6,20 @@ Never: a choice that depends on what is in the shards, or on ranks, workers or b
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from streampack.corpus.blocks import BlockLine
+from streampack.corpus.leftovers import Leftover, Leftovers, LeftoversOfLanes
 from streampack.corpus.options import Order, Shuffle
-from streampack.corpus.partition import EpochLine, Piece, shard_order
+from streampack.corpus.partition import EpochLine, Piece, lane_share, shard_order
+from streampack.corpus.sections import Section, with_ends_of_windows
 from streampack.corpus.spans import Spans
 from streampack.corpus.table import ShardTable
 from streampack.documents.split import HoldOut
+from streampack.records import Cursor
 
 _KEPT_EPOCHS = 4
+_SAMPLE = Leftover._fields.index("sample")
 MOST_TEXT = 1.25
 """Bytes of records, with what they take besides in memory, that end a window before its group of blocks does; in times
 the bytes of those blocks."""
@@ -35,18 +39,17 @@ class Corpus:
     """Every epoch has the order of the first one: for validation."""
     hold_out: HoldOut | None = None
     """Which part of the corpus is read, where cells of the shards are held out; None: all shards."""
+    left: LeftoversOfLanes | None = None
+    """What the lanes that the run had before have left, in a run with another number of lanes."""
     _lines: dict[int, EpochLine] = field(default_factory=dict, init=False, compare=False, repr=False)
     _blocks: list[BlockLine] = field(default_factory=list, init=False, compare=False, repr=False)
+
+    _origins: dict[int, "Corpus"] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @property
     def window(self) -> int:
         """Blocks whose records are permuted together; 0: the pieces are no blocks, and no record is moved."""
         return self.shuffle.window if isinstance(self.shuffle, Shuffle) else 0
-
-    def last_together(self, piece: int) -> int:
-        """The last piece of a lane that is read together with this one: of its window's group, if that is whole."""
-        together = self.window or 1
-        return piece // together * together + together - 1
 
     @property
     def block_bytes(self) -> int:
@@ -54,6 +57,16 @@ class Corpus:
         if not isinstance(self.shuffle, Shuffle):
             return 0
         return self.shuffle.block_bytes_of(self.total_bytes, self.num_lanes)
+
+    @property
+    def unit(self) -> int:
+        """Bytes of a place of a `Section`: as many as a block has on average, or one."""
+        return max(self.total_bytes // max(self.num_places, 1), 1)
+
+    @property
+    def num_places(self) -> int:
+        """How many of them an epoch has."""
+        return self.num_blocks or self.total_bytes
 
     @property
     def spans(self) -> Spans | None:
@@ -96,9 +109,79 @@ class Corpus:
 
     def pieces(self, epoch: int, lane: int) -> Sequence[Piece]:
         """What the lane reads in an epoch, in order; blocks are computed as they are asked for."""
-        epoch = self.order_epoch(epoch)
+        sections = self.sections(epoch, lane)
+        return sections[0].pieces if len(sections) == 1 else [piece for each in sections for piece in each.pieces]
+
+    def num_pieces(self, epoch: int, lane: int) -> int:
+        """How many these are."""
+        return sum(len(each.pieces) for each in self.sections(epoch, lane))
+
+    def is_left(self, epoch: int) -> bool:
+        """Whether the lanes read as this epoch what other lanes have left of it and of the epochs before it."""
+        return self.left is not None and epoch <= self.left.epoch
+
+    def sections(self, epoch: int, lane: int) -> list[Section]:
+        """What the lane reads in an epoch: its share; or what it has of the leftovers, which come as one epoch."""
+        if self.left is None or epoch > self.left.epoch:
+            return [self.section(epoch, lane, Cursor(epoch))]
+        found: list[Section] = []
+        base = 0
+        for number, each in self.left.of_lane(lane) if epoch == self.left.epoch else ():
+            cut = self.of_lanes(each.num_lanes)
+            part = cut.section(each.epoch, each.lane, Cursor(epoch, base, *each[_SAMPLE:]), (each.begin, each.stop))
+            if part.pieces:
+                found.append(replace(part, head=each.head, number=number, joins=bool(each.joins)))
+                base = part.end
+        return with_ends_of_windows(found)
+
+    def section(self, epoch: int, lane: int, begin: Cursor, part: tuple[int, int] | None = None) -> Section:
+        """A lane's share of an epoch, or the `part` of it between two places."""
+        order = self.order_epoch(epoch)
+        pieces: Sequence[Piece]
+        places: Sequence[int]
         if self.window:
-            return self._block_line.pieces(lane, self.num_lanes, seed=self.seed, epoch=epoch)
+            within = slice(None) if part is None else slice(*part)
+            pieces = self._block_line.pieces(lane, self.num_lanes, seed=self.seed, epoch=order, within=within)
+            first = within.start or 0
+            places, stop = range(first, first + len(pieces)), first + len(pieces)
+        else:
+            line = self._line(order)
+            bounds = lane_share(lane, self.num_lanes, line.total_bytes) if part is None else part
+            found, stop = line.between(*bounds), bounds[1]
+            places, pieces = [place for place, _ in found], [piece for _, piece in found]
+            pieces = pieces if self.spans is None else self.spans.placed(pieces)
+        return Section(
+            num_lanes=self.num_lanes,
+            lane=lane,
+            window=self.window,
+            epoch=epoch,
+            pieces=pieces,
+            places=places,
+            stop=stop,
+            begin=begin,
+        )
+
+    def with_left(self, left: Leftovers, lanes: Sequence[int]) -> "Corpus":
+        """The same, where these lanes read what earlier lanes had left."""
+        dealt = left.dealt(
+            lanes, self.num_lanes, window=self.window, unit=lambda number: self.of_lanes(number).unit
+        )
+        return replace(self, left=dealt)
+
+    def of_lanes(self, num_lanes: int) -> "Corpus":
+        """The same shards in another number of lanes."""
+        if num_lanes == self.num_lanes:
+            return self
+        if num_lanes not in self._origins:
+            self._origins[num_lanes] = replace(self, num_lanes=num_lanes, left=None)
+        return self._origins[num_lanes]
+
+    @property
+    def cuts(self) -> list["Corpus"]:
+        """The corpora by which what the lanes read is cut: this one, and those of leftovers."""
+        return [self, *(self.of_lanes(number) for number in (() if self.left is None else self.left.num_lanes))]
+
+    def _line(self, epoch: int) -> EpochLine:
         if epoch not in self._lines:
             if len(self._lines) >= _KEPT_EPOCHS:  # the lanes of one worker are in neighbouring epochs
                 self._lines.pop(next(iter(self._lines)))
@@ -110,8 +193,7 @@ class Corpus:
                 if spans is None
                 else EpochLine(spans.sizes, spans.whole, spans.in_order(order))
             )
-        pieces = self._lines[epoch].pieces(lane, self.num_lanes)
-        return pieces if self.spans is None else self.spans.placed(pieces)
+        return self._lines[epoch]
 
     @property
     def _block_line(self) -> BlockLine:

@@ -51,20 +51,24 @@ class EpochLine:
 
     def pieces(self, lane: int, num_lanes: int) -> list[Piece]:
         """The lane's pieces, in reading order."""
-        begin, end = lane_share(lane, num_lanes, self.total_bytes)
+        return [piece for _, piece in self.between(*lane_share(lane, num_lanes, self.total_bytes))]
+
+    def between(self, begin: int, end: int) -> list[tuple[int, Piece]]:
+        """The pieces of the bytes [begin, end) of the line, in reading order, each with the byte where it begins."""
         if begin >= end:
             return []
         first = int(np.searchsorted(self._starts, begin, side="right")) - 1
         last = int(np.searchsorted(self._starts, end, side="left"))
-        pieces = []
+        found = []
         for index in range(first, last):
             shard = int(self._order[index])
             start, stop = int(self._starts[index]), int(self._starts[index + 1])
             if not self._whole[shard]:
-                pieces.append(Piece(shard, max(begin - start, 0), min(end, stop) - start, whole=False))
+                piece = Piece(shard, max(begin - start, 0), min(end, stop) - start, whole=False)
+                found.append((start + piece.begin, piece))
             elif begin <= start:
-                pieces.append(Piece(shard, 0, stop - start, whole=True))
-        return pieces
+                found.append((start, Piece(shard, 0, stop - start, whole=True)))
+        return found
 
 
 _Lane = TypeVar("_Lane", int, "NDArray[np.int64]")
@@ -107,8 +111,8 @@ def check_ranks(*, num_lanes: int, num_ranks: int) -> None:
         lanes = " or ".join(str(n) for n in (multiple, multiple + num_ranks) if n)
         raise TopologyError(
             f"{num_ranks} data-parallel ranks do not divide num_lanes={num_lanes}: each lane belongs to one rank. "
-            f"Run on {fits} rank{'' if fits == '1' else 's'}, or start a new run with num_lanes={lanes} (a run keeps "
-            'its lanes for life; "auto" chooses them by the bytes of the data).'
+            f"Run on {fits} rank{'' if fits == '1' else 's'}, or with num_lanes={lanes}: a new run takes that as an "
+            "argument, and the state of one that has begun gets it by streampack.relane or `streampack relane`."
         )
 
 

@@ -21,7 +21,7 @@ class StageOfRun(NamedTuple):
     """One stage, resolved: all that is fixed once it has begun."""
 
     first_pack: int
-    """The global pack with which it begins, a multiple of the number of lanes."""
+    """The global pack with which it begins, a multiple of the number of lanes that the run had then."""
     first_tokens: int
     """Tokens of the run before it, each pack counted as its stage's seq_len. After a load with another seq_len it is
     what makes the tokens of the packs handed out so far right."""
@@ -47,6 +47,8 @@ class Schedule:
     stages: tuple[StageOfRun, ...]
     end: int | None = None
     """All global packs below it are handed out; None: there is no budget."""
+    since: int = 0
+    """The global pack since which the run has so many lanes: the round that it is in may have begun before it."""
 
     def index_of(self, global_pack: int) -> int:
         """The index of the stage that a global pack is in."""
@@ -59,6 +61,10 @@ class Schedule:
 
     def stage_of(self, global_pack: int) -> StageOfRun:
         return self.stages[self.index_of(global_pack)]
+
+    def begin_of(self, number: int) -> int:
+        """The first global pack of a round that lanes give."""
+        return max(number * self.num_lanes, self.since)
 
     def tokens_at(self, global_pack: int) -> int:
         """Tokens of the global packs below this one."""

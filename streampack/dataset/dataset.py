@@ -19,7 +19,7 @@ from streampack.chat.templates import ChatFunction
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.options import Shuffle
 from streampack.corpus.partition import check_ranks, rank_lanes, worker_lanes
-from streampack.corpus.schedule import Schedule, StageOfRun
+from streampack.corpus.schedule import Schedule
 from streampack.corpus.table import ShardTable
 from streampack.dataset.arguments import DatasetArguments
 from streampack.dataset.fixed import FixedArguments
@@ -34,7 +34,7 @@ from streampack.documents.transform import Transform
 from streampack.errors import LoaderError, TopologyError, as_integer
 from streampack.lanes.budget import worker_bytes
 from streampack.lanes.pipeline import Pipeline
-from streampack.lanes.run import Run
+from streampack.lanes.run import FRESH, Continued, Run
 from streampack.packing.options import Packing, PackingKind
 from streampack.packing.policies import BoundaryPolicy, ReplaceBoundary
 from streampack.ranks import topology
@@ -75,8 +75,8 @@ class PackedDataset(FixedArguments, IterableDataset[dict[str, torch.Tensor]], in
             the documents of some blocks are mixed. "shards": whole shards come in a new order each epoch, their
             documents as they stand. False: all as listed.
         seed: decides the order of every epoch and the transform's `rng`.
-        num_lanes: independent streams that the corpus is divided into, for the life of a run; a multiple of every
-            number of ranks that the run is to use. "auto" depends on the bytes of the corpus alone.
+        num_lanes: independent streams that the corpus is divided into, a multiple of every number of ranks that the
+            run is to use; `relane` gives a state another number. "auto" depends on the bytes of the corpus alone.
         epochs: passes over the corpus that one iteration makes; None: without end. The loader counts them from the
             epoch in which the pass began, also after a resume: docs/operations.md.
         stages: what changes in mid-run: weights, sources, `seq_len`, ...; a list of `Stage`, the first of which begins
@@ -256,18 +256,17 @@ class PackedDataset(FixedArguments, IterableDataset[dict[str, torch.Tensor]], in
         """What must be equal on all ranks besides the fingerprint: where the run, or a pass, ends."""
         return self._plan.in_step()
 
-    def run(self, num_lanes: int | None = None, *, begun: Sequence[StageOfRun] = (), first_epoch: int = 0) -> Run:
+    def run(self, num_lanes: int | None = None, continued: Continued = FRESH) -> Run:
         """The run of these arguments; lists the shards if that was not done.
 
         Args:
             num_lanes: None: as asked for.
-            begun: the stages that have begun, as a state has them: they stay where they are.
-            first_epoch: of the pass, for `epochs`.
+            continued: what a run that goes on from a state has of it.
 
         Raises:
             ConfigError: two stages would begin with the same round.
         """
-        return self._plan.run(num_lanes, begun, first_epoch)
+        return self._plan.run(num_lanes, continued)
 
     def for_rank(self, rank: int, size: int) -> Self:
         """This dataset as data-parallel rank `rank` of `size` has it, for torch's own DataLoader on several ranks.
@@ -327,11 +326,11 @@ class PackedDataset(FixedArguments, IterableDataset[dict[str, torch.Tensor]], in
         rank, size = self._topology.rank, self._topology.size
         check_not_dealt_again(rank=rank, size=size)
         epoch = int(self._epoch.item())
-        run = self.run(first_epoch=epoch)
+        run = self.run(None, Continued(first_epoch=epoch))
         check_ranks(num_lanes=run.num_lanes, num_ranks=size)
         lanes = rank_lanes(rank, size, run.num_lanes)
         return Reading(
-            run=lambda first_epoch: self.run(first_epoch=first_epoch),
+            run=lambda first_epoch: self.run(None, Continued(first_epoch=first_epoch)),
             lanes=worker_lanes(lanes, worker, num_workers),
             share=WorkerShare(rank, size, worker, num_workers),
             epoch=epoch,

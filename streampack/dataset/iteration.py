@@ -32,7 +32,7 @@ from streampack.state.forms import ranges_from_json, ranges_to_json
 
 _log = logging.getLogger(__name__)
 
-VERSION = 5
+VERSION = 6
 """The layout of an iterator's state."""
 
 Item = dict[str, torch.Tensor]

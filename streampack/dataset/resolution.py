@@ -41,6 +41,8 @@ def resolve(
     *,
     num_lanes: int,
     begun: Sequence[StageOfRun] = (),
+    placed: Sequence[tuple[int, int]] = (),
+    since: int = 0,
     num_tokens: float | None = None,
     num_packs: float | None = None,
 ) -> Schedule:
@@ -50,6 +52,8 @@ def resolve(
         stages: all of them, in order.
         num_lanes: of the run.
         begun: the first of these stages, as they have begun.
+        placed: (first_pack, first_tokens) of stages that have begun, where no `begun` says more of them.
+        since: the global pack since which the run has so many lanes; those that have not begun begin later.
         num_tokens: the budget of the whole run.
         num_packs: the same in packs.
 
@@ -61,13 +65,15 @@ def resolve(
         if index < len(begun):
             resolved.append(begun[index])
             continue
-        if stage.begin is None:
+        if index < len(placed):
+            first_pack, first_tokens = placed[index]
+        elif stage.begin is None:
             first_pack, first_tokens = 0, 0
         else:
             before = resolved[-1]
             name, number = stage.begin
             at = number if name == "at_packs" else before.pack_at(number)
-            first_pack = -(-at // num_lanes) * num_lanes
+            first_pack = -(-max(at, since) // num_lanes) * num_lanes
             if first_pack <= before.first_pack:
                 raise ConfigError(
                     f"stages[{index}] ({name}={number}) would begin with pack {first_pack:,}, and the one before it "
@@ -78,7 +84,7 @@ def resolve(
             first_tokens = before.tokens_at(first_pack)
         shares = Shares.of(list(stage.weights.values()))
         resolved.append(StageOfRun(first_pack, first_tokens, stage.seq_len, shares, stage.described()))
-    return Schedule(num_lanes=num_lanes, stages=tuple(resolved), end=_end(resolved, num_tokens, num_packs))
+    return Schedule(num_lanes=num_lanes, since=since, stages=tuple(resolved), end=_end(resolved, num_tokens, num_packs))
 
 
 def _end(stages: Sequence[StageOfRun], num_tokens: float | None, num_packs: float | None) -> int | None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.partition import AUTO_LANES, auto_num_lanes
-from streampack.corpus.schedule import Schedule, StageOfRun
+from streampack.corpus.schedule import Schedule
 from streampack.corpus.shares import DEFAULT
 from streampack.corpus.table import ShardTable
 from streampack.dataset.arguments import DatasetArguments
@@ -27,14 +27,13 @@ from streampack.dataset.shardlist import ShardLists, check_corpus, most_lanes
 from streampack.dataset.sources import errors_of, source_seed
 from streampack.lanes.budget import LaneNeeds, check_budget, packing_bytes, worker_bytes
 from streampack.lanes.pipeline import Pipeline
-from streampack.lanes.run import Run, RunSource
+from streampack.lanes.run import FRESH, Continued, Run, RunSource
 from streampack.storage.access import StorageReader
 
 
 class _Asked(NamedTuple):
     num_lanes: int
-    begun: tuple[StageOfRun, ...]
-    first_epoch: int
+    continued: Continued
 
 
 class RunPlan:
@@ -138,7 +137,7 @@ class RunPlan:
             return
         lanes = -(-self.num_lanes // num_ranks)
         if is_listed:
-            worker_bytes(asked, self.run(None, (), 0), num_lanes=lanes, num_workers=num_workers)
+            worker_bytes(asked, self.run(None), num_lanes=lanes, num_workers=num_workers)
         elif asked is not None:  # the size of a block is not known
             for stage, weights in enumerate(self.arguments.weights):
                 read = [packing_bytes(self._read_by(name, stage)) for name in _active(weights)]
@@ -152,29 +151,38 @@ class RunPlan:
 
     # -- the run ---------------------------------------------------------------------------------------------------
 
-    def run(self, num_lanes: int | None, begun: Sequence[StageOfRun], first_epoch: int) -> Run:
+    def run(self, num_lanes: int | None, continued: Continued = FRESH) -> Run:
         """See `PackedDataset.run`."""
         self.list_shards()
-        asked = _Asked(self.num_lanes if num_lanes is None else num_lanes, tuple(begun), first_epoch)
+        asked = _Asked(self.num_lanes if num_lanes is None else num_lanes, continued)
         if self._run is None or self._run[0] != asked:
             self._run = asked, self._make_run(asked)
         return self._run[1]
 
     def _make_run(self, asked: _Asked) -> Run:
-        arguments = self.arguments
+        arguments, continued = self.arguments, asked.continued
         epochs = 1 if arguments.is_validation else arguments.epochs
         sources = []
         for name, source in arguments.sources.items():
-            end_epoch = source.max_epochs if epochs is None else asked.first_epoch + epochs
+            end_epoch = source.max_epochs if epochs is None else continued.first_epoch + epochs
             corpus = self.corpus(name, asked.num_lanes)
+            if (left := dict(continued.left).get(name)) is not None:
+                corpus = corpus.with_left(left, continued.lanes)
             sources.append(RunSource(name, corpus, self.pipelines[name], end_epoch))
-        schedule = self._schedule(asked.num_lanes, asked.begun)
+        schedule = self._schedule(asked.num_lanes, continued)
         fails_exhausted = epochs is None and arguments.exhausted == "error"
         return Run(tuple(sources), schedule, fails_exhausted)
 
-    def _schedule(self, num_lanes: int, begun: Sequence[StageOfRun] = ()) -> Schedule:
+    def _schedule(self, num_lanes: int, continued: Continued = FRESH) -> Schedule:
         end = {"num_tokens": self.arguments.num_tokens, "num_packs": self.arguments.num_packs}
-        return resolve(self.planned(), num_lanes=num_lanes, begun=begun, **end)
+        return resolve(
+            self.planned(),
+            num_lanes=num_lanes,
+            begun=continued.begun,
+            placed=continued.placed,
+            since=continued.since,
+            **end,
+        )
 
     def known_schedule(self) -> Schedule | None:
         """See `PackedDataset.schedule`."""

@@ -30,7 +30,7 @@ from streampack.examples.train import Transformer
 GLOBAL_BATCH = 8
 """Packs of a step, over all ranks: held fixed, the batches do not depend on how many there are."""
 NUM_LANES = 24
-"""Fixed for the life of the run; 1, 2, 3, 4, 6, 8, 12 or 24 ranks can divide it."""
+"""1, 2, 3, 4, 6, 8, 12 or 24 ranks can divide it."""
 
 
 class TrainState:

@@ -38,7 +38,7 @@ class StreampackDataLoader(BaseDataLoader):
         tokenizer_path: str = TOKENIZER
         """A SentencePiece model or a tokenizer.json, such as the one in the trainer's folder of assets."""
         num_lanes: int = 24
-        """Fixed for the life of a run; every number of data-parallel ranks that it may use divides it."""
+        """Every number of data-parallel ranks that the run may use divides it."""
         num_workers: int = 2
         """Processes of each rank."""
 

@@ -38,7 +38,7 @@ SHARDS = str(DATA / "devil-*.tar*")
 TOKENIZER = str(DATA / "devil.model")
 SEQ_LEN = 128
 NUM_LANES = 24
-"""Fixed for the life of a run; it runs on 1, 2, 3, 4, 6, 8, 12 or 24 ranks."""
+"""The run fits 1, 2, 3, 4, 6, 8, 12 or 24 ranks."""
 PACKS_PER_STEP = 8
 """The global batch: what the optimizer sees does not depend on how many ranks share it."""
 PACK_FIELDS = ("tokens", "labels", "position_ids", "segment_ids")

@@ -5,7 +5,8 @@ pool -> stream -> reader -> pieces      samples of a piece of a shard; read agai
 |          |----> records     their records, as columns
 |          |----> windows     the same in the order of a shuffle
 |          `----> batches     the documents that these become, as columns
-|-> tokenizing                documents as token ids
+|-> ahead                     what is read and not used yet
+|   `-> tokenizing            documents as token ids
 |-> skipping                  what cannot be read: raise, or skip and remember
 |-> (packer)                  packs
 |-> unpassed                  which documents the packer holds
@@ -19,6 +20,7 @@ arrival                   whether a lane that is left before its end would have 
 """
 
 __all__ = [
+    "ahead",
     "arrival",
     "batches",
     "budget",

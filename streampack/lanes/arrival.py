@@ -26,8 +26,11 @@ def check_arrival(pipeline: Pipeline, corpus: Corpus, lane: int, position: LaneP
     skipped = by_shard(position.skipped_ranges)
     for epoch in range(cursor.epoch, end_epoch):
         is_here = epoch == cursor.epoch
-        for index, piece in enumerate(corpus.pieces(epoch, lane)):
-            is_followed = rest_of(piece, skipped.get((epoch, piece.shard), ())) is not None
+        sections = corpus.sections(epoch, lane)
+        for section, index in [(each, index) for each in sections for index in range(each.base, each.end)]:
+            piece = section.pieces[index - section.base]
+            known = skipped.get((epoch, piece.shard), ())
+            is_followed = bool(known) and rest_of(piece, section.last_together(index), known) is not None
             if is_followed or (is_here and index < cursor.piece):
                 continue
             resume = cursor.sample if is_here and index == cursor.piece else -1

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from streampack.corpus.epochs import Corpus
+from streampack.corpus.sections import Section
 from streampack.documents.excluded import Excluded
 from streampack.documents.lines import Line
 from streampack.documents.reader import Record
@@ -35,8 +36,10 @@ class DocumentBatch(NamedTuple):
     contents: list[str] | Joined
     num_bytes: int
     """Bytes of the members, or of the records, that they were made of."""
+    section: Section
+    """What of the lane they are in."""
     row: int = 0
-    """Rows of the first document that earlier packs hold; 0 except in the batch with which the reading began."""
+    """Rows of the first document that earlier packs hold; 0 except in the batch with which a section began."""
 
     def without_contents(self, start: int = 0, stop: int | None = None) -> "DocumentBatch":
         """The documents from `start` to before `stop` without their contents; their bytes are not counted again."""
@@ -57,28 +60,30 @@ class DocumentBatch(NamedTuple):
             return self.where._replace(sample=sample, record=record, part=part, row=row)
         return self.where._replace(place=self.places[index], part=part, row=row)
 
-    def skipped_range(self, index: int, corpus: Corpus) -> SkippedRange:
+    def skipped_range(self, index: int) -> SkippedRange:
         """What is left out if a document is skipped; other parts of its record are not."""
-        return _range(corpus, self.where, self.shards[index], *self.origins[index])
+        return _range(self.section, self.where, self.shards[index], *self.origins[index])
 
 
 class RecordDocuments:
-    """Makes documents of a lane's records."""
+    """Makes documents of the records of a section of a lane."""
 
     def __init__(
         self,
         pipeline: Pipeline,
         corpus: Corpus,
+        section: Section,
         *,
         lane: int,
         start: Cursor,
         skipped: Mapping[tuple[int, int], Collection[SkippedRange]],
         demand: Demand,
     ) -> None:
-        """`start`: where the lane continued; `skipped`: the ranges known then, by epoch and shard."""
+        """`start`: where the lane begins in the section; `skipped`: the ranges known then, by epoch and shard."""
         self._documents = pipeline.documents
         self._excluded = pipeline.excluded
-        self._corpus = corpus
+        self._section = section
+        self._order_epoch = corpus.order_epoch(section.epoch)
         self._lane = lane
         self._start: Cursor | None = start
         self._skipped = skipped
@@ -130,10 +135,10 @@ class RecordDocuments:
             origins = [(each.position, 0, 0) for each in records]
         keys = [each.key for each in records]
         records.clear()  # the reader of the piece holds them no longer than this
-        return DocumentBatch(where, places, shards, origins, keys, contents, num_bytes, row)
+        return DocumentBatch(where, places, shards, origins, keys, contents, num_bytes, self._section, row)
 
     def _one_by_one(self, batch: RecordBatch, first_part: int, row: int) -> Iterator[DocumentBatch | ReadError]:
-        found = _Collected(batch)
+        found = _Collected(batch, self._section)
         try:
             for index, record in enumerate(batch.records):
                 for item in self._parts(record, batch.shards[index], batch.where, first_part):
@@ -159,17 +164,17 @@ class RecordDocuments:
         for item in self._documents.parts(
             self._documents.document(record, url=shard.url),
             shard_index=shard.number,
-            epoch=self._corpus.order_epoch(where.epoch),
+            epoch=self._order_epoch,
             first_part=first_part,
         ):
             if isinstance(item, BadRecord):
                 if self._excluded is not None and self._excluded.excuses(shard.name, record.key, item.record):
                     continue
-                yield ReadError(_range(self._corpus, where, shard, position, item.record, item.part), item.error)
-            elif known and (skipped := _range(self._corpus, where, shard, position, item.record)) in known:
+                yield ReadError(_range(self._section, where, shard, position, item.record, item.part), item.error)
+            elif known and (skipped := _range(self._section, where, shard, position, item.record)) in known:
                 if item.part == 0:
                     yield ReadError(skipped, None)
-            elif known and (skipped := _range(self._corpus, where, shard, position, item.record, item.part)) in known:
+            elif known and (skipped := _range(self._section, where, shard, position, item.record, item.part)) in known:
                 yield ReadError(skipped, None)
             else:
                 yield item
@@ -195,19 +200,20 @@ def _without(excluded: Excluded, batch: RecordBatch) -> tuple[RecordBatch, bool]
 
 
 def _range(
-    corpus: Corpus, where: Cursor, shard: ListedShard, position: int, record: int, part: int = -1
+    section: Section, where: Cursor, shard: ListedShard, position: int, record: int, part: int = -1
 ) -> SkippedRange:
     """A record of the piece, or of the window, that `where` names."""
-    last_piece = corpus.last_together(where.piece)
+    last_piece = section.last_together(where.piece)
     return SkippedRange(where.epoch, last_piece, shard.number, position, position + 1, record, part)
 
 
 class _Collected:
     """Documents of a batch of records that follow each other, until a batch is made of them."""
 
-    def __init__(self, batch: RecordBatch) -> None:
+    def __init__(self, batch: RecordBatch, section: Section) -> None:
         self.num_bytes = 0
         self._batch = batch
+        self._section = section
         self._found: list[Document] = []
         self._indexes: list[int] = []
         """Of their records in the batch."""
@@ -242,5 +248,6 @@ class _Collected:
             [document.key for document in found],
             texts or join(tokens, [document.loss_mask for document in found]),
             num_bytes,
+            self._section,
             row,
         )

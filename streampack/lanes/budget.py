@@ -79,9 +79,10 @@ def source_needs(pipelines: Sequence[Pipeline], corpus: Corpus) -> LaneNeeds:
     next window where some of the storage is remote. What is larger than a block comes besides, one at a time: the last
     record of a window, and the member that it is in.
     """
-    blocks = corpus.window * corpus.block_bytes
-    if not blocks:
+    if not corpus.window:
         return LaneNeeds(0, packing_bytes(pipelines))
+    corpus = max(corpus.cuts, key=lambda each: each.block_bytes)
+    blocks = corpus.window * corpus.block_bytes
     text = corpus.window_bytes(members_expand=pipelines[-1].documents.field.may_be_compressed)
     fetched = blocks if corpus.table.is_remote else corpus.block_bytes
     return LaneNeeds(text + int(_PER_BLOCK_BYTE * fetched), packing_bytes(pipelines))

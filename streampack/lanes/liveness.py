@@ -9,6 +9,10 @@ Never: a lane given up that gets nearer to a pack: one of 30 rows an epoch gives
     most so far     0    30   60   60   60     epochs 2 and 3 have brought the lane no nearer
 """
 
+from streampack.documents.excluded import Excluded
+from streampack.documents.split import HoldOut
+from streampack.errors import ConfigError
+
 _MOST_EPOCHS = 100
 """Epochs without a shard for the lane, in times the number of lanes: where each lane gets the only shard with an equal
 chance, this is too few once in e**100 cases."""
@@ -67,3 +71,40 @@ class Liveness:
         if self._empty >= self._most_empty or self._read >= self._most_read:
             return f"{self._empty + self._read} epochs have brought it no nearer to one; {rows} rows wait"
         return None
+
+
+def dead_lane(
+    why: str,
+    *,
+    lane: int,
+    num_lanes: int,
+    source: str,
+    stage: int,
+    excluded: Excluded | None,
+    hold_out: HoldOut | None,
+) -> ConfigError:
+    """The error for a lane of which `Liveness.why_dead` says why.
+
+    Args:
+        why: what it says.
+        lane: the lane's number.
+        num_lanes: of the run.
+        source: the name of the source that gives no pack; "": the data have no names.
+        stage: the first one in which the source is cut as now.
+        excluded: what stages leave out of it.
+        hold_out: which documents of it are read.
+    """
+    which, remedy = "", "or a finite run (epochs=1)"
+    if source:
+        which, remedy = f", source {source!r},", "max_epochs, or leave the source out (weight 0)"
+    if excluded is not None:
+        stages = f"stages[{stage}]" if not stage else f"the stages up to stages[{stage}]"
+        why += f"; exclude of {stages} leaves {excluded.num_entries:,} of its records out"
+        remedy = f"fewer lines in exclude, {remedy}"
+    if hold_out is not None:
+        why += f"; {hold_out} decides which documents it has"
+        remedy = f"a smaller fraction, {remedy}" if which else "or a smaller fraction"
+    return ConfigError(
+        f"lane {lane} of {num_lanes}{which} gives no pack ({why}), and an endless run would wait for it for ever. Use "
+        f"fewer lanes (num_lanes), more or larger shards, {remedy}. The log names shards that hold no sample."
+    )

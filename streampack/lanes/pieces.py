@@ -63,9 +63,13 @@ def by_shard(skipped_ranges: Iterable[SkippedRange]) -> dict[tuple[int, int], se
     return found
 
 
-def rest_of(piece: Piece, skipped_ranges: Collection[SkippedRange]) -> SkippedRange | None:
-    """The rest of a piece, where a lane has skipped it; `skipped_ranges`: of the piece's epoch and shard."""
-    return next((each for each in skipped_ranges if (each.record, each.part) == (REST_OF_PIECE, piece.end)), None)
+def rest_of(piece: Piece, last_piece: int, skipped_ranges: Collection[SkippedRange]) -> SkippedRange | None:
+    """The rest of a piece, where a lane has skipped it.
+
+    `last_piece`: as in the `SkippedRange`; `skipped_ranges`: of the piece's epoch and shard.
+    """
+    rest = last_piece, REST_OF_PIECE, piece.end
+    return next((each for each in skipped_ranges if (each.last_piece, each.record, each.part) == rest), None)
 
 
 class PieceReader:

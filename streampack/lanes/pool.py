@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from streampack.corpus.partition import packs_before
 from streampack.corpus.shares import Shares
 from streampack.errors import ConfigError
 from streampack.lanes.budget import MIN_SHARE_BYTES, STREAM_BYTES, LaneNeeds, check_budget
@@ -194,8 +195,8 @@ class LanePool:
         schedule, num_lanes = self._run.schedule, self._run.num_lanes
         number = schedule.index_of(lane + state.packs * num_lanes)
         stage, *after = schedule.stages[number : number + 2]
-        state.first = stage.first_pack // num_lanes
-        state.until = after[0].first_pack // num_lanes if after else _NEVER
+        state.first = packs_before(stage.first_pack, lane, num_lanes)
+        state.until = packs_before(after[0].first_pack, lane, num_lanes) if after else _NEVER
         state.shares = stage.shares.without(state.exhausted) if state.exhausted else stage.shares
         active = set() if state.shares is None else {index for index, _ in state.shares.weights}
         for index, each in list(state.open.items()):
@@ -274,7 +275,7 @@ class LanePool:
                 source=each.index,
                 source_name=source.name,
                 stage=each.stage,
-                before=source.pipelines[each.wake.cursor.stage] if each.wake.cursor.given else None,
+                stages=source.pipelines,
             )
         return each.stream
 

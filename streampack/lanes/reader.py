@@ -1,11 +1,11 @@
 """The documents of one lane from a cursor on, over its pieces and epochs.
 
-In:    the lane's pieces of each epoch.
-Out:   what the lane meets, in order: the beginning of an epoch, batches of documents, read errors.
+In:    the lane's sections of each epoch.
+Out:   what the lane meets, in order: the beginning of an epoch or a leftover, batches of documents, read errors.
 Never: a decision about what cannot be read. The caller decides whether a bad record or a broken shard ends the run,
        when the record's or the shard's turn comes; so it makes no difference how far ahead the lane reads.
 
-    LaneReader        pieces of all epochs
+    LaneReader        sections of all epochs, piece by piece
       PieceReader       -> samples of one piece, read again where its shard breaks
       PieceRecords      -> batches of their records
       windows           -> the same in the order of their window
@@ -13,11 +13,11 @@ Never: a decision about what cannot be read. The caller decides whether a bad re
 """
 
 import functools
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from typing import NamedTuple, TypeAlias
 
 from streampack.corpus.epochs import Corpus
-from streampack.corpus.partition import Piece
+from streampack.corpus.sections import Section
 from streampack.lanes.batches import DocumentBatch, RecordDocuments
 from streampack.lanes.fetching import Fetched
 from streampack.lanes.pieces import HELD_LINE_BYTES, HELD_SAMPLE_BYTES, Demand, PieceReader, by_shard, rest_of
@@ -41,7 +41,13 @@ class EpochStart(NamedTuple):
     num_pieces: int
 
 
-Event: TypeAlias = DocumentBatch | ReadError | EpochStart
+class SectionStart(NamedTuple):
+    """Another of the leftovers that the lane reads begins."""
+
+    cursor: Cursor
+
+
+Event: TypeAlias = DocumentBatch | ReadError | EpochStart | SectionStart
 
 
 class LaneReader:
@@ -84,80 +90,99 @@ class LaneReader:
         self._events.close()
 
     def _read(self) -> Generator[Event, None, None]:
-        start = self._start
-        documents = RecordDocuments(
-            self._pipeline, self._corpus, lane=self._lane, start=start, skipped=self._skipped, demand=self.demand
-        )
-        epoch, first = start.epoch, start.piece
+        epoch, at = self._start.epoch, self._start
         while self._end_epoch is None or epoch < self._end_epoch:
-            pieces = self._corpus.pieces(epoch, self._lane)
-            yield EpochStart(epoch, len(pieces))
-            records = self._windows if self._corpus.window else self._in_order
-            for item in records(epoch, pieces, first):
-                if isinstance(item, ReadError):
-                    yield item
-                elif self._pipeline.documents.keeps_records:
-                    yield from documents.of(item)
-                else:
-                    yield from clock.within(clock.TRANSFORM, documents.of(item))
-            epoch, first = epoch + 1, 0
+            sections = self._corpus.sections(epoch, self._lane)
+            is_left = self._corpus.is_left(epoch)
+            if not is_left:
+                yield EpochStart(epoch, sum(len(section.pieces) for section in sections))
+            for section in sections:
+                if at[:2] >= (epoch, section.end):
+                    continue
+                start = at if at[:2] >= (epoch, section.base) else section.begin
+                if is_left and start is not at:
+                    yield SectionStart(start)
+                yield from self._read_section(section, start)
+            epoch += 1
 
-    def _in_order(self, epoch: int, pieces: Sequence[Piece], first: int) -> Iterator[RecordBatch | ReadError]:
-        """The records of an epoch as they stand in the pieces, from a piece on."""
-        return self._records(epoch, pieces, range(first, len(pieces)), self.demand)
+    def _read_section(self, section: Section, start: Cursor) -> Iterator[DocumentBatch | ReadError]:
+        """What a section has from `start` on."""
+        documents = RecordDocuments(
+            self._pipeline,
+            self._corpus,
+            section,
+            lane=self._lane,
+            start=start,
+            skipped=self._skipped,
+            demand=self.demand,
+        )
+        records = self._windows if section.window else self._in_order
+        for item in records(section, start):
+            if isinstance(item, ReadError):
+                yield item
+            elif self._pipeline.documents.keeps_records:
+                yield from documents.of(item)
+            else:
+                yield from clock.within(clock.TRANSFORM, documents.of(item))
 
-    def _windows(self, epoch: int, pieces: Sequence[Piece], first: int) -> Iterator[RecordBatch | ReadError]:
-        """The records of an epoch in the order of their windows, from a window on."""
+    def _in_order(self, section: Section, start: Cursor) -> Iterator[RecordBatch | ReadError]:
+        """The records of a section as they stand in the pieces."""
+        return self._records(section, start, range(start.piece, section.end), self.demand)
+
+    def _windows(self, section: Section, start: Cursor) -> Iterator[RecordBatch | ReadError]:
+        """The records of a section in the order of their windows."""
         field = self._pipeline.documents.field
-        max_bytes = self._corpus.window_bytes(members_expand=field.may_be_compressed)
+        max_bytes = self._corpus.of_lanes(section.num_lanes).window_bytes(members_expand=field.may_be_compressed)
         record_bytes = HELD_LINE_BYTES if field.holds_many else HELD_SAMPLE_BYTES
-        resumed = self._start if self._start[:2] == (epoch, first) else None
-        begin = Cursor(*self._start[:4]) if resumed else Cursor(epoch, first)
-        group = self._group(pieces, first)
-        fetched, ahead = self._fetch(pieces, group, resume=begin.sample), None
+        resumed = start if start is self._start or start[2:] != Cursor()[2:] else None
+        begin = Cursor(*start[:4])
+        group = self._group(section, start.piece)
+        fetched, ahead = self._fetch(section, group, resume=begin.sample), None
         try:
             while group:
-                after, demand = self._group(pieces, group.stop), Demand(record_bytes=record_bytes)
-                items = self._records(epoch, pieces, group, demand, fetched)
+                after, demand = self._group(section, group.stop), Demand(record_bytes=record_bytes)
+                items = self._records(section, start, group, demand, fetched)
                 for window in windows(
                     items, begin, lane=self._lane, resumed=resumed, demand=demand, max_bytes=max_bytes
                 ):
                     if window.is_last and not fetched.is_local:
-                        ahead = self._fetch(pieces, after)
+                        ahead = self._fetch(section, after)
                     yield from window.errors
                     place = resumed.place if resumed else 0
-                    yield from window.batches(self._corpus, self._lane, self.demand, first_place=place)
+                    yield from window.batches(self._corpus, section, self._lane, self.demand, first_place=place)
                     resumed = None
                     del window  # its memory, before the next one is read
                 fetched.close()
-                fetched, ahead = ahead or self._fetch(pieces, after), None
-                begin, group = Cursor(epoch, after.start), after
+                fetched, ahead = ahead or self._fetch(section, after), None
+                begin, group = Cursor(start.epoch, after.start), after
         finally:
             for each in (fetched, ahead):
                 if each is not None:
                     each.close()
 
-    def _group(self, pieces: Sequence[Piece], first: int) -> range:
+    def _group(self, section: Section, first: int) -> range:
         """The pieces from `first` on to the end of its group."""
-        return range(first, min(self._corpus.last_together(first) + 1, len(pieces)))
+        return range(first, section.last_together(first) + 1 if first < section.end else first)
 
-    def _fetch(self, pieces: Sequence[Piece], group: range, *, resume: int = -1) -> Fetched:
+    def _fetch(self, section: Section, group: range, *, resume: int = -1) -> Fetched:
         """Ask for the bytes of a group; `resume`: where the reading of its first piece begins."""
         resumes = [resume, *[-1] * len(group)]
-        parts = [(self._shard(pieces[index].shard), pieces[index]) for index in group]
+        pieces = [section.pieces[index - section.base] for index in group]
+        parts = [(self._shard(piece.shard), piece) for piece in pieces]
         return self._pipeline.fetch([(*part, at) for part, at in zip(parts, resumes, strict=False)])
 
     def _records(
-        self, epoch: int, pieces: Sequence[Piece], indexes: range, demand: Demand, fetched: Fetched | None = None
+        self, section: Section, begin: Cursor, indexes: range, demand: Demand, fetched: Fetched | None = None
     ) -> Iterator[RecordBatch | ReadError]:
-        """The records of some of the lane's pieces."""
+        """The records of some of the lane's pieces; `begin`: where the reading of the section begins."""
+        epoch = begin.epoch
         for index in indexes:
-            piece = pieces[index]
+            piece = section.pieces[index - section.base]
             shard = self._shard(piece.shard)
             self.in_compressed = is_compressed(shard.url)
             self.block_bytes = block_bytes_of(shard.digest)
-            here, last_piece = Cursor(epoch, index), self._corpus.last_together(index)
-            start = self._start if self._start[:2] == here[:2] else here
+            here, last_piece = Cursor(epoch, index), section.last_together(index)
+            start = begin if begin[:2] == here[:2] else here
             skipped_ranges = self._skipped.get((epoch, piece.shard), ())
             sample_demand = Demand(record_bytes=demand.record_bytes)
             samples = PieceReader(
@@ -167,7 +192,7 @@ class LaneReader:
                 epoch=epoch,
                 last_piece=last_piece,
                 resume=start.sample,
-                broken=rest_of(piece, skipped_ranges),
+                broken=rest_of(piece, last_piece, skipped_ranges),
                 demand=sample_demand,
                 max_range_bytes=self._max_range_bytes,
                 fetched=fetched,

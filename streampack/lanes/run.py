@@ -5,11 +5,12 @@ Out:   one record that travels to the workers.
 Never: a position; where a lane stands is in `LaneStart`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
 from streampack.corpus.epochs import Corpus
-from streampack.corpus.schedule import Schedule
+from streampack.corpus.leftovers import Leftovers
+from streampack.corpus.schedule import Schedule, StageOfRun
 from streampack.corpus.shares import DEFAULT
 from streampack.corpus.table import ShardTable
 from streampack.lanes.pipeline import Pipeline
@@ -123,6 +124,26 @@ class Run(NamedTuple):
         for storage in self.storages:
             use = use.plus(storage.use)
         return use
+
+
+class Continued(NamedTuple):
+    """What a run that goes on from a state has of it."""
+
+    begun: tuple[StageOfRun, ...] = ()
+    """The first stages, as they have begun."""
+    first_epoch: int = 0
+    """With which the present pass began."""
+    since: int = 0
+    """The global pack since which the run has these lanes."""
+    left: tuple[tuple[str, Leftovers], ...] = ()
+    """(source, what lanes that the run had before have left of it)."""
+    lanes: Sequence[int] = ()
+    """Those of which it must be known what they read of that."""
+    placed: tuple[tuple[int, int], ...] = ()
+    """(first_pack, first_tokens) of stages that have begun, where all else of them is as this run has it."""
+
+
+FRESH = Continued()
 
 
 class LaneStart(NamedTuple):

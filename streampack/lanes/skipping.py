@@ -53,6 +53,11 @@ class SkipPolicy:
         self._on_error = on_error
         self._max_bad = max_bad
 
+    @property
+    def known(self) -> frozenset[SkippedRange]:
+        """What the lane has skipped and may meet again."""
+        return frozenset(self._known)
+
     def skip(self, read_error: ReadError, *, num_documents: int, given: int = 0) -> None:
         """Skip what cannot be read, or raise.
 

@@ -10,34 +10,33 @@ Never: state that the position does not hold. Dropping a stream and starting ano
                                counts    of its rows; documents and bad records count once, when they are passed
 """
 
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 from streampack.corpus.epochs import Corpus
 from streampack.corpus.shares import DEFAULT
 from streampack.documents.excluded import Excluded
-from streampack.errors import ConfigError, DocumentTooLongError, RecordError
+from streampack.errors import DocumentTooLongError, RecordError
+from streampack.lanes.ahead import ReadAhead
 from streampack.lanes.batches import DocumentBatch
 from streampack.lanes.budget import STREAM_BYTES
-from streampack.lanes.liveness import Liveness
+from streampack.lanes.liveness import Liveness, dead_lane
 from streampack.lanes.pipeline import Pipeline
 from streampack.lanes.position import LaneEnd, LanePack, LanePosition
-from streampack.lanes.reader import EpochStart, LaneReader
+from streampack.lanes.reader import EpochStart, LaneReader, SectionStart
 from streampack.lanes.recutting import as_begun, is_recut, packer_at
 from streampack.lanes.run import named
 from streampack.lanes.skipping import ReadError, SkipPolicy
-from streampack.lanes.tokenizing import TokenizedBatch, tokenized
+from streampack.lanes.tokenizing import TokenizedBatch
 from streampack.lanes.unpassed import Unpassed
-from streampack.metrics import clock, heartbeat
+from streampack.metrics import heartbeat
 from streampack.packing.packs import PackRows
 from streampack.packing.rest import RestPacker
 from streampack.records import Counts, Cursor
 
-_TOKENS_PER_BYTE = 1.0  # assumed until the first documents are tokenized; there are hardly ever more
-_MOST_BYTES_PER_TOKEN = 32  # assumed at most, or a few documents with hardly any tokens would have too much read
 _ROWS_AHEAD = 64 * 2**10  # read, tokenized and packed together at most: more gains nothing
 _PACKS_AHEAD = 64
-
+_UNTIL = Cursor._fields.index("until")
+_NOTHING = Counts()
 
 class LaneStream:
     """The packs of one source in one lane from a position on, in order."""
@@ -55,7 +54,7 @@ class LaneStream:
         source: int = 0,
         source_name: str = DEFAULT,
         stage: int = 0,
-        before: Pipeline | None = None,
+        stages: Sequence[Pipeline] = (),
     ) -> None:
         """Start at a position.
 
@@ -70,10 +69,10 @@ class LaneStream:
             source: the source's index in the run.
             source_name: its name.
             stage: `Cursor.stage` of windows that begin here.
-            before: the pipeline of the stage `start.cursor.stage`; None: this one.
+            stages: the pipelines of all stages, by which packing windows that are half out were cut; empty: this one.
         """
         self._pipeline = pipeline
-        self._before = before or pipeline
+        self._stages = stages
         self._stage = stage
         self._corpus = corpus
         self._lane = lane
@@ -93,24 +92,29 @@ class LaneStream:
             repeats_documents=repeats and pipeline.documents.transform is None,
             num_blocks=corpus.num_blocks,
         )
-        self._bytes, self._tokens = 1.0, _TOKENS_PER_BYTE
+        self._ahead = ReadAhead(pipeline, lane=lane)
+        self.position = start
+        """Where the lane continues after the last pack that was given."""
+        name = named(lane, source_name)
+        self._policy = SkipPolicy(name, start, on_error=pipeline.on_error, max_bad=pipeline.max_bad)
+        self._since = _NOTHING
+        """What came after the last pack and before the packer began."""
         self._start_at(start)
 
     def _start_at(self, start: LanePosition) -> None:
         """Read from a position on."""
-        pipeline, before = self._pipeline, self._before
-        self.position = self._start = start
-        """Where the lane continues after the last pack that was given."""
-        self._num_documents = start.documents
+        pipeline = self._pipeline
+        before = self._stages[start.cursor.stage] if start.cursor.given and self._stages else pipeline
+        self._begun_by = before
+        """The pipeline by which the packing window was cut that the reading began in."""
+        self._start = start
+        self._num_documents = start.documents + self._since.documents
         """How many documents the lane has met; more than the position counts where packs have not passed them all."""
-        self._ahead: deque[TokenizedBatch | ReadError | EpochStart | Exception | None] = deque()
-        """What was read and not yet used; the last one is an exception where reading failed, None at the lane's end."""
+        self._ahead.items.clear()
         self._is_recut = is_recut(before, pipeline, start.cursor)
         """Whether the packs are made of what is left of a window that was cut in another way."""
         self._packer = packer_at(start.cursor, pipeline, before, at_once=self._most_ahead)
         self._unpassed = Unpassed(self._source_name)
-        name = named(self._lane, self._source_name)
-        self._policy = SkipPolicy(name, start, on_error=pipeline.on_error, max_bad=pipeline.max_bad)
         self._may_refuse = pipeline.packing.may_refuse or (self._is_recut and before.packing.may_refuse)
         reading = as_begun(before, pipeline) if self._is_recut else pipeline
         self._left_out = None if reading is pipeline else pipeline.excluded
@@ -118,6 +122,8 @@ class LaneStream:
         self._end: LaneEnd | None = None
         self._is_over = False
         """Whether the packer has got all documents."""
+        self._goes_on_at: Cursor | None = None
+        """Where the lane goes on with another packer, once it is over."""
         self._reader = LaneReader(
             reading,
             self._corpus,
@@ -131,10 +137,7 @@ class LaneStream:
     @property
     def buffered_bytes(self) -> int:
         """About how much memory the stream holds: its own, a range of the shard, and tokens that no pack has taken."""
-        held = self._packer.buffered_bytes
-        for item in self._ahead:
-            if isinstance(item, TokenizedBatch):
-                held += item.joined.tokens.nbytes
+        held = self._packer.buffered_bytes + self._ahead.num_bytes
         made = 4 * self._pipeline.seq_len * self._most_ahead if self._most_ahead > 1 else 0
         return STREAM_BYTES + self._max_range_bytes + self._reader.block_bytes + held + made
 
@@ -149,7 +152,7 @@ class LaneStream:
 
         A packing window is no reason where a document of many windows is held, which is parked as under other packings.
         """
-        pipeline = self._before if self._is_recut else self._pipeline
+        pipeline = self._begun_by if self._is_recut else self._pipeline
         return self._reader.in_compressed or (
             pipeline.packing.has_windows and self._packer.buffered_bytes <= pipeline.window_bytes
         )
@@ -168,26 +171,45 @@ class LaneStream:
             if self._is_over:
                 if self._end is None:
                     counts = self._with_bad_records(self._packer.counts_after, self._unpassed.num_fed)
-                    self._end = LaneEnd(counts, self._policy.take_new(), self._source)
+                    self._since = self._since.plus(counts)
+                    if self._goes_on_at is not None:
+                        self._go_on_at(self._goes_on_at)
+                        continue
+                    self._end = LaneEnd(self._since, self._policy.take_new(), self._source)
                 return self._end
-            if not self._ahead:
+            if not self._ahead.items:
                 self._read_ahead()
-            item = self._ahead[0]
+            item = self._ahead.items[0]
             if isinstance(item, Exception):
                 raise item
-            self._ahead.popleft()
+            self._ahead.items.popleft()
             if isinstance(item, TokenizedBatch):
                 self._feed(item)
             elif isinstance(item, ReadError):
                 self._skip(item)
             elif isinstance(item, EpochStart):
-                if self._packer.given and item.epoch >= self._start.cursor.until:
-                    self._packer.end_window()  # the run ended here when the window was placed
+                self._end_window_before(item.epoch, 0)
                 self._check_alive(item)
+            elif isinstance(item, SectionStart):
+                self._end_window_before(*item.cursor[:2])
+                if item.cursor.row or item.cursor.given:
+                    self._is_over, self._goes_on_at = True, item.cursor
+                    self._packer.finish(pads=True)
             else:
                 self._is_over = True
                 self._packer.finish()
         return self._lane_pack(rows)
+
+    def _end_window_before(self, epoch: int, piece: int) -> None:
+        """The reading has come to a piece: if the packing window ended before it when it was placed, it does now."""
+        cursor = self._start.cursor
+        if self._packer.given and (cursor.until - 1, cursor.last) < (epoch, piece):
+            self._packer.end_window()
+
+    def _go_on_at(self, cursor: Cursor) -> None:
+        """Go on with another packer, inside a document or a packing window."""
+        self.close()
+        self._start_at(self.position._replace(cursor=cursor, skipped_ranges=self._policy.known))
 
     def _pop(self) -> PackRows | None:
         """The packer's next pack.
@@ -203,42 +225,16 @@ class LaneStream:
             raise DocumentTooLongError(error.message, url=url, member=key) from error
 
     def _read_ahead(self) -> None:
-        """Read about as many documents as the next packs lack, then tokenize them: a stage at a time.
-
-        Python that runs after a tokenizer has emptied the processor's caches takes several times as long, and a step
-        for many documents costs little more than for one. The first packs are not kept waiting for others: as many
-        are read as were given. What fails is kept for when its turn comes.
-        """
-        per_byte = max(self._tokens / self._bytes, 1 / _MOST_BYTES_PER_TOKEN)
+        """Read for the next packs; the first ones are not kept waiting: as many packs are read for as were given."""
         packs = min(max(self.position.packs - self._start.packs, 1), self._most_ahead)
-        lacking = self._packer.lacking_rows(packs)
-        self._reader.demand.num_bytes = max(int(lacking / per_byte), 1)
-        before = clock.switch(clock.TAR)
-        try:
-            self._ahead += self._next_items()
-        except Exception as error:  # noqa: BLE001 - raised when its turn comes
-            self._ahead.append(error)
-        finally:
-            clock.switch(before)
-
-    def _next_items(self) -> Iterator[TokenizedBatch | ReadError | EpochStart | Exception | None]:
-        event = self._reader.next()
-        if isinstance(event, DocumentBatch):
-            self._bytes += event.num_bytes
-            clock.switch(clock.TOKENIZE)
-            for item in tokenized(self._pipeline, event, lane=self._lane):
-                if isinstance(item, TokenizedBatch):
-                    self._tokens += len(item.joined.tokens)
-                yield item
-        else:
-            yield event
+        self._ahead.fill(self._reader, self._packer.lacking_rows(packs))
 
     def _feed(self, batch: TokenizedBatch) -> None:
         """Give documents to the packer; where it might refuse one of them, one at a time."""
         documents, (tokens, lengths, mask), is_checked = batch
         in_bulk = not (documents.row or self._may_refuse or self._left_out)
         if len(lengths) > 1 and not in_bulk:
-            self._ahead.extendleft(reversed(list(batch.singles())))
+            self._ahead.items.extendleft(reversed(list(batch.singles())))
             return
         if self._left_out is not None and not self._keeps(self._left_out, documents):
             return
@@ -255,7 +251,7 @@ class LaneStream:
                 named = type(error)(error.message, url=documents.shards[0].url, member=documents.keys[0])
                 if documents.row:  # earlier packs hold a part of it: to skip the rest would lose it
                     raise named from error
-                self._skip(ReadError(documents.skipped_range(0, self._corpus), named))
+                self._skip(ReadError(documents.skipped_range(0), named))
                 return
         targets: list[int] = []
         if self._with_provenance:
@@ -290,14 +286,20 @@ class LaneStream:
             cursor = self._unpassed.cursor(rows.next_document, rows.next_row)
             if rows.given:
                 if self._is_recut:
-                    stage, until = self.position.cursor.stage, self.position.cursor.until
+                    stage, (until, *end) = self._start.cursor.stage, self._start.cursor[_UNTIL:]
                 else:
-                    stage, until = self._stage, self._unpassed.epoch(rows.last_document) + 1
-                cursor = cursor._replace(given=rows.given, stage=stage, rest=rows.rest, until=until)
+                    stage, (epoch, *end) = self._stage, self._unpassed.sample(rows.last_document)
+                    until = epoch + 1
+                window = {"stage": stage, "until": until, "last": end[0], "last_sample": end[1]}
+                cursor = cursor._replace(given=rows.given, rest=rows.rest, **window)
+        elif self._goes_on_at is not None:
+            cursor = self._goes_on_at
         else:
             assert self._is_over, "only a pack that waits for nothing is made before what follows it is known"
             assert self._end_epoch is not None, "an endless lane does not end"
             cursor = Cursor(epoch=self._end_epoch)
+        if self._since is not _NOTHING:
+            counts, self._since = self._since.plus(counts), _NOTHING
         pack = LanePack(rows, cursor, counts, self._policy.take_new(), provenance, self._source)
         self.position = self.position.after(pack)
         if self._is_recut and not rows.given:  # the rest of the window is out
@@ -311,25 +313,19 @@ class LaneStream:
         return counts._replace(bad_records=bad_records) if bad_records else counts  # the packer counts none
 
     def _check_alive(self, start: EpochStart) -> None:
-        """Raise where an endless run would loop for ever without a pack."""
+        """Raise a `ConfigError` where an endless run would loop for ever without a pack."""
         heartbeat.beat()
         if self._end_epoch is not None:
             return
         packs, rows = self.position.packs, self._packer.buffered_rows
         why = self._liveness.why_dead(packs=packs, rows=rows, num_pieces=start.num_pieces)
         if why is not None:
-            which, remedy = "", "or a finite run (epochs=1)"
-            if self._source_name != DEFAULT:
-                which, remedy = f", source {self._source_name!r},", "max_epochs, or leave the source out (weight 0)"
-            if (excluded := self._pipeline.excluded) is not None:
-                stages = f"stages[{self._stage}]" if not self._stage else f"the stages up to stages[{self._stage}]"
-                why += f"; exclude of {stages} leaves {excluded.num_entries:,} of its records out"
-                remedy = f"fewer lines in exclude, {remedy}"
-            if self._hold_out is not None:
-                why += f"; {self._hold_out} decides which documents it has"
-                remedy = f"a smaller fraction, {remedy}" if which else "or a smaller fraction"
-            raise ConfigError(
-                f"lane {self._lane} of {self._corpus.num_lanes}{which} gives no pack ({why}), and an endless run would "
-                f"wait for it for ever. Use fewer lanes (num_lanes), more or larger shards, {remedy}. The log names "
-                "shards that hold no sample."
+            raise dead_lane(
+                why,
+                lane=self._lane,
+                num_lanes=self._corpus.num_lanes,
+                source="" if self._source_name == DEFAULT else self._source_name,
+                stage=self._stage,
+                excluded=self._pipeline.excluded,
+                hold_out=self._hold_out,
             )

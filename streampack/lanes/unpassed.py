@@ -61,9 +61,10 @@ class Unpassed:
                 return documents.cursor(document - first, row)
         raise AssertionError(f"document {document} has not been fed")
 
-    def epoch(self, document: int) -> int:
-        """The epoch of a document that is not passed; it takes little time for one of the last documents."""
-        return next(documents.where.epoch for documents, first, *_ in reversed(self._fed) if first <= document)
+    def sample(self, document: int) -> tuple[int, int, int]:
+        """(epoch, piece, sample) of a document that is not passed; it takes little time for one of the last ones."""
+        documents, first, *_ = next(fed for fed in reversed(self._fed) if fed.first <= document)
+        return *documents.where[:2], documents.origins[document - first][0]
 
     def place(self, document: int) -> tuple[str, str]:
         """The URL of the shard and the key of a document that is not passed."""
@@ -88,7 +89,7 @@ class Unpassed:
                 offset,
                 length,
                 targets[index],
-                documents.where.epoch,
+                documents.section.epoch,
                 documents.shards[index].number,
             )
 

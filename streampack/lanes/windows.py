@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from streampack.corpus.epochs import Corpus
+from streampack.corpus.sections import Section
 from streampack.documents.lines import Line
 from streampack.documents.reader import Record
 from streampack.errors import CorruptShardError, ShardError, TruncatedShardError, WrongCutError
@@ -40,8 +41,12 @@ class Window(NamedTuple):
     is_last: bool
     """Whether all pieces of the group are read."""
 
-    def batches(self, corpus: Corpus, lane: int, demand: Demand, *, first_place: int) -> Iterator[RecordBatch]:
+    def batches(
+        self, corpus: Corpus, section: Section, lane: int, demand: Demand, *, first_place: int
+    ) -> Iterator[RecordBatch]:
         """The records in the window's order, from `first_place` on, about as many bytes at a time as demanded.
+
+        `lane`: the lane's number, as errors say it; the order is that of the lane by which `section` was cut.
 
         Raises:
             ShardError: the window has fewer records, so the shards are not those of the position.
@@ -53,7 +58,8 @@ class Window(NamedTuple):
                 "not those that the state was saved with. Restore them, or begin a new run."
             )
         begin = self.begin
-        words = Purpose.WINDOW_ORDER, corpus.seed, corpus.order_epoch(begin.epoch), lane, *begin[1:4]
+        place = section.as_cut(begin.piece), begin.sample, begin.record
+        words = Purpose.WINDOW_ORDER, corpus.seed, corpus.order_epoch(section.epoch), section.lane, *place
         order = permutation(*words, count=count)[first_place:].tolist()
         records = [self.records[index] for index in order]
         shards = [self.shards[index] for index in order]

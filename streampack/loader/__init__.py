@@ -65,6 +65,7 @@ __all__ = [
     "processes",
     "progress",
     "recipes",
+    "relaning",
     "restarts",
     "rounds",
     "server",

@@ -16,7 +16,7 @@ from streampack.corpus.partition import check_ranks, rank_lanes
 from streampack.dataset.dataset import PackedDataset
 from streampack.errors import ConfigError, LoaderError, StateError, TopologyError
 from streampack.hashing import hash_name
-from streampack.lanes.run import Run
+from streampack.lanes.run import Continued, Run
 from streampack.loader.adding import SharedCount
 from streampack.loader.differences import EngineDifferences
 from streampack.loader.max_bad import MaxBad
@@ -26,12 +26,8 @@ from streampack.ranks.exchange import Exchange, NotSame, RankExchanges
 from streampack.ranks.topology import has_process_group
 from streampack.ranks.torch_private import add_to_store
 from streampack.state.checkpoint import Committed, State, check_versions
-from streampack.state.fingerprint import (
-    check_fingerprint,
-    fingerprint_of,
-    warn_of_libraries,
-    widened,
-)
+from streampack.state.cursors import check_cursors, check_windows
+from streampack.state.fingerprint import check_fingerprint, fingerprint_of, warn_of_libraries, widened
 from streampack.state.forms import SLOTS, key_of_more
 from streampack.state.joining import from_json, merge_state_dicts, to_json
 from streampack.state.reading import read_checkpoint
@@ -116,8 +112,10 @@ class SharedRun:
         run = self._dataset.run()
         return Committed.fresh(self.lanes(run.num_lanes), run.num_lanes, run.names, run.schedule.stages)
 
-    def load(self, state: Mapping[str, Any], *, allow: Collection[str]) -> Committed:
+    def load(self, state: Mapping[str, Any], *, allow: Collection[str] = (), any_lanes: bool = False) -> Committed:
         """The rows with which the run continues from a state; a collective, see `join`.
+
+        `any_lanes`: the state's lanes count, whatever `num_lanes` of the dataset is.
 
         Raises:
             StateError: the state cannot be loaded here.
@@ -131,13 +129,15 @@ class SharedRun:
         saved = fingerprint_of(state)
         self.join()
         dataset, num_lanes = self._dataset, int(saved.get("num_lanes", 0))
-        # A run keeps its lanes for life, whatever the data say now.
-        now = dataset.fingerprint(num_lanes if dataset.auto_lanes and num_lanes > 0 else None)
+        # A run keeps its lanes until `relane`, whatever the data say now.
+        takes_lanes = (dataset.auto_lanes or any_lanes) and num_lanes > 0
+        now = dataset.fingerprint(num_lanes if takes_lanes else None)
         check_fingerprint(saved, now, allow=allow)
         warn_of_libraries(state.get("libraries"), libraries_of(dataset.pipeline.tokenizer))
-        as_now = dataset.run(num_lanes)
-        committed = Committed.from_state(state, self.lanes(num_lanes), num_lanes, as_now.names)
-        before = committed.stages
+        committed = Committed.from_state(state, self.lanes(num_lanes), num_lanes, tuple(dataset.sources))
+        before, since = committed.stages, committed.since
+        placed = tuple(stage[:2] for stage in before) if since else ()
+        as_now = dataset.run(num_lanes, Continued(since=since, placed=placed))
         committed.stages = continued(
             before,
             as_now.schedule.stages,
@@ -147,14 +147,26 @@ class SharedRun:
         )
         run = self.run_of(committed)
         check_future(run.schedule, len(before), committed.global_pack)
-        committed.check_windows(before, as_now.schedule.stages)
+        check_windows(committed, run, before, as_now.schedule.stages)
         committed.stages = run.schedule.stages
-        committed.check_cursors(run.sources)
+        check_cursors(committed, run)
         if dataset.epochs is not None:
             committed.check_end(dataset.epochs)
         else:
             committed.check_max_epochs({source.name: source.end_epoch for source in run.sources})
+        self._forget_leftovers(committed)
         return committed
+
+    def _forget_leftovers(self, committed: Committed) -> None:
+        """Drop what no lane of any rank will come to any more; a collective where there is any."""
+        if not committed.left:
+            return
+        behind = committed.sources_with_leftovers()
+        if self.ranks is not None:
+            behind = {name for of_rank in self.ranks.all_gather(sorted(behind)) for name in of_rank}
+        elif len(committed.lanes) < committed.num_lanes:
+            return
+        committed.left = {name: left for name, left in committed.left.items() if name in behind}
 
     def run_of(self, committed: Committed) -> Run:
         """The run as it continues from `committed`.
@@ -163,7 +175,7 @@ class SharedRun:
             StateError: a stage would begin before those that have begun.
         """
         try:
-            return self._dataset.run(committed.num_lanes, begun=committed.begun, first_epoch=committed.first_epoch)
+            return self._dataset.run(committed.num_lanes, committed.continued)
         except ConfigError as error:
             raise StateError(f"{error.message}; the run is at global pack {committed.global_pack:,}") from error
 

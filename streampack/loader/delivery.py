@@ -247,7 +247,7 @@ class Delivery:
     def _check_cuts(self, end_epoch: int) -> None:
         """Raise where lanes that the pass leaves before their end would not have arrived where the next ones began."""
         committed = self.commits.latest()
-        corpus = self._dataset.corpus(committed.num_lanes)
+        corpus = self._run.run_of(committed).sources[0].corpus
         for lane_index, lane in enumerate(committed.lanes):
             position = committed.position(lane_index)
             check_arrival(self._dataset.pipeline, corpus, lane, position, end_epoch=end_epoch)

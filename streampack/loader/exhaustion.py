@@ -40,7 +40,7 @@ class ExhaustionLog:
         if self._end_epochs.min() < _NEVER:
             self._tell_of_sources(change.row_indexes, change.rows[:, 0], change.global_pack)
         if change.waiting_round is not None:
-            self._tell_of_stage(change.waiting_round * self._run.num_lanes)
+            self._tell_of_stage(self._run.schedule.begin_of(change.waiting_round))
 
     def _tell_of_sources(
         self, row_indexes: NDArray[np.intp], epochs: NDArray[np.int64], global_pack: int

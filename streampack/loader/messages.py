@@ -176,7 +176,7 @@ def _sizes(assignment: Assignment, width: int) -> Iterator[_Size]:
     schedule, first_round = assignment.run.schedule, assignment.first_round
     done, growing = 0, assignment.first_slots
     while True:
-        here = (first_round + done // width) * schedule.num_lanes
+        here = schedule.begin_of(first_round + done // width)
         seq_len = schedule.stage_of(here).seq_len
         slots = max(1, min(growing, assignment.max_slots, assignment.max_rows // seq_len))
         if (end := schedule.next_length(here)) is not None:

@@ -90,11 +90,28 @@ def _share(schedule: Schedule, packs: int) -> float | None:
 def epochs_of(committed: Committed, source: int, corpus: Corpus) -> float:
     """How many epochs of a source the lanes have read, as a mean."""
     cursors = committed.rows[source :: len(committed.sources), :NUM_CURSOR]
+    num_lanes, lanes, left = len(committed.lanes), np.array(committed.lanes), 0.0
+    if corpus.left is not None and (is_left := cursors[:, 0] <= corpus.left.epoch).any():
+        there = zip(lanes[is_left].tolist(), cursors[is_left].tolist(), strict=True)
+        left = sum(corpus.left.epoch + 1 - _unread(Cursor(*cursor), corpus, lane) for lane, cursor in there)
+        lanes, cursors = lanes[~is_left], cursors[~is_left]
     if corpus.num_blocks is not None:
-        begins, ends = lane_share(np.array(committed.lanes), corpus.num_lanes, corpus.num_blocks)
-        return float((cursors[:, 0] + np.minimum(cursors[:, 1] / np.maximum(ends - begins, 1), 1)).mean())
-    lanes = zip(committed.lanes, cursors.tolist(), strict=True)
-    return sum(_read(Cursor(*cursor), corpus, lane) for lane, cursor in lanes) / len(committed.lanes)
+        begins, ends = lane_share(lanes, corpus.num_lanes, corpus.num_blocks)
+        read = float((cursors[:, 0] + np.minimum(cursors[:, 1] / np.maximum(ends - begins, 1), 1)).sum())
+    else:
+        of_lanes = zip(lanes.tolist(), cursors.tolist(), strict=True)
+        read = sum(_read(Cursor(*cursor), corpus, lane) for lane, cursor in of_lanes)
+    return max((left + read) / num_lanes, 0.0)
+
+
+def _unread(cursor: Cursor, corpus: Corpus, lane: int) -> float:
+    """What a lane has left of the leftovers of earlier lanes, in epochs of a lane."""
+    left = 0.0
+    for section in corpus.sections(cursor.epoch, lane):
+        if cursor.piece < section.end:
+            begin = section.place(*cursor[1:3]) if cursor.piece >= section.base else section.places[0]
+            left += (section.stop - begin) / max(corpus.of_lanes(section.num_lanes).num_places, 1)
+    return left * corpus.num_lanes
 
 
 def exhausted_lanes(committed: Committed, source: int, max_epochs: int | None) -> int:

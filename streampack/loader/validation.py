@@ -59,7 +59,7 @@ class ValidationRun(SharedRun):
         """Rows that count what an iteration hands out: all packs of this rank are those of one lane."""
         return Committed.fresh(range(1), 1, tuple(self._dataset.sources))
 
-    def load(self, state: Mapping[str, Any], *, allow: Collection[str]) -> Committed:
+    def load(self, state: Mapping[str, Any], *, allow: Collection[str] = (), any_lanes: bool = False) -> Committed:
         """The beginning: a state has no position. A collective, see `join`.
 
         Raises:

@@ -121,6 +121,7 @@ class BestFitPacker:
         self._given_counts = _NOTHING
         self._since = _NOTHING  # what came after the last pack that was made
         self._finished = False
+        self._drops_tail = False
 
     def __repr__(self) -> str:
         return f"<BestFitPacker, {self.buffered_rows} rows, {len(self._placed)} packs>"
@@ -192,9 +193,10 @@ class BestFitPacker:
         """
         self.given = 0
 
-    def finish(self) -> None:
-        """Say that no document follows; `pop` then gives what is left."""
+    def finish(self, *, pads: bool = False) -> None:
+        """Say that no document follows; `pop` then gives what is left. `pads`: as of `Packer`."""
         self._finished = True
+        self._drops_tail = self.packing.tail is Tail.DROP and not pads
 
     def pop(self) -> PackRows | None:
         """Return the next pack, or None: more documents are needed, or nothing is left after `finish`."""
@@ -305,7 +307,7 @@ class BestFitPacker:
             raise changed_since(self._given, len(packs))
         sizes = [pack.num_rows for pack in packs]
         dropped = -1
-        if not is_complete and self.packing.tail is Tail.DROP and min(sizes, default=self.seq_len) < self.seq_len:
+        if not is_complete and self._drops_tail and min(sizes, default=self.seq_len) < self.seq_len:
             dropped = sizes.index(min(sizes))
         placed: list[_Placed] = []
         counts, self._since = self._since, _NOTHING

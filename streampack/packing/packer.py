@@ -118,6 +118,7 @@ class Packer:
         self._begin = 0  # rows before the pack that is given next
         self._made: deque[tuple[PackRows, int]] = deque()  # packs to give, each with the row after it
         self._finished = False
+        self._pads_tail = True
 
     def __repr__(self) -> str:
         # The beginning of the buffer, for a reader of a debugger: some documents, some tokens of each.
@@ -223,9 +224,13 @@ class Packer:
         """As of `BestFitPacker`; where there are no windows it is not called."""
         raise AssertionError("there are no windows")
 
-    def finish(self) -> None:
-        """Say that no document follows; `pop` then gives what is left."""
+    def finish(self, *, pads: bool = False) -> None:
+        """Say that no document follows; `pop` then gives what is left.
+
+        `pads`: the last pack is padded, whatever `tail` says.
+        """
         self._finished = True
+        self._pads_tail = pads or self.packing.tail is Tail.PAD
 
     def pop(self) -> PackRows | None:
         """Return the next pack, or None: more documents are needed, or nothing is left after `finish`."""
@@ -277,7 +282,7 @@ class Packer:
         ends = self._pack_ends.take(begin, usable, self._at_once)
         if ends or not self._finished:
             return ends
-        if begin < end and self.packing.tail is Tail.PAD:
+        if begin < end and self._pads_tail:
             return [end]
         self._built = end
         self._counter.end(self._num_fed, end - begin)

@@ -130,11 +130,11 @@ class RestPacker(Packer):
         """Say that the window ended here, where no document followed then; what is fed from here on comes after it."""
         self._leave_window(np.empty(0, np.int32), None)
 
-    def finish(self) -> None:
-        """Say that no document follows; `pop` then gives what is left."""
+    def finish(self, *, pads: bool = False) -> None:
+        """Say that no document follows; `pop` then gives what is left. `pads`: as of `Packer`."""
         if self._window is not None:
             self.end_window()
-        super().finish()
+        super().finish(pads=pads)
 
     def pop(self) -> PackRows | None:
         """Return the next pack, or None, as `Packer.pop`.

@@ -7,39 +7,48 @@ Never: a state of another run that is accepted: `StateError` names what differs.
     "rows"              int64 table: for each lane and source the cursor, packs given, running digest and counts
     "skipped_ranges"    int64 table: the bad records and broken shards that were skipped there and may be met again
     and, equal on all ranks: "version", "order_version", "fingerprint" (JSON), "libraries" (JSON), "sources" (JSON: the
-    names, in the order of the tables), "stages" (JSON: those that have begun), "global_pack", "first_epoch"
+    names, in the order of the tables), "stages" (JSON: those that have begun), "global_pack", "first_epoch",
+    "since" (the global pack since which there are these lanes), "leftovers" (JSON: what earlier lanes had left)
 
 `forms.py` describes the tables; torch.distributed.checkpoint saves them from any ranks and loads them on any others.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from streampack.corpus.leftovers import Leftovers
 from streampack.corpus.partition import packs_before
 from streampack.corpus.schedule import StageOfRun
 from streampack.corpus.shares import DEFAULT
 from streampack.errors import StateError
 from streampack.lanes.position import NUM_CURSOR, LaneEnd, LanePosition, SkippedRange, advance_rows
-from streampack.lanes.run import LaneStart, RunSource, named
+from streampack.lanes.run import Continued, LaneStart
 from streampack.records import Counts, Cursor
-from streampack.state.cursors import check_cursor
-from streampack.state.fingerprint import PLACING, carrying, fingerprint_of
-from streampack.state.forms import COMMON, read_lanes, sources_of, to_tables
-from streampack.state.stages import begun, cut_of, stages_from_json, stages_to_json
+from streampack.state.fingerprint import carrying, fingerprint_of
+from streampack.state.forms import (
+    COMMON,
+    leftovers_from_json,
+    leftovers_to_json,
+    read_lanes,
+    sources_of,
+    to_tables,
+)
+from streampack.state.stages import begun, stages_from_json, stages_to_json
 
-STATE_VERSION = 5
+STATE_VERSION = 6
 """The layout of the state: its keys, and the columns of a lane's row."""
 ORDER_VERSION = 2
 """The order of documents and packs for a seed; a release that changes the order raises this."""
 
 FIELDS = (
     *("epoch", "piece", "sample", "record", "place", "part", "row", "given", "stage", "rest", "until"),
+    *("last", "last_sample"),
     *("packs", "num_skipped", "digest"),
     *("documents", "tokens", "targets", "padding", "bad_records", "split_documents", "truncated_documents"),
     *("truncated_tokens", "dropped_documents", "dropped_tokens", "targetless_packs", "targetless_tokens"),
@@ -53,10 +62,8 @@ NUM_SKIPPED = FIELDS.index("num_skipped")
 """What was skipped since the start of the run; the skipped ranges are those of the present epoch."""
 DIGEST = FIELDS.index("digest")
 COUNTS = [FIELDS.index(name) for name in Counts._fields]
-_SINCE_4 = ("sources", "stages")
+_NEWER = ("sources", "stages", "since", "leftovers")
 """Keys that states of older releases do not have; what is wrong with those is their version."""
-_GIVEN = FIELDS.index("given")
-_STAGE = FIELDS.index("stage")
 _UNTIL = FIELDS.index("until")
 _FILLERS = FIELDS.index("fillers")
 _DOCUMENTS = FIELDS.index("documents")
@@ -86,6 +93,10 @@ class Committed:
     """All global packs below this one have been handed out, over all ranks."""
     first_epoch: int = 0
     """The epoch with which the current pass began."""
+    since: int = 0
+    """The global pack since which the run has these lanes; 0: it has had no others."""
+    left: Mapping[str, Leftovers] = field(default_factory=dict)
+    """By source, what lanes that the run had before have left; none once all lanes are past it."""
 
     @classmethod
     def fresh(
@@ -112,6 +123,12 @@ class Committed:
     def begun(self) -> tuple[StageOfRun, ...]:
         """The stages of which packs have been handed out."""
         return begun(self.stages, self.global_pack)
+
+    @property
+    def continued(self) -> Continued:
+        """What a run that goes on from here needs to know."""
+        left = tuple(self.left.items())
+        return Continued(self.begun, self.first_epoch, self.since, left, self.lanes if left else ())
 
     def copy(self) -> "Committed":
         return replace(self, rows=self.rows.copy(), skipped_ranges=list(self.skipped_ranges))
@@ -184,6 +201,7 @@ class Committed:
         if epoch is not None:
             self.rows[:, :NUM_CURSOR] = Cursor(epoch=epoch)
             self.first_epoch = epoch
+            self.left = {}
         by_lane = self._by_lane()
         due = np.array([packs_before(self.global_pack, lane, self.num_lanes) for lane in self.lanes])
         by_lane[:, 0, PACKS] += due - by_lane[:, :, PACKS].sum(axis=1)
@@ -191,7 +209,7 @@ class Committed:
     def check_end(self, epochs: int) -> None:
         """Raise `StateError` where a lane is past the end of a pass of so many epochs, which would come to it again."""
         end = self.first_epoch + epochs
-        begun = self._epochs_begun(0)  # such a run has one source
+        begun = self.epochs_begun(0)  # such a run has one source
         lane, needed = self.lanes[int(begun.argmax())], int(begun.max())
         if needed <= end:
             return
@@ -201,16 +219,21 @@ class Committed:
             "that epoch, epochs=None never."
         )
 
-    def _epochs_begun(self, source: int) -> NDArray[np.int64]:
+    def epochs_begun(self, source: int) -> NDArray[np.int64]:
         """[len(lanes)]: how many epochs of a source each lane has begun; all of a packing window that is half out."""
         cursors = self._by_lane()[:, source, :NUM_CURSOR]
         begun: NDArray[np.int64] = cursors[:, 0] + (cursors[:, 1:] != Cursor()[1:]).any(axis=1)
         return np.maximum(begun, cursors[:, _UNTIL])
 
+    def sources_with_leftovers(self) -> set[str]:
+        """Those of which a lane still reads what earlier lanes had left."""
+        epochs = {name: self.rows[index :: len(self.sources), 0].min() for index, name in enumerate(self.sources)}
+        return {name for name, left in self.left.items() if epochs[name] <= left.epoch}
+
     def check_max_epochs(self, limits: Mapping[str, int | None]) -> None:
         """Raise `StateError` where a lane is past the last epoch of a source. `limits`: `max_epochs` by source."""
         for index, (name, most) in enumerate(limits.items()):
-            begun = self._epochs_begun(index)
+            begun = self.epochs_begun(index)
             if most is None or not (begun > most).any():
                 continue
             lane, needed = self.lanes[int(begun.argmax())], int(begun.max())
@@ -219,33 +242,6 @@ class Committed:
                 f"lane {lane} is in epoch {needed - 1} already. max_epochs={needed} ends it after that epoch, "
                 "None never; a stage without a weight for it pauses it where it is."
             )
-
-    def check_cursors(self, sources: Sequence[RunSource]) -> None:
-        """Raise `StateError` where a lane cannot continue: the state is damaged. `sources`: of the run."""
-        for lane, of_lane in zip(self.lanes, self._by_lane()[..., :NUM_CURSOR].tolist(), strict=True):
-            for source, cursor in zip(sources, of_lane, strict=False):
-                check_cursor(Cursor(*cursor), source, lane)
-
-    def check_windows(self, saved: Sequence[StageOfRun], now: Sequence[StageOfRun]) -> None:
-        """Raise `StateError` where a lane is inside a packing window whose packs would hold other documents now.
-
-        Args:
-            saved: the stages that have begun, as the state has them.
-            now: the same stages in this run, which may differ in what `load_state_dict` was told to allow.
-        """
-        rows = np.flatnonzero(self.rows[:, _GIVEN])
-        for row, given, stage in zip(rows.tolist(), *self.rows[rows][:, [_GIVEN, _STAGE]].T.tolist(), strict=True):
-            name = self.sources[row % len(self.sources)]
-            if stage >= len(saved) or name not in now[stage].described["weights"]:
-                continue  # a damaged state, which `check_cursors` tells; a source that this run does not name
-            before, after = (cut_of(stages[stage].described, name) for stages in (saved, now))
-            if changed := [field for field in PLACING if before.get(field) != after.get(field)]:
-                raise StateError(
-                    f"{named(self.lanes[row // len(self.sources)], name)} is inside a packing window of best_fit, "
-                    f"{given} packs of which are out, and {', '.join(changed)} of this run would place the window's "
-                    "documents in other packs: some would come twice and others never. Continue with the checkpoint's "
-                    f"values. From here on they may change by a stage: Stage(at_packs={self.global_pack}, ...)"
-                )
 
     def counts(self) -> Counts:
         """The lanes' counts added up."""
@@ -278,6 +274,8 @@ class Committed:
             "stages": stages_to_json(self.begun),
             "global_pack": self.global_pack,
             "first_epoch": self.first_epoch,
+            "since": self.since,
+            "leftovers": leftovers_to_json(self.left),
             **to_tables(self.lanes, self.num_lanes, self._by_lane(), skipped),
         }
 
@@ -301,6 +299,8 @@ class Committed:
         committed = cls.fresh(lanes, num_lanes, every, stages_from_json(state["stages"], saved))
         committed.global_pack = int(state["global_pack"])
         committed.first_epoch = int(state["first_epoch"])
+        committed.since = int(state["since"])
+        committed.left = leftovers_from_json(state["leftovers"])
         committed.saved_fingerprint = fingerprint_of(state)
         held = read_lanes(state, num_lanes, len(saved), len(FIELDS))
         index_of = {lane: index for index, lane in enumerate(held.lanes)}
@@ -329,7 +329,7 @@ class Committed:
 
 def check_versions(state: Mapping[str, Any]) -> None:
     """Raise `StateError` unless this release can read the state."""
-    missing = [key for key in COMMON if key not in state and key not in ("libraries", *_SINCE_4)]
+    missing = [key for key in COMMON if key not in state and key not in ("libraries", *_NEWER)]
     if missing:
         raise StateError(f"not a state of a PackedDataLoader: no {', '.join(missing)} among its {len(state)} keys")
     for key, known in (("version", STATE_VERSION), ("order_version", ORDER_VERSION)):
@@ -339,5 +339,5 @@ def check_versions(state: Mapping[str, Any]) -> None:
                 f"{'layout' if key == 'version' else 'order of documents'}): "
                 "continue with the release that wrote it, or start a new run"
             )
-    if lacking := [key for key in _SINCE_4 if key not in state]:
+    if lacking := [key for key in _NEWER if key not in state]:
         raise StateError(f"the state has no {' and no '.join(lacking)}: the state is damaged")

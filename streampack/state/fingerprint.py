@@ -172,6 +172,11 @@ def _describe(
         else:
             what = f"{_shown(before)} {saved_where}, {_shown(after)} {now_where}"
             remedy = f"set {_setting(name, saved, now)}, or start a new run"
+        if name == "num_lanes":
+            remedy = (
+                f"streampack.relane(state, dataset, {now.get(name)}), or `streampack relane`, gives the run so many; "
+                f"or set num_lanes={saved.get(name)}"
+            )
         if name in RECUTTABLE:
             remedy = f'load_state_dict(state, allow={{"{name}"}}) continues from the same row with the new value'
             if name in PLACING and saved.get("packing") == "best_fit":

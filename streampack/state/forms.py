@@ -25,13 +25,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from streampack.corpus.leftovers import Leftovers
 from streampack.errors import StateError
 from streampack.lanes.position import SkippedRange
 from streampack.state.sharded import from_table, to_table
 
 COMMON = (
     *("version", "order_version", "fingerprint", "libraries"),
-    *("sources", "stages", "global_pack", "first_epoch"),
+    *("sources", "stages", "global_pack", "first_epoch", "since", "leftovers"),
 )
 """Keys whose values are equal on all ranks."""
 SLOTS = 16
@@ -200,6 +201,22 @@ def to_plain(held: LaneRows) -> dict[str, list[list[int]] | str]:
         plain[f"lanes.{lane:06d}"] = rows
         plain[f"skipped_ranges.{lane:06d}"] = json.dumps(skipped)
     return plain
+
+
+def leftovers_to_json(left: Mapping[str, Leftovers]) -> str:
+    """A JSON object with [epoch, text] for each source."""
+    return json.dumps({name: list(each) for name, each in left.items()})
+
+
+def leftovers_from_json(value: Any) -> dict[str, Leftovers]:
+    """What `leftovers_to_json` wrote; a `StateError` where it did not."""
+    try:
+        left = {name: Leftovers(operator.index(epoch), text) for name, (epoch, text) in json.loads(value).items()}
+        for each in left.values():
+            each.rows()  # where it can be read
+    except (TypeError, ValueError, AttributeError) as error:
+        raise StateError(f"leftovers is {value!r:.80}, not a JSON object of leftovers: the state is damaged") from error
+    return left
 
 
 def is_of_lanes(key: str) -> bool:

@@ -1,16 +1,21 @@
 """The state of a loader in a checkpoint of torch.distributed.checkpoint, with whatever lanes and ranks wrote it.
 
-In:    a checkpoint, and which lanes this rank has.
+In:    a checkpoint, and which lanes this rank has; or any file or folder that has a state of all lanes.
 Out:   a state of these lanes.
 Never: a collective: each rank reads what it needs; a key that is not the loader's.
 """
 
 import copy
+import json
 import os
-from collections.abc import Callable
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from streampack.errors import ConfigError, StateError
 from streampack.state.box import shape_of
@@ -19,6 +24,34 @@ from streampack.state.sharded import to_table
 
 _MARK = "order_version"
 """The key by which a loader's state is found."""
+_FORMS = (
+    "Give the folder of a checkpoint of torch.distributed.checkpoint, or a file of torch.save or JSON, with the state "
+    "of a loader"
+)
+
+
+def read_state(path: str | os.PathLike[str], named: str = "the state") -> Mapping[str, Any]:
+    """The state with all its lanes in a folder of torch.distributed.checkpoint, or in a file of torch.save or JSON.
+
+    `named`: what messages call it.
+
+    Raises:
+        StateError: it cannot be read, or has no state of a loader, or several.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return read_checkpoint(path, range, key=None)
+    try:
+        is_zip = zipfile.is_zipfile(path)
+        found = torch.load(path, weights_only=True, mmap=True) if is_zip else json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, pickle.UnpicklingError) as error:
+        reason = error.strerror or error if isinstance(error, OSError) else str(error).split("\n")[0]
+        raise StateError(f"{named} {path} cannot be read: {reason}. {_FORMS}") from error
+    inside = list(found.values()) if isinstance(found, dict) else []
+    states = [each for each in (found, *inside) if isinstance(each, dict) and _MARK in each]
+    if len(states) != 1:
+        raise StateError(f"{named} {path} has {len(states) or 'no'} states of a loader, not one. {_FORMS}")
+    return states[0]
 
 
 def read_checkpoint(source: Any, lanes_of: Callable[[int], range], *, key: str | None) -> dict[str, Any]:

@@ -102,11 +102,11 @@ def test_a_state_has_two_tables_of_lanes_and_values_that_are_equal_on_all_ranks(
 
 def test_the_layout_of_a_row_belongs_to_the_version() -> None:
     """Old states are read by position; a change here needs another `STATE_VERSION`."""
-    assert STATE_VERSION == 5
+    assert STATE_VERSION == 6
     assert FIELDS[:8] == ("epoch", "piece", "sample", "record", "place", "part", "row", "given")
-    assert FIELDS[8:11] == ("stage", "rest", "until")
-    assert FIELDS[11:14] == ("packs", "num_skipped", "digest")
-    assert FIELDS[14:] == Counts._fields
+    assert FIELDS[8:13] == ("stage", "rest", "until", "last", "last_sample")
+    assert FIELDS[13:16] == ("packs", "num_skipped", "digest")
+    assert FIELDS[16:] == Counts._fields
 
 
 def test_the_fingerprint_has_what_decides_on_the_packs_and_nothing_else(corpus: Corpus) -> None:
@@ -630,7 +630,7 @@ def assert_refused(
         ({"pad_id": 9}, "pad_id: 0 in the checkpoint, 9 now"),
         ({"seed": 1}, "seed: 0 in the checkpoint, 1 now; set seed back to the checkpoint's value, or start a new run"),
         ({"shuffle": False}, "shuffle: Shuffle(block_bytes=4096, window=8) in the checkpoint, False now; set shuffle"),
-        ({"num_lanes": 6}, "num_lanes: 12 in the checkpoint, 6 now; set num_lanes back"),
+        ({"num_lanes": 6}, "num_lanes: 12 in the checkpoint, 6 now; streampack.relane(state, dataset, 6)"),
         ({"add_bos": False}, "add_bos: True in the checkpoint, False now"),
         ({"add_eos": False}, "add_eos: True in the checkpoint, False now"),
         ({"part": "train", "fraction": 0.1}, "split: 'all' in the checkpoint, 'train' now"),
@@ -749,12 +749,12 @@ def test_a_corpus_may_move_and_what_is_no_part_of_the_data_may_change(
 @pytest.mark.parametrize(
     ("spoil", "error", "text"),
     [
-        (lambda s: {**s, "version": 99}, StateError, "version 99, this release of streampack reads 5 (another layout)"),
+        (lambda s: {**s, "version": 99}, StateError, "version 99, this release of streampack reads 6 (another layout)"),
         (lambda s: {**s, "version": 2}, StateError, "continue with the release that wrote it, or start a new run"),
         (lambda s: {**s, "order_version": 0}, StateError, "the state has order_version 0, this release"),
         (lambda s: {}, StateError, "not a state of a PackedDataLoader: no version, order_version, fingerprint"),
         (lambda s: {"model": 1, "optimizer": 2}, StateError, "among its 2 keys"),
-        (lambda s: {k: v for k, v in s.items() if k != "global_pack"}, StateError, "no global_pack among its 31 keys"),
+        (lambda s: {k: v for k, v in s.items() if k != "global_pack"}, StateError, "no global_pack among its 33 keys"),
         (lambda s: {**s, "fingerprint": "x"}, StateError, "the state's fingerprint is not JSON"),
         (lambda s: {**s, "fingerprint": "[]"}, StateError, "the state's fingerprint is not an object"),
         (lambda s: {**s, "lanes.000004": torch.zeros(3)}, StateError, "lanes.000004 has shape (3,)"),
@@ -800,9 +800,9 @@ def with_column(rows: torch.Tensor, column: int, value: int) -> torch.Tensor:
         (lambda s: {**s, "skipped_ranges": s["skipped_ranges"] + 99}, "lane 0 has 99 "),
         (lambda s: {**s, "rows": with_column(s["rows"], 0, -1)}, "lane 0 continues at Cursor(epoch=-1, "),
         (lambda s: {**s, "rows": with_column(s["rows"], 1, 10**6)}, "piece=1000000, "),
-        (lambda s: {**s, "rows": with_column(s["rows"], 7, 3)}, "given=3, stage=0, rest=0, until=0), which"),
-        (lambda s: {**s, "rows": with_column(s["rows"], 9, 3)}, "stage=0, rest=3, until=0), which is no place"),
-        (lambda s: {**s, "rows": with_column(s["rows"], 10, 1)}, "rest=0, until=1), which is no place"),
+        (lambda s: {**s, "rows": with_column(s["rows"], 7, 3)}, "given=3, stage=0, rest=0, until=0, last=0"),
+        (lambda s: {**s, "rows": with_column(s["rows"], 9, 3)}, "stage=0, rest=3, until=0, last=0"),
+        (lambda s: {**s, "rows": with_column(s["rows"], 10, 1)}, "rest=0, until=1, last=0, last_sample=0), which"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

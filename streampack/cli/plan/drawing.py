@@ -50,6 +50,7 @@ def _fitting(plan: Plan) -> Text:
         is_asked = plan.rank is not None and number == plan.rank.ranks
         fits.append(f"{number:,}", style="bold green" if is_asked else "")
         fits.append(" ")
+    fits.append("(others: streampack relane)", style="dim")
     return fits
 
 

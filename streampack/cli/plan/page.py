@@ -102,7 +102,7 @@ def _headline(plan: Plan) -> list[Fact]:
     else:
         facts.append(Fact("run", f"{plan.epochs:,}", "epoch" if plan.epochs == 1 else "epochs"))
     facts.append(Fact("pack", f"{plan.seq_len:,}", "tokens", "" if len(plan.stages) == 1 else " in the first stage"))
-    facts.append(Fact("lanes", f"{plan.lanes.num_lanes:,}", "lanes", " fixed for the life of the run"))
+    facts.append(Fact("lanes", f"{plan.lanes.num_lanes:,}", "lanes", " `streampack relane` changes them"))
     if plan.rank is not None:
         batch = short(plan.rank.global_batch * plan.seq_len)
         unit, workers = "ranks" if plan.rank.ranks > 1 else "rank", plural(plan.rank.workers, "worker")

@@ -17,6 +17,7 @@ from streampack.corpus.schedule import Schedule
 from streampack.dataset.resolution import PlannedStage, resolve
 from streampack.errors import ConfigError
 from streampack.lanes.budget import LaneNeeds
+from streampack.lanes.run import Continued
 
 DATA = str(files("streampack") / "examples" / "data")
 WEB, CODE, BOOKS, MATHS = (f"{DATA}/devil-0000{index}.tar" for index in range(4))
@@ -129,9 +130,9 @@ def test_stages_that_have_begun_stay_where_they_are() -> None:
     stages = (Stage(), Stage(at_tokens=24 * 64), Stage(at_tokens=100 * 64))
     made = dataset(*stages)
     begun = made.run().schedule.stages[:2]
-    assert made.run(begun=begun).schedule == made.run().schedule
+    assert made.run(continued=Continued(begun)).schedule == made.run().schedule
     moved = (begun[0], begun[1]._replace(first_pack=48, first_tokens=24 * 64))
-    after = made.run(begun=moved).schedule.stages
+    after = made.run(continued=Continued(moved)).schedule.stages
     assert [(stage.first_pack, stage.first_tokens) for stage in after] == [(0, 0), (48, 1536), (144, 1536 + 96 * 64)]
 
 
@@ -146,7 +147,7 @@ def test_the_run_is_made_once_for_what_is_asked() -> None:
 
 def test_passes_end_so_many_epochs_after_they_begin() -> None:
     made = dataset(data=WEB, epochs=3)
-    assert made.run(first_epoch=6).sources[0].end_epoch == 9
+    assert made.run(continued=Continued(first_epoch=6)).sources[0].end_epoch == 9
 
 
 def test_stages_survive_a_pickle() -> None:

@@ -1,0 +1,96 @@
+"""`streampack relane`: the state of a run with another number of lanes.
+
+In:  the run's config file, a state of it, how many lanes it is to have. Out: the new state in a file or a folder; on
+stdout what changes.
+Invariants: no shard is read, but for its name and size; a file that is there stays.
+"""
+
+import json as plain
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from streampack.cli.arguments import Json, check_config, check_folder, file_errors, make_dataset
+from streampack.cli.console import output, print_json
+from streampack.corpus.partition import fitting_ranks
+from streampack.errors import ConfigError
+from streampack.loader.relaning import relane as relane_state
+from streampack.state.checkpoint import State
+from streampack.state.fingerprint import fingerprint_of
+from streampack.state.joining import to_json
+from streampack.state.reading import read_state
+
+_TORCH = (".pt", ".pth", ".bin")
+
+
+def relane(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="The run's config file (.yaml).", show_default=False)],
+    state: Annotated[
+        Path,
+        typer.Argument(
+            metavar="STATE",
+            help="A checkpoint of the run: a folder of torch.distributed.checkpoint, a file of torch.save, or JSON.",
+            show_default=False,
+        ),
+    ],
+    *,
+    num_lanes: Annotated[
+        int, typer.Option("--num-lanes", "-n", min=1, help="How many lanes it is to have.", show_default=False)
+    ],
+    output_file: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="NEW",
+            help="Where to write the new state: a file of JSON (.json) or torch.save (.pt), or else a folder of "
+            "torch.distributed.checkpoint.",
+            show_default=False,
+        ),
+    ],
+    json: Json = False,
+) -> None:
+    """Give a run another number of lanes, so that it goes on on ranks that did not divide them, or on more of them.
+
+    Its packs up to now stay as they are, no document is lost or comes twice, and the packs that follow are the same on
+    every number of ranks and workers.
+    """
+    check_config(config, "relane")
+    check_folder("--output", output_file)
+    if output_file.exists():
+        raise ConfigError(f"--output {output_file} is there already: name another file or folder")
+    saved = read_state(state)
+    made = relane_state(saved, make_dataset([config]), num_lanes)
+    _write(made, output_file)
+    left = plain.loads(str(made["leftovers"]))
+    found = {
+        "num_lanes": num_lanes,
+        "num_lanes_before": fingerprint_of(saved)["num_lanes"],
+        "ranks": fitting_ranks(num_lanes),
+        "first_pack": made["global_pack"],
+        "last_epoch_begun": {name: epoch for name, (epoch, _) in left.items()},
+    }
+    if json:
+        print_json(found)
+        return
+    console = output()
+    console.print(f"{found['num_lanes_before']:,} -> {num_lanes:,} lanes, from global pack {found['first_pack']:,} on")
+    console.print(f"ranks that fit: {' '.join(f'{ranks:,}' for ranks in fitting_ranks(num_lanes))}")
+    for name, (epoch, _) in left.items():
+        console.print(f"source {name}: what is left of the epochs up to {epoch} is divided among the new lanes")
+    console.print(f"written: {output_file}; load it with num_lanes: {num_lanes} in the config, or auto")
+
+
+def _write(state: State, path: Path) -> None:
+    """Write the state in the form that the path's name asks for."""
+    with file_errors("--output", path):
+        if path.suffix == ".json":
+            path.write_text(to_json(state), "utf-8")
+        elif path.suffix in _TORCH:
+            torch.save(state, path)
+        else:
+            from torch.distributed.checkpoint.state_dict_saver import save
+
+            save({"loader": state}, checkpoint_id=path, no_dist=True)

@@ -1,0 +1,94 @@
+"""Another number of lanes: every row of every document comes once, in packs that depend on nothing but the state."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.relaning import Found, Lanes, assert_all_once, corpus, in_turn
+
+from streampack import PackedDataset, Packing, Shuffle
+from streampack.testing import ByteTokenizer
+
+BLOCKS = Shuffle(block_bytes=4096, window=2)
+STEPS = [(40, 5), (17, 7), (3, 24)]
+PACKINGS = {
+    "wrap": Packing("wrap"),
+    "wrap, drop": Packing("wrap", tail="drop"),
+    "next_fit": Packing("next_fit", overflow="split"),
+    "best_fit": Packing("best_fit", window=4),
+    "best_fit, truncate": Packing("best_fit", window=2, tail="drop", overflow="truncate"),
+}
+
+
+def dataset(urls: list[str], **changes: Any) -> PackedDataset:
+    return PackedDataset(urls, ByteTokenizer(), **{"seq_len": 64, "num_lanes": 12, "epochs": 1, **changes})
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return corpus(tmp_path_factory.mktemp("texts"))
+
+
+@pytest.fixture(scope="module")
+def lines(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return corpus(tmp_path_factory.mktemp("lines"), field="jsonl:text")
+
+
+@pytest.mark.parametrize("shuffle", [BLOCKS, "shards", False], ids=str)
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_each_row_comes_once_through_several_numbers_of_lanes(texts: list[str], shuffle: Any, packing: str) -> None:
+    assert_all_once(dataset(texts, shuffle=shuffle, packing=PACKINGS[packing]), STEPS)
+
+
+@pytest.mark.parametrize("shuffle", [BLOCKS, "shards"], ids=str)
+@pytest.mark.parametrize("packing", ["wrap", "best_fit"])
+def test_lines_of_members_and_what_was_skipped_come_once(lines: list[str], shuffle: Any, packing: str) -> None:
+    data = dataset(lines, field="jsonl:text", on_error="skip", shuffle=shuffle, packing=PACKINGS[packing], max_bad=1000)
+    found = assert_all_once(data, STEPS)
+    assert found.all_counts.bad_records > 3
+
+
+@pytest.mark.parametrize("shuffle", [BLOCKS, "shards"], ids=str)
+def test_compressed_shards_come_once(tmp_path: Path, shuffle: Any) -> None:
+    urls = corpus(tmp_path, shards=9, compressed=True)
+    assert_all_once(dataset(urls, shuffle=shuffle, num_lanes=4), [(25, 3), (8, 9), (20, 2)])
+
+
+@pytest.mark.parametrize("packing", ["wrap", "best_fit"])
+def test_the_packs_after_it_are_the_same_wherever_the_run_is_resumed(texts: list[str], packing: str) -> None:
+    data = dataset(texts, shuffle=BLOCKS, packing=PACKINGS[packing])
+    straight, broken = Found(), Found()
+    before = in_turn(Lanes.of(data), [(60, 7)], Found())
+    before.again().take(10**6, straight)
+    lanes = before
+    while not lanes.is_over:
+        lanes = lanes.again().take(11, broken)
+    assert broken.packs == straight.packs
+    assert broken.all_counts == straight.all_counts
+
+
+def test_an_endless_run_has_each_epoch_whole(texts: list[str]) -> None:
+    data = dataset(texts, epochs=None, shuffle=BLOCKS)
+    whole, found = Found(), Found()
+    Lanes.of(data).take(1200, whole)
+    lanes = in_turn(Lanes.of(data), [(130, 5), (77, 9), (200, 9)], found).take(793, found)
+    assert not lanes.committed.sources_with_leftovers()
+    epochs = 1 + min(int(row[0]) for row in lanes.committed.rows) - 1
+    assert epochs >= 3
+    for epoch in range(epochs):
+        rows = [{row for row in each.rows if row[1] == epoch} for each in (whole, found)]
+        lost = whole.all_counts.targetless_tokens + found.all_counts.targetless_tokens
+        assert len(rows[0] ^ rows[1]) <= lost
+    assert max(found.rows.values()) == 1
+
+
+def test_what_was_counted_stays(lines: list[str]) -> None:
+    data = dataset(lines, field="jsonl:text", on_error="skip", max_bad=1000)
+    found = Found()
+    lanes = Lanes.of(data).take(101, found)
+    after = lanes.again(7).committed
+    before = lanes.committed
+    assert after.counts() == before.counts()
+    assert after.num_skipped() == before.num_skipped()
+    assert after.global_pack == after.since == 101
+    assert [after.packs(lane) for lane in range(7)] == [15, 15, 15, 14, 14, 14, 14]
