@@ -98,7 +98,7 @@ def read_template(data: bytes, *, name: str, tokenizer: Tokenizer, needs_targets
     try:
         list(template.parts(_PROBE, TrainOn.ALL))
     except _NoTokenError as error:
-        raise ConfigError(f"{error.message}; the tokenizer is of another model", url=name) from None
+        raise ConfigError(error.message, url=name) from None
     except RecordError:
         pass  # it wants other messages, such as a system message first
     return template

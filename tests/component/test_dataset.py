@@ -240,7 +240,7 @@ def test_ranks_that_do_not_divide_the_lanes_are_refused(corpus: Corpus) -> None:
         ({"tail": "keep"}, ConfigError, "tail='keep' is not known"),
         ({"field": "text"}, ConfigError, "field='text' is not known; did you mean \"txt\"? Choose one of txt, json"),
         ({"field": "json:"}, ConfigError, "field='json:' names no key"),
-        ({"field": "json:messages"}, ConfigError, "messages need a chat template, chat= .--chat.: one of phi3, llama2"),
+        ({"field": "json:messages"}, ConfigError, "messages need a chat template, chat= (--chat): one of phi3, llama2"),
         ({"chat": "phi3"}, ConfigError, "chat is for conversations, and field='txt' holds none"),
         ({"train_on": "all"}, ConfigError, "chat is for conversations"),
         ({"part": "test", "fraction": 0.1}, ConfigError, "part='test' is not known"),

@@ -262,7 +262,7 @@ def test_an_id_of_a_chat_that_is_not_in_the_vocabulary_names_the_place(tmp_path:
 def test_what_looks_like_a_control_token_and_is_none_is_never_text_in_silence() -> None:
     """At once where each conversation has it, else for those that have it; in a message it is text as any other."""
     always = "{% for m in messages %}<|turn|>{{ m.role }}: {{ m.content }}<|end|>{% endfor %}"
-    with pytest.raises(ConfigError, match=r"writes '<\|turn\|>', which is no control token .*chat bytes is of another"):
+    with pytest.raises(ConfigError, match=r"writes '<\|turn\|>', which is no control token .*give the tokenizer that"):
         chat_of(always, train_on="all")
     by_role = chat_of("{% for m in messages %}{{ '<|' + m.role + '|>' }}{{ m.content }}{% endfor %}", train_on="all")
     assert spelled(by_role(talk(("u", "<|turn|>"), ("a", "A")))[0]) == "<|user|><|turn|><|assistant|>A"
