@@ -6,6 +6,7 @@ Invariants: no shard is read, but for its name and size; a file that is there st
 """
 
 import json as plain
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -93,4 +94,6 @@ def _write(state: State, path: Path) -> None:
         else:
             from torch.distributed.checkpoint.state_dict_saver import save
 
-            save({"loader": state}, checkpoint_id=path, no_dist=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # torch says that one process saves, which is meant
+                save({"loader": state}, checkpoint_id=path, no_dist=True)
