@@ -1,9 +1,11 @@
 """The command line: `streampack COMMAND`, with a module or a folder for each command.
 
-    write   peek/   trace/   plan/   count/   manifest   verify/   bench/   demo/   one each; of a folder command.py
-    relane                                    a state with another number of lanes
-    parts/   merge                            the work of count, manifest and verify in parts, and on a Ray cluster
-    arguments   console   progress   per_shard   replay                             what several commands share
+    write   peek/   trace/   plan/   count/   manifest   verify/   merge   relane   bench/   demo/
+                                        a command each; in a folder it is command.py
+    parts/                              the work of count, manifest and verify in parts, and on a Ray cluster
+    per_shard   whole_shard   replay    how commands read shards, and lanes of a run
+    arguments   console   progress      what is typed, and what is shown
+    packings                            what each packing makes of the same documents
 
 In:  the command's name and its arguments. Out: results on stdout, all else on stderr, and an exit code: 0, 1 after an
 error or where something is wrong, 2 for wrong arguments.
@@ -30,7 +32,7 @@ _HELP = {
     "manifest": "List shards and their sizes once, into a file that later runs read instead.",
     "verify": "Read whole shards and report what is wrong in them, and where.",
     "relane": "Give a saved run another number of lanes, for ranks that did not divide them.",
-    "merge": "Add up the parts of verify, count or manifest, as if one machine had read all shards.",
+    "merge": "Add up the parts of verify, count or manifest, or finish a folder that write made in parts.",
     "bench": "Measure the speed on your shards and model, and show where the time goes.",
     "demo": "Kill a training, resume it on other ranks and workers, and compare every pack.",
 }

@@ -38,7 +38,7 @@ def merge(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Add up what all parts of `verify`, `count` or `manifest` have found; or finish the folder that `write` wrote."""
+    """Add up the parts of `verify`, `count` or `manifest`, or finish a folder that `write` made in parts."""
     if output_file is None and finish_write(parts, json=json):
         return
     folder = PartsFolder(parts)
