@@ -14,8 +14,8 @@ from streampack.cli.console import format_bytes, output, plural, print_json, pri
 from streampack.cli.parts.on_ray import run_tasks
 from streampack.cli.progress import BytesProgress
 from streampack.corpus.parts import Part, as_part
-from streampack.corpus.processes import Advance, num_cores
-from streampack.corpus.writing.passes import Progress
+from streampack.corpus.processes import num_cores
+from streampack.corpus.writing.passes import Progress, progress_silently
 from streampack.corpus.writing.request import (
     SHARD_BYTES,
     Request,
@@ -120,7 +120,7 @@ class _WritingPart:
 
     def __call__(self, index: int) -> bool:
         """Whether the part is written; not: its records are sorted."""
-        return write_part(self.request, Part(index, self.num_parts), _tell_nobody).shards is not None
+        return write_part(self.request, Part(index, self.num_parts), progress_silently).shards is not None
 
 
 def _write_on_ray(request: Request, address: str, progress: Progress, *, at_once: int | None) -> WrittenShards:
@@ -140,10 +140,6 @@ def _write_on_ray(request: Request, address: str, progress: Progress, *, at_once
     written = merge_parts(request.output)
     assert written is not None, "its parts are written"
     return written
-
-
-def _tell_nobody(doing: str, num_items: int, num_bytes: int | None) -> Advance:
-    return lambda bytes_done, items_done: None
 
 
 def finish(folder: str, *, json: bool) -> bool:

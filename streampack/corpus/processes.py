@@ -31,6 +31,10 @@ Advance = Callable[[int, int], None]
 """Called with (bytes done, items done) so far."""
 
 
+def advance_silently(bytes_done: int, items_done: int) -> None:
+    """An `Advance` that tells nobody."""
+
+
 class Work(Protocol[_Item_contra, _Result_co]):
     """What is done with one item; `tell` may raise to stop it."""
 

@@ -14,6 +14,7 @@ from streampack.cli.parts.options import Division
 from streampack.cli.parts.work import Shards, Work, job_of, plain, shards_of_part, size_of
 from streampack.cli.progress import ShardProgress
 from streampack.corpus.parts import Part, PartsFolder, as_part
+from streampack.corpus.processes import advance_silently
 from streampack.storage.clients import local_path
 from streampack.storage.redaction import named
 
@@ -62,7 +63,7 @@ class _Doing:
     work: Work
 
     def __call__(self, shards: Shards) -> Any:  # Any: JSON
-        return plain(self.work.run(shards, workers=1, advance=lambda bytes_done, shards_done: None))
+        return plain(self.work.run(shards, workers=1, advance=advance_silently))
 
 
 def _on_ray(work: Work, address: str, division: Division, *, doing: str) -> Iterator[Any]:  # Any: JSON

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from streampack.corpus.processes import Advance, Work, each_item
+from streampack.corpus.processes import Advance, Work, advance_silently, each_item
 from streampack.corpus.writing.checking import BadRecords
 from streampack.corpus.writing.folder import OutputFolder, Written, joined
 from streampack.corpus.writing.job import Job
@@ -35,6 +35,11 @@ class Progress(Protocol):
 
     def __call__(self, doing: str, num_items: int, num_bytes: int | None) -> Advance:
         """Called where a pass begins; what it returns is called with (bytes done, items done)."""
+
+
+def progress_silently(doing: str, num_items: int, num_bytes: int | None) -> Advance:
+    """A `Progress` that tells nobody."""
+    return advance_silently
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

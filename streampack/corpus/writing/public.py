@@ -8,7 +8,7 @@ goes on.
 
 from collections.abc import Mapping, Sequence
 
-from streampack.corpus.processes import Advance
+from streampack.corpus.writing.passes import progress_silently
 from streampack.corpus.writing.reading import Records
 from streampack.corpus.writing.request import SHARD_BYTES, AnyPath, Request, WrittenShards, write_all
 from streampack.storage.options import Storage
@@ -58,8 +58,4 @@ def write_shards(
         data=data, output=output, field=field, shard_bytes=shard_bytes, shuffle=shuffle, seed=seed, on_error=on_error,
         num_workers=num_workers, scratch=scratch, storage=storage,
     )  # fmt: skip
-    return write_all(request, _tell_nobody)
-
-
-def _tell_nobody(doing: str, num_items: int, num_bytes: int | None) -> Advance:
-    return lambda bytes_done, items_done: None
+    return write_all(request, progress_silently)
