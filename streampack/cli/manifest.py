@@ -25,13 +25,13 @@ from rich.status import Status
 
 from streampack.cli.arguments import Json, OneSource, check_folder, file_errors, make_storages
 from streampack.cli.console import format_bytes, messages, output, plural, print_json, printable
-from streampack.cli.parts.doing import found_in
+from streampack.cli.parts.dispatch import results_of
 from streampack.cli.parts.options import Division, PartOption, PartsFolderOption, RayOption
-from streampack.cli.parts.work import record, shards_of_part, size_of
+from streampack.cli.parts.work import ShardRanges, record, shards_of_part, size_of
 from streampack.cli.per_shard import Added
 from streampack.cli.progress import ShardProgress
 from streampack.corpus.manifest import ShardRow, manifest_line
-from streampack.corpus.parts import Part
+from streampack.corpus.parts import WHOLE
 from streampack.corpus.processes import Advance
 from streampack.corpus.resolve import resolve_shards
 from streampack.corpus.shares import DEFAULT
@@ -72,7 +72,7 @@ class Listing:
     def about(self) -> dict[str, Any]:  # Any: JSON
         return {"digests": self.digests, "block_bytes": self.block_bytes if self.digests else None}
 
-    def run(self, shards: Mapping[str, range], *, workers: int | None, advance: Advance) -> Found:
+    def run(self, shards: ShardRanges, *, workers: int | None, advance: Advance) -> Found:
         """The rows of these shards."""
         found: dict[str, list[ShardRow]] = {name: [] for name in self.tables}
         with contextlib.closing(self.rows(shards, workers=workers, advance=advance)) as rows:
@@ -81,7 +81,7 @@ class Listing:
         return Found(rows=found, digests=self.digests)
 
     def rows(
-        self, shards: Mapping[str, range], *, workers: int | None, advance: Advance
+        self, shards: ShardRanges, *, workers: int | None, advance: Advance
     ) -> Generator[tuple[str, ShardRow], None, None]:
         """The same, with the source of each, one after the other."""
         done = Added(advance)
@@ -169,12 +169,12 @@ def manifest(
     readers = {name: storage for name, (_, storage) in storages.items()}
     work = Listing(tables=tables, storages=readers, digests=digests, block_bytes=block_bytes)
     if division.is_asked_for:
-        results = found_in(work, division, doing="reading", json=json)
+        results = results_of(work, division, doing="reading", json=json)
         if results is not None:
             finish(results, output_file, json=json)
         return
-    # Not through `found_in`: digests of blocks may take more memory than there is.
-    everything = shards_of_part(tables, Part(0, 1))
+    # Not through `results_of`: digests of blocks may take more memory than there is.
+    everything = shards_of_part(tables, WHOLE)
     with (
         ShardProgress("reading", *size_of(tables, everything)) as progress,
         contextlib.closing(work.rows(everything, workers=workers, advance=progress.advance)) as rows,

@@ -18,7 +18,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -40,16 +40,20 @@ _NAME = re.compile(r"(\d{5})-of-(\d{5})\.([0-9a-f]{8})\.json")
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Part `index` of `number`; the first one is 0."""
+    """Part `index` of `num_parts`; the first one is 0."""
 
     index: int
-    number: int
+    num_parts: int
 
     def __str__(self) -> str:
-        return f"{self.index}/{self.number}"
+        return f"{self.index}/{self.num_parts}"
 
 
-class Job(msgspec.Struct, frozen=True, kw_only=True):
+WHOLE: Final = Part(0, 1)
+"""The only part of work that is not divided."""
+
+
+class PartsJob(msgspec.Struct, frozen=True, kw_only=True):
     """What all parts must have in common."""
 
     command: str
@@ -69,7 +73,7 @@ class _File(msgspec.Struct, kw_only=True):
     """What is in the file of a part."""
 
     part: str
-    job: Job
+    job: PartsJob
     result: Any  # Any: JSON
 
 
@@ -86,12 +90,12 @@ def as_part(text: str, option: str = "--part") -> Part:
             "(in a Slurm array $SLURM_ARRAY_TASK_ID/32)"
         )
     part = Part(int(found[1]), int(found[2]))
-    if not 1 <= part.number <= MOST_PARTS:
-        raise ConfigError(f"{option} {text}: there are 1 to {MOST_PARTS:,} parts, and not {part.number:,}")
-    if part.index >= part.number:
-        last = part.number - 1
+    if not 1 <= part.num_parts <= MOST_PARTS:
+        raise ConfigError(f"{option} {text}: there are 1 to {MOST_PARTS:,} parts, and not {part.num_parts:,}")
+    if part.index >= part.num_parts:
+        last = part.num_parts - 1
         raise ConfigError(
-            f"{option} {text}: the parts of {part.number:,} have the numbers 0 to {last} (Slurm: --array=0-{last})"
+            f"{option} {text}: the parts of {part.num_parts:,} have the numbers 0 to {last} (Slurm: --array=0-{last})"
         )
     return part
 
@@ -109,9 +113,9 @@ def shards_of(sizes: NDArray[np.int64], part: Part) -> range:
     ends = np.cumsum(sizes)
     total = int(ends[-1]) if len(ends) else 0
     # Rounded up, in Python's integers: the product may have more than 64 bits.
-    cuts = [-(-index * total // part.number) for index in (part.index, part.index + 1)]
+    cuts = [-(-index * total // part.num_parts) for index in (part.index, part.index + 1)]
     first, stop = np.searchsorted(ends - sizes, cuts).tolist()
-    return range(first, len(sizes) if part.index == part.number - 1 else stop)
+    return range(first, len(sizes) if part.index == part.num_parts - 1 else stop)
 
 
 def as_runs(numbers: Collection[int]) -> str:
@@ -137,7 +141,7 @@ class PartsFolder:
         self._reader = StorageReader.of(storage or Storage())
         self._writer = StorageWriter(storage or Storage())
 
-    def done(self, job: Job) -> set[int]:
+    def done(self, job: PartsJob) -> set[int]:
         """The numbers of the parts that are done.
 
         Raises:
@@ -153,14 +157,14 @@ class PartsFolder:
                 )
         return {index for index, _, _ in found.values()}
 
-    def keep(self, job: Job, index: int, result: Any) -> None:  # Any: JSON
+    def keep(self, job: PartsJob, index: int, result: Any) -> None:  # Any: JSON
         """Note what a part has found: the part is done."""
         part = Part(index, job.num_parts)
         file = {"part": str(part), "job": msgspec.to_builtins(job), "result": result}
         # ASCII: names of files that are not UTF-8 are escapes.
         self._writer.write(self._at(_name(job, index)), json.dumps(file).encode() + b"\n")
 
-    def job(self) -> Job:
+    def job(self) -> PartsJob:
         """The job of which all parts are here.
 
         Raises:
@@ -184,7 +188,7 @@ class PartsFolder:
             )
         return job
 
-    def results(self, job: Job, indexes: Iterable[int] | None = None) -> Iterator[Any]:  # Any: JSON
+    def results(self, job: PartsJob, indexes: Iterable[int] | None = None) -> Iterator[Any]:  # Any: JSON
         """What each part (None: of all) has found, in order; a few are in memory at a time."""
         asked = list(range(job.num_parts) if indexes is None else indexes)
         for first in range(0, len(asked), _AT_ONCE):
@@ -230,11 +234,11 @@ class PartsFolder:
         return f"{self.url}/{name}"
 
 
-def _name(job: Job, index: int) -> str:
+def _name(job: PartsJob, index: int) -> str:
     return f"{index:05d}-of-{job.num_parts:05d}.{job.digest}.json"
 
 
-def difference(there: Job, here: Job) -> str:
+def difference(there: PartsJob, here: PartsJob) -> str:
     """The first thing in which two jobs differ, with both values."""
     if there.command != here.command:
         return f"they are of `{there.command}`, and this is `{here.command}`"

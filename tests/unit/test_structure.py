@@ -12,6 +12,7 @@ TEST_FILES = [name for name in FILES if Path(name).name.startswith("test_")]
 
 SLEEPS = {
     # File -> why it waits for a time and not for a condition alone.
+    "nightly/test_ray.py": "polls for the parts that are done",
     "process/test_clean_workers.py": "polls for the end of processes",
     "process/test_demo.py": "polls for the first log",
     "process/test_killed_jobs.py": "kills at a random moment; polls for the end of processes",

@@ -5,7 +5,7 @@ Invariants: what comes back for a shard is a tally of fixed size, so memory does
 result does not depend on the number of processes.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
@@ -35,9 +35,9 @@ from streampack.cli.console import output, print_json
 from streampack.cli.count.counted import Counted
 from streampack.cli.count.drawing import draw, draw_sources
 from streampack.cli.count.tally import Tally, tally_shard
-from streampack.cli.parts.doing import found_in
+from streampack.cli.parts.dispatch import results_of
 from streampack.cli.parts.options import Division, PartOption, PartsFolderOption, RayOption
-from streampack.cli.parts.work import about_run, record
+from streampack.cli.parts.work import ShardRanges, about_run, record
 from streampack.cli.per_shard import Added, each_shard, num_processes
 from streampack.corpus.processes import Advance
 from streampack.corpus.table import ShardTable
@@ -63,7 +63,7 @@ class Counting:
     def tables(self) -> dict[str, ShardTable]:
         return {source.name: source.corpus.table for source in self.sources}
 
-    def run(self, shards: Mapping[str, range], *, workers: int | None, advance: Advance) -> Found:
+    def run(self, shards: ShardRanges, *, workers: int | None, advance: Advance) -> Found:
         """Count what is in these shards; those of which all is held out are not read."""
         done, found = Added(advance), Found(sources={})
         for source in self.sources:
@@ -137,7 +137,7 @@ def count(
     sources = tuple(chosen_sources(dataset, source))
     about = about_run(dataset, sources) | {"on_error": sources[0].pipelines[0].on_error, "tokens": has_tokens}
     work = Counting(sources=sources, about=about, has_tokens=has_tokens)
-    results = found_in(work, division, doing="counting", json=json)
+    results = results_of(work, division, doing="counting", json=json)
     if results is not None:
         finish(results, json=json)
 

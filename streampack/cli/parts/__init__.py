@@ -5,5 +5,5 @@
     streampack merge DIR                                      what all parts found, as if it had been one machine
     streampack verify @m.jsonl --ray                          all parts, on a cluster, and merged
 
-options: what was asked for --doing--> the work (work) of all shards, of a part, or of all parts on a cluster (on_ray)
+options: what was asked for --dispatch--> the work (work) of all shards, of a part, or of all parts on Ray (on_ray)
 """

@@ -29,12 +29,12 @@ _PENDING = 2
 """Parts that are with the cluster for each of its cores: those that are done there find the next one waiting."""
 
 
-class _Place(NamedTuple):
-    """Where the driver is; its tasks must find the same."""
+class _Driver(NamedTuple):
+    """What the machine of this command has; the tasks must find the same on their nodes."""
 
     release: str
     folder: str | None
-    """The present one, where there are files; None: all is remote."""
+    """The working directory, where there are files; None: all is remote."""
     modules: tuple[str, ...]
     """Folders of modules: a transform is imported by its name."""
 
@@ -60,9 +60,9 @@ def run_tasks(
     with _connected(address) as ray:
         folder = str(Path.cwd())
         modules = tuple(each or folder for each in sys.path)
-        place = _Place(streampack.__version__, folder if has_files else None, modules)
+        driver = _Driver(streampack.__version__, folder if has_files else None, modules)
         remote = ray.remote(num_cpus=1, max_retries=0)(_do)  # tried again below, so that there is an end to it
-        shared = ray.put((ray.cloudpickle.dumps(task), place))
+        shared = ray.put((ray.cloudpickle.dumps(task), driver))
         left, deaths = list(items)[::-1], Counter[int]()
         running: dict[Any, int] = {}
         is_told = False
@@ -94,24 +94,24 @@ def run_tasks(
                     yield index, found
 
 
-def _do(shared: tuple[bytes, _Place], item: Any) -> Any:  # Any: what the task takes, and JSON
+def _do(shared: tuple[bytes, _Driver], item: Any) -> Any:  # Any: what the task takes, and JSON
     """In a process of the cluster: do one part."""
-    pickled, place = shared
+    pickled, driver = shared
     node = socket.gethostname()
-    if streampack.__version__ != place.release:
+    if streampack.__version__ != driver.release:
         raise ConfigError(
-            f"node {node} has streampack {streampack.__version__}, and this machine {place.release}: install one "
+            f"node {node} has streampack {streampack.__version__}, and this machine {driver.release}: install one "
             "release everywhere"
         )
-    if place.folder is not None:
+    if driver.folder is not None:
         try:
-            os.chdir(place.folder)
+            os.chdir(driver.folder)
         except OSError:
             raise ConfigError(
-                f"node {node} has no folder {place.folder}, and there are files to read or write: put them where all "
+                f"node {node} has no folder {driver.folder}, and there are files to read or write: put them where all "
                 "nodes reach them, or give URLs"
             ) from None
-    sys.path += [each for each in place.modules if each not in sys.path]
+    sys.path += [each for each in driver.modules if each not in sys.path]
     return _loaded(pickled)(item)
 
 

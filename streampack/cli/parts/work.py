@@ -6,7 +6,7 @@ Invariants: what is found does not depend on how the shards were divided, nor on
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import streampack
 from streampack.cli.console import printable
-from streampack.corpus.parts import Job, Part, shards_of
+from streampack.corpus.parts import Part, PartsJob, shards_of
 from streampack.corpus.processes import Advance
 from streampack.corpus.shares import DEFAULT
 from streampack.corpus.table import ShardTable
@@ -22,7 +22,7 @@ from streampack.dataset.dataset import PackedDataset
 from streampack.errors import ConfigError
 from streampack.lanes.run import RunSource
 
-Shards = Mapping[str, range]
+ShardRanges: TypeAlias = Mapping[str, range]
 """Of each source, the indexes of the shards that are read."""
 _Result = TypeVar("_Result")
 
@@ -40,7 +40,7 @@ class Work(Protocol):
     def about(self) -> dict[str, Any]:  # Any: JSON
         """All besides the shards that decides on the result, by the words of the command line."""
 
-    def run(self, shards: Shards, *, workers: int | None, advance: Advance) -> Any:  # Any: a record
+    def run(self, shards: ShardRanges, *, workers: int | None, advance: Advance) -> Any:  # Any: a record
         """What is found in some shards of each source: a record that `plain` takes."""
 
 
@@ -59,7 +59,7 @@ def about_run(dataset: PackedDataset, sources: Iterable[RunSource]) -> dict[str,
     return about
 
 
-def job_of(work: Work, num_parts: int) -> Job:
+def job_of(work: Work, num_parts: int) -> PartsJob:
     """What the parts of this work have in common."""
     about = {"streampack": streampack.__version__, **work.about}
     for name, table in work.tables.items():
@@ -70,7 +70,7 @@ def job_of(work: Work, num_parts: int) -> Job:
             "last": printable(table.names[len(table) - 1]),
             "digest of URLs, sizes, ETags and digests": hashlib.blake2b(table.to_bytes(), digest_size=8).hexdigest(),
         }
-    return Job(command=work.command, num_parts=num_parts, about=about)
+    return PartsJob(command=work.command, num_parts=num_parts, about=about)
 
 
 def shards_of_part(tables: Mapping[str, ShardTable], part: Part) -> dict[str, range]:
@@ -84,7 +84,7 @@ def shards_of_part(tables: Mapping[str, ShardTable], part: Part) -> dict[str, ra
     return found
 
 
-def size_of(tables: Mapping[str, ShardTable], shards: Shards) -> tuple[int, int]:
+def size_of(tables: Mapping[str, ShardTable], shards: ShardRanges) -> tuple[int, int]:
     """How many shards these are, and their bytes."""
     num_bytes = sum(int(tables[name].sizes[mine.start : mine.stop].sum()) for name, mine in shards.items())
     return sum(map(len, shards.values())), num_bytes

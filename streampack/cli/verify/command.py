@@ -13,7 +13,7 @@ template, transform, part of the corpus) is read again.
 """
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,9 +35,9 @@ from streampack.cli.arguments import (
     is_config,
     make_measured_dataset,
 )
-from streampack.cli.parts.doing import found_in
+from streampack.cli.parts.dispatch import results_of
 from streampack.cli.parts.options import Division, PartOption, PartsFolderOption, RayOption
-from streampack.cli.parts.work import about_run, of_source, record
+from streampack.cli.parts.work import ShardRanges, about_run, of_source, record
 from streampack.cli.per_shard import Added, each_shard, num_processes
 from streampack.cli.verify.drawing import report
 from streampack.cli.verify.journal import Journal
@@ -69,7 +69,7 @@ class Verifying:
     def tables(self) -> dict[str, ShardTable]:
         return {source.name: source.corpus.table for source in self.sources}
 
-    def run(self, shards: Mapping[str, range], *, workers: int | None, advance: Advance) -> Found:
+    def run(self, shards: ShardRanges, *, workers: int | None, advance: Advance) -> Found:
         """Read these shards; those that the journal knows as good are not read."""
         done, found = Added(advance), Found(verdicts=[], num_read=0)
         for source in self.sources:
@@ -134,7 +134,7 @@ def verify(
     notes = None if journal is None else Journal(journal)
     work = Verifying(sources=sources, about=about, journal=notes)
     with contextlib.nullcontext() if notes is None else notes.opened():
-        results = found_in(work, division, doing="verifying", json=json)
+        results = results_of(work, division, doing="verifying", json=json)
     if results is not None:
         finish(results, json=json)
 

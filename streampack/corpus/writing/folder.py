@@ -24,7 +24,7 @@ import msgspec
 
 from streampack.corpus.kinds import MANIFEST, UNFINISHED, WRITING
 from streampack.corpus.manifest import ShardRow, manifest_line
-from streampack.corpus.parts import Part, PartsFolder
+from streampack.corpus.parts import WHOLE, Part, PartsFolder
 from streampack.corpus.writing.checking import KEPT
 from streampack.corpus.writing.job import Job, check_same
 from streampack.errors import ConfigError, ShardNotFoundError
@@ -37,7 +37,6 @@ from streampack.storage.writing import StorageWriter
 
 _WRITTEN = ".written.json"
 _SCRATCH = f"{WRITING}/scratch"
-_ALL = Part(0, 1)
 _AT_ONCE = 16
 """Notes that are read or removed side by side."""
 
@@ -70,7 +69,7 @@ class Finished(msgspec.Struct, kw_only=True):
 class OutputFolder:
     """One folder; it can be pickled, so that each process writes into it."""
 
-    def __init__(self, url: str, storage: Storage, scratch: str | None = None, part: Part = _ALL) -> None:
+    def __init__(self, url: str, storage: Storage, scratch: str | None = None, part: Part = WHOLE) -> None:
         self.url = url.rstrip("/")
         self.part = part
         """What this process, and those that it starts, write."""
@@ -109,10 +108,10 @@ class OutputFolder:
         begun = self.begun()
         if begun is not None:
             check_same(begun.job, job, folder=named(self.url))
-            if begun.num_parts != self.part.number:
+            if begun.num_parts != self.part.num_parts:
                 raise ConfigError(
                     f"{named(self.url)} is being written in {_parts(begun.num_parts)}, and not in "
-                    f"{_parts(self.part.number)}: go on with {_parts(begun.num_parts)}, or remove the folder"
+                    f"{_parts(self.part.num_parts)}: go on with {_parts(begun.num_parts)}, or remove the folder"
                 )
         elif others := [name for name in sizes if not name.startswith(WRITING)]:
             raise ConfigError(
@@ -133,7 +132,7 @@ class OutputFolder:
 
     def begin(self, job: Job) -> None:
         """Begin the job, or go on with it."""
-        begun = Begun(job=job, num_parts=self.part.number, scratch=self._scratch_given)
+        begun = Begun(job=job, num_parts=self.part.num_parts, scratch=self._scratch_given)
         self._writer.write(self._at(UNFINISHED), msgspec.json.encode(begun))
         if job.inputs is None:  # an iterable may give something else now
             self._remove(name for name in self._sizes() if name != UNFINISHED)

@@ -18,8 +18,7 @@ from typing import TypeAlias
 import msgspec
 import numpy as np
 
-from streampack.corpus.parts import Job as PartsJob
-from streampack.corpus.parts import Part, as_runs, shards_of
+from streampack.corpus.parts import WHOLE, Part, PartsJob, as_runs, shards_of
 from streampack.corpus.writing.checking import as_field, check_of
 from streampack.corpus.writing.folder import OutputFolder, Written, joined
 from streampack.corpus.writing.inputs import find_inputs
@@ -90,7 +89,7 @@ class WrittenPart:
 
 def write_all(request: Request, progress: Progress) -> WrittenShards:
     """Write all of it."""
-    begun = _Begun(request, Part(0, 1), progress)
+    begun = _Begun(request, WHOLE, progress)
     if begun.finished is None:
         try:
             written = begun.write()
@@ -179,10 +178,10 @@ class _Begun:
             on_error=request.on_error,
             inputs=None if inputs is None else job_inputs(inputs),
         )
-        self.shared = _shared(self.job, part.number)
+        self.shared = _shared(self.job, part.num_parts)
         workers = as_integer(request.num_workers, "num_workers", low=1)
         self.folder = folder = OutputFolder(output, options, None if scratch is None else os.fspath(scratch), part)
-        if part.number > 1:
+        if part.num_parts > 1:
             _check_parts(folder, self.job)
         self.finished = folder.finished(self.job)
         if self.finished is not None:
@@ -219,7 +218,7 @@ class _Begun:
         folder, index = self.folder, self.folder.part.index
         if index not in folder.sorted.done(self.shared) or not _are_there(self._sorted([index]), folder):
             folder.sorted.keep(self.shared, index, msgspec.to_builtins(self._passes.sort(self._mine)))
-        if len(folder.sorted.done(self.shared)) < folder.part.number:
+        if len(folder.sorted.done(self.shared)) < folder.part.num_parts:
             return None
         found = self._sorted()
         if not _are_there(found, folder):
@@ -246,7 +245,7 @@ def _are_there(found: Iterable[SortedPart], folder: OutputFolder) -> bool:
 
 
 def _missing(part: Part, done: set[int]) -> str:
-    return as_runs(set(range(part.number)) - done)
+    return as_runs(set(range(part.num_parts)) - done)
 
 
 def _check_parts(folder: OutputFolder, job: Job) -> None:
@@ -255,7 +254,7 @@ def _check_parts(folder: OutputFolder, job: Job) -> None:
         raise ConfigError("an iterable is read by one process: write it to files, or without parts")
     if job.shuffle and not folder.shares_scratch:
         raise ConfigError(
-            f"--shuffle in {folder.part.number} parts: the parts read what the others have sorted; give --scratch DIR, "
+            f"--shuffle in {folder.part.num_parts} parts: each reads what the others have sorted; give --scratch DIR, "
             "a folder that all machines share (it takes the size of the data)"
         )
 

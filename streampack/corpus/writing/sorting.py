@@ -98,7 +98,7 @@ class PartRuns:
         self._files = [(number, run) for number, each in portions for run in range(len(each.runs))]
         counts = [count for _, each in portions for count in each.runs]
         self._before = list(accumulate(counts, initial=0))
-        left = max(MOST_RUNS // folder.part.number, 1)  # a shard is put together from the runs of all parts
+        left = max(MOST_RUNS // folder.part.num_parts, 1)  # a shard is put together from the runs of all parts
         self._steps, self._left = plan_merges(len(counts), left=left, most=MOST_RUNS)
         self._inputs = {span: inputs for step in self._steps for span, inputs in step.items()}
 

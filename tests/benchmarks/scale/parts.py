@@ -25,7 +25,7 @@ from streampack.cli.packings import Packed
 from streampack.cli.parts.work import plain
 from streampack.cli.verify.command import Found as Verdicts
 from streampack.cli.verify.verdict import Verdict
-from streampack.corpus.parts import Job, Part, PartsFolder, shards_of
+from streampack.corpus.parts import Part, PartsFolder, PartsJob, shards_of
 from streampack.packing.options import PackingKind
 
 
@@ -60,7 +60,7 @@ def main() -> None:
     sizes = np.full(asked.shards, 10**9, dtype=np.int64)
     makers: dict[str, Any] = {"verify": verdicts, "count": counts}
     for command, make in makers.items():
-        job = Job(command=command, num_parts=asked.parts, about={"streampack": streampack.__version__})
+        job = PartsJob(command=command, num_parts=asked.parts, about={"streampack": streampack.__version__})
         with tempfile.TemporaryDirectory() as folder:
             parts = PartsFolder(folder)
             for index in range(asked.parts):

@@ -171,10 +171,10 @@ def test_nodes_of_another_release_or_without_the_folder_are_named(
     from streampack.cli.parts import on_ray
 
     here = Path.cwd()
-    place = on_ray._Place("9.9", None, ())
+    driver = on_ray._Driver("9.9", None, ())
     with pytest.raises(ConfigError, match=f"node {os.uname().nodename} has streampack .*, and this machine 9.9"):
-        on_ray._do((pickle.dumps(Doubling()), place), ITEMS[0])
-    place = on_ray._Place(on_ray.streampack.__version__, str(tmp_path / "nowhere"), ())
+        on_ray._do((pickle.dumps(Doubling()), driver), ITEMS[0])
+    driver = on_ray._Driver(on_ray.streampack.__version__, str(tmp_path / "nowhere"), ())
     with pytest.raises(ConfigError, match=f"has no folder {tmp_path}/nowhere, and there are files"):
-        on_ray._do((pickle.dumps(Doubling()), place), ITEMS[0])
+        on_ray._do((pickle.dumps(Doubling()), driver), ITEMS[0])
     assert Path.cwd() == here

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streampack.corpus.parts import Job, Part, PartsFolder, as_part, as_runs, shards_of
+from streampack.corpus.parts import Part, PartsFolder, PartsJob, as_part, as_runs, shards_of
 from streampack.errors import ConfigError
 
-JOB = Job(command="verify", num_parts=3, about={"seq_len": 8, "source web": {"shards": 9}})
+JOB = PartsJob(command="verify", num_parts=3, about={"seq_len": 8, "source web": {"shards": 9}})
 
 
 @given(sizes=st.lists(st.integers(0, 2**62 // 60), max_size=60), number=st.integers(1, 90))
@@ -73,15 +73,15 @@ def test_a_folder_has_the_results_in_order_once_all_parts_are_there(tmp_path: Pa
 @pytest.mark.parametrize(
     ("other", "says"),
     [
-        (Job(command="count", num_parts=3, about=JOB.about), "they are of `verify`, and this is `count`"),
-        (Job(command="verify", num_parts=4, about=JOB.about), "they are parts of 3, and this is one of 4"),
-        (Job(command="verify", num_parts=3, about={"seq_len": 8, "source web": {"shards": 1000}}),
+        (PartsJob(command="count", num_parts=3, about=JOB.about), "they are of `verify`, and this is `count`"),
+        (PartsJob(command="verify", num_parts=4, about=JOB.about), "they are parts of 3, and this is one of 4"),
+        (PartsJob(command="verify", num_parts=3, about={"seq_len": 8, "source web": {"shards": 1000}}),
          "source web, shards is 9 there, and 1,000 here"),
-        (Job(command="verify", num_parts=3, about={**JOB.about, "field": "json:a"}),
+        (PartsJob(command="verify", num_parts=3, about={**JOB.about, "field": "json:a"}),
          'field is nothing there, and "json:a" here'),
     ],
 )  # fmt: skip
-def test_a_part_of_another_job_is_refused_with_what_differs(tmp_path: Path, other: Job, says: str) -> None:
+def test_a_part_of_another_job_is_refused_with_what_differs(tmp_path: Path, other: PartsJob, says: str) -> None:
     folder = PartsFolder(str(tmp_path))
     folder.keep(JOB, 0, None)
     with pytest.raises(ConfigError) as error:

@@ -1,4 +1,4 @@
-"""The work of a command, as it was asked for: all shards here, one part of them, or all parts on a Ray cluster.
+"""Where the work of a command is done, as it was asked for: all of it here, one part of it, or all parts on Ray.
 
 In:  the work, and how it is divided. Out: what was found in all shards, or in each part in order, as plain values.
 """
@@ -11,32 +11,32 @@ from typing import Any
 from streampack.cli.console import format_bytes, output, plural, print_json
 from streampack.cli.parts.on_ray import run_tasks
 from streampack.cli.parts.options import Division
-from streampack.cli.parts.work import Shards, Work, job_of, plain, shards_of_part, size_of
+from streampack.cli.parts.work import ShardRanges, Work, job_of, plain, shards_of_part, size_of
 from streampack.cli.progress import ShardProgress
-from streampack.corpus.parts import Part, PartsFolder, as_part
+from streampack.corpus.parts import WHOLE, Part, PartsFolder, as_part
 from streampack.corpus.processes import advance_silently
 from streampack.storage.clients import local_path
 from streampack.storage.redaction import named
 
-MOST_RAY_PARTS = 2000
-"""However many shards there are; the cluster's size does not decide, so that another cluster goes on."""
+_MOST_RAY_PARTS = 2000
+"""Of all shards. The cluster's size does not count, so that another cluster can go on with the same parts."""
 
 
-def found_in(work: Work, division: Division, *, doing: str, json: bool) -> Iterator[Any] | None:
+def results_of(work: Work, division: Division, *, doing: str, json: bool) -> Iterator[Any] | None:
     """What was found, as plain values: of all shards, or of each part in order. None: of one part, which is told."""
     if division.part is not None:
         _do_part(work, as_part(division.part), division, doing=doing, json=json)
         return None
     if division.ray is not None:
         return _on_ray(work, division.ray, division, doing=doing)
-    everything = shards_of_part(work.tables, Part(0, 1))
+    everything = shards_of_part(work.tables, WHOLE)
     with ShardProgress(doing, *size_of(work.tables, everything)) as progress:
         return iter([plain(work.run(everything, workers=division.workers, advance=progress.advance))])
 
 
 def _do_part(work: Work, part: Part, division: Division, *, doing: str, json: bool) -> None:
     assert division.parts is not None, "see Division.check"
-    folder, job = PartsFolder(division.parts), job_of(work, part.number)
+    folder, job = PartsFolder(division.parts), job_of(work, part.num_parts)
     shards = shards_of_part(work.tables, part)
     num_shards, num_bytes = size_of(work.tables, shards)
     done = folder.done(job)
@@ -52,23 +52,23 @@ def _do_part(work: Work, part: Part, division: Division, *, doing: str, json: bo
         return
     what = "was done already; nothing was read" if was_done else f"{format_bytes(num_bytes)}, kept in {where}"
     output().print(f"part {part}: {plural(num_shards, 'shard')}, {what}", soft_wrap=True)
-    if len(done | {part.index}) == part.number:
+    if len(done | {part.index}) == part.num_parts:
         output().print(f"all parts are done: `streampack merge {where}`", soft_wrap=True)
 
 
 @dataclass(frozen=True, slots=True)
-class _Doing:
+class _PartTask:
     """What a task of the cluster does with the shards of a part."""
 
     work: Work
 
-    def __call__(self, shards: Shards) -> Any:  # Any: JSON
+    def __call__(self, shards: ShardRanges) -> Any:  # Any: JSON
         return plain(self.work.run(shards, workers=1, advance=advance_silently))
 
 
 def _on_ray(work: Work, address: str, division: Division, *, doing: str) -> Iterator[Any]:  # Any: JSON
-    num_shards, num_bytes = size_of(work.tables, shards_of_part(work.tables, Part(0, 1)))
-    job = job_of(work, min(num_shards, MOST_RAY_PARTS))
+    num_shards, num_bytes = size_of(work.tables, shards_of_part(work.tables, WHOLE))
+    job = job_of(work, min(num_shards, _MOST_RAY_PARTS))
     with TemporaryDirectory(prefix="streampack-parts-") as temporary:
         folder = PartsFolder(division.parts or temporary)
         left = sorted(set(range(job.num_parts)) - folder.done(job))
@@ -77,7 +77,7 @@ def _on_ray(work: Work, address: str, division: Division, *, doing: str) -> Iter
         shards_left, bytes_left = (sum(size[which] for size in sizes.values()) for which in (0, 1))
         with ShardProgress(doing, num_shards, num_bytes) as progress:
             has_files = any(local_path(shard.url) is not None for table in work.tables.values() for shard in table)
-            tasks = run_tasks(_Doing(work), parts, address=address, at_once=division.workers, has_files=has_files)
+            tasks = run_tasks(_PartTask(work), parts, address=address, at_once=division.workers, has_files=has_files)
             for index, found in tasks:
                 folder.keep(job, index, found)
                 shards_left, bytes_left = shards_left - sizes[index][0], bytes_left - sizes[index][1]
