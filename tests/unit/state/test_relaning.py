@@ -1,12 +1,18 @@
 """Another number of lanes: every row of every document comes once, in packs that depend on nothing but the state."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.relaning import Found, Lanes, assert_all_once, corpus, in_turn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.relaning import Found, Lanes, assert_all_once, corpus, in_turn, total
+from support.thorough import THOROUGH, some
 
-from streampack import PackedDataset, Packing, Shuffle
+from streampack import HoldOut, PackedDataset, Packing, Shuffle, Source, Stage
+from streampack.errors import StateError
+from streampack.state.checkpoint import Committed
 from streampack.testing import ByteTokenizer
 
 BLOCKS = Shuffle(block_bytes=4096, window=2)
@@ -34,9 +40,10 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return corpus(tmp_path_factory.mktemp("lines"), field="jsonl:text")
 
 
-@pytest.mark.parametrize("shuffle", [BLOCKS, "shards", False], ids=str)
-@pytest.mark.parametrize("packing", PACKINGS)
-def test_each_row_comes_once_through_several_numbers_of_lanes(texts: list[str], shuffle: Any, packing: str) -> None:
+@pytest.mark.parametrize(
+    ("packing", "shuffle"), some(list(itertools.product(PACKINGS, [BLOCKS, "shards", False])), 2), ids=str
+)
+def test_each_row_comes_once_through_several_numbers_of_lanes(texts: list[str], packing: str, shuffle: Any) -> None:
     assert_all_once(dataset(texts, shuffle=shuffle, packing=PACKINGS[packing]), STEPS)
 
 
@@ -92,3 +99,67 @@ def test_what_was_counted_stays(lines: list[str]) -> None:
     assert after.num_skipped() == before.num_skipped()
     assert after.global_pack == after.since == 101
     assert [after.packs(lane) for lane in range(7)] == [15, 15, 15, 14, 14, 14, 14]
+
+
+@settings(max_examples=300 if THOROUGH else 6)
+@given(
+    kind=st.sampled_from(["texts", "lines"]),
+    packing=st.sampled_from(sorted(PACKINGS)),
+    shuffle=st.sampled_from([BLOCKS, "shards", False]),
+    boundary=st.sampled_from(["mask", "trim"]),
+    seq_len=st.sampled_from([16, 64, 100]),
+    num_lanes=st.sampled_from([1, 2, 4, 12]),
+    steps=st.lists(st.tuples(st.integers(0, 150), st.integers(1, 24)), min_size=1, max_size=4),
+)
+def test_any_numbers_of_lanes_after_any_packs(
+    texts: list[str],
+    lines: list[str],
+    kind: str,
+    packing: str,
+    shuffle: Any,
+    boundary: str,
+    seq_len: int,
+    num_lanes: int,
+    steps: list[tuple[int, int]],
+) -> None:
+    arguments: dict[str, Any] = {"packing": PACKINGS[packing], "shuffle": shuffle, "boundary": boundary}
+    if kind == "lines":
+        arguments |= {"field": "jsonl:text", "on_error": "skip", "max_bad": 1000}
+    data = dataset({"texts": texts, "lines": lines}[kind], seq_len=seq_len, num_lanes=num_lanes, **arguments)
+    assert_all_once(data, steps)
+
+
+@pytest.mark.parametrize("packing", ["wrap", "best_fit"])
+def test_sources_end_and_a_stage_cuts_in_another_way_after_it(
+    texts: list[str], tmp_path: Path, packing: str
+) -> None:
+    """The windows that are half out in leftovers are placed as they were, also by the packer of a later stage."""
+    sources = {"web": Source(texts, max_epochs=2), "code": Source(corpus(tmp_path, shards=1, seed=4), max_epochs=3)}
+    stages = [
+        Stage(weights={"web": 2, "code": 1}, seq_len=64, packing=PACKINGS[packing]),
+        Stage(at_packs=130, weights={"web": 1, "code": 1}, seq_len=16, packing=Packing("wrap")),
+    ]
+    data = PackedDataset(sources, ByteTokenizer(), num_lanes=12, shuffle=BLOCKS, stages=stages)
+    whole, found = Found(), Found()
+    Lanes.of(data).take(10**6, whole)
+    lanes = in_turn(Lanes.of(data), [(100, 5), (17, 7)], found)
+    assert lanes.run.schedule.stages[1].first_pack == 133  # a round of the lanes that the run has then
+    in_turn(lanes, [(90, 10)], found).take(10**6, found)
+    assert total(found)[:2] == total(whole)[:2]
+    assert max(found.rows.values()) == 1
+
+
+def test_cells_that_are_held_out_stay_out(tmp_path: Path) -> None:
+    urls = corpus(tmp_path, shards=1, longest=120_000)
+    data = dataset(
+        urls, seq_len=8192, num_lanes=4, shuffle="shards", hold_out=HoldOut("train", fraction=0.4, by="block")
+    )
+    assert_all_once(data, [(30, 3), (25, 5)])
+
+
+def test_a_damaged_leftover_is_told(texts: list[str]) -> None:
+    lanes = Lanes.of(dataset(texts)).take(30, Found()).again(5)
+    state = lanes.committed.to_state(lanes.dataset.fingerprint(5), {})
+    for value in ("{", '{"default": [0, "AAAA"]}', '{"default": 3}'):
+        with pytest.raises(StateError, match="leftovers is .* the state is damaged"):
+            Committed.from_state({**state, "leftovers": value}, range(5), 5)
