@@ -61,7 +61,7 @@ class Lanes:
         self.run: Run = dataset.run(committed.num_lanes, committed.continued)
         num_sources = len(self.run.sources)
         self.starts = {lane: committed.start(lane, num_sources) for lane in committed.lanes}
-        self.pool = LanePool(self.run, self.starts, budget_bytes=2**28, with_provenance=True)
+        self.pool = LanePool(self.run, self.starts, budget_bytes=2**31, with_provenance=True)
         self.over: set[int] = set()
 
     @classmethod
