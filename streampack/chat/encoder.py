@@ -91,7 +91,7 @@ class ChatEncoder:
             wrong = next(token for token in joined.tolist() if not 0 <= token < self.vocab_size)
             raise RecordError(
                 f"the chat template or the tokenizer gave the token id {wrong}, which is not below {self.vocab_size}, "
-                f"the vocab_size of the tokenizer and its control tokens"
+                "the vocab_size of the tokenizer and its control tokens"
             )
         return joined.astype(np.int32), np.concatenate(masks)
 

@@ -67,4 +67,4 @@ def merge(
 
         finish_manifest(results, output_file, json=json)
     else:
-        raise ConfigError(f"{named(parts)}: parts of `{job.command}`, which this release does not know")
+        raise ConfigError(f"{named(parts)} has parts of `{job.command}`: give the folder that it writes into")

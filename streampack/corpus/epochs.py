@@ -43,8 +43,8 @@ class Corpus:
     """What the lanes that the run had before have left, in a run with another number of lanes."""
     _lines: dict[int, EpochLine] = field(default_factory=dict, init=False, compare=False, repr=False)
     _blocks: list[BlockLine] = field(default_factory=list, init=False, compare=False, repr=False)
-
-    _origins: dict[int, "Corpus"] = field(default_factory=dict, init=False, compare=False, repr=False)
+    _of_lanes: dict[int, "Corpus"] = field(default_factory=dict, init=False, compare=False, repr=False)
+    """`of_lanes`, by the number of lanes."""
 
     @property
     def window(self) -> int:
@@ -172,9 +172,9 @@ class Corpus:
         """The same shards in another number of lanes."""
         if num_lanes == self.num_lanes:
             return self
-        if num_lanes not in self._origins:
-            self._origins[num_lanes] = replace(self, num_lanes=num_lanes, left=None)
-        return self._origins[num_lanes]
+        if num_lanes not in self._of_lanes:
+            self._of_lanes[num_lanes] = replace(self, num_lanes=num_lanes, left=None)
+        return self._of_lanes[num_lanes]
 
     @property
     def cuts(self) -> list["Corpus"]:

@@ -1,6 +1,6 @@
 """What the user wrote as shards, resolved once into URLs, relative names and sizes, in an order that is kept.
 
-    "s3://b/c/{00000..01023}.tar"   braces, as shells have them; not listed     kept in the order written
+    "s3://b/c/{00000..01023}.tar"   braces, as shells have them                 kept in the order written
     "data/*.tar"                    a glob (*, ?, [..])                         listed and sorted
     "data/"                         a directory, every tar below it             listed and sorted
     "@manifest.jsonl"               a line per shard: {"url": ..., "size": ...} kept in the order of its lines

@@ -326,11 +326,11 @@ class PackedDataset(FixedArguments, IterableDataset[dict[str, torch.Tensor]], in
         rank, size = self._topology.rank, self._topology.size
         check_not_dealt_again(rank=rank, size=size)
         epoch = int(self._epoch.item())
-        run = self.run(None, Continued(first_epoch=epoch))
+        run = self.run(continued=Continued(first_epoch=epoch))
         check_ranks(num_lanes=run.num_lanes, num_ranks=size)
         lanes = rank_lanes(rank, size, run.num_lanes)
         return Reading(
-            run=lambda first_epoch: self.run(None, Continued(first_epoch=first_epoch)),
+            run=lambda first_epoch: self.run(continued=Continued(first_epoch=first_epoch)),
             lanes=worker_lanes(lanes, worker, num_workers),
             share=WorkerShare(rank, size, worker, num_workers),
             epoch=epoch,

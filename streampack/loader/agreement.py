@@ -158,15 +158,15 @@ class SharedRun:
         return committed
 
     def _forget_leftovers(self, committed: Committed) -> None:
-        """Drop what no lane of any rank will come to any more; a collective where there is any."""
+        """Drop the leftovers that the lanes of all ranks are past; a collective where there are any."""
         if not committed.left:
             return
-        behind = committed.sources_with_leftovers()
+        needed = committed.sources_with_leftovers()
         if self.ranks is not None:
-            behind = {name for of_rank in self.ranks.all_gather(sorted(behind)) for name in of_rank}
+            needed = {name for of_rank in self.ranks.all_gather(sorted(needed)) for name in of_rank}
         elif len(committed.lanes) < committed.num_lanes:
             return
-        committed.left = {name: left for name, left in committed.left.items() if name in behind}
+        committed.left = {name: left for name, left in committed.left.items() if name in needed}
 
     def run_of(self, committed: Committed) -> Run:
         """The run as it continues from `committed`.

@@ -12,7 +12,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from streampack.cli.arguments import GlobalBatch, HeldOutPart, Json, State, is_config, make_dataset
+from streampack.cli.arguments import GlobalBatch, HeldOutPart, Json, State, check_config, make_dataset
 from streampack.cli.console import output, plural, print_json
 from streampack.cli.peek.pieces import Pieces
 from streampack.cli.progress import PackProgress
@@ -53,8 +53,7 @@ def trace(
     json: Json = False,
 ) -> None:
     """Show which documents are in a pack or a batch of a run or a validation set, and where they are stored."""
-    if not is_config([config]):
-        raise ConfigError(f"CONFIG={config} must be the run's config file, .yaml or .yml")
+    check_config(config, "trace")
     if exclude_lines and (json or text):
         raise ConfigError(
             "--exclude-lines prints nothing but its lines, without --json and --text: leave those out, or run twice"

@@ -4,8 +4,7 @@ In, out: as `RangeReader` says. Private names: botocore's (`libraries.botocore`)
 
 Of s3fs, obstore and this client, this one takes the least CPU for a byte (measured), and it has no threads and no event
 loop, so a forked worker can make its own. The URLs and the storage options are those of s3fs. With options that only
-s3fs understands, s3fs reads. Sizes and listings are s3fs's, but for pages
-of a listing that begin at a name (`pages`).
+s3fs understands, s3fs reads. Sizes and listings are s3fs's, but for pages of a listing that begin at a name (`pages`).
 """
 
 from contextlib import suppress

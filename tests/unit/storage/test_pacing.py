@@ -177,10 +177,11 @@ class TestStart:
         assert 0 <= min(starts) < 0.1 * most
         assert 0.9 * most < max(starts) <= most
 
-    def test_a_process_waits_once_and_one_that_is_alone_does_not(self, proxy: Proxy, pauses: list[float]) -> None:
-        storage = StorageReader()
+    def test_a_process_that_is_alone_does_not_wait(self, pauses: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(pacing, "time", SimpleNamespace(monotonic=lambda: 1000.0))
         pacing.begin_among(1)
-        storage.read(f"{proxy.url}/a.tar")
+        assert pacing._start == (os.getpid(), 1000.0)
+        pacing._await_turn(Pace(slot()), 20.0)
         assert pauses == []
 
     def test_it_is_the_first_request_that_waits(
