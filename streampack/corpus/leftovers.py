@@ -48,6 +48,8 @@ class Leftover(NamedTuple):
 
 
 _COLUMN = {name: index for index, name in enumerate(Leftover._fields)}
+_NOT_BEGUN = {"joins": 0, **Leftover._field_defaults}
+"""Of a leftover that begins with a group that nobody has begun."""
 
 
 class Leftovers(NamedTuple):
@@ -121,57 +123,80 @@ def _deal(rows: NDArray[np.int64], num_lanes: int, window: int, units: Mapping[i
     """As `LeftoversOfLanes.rows`, of all lanes; `units`: bytes of a place, by the number of lanes that cut it."""
     if not len(rows):
         return np.zeros((0, 2 + rows.shape[1]), np.int64)
-    epochs, joins, begin, head, stop = (rows[:, _COLUMN[name]] for name in ("epoch", "joins", "begin", "head", "stop"))
+    epochs = rows[:, _COLUMN["epoch"]]
     unit = np.vectorize(units.__getitem__, otypes=[np.int64])(rows[:, _COLUMN["num_lanes"]])
-    size = (stop - begin) * unit
-    index = np.arange(len(rows))
-    anchor = np.maximum.accumulate(np.where(joins == 0, index, 0))
-    owners, parts, froms = [], [], []
-    for epoch in np.unique(epochs):
-        own = np.flatnonzero(epochs == epoch)
-        ends = np.cumsum(size[own])
-        before = ends - size[own]
-        total, numbers = int(ends[-1]), np.arange(num_lanes, dtype=np.int64)
-        cuts = numbers * (total // num_lanes) + numbers * (total % num_lanes) // num_lanes
-        owners.append(np.searchsorted(cuts, before, side="right") - 1)
-        parts.append(own)
-        froms.append(begin[own])
-        # Cuts inside a leftover move to the next group, and out of what is opened.
-        which = np.searchsorted(before, cuts, side="right") - 1
-        place = begin[own][which] + -(-(cuts - before[which]) // unit[own][which])
-        place = np.maximum(-(-place // window) * window, head[own][which])
-        is_inside = (place > begin[own][which]) & (place < stop[own][which]) & (cuts > before[which])
-        owners.append(numbers[is_inside])
-        parts.append(own[which[is_inside]])
-        froms.append(place[is_inside])
-        # What comes after a packing window that a leftover joins is cut like any other.
-        joined = own[(joins[own] == 1) & (head[own] < stop[own])]
-        at = before[np.searchsorted(own, joined)] + (head[joined] - begin[joined]) * unit[joined]
-        owners.append(np.searchsorted(cuts, at, side="right") - 1)
-        parts.append(joined)
-        froms.append(head[joined])
-    owner, part, start = map(np.concatenate, (owners, parts, froms))
-    order = np.lexsort((owner, start, part))
-    owner, part, start = owner[order], part[order], start[order]
-    # Of several that begin at one place the last one has it.
-    is_last = np.append((part[1:] != part[:-1]) | (start[1:] != start[:-1]), True)
-    owner, part, start = owner[is_last], part[is_last], start[is_last]
-    is_next = np.append(part[1:] == part[:-1], False)
-    end = np.where(is_next, np.append(start[1:], 0), stop[part])
-    is_first = start == begin[part]
-    follows = is_first & (joins[part] == 1)  # goes where the leftover goes that it joins
-    leads = np.where(follows, anchor[part], part)
-    first_owner = np.zeros(len(rows), np.int64)
-    first_owner[part[is_first]] = owner[is_first]
-    owner = np.where(follows, first_owner[leads], owner)
-    breaks = is_first & ((rows[leads, _COLUMN["row"]] > 0) | (rows[leads, _COLUMN["given"]] > 0))
-    order = np.lexsort((start, part, leads, epochs[leads], ~breaks, owner))
-    found = np.concatenate([owner[:, None], part[:, None], rows[part]], axis=1)
-    at = 2 + _COLUMN["begin"]
-    found[:, at], found[:, at + 2] = start, end
-    found[:, at + 1] = np.clip(head[part], start, end)
-    later = ~is_first  # it begins with a group that nobody has begun
-    found[later, 2 + _COLUMN["sample"] :] = Leftover(*[0] * _COLUMN["sample"])[_COLUMN["sample"] :]
-    found[later, 2 + _COLUMN["joins"]] = 0
-    dealt: NDArray[np.int64] = found[order]
+    begins = [
+        _begins(rows, np.flatnonzero(epochs == epoch), unit, num_lanes=num_lanes, window=window)
+        for epoch in np.unique(epochs)
+    ]
+    row, start, lane = _last_of_each(np.concatenate(begins)).T
+    is_first = start == rows[row, _COLUMN["begin"]]
+    leader = np.where(is_first, _leaders(rows)[row], row)
+    lane_of_row = np.zeros(len(rows), np.int64)
+    lane_of_row[row[is_first]] = lane[is_first]
+    lane = np.where(is_first, lane_of_row[leader], lane)
+
+    found = np.concatenate([lane[:, None], row[:, None], rows[row]], axis=1)
+    columns = {name: found[:, 2 + index] for name, index in _COLUMN.items()}
+    columns["begin"][:] = start
+    is_next = np.append(row[1:] == row[:-1], False)
+    columns["stop"][is_next] = start[1:][is_next[:-1]]
+    columns["head"][:] = np.clip(columns["head"], start, columns["stop"])
+    for name, value in _NOT_BEGUN.items():
+        columns[name][~is_first] = value
+    # A lane begins with what is inside a document or a packing window; a leftover comes right after the one it joins.
+    breaks = is_first & ((rows[leader, _COLUMN["row"]] > 0) | (rows[leader, _COLUMN["given"]] > 0))
+    dealt: NDArray[np.int64] = found[np.lexsort((start, row, leader, epochs[leader], ~breaks, lane))]
     return dealt
+
+
+def _begins(
+    rows: NDArray[np.int64], own: NDArray[np.int64], unit: NDArray[np.int64], *, num_lanes: int, window: int
+) -> NDArray[np.int64]:
+    """Where lanes begin to read the leftovers of one epoch, which are laid end to end and cut into equal parts.
+
+    Args:
+        rows: all leftovers.
+        own: [n] the rows of this epoch.
+        unit: [len(rows)] bytes of a place of each.
+        num_lanes: how many parts.
+        window: blocks that are read together, at least 1.
+
+    Returns:
+        int64 [m, 3]: row, place and lane. Of several at one place the highest lane has it.
+    """
+    joins, begin, head, stop = (rows[own, _COLUMN[name]] for name in ("joins", "begin", "head", "stop"))
+    unit = unit[own]
+    ends = np.cumsum((stop - begin) * unit)
+    before = ends - (stop - begin) * unit
+    lanes, total = np.arange(num_lanes, dtype=np.int64), int(ends[-1])
+    cuts = lanes * (total // num_lanes) + lanes * (total % num_lanes) // num_lanes
+
+    whole = own, begin, np.searchsorted(cuts, before, side="right") - 1
+    # A cut inside a leftover moves to the next group, and out of what is opened.
+    which = np.searchsorted(before, cuts, side="right") - 1
+    place = begin[which] + -(-(cuts - before[which]) // unit[which])
+    place = np.maximum(-(-place // window) * window, head[which])
+    is_inside = (place > begin[which]) & (place < stop[which]) & (cuts > before[which])
+    inside = own[which[is_inside]], place[is_inside], lanes[is_inside]
+    # What comes after a packing window that a leftover joins is cut like any other.
+    has_rest = (joins == 1) & (head < stop)
+    at = before + (head - begin) * unit
+    rest = own[has_rest], head[has_rest], np.searchsorted(cuts, at[has_rest], side="right") - 1
+    return np.concatenate([np.stack(each, axis=1) for each in (whole, inside, rest)])
+
+
+def _last_of_each(begins: NDArray[np.int64]) -> NDArray[np.int64]:
+    """As `_begins` gives them, in order, of several at one place the last one."""
+    row, place, lane = begins.T
+    begins = begins[np.lexsort((lane, place, row))]
+    is_last = np.append((begins[1:, :2] != begins[:-1, :2]).any(axis=1), True)
+    last: NDArray[np.int64] = begins[is_last]
+    return last
+
+
+def _leaders(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """int64 [len(rows)]: whose lane reads the beginning of a row: that of the last row up to it that joins none."""
+    is_joined = rows[:, _COLUMN["joins"]] == 1
+    leaders: NDArray[np.int64] = np.maximum.accumulate(np.where(is_joined, 0, np.arange(len(rows))))
+    return leaders
