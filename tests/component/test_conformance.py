@@ -16,7 +16,7 @@ import fsspec
 import pytest
 from support import servers
 from support.proxy import Proxy
-from support.thorough import THOROUGH, nightly, some
+from support.thorough import THOROUGH, nightly
 
 from streampack import RetryPolicy, Storage
 from streampack.storage.access import StorageReader
@@ -152,12 +152,10 @@ def read_in_child(storage: StorageReader, url: str, size: int, answers: Any) -> 
     answers.put((b"".join(storage.chunks(url, 10, size=size, first_bytes=30_000)), storage.size(url)))
 
 
-METHODS = [
-    # In the normal run each method and each kind once.
-    (kind, method)
-    for number, kind in enumerate(("http", "s3", "gcs"))
-    for method in some(("spawn", "fork", "forkserver"), 3, first=number)
-]
+METHODS = [("http", "spawn"), ("s3", "fork")]
+"""A process that is no fork, and one that is; all pairs in the nightly run."""
+if THOROUGH:
+    METHODS = [(kind, method) for kind in ("http", "s3", "gcs") for method in ("spawn", "fork", "forkserver")]
 
 
 @pytest.mark.parametrize(("kind", "method"), METHODS)

@@ -1,5 +1,6 @@
 """PackedDataset by itself: in torch's own DataLoader, and the errors of arguments and data, also out of workers."""
 
+import functools
 import gzip
 import itertools
 import shutil
@@ -99,12 +100,17 @@ def test_the_number_of_packs_is_not_known_beforehand(corpus: Corpus) -> None:
 
 def finite_packs(corpus: Corpus, epoch: int = 0) -> Counter[bytes]:
     """All packs of an epoch, lane by lane, without a worker."""
-    data = dataset(corpus, epochs=1)
+    return _finite_packs(tuple(corpus.urls), epoch).copy()
+
+
+@functools.cache
+def _finite_packs(urls: tuple[str, ...], epoch: int) -> Counter[bytes]:
+    data = dataset(list(urls), epochs=1)
     data.set_epoch(epoch)
     return as_multiset([np.stack([item[name].numpy() for name in NAMES]) for item in data])
 
 
-@pytest.mark.parametrize(("workers", "batch_size"), [(0, 4), (2, 3), *nightly([(1, 8), (5, 8)])])
+@pytest.mark.parametrize(("workers", "batch_size"), [(2, 3), *nightly([(0, 4), (1, 8), (5, 8)])])
 def test_every_document_comes_once_an_epoch(corpus: Corpus, workers: int, batch_size: int) -> None:
     loader = DataLoader(dataset(corpus, epochs=1), batch_size=batch_size, num_workers=workers)
     assert as_multiset(packs_of(loader)) == finite_packs(corpus)
@@ -120,7 +126,7 @@ def test_the_packs_of_an_epoch_hold_every_document_once(corpus: Corpus) -> None:
     assert sorted(documents_of(numbered)) == sorted(corpus.texts)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [2, *nightly([0])])
 def test_ranks_by_hand_share_no_pack_and_miss_none(corpus: Corpus, workers: int) -> None:
     found: Counter[bytes] = Counter()
     for rank in range(3):
@@ -153,7 +159,7 @@ def shouted(document: streampack.Document, rng: np.random.Generator) -> streampa
     return streampack.Document(text=(document.text or "").upper() + "!" * int(rng.integers(3)))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [2, *nightly([0])])
 def test_every_iteration_begins_anew_also_after_one_that_was_left(corpus: Corpus, workers: int) -> None:
     loader = DataLoader(dataset(corpus), batch_size=4, num_workers=workers)
     first = packs_of(loader, 10)
@@ -161,7 +167,7 @@ def test_every_iteration_begins_anew_also_after_one_that_was_left(corpus: Corpus
     np.testing.assert_array_equal(packs_of(loader, 10), first)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [2, *nightly([0])])
 def test_two_iterators_at_once_do_not_disturb_each_other(corpus: Corpus, workers: int) -> None:
     loader = DataLoader(dataset(corpus), batch_size=4, num_workers=workers)
     alone = packs_of(loader, 8)

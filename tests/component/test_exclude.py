@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from support.reference import prose
+from support.thorough import THOROUGH
 from support.traces import MODEL
 from typer.testing import CliRunner
 
@@ -108,7 +109,7 @@ def rows_of(packs: Sequence[Pack], begin: int, lane: int, source: str) -> list[t
 CASES: dict[str, dict[str, Any]] = {
     "windows": {"shuffle": Shuffle(block_bytes=8192, window=2)},
     "shards, next_fit": {"shuffle": "shards", "packing": "next_fit"},
-    "listed, keep": {"shuffle": False, "boundary": "keep", "seq_len": 256},
+    **({"listed, keep": {"shuffle": False, "boundary": "keep", "seq_len": 256}} if THOROUGH else {}),
 }
 BEGIN = 96
 
@@ -190,7 +191,7 @@ def test_of_a_packing_window_that_is_half_out_the_rest_is_left_out(
     assert len(counted[0] - counted[1]) > 1000
 
     state, at = None, 0
-    for stop, ranks in ((BEGIN - 6, 3), (BEGIN, 2), (BEGIN + 6, 1), (second, 3), (second + 30, 2), (second + 90, 3)):
+    for stop, ranks in ((BEGIN - 6, 3), (BEGIN, 2), (BEGIN + 6, 1), (second, 3), (second + 30, 2)):
         of_ranks = loaders(data, ranks)
         for each in of_ranks if state is not None else []:
             each.load_state_dict(state)

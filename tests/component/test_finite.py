@@ -412,9 +412,8 @@ def test_a_lane_may_have_nothing_in_one_epoch_of_an_endless_run(tmp_path: Path) 
     "changes",
     [
         {},
-        {"packing": "next_fit"},
         {"packing": "best_fit", "window": 3, "tail": "drop"},
-        {"lookahead": False, "boundary": "keep"},
+        *nightly([{"packing": "next_fit"}, {"lookahead": False, "boundary": "keep"}]),
         *nightly([{"tail": "drop"}, {"boundary": "trim"}, {"packing": "best_fit", "window": 4}]),
     ],
     ids=str,

@@ -147,9 +147,8 @@ def test_the_digest_sees_which_number_a_pack_has(tmp_path: Path) -> None:
     "packing",
     [
         {"boundary": "trim"},
-        {"boundary": "mask_bos_target"},
         {"boundary": streampack.ReplaceBoundary(77)},
-        {"boundary": "keep", "lookahead": False},
+        *nightly([{"boundary": "mask_bos_target"}, {"boundary": "keep", "lookahead": False}]),
         {"boundary": "keep", "packing": "next_fit", "overflow": "truncate"},
         {"boundary": "mask", "packing": "best_fit", "window": 2},
         *nightly([{"boundary": "keep"}, {"boundary": "mask_eos_input"}, {"boundary": "mask", "lookahead": False}]),
@@ -168,12 +167,11 @@ def test_every_boundary_and_packing_keeps_the_order(corpus: Corpus, packing: dic
 @pytest.mark.parametrize(
     ("changes", "per_text"),
     [
-        ({"add_bos": False}, lambda text: [tokens_of(text)[1:]]),
-        ({"add_eos": False}, lambda text: [tokens_of(text)[:-1]]),
+        *nightly([({"add_bos": False}, lambda text: [tokens_of(text)[1:]])]),
+        *nightly([({"add_eos": False}, lambda text: [tokens_of(text)[:-1]]), ({"seq_len": 17}, None)]),
         ({"add_bos": False, "add_eos": False}, lambda text: [tokens_of(text)[1:-1]]),
         ({"seed": 3}, None),
         ({"shuffle": False}, None),
-        ({"seq_len": 17}, None),
         ({"seq_len": 2}, None),
         ({"num_lanes": 6}, None),
         ({"num_lanes": 30}, None),
@@ -226,7 +224,7 @@ def test_the_packs_of_a_real_model_never_change() -> None:
         return [[model.bos_id, *model.encode(text).tolist(), model.eos_id]]
 
     wanted = expected(corpus, 240, seq_len=64, seed=7, per_text=per_text)  # endless: no padding
-    for ranks, workers in [(1, 0), (4, 0), (1, 5)]:
+    for ranks, workers in [(4, 0), (1, 5)]:
         with Job(data, ranks, workers, 6) as job:
             assert_equal(job.step(240 // ranks // 6), wanted)
     golden = hashlib.blake2b(np.stack(wanted).astype("<i8").tobytes(), digest_size=8)
@@ -282,7 +280,7 @@ def test_train_and_val_share_no_document_and_miss_none(corpus: Corpus) -> None:
 
 def test_the_split_is_the_same_for_every_seed_lane_and_epoch(corpus: Corpus) -> None:
     found = set()
-    for changes in ({}, {"seed": 9}, {"num_lanes": 1}, {"shuffle": False}, {"seq_len": 99}):
+    for changes in ({}, {"seed": 9, "seq_len": 99}, {"num_lanes": 1, "shuffle": False}):
         with Job(dataset(corpus, part="train", fraction=0.3, epochs=1, **changes), 1, 0, 4) as job:
             for _ in range(2):
                 packs, _ = job.run_out()
@@ -306,8 +304,8 @@ def test_what_a_transform_does_depends_on_the_document_alone(corpus: Corpus) -> 
     found = []
     for ranks, workers in [(1, 0), (3, 0), (1, 4)]:
         with Job(dataset(corpus, transform=cut_up), ranks, workers, 2) as job:
-            packs = job.step(120 // ranks)
-            found.append([packs[number].tolist() for number in range(240)])
+            packs = job.step(60 // ranks)
+            found.append([packs[number].tolist() for number in range(120)])
     assert found[0] == found[1] == found[2]
     documents = {}
     for num_lanes in (1, 12):

@@ -95,7 +95,7 @@ legs = st.builds(
 )
 
 
-@settings(max_examples=200 if THOROUGH else 6)
+@settings(max_examples=200 if THOROUGH else 4)
 @given(plan=st.lists(legs, min_size=4, max_size=4))
 def test_three_resumes_in_a_row_on_any_topologies(
     data: streampack.PackedDataset, wanted: list[Array], plan: list[Leg]
@@ -229,7 +229,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Corpus]:
     return {field: small_corpus(folder / field.replace(":", "_"), field) for field in fields}
 
 
-@pytest.mark.parametrize("kind", some(list(KINDS), 2))
+@pytest.mark.parametrize("kind", some(list(KINDS), 4))
 def test_a_run_can_be_resumed_at_every_position(small: dict[str, Corpus], kind: str) -> None:
     changes = {"seq_len": 16, "num_lanes": SMALL, **KINDS[kind]}
     num_packs = 100 if changes["seq_len"] == 2 else 56
@@ -247,7 +247,7 @@ def test_a_run_can_be_resumed_at_every_position(small: dict[str, Corpus], kind: 
     choose = random.Random(kind)
     # Each position by some kinds in the normal run, so that every one comes.
     at = list(KINDS).index(kind)
-    for begin in some(range(num_packs), 4) if at == 0 else some(range(num_packs), 12, first=at // 2 % 12):
+    for begin in some(range(num_packs), 4) if at == 0 else some(range(num_packs), 6, first=at // 4 % 6):
         ranks, batch_size = choose.choice([1, 2, 4]), choose.randint(1, 2)
         with Job(data, ranks, 0, batch_size, state=states[begin]) as job:
             more = job.step(8 // ranks // batch_size)
@@ -294,7 +294,7 @@ def test_a_finite_run_can_be_resumed_at_every_position_and_at_its_end(level: Cor
             ends.append((job.state(), job.digest(), job.stats()))
     assert [end[0]["global_pack"] for end in ends] == [len(wanted) // 2, len(wanted)]
     assert states[-1]["global_pack"] == len(wanted) and states[-1] != ends[-1][0]
-    for state in [*states, ends[0][0]]:
+    for state in [*some(states[:-1], 2), states[-1], ends[0][0]]:
         begin = state["global_pack"]
         is_second = state["first_epoch"] == 2
         ranks, batch_size = random.Random(begin).choice([(1, 1), (1, 5), (2, 2), (2, 3), (4, 1), (4, 2)])
@@ -313,8 +313,8 @@ def test_workers_do_not_change_where_a_finite_run_ends(corpus: Corpus) -> None:
     with Job(data, 1, 0, 4) as job:
         wanted, counts = job.run_out()
         end = job.digest(), job.stats(), job.state()
-    stops = (2, counts[0] // 2), (5, counts[0]), (0, counts[0] - 1)
-    for workers, stop in (*stops, *nightly([(3, counts[0] - 2), (0, counts[0])])):
+    stops = (2, counts[0] // 2), (5, counts[0])
+    for workers, stop in (*stops, *nightly([(0, counts[0] - 1), (3, counts[0] - 2), (0, counts[0])])):
         with Job(data, 1, workers, 4) as job:
             job.step(stop)
             state = job.state()
@@ -553,8 +553,8 @@ def test_max_bad_counts_through_a_resume(tmp_path: Path) -> None:
     ("before", "after"),
     [
         ({}, {"seq_len": 45, "boundary": "keep"}),
-        ({"boundary": "keep"}, {"seq_len": 16, "boundary": "mask"}),
         ({"boundary": "trim"}, {"seq_len": 23, "boundary": "trim"}),
+        *nightly([({"boundary": "keep"}, {"seq_len": 16, "boundary": "mask"})]),
         *nightly([({}, {"seq_len": 20}), ({}, {"seq_len": 20, "boundary": "trim"})]),
         *nightly([({"boundary": "trim"}, {"seq_len": 32, "boundary": "mask"})]),
     ],
@@ -627,6 +627,19 @@ def test_a_run_goes_on_with_best_fit_from_the_middle_of_a_document(tmp_path: Pat
     assert rows == sorted([*(pair for each in tokens for pair in itertools.pairwise(each)), *last_rows])
 
 
+IN_WINDOWS = {"num_lanes": 2, "packing": "best_fit", "window": 4, "epochs": 1}
+
+
+@pytest.fixture(scope="module")
+def inside_and_after(corpus: Corpus) -> tuple[Any, Any]:
+    """A state inside a packing window, and one after the pass."""
+    with Job(dataset(corpus, **IN_WINDOWS)) as job:
+        job.step(3)
+        inside = job.state()
+        job.run_out()
+        return inside, job.state()
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -638,15 +651,10 @@ def test_a_run_goes_on_with_best_fit_from_the_middle_of_a_document(tmp_path: Pat
     ],
 )
 def test_a_packing_window_that_is_half_out_is_not_cut_in_another_way(
-    corpus: Corpus, changes: dict[str, Any], named: str
+    corpus: Corpus, inside_and_after: tuple[Any, Any], changes: dict[str, Any], named: str
 ) -> None:
-    options = {"num_lanes": 2, "packing": "best_fit", "window": 4, "epochs": 1}
+    options, (inside, after) = IN_WINDOWS, inside_and_after
     allow = set(named.split(", "))
-    with Job(dataset(corpus, **options)) as job:
-        job.step(3)
-        inside = job.state()
-        job.run_out()
-        after = job.state()
     other = dataset(corpus, **{**options, **changes})
     with pytest.raises(StateError, match=f"lane 0 is inside a packing window .* 2 packs .* are out, and {named} of"):
         Job(other, state=inside, allow=allow)

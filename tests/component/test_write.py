@@ -20,7 +20,7 @@ import zstandard
 from pyarrow import parquet
 from support import servers
 from support.caches import wait_for
-from support.thorough import nightly
+from support.thorough import THOROUGH, nightly
 from typer.testing import CliRunner
 
 import streampack
@@ -338,6 +338,7 @@ def test_conversations_are_checked_as_a_run_reads_them(tmp_path: Path) -> None:
     assert "a.jsonl, line 2: " in told.skipped[0]
 
 
+NUM_KILLS = 3 if THOROUGH else 2
 PROGRAM = """
 import sys
 from streampack import write_shards
@@ -363,10 +364,10 @@ def test_any_number_of_workers_and_kills_at_any_moment_give_the_same_bytes(shuff
     expected = content(tmp_path / "one")
     out, rng, kills = tmp_path / "out", random.Random(7), 0
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "in"), str(out), str(shuffle), "2"]
-    while kills < 3:
+    while kills < NUM_KILLS:
         process = subprocess.Popen(command)  # each try goes on where the one before ended
         aim = kills and rng.randrange(1, 12) * kills
-        pattern = "_writing/scratch/merged-*" if shuffle and kills < 2 else "*.tar"
+        pattern = "_writing/scratch/merged-*" if shuffle and kills < NUM_KILLS - 1 else "*.tar"
         wait_for(partial(has_come_so_far, process, out, pattern, aim))
         process.kill()
         if process.wait() == 0:
@@ -544,8 +545,8 @@ print(peak() - before)
 
 def test_a_shuffle_holds_one_run_or_one_shard_in_memory(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    lines = as_lines([rng.bytes(10_000).hex() for _ in range(5000)])
-    assert len(lines) > 100 * 10**6
+    lines = as_lines([rng.bytes(10_000).hex() for _ in range(3000)])
+    assert len(lines) > 60 * 10**6
     (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(lines, level=1))
     command = [sys.executable, "-c", MEMORY, *(str(tmp_path / name) for name in ("a.jsonl.zst", "small", "out"))]
     grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)

@@ -4,11 +4,13 @@ The expected packs come from no module of the pipeline but the packer: the shard
 between lanes are found from its offsets.
 """
 
+import bisect
 import functools
 import gzip
 import io
 import itertools
 import json
+import operator
 import random
 import tarfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -183,10 +185,9 @@ def _boundary(path: Path, cut: int) -> int:
     if cut <= 0:
         return 0
     members = _entries(path)
-    keys = [key for _, _, key in members]
-    passed = next((index for index, (_, header, _) in enumerate(members) if header >= cut), len(keys))
+    passed = bisect.bisect_left(members, cut, key=operator.itemgetter(1))
     base = passed + 1  # its sample, too, is the left side's
-    right = next((index for index in range(base + 1, len(keys)) if keys[index] != keys[base]), None)
+    right = next((index for index in range(base + 1, len(members)) if members[index][2] != members[base][2]), None)
     return path.stat().st_size if right is None else members[right][0]
 
 

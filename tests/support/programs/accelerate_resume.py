@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import accelerate
+import datasets  # noqa: F401 - with the next two: what `prepare` imports, once for all ranks
 import torch
+import torch._dynamo
 import torch.distributed as dist
+import torch.distributed.tensor
 from accelerate.utils import DataLoaderConfiguration
 from torch.utils.data import DataLoader
 

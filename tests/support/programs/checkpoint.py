@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # what FSDP imports, once for all ranks
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from cases import _stack, _take

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytorch_lightning as lightning
 import torch
+import torch._dynamo  # what DDP imports, once for all ranks
 import torch.distributed as dist
 from pytorch_lightning.callbacks import ModelCheckpoint
 

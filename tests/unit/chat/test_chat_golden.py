@@ -20,7 +20,7 @@ from streampack.tokenizers.sentencepiece import SentencePieceTokenizer
 
 # Of the libraries compared with, and none of ours.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::SyntaxWarning")
-NUMBERS = [*range(len(BY_HAND)), *some(range(len(BY_HAND), len(CONVERSATIONS)), 20)]
+NUMBERS = [*range(len(BY_HAND)), *some(range(len(BY_HAND), len(CONVERSATIONS)), 60)]
 """The conversations that are compared: all that were thought of, and some that were drawn."""
 
 
