@@ -65,8 +65,10 @@ class _Commands(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # Any: typer's contexts moved between its releases
         if "--debug" in args:
             args = ["--debug", *(arg for arg in args if arg != "--debug")]
-        if "--ray" in args and (args[-1] == "--ray" or args[args.index("--ray") + 1].startswith("-")):
-            args = [each for arg in args for each in ((arg, "auto") if arg == "--ray" else (arg,))]
+        if any(arg.partition("=")[0] == "--ray" for arg in args):
+            from streampack.cli.parts.options import with_address
+
+            args = with_address(args)
         return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # Any: as above

@@ -12,6 +12,7 @@ import typer
 
 import streampack
 from streampack.cli.arguments import Json
+from streampack.cli.parts.dispatch import has_written_shards, kept_results
 from streampack.cli.write import finish as finish_write
 from streampack.corpus.parts import PartsFolder
 from streampack.errors import ConfigError
@@ -39,16 +40,20 @@ def merge(
     json: Json = False,
 ) -> None:
     """Add up the parts of `verify`, `count` or `manifest`, or finish a folder that `write` made in parts."""
-    if output_file is None and finish_write(parts, json=json):
-        return
     folder = PartsFolder(parts)
+    if has_written_shards(parts):
+        _check_written(folder, output_file)
+        finish_write(parts, json=json)
+        return
     job = folder.job()
+    if job.command == "write":
+        raise ConfigError(f"{named(parts)}: parts of `write` are merged by the folder of the shards: name that one")
     if (release := job.about.get("streampack")) != streampack.__version__:
         raise ConfigError(
             f"{named(parts)}: its parts are of streampack {release}, and this is {streampack.__version__}; merge them "
             "with that release"
         )
-    results = folder.results(job)
+    results = kept_results(folder, job)
     if job.command != "manifest" and output_file is not None:
         raise ConfigError(
             f"--output {output_file}: the parts in {named(parts)} are of `{job.command}`, which prints what it has "
@@ -67,4 +72,18 @@ def merge(
 
         finish_manifest(results, output_file, json=json)
     else:
-        raise ConfigError(f"{named(parts)} has parts of `{job.command}`: give the folder that it writes into")
+        raise ConfigError(f"{named(parts)}: parts of `{job.command}`, which this release does not know")
+
+
+def _check_written(folder: PartsFolder, output_file: Path | None) -> None:
+    """Refuse what does not fit a folder that `write` writes."""
+    if names := folder.names():
+        raise ConfigError(
+            f"{named(folder.url)} has shards of `write`, and parts of another command ({names[0]}): move the files of "
+            "the parts to a folder of their own, and merge each"
+        )
+    if output_file is not None:
+        raise ConfigError(
+            f"--output {output_file}: {named(folder.url)} has shards of `write`, which get their manifest beside them; "
+            "leave out --output"
+        )

@@ -5,6 +5,7 @@ were left out.
 """
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated, cast
 
 import typer
@@ -125,7 +126,9 @@ class _WritingPart:
 
 def _write_on_ray(request: Request, address: str, progress: Progress, *, at_once: int | None) -> WrittenShards:
     num_parts = min(num_portions(request), _MOST_RAY_PARTS)
-    task = _WritingPart(dataclasses.replace(request, num_workers=1), num_parts)
+    # Absolute: with remote inputs and a remote output, nodes are not in the folder of this command.
+    scratch = None if request.scratch is None else Path(request.scratch).absolute()
+    task = _WritingPart(dataclasses.replace(request, num_workers=1, scratch=scratch), num_parts)
     names = [*cast("list[str]", request.data), str(request.output)]
     has_files = any(local_path(name) is not None for name in names)
     left = dict(enumerate(range(num_parts)))
@@ -142,12 +145,11 @@ def _write_on_ray(request: Request, address: str, progress: Progress, *, at_once
     return written
 
 
-def finish(folder: str, *, json: bool) -> bool:
-    """Finish a folder that was written in parts, and print what is there; False: nothing was written into it."""
+def finish(folder: str, *, json: bool) -> None:
+    """Finish a folder that was written in parts, and print what is there."""
     written = merge_parts(folder)
-    if written is not None:
-        _tell_all(written, json=json)
-    return written is not None
+    assert written is not None, "something was written into it"
+    _tell_all(written, json=json)
 
 
 def _tell_all(written: WrittenShards, *, json: bool) -> None:

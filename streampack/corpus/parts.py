@@ -164,6 +164,10 @@ class PartsFolder:
         # ASCII: names of files that are not UTF-8 are escapes.
         self._writer.write(self._at(_name(job, index)), json.dumps(file).encode() + b"\n")
 
+    def names(self) -> list[str]:
+        """The names of the files of parts, of whatever job."""
+        return sorted(self._files())
+
     def job(self) -> PartsJob:
         """The job of which all parts are here.
 

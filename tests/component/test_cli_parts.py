@@ -9,6 +9,8 @@ from typer.testing import CliRunner
 
 from streampack.cli import app
 from streampack.examples.make_data import DATA
+from streampack.storage.options import Storage
+from streampack.storage.writing import StorageWriter
 from streampack.testing import write_shards
 
 COMMANDS = {
@@ -90,23 +92,79 @@ def test_a_merged_manifest_beside_its_shards_has_relative_paths_wherever_it_is_m
 
 
 def test_a_part_that_is_done_is_not_read_again(made: Path, tmp_path: Path) -> None:
-    asked = ["verify", made / "web", "--part", "1/3", "--parts", tmp_path / "parts"]
+    asked = ["verify", made / "code", "--part", "1/3", "--parts", tmp_path / "parts"]
     first = run(*asked)
     [file] = (tmp_path / "parts").iterdir()
     before = file.read_bytes(), file.stat().st_mtime_ns
     again = run(*asked)
     assert (file.read_bytes(), file.stat().st_mtime_ns) == before
-    assert "part 1/3: 3 shards, " in first and "kept in" in first
+    assert "part 1/3: 1 shard, " in first and "kept in" in first
     assert "was done already; nothing was read" in again
 
 
 def test_the_last_part_says_what_to_do_next(made: Path, tmp_path: Path) -> None:
     parts = tmp_path / "parts"
-    run("verify", made / "web", "--part", "1/2", "--parts", parts)
-    last = run("verify", made / "web", "--part", "0/2", "--parts", parts)
+    run("verify", made / "code", "--part", "1/2", "--parts", parts)
+    last = run("verify", made / "code", "--part", "0/2", "--parts", parts)
     assert f"all parts are done: `streampack merge {parts}`" in last
-    told = json.loads(run("verify", made / "web", "--part", "0/2", "--parts", parts, "--json"))
-    assert told == {"part": "0/2", "parts": str(parts), "num_shards": 5, "bytes": told["bytes"], "was_done": True}
+    told = json.loads(run("verify", made / "code", "--part", "0/2", "--parts", parts, "--json"))
+    assert told == {"part": "0/2", "parts": str(parts), "num_shards": 3, "bytes": told["bytes"], "was_done": True}
+
+
+@pytest.mark.parametrize("command", ["verify", "count", "manifest"])
+def test_a_part_whose_files_have_changed_is_read_again_and_the_others_are_not(
+    made: Path, tmp_path: Path, command: str
+) -> None:
+    parts, corpus = tmp_path / "parts", shutil.copytree(made / "code", tmp_path / "code")
+    in_parts(COMMANDS[command], corpus, 2, parts)
+    data = (corpus / "00003.tar").read_bytes()
+    (corpus / "00003.tar").write_bytes(data.replace(b"with some text", b"WITH SOME TEXT"))  # as long
+    told = [run(*COMMANDS[command], corpus, "--part", f"{index}/2", "--parts", parts) for index in (0, 1)]
+    assert ["was done already" in each for each in told] == [True, False]
+    if command == "manifest":
+        run("merge", parts, "-o", tmp_path / "merged.jsonl")
+        run("verify", f"@{tmp_path}/merged.jsonl")  # the digests are those of the files
+
+
+def test_a_part_of_verify_that_found_problems_is_read_again_and_the_repair_is_seen(tmp_path: Path) -> None:
+    urls = [f"memory://{tmp_path.name}/{name}.tar" for name in ("a", "b")]  # without an ETag nothing tells a repair
+    texts = [f"document {number} " * 20 for number in range(20)]
+    shards = [Path(shard).read_bytes() for shard in write_shards(tmp_path / "in", texts, documents_per_shard=10)]
+    storage = StorageWriter(Storage())
+    for url, data in zip(urls, [shards[0], shards[1].replace(b"document", b"\xffocument", 1)], strict=True):
+        storage.write(url, data)
+    asked = ["verify", *urls, "--workers", "1", "--parts", tmp_path / "parts"]
+    for index in (0, 1):
+        run(*asked, "--part", f"{index}/2")
+    assert "1 problem in 1 shard" in run("merge", tmp_path / "parts", code=1)
+    storage.write(urls[1], shards[1])
+    told = [run(*asked, "--part", f"{index}/2") for index in (0, 1)]
+    assert ["was done already" in each for each in told] == [True, False]
+    assert "nothing is wrong" in run("merge", tmp_path / "parts")
+
+
+def test_parts_are_not_kept_in_a_folder_that_write_writes_and_merge_looks_for_both(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("in.jsonl").write_text("".join(json.dumps({"text": f"record {number}"}) + "\n" for number in range(9)))
+    run("write", "in.jsonl", "-o", "begun", "--part", "0/1")
+    run("write", "in.jsonl", "-o", "finished")
+    run("verify", made / "code", "--part", "0/1", "--parts", "parts")
+    for folder in ("begun", "finished"):
+        said = run("verify", made / "code", "--part", "0/1", "--parts", folder, code=1)
+        assert f"--parts {folder}: `write` writes its shards there, or has; name another folder" in said
+        said = run("merge", folder, "-o", "m", code=1)
+        assert f"--output m: {folder} has shards of `write`, which get their manifest beside them; leave out" in said
+    said = run("merge", "begun/_writing/parts", code=1)
+    assert "parts of `write` are merged by the folder of the shards: name that one" in said
+    for folder in ("begun", "finished"):
+        [file] = Path("parts").iterdir()
+        copy = shutil.copy(file, folder)
+        said = run("merge", folder, code=1)
+        assert f"{folder} has shards of `write`, and parts of another command ({file.name}): move" in said
+        Path(copy).unlink()
+        assert "9 documents" in run("merge", folder)
 
 
 @pytest.mark.parametrize("command", ["verify", "count", "manifest"])
@@ -153,6 +211,22 @@ def test_options_that_do_not_fit_together_are_refused_before_anything_is_read(
     said = run(*(argument.format(made / "web") for argument in arguments), code=1)
     assert says in said
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "given"),
+    [
+        ("verify", ["--ray", "corpus/"]),
+        ("count", ["--ray", "corpus/", "--parts", "p"]),
+        ("manifest", ["--ray=corpus/", "-o", "m"]),
+        ("write", ["--ray", "s3://b/in.jsonl", "-o", "out"]),
+        ("verify", ["corpus/", "--ray", "ray-head"]),
+    ],
+)
+def test_shards_that_stand_where_the_address_of_ray_does_are_no_address(command: str, given: list[str]) -> None:
+    result = CliRunner(env={"COLUMNS": "150"}).invoke(app, [command, *given])
+    assert result.exit_code == 2
+    assert "is no address of a Ray cluster: give host:port or ray://host:port" in " ".join(result.output.split())
 
 
 def test_merge_refuses_an_output_that_its_parts_do_not_have_and_asks_for_one_that_they_have(

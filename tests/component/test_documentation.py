@@ -34,6 +34,13 @@ def run(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, o
     return names
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_no_table_is_cut_in_two(page: str) -> None:
+    text = re.sub(r"```.*?```", "", PAGES[page], flags=re.DOTALL)
+    tables = re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
+    assert [table for table in tables if not re.match(r"\|.*\n\|[-:|\s]+\|\n", table)] == []
+
+
 def test_the_readme_is_short() -> None:
     assert len(README.encode()) <= 8192
 

@@ -3,7 +3,7 @@
 In:  the work, and how it is divided. Out: what was found in all shards, or in each part in order, as plain values.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,11 +11,14 @@ from typing import Any
 from streampack.cli.console import format_bytes, output, plural, print_json
 from streampack.cli.parts.on_ray import run_tasks
 from streampack.cli.parts.options import Division
-from streampack.cli.parts.work import ShardRanges, Work, job_of, plain, shards_of_part, size_of
+from streampack.cli.parts.work import Kept, ShardRanges, Work, files_of, job_of, plain, record, shards_of_part, size_of
 from streampack.cli.progress import ShardProgress
-from streampack.corpus.parts import WHOLE, Part, PartsFolder, as_part
-from streampack.corpus.processes import advance_silently
+from streampack.corpus.parts import WHOLE, Part, PartsFolder, PartsJob, as_part
+from streampack.corpus.processes import Advance, advance_silently
+from streampack.corpus.writing.folder import OutputFolder
+from streampack.errors import ConfigError
 from streampack.storage.clients import local_path
+from streampack.storage.options import Storage
 from streampack.storage.redaction import named
 
 _MOST_RAY_PARTS = 2000
@@ -34,17 +37,28 @@ def results_of(work: Work, division: Division, *, doing: str, json: bool) -> Ite
         return iter([plain(work.run(everything, workers=division.workers, advance=progress.advance))])
 
 
+def kept_results(folder: PartsFolder, job: PartsJob) -> Iterator[Any]:  # Any: JSON
+    """What each part has found, in order."""
+    return (record(kept, Kept).found for kept in folder.results(job))
+
+
+def has_written_shards(url: str) -> bool:
+    """Whether `write` writes into this folder, or has."""
+    folder = OutputFolder(url, Storage())
+    return folder.begun() is not None or folder.read_finished() is not None
+
+
 def _do_part(work: Work, part: Part, division: Division, *, doing: str, json: bool) -> None:
     assert division.parts is not None, "see Division.check"
-    folder, job = PartsFolder(division.parts), job_of(work, part.num_parts)
+    folder, job = _parts_folder(division.parts), job_of(work, part.num_parts)
     shards = shards_of_part(work.tables, part)
     num_shards, num_bytes = size_of(work.tables, shards)
     done = folder.done(job)
-    was_done = part.index in done
+    was_done = part.index in done and not _again(work, {part.index: shards}, folder, job)
     if not was_done:
         with ShardProgress(f"{doing} part {part}", num_shards, num_bytes) as progress:
-            found = work.run(shards, workers=division.workers, advance=progress.advance)
-        folder.keep(job, part.index, plain(found))
+            found = _keep(work, shards, workers=division.workers, advance=progress.advance)
+        folder.keep(job, part.index, found)
     where = named(folder.url)
     if json:
         about = {"part": str(part), "parts": where, "num_shards": num_shards, "bytes": num_bytes, "was_done": was_done}
@@ -63,16 +77,41 @@ class _PartTask:
     work: Work
 
     def __call__(self, shards: ShardRanges) -> Any:  # Any: JSON
-        return plain(self.work.run(shards, workers=1, advance=advance_silently))
+        return _keep(self.work, shards, workers=1, advance=advance_silently)
+
+
+def _parts_folder(url: str) -> PartsFolder:
+    """The folder of --parts."""
+    if has_written_shards(url):
+        raise ConfigError(f"--parts {named(url)}: `write` writes its shards there, or has; name another folder")
+    return PartsFolder(url)
+
+
+def _keep(work: Work, shards: ShardRanges, *, workers: int | None, advance: Advance) -> Any:  # Any: JSON
+    """What a part keeps."""
+    files = files_of(work.tables, shards)  # before they are read: what is changed meanwhile is read again
+    return plain(Kept(files=files, found=plain(work.run(shards, workers=workers, advance=advance))))
+
+
+def _again(work: Work, done: Mapping[int, ShardRanges], folder: PartsFolder, job: PartsJob) -> list[int]:
+    """Those parts that are done and are to be read again: their files have changed, or problems may be repaired."""
+    again = []
+    for (index, shards), result in zip(done.items(), folder.results(job, done), strict=True):
+        kept = record(result, Kept)
+        if kept.files != files_of(work.tables, shards) or not work.is_good(kept.found):
+            again.append(index)
+    return again
 
 
 def _on_ray(work: Work, address: str, division: Division, *, doing: str) -> Iterator[Any]:  # Any: JSON
     num_shards, num_bytes = size_of(work.tables, shards_of_part(work.tables, WHOLE))
     job = job_of(work, min(num_shards, _MOST_RAY_PARTS))
     with TemporaryDirectory(prefix="streampack-parts-") as temporary:
-        folder = PartsFolder(division.parts or temporary)
-        left = sorted(set(range(job.num_parts)) - folder.done(job))
-        parts = {index: shards_of_part(work.tables, Part(index, job.num_parts)) for index in left}
+        folder = _parts_folder(division.parts or temporary)
+        parts = {index: shards_of_part(work.tables, Part(index, job.num_parts)) for index in range(job.num_parts)}
+        done = {index: parts[index] for index in sorted(folder.done(job))}
+        for index in done.keys() - set(_again(work, done, folder, job)):
+            del parts[index]
         sizes = {index: size_of(work.tables, shards) for index, shards in parts.items()}
         shards_left, bytes_left = (sum(size[which] for size in sizes.values()) for which in (0, 1))
         with ShardProgress(doing, num_shards, num_bytes) as progress:
@@ -82,4 +121,4 @@ def _on_ray(work: Work, address: str, division: Division, *, doing: str) -> Iter
                 folder.keep(job, index, found)
                 shards_left, bytes_left = shards_left - sizes[index][0], bytes_left - sizes[index][1]
                 progress.advance(num_bytes - bytes_left, num_shards - shards_left)
-        yield from folder.results(job)
+        yield from kept_results(folder, job)

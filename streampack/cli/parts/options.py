@@ -3,6 +3,9 @@
 In: the command line. Out: a `Division`.
 """
 
+import re
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -40,6 +43,39 @@ RayOption = Annotated[
         show_default=False,
     ),
 ]
+
+_ADDRESS = re.compile(r"auto|local|ray://\S+|[^\s/@]+:\d+")
+
+
+def with_address(args: Iterable[str]) -> list[str]:
+    """A command line in which each --ray has an address, "auto" where it was given none.
+
+    >>> with_address(["verify", "corpus/", "--ray"])
+    ['verify', 'corpus/', '--ray=auto']
+
+    Raises:
+        typer.BadParameter: what follows it is no address, so it may be a shard.
+    """
+    found: list[str] = []
+    left = deque(args)
+    while left:
+        arg = left.popleft()
+        if arg == "--":  # all that follows are shards
+            return [*found, arg, *left]
+        option, separator, address = arg.partition("=")
+        if option != "--ray":
+            found.append(arg)
+            continue
+        if not separator and left and not left[0].startswith("-"):
+            address = left.popleft()
+        if address and not _ADDRESS.fullmatch(address):
+            raise typer.BadParameter(
+                f"{address} is no address of a Ray cluster: give host:port or ray://host:port; without an address put "
+                "--ray at the end of the line, or write --ray=auto",
+                param_hint="--ray",
+            )
+        found.append(f"--ray={address or 'auto'}")
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,8 +4,10 @@ In:  tables of shards, a part. Out: the shards of the part; records as JSON has 
 Invariants: what is found does not depend on how the shards were divided, nor on the machines.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
 
 import msgspec
@@ -21,6 +23,7 @@ from streampack.corpus.table import ShardTable
 from streampack.dataset.dataset import PackedDataset
 from streampack.errors import ConfigError
 from streampack.lanes.run import RunSource
+from streampack.storage.clients import local_path
 
 ShardRanges: TypeAlias = Mapping[str, range]
 """Of each source, the indexes of the shards that are read."""
@@ -42,6 +45,17 @@ class Work(Protocol):
 
     def run(self, shards: ShardRanges, *, workers: int | None, advance: Advance) -> Any:  # Any: a record
         """What is found in some shards of each source: a record that `plain` takes."""
+
+    def is_good(self, result: Any) -> bool:  # Any: JSON
+        """Whether nothing that may be repaired was found; else the part is read again when it is run again."""
+
+
+class Kept(msgspec.Struct, kw_only=True):
+    """What a part leaves in its folder."""
+
+    files: str
+    """`files_of` its shards, before they were read."""
+    found: Any  # Any: JSON
 
 
 def of_source(name: str) -> str:
@@ -84,6 +98,22 @@ def shards_of_part(tables: Mapping[str, ShardTable], part: Part) -> dict[str, ra
     return found
 
 
+def files_of(tables: Mapping[str, ShardTable], shards: ShardRanges) -> str:
+    """16 hex digits that are others after a local shard was changed; the ETags of remote ones are in the job.
+
+    Without the inode, which differs from node to node where a bucket is mounted.
+    """
+    found = hashlib.blake2b(digest_size=8)
+    for name, mine in shards.items():
+        for index in mine:
+            path = local_path(tables[name][index].url)
+            if path is not None:
+                with contextlib.suppress(OSError):  # a shard that is missing is an error where it is read
+                    status = Path(path).stat()
+                    found.update(f"{index} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n".encode())
+    return found.hexdigest()
+
+
 def size_of(tables: Mapping[str, ShardTable], shards: ShardRanges) -> tuple[int, int]:
     """How many shards these are, and their bytes."""
     num_bytes = sum(int(tables[name].sizes[mine.start : mine.stop].sum()) for name, mine in shards.items())
@@ -104,7 +134,9 @@ def record(values: Any, kind: type[_Result]) -> _Result:  # Any: JSON
     try:
         return msgspec.convert(values, kind, dec_hook=_as_array)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"what a part has found cannot be read: {error}; run the part again") from error
+        raise ConfigError(
+            f"what a part has found cannot be read: {error}; remove its file, and run the part again"
+        ) from error
 
 
 def _as_list(value: Any) -> list[int]:

@@ -87,6 +87,9 @@ class Verifying:
             done.next_source(int(table.sizes[mine.start : mine.stop].sum()), len(mine))
         return found
 
+    def is_good(self, result: Any) -> bool:  # Any: JSON
+        return not any(verdict.num_problems for verdict in record(result, Found).verdicts)
+
     def _known(self, source: RunSource, shards: range) -> dict[int, Verdict]:
         """The verdicts of the journal on shards that it knows as good."""
         found: dict[int, Verdict] = {}

@@ -5,19 +5,27 @@ The real one is in tests/nightly/test_ray.py.
 
 import os
 import pickle
+import re
 import socket
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
+from streampack.cli import app
 from streampack.cli.parts.on_ray import run_tasks
+from streampack.cli.parts.options import with_address
 from streampack.errors import ConfigError, CorruptShardError, LoaderError
+from streampack.storage.options import Storage
+from streampack.storage.writing import StorageWriter
+from streampack.testing import write_shards
 
 ITEMS = {number: 10 * number for number in range(5)}
 
@@ -163,6 +171,77 @@ def test_without_ray_or_a_cluster_the_error_says_what_to_do(monkeypatch: pytest.
     monkeypatch.delenv("RAY_ADDRESS")
     with pytest.raises(ConfigError, match=r"pip install 'streampack\[ray\]', here and on all nodes"):
         run_on(None, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("given", "as_taken"),
+    [
+        (["verify", "in/", "--ray"], ["verify", "in/", "--ray=auto"]),
+        (["verify", "--ray", "--parts", "p", "in/"], ["verify", "--ray=auto", "--parts", "p", "in/"]),
+        (["verify", "--ray", "--", "in/"], ["verify", "--ray=auto", "--", "in/"]),
+        (["verify", "--ray=", "in/"], ["verify", "--ray=auto", "in/"]),
+        (["verify", "in/", "--ray", ""], ["verify", "in/", "--ray=auto"]),
+        (["verify", "--ray", "auto", "in/"], ["verify", "--ray=auto", "in/"]),
+        (["verify", "--ray", "node-7:6379", "in/"], ["verify", "--ray=node-7:6379", "in/"]),
+        (["verify", "--ray=[::1]:6379", "in/"], ["verify", "--ray=[::1]:6379", "in/"]),
+        (["verify", "in/", "--ray", "ray://head:10001"], ["verify", "in/", "--ray=ray://head:10001"]),
+        (["verify", "--", "--ray", "in/"], ["verify", "--", "--ray", "in/"]),
+    ],
+)
+def test_ray_without_an_address_is_the_cluster_of_the_environment(given: list[str], as_taken: list[str]) -> None:
+    assert with_address(given) == as_taken
+
+
+@pytest.mark.parametrize("shards", ["corpus/", "@manifest.jsonl", "s3://b/{0..9}.tar", "run.yaml", "C", "in:x"])
+def test_what_may_be_a_shard_is_no_address_of_ray(shards: str) -> None:
+    for given in (["--ray", shards], [f"--ray={shards}"]):
+        with pytest.raises(typer.BadParameter, match=f"{re.escape(shards)} is no address of a Ray cluster: "):
+            with_address(["verify", *given, "in/"])
+
+
+def test_the_same_command_reads_again_what_has_changed_and_what_had_problems(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    begun: list[int] = []
+
+    def run_in_place(task: Any, items: dict[int, Any], **_: object) -> Iterator[tuple[int, Any]]:
+        begun.extend(items)
+        yield from [(index, task(item)) for index, item in items.items()]
+
+    monkeypatch.setattr("streampack.cli.parts.dispatch.run_tasks", run_in_place)
+    urls = write_shards(tmp_path / "in", [f"document {number} " for number in range(6)], documents_per_shard=1)
+    asked = ["verify", str(tmp_path / "in"), "--parts", str(tmp_path / "parts"), "--ray"]
+    seen = []
+    for changed, byte in ((1, b"\xff"), (4, b"D"), (1, b"d")):
+        data = Path(urls[changed]).read_bytes()
+        at = data.index(b"ocument") - 1
+        Path(urls[changed]).write_bytes(data[:at] + byte + data[at + 1 :])
+        seen.append((CliRunner().invoke(app, asked).exit_code, begun[:]))
+        begun.clear()
+    assert seen == [(1, [0, 1, 2, 3, 4, 5]), (1, [1, 4]), (0, [1])]
+
+
+def test_write_gives_all_nodes_the_scratch_folder_of_this_command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With remote data its tasks stay in the folder in which their node began."""
+    given: list[Any] = []
+
+    def run_in_place(task: Any, items: dict[int, int], **_: object) -> Iterator[tuple[int, bool]]:
+        given.append(task.request.scratch)
+        (tmp_path / "node").mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / "node")
+        yield from [(index, task(item)) for index, item in items.items()]
+
+    monkeypatch.setattr("streampack.cli.write.run_tasks", run_in_place)
+    monkeypatch.chdir(tmp_path)
+    url = f"memory://{tmp_path.name}"
+    StorageWriter(Storage()).write(f"{url}/in/a.jsonl", b'{"text": "a"}\n')
+    asked = ["write", f"{url}/in/a.jsonl", "-o", f"{url}/out", "--scratch", "mine", "--ray"]
+    result = CliRunner().invoke(app, asked)
+    assert result.exit_code == 0, result.output
+    assert {str(scratch) for scratch in given} == {str(tmp_path / "mine")}
+    assert list((tmp_path / "node").iterdir()) == []
 
 
 def test_nodes_of_another_release_or_without_the_folder_are_named(
