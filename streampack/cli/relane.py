@@ -5,7 +5,6 @@ stdout what changes.
 Invariants: no shard is read, but for its name and size; a file that is there stays.
 """
 
-import json as plain
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +19,7 @@ from streampack.errors import ConfigError
 from streampack.loader.relaning import relane as relane_state
 from streampack.state.checkpoint import State
 from streampack.state.fingerprint import fingerprint_of
+from streampack.state.forms import leftovers_from_json
 from streampack.state.joining import to_json
 from streampack.state.reading import read_state
 
@@ -65,13 +65,13 @@ def relane(
     saved = read_state(state)
     made = relane_state(saved, make_dataset([config]), num_lanes)
     _write(made, output_file)
-    left = plain.loads(str(made["leftovers"]))
+    epochs = {name: left.epoch for name, left in leftovers_from_json(made["leftovers"]).items()}
     found = {
         "num_lanes": num_lanes,
         "num_lanes_before": fingerprint_of(saved)["num_lanes"],
         "ranks": fitting_ranks(num_lanes),
         "first_pack": made["global_pack"],
-        "last_epoch_begun": {name: epoch for name, (epoch, _) in left.items()},
+        "last_epoch_begun": epochs,
     }
     if json:
         print_json(found)
@@ -79,7 +79,7 @@ def relane(
     console = output()
     console.print(f"{found['num_lanes_before']:,} -> {num_lanes:,} lanes, from global pack {found['first_pack']:,} on")
     console.print(f"ranks that fit: {' '.join(f'{ranks:,}' for ranks in fitting_ranks(num_lanes))}")
-    for name, (epoch, _) in left.items():
+    for name, epoch in epochs.items():
         console.print(f"source {name}: what is left of the epochs up to {epoch} is divided among the new lanes")
     console.print(f"written: {output_file}; load it with num_lanes: {num_lanes} in the config, or auto")
 

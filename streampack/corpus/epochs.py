@@ -60,11 +60,11 @@ class Corpus:
 
     @property
     def unit(self) -> int:
-        """Bytes of a place of a `Section`: as many as a block has on average, or one."""
-        return max(self.total_bytes // max(self.num_places, 1), 1)
+        """Bytes of one step of the offsets of a `Section`: as many as a block has on average, or one."""
+        return max(self.total_bytes // max(self.num_offsets, 1), 1)
 
     @property
-    def num_places(self) -> int:
+    def num_offsets(self) -> int:
         """How many of them an epoch has."""
         return self.num_blocks or self.total_bytes
 
@@ -135,20 +135,20 @@ class Corpus:
         return with_ends_of_windows(found)
 
     def section(self, epoch: int, lane: int, begin: Cursor, part: tuple[int, int] | None = None) -> Section:
-        """A lane's share of an epoch, or the `part` of it between two places."""
+        """A lane's share of an epoch, or the `part` of it between two offsets."""
         order = self.order_epoch(epoch)
         pieces: Sequence[Piece]
-        places: Sequence[int]
+        offsets: Sequence[int]
         if self.window:
             within = slice(None) if part is None else slice(*part)
             pieces = self._block_line.pieces(lane, self.num_lanes, seed=self.seed, epoch=order, within=within)
             first = within.start or 0
-            places, stop = range(first, first + len(pieces)), first + len(pieces)
+            offsets, stop = range(first, first + len(pieces)), first + len(pieces)
         else:
             line = self._line(order)
             bounds = lane_share(lane, self.num_lanes, line.total_bytes) if part is None else part
             found, stop = line.between(*bounds), bounds[1]
-            places, pieces = [place for place, _ in found], [piece for _, piece in found]
+            offsets, pieces = [offset for offset, _ in found], [piece for _, piece in found]
             pieces = pieces if self.spans is None else self.spans.placed(pieces)
         return Section(
             num_lanes=self.num_lanes,
@@ -156,7 +156,7 @@ class Corpus:
             window=self.window,
             epoch=epoch,
             pieces=pieces,
-            places=places,
+            offsets=offsets,
             stop=stop,
             begin=begin,
         )

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 
 class Leftover(NamedTuple):
-    """What one lane had left of one epoch, or some of it that follows each other. Places are those of a `Section`."""
+    """What one lane had left of one epoch, or some of it that follows each other. Offsets are those of a `Section`."""
 
     num_lanes: int
     """Of the lanes by which it was cut."""
@@ -34,7 +34,7 @@ class Leftover(NamedTuple):
     """1: up to `head` it is read right after the leftover before it, by the same lane: their packing window is one."""
     begin: int
     head: int
-    """What is before this place is read by one lane; `begin` where nothing of it was opened."""
+    """What is before this offset is read by one lane; `begin` where nothing of it was opened."""
     stop: int
     sample: int = -1
     """This and what follows: where its reading begins, as in a `Cursor`."""
@@ -88,7 +88,7 @@ class Leftovers(NamedTuple):
             lanes: which ones.
             num_lanes: of the run.
             window: blocks that are read together; 0: the pieces are no blocks.
-            unit: number of lanes by which something was cut -> bytes of a place.
+            unit: number of lanes by which something was cut -> bytes of an offset.
         """
         rows = self.rows()
         cut_by = np.unique(rows[:, _COLUMN["num_lanes"]]).tolist()
@@ -120,7 +120,7 @@ class LeftoversOfLanes:
 
 
 def _deal(rows: NDArray[np.int64], num_lanes: int, window: int, units: Mapping[int, int]) -> NDArray[np.int64]:
-    """As `LeftoversOfLanes.rows`, of all lanes; `units`: bytes of a place, by the number of lanes that cut it."""
+    """As `LeftoversOfLanes.rows`, of all lanes; `units`: bytes of an offset, by the number of lanes that cut it."""
     if not len(rows):
         return np.zeros((0, 2 + rows.shape[1]), np.int64)
     epochs = rows[:, _COLUMN["epoch"]]
@@ -158,12 +158,12 @@ def _begins(
     Args:
         rows: all leftovers.
         own: [n] the rows of this epoch.
-        unit: [len(rows)] bytes of a place of each.
+        unit: [len(rows)] bytes of an offset of each.
         num_lanes: how many parts.
         window: blocks that are read together, at least 1.
 
     Returns:
-        int64 [m, 3]: row, place and lane. Of several at one place the highest lane has it.
+        int64 [m, 3]: row, offset and lane. Of several at one offset the highest lane has it.
     """
     joins, begin, head, stop = (rows[own, _COLUMN[name]] for name in ("joins", "begin", "head", "stop"))
     unit = unit[own]
@@ -175,10 +175,10 @@ def _begins(
     whole = own, begin, np.searchsorted(cuts, before, side="right") - 1
     # A cut inside a leftover moves to the next group, and out of what is opened.
     which = np.searchsorted(before, cuts, side="right") - 1
-    place = begin[which] + -(-(cuts - before[which]) // unit[which])
-    place = np.maximum(-(-place // window) * window, head[which])
-    is_inside = (place > begin[which]) & (place < stop[which]) & (cuts > before[which])
-    inside = own[which[is_inside]], place[is_inside], lanes[is_inside]
+    offset = begin[which] + -(-(cuts - before[which]) // unit[which])
+    offset = np.maximum(-(-offset // window) * window, head[which])
+    is_inside = (offset > begin[which]) & (offset < stop[which]) & (cuts > before[which])
+    inside = own[which[is_inside]], offset[is_inside], lanes[is_inside]
     # What comes after a packing window that a leftover joins is cut like any other.
     has_rest = (joins == 1) & (head < stop)
     at = before + (head - begin) * unit
@@ -187,9 +187,9 @@ def _begins(
 
 
 def _last_of_each(begins: NDArray[np.int64]) -> NDArray[np.int64]:
-    """As `_begins` gives them, in order, of several at one place the last one."""
-    row, place, lane = begins.T
-    begins = begins[np.lexsort((lane, place, row))]
+    """As `_begins` gives them, in order, of several at one offset the last one."""
+    row, offset, lane = begins.T
+    begins = begins[np.lexsort((lane, offset, row))]
     is_last = np.append((begins[1:, :2] != begins[:-1, :2]).any(axis=1), True)
     last: NDArray[np.int64] = begins[is_last]
     return last

@@ -21,8 +21,8 @@ from streampack.records import Cursor
 class Section:
     """Pieces of one epoch that a lane reads one after the other.
 
-    A **place** is where something stands on the epoch's line: with blocks the index of a piece among those of the lane
-    by which they were cut, else a byte of all shards laid end to end.
+    An **offset** is where something stands on the epoch's line: with blocks the index of a piece among those of the
+    lane by which they were cut, else a byte of all shards laid end to end.
     """
 
     num_lanes: int
@@ -34,14 +34,14 @@ class Section:
     epoch: int
     """Whose order it has; `begin.epoch` is that of the lane's cursor."""
     pieces: Sequence[Piece]
-    places: Sequence[int]
+    offsets: Sequence[int]
     """[len(pieces)]: where each begins."""
     stop: int
-    """The place after the last piece."""
+    """The offset after the last piece."""
     begin: Cursor
     """Where the lane begins to read it: `piece` is the lane's index of its first piece."""
     head: int = 0
-    """What is before this place is read by one lane, whatever becomes of the rest."""
+    """What is before this offset is read by one lane, whatever becomes of the rest."""
     number: int = -1
     """Which of the `Leftovers` it is from, or a part of; -1: it is the share of an epoch."""
     joins: bool = False
@@ -59,7 +59,7 @@ class Section:
 
     def as_cut(self, piece: int) -> int:
         """The index of a piece of the lane among those of the lane by which it was cut; with blocks only."""
-        return piece - self.base + self.places[0]
+        return piece - self.base + self.offsets[0]
 
     def last_together(self, piece: int) -> int:
         """The last piece of the lane that is read together with this one: of its window's group, if that is whole."""
@@ -67,38 +67,38 @@ class Section:
             return piece
         return min(piece + self.window - 1 - self.as_cut(piece) % self.window, self.end - 1)
 
-    def place(self, piece: int, sample: int) -> int:
+    def offset(self, piece: int, sample: int) -> int:
         """Where the lane's reading begins that begins with a sample of one of its pieces (-1: with the first one)."""
         index = piece - self.base
         if index == len(self.pieces):
             return self.stop
-        at = self.places[index]
+        at = self.offsets[index]
         if self.window or self.pieces[index].whole or sample < 0:
             return at
         # A piece has the whole sample that its end falls into, and perhaps one that begins right after its end.
         return at + min(max(sample - self.pieces[index].begin, 0), self._size(index) - 1)
 
     def after(self, piece: int, sample: int) -> int:
-        """The place after all that is read together with a sample (-1: a piece)."""
+        """The offset after all that is read together with a sample (-1: a piece)."""
         index = piece - self.base
         if index >= len(self.pieces):
             return self.stop
         if self.window:
-            return self.places[self.last_together(piece) - self.base] + 1
+            return self.offsets[self.last_together(piece) - self.base] + 1
         whole = self.pieces[index].whole or sample < 0
-        return self.places[index] + self._size(index) if whole else min(self.place(piece, sample) + 1, self.stop)
+        return self.offsets[index] + self._size(index) if whole else min(self.offset(piece, sample) + 1, self.stop)
 
     def _size(self, index: int) -> int:
         return self.pieces[index].end - self.pieces[index].begin
 
-    def at(self, place: int) -> tuple[int, int]:
-        """The lane's piece that holds a place, and the byte of its shard (with blocks, and in shards read whole, 0)."""
+    def at(self, offset: int) -> tuple[int, int]:
+        """The lane's piece that has an offset, and the byte of its shard (with blocks, and in shards read whole, 0)."""
         low, high = 0, len(self.pieces)
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if self.places[middle] <= place else (low, middle)
+            low, high = (middle, high) if self.offsets[middle] <= offset else (low, middle)
         is_byte = not (self.window or self.pieces[low].whole)
-        return self.base + low, self.pieces[low].begin + place - self.places[low] if is_byte else 0
+        return self.base + low, self.pieces[low].begin + offset - self.offsets[low] if is_byte else 0
 
 
 def with_ends_of_windows(sections: Sequence[Section]) -> list[Section]:

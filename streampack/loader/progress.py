@@ -109,8 +109,8 @@ def _unread(cursor: Cursor, corpus: Corpus, lane: int) -> float:
     left = 0.0
     for section in corpus.sections(cursor.epoch, lane):
         if cursor.piece < section.end:
-            begin = section.place(*cursor[1:3]) if cursor.piece >= section.base else section.places[0]
-            left += (section.stop - begin) / max(corpus.of_lanes(section.num_lanes).num_places, 1)
+            begin = section.offset(*cursor[1:3]) if cursor.piece >= section.base else section.offsets[0]
+            left += (section.stop - begin) / max(corpus.of_lanes(section.num_lanes).num_offsets, 1)
     return left * corpus.num_lanes
 
 

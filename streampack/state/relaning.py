@@ -37,7 +37,7 @@ class _Found(NamedTuple):
 
     leftover: Leftover
     skipped: tuple[tuple[int, SkippedRange], ...]
-    """(the place of each, as it was skipped)."""
+    """(the offset of each, as it was skipped)."""
 
 
 def relaned(committed: Committed, run: Run, num_lanes: int) -> Committed:
@@ -109,7 +109,7 @@ def _of_lane(
                 continue
             is_here = cursor[:2] >= (epoch, section.base)
             start = cursor if is_here else section.begin
-            begin = section.place(*start[1:3])
+            begin = section.offset(*start[1:3])
             head = max(begin, 0 if is_here else section.head)
             if is_here and start[2:] != _PLAIN:
                 head = section.after(*start[1:3])
@@ -123,7 +123,7 @@ def _of_lane(
                 if (epoch, section.base) <= each[:2] < (epoch, section.end):
                     is_rest = each.record == REST_OF_PIECE
                     head = max(head, section.after(each.last_piece, -1 if is_rest else each.first))
-                    skipped.append((section.place(each.last_piece, each.first), each))
+                    skipped.append((section.offset(each.last_piece, each.first), each))
             if begin < section.stop:
                 yield _Found(
                     Leftover(
@@ -149,9 +149,9 @@ def _skipped(found: list[_Found], corpus: Corpus, epoch: int) -> Iterator[tuple[
     assert corpus.left is not None, "what was skipped is in a leftover"
     for lane in sorted(set(corpus.left.lanes_of(wanted))):
         for section in corpus.sections(epoch, lane):
-            for place, each in wanted.get(section.number, ()):
-                if section.places[0] <= place < section.stop:
-                    piece, _ = section.at(place)
+            for offset, each in wanted.get(section.number, ()):
+                if section.offsets[0] <= offset < section.stop:
+                    piece, _ = section.at(offset)
                     yield lane, each._replace(epoch=epoch, last_piece=section.last_together(piece))
 
 

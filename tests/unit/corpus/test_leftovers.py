@@ -1,4 +1,4 @@
-"""Leftovers of earlier lanes: each place goes to one new lane, cut between groups, and what is opened stays whole."""
+"""Leftovers of earlier lanes: each offset goes to one new lane, cut between groups, and what is opened stays whole."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,7 +26,7 @@ def test_two_lanes_become_three() -> None:
 def test_a_leftover_goes_with_the_one_whose_packing_window_it_joins_as_far_as_that_reaches() -> None:
     other = Leftover(2, 0, 4, 0, begin=0, head=0, stop=10)
     first = Leftover(2, 1, 4, 0, begin=90, head=100, stop=100, sample=5, given=2)
-    joined = Leftover(2, 1, 5, 1, begin=0, head=20, stop=100)  # by its place in epoch 5 lane 0 would read it
+    joined = Leftover(2, 1, 5, 1, begin=0, head=20, stop=100)  # by its offset in epoch 5 lane 0 would read it
     dealt = deal([other, first, joined], 2, window=0)
     rest = Leftover(2, 1, 5, 0, begin=20, head=20, stop=50)
     assert [dealt.of_lane(lane) for lane in range(2)] == [
@@ -47,7 +47,7 @@ def test_a_lane_begins_with_what_is_inside_a_document() -> None:
     st.integers(1, 4),
     st.integers(1, 9),
 )
-def test_each_place_is_in_one_lane_and_cuts_are_between_groups(
+def test_each_offset_is_in_one_lane_and_cuts_are_between_groups(
     rows: list[tuple[int, int, int, bool]], num_lanes: int, window: int, unit: int
 ) -> None:
     leftovers = [
@@ -58,7 +58,7 @@ def test_each_place_is_in_one_lane_and_cuts_are_between_groups(
     parts = [found for lane in range(num_lanes) for found in dealt.of_lane(lane)]
     for number, whole in enumerate(leftovers):
         of_it = sorted((part for row, part in parts if row == number), key=lambda part: part.begin)
-        places = [place for part in of_it for place in range(part.begin, part.stop)]
-        assert places == list(range(whole.begin, whole.stop))
+        offsets = [offset for part in of_it for offset in range(part.begin, part.stop)]
+        assert offsets == list(range(whole.begin, whole.stop))
         for part in of_it[1:]:
             assert part.begin >= whole.head and (part.begin % window == 0 or part.begin == whole.head)
