@@ -12,9 +12,10 @@ import typer
 
 import streampack
 from streampack.cli.arguments import Json
-from streampack.cli.parts.dispatch import has_written_shards, kept_results
+from streampack.cli.parts.dispatch import kept_results
 from streampack.cli.write import finish as finish_write
 from streampack.corpus.parts import PartsFolder
+from streampack.corpus.writing.request import has_written_shards
 from streampack.errors import ConfigError
 from streampack.storage.redaction import named
 

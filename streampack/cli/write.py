@@ -140,16 +140,12 @@ def _write_on_ray(request: Request, address: str, progress: Progress, *, at_once
             advance(0, done)
             if not is_written:
                 left[index] = index
-    written = merge_parts(request.output)
-    assert written is not None, "its parts are written"
-    return written
+    return merge_parts(request.output)
 
 
 def finish(folder: str, *, json: bool) -> None:
     """Finish a folder that was written in parts, and print what is there."""
-    written = merge_parts(folder)
-    assert written is not None, "something was written into it"
-    _tell_all(written, json=json)
+    _tell_all(merge_parts(folder), json=json)
 
 
 def _tell_all(written: WrittenShards, *, json: bool) -> None:

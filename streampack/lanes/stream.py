@@ -38,6 +38,7 @@ _PACKS_AHEAD = 64
 _UNTIL = Cursor._fields.index("until")
 _NOTHING = Counts()
 
+
 class LaneStream:
     """The packs of one source in one lane from a position on, in order."""
 

@@ -15,10 +15,9 @@ from streampack.cli.parts.work import Kept, ShardRanges, Work, files_of, job_of,
 from streampack.cli.progress import ShardProgress
 from streampack.corpus.parts import WHOLE, Part, PartsFolder, PartsJob, as_part
 from streampack.corpus.processes import Advance, advance_silently
-from streampack.corpus.writing.folder import OutputFolder
+from streampack.corpus.writing.request import has_written_shards
 from streampack.errors import ConfigError
 from streampack.storage.clients import local_path
-from streampack.storage.options import Storage
 from streampack.storage.redaction import named
 
 _MOST_RAY_PARTS = 2000
@@ -42,19 +41,13 @@ def kept_results(folder: PartsFolder, job: PartsJob) -> Iterator[Any]:  # Any: J
     return (record(kept, Kept).found for kept in folder.results(job))
 
 
-def has_written_shards(url: str) -> bool:
-    """Whether `write` writes into this folder, or has."""
-    folder = OutputFolder(url, Storage())
-    return folder.begun() is not None or folder.read_finished() is not None
-
-
 def _do_part(work: Work, part: Part, division: Division, *, doing: str, json: bool) -> None:
     assert division.parts is not None, "see Division.check"
     folder, job = _parts_folder(division.parts), job_of(work, part.num_parts)
     shards = shards_of_part(work.tables, part)
     num_shards, num_bytes = size_of(work.tables, shards)
     done = folder.done(job)
-    was_done = part.index in done and not _again(work, {part.index: shards}, folder, job)
+    was_done = part.index in done and not _to_read_again(work, {part.index: shards}, folder, job)
     if not was_done:
         with ShardProgress(f"{doing} part {part}", num_shards, num_bytes) as progress:
             found = _keep(work, shards, workers=division.workers, advance=progress.advance)
@@ -93,7 +86,7 @@ def _keep(work: Work, shards: ShardRanges, *, workers: int | None, advance: Adva
     return plain(Kept(files=files, found=plain(work.run(shards, workers=workers, advance=advance))))
 
 
-def _again(work: Work, done: Mapping[int, ShardRanges], folder: PartsFolder, job: PartsJob) -> list[int]:
+def _to_read_again(work: Work, done: Mapping[int, ShardRanges], folder: PartsFolder, job: PartsJob) -> list[int]:
     """Those parts that are done and are to be read again: their files have changed, or problems may be repaired."""
     again = []
     for (index, shards), result in zip(done.items(), folder.results(job, done), strict=True):
@@ -110,7 +103,7 @@ def _on_ray(work: Work, address: str, division: Division, *, doing: str) -> Iter
         folder = _parts_folder(division.parts or temporary)
         parts = {index: shards_of_part(work.tables, Part(index, job.num_parts)) for index in range(job.num_parts)}
         done = {index: parts[index] for index in sorted(folder.done(job))}
-        for index in done.keys() - set(_again(work, done, folder, job)):
+        for index in done.keys() - set(_to_read_again(work, done, folder, job)):
             del parts[index]
         sizes = {index: size_of(work.tables, shards) for index, shards in parts.items()}
         shards_left, bytes_left = (sum(size[which] for size in sizes.values()) for which in (0, 1))

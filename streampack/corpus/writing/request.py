@@ -123,8 +123,14 @@ def write_part(request: Request, part: Part, progress: Progress) -> WrittenPart:
     return WrittenPart(shards=shards, missing=_missing(part, folder.parts.done(shared)))
 
 
-def merge_parts(output: AnyPath, storage: Storage | Mapping[str, object] | None = None) -> WrittenShards | None:
-    """Finish a folder of which all parts are written; None: nothing was written into it.
+def has_written_shards(output: AnyPath) -> bool:
+    """Whether shards are being written into a folder, or were."""
+    folder = OutputFolder(os.fspath(output), Storage())
+    return folder.begun() is not None or folder.read_finished() is not None
+
+
+def merge_parts(output: AnyPath, storage: Storage | Mapping[str, object] | None = None) -> WrittenShards:
+    """Finish a folder that `has_written_shards`, when all parts are written.
 
     Raises:
         ConfigError: parts are missing.
@@ -134,7 +140,8 @@ def merge_parts(output: AnyPath, storage: Storage | Mapping[str, object] | None 
     begun = folder.begun()
     if begun is None:
         finished = folder.read_finished()
-        return None if finished is None else _told(folder, finished.job, finished.written, was_finished=True)
+        assert finished is not None, "see has_written_shards"
+        return _told(folder, finished.job, finished.written, was_finished=True)
     shared = _shared(begun.job, begun.num_parts)
     if missing := _missing(Part(0, begun.num_parts), folder.parts.done(shared)):
         first = missing.replace("-", ",").partition(",")[0]
