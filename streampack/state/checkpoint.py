@@ -220,9 +220,14 @@ class Committed:
         )
 
     def epochs_begun(self, source: int) -> NDArray[np.int64]:
-        """[len(lanes)]: how many epochs of a source each lane has begun; all of a packing window that is half out."""
+        """[len(lanes)]: how many epochs of a source each lane has begun.
+
+        All of a packing window that is half out are, and those of leftovers: some lane had begun the last one of them.
+        """
         cursors = self._by_lane()[:, source, :NUM_CURSOR]
         begun: NDArray[np.int64] = cursors[:, 0] + (cursors[:, 1:] != Cursor()[1:]).any(axis=1)
+        if (left := self.left.get(self.sources[source])) is not None:
+            begun = np.where(cursors[:, 0] <= left.epoch, left.epoch + 1, begun)
         return np.maximum(begun, cursors[:, _UNTIL])
 
     def sources_with_leftovers(self) -> set[str]:

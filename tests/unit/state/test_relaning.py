@@ -149,6 +149,39 @@ def test_sources_end_and_a_stage_cuts_in_another_way_after_it(
     assert max(found.rows.values()) == 1
 
 
+@pytest.mark.parametrize("steps", [[(10, 1), (0, 12)], [(10, 3), (1, 5), (0, 12)], [(8, 3), (0, 1), (2, 12)]], ids=str)
+def test_leftovers_that_no_lane_has_opened_yet_are_divided_again(
+    texts: list[str], tmp_path: Path, steps: list[tuple[int, int]]
+) -> None:
+    """Of a source that comes rarely: the lanes after a relane begin it, and are given up before they do."""
+    sources = {"web": Source(texts, max_epochs=1), "rare": Source(corpus(tmp_path, shards=2, seed=4), max_epochs=1)}
+    data = PackedDataset(
+        sources,
+        ByteTokenizer(),
+        seq_len=256,
+        num_lanes=12,
+        shuffle="shards",
+        packing="next_fit",
+        stages=[Stage(weights={"web": 6, "rare": 1})],
+    )
+    whole, found = Found(), Found()
+    Lanes.of(data).take(10**6, whole)
+    in_turn(Lanes.of(data), steps, found).take(10**6, found)
+    assert max(found.rows.values()) == 1
+    assert total(found)[:2] == total(whole)[:2]
+
+
+def test_an_epoch_of_which_something_is_left_has_begun(texts: list[str]) -> None:
+    lanes = Lanes.of(dataset(texts, shuffle="shards", packing="next_fit")).take(60, Found()).again(5)
+    for again in (lanes, lanes.again(3), lanes.again(3).again(40)):
+        committed = again.committed
+        assert committed.left["default"].epoch == 0
+        assert committed.epochs_begun(0).tolist() == [1] * committed.num_lanes
+        committed.check_max_epochs({"default": 1})
+        with pytest.raises(StateError, match="max_epochs=1 ends it after that epoch"):
+            committed.check_max_epochs({"default": 0})
+
+
 def test_cells_that_are_held_out_stay_out(tmp_path: Path) -> None:
     urls = corpus(tmp_path, shards=1, longest=120_000)
     data = dataset(
