@@ -55,12 +55,12 @@ class Found(msgspec.Struct, kw_only=True):
 
     rows: dict[str, list[ShardRow]]
     digests: bool
-    """Whether they were made now."""
+    """Whether digests were made, and not only copied from a manifest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """The work of `manifest`: shards that are listed, with their sizes, and what is to be told of them."""
+    """The work of `manifest`: a row for each listed shard, with digests where these are asked for."""
 
     tables: dict[str, ShardTable]
     storages: dict[str, StorageReader]
@@ -86,7 +86,7 @@ class Listing:
     def rows(
         self, shards: ShardRanges, *, workers: int | None, advance: Advance
     ) -> Generator[tuple[str, ShardRow], None, None]:
-        """The same, with the source of each, one after the other."""
+        """The rows of these shards one by one, each with its source."""
         done = Added(advance)
         for name, table in self.tables.items():
             mine = shards[name]

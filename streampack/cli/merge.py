@@ -1,4 +1,4 @@
-"""`streampack merge`: what all parts of a command have found, as one machine would tell it; written shards, finished.
+"""`streampack merge`: adds up what all parts of a command have found, or finishes a folder of written shards.
 
 In:  a folder with the files of all parts, or with the shards that all parts of `write` have written.
 Out: the output of the command, or its file; its exit code.

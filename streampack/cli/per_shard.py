@@ -24,18 +24,18 @@ class Work(Protocol[_Result_co]):
 
 
 class Added:
-    """How far several sources are, one after the other."""
+    """Adds up the progress of sources that are read one after the other."""
 
     def __init__(self, advance: Advance) -> None:
         self._advance = advance
         self._bytes_before = self._shards_before = 0
 
     def advance(self, bytes_done: int, shards_done: int) -> None:
-        """So much of the present source is done."""
+        """So many bytes and shards of the present source are done."""
         self._advance(self._bytes_before + bytes_done, self._shards_before + shards_done)
 
     def next_source(self, num_bytes: int, num_shards: int) -> None:
-        """A source is done, which had so much: what `advance` tells from now on is of the one after it."""
+        """The present source, of this size, is done: from here on `advance` is about the next one."""
         self._bytes_before += num_bytes
         self._shards_before += num_shards
 

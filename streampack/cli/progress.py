@@ -61,7 +61,7 @@ class ShardProgress(_Bars):
         self._task = self._progress.add_task("", total=num_bytes, shards=f"0/{num_shards:,}")
 
     def advance(self, bytes_done: int, shards_done: int) -> None:
-        """So many are done."""
+        """So many bytes and shards are done."""
         # Started as late as here: it has a thread, and the processes are forked before.
         self._progress.start()
         self._progress.update(self._task, completed=bytes_done, shards=f"{shards_done:,}/{self._num_shards:,}")

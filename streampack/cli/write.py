@@ -31,9 +31,9 @@ from streampack.errors import ConfigError
 from streampack.storage.clients import local_path
 
 _MOST_RAY_PARTS = 256
-"""Each lists the inputs. The cluster's size does not decide, so that another cluster goes on."""
+"""Each part lists the inputs. The cluster's size does not count, so that another one can go on with the same parts."""
 _SHOWN = 20
-"""Records that were left out, of which the table shows."""
+"""Records that were left out, of which so many are shown."""
 
 
 def write(
@@ -120,7 +120,7 @@ class _WritingPart:
     num_parts: int
 
     def __call__(self, index: int) -> bool:
-        """Whether the part is written; not: its records are sorted."""
+        """Whether the part is written; False: its records are sorted, and wait for those of other parts."""
         return write_part(self.request, Part(index, self.num_parts), progress_silently).shards is not None
 
 

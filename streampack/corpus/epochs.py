@@ -65,7 +65,7 @@ class Corpus:
 
     @property
     def num_offsets(self) -> int:
-        """How many of them an epoch has."""
+        """How many offsets an epoch has."""
         return self.num_blocks or self.total_bytes
 
     @property
@@ -113,7 +113,7 @@ class Corpus:
         return sections[0].pieces if len(sections) == 1 else [piece for each in sections for piece in each.pieces]
 
     def num_pieces(self, epoch: int, lane: int) -> int:
-        """How many these are."""
+        """How many pieces the lane reads in an epoch."""
         return sum(len(each.pieces) for each in self.sections(epoch, lane))
 
     def is_left(self, epoch: int) -> bool:

@@ -33,7 +33,7 @@ MANIFEST = "manifest.jsonl"
 WRITING = "_writing"
 """The folder, below the one that shards are written into, that is there until all of them are."""
 UNFINISHED = f"{WRITING}/job.json"
-"""A file that is there as long."""
+"""A file that is in it as long as it is there."""
 _COMPRESSIONS = frozenset({"gz", "zst", "bz2", "xz", "lz4", "br", "lzma", "z"})
 _OTHER = frozenset(
     {

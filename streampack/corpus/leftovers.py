@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 
 class Leftover(NamedTuple):
-    """What one lane had left of one epoch, or some of it that follows each other. Offsets are those of a `Section`."""
+    """What one lane had left of one epoch, or a stretch of it. Offsets are those of a `Section`."""
 
     num_lanes: int
     """Of the lanes by which it was cut."""
@@ -102,7 +102,7 @@ class LeftoversOfLanes:
     """Which of the leftovers of a source some lanes read."""
 
     epoch: int
-    """As which they read it."""
+    """The epoch as which they read it."""
     num_lanes: tuple[int, ...]
     """Numbers of lanes by which some of it was cut."""
     rows: NDArray[np.int64]

@@ -57,10 +57,10 @@ class PartsJob(msgspec.Struct, frozen=True, kw_only=True):
     """What all parts must have in common."""
 
     command: str
-    """That of the command line."""
+    """Its name on the command line."""
     num_parts: int
     about: dict[str, Any]
-    """JSON: all that decides on the result, by names that a user understands."""
+    """JSON: all that decides the result, by names that a user understands."""
 
     @property
     def digest(self) -> str:

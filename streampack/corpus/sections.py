@@ -43,7 +43,7 @@ class Section:
     head: int = 0
     """What is before this offset is read by one lane, whatever becomes of the rest."""
     number: int = -1
-    """Which of the `Leftovers` it is from, or a part of; -1: it is the share of an epoch."""
+    """The row of `Leftovers` that it is from; -1: it is the share of an epoch."""
     joins: bool = False
     """Whether the packing window that is half out in the section before it reaches into this one."""
 
@@ -68,7 +68,7 @@ class Section:
         return min(piece + self.window - 1 - self.as_cut(piece) % self.window, self.end - 1)
 
     def offset(self, piece: int, sample: int) -> int:
-        """Where the lane's reading begins that begins with a sample of one of its pieces (-1: with the first one)."""
+        """Where the lane begins to read, if that is with a sample of one of its pieces (-1: with the first one)."""
         index = piece - self.base
         if index == len(self.pieces):
             return self.stop

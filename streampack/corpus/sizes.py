@@ -31,12 +31,13 @@ _MOST_PAGES = 16
 _MOST_SIZES = 64
 """Sizes that are asked for at once."""
 _WORTH_A_PAGE = 32
-"""Sizes on a page for which the next one is asked for: as many requests take about as long."""
+"""Sizes that a page must tell for the next page to be asked for: as many single requests take about as long."""
 _MANY_SHARDS = 2_000
 
 NO_PATTERNS = "a manifest has a line for each shard, and no braces or globs (`streampack manifest` expands them)"
 
 Progress = Callable[[int, int], None]
+"""Called with (sizes known, sizes to look up)."""
 
 
 class Sizes(Protocol):

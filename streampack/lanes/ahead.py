@@ -43,7 +43,7 @@ class ReadAhead:
         return sum(item.joined.tokens.nbytes for item in self.items if isinstance(item, TokenizedBatch))
 
     def fill(self, reader: LaneReader, lacking_rows: int) -> None:
-        """Read about as many documents as have so many rows, or what comes next if that is none."""
+        """Read about as many documents as have so many rows; where something else comes next, that."""
         per_byte = max(self._tokens / self._bytes, 1 / _MOST_BYTES_PER_TOKEN)
         reader.demand.num_bytes = max(int(lacking_rows / per_byte), 1)
         before = clock.switch(clock.TAR)

@@ -37,7 +37,7 @@ class DocumentBatch(NamedTuple):
     num_bytes: int
     """Bytes of the members, or of the records, that they were made of."""
     section: Section
-    """What of the lane they are in."""
+    """The section of the lane that they are in."""
     row: int = 0
     """Rows of the first document that earlier packs hold; 0 except in the batch with which a section began."""
 

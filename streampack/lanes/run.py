@@ -127,7 +127,7 @@ class Run(NamedTuple):
 
 
 class Continued(NamedTuple):
-    """What a run that goes on from a state has of it."""
+    """What a run takes from the state that it goes on from."""
 
     begun: tuple[StageOfRun, ...] = ()
     """The first stages, as they have begun."""
@@ -136,9 +136,9 @@ class Continued(NamedTuple):
     since: int = 0
     """The global pack since which the run has these lanes."""
     left: tuple[tuple[str, Leftovers], ...] = ()
-    """(source, what lanes that the run had before have left of it)."""
+    """(name of a source, its leftovers), where the run had other lanes before."""
     lanes: Sequence[int] = ()
-    """Those of which it must be known what they read of that."""
+    """The lanes for which it is computed what they read of `left`."""
     placed: tuple[tuple[int, int], ...] = ()
     """(first_pack, first_tokens) of stages that have begun, where all else of them is as this run has it."""
 

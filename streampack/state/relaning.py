@@ -2,7 +2,7 @@
 
 In:    the committed rows of all lanes, and the run as it continues from them.
 Out:   rows of so many other lanes at the same global pack, with what the lanes have left of the epochs they have begun.
-Never: a row of a document that is lost or comes twice; a number of the run that is another one after it.
+Never: a row of a document that is lost or comes twice; a count of the whole run that changes.
 
     old lanes stand at      epoch 2, 3, 2           so 3 is the last epoch that one has begun
     left                    rest of 2, rest of 3, rest of 2, and all of 3 that the lanes in epoch 2 have not begun

@@ -13,9 +13,9 @@ class Counted:
     num_shards: int
     """Of the source, in all parts."""
     num_estimated: int
-    """Those of unknown size."""
+    """Shards among them whose size is not known, and so estimated."""
     shard_bytes: int
-    """Of these shards, what is read."""
+    """Bytes of these shards, without what is held out."""
     field: str
     seq_len: int
     ends: list[str]

@@ -1,4 +1,4 @@
-"""Commands over many shards, in parts: of one machine after another, or of a Ray cluster.
+"""Commands over many shards, in parts: each on a machine of its own, or all on a Ray cluster.
 
     streampack verify @m.jsonl                                all shards, here
     streampack verify @m.jsonl --part 3/32 --parts DIR        those of one part; what it found goes into DIR

@@ -23,10 +23,10 @@ from streampack.errors import ConfigError, LoaderError, StreampackError
 
 _Item = TypeVar("_Item")
 _MOST_TRIES = 20
-"""Of a part whose processes die: of more than that its data are the cause, not the cluster."""
+"""Of a part, before its data are taken to be what kills its processes, and not the cluster."""
 _CONNECT_S = 20
 _PENDING = 2
-"""Parts that are with the cluster for each of its cores: those that are done there find the next one waiting."""
+"""Parts that are submitted for each core of the cluster, so that a core that is done finds the next one waiting."""
 
 
 class _Driver(NamedTuple):
@@ -155,7 +155,7 @@ def _check_address(address: str) -> None:
 
 
 def _error_of(error: Any) -> StreampackError:  # Any: ray's
-    """What a task has raised, as it would be here."""
+    """The error that a task has raised, as it would be raised in this process."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, StreampackError):
         return type(cause)(str(cause))

@@ -1,4 +1,4 @@
-"""The options of a command that can be done in parts, and what of them does not fit together.
+"""The options of a command that can be done in parts; those that do not fit together are refused.
 
 In: the command line. Out: a `Division`.
 """

@@ -41,7 +41,7 @@ class Work(Protocol):
 
     @property
     def about(self) -> dict[str, Any]:  # Any: JSON
-        """All besides the shards that decides on the result, by the words of the command line."""
+        """What else decides the result, by names that a user knows from the command line."""
 
     def run(self, shards: ShardRanges, *, workers: int | None, advance: Advance) -> Any:  # Any: a record
         """What is found in some shards of each source: a record that `plain` takes."""
@@ -59,7 +59,7 @@ class Kept(msgspec.Struct, kw_only=True):
 
 
 def of_source(name: str) -> str:
-    """After a word, of which source it is; "" where the data have no names."""
+    """" of source NAME", to be put after a word; "" where the data have no names."""
     return "" if name == DEFAULT else f" of source {name}"
 
 
@@ -99,7 +99,7 @@ def shards_of_part(tables: Mapping[str, ShardTable], part: Part) -> dict[str, ra
 
 
 def files_of(tables: Mapping[str, ShardTable], shards: ShardRanges) -> str:
-    """16 hex digits that are others after a local shard was changed; the ETags of remote ones are in the job.
+    """16 hex digits that change when a local shard is changed; the ETags of remote ones are in the job.
 
     Without the inode, which differs from node to node where a bucket is mounted.
     """

@@ -12,9 +12,9 @@ from itertools import pairwise
 from typing import TypeAlias
 
 Span: TypeAlias = tuple[int, int]
-"""The runs from the first to the one before the last, as one run."""
+"""(first, stop): the runs from `first` to before `stop`, as one run."""
 Step: TypeAlias = dict[Span, tuple[Span, ...]]
-"""Merges that can be done side by side: what is made of what."""
+"""Merges that can be done side by side: each run that is made, and the runs that it is made of."""
 
 
 def plan_merges(num_runs: int, *, left: int, most: int) -> tuple[list[Step], list[Span]]:

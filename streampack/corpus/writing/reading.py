@@ -24,7 +24,7 @@ from streampack.storage.threads import side_by_side
 
 Records: TypeAlias = Iterable[str | Mapping[str, Any]]
 _COUNTED_BYTES = 2**30
-"""Before a range, in which lines are counted to name one: a file is not read again for each of its portions."""
+"""Bytes before a range in which lines are counted, to tell the number of a bad one; more are not read again."""
 _AT_ONCE = 16
 """Footers of Parquet files that are read side by side."""
 
