@@ -1,3 +1,3 @@
 """Which rank this process is, and the small exchanges between ranks."""
 
-__all__ = ["exchange", "groups", "topology", "torch_private"]
+__all__ = ["carrier", "exchange", "groups", "topology", "torch_private"]

@@ -18,7 +18,8 @@ import torch.distributed as dist
 
 from streampack.errors import ConfigError, TopologyError
 from streampack.metrics import clock
-from streampack.ranks.groups import PROCESS_GROUPS, Group, Wait
+from streampack.ranks.carrier import Wait
+from streampack.ranks.groups import PROCESS_GROUPS, Group
 from streampack.ranks.topology import Topology, has_process_group
 
 _T = TypeVar("_T")

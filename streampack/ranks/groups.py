@@ -15,32 +15,24 @@ What is exchanged goes up this tree, mesh by mesh, and its result comes down aga
 connections a mesh: 28 with 4,096 ranks, and most ranks have 7.
 """
 
+import atexit
+import ctypes
 import hashlib
-import queue
-import threading
-import time
+import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, Final
 
 import torch
 import torch.distributed as dist
 
+from streampack.ranks.carrier import Carrier, Wait
 from streampack.ranks.torch_private import new_gloo_group
 
 FAN = 8
 """Most ranks of a mesh: the processes of a node, as a rule."""
-_FIRST_NAP_S, _LONGEST_NAP_S = 0.0001, 0.01
 _LARGE_BYTES = 2**20
-
-Wait = Callable[[], object]
-"""Waits until an exchange is over.
-
-Raises:
-    RuntimeError: as torch does, where a connection breaks or time is up.
-"""
-_Exchange = tuple[Iterator[dist.Work], "Future[None]"]
 
 
 class Mesh:
@@ -72,13 +64,31 @@ class Mesh:
     def all_reduce(self, tensor: torch.Tensor, op: Any) -> dist.Work:
         return self._hold(self._group.allreduce(tensor, op), tensor.nbytes)
 
+    def close(self) -> None:
+        """Close the connections, once nobody else holds one of its collectives: no rank waits for this one any more."""
+        self._recent.clear()
+        self._recent_large.clear()
+        self._group = None  # type: ignore[assignment]  # nothing is begun after it
+
+    def keep_for_ever(self) -> None:
+        """Leave the connections to the end of the process.
+
+        The destructor of a gloo group waits for its collectives, and so for ranks that may never join them. Python
+        would call it at the end of the program, which then would not end.
+        """
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._group))
+
     def _hold(self, work: dist.Work, num_bytes: int) -> dist.Work:
         (self._recent if num_bytes < _LARGE_BYTES else self._recent_large).append(work)
         return work
 
 
 class Group:
-    """Some ranks, and the collectives between them; each begins at the call and is over when its `Wait` returns."""
+    """Some ranks, and the collectives between them; each begins at the call and is over when its `Wait` returns.
+
+    When one fails, this rank closes its connections, and each later one fails at once. So the others have an error,
+    too, one after the other, and none waits for a rank that has died or for one that knows of it.
+    """
 
     def __init__(self, meshes: Sequence[Mesh], *, rank: int, size: int) -> None:
         """`meshes`: those that this rank is in, of neighbours first."""
@@ -86,7 +96,11 @@ class Group:
         self.size: Final = size
         self.is_out_of_step = False
         self._meshes = meshes
-        self._asked: queue.SimpleQueue[_Exchange] | None = None
+        self._process = os.getpid()
+        self._error: BaseException | None = None
+        self._carrier = Carrier(self._close)
+        self._begun: list[deque[dist.Work]] = []
+        """Of each exchange that is not over, and not the carrier's, the collective that is not over."""
 
     def all_gather(self, rows: torch.Tensor) -> Wait:
         """Fill `rows`, one for each rank, in which this rank's own is given."""
@@ -127,44 +141,61 @@ class Group:
 
     def _begin(self, works: Iterator[dist.Work]) -> Wait:
         """Begin the first of `works`; each of the others begins when the one before is over, whoever waits for it."""
-        if self.size <= FAN:  # there is one, if any
-            first = next(works, None)
+        begin = self._begin_now if self.size <= FAN else self._carrier.carry
+        over: Wait | None = None
+        if self._error is None and os.getpid() == self._process:
+            try:
+                over = begin(works)
+            except RuntimeError as error:
+                self._close(error)
 
-            def wait() -> None:
-                if first is not None:
-                    first.wait()
-                for work in works:
-                    work.wait()
+        def wait() -> None:
+            if os.getpid() != self._process:
+                raise RuntimeError(
+                    f"the connections to the other ranks are those of process {self._process}, and process "
+                    f"{os.getpid()}, which was forked from it, cannot use them"
+                )
+            if over is None:
+                raise self._closed()
+            try:
+                over()
+            except RuntimeError as error:
+                self._close(error)
+                raise
 
-            return wait
-        if self._asked is None:
-            self._asked = queue.SimpleQueue()
-            threading.Thread(target=_carry_out, args=(self._asked,), name="streampack-ranks", daemon=True).start()
-        over: Future[None] = Future()
-        self._asked.put((works, over))
-        return over.result
+        return wait
 
+    def _begin_now(self, works: Iterator[dist.Work]) -> Wait:
+        """Begin an exchange of a single collective at most."""
+        begun = deque(islice(works, 1))
+        self._begun.append(begun)
 
-def _carry_out(asked: "queue.SimpleQueue[_Exchange]") -> None:
-    """Carry out one exchange after the other, for ever.
+        def wait() -> None:
+            if self._error is not None:
+                raise self._closed()
+            while begun:
+                begun.popleft().wait()
+                begun.extend(islice(works, 1))
+            self._begun = [each for each in self._begun if each is not begun]
 
-    This is a daemon thread, and the end of the program must not find it inside of torch: Python would unwind it there,
-    which C++ does not survive. So it asks whether a collective is over, and sleeps in Python.
-    """
-    while True:
-        works, over = asked.get()
-        try:
-            for work in works:
-                nap_s = _FIRST_NAP_S
-                while not work.is_completed():
-                    time.sleep(nap_s)
-                    nap_s = min(2 * nap_s, _LONGEST_NAP_S)
-                work.wait()
-        except BaseException as error:  # noqa: BLE001 (raised where the exchange is waited for)
-            over.set_exception(error)
-        else:
-            over.set_result(None)
-        del works, over  # what they hold must not live until the next one
+        return wait
+
+    def _close(self, error: BaseException) -> None:
+        if self._error is None:
+            self._error = error
+            for begun in self._begun:
+                begun.clear()
+            for mesh in self._meshes:
+                mesh.close()
+
+    def _closed(self) -> RuntimeError:
+        return RuntimeError(f"the connections to the other ranks are closed, since one has failed: {self._error}")
+
+    def end(self) -> None:
+        """Nothing is begun or waited for any more: the program ends."""
+        self._carrier.end()
+        for mesh in self._meshes:
+            mesh.keep_for_ever()
 
 
 def meshes_of(rank: int, size: int) -> list[range]:
@@ -189,7 +220,7 @@ class ProcessGroups:
       than another.
     * A job that makes many loaders keeps the same connections.
     * The destructor of a gloo group, and of a collective that gloo's threads may still hold, must not run in a forked
-      worker or right before a fork: nothing is ever taken out.
+      worker or right before a fork: nothing is ever taken out, and only what has failed is closed.
 
     `torch.distributed.new_group` would not do: it must be called on every rank of the job, or names a group by how many
     groups the process has, and ranks that differ in that number would wait for each other for ever.
@@ -198,6 +229,13 @@ class ProcessGroups:
     def __init__(self) -> None:
         self._groups: dict[tuple[str, tuple[int, ...]], list[tuple[dist.ProcessGroup, Group]]] = {}
         """(torch's default group of that time, ours); only the last one is in use."""
+        atexit.register(self.end)
+
+    def end(self) -> None:
+        """Let the program end, whatever the groups wait for."""
+        for made in self._groups.values():
+            for _, group in made:
+                group.end()
 
     def group_of(self, ranks: tuple[int, ...], purpose: str) -> Group:
         """The group of these global ranks for one purpose; a collective the first time."""

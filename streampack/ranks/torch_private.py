@@ -4,6 +4,7 @@ In:  torch 2.6 or later; tried with the releases in `TRIED`.
 Out: the names, or an ImportError that says which release of torch has changed them.
 
     new_gloo_group      a gloo group on the default store, which torch offers through `new_group` only; see `groups`
+    TIMEOUT_S           torch's time limit of a collective, in seconds
     add_to_store        a sum in the default store that a rank adds to without waiting for another rank's Python
 """
 
@@ -24,7 +25,10 @@ except ImportError as error:
         f"torch {torch.__version__} no longer has what streampack uses of it ({error}); tried with {', '.join(TRIED)}"
     ) from error
 
-__all__ = ["TRIED", "add_to_store", "new_gloo_group"]
+TIMEOUT_S = default_pg_timeout.total_seconds()
+"""For which a collective waits."""
+
+__all__ = ["TIMEOUT_S", "TRIED", "add_to_store", "new_gloo_group"]
 
 
 def new_gloo_group(name: str, *, rank: int, size: int) -> dist.ProcessGroup:

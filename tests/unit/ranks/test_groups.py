@@ -1,10 +1,15 @@
 """Collectives over a tree of meshes give what one mesh gives, on any number of ranks, over few connections."""
 
 import gc
+import os
+import subprocess
+import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -13,11 +18,14 @@ import torch.distributed as dist
 from torch.distributed import ProcessGroupGloo
 from torch.distributed.distributed_c10d import PrefixStore
 
-from streampack.ranks import groups
+from streampack.ranks import carrier, groups
+from streampack.ranks.carrier import Carrier
 from streampack.ranks.exchange import Exchange, NotSame
 from streampack.ranks.groups import Group, Mesh, meshes_of
 
 Connect = Callable[[int], list[Group]]
+SHORT_S = 10.0
+"""The time limit of a collective."""
 
 
 @pytest.fixture
@@ -27,7 +35,7 @@ def connect(monkeypatch: pytest.MonkeyPatch) -> Connect:
     made = iter(range(100))
 
     def new_gloo_group(name: str, *, rank: int, size: int) -> Any:
-        return ProcessGroupGloo(PrefixStore(name, store), rank, size)
+        return ProcessGroupGloo(PrefixStore(name, store), rank, size, timedelta(seconds=SHORT_S))
 
     def of(size: int) -> list[Group]:
         name = str(next(made))
@@ -79,17 +87,26 @@ def test_an_agreement_is_reached_though_no_other_rank_waits_for_it(connect: Conn
     assert agreements[5].wait() == 6
 
 
-def test_the_error_of_a_connection_is_raised_where_its_exchange_is_waited_for(connect: Connect) -> None:
+def test_the_error_of_a_connection_is_raised_where_its_exchange_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken:
         size, apart, is_top = 2, 1, True
+        num_closed = 0
+
+        def close(self) -> None:
+            self.num_closed += 1
 
         def all_reduce(self, *_: Any) -> dist.Work:
             raise RuntimeError("Connection closed by peer")
 
-    group: Any = Group([Broken()], rank=0, size=3)  # type: ignore[list-item]
-    for _ in range(2):  # the thread outlives an error
-        with pytest.raises(RuntimeError, match="Connection closed by peer"):
-            group.all_reduce(torch.zeros(1), dist.ReduceOp.MAX)()
+    monkeypatch.setattr(groups, "FAN", 2)
+    for size in (2, 3):  # one mesh, and a tree
+        mesh: Any = Broken()
+        group = Group([mesh], rank=0, size=size)
+        for _ in range(2):
+            over = group.all_reduce(torch.zeros(1), dist.ReduceOp.MAX)
+            with pytest.raises(RuntimeError, match="Connection closed by peer"):
+                over()
+        assert mesh.num_closed == 1
 
 
 def test_few_large_collectives_are_kept_alive() -> None:
@@ -134,15 +151,120 @@ def test_all_ranks_of_a_mesh_agree_on_who_is_in_it() -> None:
                 assert all(mesh in meshes_of(other, size) for other in mesh)
 
 
-def test_ranks_that_end_with_the_error_of_one_that_has_died_end_all_others(connect: Connect) -> None:
-    ranks = connect(5)
-    numbers = [torch.zeros(1) for _ in ranks]
-    die(ranks[3])
-    alive = {rank: ranks[rank].all_reduce(numbers[rank], dist.ReduceOp.MAX) for rank in (0, 1, 2, 4)}
-    for rank in (2, 0, 1, 4):  # 2 is in a mesh with 3, 0 with 2, and the others with 0
-        with pytest.raises(RuntimeError):
-            alive.pop(rank)()
-        die(ranks[rank])
+@pytest.mark.parametrize(("fan", "size", "dead"), [(2, 7, 3), (2, 7, 0), (2, 9, 8), (8, 5, 3)])
+def test_ranks_that_stay_alive_all_have_the_error_of_one_that_has_died(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch, fan: int, size: int, dead: int
+) -> None:
+    monkeypatch.setattr(groups, "FAN", fan)
+    ranks = connect(size)
+    waits = [ranks[rank].all_reduce(torch.zeros(1), dist.ReduceOp.MAX) for rank in range(size) if rank != dead]
+    die(ranks[dead])
+    with ThreadPoolExecutor(size) as pool:
+        ended = [pool.submit(each) for each in waits]
+        _, going_on = wait(ended, timeout=SHORT_S / 2)
+    assert not going_on
+    assert {type(each.exception()) for each in ended} == {RuntimeError}
+
+
+def test_what_comes_after_an_error_fails_at_once(connect: Connect) -> None:
+    for size in (2, 3):
+        alive, *others = connect(size)
+        for each in others:
+            die(each)
+        first, second = (alive.all_reduce(torch.zeros(1), dist.ReduceOp.MAX) for _ in range(2))
+        for over in (first, second, alive.broadcast(torch.zeros(1))):
+            with pytest.raises(RuntimeError, match=r"closed|reset"):
+                over()
+
+
+def test_a_thread_that_cannot_be_started_is_an_error_of_each_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    group = Group([], rank=0, size=9)
+    with monkeypatch.context() as without_threads:
+        without_threads.setattr(threading.Thread, "start", start)
+        over = group.all_reduce(torch.zeros(1), dist.ReduceOp.MAX)
+    for each in (over, group.all_reduce(torch.zeros(1), dist.ReduceOp.MAX)):
+        with ThreadPoolExecutor(1) as pool, pytest.raises(RuntimeError, match="can't start new thread"):
+            pool.submit(each).result(SHORT_S / 2)
+
+
+def test_threads_that_ask_at_once_have_one_carrier(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, together = threading.Thread.start, threading.Barrier(4)
+
+    def late(thread: threading.Thread) -> None:
+        if thread.name == "streampack-ranks":
+            time.sleep(0.01)  # in which the others ask
+            started.append(thread)
+        start(thread)
+
+    started: list[threading.Thread] = []
+    monkeypatch.setattr(threading.Thread, "start", late)
+    group = Group([], rank=0, size=9)
+
+    def ask(_: int) -> None:
+        together.wait()
+        group.all_reduce(torch.zeros(1), dist.ReduceOp.MAX)()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(ask, range(4)))
+    assert len(started) == 1
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_forked_process_does_not_wait_for_what_only_its_parent_is_told(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    group = connect(size)[0]
+    over = group.all_reduce(torch.zeros(1), dist.ReduceOp.MAX)
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    for each in (over, group.broadcast(torch.zeros(1))):
+        with ThreadPoolExecutor(1) as pool, pytest.raises(RuntimeError, match="forked from it, cannot use them"):
+            pool.submit(each).result(SHORT_S / 2)
+
+
+def test_an_exchange_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(carrier, "TIMEOUT_S", 0.01)
+    endless: Any = type("Endless", (), {"is_completed": lambda _: False})
+    ours = Carrier(lambda _: None)
+    with pytest.raises(RuntimeError, match="not over after 0 s"):
+        ours.carry(iter([endless()]))()
+    ours.end()
+    assert ours._thread is not None
+    assert not ours._thread.is_alive()
+
+
+@pytest.mark.parametrize(("fan", "kind"), [(2, "agreement"), (2, "gather"), (8, "agreement")])
+def test_a_program_ends_while_others_have_not_joined_its_exchange(fan: int, kind: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(fan), kind], timeout=20, check=False, capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stderr) == (3, "")
+
+
+PROGRAM = """
+import random, sys, threading
+import torch, torch.distributed as dist
+from concurrent.futures import ThreadPoolExecutor
+from torch.distributed import ProcessGroupGloo
+from streampack.ranks import groups
+from streampack.ranks.exchange import Exchange
+
+store, size = dist.HashStore(), 4
+groups.FAN = int(sys.argv[1])
+groups.new_gloo_group = lambda name, rank, size: ProcessGroupGloo(dist.PrefixStore(name, store), rank, size)
+with ThreadPoolExecutor(size) as pool:
+    made = list(pool.map(lambda rank: groups._connect("a", rank=rank, size=size), range(size)))
+groups.PROCESS_GROUPS._groups["pass", (0, 1, 2, 3)] = [(None, group) for group in made]
+if sys.argv[2] == "agreement":
+    pending = [Exchange(group).start_agreeing(1, (), highest=True) for group in made[1:]]
+else:
+    pending = [group.all_gather(torch.zeros(size, 2_000_000)) for group in made for _ in range(5)]
+    pending[0]()
+del pool
+raise SystemExit(3)
+"""
 
 
 def die(rank: Group) -> None:
