@@ -31,7 +31,7 @@ _HELP = {
     "count": "Count documents, bytes and tokens of shards, and how well they pack.",
     "manifest": "List shards and their sizes once, into a file that later runs read instead.",
     "verify": "Read whole shards and report what is wrong in them, and where.",
-    "relane": "Give a saved run another number of lanes, for ranks that did not divide them.",
+    "relane": "Give a saved run another number of lanes, for ranks that do not divide those it has.",
     "merge": "Add up the parts of verify, count or manifest, or finish a folder that write made in parts.",
     "bench": "Measure the speed on your shards and model, and show where the time goes.",
     "demo": "Kill a training, resume it on other ranks and workers, and compare every pack.",

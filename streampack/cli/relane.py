@@ -53,10 +53,9 @@ def relane(
     ],
     json: Json = False,
 ) -> None:
-    """Give a run another number of lanes, so that it goes on on ranks that did not divide them, or on more of them.
+    """Give a saved run another number of lanes, for ranks that do not divide those it has.
 
-    Its packs up to now stay as they are, no document is lost or comes twice, and the packs that follow are the same on
-    every number of ranks and workers.
+    Its packs up to now stay as they are, and no document is lost or comes twice.
     """
     check_config(config, "relane")
     check_folder("--output", output_file)
