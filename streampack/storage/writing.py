@@ -4,16 +4,22 @@ In: a URL, and its bytes or a local file with them. Out: the object under that n
 Never: half an object under its name, where the storage can put one at once (local disks, S3, GCS and most others do).
 """
 
+import errno
+import io
 import os
 import secrets
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from streampack.errors import StorageError
 from streampack.storage.clients import Clients, local_path
 from streampack.storage.options import Storage
 from streampack.storage.redaction import named
 from streampack.storage.retry import persist
+
+_COPIED_BYTES = 2**20
 
 
 class StorageWriter:
@@ -32,14 +38,8 @@ class StorageWriter:
         if path is not None:
 
             def replace() -> None:
-                target = Path(path)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                # Not only the process's number: machines that share the disk may have the same.
-                unfinished = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}")
-                with unfinished.open("wb") as file:
-                    file.write(data)
-                    _flush(file.fileno())
-                unfinished.replace(target)
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                _replace(Path(path), io.BytesIO(data))
 
             return self._here(url, replace)
 
@@ -50,14 +50,27 @@ class StorageWriter:
         return persist(url, self._clients, put, doing="written")
 
     def move(self, file: Path, url: str) -> None:
-        """Put a local file there, in place of what is there; the file itself is gone then."""
+        """Put a local file there, in place of what is there; the file itself is gone then.
+
+        Raises:
+            FileNotFoundError: the file is not there.
+            StorageError: the target cannot be written.
+        """
+        file.stat()
         path = local_path(url)
         if path is not None:
 
             def replace() -> None:
                 with file.open("rb") as written:
                     _flush(written.fileno())
-                file.replace(path)
+                try:
+                    file.replace(path)
+                except OSError as error:
+                    if error.errno != errno.EXDEV:
+                        raise
+                    with file.open("rb") as written:  # on another file system
+                        _replace(Path(path), written)
+                    file.unlink()
 
             return self._here(url, replace)
 
@@ -94,6 +107,21 @@ class StorageWriter:
                 f"cannot be written: {error.strerror or error}; free space, or give a folder that may be written to",
                 url=named(url),
             ) from error
+
+
+def _replace(target: Path, source: BinaryIO) -> None:
+    """Write a file beside the target, then put it in its place."""
+    # Not only the process's number: machines that share the disk may have the same.
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        with unfinished.open("wb") as file:
+            shutil.copyfileobj(source, file, _COPIED_BYTES)
+            file.flush()
+            _flush(file.fileno())
+        unfinished.replace(target)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 def _flush(descriptor: int) -> None:

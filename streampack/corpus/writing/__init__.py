@@ -14,6 +14,7 @@ __all__ = [
     "job",
     "lines",
     "merging",
+    "notes",
     "passes",
     "planning",
     "public",
@@ -21,6 +22,7 @@ __all__ = [
     "request",
     "rows",
     "runs",
+    "scratch",
     "sorting",
     "tars",
 ]

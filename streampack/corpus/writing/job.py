@@ -1,9 +1,12 @@
 """What decides which bytes are written, as a record; two of them compared, with what differs in words. Pure."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 
 import msgspec
 
+from streampack.corpus.parts import PartsJob
 from streampack.corpus.writing.inputs import Input
 from streampack.errors import ConfigError
 
@@ -27,16 +30,30 @@ def job_inputs(inputs: Sequence[Input]) -> list[tuple[str, int, str]]:
     return [(each.name, each.size, each.version) for each in inputs]
 
 
-def check_same(before: Job, now: Job, *, folder: str) -> None:
-    """Refuse a folder that was begun with another job.
+def parts_job(job: Job, num_parts: int) -> PartsJob:
+    """What all parts of a job have in common.
+
+    Of the inputs it has a digest of 16 hex digits. `on_error` may change while a folder is written: see `check_same`.
+    """
+    about = {name: value for name, value in msgspec.to_builtins(job).items() if name != "on_error"}
+    if job.inputs is not None:
+        digest = hashlib.blake2b(json.dumps(about["inputs"]).encode(), digest_size=8).hexdigest()
+        size = sum(size for _, size, _ in job.inputs)
+        about["inputs"] = f"{len(job.inputs):,} inputs of {size:,} bytes, digest {digest}"
+    return PartsJob(command="write", num_parts=num_parts, about=about)
+
+
+def check_same(before: Job, now: Job, *, folder: str, scratch: str | None = None) -> None:
+    """Refuse a folder that was begun with another job, which may have left something in a scratch folder.
 
     Raises:
         ConfigError: what differs, with both values.
     """
     what = _difference(before, now)
     if what:
+        removed = "the folder" if scratch is None else f"the folder, and {scratch} with what was sorted for it,"
         raise ConfigError(
-            f"{folder} was written from something else: {what}. Remove the folder to write it again, or name another"
+            f"{folder} was written from something else: {what}. Remove {removed} to write it again, or name another"
         )
 
 

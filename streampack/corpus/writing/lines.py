@@ -66,7 +66,8 @@ def read_text(given: Input, storage: StorageReader, tell: Tell) -> Found:
     except BadContentError as error:
         yield 0, error
     else:
-        yield 0, msgspec.json.encode({"file": given.name, "text": text})
+        name = given.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # it need not be UTF-8
+        yield 0, msgspec.json.encode({"file": name, "text": text})
 
 
 def _lines(chunks: Iterable[bytes], given: Input, position: int, stop: int | None) -> Iterator[bytes]:

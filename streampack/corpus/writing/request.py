@@ -18,15 +18,16 @@ from typing import TypeAlias
 import msgspec
 import numpy as np
 
-from streampack.corpus.parts import WHOLE, Part, PartsJob, as_runs, shards_of
+from streampack.corpus.parts import WHOLE, Part, as_runs, shards_of
 from streampack.corpus.writing.checking import as_field, check_of
-from streampack.corpus.writing.folder import OutputFolder, Written, joined
+from streampack.corpus.writing.folder import OutputFolder
 from streampack.corpus.writing.inputs import find_inputs
 from streampack.corpus.writing.job import Job, job_inputs
+from streampack.corpus.writing.notes import Written, read_begun, read_finished
 from streampack.corpus.writing.passes import Passes, Progress
 from streampack.corpus.writing.planning import Portion, plan
 from streampack.corpus.writing.reading import InputReader, IterableReader, Records, units_of
-from streampack.corpus.writing.sorting import SortedPart
+from streampack.corpus.writing.sorting import is_sorted
 from streampack.errors import ConfigError, RecordError, as_bool, as_integer, check_choice
 from streampack.storage.access import StorageReader
 from streampack.storage.identity import identity
@@ -89,70 +90,70 @@ class WrittenPart:
 
 def write_all(request: Request, progress: Progress) -> WrittenShards:
     """Write all of it."""
-    begun = _Begun(request, WHOLE, progress)
-    if begun.finished is None:
-        try:
-            written = begun.write()
-        except RecordError:  # mostly the first record of all: another field, say, may be tried in the same folder
-            begun.folder.end_without_any()
-            raise
-        assert written is not None, "the only part waits for none"
-        begun.folder.finish(begun.job, written)
-        return _told(begun.folder, begun.job, written, was_finished=False)
-    return _told(begun.folder, begun.job, begun.finished, was_finished=True)
+    task = _Task(request, WHOLE, progress)
+    finished = task.folder.finished()
+    if finished is not None:
+        return _told(task.folder, finished, was_finished=True)
+    written = task.write()
+    assert written is not None, "the only part waits for none"
+    return _told(task.folder, task.folder.finish([written]), was_finished=False)
 
 
 def write_part(request: Request, part: Part, progress: Progress) -> WrittenPart:
     """Write the shards of one part, or sort its records; `merge_parts` finishes the folder when all are written."""
-    begun = _Begun(request, part, progress)
-    folder, shared = begun.folder, begun.shared
-    if begun.finished is not None:
-        return WrittenPart(shards=_told(folder, begun.job, begun.finished, was_finished=True), missing="")
-    was_done = part.index in folder.parts.done(shared)
-    if was_done:
-        results = folder.parts.results(shared, [part.index])
-        written: Written | None = msgspec.convert(next(results), Written)
-    else:
-        written = begun.write()
-    if written is None:
-        return WrittenPart(shards=None, missing=_missing(part, folder.sorted.done(shared)))
-    if not was_done:
-        folder.parts.keep(shared, part.index, msgspec.to_builtins(written))
-    folder.end_part()
-    shards = _told(folder, begun.job, written, was_finished=was_done)
-    return WrittenPart(shards=shards, missing=_missing(part, folder.parts.done(shared)))
+    task = _Task(request, part, progress)
+    folder, job = task.folder, task.folder.in_parts
+    finished = folder.finished()
+    if finished is not None:
+        return WrittenPart(shards=_told(folder, finished, was_finished=True), missing="")
+    written = folder.done_part()  # before `write`, which would begin the folder again if it is finished meanwhile
+    was_done = written is not None
+    if written is None or _others_need(folder):
+        written = task.write()
+        if written is None:
+            return WrittenPart(shards=None, missing=_missing(part, folder.sorted.done(job)))
+        folder.keep_part(written)
+    return WrittenPart(
+        shards=_told(folder, written, was_finished=was_done), missing=_missing(part, folder.parts.done(job))
+    )
 
 
 def has_written_shards(output: AnyPath) -> bool:
     """Whether shards are being written into a folder, or were."""
-    folder = OutputFolder(os.fspath(output), Storage())
-    return folder.begun() is not None or folder.read_finished() is not None
+    url, reader = os.fspath(output).rstrip("/"), StorageReader()
+    return read_begun(url, reader) is not None or read_finished(url, reader) is not None
 
 
 def merge_parts(output: AnyPath, storage: Storage | Mapping[str, object] | None = None) -> WrittenShards:
     """Finish a folder that `has_written_shards`, when all parts are written.
 
     Raises:
-        ConfigError: parts are missing.
+        ConfigError: parts, or shards of them, are missing.
     """
     options = Storage() if storage is None else as_storage(storage)
-    folder = OutputFolder(os.fspath(output), options)
-    begun = folder.begun()
-    if begun is None:
-        finished = folder.read_finished()
-        assert finished is not None, "see has_written_shards"
-        return _told(folder, finished.job, finished.written, was_finished=True)
-    shared = _shared(begun.job, begun.num_parts)
-    if missing := _missing(Part(0, begun.num_parts), folder.parts.done(shared)):
+    url, reader = os.fspath(output).rstrip("/"), StorageReader.of(options)
+    begun = read_begun(url, reader)
+    finished = read_finished(url, reader)
+    if finished is not None:
+        folder = OutputFolder(url, options, finished.job)
+        folder.tidy()
+        return _told(folder, finished.written, was_finished=True)
+    assert begun is not None, "see has_written_shards"
+    folder = OutputFolder(url, options, begun.job, Part(0, begun.num_parts), begun.scratch)
+    if missing := _missing(folder.part, folder.parts.done(folder.in_parts)):
         first = missing.replace("-", ",").partition(",")[0]
         raise ConfigError(
             f"{named(folder.url)}: parts {missing} of {begun.num_parts:,} are not written. Run the same `streampack "
             f"write ... --part {first}/{begun.num_parts}` and so on (Slurm: --array={missing}), then merge again"
         )
-    folder = OutputFolder(os.fspath(output), options, begun.scratch)
-    written = joined([msgspec.convert(result, Written) for result in folder.parts.results(shared)])
-    folder.finish(begun.job, written)
-    return _told(folder, begun.job, written, was_finished=False)
+    if begun.job.shuffle and not folder.scratch.path.is_dir():
+        _log.warning(
+            "%s is not there; where it is, remove it with all that was sorted: it has the size of the data",
+            folder.scratch.path,
+        )
+    results = folder.parts.results(folder.in_parts)
+    written = folder.finish([msgspec.convert(result, Written) for result in results])
+    return _told(folder, written, was_finished=False)
 
 
 def num_portions(request: Request) -> int:
@@ -164,102 +165,91 @@ def num_portions(request: Request) -> int:
     return len(plan(units_of(find_inputs(names, reader), reader), request.shard_bytes))
 
 
-class _Begun:
-    """One part of a request that was checked; the folder is begun, unless it is finished."""
+class _Task:
+    """One part of a request that was checked."""
 
     def __init__(self, request: Request, part: Part, progress: Progress) -> None:
         check_choice(request.on_error, ("raise", "skip"), "on_error")
-        target = as_field(request.field)
+        self._target = as_field(request.field)
         options = Storage() if request.storage is None else as_storage(request.storage)
         output, scratch = os.fspath(request.output), request.scratch
         names = _names_of(request.data)
         for name in names or ():
             _check_apart(name, output)
-        reader = StorageReader.of(options)
-        inputs = None if names is None else find_inputs(names, reader)
-        self.job = Job(
-            field=str(target),
+        self._reader = StorageReader.of(options)
+        self._inputs = None if names is None else find_inputs(names, self._reader)
+        job = Job(
+            field=str(self._target),
             shard_bytes=as_integer(request.shard_bytes, "shard_bytes", low=_LEAST_SHARD_BYTES),
             shuffle=as_bool(request.shuffle, "shuffle"),
             seed=as_integer(request.seed, "seed") if request.shuffle else 0,
             on_error=request.on_error,
-            inputs=None if inputs is None else job_inputs(inputs),
+            inputs=None if self._inputs is None else job_inputs(self._inputs),
         )
-        self.shared = _shared(self.job, part.num_parts)
-        workers = as_integer(request.num_workers, "num_workers", low=1)
-        self.folder = folder = OutputFolder(output, options, None if scratch is None else os.fspath(scratch), part)
+        self._data = request.data
+        self._workers = as_integer(request.num_workers, "num_workers", low=1)
+        self._progress = progress
+        self.folder = OutputFolder(output, options, job, part, None if scratch is None else os.fspath(scratch))
         if part.num_parts > 1:
-            _check_parts(folder, self.job)
-        self.finished = folder.finished(self.job)
-        if self.finished is not None:
-            return
-        if inputs is None:
-            source: InputReader | IterableReader = IterableReader(
-                data=request.data,  # type: ignore[arg-type]  # _names_of
-                keys=target.keys,
-                check=check_of(target),
+            _check_parts(self.folder)
+
+    def write(self) -> Written | None:
+        """What the part has become; None: its records are sorted, and those of other parts are not."""
+        passes, portions = self._plan()
+        self.folder.begin()
+        with self.folder.scratch.begun():
+            try:
+                return passes.shuffled(portions) if self.folder.job.shuffle else passes.in_order(portions)
+            except RecordError:  # mostly the first record of all: another field, say, may be tried in the same folder
+                self.folder.end_without_any()
+                raise
+
+    def _plan(self) -> tuple[Passes, list[Portion]]:
+        """The passes, and the portions that this part has."""
+        source: InputReader | IterableReader
+        if self._inputs is None:
+            source = IterableReader(
+                data=self._data,  # type: ignore[arg-type]  # _names_of
+                keys=self._target.keys,
+                check=check_of(self._target),
             )
             portions = [Portion(0, ())]
         else:
-            source = InputReader(inputs=inputs, storage=reader, check=check_of(target))
-            portions = plan(units_of(inputs, reader), self.job.shard_bytes)
+            source = InputReader(inputs=self._inputs, storage=self._reader, check=check_of(self._target))
+            portions = plan(units_of(self._inputs, self._reader), self.folder.job.shard_bytes)
         sizes = np.array([portion.num_bytes for portion in portions], dtype=np.int64)
-        self._mine = [portions[index] for index in shards_of(sizes, part)]
-        self._num_portions = len(portions)
-        digests = sum(portion.num_bytes for portion in portions) <= _DIGESTED_BYTES
+        digests = int(sizes.sum()) <= _DIGESTED_BYTES
         if not digests:
             _log.warning(
                 "%s: the manifest will have no digests, which would be 0.5 MB for each GB; `streampack manifest "
                 "--digests --block-bytes N` makes larger ones",
-                named(folder.url),
+                named(self.folder.url),
             )
-        self._passes = Passes(
-            source=source, folder=folder, job=self.job, workers=workers, progress=progress, digests=digests
-        )
-        folder.begin(self.job)
-
-    def write(self) -> Written | None:
-        """What the part has become; None: its records are sorted, and those of other parts are not."""
-        if not self.job.shuffle:
-            return self._passes.in_order(self._mine, self._num_portions)
-        folder, index = self.folder, self.folder.part.index
-        if index not in folder.sorted.done(self.shared) or not _are_there(self._sorted([index]), folder):
-            folder.sorted.keep(self.shared, index, msgspec.to_builtins(self._passes.sort(self._mine)))
-        if len(folder.sorted.done(self.shared)) < folder.part.num_parts:
-            return None
-        found = self._sorted()
-        if not _are_there(found, folder):
-            raise ConfigError(
-                f"{folder.scratch} does not have what the other parts have sorted: give all of them the same --scratch "
-                "DIR, a folder that all machines share"
-            )
-        written = self._passes.write_sorted(found)
-        mine = found[index]
-        return joined([written, Written(num_skipped=mine.num_skipped, problems=mine.problems)])
-
-    def _sorted(self, indexes: Iterable[int] | None = None) -> list[SortedPart]:
-        return [msgspec.convert(each, SortedPart) for each in self.folder.sorted.results(self.shared, indexes)]
+        passes = Passes(
+            source=source, folder=self.folder, workers=self._workers, progress=self._progress, digests=digests,
+            num_portions=len(portions),
+        )  # fmt: skip
+        return passes, [portions[index] for index in shards_of(sizes, self.folder.part)]
 
 
-def _shared(job: Job, num_parts: int) -> PartsJob:
-    """What all parts have in common; the inputs are in job.json. `on_error` may change: see `check_same`."""
-    about = {name: value for name, value in msgspec.to_builtins(job).items() if name not in ("inputs", "on_error")}
-    return PartsJob(command="write", num_parts=num_parts, about=about)
-
-
-def _are_there(found: Iterable[SortedPart], folder: OutputFolder) -> bool:
-    return all((folder.scratch / name).exists() for each in found for name, _ in each.runs)
+def _others_need(folder: OutputFolder) -> bool:
+    """Whether this part is to be sorted again for parts that are not written."""
+    return (
+        folder.job.shuffle
+        and len(folder.parts.done(folder.in_parts)) < folder.part.num_parts
+        and not is_sorted(folder)
+    )
 
 
 def _missing(part: Part, done: set[int]) -> str:
     return as_runs(set(range(part.num_parts)) - done)
 
 
-def _check_parts(folder: OutputFolder, job: Job) -> None:
+def _check_parts(folder: OutputFolder) -> None:
     """Refuse what cannot be written in parts."""
-    if job.inputs is None:
+    if folder.job.inputs is None:
         raise ConfigError("an iterable is read by one process: write it to files, or without parts")
-    if job.shuffle and not folder.shares_scratch:
+    if folder.job.shuffle and not folder.scratch.is_shared:
         raise ConfigError(
             f"--shuffle in {folder.part.num_parts} parts: each reads what the others have sorted; give --scratch DIR, "
             "a folder that all machines share (it takes the size of the data)"
@@ -284,10 +274,10 @@ def _check_apart(name: str, output: str) -> None:
         raise ConfigError(f"output {named(output)} lies in {named(name)}, which is read; name a folder outside of it")
 
 
-def _told(folder: OutputFolder, job: Job, written: Written, *, was_finished: bool) -> WrittenShards:
+def _told(folder: OutputFolder, written: Written, *, was_finished: bool) -> WrittenShards:
     return WrittenShards(
         manifest=folder.manifest,
-        field=job.field,
+        field=folder.job.field,
         num_shards=len(written.shards),
         num_documents=sum(row.num_documents or 0 for row in written.shards),
         num_bytes=sum(row.size or 0 for row in written.shards),

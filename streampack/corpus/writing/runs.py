@@ -27,15 +27,26 @@ class Run:
 
     path: Path
     num_records: int
+    num_bytes: int
+    """Of the file."""
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the file is there, whole."""
+        try:
+            return self.path.stat().st_size == self.num_bytes
+        except FileNotFoundError:
+            return False
 
 
-def write_run(path: Path, keys: "NDArray[np.uint64]", records: Sequence[bytes]) -> None:
-    """Write a run: records [n] with their keys [n], in any order."""
+def write_run(path: Path, keys: "NDArray[np.uint64]", records: Sequence[bytes]) -> int:
+    """Write a run: records [n] with their keys [n], in any order; returns the bytes of the file."""
     order = np.argsort(keys, kind="stable")
     with path.open("wb") as file:
         file.write(keys[order].tobytes())
         file.write(np.cumsum([len(records[index]) for index in order], dtype=np.int64).tobytes())
         file.writelines(records[index] for index in order)
+        return file.tell()
 
 
 def merge_runs(runs: Sequence[Run], path: Path, *, slice_bytes: int, tell: Callable[[int], None]) -> None:

@@ -20,10 +20,13 @@ import msgspec
 from streampack.corpus.writing.checking import KEPT, BadRecords
 from streampack.corpus.writing.folder import OutputFolder
 from streampack.corpus.writing.merging import Span, plan_merges
+from streampack.corpus.writing.notes import decode, encode
 from streampack.corpus.writing.runs import Run, merge_runs, write_run
+from streampack.corpus.writing.scratch import Scratch
 from streampack.hashing import Purpose, hash_range
 
 _RUN_BYTES = 128 * 2**20
+_SORTED = "sorted.json"
 _RECORD_BYTES = 100
 """What a record costs in memory besides its bytes."""
 MOST_RUNS = 1024
@@ -34,8 +37,8 @@ class Sorted(msgspec.Struct, kw_only=True):
     """What is in a portion that is sorted."""
 
     num_bytes: int
-    runs: list[int]
-    """Records of each run."""
+    runs: list[tuple[int, int]]
+    """Records, and bytes of the file, of each run."""
     num_skipped: int
     problems: list[str]
 
@@ -44,25 +47,25 @@ class SortedPart(msgspec.Struct, kw_only=True):
     """What is in all portions of a part, sorted and merged."""
 
     num_bytes: int
-    runs: list[tuple[str, int]]
-    """The file and the records of each run."""
+    runs: list[tuple[str, int, int]]
+    """The file, its records and its bytes, of each run."""
     num_skipped: int
     problems: list[str]
 
 
-def sort_portion(records: Iterable[bytes], bad: BadRecords, *, number: int, seed: int, folder: OutputFolder) -> Sorted:
+def sort_portion(records: Iterable[bytes], bad: BadRecords, *, number: int, seed: int, scratch: Scratch) -> Sorted:
     """Write the records of a portion into sorted runs."""
-    unfinished = folder.unfinished(f"sorted-{number:05d}")
+    unfinished = scratch.unfinished(f"sorted-{number:05d}")
     unfinished.mkdir()
     num_bytes = held = 0
     run: list[bytes] = []
-    sizes: list[int] = []
+    runs: list[tuple[int, int]] = []
 
     def end_run() -> None:
         nonlocal held, run
-        keys = hash_range(Purpose.WRITE_ORDER, seed, number, len(sizes), count=len(run))
-        write_run(unfinished / str(len(sizes)), keys, run)
-        sizes.append(len(run))
+        keys = hash_range(Purpose.WRITE_ORDER, seed, number, len(runs), count=len(run))
+        size = write_run(unfinished / str(len(runs)), keys, run)
+        runs.append((len(run), size))
         held, run = 0, []
 
     for record in records:
@@ -73,19 +76,22 @@ def sort_portion(records: Iterable[bytes], bad: BadRecords, *, number: int, seed
             end_run()
     if run:
         end_run()
-    found = Sorted(num_bytes=num_bytes, runs=sizes, num_skipped=bad.count, problems=bad.kept)
-    (unfinished / "sorted.json").write_bytes(msgspec.json.encode(found))
-    place = _place(folder.scratch, number)
-    shutil.rmtree(place, ignore_errors=True)
-    unfinished.rename(place)
+    found = Sorted(num_bytes=num_bytes, runs=runs, num_skipped=bad.count, problems=bad.kept)
+    (unfinished / _SORTED).write_bytes(encode(found))
+    place = _place(scratch.path, number)
+    if not all(Run(place / str(index), *sizes).is_there for index, sizes in enumerate(runs)):
+        shutil.rmtree(place, ignore_errors=True)
+        unfinished.rename(place)
     return found
 
 
 def sorted_portion(number: int, scratch: Path) -> Sorted | None:
-    """What is in a portion, if it is sorted."""
+    """What is in a portion, if it is sorted. Its runs may be gone: merged, or lost (`PartRuns.lost`)."""
     try:
-        return msgspec.json.decode((_place(scratch, number) / "sorted.json").read_bytes(), type=Sorted)
+        return decode((_place(scratch, number) / _SORTED).read_bytes(), Sorted)
     except FileNotFoundError:
+        return None
+    except (ValueError, msgspec.ValidationError):  # cut short, by a machine that failed
         return None
 
 
@@ -95,35 +101,45 @@ class PartRuns:
     def __init__(self, portions: Sequence[tuple[int, Sorted]], folder: OutputFolder) -> None:
         self._portions = portions
         self._folder = folder
+        self._scratch = folder.scratch.path
         self._files = [(number, run) for number, each in portions for run in range(len(each.runs))]
-        counts = [count for _, each in portions for count in each.runs]
-        self._before = list(accumulate(counts, initial=0))
+        sizes = [size for _, each in portions for size in each.runs]
+        self._records_before = list(accumulate((records for records, _ in sizes), initial=0))
+        self._bytes_before = list(accumulate((num_bytes for _, num_bytes in sizes), initial=0))
         left = max(MOST_RUNS // folder.part.num_parts, 1)  # a shard is put together from the runs of all parts
-        self._steps, self._left = plan_merges(len(counts), left=left, most=MOST_RUNS)
+        self._steps, self._left = plan_merges(len(sizes), left=left, most=MOST_RUNS)
         self._inputs = {span: inputs for step in self._steps for span, inputs in step.items()}
+
+    def lost(self) -> set[int]:
+        """The portions that have runs which are neither there as they were sorted nor in a merge that is."""
+        wanted = set(self._left)
+        for step in reversed(self._steps):
+            wanted.update(each for span in step if self._is_to_do(span, wanted) for each in step[span])
+        firsts = [first for first, stop in wanted if stop - first == 1 and not self._run((first, stop)).is_there]
+        return {self._files[first][0] for first in firsts}
 
     def missing(self) -> list[list[Span]]:
         """The merges that are left to do: of each step those that can be done side by side."""
         wanted, found = set(self._left), []
         for step in reversed(self._steps):
-            todo = [span for span in step if span in wanted and not self._run(span).path.exists()]
+            todo = [span for span in step if self._is_to_do(span, wanted)]
             wanted.update(each for span in todo for each in step[span])
             found.append(todo)
         return found[::-1]
 
     def size(self, merges: Sequence[Span]) -> int:
         """The bytes that these merges read, when all of a step before theirs is done."""
-        return sum(self._run(each).path.stat().st_size for span in merges for each in self._inputs[span])
+        return sum(self._run(each).num_bytes for span in merges for each in self._inputs[span])
 
     def merge(self, span: Span, tell: Callable[[int], None]) -> None:
         """Merge into this run what becomes it, and remove that."""
         path = self._run(span).path
-        unfinished = self._folder.unfinished(path.name)
+        unfinished = self._folder.scratch.unfinished(path.name)
         runs = [self._run(each) for each in self._inputs[span]]
         merge_runs(runs, unfinished, slice_bytes=_RUN_BYTES, tell=tell)
         unfinished.rename(path)
         for run in runs:
-            run.path.unlink()
+            run.path.unlink(missing_ok=True)
 
     def joined(self) -> SortedPart:
         """What is in the part, when nothing is missing."""
@@ -131,19 +147,47 @@ class PartRuns:
         of_all = [each for _, each in self._portions]
         return SortedPart(
             num_bytes=sum(each.num_bytes for each in of_all),
-            runs=[(str(run.path.relative_to(self._folder.scratch)), run.num_records) for run in runs],
+            runs=[(str(run.path.relative_to(self._scratch)), run.num_records, run.num_bytes) for run in runs],
             num_skipped=sum(each.num_skipped for each in of_all),
             problems=[problem for each in of_all for problem in each.problems][:KEPT],
         )
+
+    def _is_to_do(self, span: Span, wanted: set[Span]) -> bool:
+        return span in wanted and not self._run(span).is_there
 
     def _run(self, span: Span) -> Run:
         first, stop = span
         if stop - first == 1:
             number, run = self._files[first]
-            path = _place(self._folder.scratch, number) / str(run)
+            path = _place(self._scratch, number) / str(run)
         else:
-            path = self._folder.scratch / f"merged-{self._folder.part.index:05d}-{first:07d}-{stop:07d}"
-        return Run(path, self._before[stop] - self._before[first])
+            path = self._scratch / f"merged-{self._folder.part.index:05d}-{first:07d}-{stop:07d}"
+        records, num_bytes = (before[stop] - before[first] for before in (self._records_before, self._bytes_before))
+        return Run(path, records, num_bytes)
+
+
+def sorted_parts(folder: OutputFolder, indexes: Iterable[int] | None = None) -> list[SortedPart]:
+    """What these parts (None: all) have sorted."""
+    return [msgspec.convert(each, SortedPart) for each in folder.sorted.results(folder.in_parts, indexes)]
+
+
+def runs_of(part: SortedPart, folder: OutputFolder) -> list[Run]:
+    """The runs of a part."""
+    return [Run(folder.scratch.path / name, records, num_bytes) for name, records, num_bytes in part.runs]
+
+
+def lost_runs(parts: Sequence[SortedPart], folder: OutputFolder) -> dict[int, Path]:
+    """Of each part, by its place among these, that is not there as it was sorted: the first file."""
+    gone = {
+        index: [run.path for run in runs_of(part, folder) if not run.is_there] for index, part in enumerate(parts)
+    }
+    return {index: paths[0] for index, paths in gone.items() if paths}
+
+
+def is_sorted(folder: OutputFolder) -> bool:
+    """Whether this part is sorted, and its runs are there."""
+    index = folder.part.index
+    return index in folder.sorted.done(folder.in_parts) and not lost_runs(sorted_parts(folder, [index]), folder)
 
 
 def _place(scratch: Path, number: int) -> Path:

@@ -104,7 +104,7 @@ def write_tars(
     shard: _Shard | None = None
     member: list[bytes] = []
     size = num_members = 0
-    unfinished = folder.unfinished(f"{name}.tar")
+    unfinished = folder.scratch.unfinished(f"{name}.tar")
 
     def end_member() -> None:
         nonlocal shard, member, size, num_members

@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 from streampack.corpus.parts import Part
 from streampack.corpus.writing import sorting
 from streampack.corpus.writing.folder import OutputFolder
+from streampack.corpus.writing.job import Job
 from streampack.corpus.writing.merging import plan_merges
 from streampack.corpus.writing.runs import Run, records_between, write_run
 from streampack.corpus.writing.sorting import PartRuns, Sorted
 from streampack.storage.options import Storage
+
+JOB = Job(field="jsonl:text", shard_bytes=2**16, shuffle=True, seed=0, on_error="raise", inputs=[("a", 3, "1")])
 
 
 @given(st.integers(0, 400), st.integers(1, 9), st.integers(2, 9))
@@ -48,18 +51,19 @@ def test_runs_that_are_merged_give_the_records_in_the_order_of_all(
 ) -> None:
     monkeypatch.setattr(sorting, "MOST_RUNS", most)
     monkeypatch.setattr(sorting, "_RUN_BYTES", 200)  # a merge takes several slices
-    folder = OutputFolder(str(tmp_path), Storage(), part=Part(0, parts))
-    folder.scratch = tmp_path
+    folder = OutputFolder(f"{tmp_path}/out", Storage(), JOB, Part(0, parts), str(tmp_path / "scratch"))
+    scratch = folder.scratch.path
     rng = np.random.default_rng(0)
     portions, expected = [], []
     for number, sizes in enumerate(([5, 1, 7], [], [2], [9, 4, 6, 1])):
-        (tmp_path / f"sorted-{number:05d}").mkdir()
+        (scratch / f"sorted-{number:05d}").mkdir(parents=True)
+        there = []
         for run, size in enumerate(sizes):
             keys = rng.integers(0, 6, size, dtype=np.uint64) * np.uint64(2**61)  # many are equal
             records = [f"{number}/{run}/{index}".encode() * int(rng.integers(1, 9)) for index in range(size)]
-            write_run(tmp_path / f"sorted-{number:05d}" / str(run), keys, records)
+            there.append((size, write_run(scratch / f"sorted-{number:05d}" / str(run), keys, records)))
             expected += zip(keys.tolist(), records, strict=True)
-        portions.append((number, Sorted(num_bytes=1, runs=sizes, num_skipped=0, problems=[])))
+        portions.append((number, Sorted(num_bytes=1, runs=there, num_skipped=0, problems=[])))
     runs = PartRuns(portions, folder)
     told: list[int] = []
     for merges in runs.missing():
@@ -69,7 +73,8 @@ def test_runs_that_are_merged_give_the_records_in_the_order_of_all(
         assert sum(told) == size
         told.clear()
     assert not any(PartRuns(portions, folder).missing()), "all is done"
-    found = [Run(tmp_path / name, count) for name, count in runs.joined().runs]
+    found = [Run(scratch / name, *sizes) for name, *sizes in runs.joined().runs]
+    assert all(run.is_there for run in found)
     assert len(found) == min(max(most // parts, 1), 8)
     for count in (1, 3):
         assert [record for number in range(count) for record in records_between(found, number, count)] == [

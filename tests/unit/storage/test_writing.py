@@ -1,5 +1,7 @@
 """Whole objects written to a storage: tried again, at once or not at all."""
 
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +33,29 @@ def test_a_local_object_takes_the_place_of_the_one_before(tmp_path: Path) -> Non
     assert (tmp_path / "c").read_bytes() == b"moved"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "c", "deep"]
     assert list((tmp_path / "deep").iterdir()) == []
+
+
+def test_a_file_of_another_file_system_is_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "scratch" / "made").write_bytes(b"moved")
+    replace = Path.replace
+
+    def as_between_disks(self: Path, target: str | Path) -> Path:
+        if self.parent != Path(target).parent:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        assert self.read_bytes() == b"moved"
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", as_between_disks)
+    WRITER.move(tmp_path / "scratch" / "made", str(tmp_path / "out" / "a"))
+    assert (tmp_path / "out" / "a").read_bytes() == b"moved"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "out", "scratch"]
+    (tmp_path / "scratch" / "made").write_bytes(b"moved")
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(errno.ENOSPC, "no space")))
+    with pytest.raises(StorageError, match="no space; free space"):
+        WRITER.write(str(tmp_path / "out" / "b"), b"b")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a"], "nothing is left of what failed"
 
 
 @pytest.mark.parametrize("num_failures", [2, 3])
