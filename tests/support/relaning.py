@@ -167,7 +167,7 @@ def in_turn(first: Lanes, steps: Iterable[tuple[int, int]], found: Found) -> Lan
     return lanes
 
 
-def assert_all_once(dataset: PackedDataset, steps: Iterable[tuple[int, int]], **_: Any) -> Found:
+def assert_all_once(dataset: PackedDataset, steps: Iterable[tuple[int, int]]) -> Found:
     """A finite run has the same rows with relanes on its way; gives what it found."""
     whole, found = Found(), Found()
     Lanes.of(dataset).take(10**6, whole)
