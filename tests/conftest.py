@@ -4,11 +4,13 @@ import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 from support.caches import DATA
 from support.proxy import Proxy
+from xdist.scheduler import LoadFileScheduling
 
 # The hundred processes that tests start compile the package once, also where the environment keeps no bytecode.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -31,6 +33,22 @@ settings.register_profile("nightly", parent=settings.get_profile("ci"), max_exam
 settings.register_profile("search", parent=settings.get_profile("ci"), max_examples=2000, derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
+TOGETHER = {
+    # What they share -> files.
+    "a server of S3 and one of GCS": [
+        *(f"component/test_{name}.py" for name in ("blocks", "conformance", "faults", "storage_credentials", "write")),
+        "unit/storage/test_cache.py",
+    ],
+    "the server of jobs, the trainers' libraries": [
+        *("integrations/test_accelerate.py", "integrations/test_lightning.py", "process/test_checkpoint.py"),
+        *("process/test_killed_jobs.py", "process/test_mesh.py", "process/test_ranks.py"),
+        *("process/test_validation_ranks.py", "process/test_verify_every.py"),
+    ],
+    "the trainers' libraries": [
+        *("integrations/test_formats_trainers.py", "integrations/test_wrappers.py", "unit/chat/test_chat_golden.py"),
+    ],
+}
+
 
 @pytest.fixture(autouse=True)
 def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,6 +69,19 @@ def proxy() -> Iterator[Proxy]:
 def cache_dir(tmp_path: Path) -> Path:
     """A folder for a cache, which is to make it."""
     return tmp_path / "cache"
+
+
+class _ByShared(LoadFileScheduling):
+    """Of `-n`: a file's tests come to one worker, and so do all files that share what takes seconds to start."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return next((name for name, files in TOGETHER.items() if file.removeprefix("tests/") in files), file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+    return _ByShared(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_collection_finish() -> None:

@@ -43,7 +43,7 @@ def make(shards: Any, *, tokenizer: Tokenizer | None, num_lanes: int, **given: A
 def test_a_quick_run_on_made_up_text_reports_every_measure_and_writes_its_tables_and_plot(tmp_path: Path) -> None:
     table, plot = tmp_path / "table.md", tmp_path / "plot.svg"
     report = bench(
-        "--quick", "--megabytes", "1", "--rounds", "2", "-w", "0", "-w", "2", "--out", str(table), "--plot", str(plot)
+        "--quick", "--megabytes", "1", "--rounds", "1", "-w", "0", "-w", "2", "--out", str(table), "--plot", str(plot)
     )
     comparison = report["comparison"]
     names = [each["name"] for each in comparison["contenders"]]

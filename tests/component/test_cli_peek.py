@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import sentencepiece
 import torch
+from support.thorough import nightly
 from typer.testing import CliRunner, Result
 
 from streampack import HoldOut, PackedDataLoader, PackedDataset
@@ -49,7 +50,7 @@ def texts() -> Iterator[tuple[str, str]]:
 # -- what is shown is the run ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("packing", ["wrap", "next_fit", "best_fit"])
+@pytest.mark.parametrize("packing", ["wrap", "best_fit", *nightly(["next_fit"])])
 def test_the_packs_are_those_of_the_run_in_the_global_order(packing: str) -> None:
     options = ["--num-lanes", "12", "--seq-len", "128", "--packing", packing, "--seed", "5"]
     shown = peek(SHARDS, "-t", MODEL, *options, "--num", "30")["packs"]

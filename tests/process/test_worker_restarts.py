@@ -19,6 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 from support.jobs import Corpus, assert_equal, dataset, expected, rows, uneven, write_corpus
 from support.jobs import texts as make_texts
 from support.thorough import nightly, some
+from support.troubles import LostConnectionError, Unready
 from support.workers import children, server_pid, worker_pids
 from torch.utils.data import DataLoader
 
@@ -333,24 +334,6 @@ def test_a_worker_that_waits_for_a_lock_for_ever_is_restarted(tmp_path: Path, ca
     assert "was silent for" in message and str(corpus.shards[0]) in message and "lane " in message
 
 
-class Unready:
-    """A transform whose copy does something as it is loaded, in a worker's process."""
-
-    def __init__(self, do: Any) -> None:
-        self.do = do
-
-    def __reduce__(self) -> Any:
-        return load_unready, (self.do,)
-
-    def __call__(self, document: Any, rng: Any) -> Any:
-        return document
-
-
-def load_unready(do: Any) -> Unready:
-    do()
-    return Unready(do)
-
-
 def test_a_worker_that_never_begins_is_restarted(
     corpus: Corpus, wanted: list[Any], monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
@@ -431,14 +414,6 @@ def test_a_death_never_breaks_into_the_trainers_own_code(corpus: Corpus, wanted:
 
 
 # --- what no restart helps
-
-
-class LostConnectionError(Exception):
-    """An exception that needs more than a message."""
-
-    def __init__(self, host: str, port: int) -> None:
-        super().__init__(f"{host}:{port}")
-        self.host, self.port = host, port
 
 
 def test_what_a_workers_own_code_raises_is_the_same_in_the_trainer_and_causes_no_restart(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ class TestReading:
     def test_any_ranges_are_right_and_no_byte_is_asked_for_twice(self, proxy: Proxy, cache_dir: Path) -> None:
         chooser = random.Random(3)
         places = [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, SIZE - 1, SIZE]
-        for _ in some(range(15), 4):
+        for _ in some(range(15), 5):
             ends = [chooser.choice(places) if chooser.random() < 0.4 else chooser.randrange(SIZE) for _ in range(2)]
             start, stop = sorted(ends)
             first_bytes = chooser.choice([1000, 128 * 1024, 512 * 1024, 3 * MIB])

@@ -1,5 +1,6 @@
 """A settled text is one that `tokenizers` leaves as it is, and whose characters every library knows."""
 
+import functools
 import unicodedata
 
 import pytest
@@ -12,11 +13,16 @@ POINTS = (*range(0x80, 0x3400), *range(0xA000, 0xB000), *range(0xF900, 0x17000),
 CHARACTERS = [*map(chr, (*POINTS, *range(0x2F800, 0x2FC00)))]
 """All but most of the ideographs and of the Hangul syllables."""
 MARKS = [character for character in CHARACTERS if unicodedata.combining(character)]
-SETTLED = SettledTexts(nfc=True)
+
+
+@functools.cache
+def settled() -> SettledTexts:
+    """Half a second's work, so not where tests are only collected."""
+    return SettledTexts(nfc=True)
 
 
 def assert_unchanged_if_settled(texts: list[str]) -> None:
-    changed = [text for text in texts if text in SETTLED and NFC().normalize_str(text) != text]
+    changed = [text for text in texts if text in settled() and NFC().normalize_str(text) != text]
     assert [ascii(text) for text in changed] == []
 
 
@@ -33,7 +39,7 @@ def test_nothing_is_composed_in_a_settled_text() -> None:
 
 
 def test_no_character_by_itself_is_changed_in_a_settled_text() -> None:
-    assert_unchanged_if_settled(["x".join(character for character in CHARACTERS if character in SETTLED)])
+    assert_unchanged_if_settled(["x".join(character for character in CHARACTERS if character in settled())])
 
 
 @pytest.mark.parametrize(
@@ -47,16 +53,16 @@ def test_no_character_by_itself_is_changed_in_a_settled_text() -> None:
     ],
 )
 def test_text_in_the_form_nfc_is_settled(text: str) -> None:
-    assert text in SETTLED
+    assert text in settled()
 
 
 @pytest.mark.parametrize("text", ["e\u0301", "\u0958", "\u1100\u1161", "\uac00\u11a8"])
 def test_text_in_another_form_is_settled_where_it_is_not_normalized(text: str) -> None:
-    assert text not in SETTLED
+    assert text not in settled()
     assert text in SettledTexts(nfc=False)
 
 
 @pytest.mark.parametrize("text", ["\u0378", "a \U0001e6d2", "\U0003292f", "\U000e0041", "\uffff"])
 def test_a_text_with_an_unassigned_character_is_never_settled(text: str) -> None:
-    assert text not in SETTLED
+    assert text not in settled()
     assert text not in SettledTexts(nfc=False)
