@@ -94,8 +94,9 @@ def test_a_driver_that_is_killed_goes_on_where_it_was(corpus: Path, cluster: Any
     wait_until(lambda: num_done(parts) >= 5 or driver.poll() is not None)
     driver.kill()
     driver.communicate()
-    before = {path.name: path.stat().st_mtime_ns for path in parts.glob("*.json")}
-    assert len(before) < 60
+    # That of the bad shard is read again.
+    before = {path.name: path.stat().st_mtime_ns for path in parts.glob("*.json") if path.name[:5] != "00034"}
+    assert len(before) < 59
     assert json.loads(finish(start(*asked)))["num_problems"] == 1
     after = {path.name: path.stat().st_mtime_ns for path in parts.glob("*.json")}
     assert len(after) == 60 and after | before == after, "what was done is not done again"
