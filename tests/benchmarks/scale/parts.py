@@ -22,7 +22,7 @@ from streampack.cli.count.command import Found as Counts
 from streampack.cli.count.counted import Counted
 from streampack.cli.count.tally import Tally
 from streampack.cli.packings import Packed
-from streampack.cli.parts.work import plain
+from streampack.cli.parts.work import Kept, plain
 from streampack.cli.verify.command import Found as Verdicts
 from streampack.cli.verify.verdict import Verdict
 from streampack.corpus.parts import Part, PartsFolder, PartsJob, shards_of
@@ -64,7 +64,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             parts = PartsFolder(folder)
             for index in range(asked.parts):
-                parts.keep(job, index, plain(make(shards_of(sizes, Part(index, asked.parts)))))
+                found = plain(make(shards_of(sizes, Part(index, asked.parts))))
+                parts.keep(job, index, plain(Kept(files="0" * 16, found=found)))
             num_bytes = sum(path.stat().st_size for path in Path(folder).iterdir())
             begin = time.perf_counter()
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
