@@ -27,6 +27,7 @@ import random
 import re
 import stat
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -61,6 +62,7 @@ _RECENT, _RECENT_AT, _CUT_AT, _REFUSED, _NEXT = range(5)
 _SLOTS, _SLOT_BYTES = 512, 64
 """Of the file; each place has a slot, by its hash."""
 
+_turn = threading.local()
 _start = 0, 0.0
 """The process that waits with its first request, and until when."""
 
@@ -88,13 +90,18 @@ def in_turn(url: str, clients: Clients, ask: Callable[_P, _T], *args: _P.args, *
         return ask(*args, **kwargs)
     place = _place(url)
     pace = clients.client(f"pace of {place}", lambda: Pace.of(object_key(place, clients)))
-    began = _await_turn(pace, min(_KNOWN_S, retry.budget_s))
+    began = _turn.began = _await_turn(pace, min(_KNOWN_S, retry.budget_s))
     try:
         return ask(*args, **kwargs)
     except Exception as error:
         if is_throttled(error):
             pace.refused(began, time.monotonic(), retry_after_s(error))
         raise
+
+
+def asked_since(began: float) -> float:
+    """Since when the request of this thread that began at `began` has really been made: after the pause before it."""
+    return max(began, getattr(_turn, "began", began))
 
 
 def _await_turn(pace: "Pace", longest_s: float) -> float:

@@ -74,7 +74,8 @@ def read_ranges(
                     requests.read_ahead(after, end.byte)
                 yield piece
             if answer.error is not None and not is_past_end(answer.error):
-                failures.add(answer.error, began=time.monotonic() if wanted else began, offset=position)
+                began = time.monotonic() if wanted else max(began, answer.asked_since)
+                failures.add(answer.error, began=began, offset=position)
             elif not wanted and not end.is_reached(position):
                 if end.is_at(position):
                     return

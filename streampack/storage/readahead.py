@@ -20,6 +20,7 @@ from collections import deque
 
 from streampack.metrics import heartbeat
 from streampack.storage.objects import RangeReader
+from streampack.storage.pacing import asked_since
 
 MOST_THREADS = 8
 """Threads of a process. With the consumer's own, at most one more request is under way. A process begins with one
@@ -44,6 +45,8 @@ class Fetch:
         self.num_bytes = 0
         self.error: Exception | None = None
         self.seconds = 0.0
+        self.asked_since = 0.0
+        """When a request that has failed was made, after the pause before it."""
         self._reader = reader
         self._pid = os.getpid()
         self._claim = threading.Lock()  # taken for good by whoever makes the request
@@ -67,6 +70,7 @@ class Fetch:
                 self._reader.fetch(self.start, self.stop, self._keep)
         except Exception as error:  # noqa: BLE001 - it is the consumer's to judge
             self.error = error
+            self.asked_since = asked_since(began)
         finally:
             self._join()
             self.seconds = time.monotonic() - began

@@ -18,7 +18,7 @@ from streampack.metrics import clock
 from streampack.storage import threads
 from streampack.storage.clients import Clients, local_path
 from streampack.storage.faults import SHORTAGE_S, Kind, kind_of, retry_after_s
-from streampack.storage.pacing import in_turn
+from streampack.storage.pacing import asked_since, in_turn
 from streampack.storage.redaction import named, secrets_of, shown, summary
 from streampack.storage.remedies import by_way_of, explain
 
@@ -48,7 +48,8 @@ class Failures:
 
         Args:
             error: what the last try raised.
-            began: when the caller began to wait, by the monotonic clock in seconds.
+            began: when the caller began to wait for an answer, by the monotonic clock in seconds; a pause before the
+                request (`pacing`) is no wait for the storage.
             offset: the byte of the object that is waited for; None: no byte, but a size or a listing.
 
         Raises:
@@ -173,7 +174,7 @@ def persist(
         try:
             result = clock.waited(in_turn, url, clients, action) if is_request else clock.waited(action)
         except Exception as error:  # noqa: BLE001 - the backends' exceptions share no base class
-            failures.add(error, began=began)
+            failures.add(error, began=asked_since(began))
         else:
             if is_request:
                 clients.note_success(url)

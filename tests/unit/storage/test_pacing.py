@@ -6,6 +6,7 @@ import math
 import os
 import pickle
 import random
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from support.proxy import Fault, Proxy
 from streampack.errors import StreampackError
 from streampack.storage import pacing, threads
 from streampack.storage.access import StorageReader
+from streampack.storage.cache.blocknames import object_key
 from streampack.storage.options import RetryPolicy
 from streampack.storage.pacing import Pace
 
@@ -272,3 +274,22 @@ class TestSharing:
         memory = pacing._memory.__wrapped__()  # it is kept for the process otherwise
         assert len(memory) == 512 * 64
         assert not any(memory[:])
+
+
+@pytest.mark.parametrize(
+    "ask", [lambda reader, url: reader.size(url), lambda reader, url: next(reader.chunks(url, size=9))]
+)
+def test_the_pause_before_a_request_is_not_taken_for_a_storage_that_does_not_answer(ask: Callable[..., Any]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/a.tar"
+    with pytest.raises(StreampackError):  # the first request of a process takes longer
+        ask(StorageReader(retry=RetryPolicy.immediate()), url)
+    reader = StorageReader(retry=RetryPolicy(start_s=0.5, first_wait_s=0.05))
+    pace = Pace.of(object_key(pacing._place(url), reader._clients))
+    now = time.monotonic()
+    pace.sent(now)
+    pace.refused(now, time.monotonic(), 0.7)  # as another process of the node was
+    with pytest.raises(StreampackError, match=r"in \d s and \d+ tries"):
+        ask(reader, url)
+    assert time.monotonic() - now >= 1.2
