@@ -183,8 +183,8 @@ class Passes:
         """Write the shards that this part has of what all parts have sorted."""
         count = -(-sum(part.num_bytes for part in parts) // self.folder.job.shard_bytes)
         runs = [run for part in parts for run in runs_of(part, self.folder)]
-        index, number = self.folder.part.index, self.folder.part.num_parts
-        mine = range(index * count // number, (index + 1) * count // number)
+        index, num_parts = self.folder.part.index, self.folder.part.num_parts
+        mine = range(index * count // num_parts, (index + 1) * count // num_parts)
         done = self.folder.done(mine)
         left = [shard for shard in mine if shard not in done]
         work = _Shuffled(runs=runs, num_shards=count, folder=self.folder, digests=self.digests)
