@@ -59,7 +59,7 @@ Range(input=1, start=0, stop=3))]
     for unit in units:
         end = begin + unit.num_bytes
         first = min(begin * count // max(total, 1), count - 1)
-        if not unit.can_be_cut or not unit.num_bytes:
+        if not unit.can_be_cut or not unit.num_bytes or unit.start == unit.stop:
             _append(found[first], Range(unit.input, unit.start, unit.stop))
             sizes[first] += unit.num_bytes
         else:

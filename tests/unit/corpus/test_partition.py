@@ -192,10 +192,10 @@ def test_ranks_that_divide_the_lanes_and_no_others_are_accepted(num_lanes: int, 
 @pytest.mark.parametrize(
     ("num_lanes", "num_ranks", "advice"),
     [
-        (12, 5, "Run on 4 or 6 ranks, or with num_lanes=10 or 15 "),
-        (12, 8, "Run on 6 or 12 ranks, or with num_lanes=8 or 16 "),
-        (12, 24, "Run on 12 ranks, or with num_lanes=24 "),  # nothing above, no smaller multiple
-        (7, 2, "Run on 1 or 7 ranks, or with num_lanes=6 or 8 "),
+        (12, 5, "Run on 4 or 6 ranks, or with num_lanes=10 or 15: "),
+        (12, 8, "Run on 6 or 12 ranks, or with num_lanes=8 or 16: "),
+        (12, 24, "Run on 12 ranks, or with num_lanes=24: "),  # nothing above, no smaller multiple
+        (7, 2, "Run on 1 or 7 ranks, or with num_lanes=6 or 8: "),
     ],
 )
 def test_the_error_names_the_nearest_numbers_that_fit(num_lanes: int, num_ranks: int, advice: str) -> None:
