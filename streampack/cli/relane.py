@@ -1,7 +1,7 @@
 """`streampack relane`: the state of a run with another number of lanes.
 
-In:  the run's config file, a state of it, how many lanes it is to have. Out: the new state in a file or a folder; on
-stdout what changes.
+In:  the run's config file, a state of it, how many lanes it is to have: those of the config, where none are given.
+Out: the new state in a file or a folder; on stdout what changes.
 Invariants: no shard is read, but for its name and size; a file that is there stays.
 """
 
@@ -13,7 +13,7 @@ import torch
 import typer
 
 from streampack.cli.arguments import Json, check_config, check_folder, file_errors, make_dataset
-from streampack.cli.console import output, print_json
+from streampack.cli.console import output, print_json, printable
 from streampack.corpus.partition import fitting_ranks
 from streampack.errors import ConfigError
 from streampack.loader.relaning import relane as relane_state
@@ -38,8 +38,11 @@ def relane(
     ],
     *,
     num_lanes: Annotated[
-        int, typer.Option("--num-lanes", "-n", min=1, help="How many lanes it is to have.", show_default=False)
-    ],
+        int | None,
+        typer.Option(
+            "--num-lanes", "-n", min=1, help="How many lanes it is to have.", show_default="num_lanes of CONFIG"
+        ),
+    ] = None,
     output_file: Annotated[
         Path,
         typer.Option(
@@ -62,25 +65,39 @@ def relane(
     if output_file.exists():
         raise ConfigError(f"--output {output_file} is there already: name another file or folder")
     saved = read_state(state)
-    made = relane_state(saved, make_dataset([config]), num_lanes)
+    dataset = make_dataset([config])
+    if num_lanes is None:
+        if dataset.auto_lanes:
+            raise ConfigError(
+                f"how many lanes is the run to have? {config} has num_lanes: auto or none. Name a number there, or "
+                "give --num-lanes"
+            )
+        num_lanes = dataset.num_lanes
+    made = relane_state(saved, dataset, num_lanes)
     _write(made, output_file)
     epochs = {name: left.epoch for name, left in leftovers_from_json(made["leftovers"]).items()}
+    ranks = fitting_ranks(num_lanes)
     found = {
         "num_lanes": num_lanes,
         "num_lanes_before": fingerprint_of(saved)["num_lanes"],
-        "ranks": fitting_ranks(num_lanes),
+        "ranks": ranks,
         "first_pack": made["global_pack"],
         "last_epoch_begun": epochs,
     }
     if json:
         print_json(found)
         return
-    console = output()
-    console.print(f"{found['num_lanes_before']:,} -> {num_lanes:,} lanes, from global pack {found['first_pack']:,} on")
-    console.print(f"ranks that fit: {' '.join(f'{ranks:,}' for ranks in fitting_ranks(num_lanes))}")
-    for name, epoch in epochs.items():
-        console.print(f"source {name}: what is left of the epochs up to {epoch} is divided among the new lanes")
-    console.print(f"written: {output_file}; load it with num_lanes: {num_lanes} in the config, or auto")
+    lines = [
+        f"{found['num_lanes_before']:,} -> {num_lanes:,} lanes, from global pack {found['first_pack']:,} on",
+        f"ranks that fit: {' '.join(f'{each:,}' for each in ranks)}",
+        *(
+            f"source {name}: what is left of the epochs up to {epoch} is divided among the new lanes"
+            for name, epoch in epochs.items()
+        ),
+        f"written: {output_file}; load it with num_lanes: {num_lanes} in the config, or auto",
+    ]
+    for line in lines:
+        output().print(printable(line), soft_wrap=True)
 
 
 def _write(state: State, path: Path) -> None:

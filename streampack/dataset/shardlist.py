@@ -13,6 +13,7 @@ from streampack.corpus.epochs import Corpus
 from streampack.corpus.options import MIN_BLOCK_BYTES, Shuffle
 from streampack.corpus.resolve import resolve_shards
 from streampack.corpus.shares import DEFAULT
+from streampack.corpus.spans import Spans
 from streampack.corpus.table import ShardTable
 from streampack.dataset.sources import Source, errors_of, names_of
 from streampack.errors import ConfigError, warn
@@ -148,10 +149,10 @@ class ShardLists:
                 owners[shard].append((name, index))
 
 
-def most_lanes(table: ShardTable) -> int:
-    """How many lanes these shards can feed: of their smallest blocks each lane has one."""
-    cut = int(table.sizes[~table.whole].sum())
-    return max(int(table.whole.sum()) + cut // MIN_BLOCK_BYTES, 1)
+def most_lanes(shards: ShardTable | Spans) -> int:
+    """How many lanes these shards, or parts of them, can feed: of their smallest blocks each lane has one."""
+    cut = int(shards.sizes[~shards.whole].sum())
+    return max(int(shards.whole.sum()) + cut // MIN_BLOCK_BYTES, 1)
 
 
 _MOST_MORE = 4

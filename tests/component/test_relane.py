@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import streampack
 from streampack import PackedDataLoader, PackedDataset, Packing, Source, Stage
 from streampack.cli import app
-from streampack.errors import StateError, TopologyError
+from streampack.errors import ConfigError, StateError, TopologyError
 from streampack.examples.make_data import DATA
 from streampack.state.joining import to_json
 from streampack.testing import ByteTokenizer
@@ -43,6 +43,7 @@ def dataset(urls: tuple[list[str], list[str]], num_lanes: Any, **changes: Any) -
         packing=Packing("best_fit", window=4),
         stages=arguments["stages"],
         num_packs=PACKS,
+        limits=changes.get("limits", streampack.Limits()),
     )
 
 
@@ -125,6 +126,7 @@ def test_each_form_that_the_command_writes_can_be_loaded(
     result = CliRunner().invoke(app, asked)
     assert result.exit_code == 0, result.output
     assert "1 -> 6 lanes" in result.output
+    assert f"written: {new}; load it with num_lanes: 6 in the config, or auto\n" in result.output
     with PackedDataLoader.from_config(config) as loader:
         if name == "new":
             loader.load_checkpoint(new)
@@ -133,6 +135,27 @@ def test_each_form_that_the_command_writes_can_be_loaded(
         assert to_json(loader.state_dict()) == to_json(wanted)
     again = CliRunner().invoke(app, asked)
     assert (again.exit_code, "is there already" in again.output) == (1, True)
+
+
+def test_the_command_takes_the_number_of_lanes_of_the_config(urls: tuple[list[str], list[str]], tmp_path: Path) -> None:
+    config, saved, new = tmp_path / "run.yaml", tmp_path / "saved.json", tmp_path / "new.json"
+    given = {"data": urls[0], "tokenizer": f"{DATA}/devil.model", "seq_len": 32}
+
+    def relane_to(num_lanes: object) -> Any:
+        described = {"dataset": {**given, "num_lanes": num_lanes}, "loader": {"batch_size": 1, "num_workers": 0}}
+        config.write_text(json.dumps(described), "utf-8")
+        if not saved.exists():
+            with PackedDataLoader.from_config(config) as loader:
+                saved.write_text(to_json(loader.state_dict()), "utf-8")
+        return CliRunner().invoke(app, ["relane", str(config), str(saved), "-o", str(new)])
+
+    for num_lanes in (4, "auto"):
+        refused = relane_to(num_lanes)
+        wanted = "has 4 lanes already" if num_lanes == 4 else "Name a number there, or give --num-lanes"
+        assert (refused.exit_code, wanted in refused.output) == (1, True)
+    assert relane_to(6).exit_code == 0
+    with PackedDataLoader.from_config(config) as loader:
+        loader.load_state_dict(json.loads(new.read_text()))
 
 
 def test_a_source_that_is_not_named_and_a_part_of_the_lanes_are_refused(
@@ -152,6 +175,49 @@ def test_a_source_that_is_not_named_and_a_part_of_the_lanes_are_refused(
     alone = {"sources": {"web": Source(urls[0])}, "stages": [Stage(seq_len=32), Stage(at_packs=24, weights={"web": 1})]}
     with pytest.raises(StateError, match="'code'.*Name it; a weight of 0 is enough"):
         streampack.relane(later, dataset(urls, 12, **alone), 4)
+
+
+def test_lanes_in_which_two_stages_would_begin_with_one_round_are_refused(
+    urls: tuple[list[str], list[str]], state: dict[str, Any]
+) -> None:
+    stages = [Stage(seq_len=32), Stage(at_packs=110, seq_len=64), Stage(at_packs=130, seq_len=16)]
+    data = dataset(urls, 12, stages=stages)
+    refused = r"26 lanes from global pack 62: stages\[2\] .* would begin with pack 130.* that fit: 25 or 28$"
+    with pytest.raises(ConfigError, match=refused):
+        streampack.relane(state, data, 26)
+    for num_lanes in (25, 28):
+        moved = streampack.relane(state, data, num_lanes)
+        with PackedDataLoader(dataset(urls, num_lanes, stages=stages), 1, num_workers=0) as loader:
+            loader.load_state_dict(moved)
+        with pytest.raises(ConfigError, match=refused):
+            streampack.relane(moved, data, 26)
+
+
+def test_more_lanes_than_a_source_can_feed_are_refused(
+    urls: tuple[list[str], list[str]], state: dict[str, Any]
+) -> None:
+    """The one that ends may have fewer blocks than there are lanes, as in a new run."""
+    most, ending = (sum(-(-Path(url).stat().st_size // 4096) for url in each) for each in urls)
+    assert most > ending
+    streampack.relane(state, dataset(urls, 12), most)
+    too_many = f"num_lanes={most + 1} is more than source 'web' can feed.* has {most} of the smallest"
+    with pytest.raises(ConfigError, match=too_many):
+        streampack.relane(state, dataset(urls, 12), most + 1)
+    data = PackedDataset(urls[0], ByteTokenizer(), seq_len=64, num_lanes=4, shuffle="shards", epochs=1)
+    with PackedDataLoader(data, 1, num_workers=0) as loader:
+        next(iter(loader))
+        with pytest.raises(ConfigError, match="num_lanes=9,198 is more than the data can feed"):
+            streampack.relane(loader.state_dict(), data, 9198)
+
+
+def test_what_is_no_relane_is_refused(urls: tuple[list[str], list[str]], state: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="the state has 12 lanes already"):
+        streampack.relane(state, dataset(urls, 10), 12)
+    with pytest.raises(ConfigError, match="must be the run's PackedDataset, not str"):
+        streampack.relane(state, "run.yaml", 10)  # type: ignore[arg-type]
+    tight = dataset(urls, 12, limits=streampack.Limits(buffer_bytes=300_000))
+    with pytest.raises(ConfigError, match=r"limits\.buffer_bytes to at least"):
+        streampack.relane(state, tight, 1)
 
 
 def test_ranks_that_do_not_fit_are_told_of_it(urls: tuple[list[str], list[str]], state: dict[str, Any]) -> None:
