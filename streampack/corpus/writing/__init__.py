@@ -4,7 +4,7 @@ what the user named --inputs--> files --planning--> portions --reading, checking
 with shuffle=True:  records --sorting--> runs --merging--> fewer runs --> the records of each shard, in a random order
 
 Every portion is made by itself, by any process on any machine (`passes`, `request`), with the same bytes every time;
-`folder` notes which are done.
+`folder` notes which are done, and `scratch` is where files are until they are complete.
 """
 
 __all__ = [

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 NUM_KEYS = 2**64
+RECORD_BYTES = 50
+"""What a record costs in memory besides its bytes while it is read, at most."""
+_AT_ONCE = 4096
+"""Records of which Python has numbers at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,8 @@ def write_run(path: Path, keys: "NDArray[np.uint64]", records: Sequence[bytes]) 
 def merge_runs(runs: Sequence[Run], path: Path, *, slice_bytes: int, tell: Callable[[int], None]) -> None:
     """Write one run that has the records of all of these, with about `slice_bytes` of them in memory."""
     num_records = sum(run.num_records for run in runs)
-    num_slices = -(-sum(run.path.stat().st_size for run in runs) // slice_bytes)
+    num_bytes = sum(run.num_bytes for run in runs) + (RECORD_BYTES - 16) * num_records  # 16 of each are in the file
+    num_slices = -(-num_bytes // slice_bytes)
     at = end = 0
     with path.open("wb") as file:
         for number in range(num_slices):
@@ -84,21 +89,27 @@ class _Slice:
         for run in runs:
             its_keys, its_ends, data = _read(run, number, count)
             keys.append(its_keys)
-            ends.append(its_ends + len(self._data))
+            its_ends += len(self._data)
+            ends.append(its_ends)
             self._data += data
-        unsorted = np.concatenate(keys)
-        stops = np.concatenate(ends)
-        sizes = np.diff(stops, prepend=0)
+            del data  # each array that is not needed any more goes at once: short records have more bytes there
+        stops, unsorted = np.concatenate(ends), np.concatenate(keys)
+        del ends, its_ends, keys, its_keys
         order = np.argsort(unsorted, kind="stable")
         self.keys = unsorted[order]
-        self.sizes = sizes[order]
+        del unsorted
+        self.sizes = np.diff(stops, prepend=0)
         """Bytes of each record."""
-        self._starts = (stops - sizes)[order]
+        self._starts = (stops - self.sizes)[order]
+        del stops
+        self.sizes = self.sizes[order]
 
     def records(self) -> Iterator[memoryview]:
         view = memoryview(self._data)
-        for start, size in zip(self._starts.tolist(), self.sizes.tolist(), strict=True):
-            yield view[start : start + size]
+        for at in range(0, len(self.sizes), _AT_ONCE):
+            starts, sizes = (each[at : at + _AT_ONCE].tolist() for each in (self._starts, self.sizes))
+            for start, size in zip(starts, sizes, strict=True):
+                yield view[start : start + size]
 
 
 def _read(run: Run, number: int, count: int) -> "tuple[NDArray[np.uint64], NDArray[np.int64], bytes]":
@@ -116,7 +127,7 @@ def _read(run: Run, number: int, count: int) -> "tuple[NDArray[np.uint64], NDArr
         del all_keys  # it is in the way of closing the file
         at = 8 * (run.num_records + first)
         begin = int.from_bytes(stored[at - 8 : at], "little") if first else 0
-        ends = np.frombuffer(stored[at : 8 * (run.num_records + stop)], np.int64)
+        ends = np.frombuffer(stored[at : 8 * (run.num_records + stop)], np.int64) - begin
         data = 16 * run.num_records
-        size = int(ends[-1]) if len(ends) else begin
-        return keys, ends - begin, stored[data + begin : data + size]
+        size = begin + int(ends[-1]) if len(ends) else begin
+        return keys, ends, stored[data + begin : data + size]

@@ -7,7 +7,8 @@
 
 A record's key is a hash of the seed, its portion, its run and its index there: the order of the keys is a uniform
 permutation. How many shards there are is known when all is sorted, and each fits into memory.
-Invariants: the same order for any number of processes; memory for one run, or one shard. A file appears as a whole.
+Invariants: the same order for any number of processes; memory for one run, or one shard, besides a few
+bytes for each of its records. A file appears as a whole.
 """
 
 import shutil

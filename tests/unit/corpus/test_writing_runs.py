@@ -1,6 +1,7 @@
 """Sorted runs: merged in any way they have the order of all records; how often each record is read."""
 
 import math
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from streampack.corpus.writing import sorting
 from streampack.corpus.writing.folder import OutputFolder
 from streampack.corpus.writing.job import Job
 from streampack.corpus.writing.merging import plan_merges
-from streampack.corpus.writing.runs import Run, records_between, write_run
+from streampack.corpus.writing.runs import RECORD_BYTES, Run, merge_runs, records_between, write_run
 from streampack.corpus.writing.sorting import PartRuns, Sorted
 from streampack.storage.options import Storage
 
@@ -80,3 +81,22 @@ def test_runs_that_are_merged_give_the_records_in_the_order_of_all(
         assert [record for number in range(count) for record in records_between(found, number, count)] == [
             record for _, record in sorted(expected, key=lambda each: each[0])
         ]
+
+
+def test_short_records_take_few_bytes_of_memory_besides_their_own(tmp_path: Path) -> None:
+    rng, runs, count = np.random.default_rng(0), [], 2000
+    for number in range(8):
+        keys = rng.integers(0, 2**64, count, dtype=np.uint64)
+        runs.append(Run(tmp_path / str(number), count, write_run(tmp_path / str(number), keys, [b"x" * 50] * count)))
+    tracemalloc.start()
+    try:
+        assert sum(map(len, records_between(runs, 0, 1))) == 8 * count * 50
+        read = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        merge_runs(runs, tmp_path / "merged", slice_bytes=2**18, tell=lambda size: None)
+        merged = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    a_run = 50 * count
+    assert read < 8 * count * (50 + RECORD_BYTES) + 2 * a_run + 4096 * 64 + 2**16
+    assert merged < 1.5 * 2**18 + 4096 * 64
