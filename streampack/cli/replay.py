@@ -60,12 +60,23 @@ class Replay:
         end = self.run.schedule.end
         if end is not None and global_pack >= end:
             raise ConfigError(f"there is no pack {global_pack:,}: the run has {end:,} packs, 0 to {end - 1:,}")
-        if global_pack < self.begin:
+        if global_pack >= self.begin:
+            return
+        since = 0 if self._committed is None else self._committed.since
+        what = (
+            f"--state {self._state}: the state is at global pack {self.begin:,}, after pack {global_pack:,}, and "
+            "lanes cannot go back. Give a checkpoint that was saved before that pack"
+        )
+        if global_pack < since:
             raise ConfigError(
-                f"--state {self._state}: the state is at global pack {self.begin:,}, after pack {global_pack:,}, and "
-                "lanes cannot go back. Give a checkpoint that was saved before that pack, or none: then the lane is "
-                "made from its start"
+                f"{what}, with the num_lanes that the config had then: up to pack {since:,} the run had another number "
+                "of lanes, before `relane`, and only those make its packs"
             )
+        if since:
+            raise ConfigError(
+                f"{what}, and from pack {since:,} on, since which the run has these {self.run.num_lanes:,} lanes"
+            )
+        raise ConfigError(f"{what}, or none: then the lane is made from its start")
 
     def batch(self, step: int, global_batch: int | None) -> range:
         """The global packs of a batch of the run, over all ranks; steps count from 0, with one global batch all along.

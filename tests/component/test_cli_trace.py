@@ -13,7 +13,7 @@ from support.thorough import nightly
 from support.traces import MODEL, check_pack, write_run
 from typer.testing import CliRunner, Result
 
-from streampack import PackedDataLoader
+from streampack import PackedDataLoader, relane
 from streampack.cli import app
 from streampack.state.joining import to_json
 
@@ -105,6 +105,28 @@ def test_a_state_after_the_pack_is_an_error(handed: Handed) -> None:
     error = said(run(config, "--pack", 41, "--state", config.parent / "state.pt"))
     assert "the state is at global pack 42, after pack 41, and lanes cannot go back" in error
     assert "Give a checkpoint that was saved before that pack, or none" in error
+
+
+def test_a_run_with_another_number_of_lanes_is_traced_from_its_state(handed: Handed, tmp_path: Path) -> None:
+    config, relaned, later = tmp_path / "run.yaml", tmp_path / "relaned.json", tmp_path / "later.json"
+    config.write_text(handed[0].read_text().replace("num_lanes: 12", "num_lanes: auto"))
+    with PackedDataLoader.from_config(str(config)) as loader:
+        relaned.write_text(to_json(relane(handed[0].parent / "state.json", loader.dataset, 10)))
+        loader.num_workers, loader.batch_size = 0, 7
+        loader.load_state_dict(json.loads(relaned.read_text()))
+        batches = iter(loader)
+        batch = next(batches)["tokens"].tolist()
+        later.write_text(to_json(loader.state_dict()))
+    packs = trace(config, "--pack", 42, "--global-batch", 7, "--state", relaned)
+    for tokens, pack in zip(batch, packs, strict=True):
+        check_pack(tokens, pack)
+    peeked = CliRunner().invoke(app, ["peek", str(config), "--state", str(later), "--json", "-n", "1"])
+    assert json.loads(peeked.stdout)["num_lanes"] == 10
+    for state in (relaned, later):
+        error = said(run(config, "--pack", 41, "--state", state))
+        assert "before that pack, with the num_lanes that the config had then: up to pack 42 the run had" in error
+    error = said(run(config, "--pack", 48, "--state", later))
+    assert "before that pack, and from pack 42 on, since which the run has these 10 lanes" in error
 
 
 @pytest.mark.parametrize(

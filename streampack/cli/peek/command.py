@@ -136,7 +136,7 @@ def peek(
     views = (validation_views_of if dataset.is_validation else views_of)(replay, pieces, chosen)
     if json:
         heading = {
-            "num_lanes": dataset.num_lanes,
+            "num_lanes": replay.run.num_lanes,
             "seq_len": pipeline.seq_len,
             "boundary": dataset.fingerprint()["boundary"],
             "packing": str(pipeline.packing.kind),
