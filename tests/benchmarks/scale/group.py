@@ -8,7 +8,10 @@ itself, and the store's server another one, as under torchrun. `lazy` is TORCH_G
 Out: one line of JSON: seconds until all ranks are connected, sockets of rank 0 and of another rank on average (without
      the store's), requests to the store in all (not counted for `lazy`, whose threads cannot call Python), and seconds
      of an all-gather of 24 bytes, of a broadcast of 1 MB (64 KB from 512 ranks on, as all share this machine) and of an
-     agreement, each the least of three.
+     agreement, each the least of three. Each step is told on stderr when it is over.
+
+256 ranks over a tree take about 20 s on 2 busy cores, and 512, which are some 2,000 threads, 110 s: connect 3.5 s,
+all-gather 16.7 s, broadcast 3.7 s, agreement 4.7 s; 24 sockets on rank 0, 9.1 on another; 9,928 requests to the store.
 """
 
 import itertools
@@ -94,6 +97,7 @@ def serve(port: int) -> None:
 
 def run(ranks: range, size: int, way: str, port: int, barrier: Any, results: Any) -> None:
     """Those of the ranks that are threads of this process."""
+    started = time.perf_counter()
     groups.new_gloo_group = new_gloo_group
     if way != "tree":
         groups.FAN = size  # one mesh
@@ -112,7 +116,11 @@ def run(ranks: range, size: int, way: str, port: int, barrier: Any, results: Any
         barrier.wait()
         found = {"connect_s": time.perf_counter() - began}
 
-        def least(work: Callable[[Exchange], object]) -> float:
+        def tell(step: str) -> None:
+            if ranks.start == 0:
+                print(f"{step} {time.perf_counter() - started:.1f} s after the start", file=sys.stderr, flush=True)
+
+        def least(work: Callable[[Exchange], object], step: str) -> float:
             took = []
             for _ in range(3):
                 barrier.wait()
@@ -120,12 +128,17 @@ def run(ranks: range, size: int, way: str, port: int, barrier: Any, results: Any
                 list(pool.map(work, exchanges))
                 barrier.wait()
                 took.append(time.perf_counter() - began)
+                tell(f"{step} {len(took)} of 3:")
             return min(took)
 
+        tell("connected:")
+
         value = b"x" * (2**20 if size < 512 else 2**16)
-        found["all_gather_s"] = least(lambda exchange: exchange.all_gather_ints([1, 2, 3]))
-        found["broadcast_s"] = least(lambda exchange: exchange.broadcast(value))
-        found["agreement_s"] = least(lambda exchange: exchange.start_agreeing(1, range(5), highest=True).wait())
+        found["all_gather_s"] = least(lambda exchange: exchange.all_gather_ints([1, 2, 3]), "all-gather")
+        found["broadcast_s"] = least(lambda exchange: exchange.broadcast(value), "broadcast")
+        found["agreement_s"] = least(
+            lambda exchange: exchange.start_agreeing(1, range(5), highest=True).wait(), "agreement"
+        )
         found |= {"sockets": (num_sockets() - before) / len(ranks), "store_requests": Counted.asked}
         results.put(found)
         results.close()
