@@ -72,7 +72,7 @@ def packs_of(batches: Iterator[Any] | PackedDataLoader) -> dict[int, tuple[int, 
 
 
 @pytest.mark.parametrize(
-    ("size", "workers", "batch_size"), [(2, 1, 1), (5, 0, 64), *nightly([(1, 2, 5), (3, 0, 4), (7, 0, 64)])]
+    ("size", "workers", "batch_size"), [(2, 1, 7), (5, 0, 64), *nightly([(2, 1, 1), (1, 2, 5), (3, 0, 4), (7, 0, 64)])]
 )
 def test_the_packs_are_the_same_on_any_number_of_ranks_and_workers(
     folder: Path, alone: tuple[dict[int, tuple[int, ...]], int], size: int, workers: int, batch_size: int

@@ -1,6 +1,7 @@
 """Long texts go to SentencePiece in parts: its ids, wherever they are cut, or they are not cut."""
 
 import functools
+import itertools
 import importlib.util
 import pickle
 from pathlib import Path
@@ -11,6 +12,7 @@ import sentencepiece
 from hypothesis import example, given
 from hypothesis import strategies as st
 from support.sentencepieces import PROSE, piece, train, written
+from support.thorough import THOROUGH
 
 from streampack.errors import ConfigError, TokenizerError
 from streampack.tokenizers import bpe
@@ -54,8 +56,10 @@ def _processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
     return sentencepiece.SentencePieceProcessor(model_proto=model)
 
 
-@pytest.mark.parametrize("part", [1, 7])
-@pytest.mark.parametrize("name", CUT)
+@pytest.mark.parametrize(
+    ("name", "part"),
+    list(itertools.product(CUT, (1, 7))) if THOROUGH else list(zip(CUT, itertools.cycle((1, 7)))),
+)
 def test_the_ids_are_those_of_the_whole_text(name: str, part: int) -> None:
     tokenizer = PartsTokenizer(SentencePieceTokenizer(model(name)), part=part)
 
