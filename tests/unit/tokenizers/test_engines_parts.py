@@ -1,8 +1,8 @@
 """Long texts go to SentencePiece in parts: its ids, wherever they are cut, or they are not cut."""
 
 import functools
-import itertools
 import importlib.util
+import itertools
 import pickle
 from pathlib import Path
 
