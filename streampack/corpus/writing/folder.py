@@ -149,7 +149,6 @@ class OutputFolder:
         """Note that this part is done: all its shards are there."""
         self.parts.keep(self.in_parts, self.part.index, msgspec.to_builtins(written))
         self._remove([self._under_way])
-        self.scratch.end_part()
         if read_finished(self.url, self._reader) is not None:  # another process has written this part, too
             self._remove_notes(self._sizes())
         elif read_begun(self.url, self._reader) is None:  # a part that kept nothing has removed it in a bad moment

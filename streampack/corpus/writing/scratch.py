@@ -66,11 +66,10 @@ class Scratch:
             StorageError: the files cannot be made, or another process removes them.
         """
         with self._errors():
-            self.path.mkdir(parents=True, exist_ok=True)
             for folder in self.path.glob(f"unfinished-{self._part.index:05d}-*/"):
                 self._remove_dead(folder)
             # Before its folder is there, so that a folder without a lock is of a process that has ended.
-            descriptor = os.open(_lock_of(self._mine), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+            descriptor = self._open_lock()
             try:
                 with contextlib.suppress(OSError):  # a file system without locks
                     try_lock(descriptor)
@@ -79,19 +78,22 @@ class Scratch:
                 shutil.rmtree(self._mine, ignore_errors=True)
                 _lock_of(self._mine).unlink(missing_ok=True)
                 close(descriptor)
+                with contextlib.suppress(OSError):  # it is not empty: other parts, or what is sorted
+                    self.path.rmdir()
 
     def has_sorted(self) -> bool:
         """Whether there are sorted records."""
         return any(True for name in ("sorted-*", "merged-*") for _ in self.path.glob(name))
 
-    def end_part(self) -> None:
-        """Leave nothing of a part that is done: other parts may have files there."""
-        with contextlib.suppress(OSError):  # it is not empty
-            self.path.rmdir()
-
     def remove(self) -> None:
         """Leave nothing of the job."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+    def _open_lock(self) -> int:
+        while True:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another part ended just now, and removed the empty folder
+                return os.open(_lock_of(self._mine), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
 
     @staticmethod
     def _remove_dead(folder: Path) -> None:
