@@ -55,7 +55,7 @@ def saved(place: Path) -> dict[int, str]:
     return {int(path.stem.partition("=")[2]): str(path) for path in sorted(place.glob("step=*.ckpt"))}
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [2, *nightly([0])])
 def test_an_endless_run_goes_on_after_the_last_batch_that_was_trained_on(
     shards: list[str], tmp_path: Path, workers: int
 ) -> None:

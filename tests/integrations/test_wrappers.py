@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.thorough import nightly
 from torch.utils.data import DataLoader, DistributedSampler
 
 import streampack
@@ -35,7 +36,7 @@ def test_a_wrapper_that_deals_a_ranks_packs_again_is_refused(shards: list[str]) 
         next(iter(shard_of(dataset_of(shards, rank=1, size=2), 1)))
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", *nightly(["spawn"])])
 def test_workers_of_such_a_wrapper_are_refused_too(shards: list[str], context: str) -> None:
     loader = DataLoader(shard_of(dataset_of(shards, rank=0, size=2), 0), num_workers=1, multiprocessing_context=context)
     with pytest.raises(TopologyError, match="deals out the packs"):
