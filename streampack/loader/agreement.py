@@ -154,19 +154,7 @@ class SharedRun:
             committed.check_end(dataset.epochs)
         else:
             committed.check_max_epochs({source.name: source.end_epoch for source in run.sources})
-        self._forget_leftovers(committed)
         return committed
-
-    def _forget_leftovers(self, committed: Committed) -> None:
-        """Drop the leftovers that the lanes of all ranks are past; a collective where there are any."""
-        if not committed.left:
-            return
-        needed = committed.sources_with_leftovers()
-        if self.ranks is not None:
-            needed = {name for of_rank in self.ranks.all_gather(sorted(needed)) for name in of_rank}
-        elif len(committed.lanes) < committed.num_lanes:
-            return
-        committed.left = {name: left for name, left in committed.left.items() if name in needed}
 
     def run_of(self, committed: Committed) -> Run:
         """The run as it continues from `committed`.

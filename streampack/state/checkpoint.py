@@ -8,7 +8,8 @@ Never: a state of another run that is accepted: `StateError` names what differs.
     "skipped_ranges"    int64 table: the bad records and broken shards that were skipped there and may be met again
     and, equal on all ranks: "version", "order_version", "fingerprint" (JSON), "libraries" (JSON), "sources" (JSON: the
     names, in the order of the tables), "stages" (JSON: those that have begun), "global_pack", "first_epoch",
-    "since" (the global pack since which there are these lanes), "leftovers" (JSON: what earlier lanes had left)
+    "since" (the global pack since which there are these lanes), "leftovers" (JSON: what earlier lanes had left;
+    a state of all lanes is without it once all are past it)
 
 `forms.py` describes the tables; torch.distributed.checkpoint saves them from any ranks and loads them on any others.
 """
@@ -37,6 +38,7 @@ from streampack.state.forms import (
     leftovers_to_json,
     read_lanes,
     sources_of,
+    still_left,
     to_tables,
 )
 from streampack.state.stages import begun, stages_from_json, stages_to_json
@@ -96,7 +98,7 @@ class Committed:
     since: int = 0
     """The global pack since which the run has these lanes; 0: it has had no others."""
     left: Mapping[str, Leftovers] = field(default_factory=dict)
-    """By source, what lanes that the run had before have left; none once all lanes are past it."""
+    """By source, what lanes that the run had before have left; perhaps all of these lanes are past it, others not."""
 
     @classmethod
     def fresh(
@@ -127,7 +129,7 @@ class Committed:
     @property
     def continued(self) -> Continued:
         """What a run that goes on from here needs to know."""
-        left = tuple(self.left.items())
+        left = tuple(still_left(self.left, self.sources, self._by_lane()).items())
         return Continued(self.begun, self.first_epoch, self.since, left, self.lanes if left else ())
 
     def copy(self) -> "Committed":
@@ -230,11 +232,6 @@ class Committed:
             begun = np.where(cursors[:, 0] <= left.epoch, left.epoch + 1, begun)
         return np.maximum(begun, cursors[:, _UNTIL])
 
-    def sources_with_leftovers(self) -> set[str]:
-        """Those of which a lane still reads what earlier lanes had left."""
-        epochs = {name: self.rows[index :: len(self.sources), 0].min() for index, name in enumerate(self.sources)}
-        return {name for name, left in self.left.items() if epochs[name] <= left.epoch}
-
     def check_max_epochs(self, limits: Mapping[str, int | None]) -> None:
         """Raise `StateError` where a lane is past the last epoch of a source. `limits`: `max_epochs` by source."""
         for index, (name, most) in enumerate(limits.items()):
@@ -263,6 +260,8 @@ class Committed:
     def to_state(self, fingerprint: Mapping[str, Any], libraries: Mapping[str, str]) -> State:
         """The state as plain values and new tensors; it shares no memory with the running loader."""
         self.prune()
+        sees_all = len(self.lanes) == self.num_lanes
+        left = still_left(self.left, self.sources, self._by_lane()) if sees_all else self.left
         num_sources = len(self.sources)
         described = fingerprint if self.saved_fingerprint is None else carrying(fingerprint, self.saved_fingerprint)
         skipped = {
@@ -280,7 +279,7 @@ class Committed:
             "global_pack": self.global_pack,
             "first_epoch": self.first_epoch,
             "since": self.since,
-            "leftovers": leftovers_to_json(self.left),
+            "leftovers": leftovers_to_json(left),
             **to_tables(self.lanes, self.num_lanes, self._by_lane(), skipped),
         }
 

@@ -18,7 +18,7 @@ import json
 import math
 import operator
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -217,6 +217,20 @@ def leftovers_from_json(value: Any) -> dict[str, Leftovers]:
     except (TypeError, ValueError, AttributeError) as error:
         raise StateError(f"leftovers is {value!r:.80}, not a JSON object of leftovers: the state is damaged") from error
     return left
+
+
+def still_left(
+    left: Mapping[str, Leftovers], sources: Sequence[str], rows: NDArray[np.int64]
+) -> dict[str, Leftovers]:
+    """The leftovers of which a lane has something to read.
+
+    Args:
+        left: by source.
+        sources: names [S].
+        rows: int64 [lanes, S, columns], the first column being the epoch.
+    """
+    epochs = dict(zip(sources, rows[:, :, 0].min(axis=0).tolist(), strict=True)) if left else {}
+    return {name: each for name, each in left.items() if epochs[name] <= each.epoch}
 
 
 def is_of_lanes(key: str) -> bool:

@@ -14,7 +14,17 @@ import numpy as np
 from streampack.errors import StateError
 from streampack.state.checkpoint import FIELDS, State, check_versions
 from streampack.state.fingerprint import fingerprint_of
-from streampack.state.forms import LaneRows, is_of_lanes, read_lanes, sources_of, to_plain, to_tables
+from streampack.state.forms import (
+    LaneRows,
+    is_of_lanes,
+    leftovers_from_json,
+    leftovers_to_json,
+    read_lanes,
+    sources_of,
+    still_left,
+    to_plain,
+    to_tables,
+)
 
 
 def merge_state_dicts(states: Iterable[Mapping[str, Any]]) -> State:
@@ -51,7 +61,8 @@ def merge_state_dicts(states: Iterable[Mapping[str, Any]]) -> State:
             f"the states have {int(is_there.sum())} of {num_lanes} lanes; lane {int(np.argmin(is_there))} is in none "
             "of them: merge_state_dicts needs the states of all ranks"
         )
-    return {**common, **to_tables(range(num_lanes), num_lanes, rows, skipped)}
+    left = still_left(leftovers_from_json(common["leftovers"]), sources_of(common), rows)
+    return {**common, "leftovers": leftovers_to_json(left), **to_tables(range(num_lanes), num_lanes, rows, skipped)}
 
 
 def _part(state: Mapping[str, Any]) -> tuple[State, int, LaneRows]:

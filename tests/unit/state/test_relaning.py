@@ -1,6 +1,8 @@
 """Another number of lanes: every row of every document comes once, in packs that depend on nothing but the state."""
 
 import itertools
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from support.thorough import THOROUGH, nightly, some
 from streampack import HoldOut, PackedDataset, Packing, Shuffle, Source, Stage
 from streampack.errors import StateError
 from streampack.state.checkpoint import Committed
+from streampack.state.joining import merge_state_dicts
 from streampack.testing import ByteTokenizer
 
 BLOCKS = Shuffle(block_bytes=4096, window=2)
@@ -82,7 +85,7 @@ def test_an_endless_run_has_each_epoch_whole(texts: list[str]) -> None:
     whole, found = Found(), Found()
     Lanes.of(data).take(1200, whole)
     lanes = in_turn(Lanes.of(data), [(130, 5), (77, 9), (200, 9)], found).take(793, found)
-    assert not lanes.committed.sources_with_leftovers()
+    assert not lanes.committed.continued.left
     epochs = 1 + min(int(row[0]) for row in lanes.committed.rows) - 1
     assert epochs >= 3
     for epoch in range(epochs):
@@ -183,6 +186,30 @@ def test_an_epoch_of_which_something_is_left_has_begun(texts: list[str]) -> None
         committed.check_max_epochs({"default": 1})
         with pytest.raises(StateError, match="max_epochs=1 ends it after that epoch"):
             committed.check_max_epochs({"default": 0})
+
+
+def test_leftovers_are_dropped_once_all_lanes_are_past_them(texts: list[str]) -> None:
+    """By whoever sees all lanes: a rank of several keeps them, and reads none that its own lanes are past."""
+    data = dataset(texts, epochs=None, shuffle=BLOCKS)
+    lanes = Lanes.of(data).take(30, Found()).again(6)
+    fingerprint = data.fingerprint(6)
+    halfway = 0
+    for _ in range(400):
+        state = lanes.take(3, Found()).committed.to_state(fingerprint, {})
+        parts = [Committed.from_state(state, range(rank, 6, 2), 6) for rank in range(2)]
+        epochs = lanes.committed.rows[:, 0]
+        for rank, part in enumerate(parts):
+            assert bool(part.continued.left) == (epochs[rank::2].min() == 0)
+        merged = merge_state_dicts(part.to_state(fingerprint, {}) for part in parts)
+        assert merged["leftovers"] == state["leftovers"]
+        halfway += {bool(part.continued.left) for part in parts} == {True, False}
+        if epochs.min():
+            break
+    assert json.loads(state["leftovers"]) == {}
+    assert halfway
+    kept = [replace(part, left=lanes.committed.left).to_state(fingerprint, {}) for part in parts]
+    assert json.loads(kept[0]["leftovers"])
+    assert json.loads(merge_state_dicts(kept)["leftovers"]) == {}
 
 
 def test_cells_that_are_held_out_stay_out(tmp_path: Path) -> None:
