@@ -74,6 +74,7 @@ def _continued(dataset: PackedDataset, committed: Committed, before: Run, num_la
     num_begun = len(committed.begun)
 
     def in_lanes(number: int) -> Run:
+        dataset.run(number)  # as the dataset that loads the state is made before it knows of one
         run = dataset.run(number, Continued(committed.begun, committed.first_epoch, committed.global_pack))
         check_future(run.schedule, num_begun, committed.global_pack)
         return run

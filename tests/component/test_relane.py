@@ -193,6 +193,20 @@ def test_lanes_in_which_two_stages_would_begin_with_one_round_are_refused(
             streampack.relane(moved, data, 26)
 
 
+def test_stages_that_have_begun_must_fit_a_dataset_of_so_many_lanes(urls: tuple[list[str], list[str]]) -> None:
+    stages = [Stage(seq_len=32), Stage(at_packs=40, seq_len=64), Stage(at_packs=52, seq_len=16)]
+    data = dataset(urls, 12, stages=stages)
+    with PackedDataLoader(data, 1, num_workers=0) as loader:
+        for _ in zip(range(100), loader, strict=False):
+            pass
+        later = loader.state_dict()
+    with pytest.raises(ConfigError, match=r"stages\[2\] .* would begin with pack 54.* that fit: 17 or 20$"):
+        streampack.relane(later, data, 18)
+    moved = streampack.relane(later, data, 17)
+    with PackedDataLoader(dataset(urls, 17, stages=stages), 1, num_workers=0) as loader:
+        loader.load_state_dict(moved)
+
+
 def test_more_lanes_than_a_source_can_feed_are_refused(
     urls: tuple[list[str], list[str]], state: dict[str, Any]
 ) -> None:
