@@ -133,6 +133,11 @@ def test_each_form_that_the_command_writes_can_be_loaded(
         else:
             loader.load_state_dict(json.loads(new.read_text()) if name == "new.json" else torch.load(new))
         assert to_json(loader.state_dict()) == to_json(wanted)
+    planned = CliRunner().invoke(app, ["plan", str(config), "--state", str(new), "--json"])
+    assert planned.exit_code == 0, planned.output
+    plan = json.loads(planned.stdout)
+    assert (plan["lanes"]["num_lanes"], plan["rank"]["lanes_per_rank"]) == (6, 6)
+    assert plan["position"]["packs"] == wanted["global_pack"]
     again = CliRunner().invoke(app, asked)
     assert (again.exit_code, "is there already" in again.output) == (1, True)
 

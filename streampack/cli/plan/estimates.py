@@ -271,11 +271,11 @@ def rank_plan(
     tokens_per_second: float,
 ) -> RankPlan:
     """What a rank does and holds; the ranks divide the lanes."""
-    lanes_per_rank = dataset.num_lanes // ranks
+    lanes_per_rank = lanes.num_lanes // ranks
     workers = min(num_workers, lanes_per_rank)
     processes = max(workers, 1)
     lanes_per_worker = -(-lanes_per_rank // processes)
-    run = dataset.run()
+    run = dataset.run(lanes.num_lanes)
     buffer_bytes = worker_bytes(dataset.limits.buffer_bytes, run, num_lanes=lanes_per_rank, num_workers=workers)
     share_bytes = buffer_bytes // lanes_per_worker
     needs = LaneNeeds.of(run)

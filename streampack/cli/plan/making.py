@@ -5,6 +5,7 @@ Invariants: the shards are listed, and a sample of some MB of them is read. What
 estimate. With assumed bytes for each token nothing is read.
 """
 
+import dataclasses
 import inspect
 from typing import Any
 
@@ -122,7 +123,8 @@ def _estimate(
 ) -> Estimated:
     """What a source's shards are, by a sample of them if no number is assumed."""
     density, sample = assumed(bytes_per_token or _ASSUMED_BYTES_PER_TOKEN, seq_len), None
-    pipeline, corpus, about = source.pipelines[0], source.corpus, list[str]()
+    pipeline, about = source.pipelines[0], list[str]()
+    corpus = dataclasses.replace(source.corpus, left=None)  # whole epochs, whatever lanes before these have left
     if bytes_per_token is None:
         try:
             sampled = take_sample(pipeline, corpus, block_bytes_of(corpus))

@@ -2,13 +2,16 @@
 
 import itertools
 import json
+import tarfile
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.chats import dataset_of, shards_of
 from support.relaning import Found, Lanes, assert_all_once, corpus, in_turn, total
 from support.thorough import THOROUGH, nightly, some
 
@@ -17,6 +20,12 @@ from streampack.errors import StateError
 from streampack.state.checkpoint import Committed
 from streampack.state.joining import merge_state_dicts
 from streampack.testing import ByteTokenizer
+
+
+def members_of(url: str) -> list[tarfile.TarInfo]:
+    with tarfile.open(url) as tar:
+        return tar.getmembers()
+
 
 BLOCKS = Shuffle(block_bytes=4096, window=2)
 STEPS = [(40, 5), (17, 7), (3, 24)]
@@ -210,6 +219,70 @@ def test_leftovers_are_dropped_once_all_lanes_are_past_them(texts: list[str]) ->
     kept = [replace(part, left=lanes.committed.left).to_state(fingerprint, {}) for part in parts]
     assert json.loads(kept[0]["leftovers"])
     assert json.loads(merge_state_dicts(kept)["leftovers"]) == {}
+
+
+@pytest.mark.parametrize("begin", [None, 24])
+def test_what_a_stage_excludes_stays_out_and_all_else_comes_once(
+    lines: list[str], tmp_path: Path, begin: int | None
+) -> None:
+    """From the start of the run, or from a stage that begins between two relanes."""
+    excluded = {(shard, str(key)) for shard in (0, 2) for key in range(0, 40, 3)}
+    given = [{"source": "lines", "shard": f"{shard}.tar", "key": key} for shard, key in sorted(excluded)]
+    path = tmp_path / "bad.jsonl"
+    path.write_text("".join(f"{json.dumps(each)}\n" for each in given), "utf-8")
+    key_of = {(number, m.offset): m.name.partition(".")[0] for number, url in enumerate(lines) for m in members_of(url)}
+    stages = [Stage(exclude=str(path))] if begin is None else [Stage(), Stage(at_packs=begin, exclude=str(path))]
+
+    def run(stages: list[Stage]) -> PackedDataset:
+        source = Source(lines, field="jsonl:text", max_epochs=1)
+        return PackedDataset(
+            {"lines": source},
+            ByteTokenizer(),
+            seq_len=256,
+            num_lanes=12,
+            shuffle="shards",
+            packing="next_fit",
+            stages=stages,
+            on_error="skip",
+            max_bad=1000,
+        )
+
+    whole, before, after = Found(), Found(), Found()
+    Lanes.of(run([Stage()])).take(10**6, whole)
+    lanes = in_turn(Lanes.of(run(stages)), [(20, 5), (16, 7)], before)
+    assert begin is None or lanes.committed.global_pack > lanes.run.schedule.stages[1].first_pack
+    in_turn(lanes, [(15, 9), (15, 3)], after).take(10**6, after)
+    assert max((before.rows + after.rows).values()) == 1
+    gone = whole.rows.keys() - before.rows.keys() - after.rows.keys()
+    documents = {row[1:5] for row in gone}
+    assert documents
+    keys = {(shard, key_of[shard, sample]) for _, shard, sample, _ in documents}
+    assert keys <= excluded
+    assert not {(row[2], key_of[row[2], row[3]]) for row in after.rows} & excluded
+    if begin is None:
+        assert keys == excluded & {(shard, key) for (shard, _), key in key_of.items()}
+
+
+@pytest.mark.parametrize("packing", ["wrap", "best_fit"])
+def test_conversations_come_once(tmp_path: Path, packing: str) -> None:
+    choose = Random(5)
+    talks = [
+        [
+            {"role": role, "content": "x" * choose.randint(1, 60)}
+            for _ in range(choose.randint(1, 3))
+            for role in ("user", "assistant")
+        ]
+        for _ in range(150)
+    ]
+    data = dataset_of(
+        shards_of(tmp_path, talks),
+        seq_len=400,
+        num_lanes=6,
+        shuffle=BLOCKS,
+        packing=PACKINGS[packing],
+    )
+    found = assert_all_once(data, [(25, 4), (11, 7)])
+    assert found.all_counts.documents == len(talks)
 
 
 def test_cells_that_are_held_out_stay_out(tmp_path: Path) -> None:
