@@ -5,6 +5,7 @@ Out: the new state in a file or a folder; on stdout what changes.
 Invariants: no shard is read, but for its name and size; a file that is there stays.
 """
 
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -101,15 +102,17 @@ def relane(
 
 
 def _write(state: State, path: Path) -> None:
-    """Write the state in the form that the path's name asks for."""
-    with file_errors("--output", path):
+    """Write the state in the form that the path's name asks for; it has this name only when it is whole."""
+    with file_errors("--output", path), tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        unfinished = Path(folder) / path.name
         if path.suffix == ".json":
-            path.write_text(to_json(state), "utf-8")
+            unfinished.write_text(to_json(state), "utf-8")
         elif path.suffix in _TORCH:
-            torch.save(state, path)
+            torch.save(state, unfinished)
         else:
             from torch.distributed.checkpoint.state_dict_saver import save
 
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # torch says that one process saves, which is meant
-                save({"loader": state}, checkpoint_id=path, no_dist=True)
+                save({"loader": state}, checkpoint_id=unfinished, no_dist=True)
+        unfinished.rename(path)

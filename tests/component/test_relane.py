@@ -133,6 +133,7 @@ def test_each_form_that_the_command_writes_can_be_loaded(
         else:
             loader.load_state_dict(json.loads(new.read_text()) if name == "new.json" else torch.load(new))
         assert to_json(loader.state_dict()) == to_json(wanted)
+    assert not list(tmp_path.glob(".*"))  # it is written beside its place
     planned = CliRunner().invoke(app, ["plan", str(config), "--state", str(new), "--json"])
     assert planned.exit_code == 0, planned.output
     plan = json.loads(planned.stdout)
