@@ -96,7 +96,9 @@ class BlockPieces(Sequence[Piece]):
         return self._made[index - self._made_from]
 
 
+@functools.lru_cache(maxsize=64)
 def _order(seed: int, epoch: int, count: int) -> Bijection:
+    """Of some hundred bytes, and the same for all lanes."""
     return Bijection(Purpose.BLOCK_ORDER, seed, epoch, count=count)
 
 

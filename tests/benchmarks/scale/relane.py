@@ -4,7 +4,7 @@
     python tests/benchmarks/scale/relane.py costs
 
 Prints seconds and bytes of the state; fails where a row of a document is missing or comes twice. `costs`: of one source
-in 61,440 lanes of 6,510 blocks each, made up, with a window half out in each.
+in 61,440 lanes of 6,510 blocks each, made up, with a window half out in each; and of the call itself, by blocks.
 """
 
 import argparse
@@ -22,6 +22,8 @@ from support.relaning import Found, Lanes, total
 
 from streampack import PackedDataset
 from streampack.corpus.leftovers import Leftover, Leftovers
+from streampack.state.checkpoint import Committed
+from streampack.state.relaning import relaned
 from streampack.testing import ByteTokenizer
 
 
@@ -46,6 +48,17 @@ def costs() -> None:
     begin = process_time()
     left.dealt(range(0, 73_728, 4096), 73_728, window=8, unit=lambda _: 2**18)
     print(f"{len(left.text):,} bytes in the state, {process_time() - begin:.2f} s of CPU for a rank to find its part")
+    with tempfile.TemporaryDirectory() as folder:
+        for shard in range(40):
+            with (Path(folder) / f"{shard:02d}.tar").open("wb") as file:
+                file.truncate(64 * 2**30)  # of which no byte is read
+        for before, after in ((8192, 9198), (lanes, 73_728)):
+            run = PackedDataset(folder, ByteTokenizer(), 4096, num_lanes=before).run()
+            committed = Committed.fresh(range(before), before, run.names, run.schedule.stages)
+            committed.rows[:, 1] = [choose.randrange(8, 40) for _ in range(before)]
+            begin = process_time()
+            relaned(committed, run, after)
+            print(f"{before:,} -> {after:,} lanes of 2.5 TiB: {process_time() - begin:.1f} s of CPU")
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from streampack.corpus.blocks import BlockLine
+from streampack.corpus.blocks import BlockLine, _order
 from streampack.corpus.options import Shuffle, as_order
 from streampack.corpus.partition import Piece
 from streampack.errors import ConfigError
@@ -110,3 +110,12 @@ def test_what_stands_near_an_order_is_told_how_to_write_it(value: object, advice
 def test_a_size_that_is_none_is_refused(given: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=r"shuffle\.(block_bytes|window)=.* must be a whole number"):
         Shuffle(**given)
+
+
+def test_lanes_share_the_order_of_an_epoch() -> None:
+    """It is made once, not for each of tens of thousands of lanes."""
+    blocks = line([10**9], 4096)
+    _order.cache_clear()
+    found = [blocks.pieces(lane, 500, seed=2**40 + 7, epoch=3)[0] for lane in range(500)]
+    assert _order.cache_info().misses == 1
+    assert len(set(found)) == 500
