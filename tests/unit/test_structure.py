@@ -18,6 +18,7 @@ SLEEPS = {
     "process/test_killed_jobs.py": "kills at a random moment; polls for the end of processes",
     "process/test_killed_server.py": "a training step; polls for the end of processes",
     "process/test_worker_restarts.py": "workers that are slow or hang",
+    "unit/ranks/test_groups.py": "lets other threads ask meanwhile",
     "unit/storage/test_cache.py": "shows that nothing is asked for meanwhile; polls for a lock",
     "unit/storage/test_cache_disk.py": "longer than a patience that is a constant; polls for sizes",
     "unit/storage/test_storage.py": "a consumer that pauses for longer than the budget",
