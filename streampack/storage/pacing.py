@@ -93,7 +93,7 @@ def in_turn(url: str, clients: Clients, ask: Callable[_P, _T], *args: _P.args, *
     began = _turn.began = _await_turn(pace, min(_KNOWN_S, retry.budget_s))
     try:
         return ask(*args, **kwargs)
-    except Exception as error:
+    except Exception as error:  # of whatever library asks; raised again
         if is_throttled(error):
             pace.refused(began, time.monotonic(), retry_after_s(error))
         raise

@@ -119,7 +119,7 @@ def _replace(target: Path, source: BinaryIO) -> None:
             file.flush()
             _flush(file.fileno())
         unfinished.replace(target)
-    except BaseException:
+    except BaseException:  # an interrupt too: no half file is left
         unfinished.unlink(missing_ok=True)
         raise
 

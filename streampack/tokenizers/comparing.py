@@ -73,7 +73,7 @@ class ComparedEngine(Engine):
             return plain
         try:
             ids = self._encode(text, data)
-        except BaseException as error:
+        except BaseException as error:  # a panic of Rust is no Exception
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # that of Rust
                 raise
             return self._differs(text, f"fails ({type(error).__name__}: {error})", self.plain.encode(text))

@@ -209,7 +209,7 @@ class _Task:
         source: InputReader | IterableReader
         if self._inputs is None:
             source = IterableReader(
-                data=self._data,  # type: ignore[arg-type]  # _names_of
+                data=self._data,  # type: ignore[arg-type]  # checked by _names_of
                 keys=self._target.keys,
                 check=check_of(self._target),
             )

@@ -58,7 +58,7 @@ class _Shard:
         self._path = path
         self._file = _Digested(path, digests=digests)
         # Open until `finish`. USTAR has one header a member. webdataset's writer wraps this one, and imports torch.
-        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - as above
+        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - closed by `finish`
         self.num_samples = self.num_documents = self.num_bytes = 0
 
     def add(self, key: str, records: list[bytes]) -> None:
